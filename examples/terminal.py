@@ -1,0 +1,840 @@
+"""Play trivia in a terminal, or send in bots to play against.
+
+    python examples/terminal.py play
+    python examples/terminal.py bot -n 2
+
+Needs Python 3.11 or newer, and `pip install websockets rich`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import getpass
+import http.client
+import json
+import math
+import os
+import random
+import secrets
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich import box
+from rich.align import Align
+from rich.console import Console, Group, RenderableType
+from rich.layout import Layout
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+
+try:
+    import termios
+    import tty
+except ImportError:  # not a Unix: keys then need Enter
+    termios = None  # type: ignore[assignment]
+
+Message = dict[str, Any]
+
+EMOJI = "👍😂😮😢😡🎉🤔👏"
+CHOICE_KEYS = {key: index for keys in ("1234", "abcd") for index, key in enumerate(keys)}
+ADJECTIVES = ("brave", "calm", "clever", "eager", "gentle", "happy", "jolly", "lucky", "sunny")
+ANIMALS = ("badger", "beaver", "falcon", "heron", "lynx", "magpie", "otter", "panda", "walrus")
+DIFFICULTY = {"easy": "green", "medium": "yellow", "hard": "red"}
+
+# Close codes after which connecting again would only repeat the trouble.
+FINAL = {
+    4400: "the server does not understand this client",
+    4401: "the session is not valid (any more): log in again",
+    4409: "this account is now playing from another place",
+    4413: "the server found a message too big",
+}
+RESTART, TRY_LATER = 1012, (1013, 4429)
+MAX_FAILURES = 12  # attempts to connect in a row, some two minutes
+MAX_RETRY_AFTER = 30  # seconds; a longer wait is better told than done
+OVERDUE = 30.0  # seconds a bot gives the server beyond what it promised
+REJOINS = 3  # times a bot goes back to a queue where nobody came
+
+
+class TriviaError(Exception):
+    """Something to tell the user, after which there is no going on."""
+
+
+class Refused(TriviaError):
+    """The server said no to an HTTP request."""
+
+    def __init__(self, status: int, headers: Any, body: bytes | bytearray) -> None:
+        try:
+            problem = dict(json.loads(body))
+        except (TypeError, ValueError):
+            problem = {}
+        seconds = headers.get("Retry-After") or ""
+        self.retry_after = int(seconds) if seconds.isdecimal() else 0
+        self.code = problem.get("code")
+        errors = [f"{name}: {' '.join(texts)}" for name, texts in problem.get("errors", {}).items()]
+        text = "; ".join(errors) or problem.get("detail") or f"the server said {status}"
+        super().__init__(f"{text} (wait {seconds} s)" if self.retry_after else text)
+
+
+def close_code(error: Exception) -> int | None:
+    return error.rcvd.code if isinstance(error, ConnectionClosed) and error.rcvd else None
+
+
+class Client:
+    """A player's account and socket; the socket comes back when it is lost."""
+
+    def __init__(self, url: str, queue: str) -> None:
+        self.url, self.queue = url.rstrip("/"), queue
+        self.username = self._token = ""
+        self._socket: ClientConnection | None = None
+        self._failures = 0
+        self._seen: dict[str, int] = {}  # the last seq of the game in progress
+        # To connect is to join: between two games a lost connection is made
+        # again only when the player wants the next one.
+        self.wanted = asyncio.Event()
+        self.wanted.set()
+
+    async def register(self, name: str, password: str) -> None:
+        # The server wants an address, but nobody has to read what is sent there.
+        email = f"{secrets.token_hex(8)}@example.com"
+        await self._enter("/auth/register", username=name, email=email, password=password)
+
+    async def log_in(self, name: str, password: str) -> bool:
+        """Log in, or register (then True) if there is no such account."""
+        try:
+            await self._enter("/auth/login", login=name, password=password)
+            return False
+        except Refused as error:
+            if error.code != "bad_credentials":
+                raise
+        # The server does not tell which of the two is bad; a free name does.
+        try:
+            await self.register(name, password)
+            return True
+        except Refused as error:
+            if error.code != "username_taken":
+                raise
+            raise TriviaError(f"wrong password for {name}") from None
+
+    async def _enter(self, path: str, **body: str) -> None:
+        """Register or log in; a busy server is asked again when it says so."""
+        for more_tries in reversed(range(10)):
+            try:
+                return await asyncio.to_thread(self._post, path, body)
+            except Refused as error:
+                if not (more_tries and 0 < error.retry_after <= MAX_RETRY_AFTER):
+                    raise
+                await asyncio.sleep(error.retry_after + random.random())
+
+    def _post(self, path: str, body: Message) -> None:
+        data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=10) as response:
+                reply = json.load(response)
+                self._token, self.username = reply["token"], reply["user"]["username"]
+        except urllib.error.HTTPError as error:
+            raise Refused(error.code, error.headers, error.read()) from None
+        except (OSError, http.client.HTTPException) as error:
+            why = getattr(error, "reason", error)
+            raise TriviaError(f"no connection to {self.url}: {why}") from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise TriviaError(f"no trivia server at {self.url}") from error
+
+    async def messages(self) -> AsyncIterator[Message]:
+        """What the server says, over as many connections as it takes.
+
+        Two types are the client's own: `online`, and `lost` with a `reason` and a `pause`.
+        """
+        while True:
+            await self.wanted.wait()
+            try:
+                self._socket = await self._connect()
+                yield {"type": "online"}
+                while True:
+                    message = json.loads(await self._socket.recv())
+                    await self._note(message)
+                    yield message
+            except (OSError, WebSocketException) as error:
+                self._socket = None
+                if self.wanted.is_set():
+                    pause, code = self._pause(error), close_code(error)
+                    reason = f"closed with code {code}" if code else str(error)
+                    yield {"type": "lost", "reason": reason, "pause": pause}
+                    await asyncio.sleep(pause)
+
+    async def _connect(self) -> ClientConnection:
+        path = f"/game/{urllib.parse.quote(self.queue, safe='')}"
+        headers = {"Authorization": f"Bearer {self._token}"}
+        url = "ws" + self.url.removeprefix("http") + path
+        return await connect(url, additional_headers=headers, close_timeout=2)
+
+    async def _note(self, message: Message) -> None:
+        """Follow what concerns the connection: gaps in `seq`, and the end of a game."""
+        self._failures = 0
+        kind, seq = message["type"], message.get("seq")
+        if seq is not None:
+            if kind != "update" and seq > self._seen.get(message["game"], 0) + 1:
+                await self.send("check")
+            self._seen = {message["game"]: seq}
+        if kind in ("end", "cancelled"):
+            self.wanted.clear()
+
+    def _pause(self, error: Exception) -> float:
+        """Seconds to wait before connecting again; raises when that is of no use."""
+        code = close_code(error)
+        if code in FINAL:
+            raise TriviaError(FINAL[code]) from error
+        if isinstance(error, InvalidStatus):
+            response = error.response
+            if 400 <= response.status_code < 500 and response.status_code != 429:
+                raise Refused(response.status_code, response.headers, response.body) from error
+        self._failures += 1
+        if self._failures > MAX_FAILURES:
+            raise TriviaError(f"no connection to {self.url}: {error}") from error
+        if code == RESTART and self._failures == 1:
+            return 0.0
+        busy = code in TRY_LATER or isinstance(error, InvalidStatus)
+        pause = max(min(0.5 * 2.0**self._failures, 15.0), 6.0 if busy else 0.0)
+        return pause * random.uniform(0.5, 1.0)
+
+    async def send(self, kind: str, **fields: Any) -> None:
+        """Send a message; without a connection it is dropped, as `update` will tell."""
+        if self._socket:
+            with contextlib.suppress(ConnectionClosed):
+                await self._socket.send(json.dumps({"type": kind, **fields}))
+
+    async def join(self) -> None:
+        """Ask for another game, on the same socket if it is still there."""
+        await self.send("join")
+        self.wanted.set()
+
+    async def close(self) -> None:
+        """Leave the queue or the game, so that nobody waits, and hang up."""
+        if self._socket:
+            if self.wanted.is_set():
+                await self.send("leave")
+            await self._socket.close()
+
+
+@dataclass
+class Game:
+    """What one player knows of the game; `on_x` takes in the message of type x."""
+
+    me: str
+    online: bool = False
+    phase: str = "joining"  # queued, start, question, reveal, settle, over, cancelled
+    deadline: float | None = None  # when the phase is over, on time.monotonic()
+    span: float = 0.0  # how long it is in all
+    note: str = ""
+    id: str = ""
+    players: list[Message] = field(default_factory=list)
+    rounds: int = 0
+    round: int = 0
+    question: Message = field(default_factory=dict)
+    choice: int | None = None
+    correct: int | None = None
+    answers: dict[str, Message] = field(default_factory=dict)
+    answered: set[str] = field(default_factory=set)  # the others
+    scores: dict[str, int] = field(default_factory=dict)
+    away: dict[str, float] = field(default_factory=dict)  # until when a seat is kept
+    emoji: dict[str, tuple[str, float]] = field(default_factory=dict)  # until when shown
+    ranking: list[Message] = field(default_factory=list)
+    reason: str = ""
+
+    @property
+    def running(self) -> bool:
+        return self.phase in ("start", "question", "reveal", "settle")
+
+    @property
+    def left(self) -> float:
+        return max(0.0, (self.deadline or 0.0) - time.monotonic())
+
+    @property
+    def can_answer(self) -> bool:
+        return self.phase == "question" and self.choice is None and self.online
+
+    def apply(self, message: Message) -> None:
+        """Take in one message; a type unknown here is for newer clients."""
+        if handler := HANDLERS.get(message["type"]):
+            handler(self, message)
+
+    def result(self) -> str:
+        """This player's result in a line."""
+        mine = next((row for row in self.ranking if row["player"] == self.me), None)
+        if not mine:
+            return f"no result ({self.reason})"
+        rating = f", rating {mine['rating']:.0f} ({change(mine)})" if "rating" in mine else ""
+        return f"place {mine['rank']} of {len(self.ranking)}, {mine['score']} points{rating}"
+
+    def _reset(self) -> None:
+        vars(self).update(vars(Game(self.me, online=True)))
+
+    def _enter(self, phase: str, ms: float | None) -> None:
+        # `update` tells only the time left: the longest seen is the whole.
+        known = self.span if phase == self.phase else 0.0
+        self.phase, self.note = phase, ""
+        self.deadline = None if ms is None else time.monotonic() + ms / 1000
+        self.span = max(self.left, known)
+
+    def _new_game(self, message: Message) -> None:
+        self._reset()
+        self.id, self.rounds = message["game"], message["rounds"]
+        self.players = message["players"]
+        self.scores = {player["username"]: 0 for player in self.players}
+
+    def _new_round(self, number: int) -> None:
+        self.round, self.choice, self.correct = number, None, None
+        self.answers, self.answered = {}, set()
+
+    def on_online(self, _: Message) -> None:
+        self.online, self.note = True, ""
+
+    def on_lost(self, message: Message) -> None:
+        self.online, self.note = False, f"Connecting again ({message['reason']})"
+
+    def on_queued(self, message: Message) -> None:
+        self._reset()
+        self._enter("queued", message.get("timeout_ms"))
+
+    def on_cancelled(self, message: Message) -> None:
+        self._enter("cancelled", 0)
+        self.reason = message["reason"]
+
+    def on_start(self, message: Message) -> None:
+        self._new_game(message)
+        self._enter("start", message["starts_ms"])
+
+    def on_question(self, message: Message) -> None:
+        self._new_round(message["round"])
+        self.question = message
+        self._enter("question", message["answer_ms"])
+
+    def on_answered(self, message: Message) -> None:
+        self.answered.add(message["player"])
+
+    def on_reveal(self, message: Message) -> None:
+        self.correct, self.answers = message["correct"], message["answers"]
+        self.scores = message["scores"]
+        self._enter("reveal", message["reveal_ms"])
+
+    def on_update(self, message: Message) -> None:
+        if message["game"] != self.id:
+            self._new_game(message)
+        if message["round"] != self.round:
+            self._new_round(message["round"])
+        self.scores = message["scores"]
+        gone = self.scores.keys() - set(message["connected"])
+        self.away = {player: self.away.get(player, 0.0) for player in gone}
+        self.question = message.get("question") or self.question
+        self.choice, self.correct = message.get("choice"), message.get("correct")
+        self.answers = message.get("answers", {})
+        self.answered = set(message.get("answered", self.answered))
+        self._enter(message["phase"], message["left_ms"])
+
+    def on_user_exit(self, message: Message) -> None:
+        self.away[message["player"]] = time.monotonic() + message["returns_ms"] / 1000
+
+    def on_user_return(self, message: Message) -> None:
+        self.away.pop(message["player"], None)
+
+    def on_emoji(self, message: Message) -> None:
+        self.emoji[message["player"]] = message["emoji"], time.monotonic() + 4
+
+    def on_end(self, message: Message) -> None:
+        self._enter("over", 0)
+        self.reason, self.ranking = message["reason"], message["ranking"]
+
+    def on_error(self, message: Message) -> None:
+        self.note = message["message"]
+        if message["code"] == "late_answer":
+            self.choice = None
+
+
+HANDLERS = {name[3:]: do for name, do in vars(Game).items() if name.startswith("on_")}
+
+
+def change(row: Message) -> str:
+    """The change of a rating, with its sign."""
+    return f"{row.get('rating_change', 0):+.1f}"
+
+
+# What a person sees: functions of the state, which do not change it.
+
+
+def plain(value: object, style: str = "") -> Text:
+    """The server's text as it is: no markup, nothing that steers the terminal."""
+    text = " ".join(str(value).split())
+    return Text("".join(char for char in text if char.isprintable()), style)
+
+
+def grid(*ratios: int) -> Table:
+    """A line of cells; those with a ratio share the room which the others leave."""
+    table = Table.grid(expand=True, padding=(0, 1))
+    for ratio in ratios:
+        table.add_column(ratio=ratio or None, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def header_view(game: Game) -> RenderableType:
+    line = grid(0, 1, 0)
+    if game.running and game.round:
+        level = game.question.get("difficulty", "")
+        category = Align.center(plain(game.question.get("category", ""), "bold"))
+        place = Text(f"Round {game.round}/{game.rounds}", "bold cyan")
+        line.add_row(place, category, plain(level, DIFFICULTY.get(level, "")))
+    else:
+        line.add_row(Text("Trivia", "bold cyan"), "", plain(game.me))
+    return Panel(line, border_style="cyan")
+
+
+def choice_style(game: Game, index: int) -> tuple[str, str]:
+    """The mark and the style of a choice."""
+    chosen = index == game.choice
+    if game.correct is None:
+        return ("▶", "bold yellow") if chosen else (" ", "" if game.choice is None else "dim")
+    if index == game.correct:
+        return "✓", "bold green"
+    return ("✗", "bold red") if chosen else (" ", "dim")
+
+
+def verdict(game: Game) -> Text:
+    """The line under the choices."""
+    if game.correct is not None:
+        answer = game.answers.get(game.me)
+        if not answer:
+            return Text("You did not answer in time", "bold red")
+        if answer["choice"] != game.correct:
+            return Text("Wrong", "bold red")
+        return Text(f"Right! +{answer['points']} in {answer['ms'] / 1000:.1f} s", "bold green")
+    if game.phase == "settle" or game.choice is None:
+        return Text("Your answer?" if game.phase == "question" else "The result is near…", "cyan")
+    others = [name for name in game.scores if name not in game.answered | {game.me}]
+    return plain(f"Waiting for {', '.join(others)}…" if others else "Everybody has answered", "dim")
+
+
+def question_view(game: Game) -> RenderableType:
+    choices = Table.grid(padding=(0, 1))
+    for index, choice in enumerate(game.question["choices"]):
+        mark, style = choice_style(game, index)
+        choices.add_row(Text(mark, style), Text(f"{index + 1}", "cyan"), plain(choice, style))
+    question, line = plain(game.question["text"], "bold"), verdict(game)
+    border = "dim" if game.correct is None else line.style
+    return Panel(Group(question, "", choices, "", line), padding=(1, 2), border_style=border)
+
+
+def result_view(game: Game) -> RenderableType:
+    first = [row["player"] for row in game.ranking if row["rank"] == 1]
+    title = "You won!" if first == [game.me] else "A draw" if game.me in first else "Game over"
+    if game.reason == "forfeit":
+        title += " (by forfeit)"
+    table = Table(title=title, title_style="bold cyan", border_style="dim", box=box.ROUNDED)
+    for heading in ("", "Player", "Points", "Rating", ""):
+        table.add_column(heading, justify="left" if heading == "Player" else "right")
+    for row in game.ranking:
+        name = plain(row["player"], "bold" if row["player"] == game.me else "")
+        cells: list[RenderableType] = [str(row["rank"]), name, str(row["score"])]
+        if "rating" in row:
+            color = "red" if change(row).startswith("-") else "green"
+            cells += [f"{row['rating']:.0f}", Text(change(row), color)]
+        table.add_row(*cells)
+    return table
+
+
+def introduction(player: Message) -> str:
+    rating = f" ({player['rating']:.0f})" if "rating" in player else ""
+    return f"{player['username']}{rating}"
+
+
+def waiting_view(game: Game, notice: str) -> RenderableType:
+    title, lines = "Joining…", [notice]
+    if game.phase == "queued":
+        title = "Waiting for others to join…"
+    elif game.phase == "cancelled":
+        title = "Nobody came in time" if game.reason == "timeout" else "You left"
+    elif game.phase == "start":
+        title = f"{game.rounds} questions"
+        lines = [introduction(player) for player in game.players]
+    texts = [Text(title, "bold cyan"), Text(" "), *map(plain, lines)]
+    return Group(*(Align.center(text) for text in texts))
+
+
+def main_view(game: Game, notice: str) -> RenderableType:
+    if game.running and game.question:
+        return question_view(game)
+    view = result_view(game) if game.phase == "over" else waiting_view(game, notice)
+    return Panel(Align.center(view, vertical="middle"), border_style="dim")
+
+
+def player_mark(game: Game, name: str) -> Text:
+    """An emoji for a moment, or the time to come back, the points just won, a tick."""
+    emoji, until = game.emoji.get(name, ("", 0.0))
+    if until > time.monotonic():
+        return plain(emoji)
+    if name in game.away:
+        left = game.away[name] - time.monotonic()
+        return Text(f"{left:.0f} s" if left > 0 else "away", "red")
+    if game.phase == "reveal":
+        points = game.answers.get(name, {}).get("points", 0)
+        return Text(f"+{points}", "green" if points else "dim")
+    answered = name in game.answered or (name == game.me and game.choice is not None)
+    return Text("✓" if answered else "", "bold green")
+
+
+def players_view(game: Game, rows: int) -> RenderableType:
+    lines = grid(1, 0, 0)
+    lines.columns[1].min_width = lines.columns[2].min_width = 4
+    for name in sorted(game.scores, key=game.scores.__getitem__, reverse=True)[:rows]:
+        style = "bold" if name == game.me else ""
+        score = Align.right(Text(str(game.scores[name]), style))
+        lines.add_row(plain(name, style), Align.right(player_mark(game, name)), score)
+    return Panel(lines, title="Players", border_style="dim")
+
+
+def countdown_view(game: Game) -> RenderableType:
+    if not game.left:
+        return ""
+    share = game.left / game.span
+    color = "green" if share > 0.5 else "yellow" if share > 0.2 else "red"
+    color = color if game.phase == "question" else "blue"
+    line = grid(1, 0)
+    bar = ProgressBar(total=1, completed=share, style="grey23", complete_style=color)
+    line.add_row(bar, Text(f"{game.left:5.1f} s", color))
+    return line
+
+
+def screen_view(game: Game, notice: str, keys: str, width: int, height: int) -> Layout:
+    """The whole screen; the players go beside the question where there is room."""
+    screen, middle = Layout(), Layout(main_view(game, notice))
+    if game.running and game.round:
+        wide = width >= 76
+        rows = height - 7 if wide else min(len(game.scores), 6)
+        players = Layout(players_view(game, rows), size=34 if wide else rows + 2)
+        main, middle = middle, Layout()
+        (middle.split_row if wide else middle.split_column)(main, players)
+    note = plain(game.note, "bold yellow" if game.online else "bold red")
+    last = Text.assemble(note, (keys, "dim"), no_wrap=True)
+    foot = Layout(Group(countdown_view(game), last), size=2)
+    screen.split_column(Layout(header_view(game), size=3), middle, foot)
+    return screen
+
+
+@contextlib.contextmanager
+def single_keys() -> Iterator[None]:
+    """Have the terminal, if it is one, pass on keys without waiting for Enter."""
+    if not termios or not sys.stdin.isatty():
+        yield
+        return
+    saved = termios.tcgetattr(sys.stdin)
+    try:
+        tty.setcbreak(sys.stdin)
+        yield
+    finally:
+        # Flushed, or the shell would get the keys pressed too late.
+        termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, saved)
+
+
+def read_keys(put: Callable[[str], None]) -> None:
+    """Pass on what is typed, and "" when there will be no more; runs in a thread."""
+    with contextlib.suppress(RuntimeError):  # the event loop may be closed by then
+        with contextlib.suppress(OSError):
+            while data := os.read(sys.stdin.fileno(), 64):
+                put(data.decode(errors="replace"))
+        put("")
+
+
+async def first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run all until one of them ends or fails."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+class Player:
+    """A person: keys go to the server, what it says goes to the screen."""
+
+    def __init__(self, client: Client, notice: str) -> None:
+        self.client, self.notice = client, notice
+        self.game = Game(client.username)
+        self.results: list[str] = []
+        self._typed: asyncio.Queue[str] = asyncio.Queue()
+        self._no_keys = self._choosing_emoji = False
+
+    async def run(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def put(text: str) -> None:
+            loop.call_soon_threadsafe(self._typed.put_nowait, text)
+
+        with single_keys(), Live(console=Console(), screen=True, auto_refresh=False) as live:
+            threading.Thread(target=read_keys, args=(put,), daemon=True).start()
+            await first_of(self._listen(), self._obey(), self._draw(live))
+
+    async def _listen(self) -> None:
+        async for message in self.client.messages():
+            self.game.apply(message)
+            if message["type"] == "end":
+                self.results.append(self.game.result())
+            if self._no_keys and not self.client.wanted.is_set():
+                return
+
+    async def _draw(self, live: Live) -> None:
+        while True:
+            size = live.console.size
+            view = screen_view(self.game, self.notice, self._keys(), size.width, size.height)
+            live.update(view, refresh=True)
+            await asyncio.sleep(0.1)
+
+    def _keys(self) -> str:
+        """Which keys do something now."""
+        if self._choosing_emoji:
+            return " " + "  ".join(f"{number} {emoji}" for number, emoji in enumerate(EMOJI, 1))
+        if self.game.phase in ("over", "cancelled"):
+            return " Play again? y/n"
+        if not self.game.running or not self.game.online:
+            return " Ctrl-C: leave"
+        count = len(self.game.question["choices"]) if self.game.can_answer else 0
+        answer = f"1-{count} or a-{'abcd'[count - 1]}: answer   " if count else ""
+        return f" {answer}e: emoji   Ctrl-C: leave"
+
+    async def _obey(self) -> None:
+        """Do what the keys say, until they say to stop."""
+        while True:
+            text = await self._typed.get()
+            self._no_keys = not text
+            if self._no_keys and not self.client.wanted.is_set():
+                return
+            # Arrows and such come as an escape and some letters.
+            for key in "" if text.startswith("\x1b") else text.lower():
+                if self.game.phase in ("over", "cancelled"):
+                    if key == "n":
+                        return
+                    if key == "y":
+                        self.game = Game(self.game.me, self.game.online)
+                        await self.client.join()
+                elif self.game.running:
+                    await self._press(key)
+
+    async def _press(self, key: str) -> None:
+        """A key during a game."""
+        game, choice = self.game, CHOICE_KEYS.get(key)
+        choosing, self._choosing_emoji = self._choosing_emoji, key == "e"
+        if choosing and key in "12345678":
+            game.on_emoji({"player": game.me, "emoji": EMOJI[int(key) - 1]})
+            await self.client.send("emoji", emoji=EMOJI[int(key) - 1])
+        elif choice is not None and game.can_answer and choice < len(game.question["choices"]):
+            game.choice = choice
+            await self.client.send("answer", round=game.round, choice=choice)
+
+
+async def play(args: argparse.Namespace) -> int:
+    client = Client(args.url, args.queue)
+    if args.name:
+        new = await client.log_in(args.name, args.password)
+        notice = f"{'Registered' if new else 'Logged in'} as {client.username}"
+    else:
+        name = f"{random.choice(ADJECTIVES)}-{random.choice(ANIMALS)}-{random.randrange(10000):04}"
+        password = args.password or secrets.token_urlsafe(9)
+        await client.register(name, password)
+        notice = f"Guest account {client.username}, password {password}"
+    print(notice)
+    player = Player(client, notice)
+    try:
+        await player.run()
+    finally:
+        await client.close()
+        print("\n".join(player.results) or "No game finished")
+    return 0
+
+
+class Bot:
+    """Answers at random: it is never told what is right before it is too late."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        self.name, self.args = name, args
+        self.client = Client(args.url, args.queue)
+        self.game = Game(name)
+        self.finished: set[str] = set()
+        self.rejoins = self.late = self.errors = 0
+        self._answering: asyncio.Task[None] | None = None
+
+    async def run(self) -> None:
+        """Play as many games as asked for; whatever goes wrong is counted."""
+        try:
+            if self.args.name:
+                await self.client.log_in(self.name, self.args.password)
+            else:
+                await self.client.register(self.name, self.args.password)
+            await self._play()
+        except TimeoutError:
+            self._fail(f"nothing more came in phase {self.game.phase} of game {self.game.id}")
+        except Exception as error:  # one bot's trouble is not the others'
+            self._fail(str(error) if isinstance(error, TriviaError) else repr(error))
+        finally:
+            self._stop_answering()
+            await self.client.close()
+
+    async def _play(self) -> None:
+        async with asyncio.timeout(None) as watchdog:
+            async for message in self.client.messages():
+                if message["type"] in ("queued", "start", "cancelled") and self.game.running:
+                    self._fail(f"game {self.game.id} has no end")
+                self.game.apply(message)
+                await self._react(message)
+                if not self.client.wanted.is_set():
+                    return
+                due = self.game.deadline if self.game.online else None
+                watchdog.reschedule(due and due + OVERDUE)
+
+    async def _react(self, message: Message) -> None:
+        match message["type"]:
+            case "start":
+                self.rejoins = 0
+                self._say("start", f"game {self.game.id} of {', '.join(self.game.scores)}")
+            case "question" | "update":
+                self._think()
+            case "end":
+                await self._end()
+            case "cancelled":
+                await self._cancelled(message["reason"])
+            case "lost":
+                self._stop_answering()
+                self._say("lost", f"{message['reason']}; again in {message['pause']:.1f} s")
+            case "error" if message["code"] == "late_answer":
+                self.late += 1
+            case "error":
+                self._fail(f"{message['code']}: {message['message']}")
+
+    def _think(self) -> None:
+        """Get an answer under way, to arrive before the time is up."""
+        self._stop_answering()
+        if self.game.can_answer:
+            pause = min(random.uniform(*self.args.think), max(0.0, self.game.left - 0.3))
+            self._answering = asyncio.create_task(self._answer(pause))
+
+    async def _answer(self, pause: float) -> None:
+        await asyncio.sleep(pause)
+        self.game.choice = random.randrange(len(self.game.question["choices"]))
+        await self.client.send("answer", round=self.game.round, choice=self.game.choice)
+
+    def _stop_answering(self) -> None:
+        if self._answering:
+            self._answering.cancel()
+
+    async def _end(self) -> None:
+        self._stop_answering()
+        self._say("result", self.game.result())
+        self.finished.add(self.game.id)
+        if len(self.finished) != self.args.games:
+            await self.client.join()
+
+    async def _cancelled(self, reason: str) -> None:
+        self.rejoins += 1
+        again = self.rejoins <= REJOINS
+        self._say("nobody", f"cancelled ({reason}), {'joins again' if again else 'gives up'}")
+        if again:
+            await self.client.join()
+
+    def _say(self, event: str, text: str) -> None:
+        if not self.args.quiet or event == "ERROR":
+            print(f"{time.strftime('%H:%M:%S')} {self.name:<20} {event:<7} {text}", flush=True)
+
+    def _fail(self, text: str) -> None:
+        self.errors += 1
+        self._say("ERROR", text)
+
+
+async def run_bots(args: argparse.Namespace) -> int:
+    prefix = args.name or f"bot-{secrets.token_hex(2)}"
+    args.password = args.password or secrets.token_urlsafe(12)
+    bots = [Bot(f"{prefix}-{number:02}", args) for number in range(1, args.n + 1)]
+    try:
+        await asyncio.gather(*(bot.run() for bot in bots))
+    finally:
+        games = len(set().union(*(bot.finished for bot in bots)))
+        late, errors = sum(bot.late for bot in bots), sum(bot.errors for bot in bots)
+        print(f"games finished: {games}, late answers: {late}, errors: {errors}", flush=True)
+    # A bot left over without a partner is no error, but no game at all is.
+    return 1 if errors or not games else 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Play trivia in the terminal, or let bots play.",
+        epilog="Exit codes: 0 all well, 1 something went wrong, 2 bad usage, 130 Ctrl-C.",
+    )
+    shared = argparse.ArgumentParser(add_help=False)
+    add = shared.add_argument
+    add("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
+    add("--queue", default="random", help="the queue to join (default: %(default)s)")
+    add("--password", help="password of the account (default: ask for it, or make one up)")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    person = commands.add_parser("play", parents=[shared], help="play in this terminal")
+    person.add_argument("--name", help="log in, or register if new (default: a guest account)")
+    person.set_defaults(run=play)
+
+    bot = commands.add_parser("bot", parents=[shared], help="send in bots that answer at random")
+    add, span = bot.add_argument, ("MIN", "MAX")
+    add("-n", type=int, default=2, help="how many bots (default: %(default)s)")
+    add("--name", metavar="PREFIX", help="log in as PREFIX-01 and so on (default: new accounts)")
+    add("--games", type=int, default=1, help="games each, 0: for ever (default: %(default)s)")
+    add("--think", type=float, nargs=2, default=(1, 4), metavar=span, help="seconds (default: 1 4)")
+    add("--quiet", action="store_true", help="print only errors and the summary")
+    bot.set_defaults(run=run_bots)
+
+    args = parser.parse_args()
+    if not args.url.startswith(("http://", "https://")):
+        parser.error("--url must start with http:// or https://")
+    if args.run is play and not sys.stdout.isatty():
+        parser.error("play needs a terminal to draw on")
+    if args.run is run_bots and (args.n < 1 or args.games < 0):
+        parser.error("-n must be 1 or more, --games 0 or more")
+    if args.run is run_bots and not 0 <= args.think[0] <= args.think[1] < math.inf:
+        parser.error("--think takes two times, the shorter one first")
+    return args
+
+
+async def run(args: argparse.Namespace) -> int:
+    """Run the command; a request to terminate is taken as Ctrl-C, to leave as cleanly."""
+    with contextlib.suppress(NotImplementedError):  # as it is on Windows
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+    code: int = await args.run(args)
+    return code
+
+
+def main() -> int:
+    args = parse_args()
+    try:
+        if args.name and not args.password:
+            args.password = getpass.getpass(f"Password of {args.name}: ")
+        return asyncio.run(run(args))
+    except TriviaError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, EOFError):
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

