@@ -1281,8 +1281,8 @@ class Users:
 
     async def change(self, uid: str, user: dict, data: dict) -> dict:
         """Changes fields of an account; the new fields."""
-        values = {name: data[name] for name in self.schema.unique if name in data and data[name] != user.get(name)}
-        claims = {name: value for name, value in values.items() if fold(value) != fold(user.get(name, ""))}
+        claims = {name: data[name] for name in self.schema.unique
+                  if name in data and fold(data[name]) != fold(user.get(name, ""))}
         await self._claim({name: value for name, value in claims.items() if value}, uid)
         pairs = [x for name, value in data.items() for x in (name, self.schema.stored(name, value) or "")]
         if not await self.redis.run(CHANGE_USER, (Keys.user(uid),), "", *pairs):
@@ -1298,6 +1298,8 @@ class Users:
         The account itself goes last, so that an erasure which was cut short can be asked for again.
         """
         games = await self.redis.call("ZRANGE", Keys.history(uid), 0, -1)
+        games += [game for seat in await self.redis.call("HMGET", Keys.seats, uid) if seat
+                  and (game := seat.split(" ")[-1]) != "-"]
         await asyncio.gather(*(self.redis.run(FORGET_PLAYER, Keys.game(game)[:1], uid) for game in games),
                              *(self.redis.call("ZREM", self._board_key(name), uid) for name in self.schema.boards))
         await self._settle({name: user[name] for name in self.schema.unique if name in user}, uid, False)
@@ -1399,8 +1401,8 @@ class Users:
         last, _, base = user.get(f"board:{name}", "").partition(" ")
         return (value - float(base) or None) if last == period_of(board["period"], now) else None
 
-    async def refresh_boards(self, uid: str) -> None:
-        """Brings the leaderboards to what the user's fields say.
+    async def refresh_boards(self, uid: str) -> bool:
+        """Brings the leaderboards to what the user's fields say; whether there is such a user.
 
         Other workers may do the same at the same time with older or newer fields. Each reads the fields again after it
         wrote and goes on until they are what it wrote, so whoever writes last has written the newest.
@@ -1410,7 +1412,8 @@ class Users:
             await asyncio.gather(*(self._put_on_board(name, uid, user) for name in self.schema.boards))
             before, user = user, await self.load(uid)
             if all(self._board_value(name, user) == self._board_value(name, before) for name in self.schema.boards):
-                return
+                break
+        return bool(user)
 
     async def _put_on_board(self, name: str, uid: str, user: dict) -> None:
         key, value = self._board_key(name), self._board_value(name, user)
@@ -2073,12 +2076,13 @@ return 1
 """)
 
 FORGET_PLAYER = Script("""
--- Takes a player's name out of a game.
+-- Takes a person out of a game: his name, and once it has ended the UID too.
 -- KEYS: game. ARGV: UID. Returns 1 if he was in it.
 local key, uid = KEYS[1], ARGV[1]
 for i = 1, tonumber(redis.call('HGET', key, 'players') or 0) do
   if redis.call('HGET', key, 'uid' .. i) == uid then
-    redis.call('HSET', key, 'uid' .. i, '', 'name' .. i, 'erased-' .. i)
+    redis.call('HSET', key, 'name' .. i, 'erased-' .. i)
+    if redis.call('HGET', key, 'phase') == 'end' then redis.call('HSET', key, 'uid' .. i, '') end
     return 1
   end
 end
@@ -2174,7 +2178,7 @@ class Games:
 
     async def _advance(self, game: str) -> None:
         if await self.redis.run(ADVANCE, Keys.game(game)) == "settle":
-            await self.settle(game)
+            spawn(self.settle(game))
 
     async def answer(self, game: str, connection: str, number: int, choice: int) -> str:
         """'ok' or an error code."""
@@ -2229,10 +2233,12 @@ class Games:
             await self.redis.call("HSETNX", Keys.game(game_id)[0], "result", dumps(self._result(game, users)))
             game = await self.load(game_id)
         result = json.loads(game.result)
-        await asyncio.gather(*(self._apply(game, player, part) for player, part in zip(game.players, result)))
+        exist = await asyncio.gather(*(self._apply(game, player, part) for player, part in zip(game.players, result)))
         await self.redis.run(FINISH, Keys.game(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400)
         await asyncio.gather(*(self.redis.run(RELEASE, (Keys.seats, Keys.playing), player.uid, game_id)
                                for player in game.players))
+        await asyncio.gather(*(self.redis.run(FORGET_PLAYER, Keys.game(game_id)[:1], player.uid)
+                               for player, exists in zip(game.players, exist) if not exists))
 
     def _result(self, game: Game, users: list[dict]) -> list[dict]:
         """For each player {rank, won} and, in a rated game, {rating, change, sigma}."""
@@ -2246,14 +2252,15 @@ class Games:
                 part |= {"rating": round(new.mu, 3), "change": round(new.mu - old.mu, 3), "sigma": round(new.sigma, 3)}
         return result
 
-    async def _apply(self, game: Game, player: Player, part: dict) -> None:
+    async def _apply(self, game: Game, player: Player, part: dict) -> bool:
+        """Applies a player's part; whether there still is such a user."""
         ended = int(game.ended)
         boards = [x for name, board in self.schema.boards.items() if "period" in board
                   for x in (name, board["field"], period_of(board["period"], ended / 1000))]
         await self.redis.run(APPLY_RESULT, (Keys.user(player.uid), Keys.history(player.uid)), game.id, ended,
                              self.schema.limits.history_games, int(part["won"]), part.get("change", 0),
                              part.get("sigma", ""), self.schema.fields["rating"]["default"], *boards)
-        await self.users.refresh_boards(player.uid)
+        return await self.users.refresh_boards(player.uid)
 
     # -- views
 
@@ -2634,8 +2641,9 @@ class Socket:
 
     async def _join(self, queue: Queue) -> None:
         """Into the queue, or back into the game that the player is in."""
-        user = await self.hub.users.load(self.uid)
-        self.queue, rating = queue, self.hub.users.strength(user)[0]
+        self.queue, rating = queue, 0.0
+        if queue.spec["match"] == "rating":
+            rating = self.hub.users.strength(await self.hub.users.load(self.uid))[0]
         outcome, value = await self.hub.lobby.join(queue, self.uid, self.id, rating, self.over)
         if outcome == "game":
             self.held = []
@@ -2701,11 +2709,19 @@ class Hub:
         """Brings an event to its sockets; it is encoded once for all of them."""
         kind, game, *targets = head.split(" ")
         if kind == "question":
-            body = self.games.question_view(game, body)
+            try:
+                body = self.games.question_view(game, body)
+            except KeyError:        # the bank has grown, and we have not read it yet
+                spawn(self._catch_up())
+                return
         for target in targets:
             n, _, seq = target.partition(":")
             if one := self.sockets.get(f"{self.worker}.{n}"):
                 one.on_event(kind, game, int(seq), body)
+
+    async def _catch_up(self) -> None:
+        await self.games.bank.load()
+        self.resync()
 
     async def depart(self, uid: str, connection: str, queue: str) -> None:
         """Makes it known that a connection is gone, however long Redis is away."""
@@ -3232,7 +3248,7 @@ class Server:
 
     async def start(self) -> None:
         """Connects, reads the bank and begins the background work. Raises Fatal or Unavailable."""
-        await self.redis.connect()
+        await self._connect()
         await self.bank.add_shipped()
         await self.bank.load()
         self.bank.check()
@@ -3240,6 +3256,15 @@ class Server:
         self.background = [spawn(work) for work in (
             self.redis.keep_up(self._on_return), _forever(TICK_S, self._advance), _forever(LOBBY_TICK_S, self._beat),
             _forever(5, self.hub.close_idle))]
+
+    async def _connect(self) -> None:
+        for attempt in range(3):
+            try:
+                return await self.redis.connect()
+            except Unavailable:
+                # Our own server may just have been stopped by the last of the workers before us.
+                if REDIS_URL or attempt == 2:
+                    raise
 
     async def stop(self) -> None:
         """Ends the background work and lets go of Redis."""

@@ -1,0 +1,240 @@
+"""The web client in headless Chromium: a whole game in two browser contexts, on a desktop and on a small phone."""
+
+import os
+import re
+from urllib.parse import urlsplit
+
+import pytest
+from conftest import PASSWORD, edited_schema, unique_name
+
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+expect = playwright.expect
+
+CHROMIUM = "/usr/bin/chromium"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+             "--disable-sync", "--no-first-run", "--disable-quic"]
+DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
+SHOTS = os.environ.get("TRIVIA_SHOTS")          # a folder for screenshots, to look at
+SECONDS = 1000
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    if not os.access(CHROMIUM, os.X_OK):
+        pytest.skip(f"needs Chromium as {CHROMIUM}")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def long_games(make_module_server):
+    """A server whose rounds are long enough to look around in them."""
+    return make_module_server(edited_schema(answer_seconds=60, reveal_seconds=2, start_seconds=1, rounds=2))
+
+
+@pytest.fixture(scope="module")
+def make_module_server():
+    from conftest import Server
+
+    made = []
+
+    def make(schema):
+        made.append(Server(schema))
+        return made[-1].start()
+    yield make
+    for server in made:
+        server.close()
+
+
+class Tab:
+    """A page of a browser context of its own, with what went wrong in it."""
+
+    def __init__(self, chromium, server, viewport, **options):
+        self.server, self.viewport = server, viewport
+        self.context = chromium.new_context(viewport=viewport, **options)
+        self.context.set_default_timeout(30 * SECONDS)
+        self.name, self.troubles, self.hosts = unique_name(), [], set()
+        self.page = self.context.new_page()
+        self.page.on("console", lambda message: message.type in ("error", "warning") and self.troubles.append(message.text))
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
+        self.page.on("websocket", lambda socket: self.hosts.add(urlsplit(socket.url).netloc))
+        self.page.goto(f"http://127.0.0.1:{server.port}/")
+
+    def find(self, selector, **options):
+        return self.page.locator(selector, **options)
+
+    def on(self, screen, seconds=30):
+        """Waits for a screen, on which nothing may overflow sideways."""
+        expect(self.find("body")).to_have_attribute("data-screen", screen, timeout=seconds * SECONDS)
+        self.check_width(screen)
+
+    def check_width(self, screen):
+        wide = self.page.evaluate("""() => [...document.querySelectorAll('body *')]
+            .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > innerWidth + 1)
+            .map((one) => one.outerHTML.slice(0, 100))""")
+        fits = self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        assert fits and not wide, f"{screen} overflows sideways: {wide}"
+        if SHOTS:
+            self.page.screenshot(path=f"{SHOTS}/{self.viewport['width']}-{screen}.png")
+
+    def register(self):
+        self.on("auth")
+        self.find("#mode-register").click()
+        self.find("#username").fill(self.name)
+        self.find("#email").fill(f"{self.name}@example.org")
+        self.find("#password").fill(PASSWORD)
+        self.find("#submit").click()
+        self.on("lobby")
+
+    def join(self, queue="random"):
+        self.find(f'button[data-queue="{queue}"]').click()
+
+    def choice(self, index):
+        return self.find(f'button.choice[data-index="{index}"]')
+
+    def score(self, player):
+        return int(self.find(f'[data-player="{player}"] .score').inner_text())
+
+    def answer(self, index):
+        expect(self.choice(index)).to_be_enabled()
+        self.choice(index).click()
+        expect(self.choice(index)).to_be_disabled()
+
+    def close(self):
+        self.context.close()
+
+
+@pytest.fixture
+def open_tabs(chromium):
+    """Opens tabs; at the end none may have had an error or left the server."""
+    tabs = []
+
+    def make(server, viewport=DESKTOP, count=2, **options):
+        tabs.extend(Tab(chromium, server, viewport, **options) for _ in range(count))
+        return tabs[-count:]
+    yield make
+    troubles, hosts = [tab.troubles for tab in tabs], {host for tab in tabs for host in tab.hosts}
+    for tab in tabs:
+        tab.close()
+    assert not any(troubles), troubles
+    assert hosts <= {f"127.0.0.1:{tab.server.port}" for tab in tabs} | {""}, hosts
+
+
+def in_game(tabs):
+    """Brings tabs to the first question of a game."""
+    for tab in tabs:
+        tab.register()
+        tab.join()
+    for tab in tabs:
+        tab.on("game")
+        expect(tab.choice(0)).to_be_enabled()
+
+
+def play_round(ann, bob):
+    """Ann answers first, Bob sees it; both see the reveal. Returns whether each was right."""
+    ann.answer(0)
+    expect(bob.find(f'[data-player="{ann.name}"]')).to_have_class(re.compile(r"\banswered\b"))
+    bob.answer(1)
+    right = []
+    for tab, chosen in ((ann, 0), (bob, 1)):
+        expect(tab.find("button.choice.right")).to_have_count(1)
+        right.append("right" in tab.choice(chosen).get_attribute("class"))
+        expect(tab.choice(chosen)).to_have_class(re.compile(r"\bright\b" if right[-1] else r"\bwrong\b"))
+        expect(tab.find("button.choice.wrong")).to_have_count(0 if right[-1] else 1)
+    return right
+
+
+@pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_a_whole_game_in_two_browsers(long_games, open_tabs, viewport):
+    ann, bob = tabs = open_tabs(long_games, viewport, has_touch=viewport is PHONE)
+    in_game(tabs)
+    assert ann.find("#question").inner_text() == bob.find("#question").inner_text()
+    expect(ann.find("#countdown")).to_contain_text(re.compile(r"^\s*[1-6]?\d\s*$"))
+    ann.find('#emoji-bar button[data-emoji="🎉"]').click()
+    expect(bob.find(f'[data-player="{ann.name}"]')).to_contain_text("🎉")
+    points = {tab.name: 0 for tab in tabs}
+    for number in (1, 2):
+        expect(ann.find("#round")).to_contain_text(f"{number} of 2")
+        for tab, right in zip(tabs, play_round(ann, bob), strict=True):
+            tab.check_width("reveal")
+            seen = tab.score(tab.name)
+            assert (seen > points[tab.name]) == right and seen >= points[tab.name]
+            points[tab.name] = seen
+        expect(ann.find(f'[data-player="{bob.name}"] .score')).to_have_text(str(points[bob.name]))
+    for tab in tabs:
+        tab.on("result")
+        expect(tab.find("[data-rank]")).to_have_count(2)
+        rows = {name: tab.find("[data-rank]", has_text=name) for name in points}
+        for name, row in rows.items():
+            better = sum(other > points[name] for other in points.values())
+            expect(row).to_have_attribute("data-rank", str(1 + better))
+            expect(row.locator(".score")).to_have_text(str(points[name]))
+        tab.find("#again").click()
+    for tab in tabs:
+        tab.on("game")
+        expect(tab.choice(0)).to_be_enabled()
+    bob.find("#leave").click()
+    bob.find("#leave-yes").click()
+    ann.on("result")
+    expect(ann.find('[data-rank="1"]')).to_contain_text(ann.name)
+    ann.find("#home").click()
+    ann.on("lobby")
+    expect(ann.find("#me-games")).to_have_text("2")
+
+
+def test_a_reload_in_mid_game_resumes_it(long_games, open_tabs):
+    ann, bob = tabs = open_tabs(long_games)
+    in_game(tabs)
+    question = ann.find("#question").inner_text()
+    ann.answer(0)
+    ann.page.reload()
+    ann.on("game")
+    expect(ann.find("#question")).to_have_text(question)
+    expect(ann.choice(0)).to_be_disabled()      # the answer given before counts
+    expect(ann.choice(0)).to_have_class(re.compile(r"\bown\b"))
+    bob.page.reload()
+    bob.on("game")
+    bob.answer(1)
+    for tab in tabs:
+        expect(tab.find("#round")).to_contain_text("2 of 2", timeout=20 * SECONDS)
+    play_round(ann, bob)
+    for tab in tabs:
+        tab.on("result")
+
+
+def test_a_search_can_be_cancelled(server, open_tabs):
+    ann, = open_tabs(server, PHONE, count=1)
+    ann.register()
+    ann.join("party")
+    ann.on("searching")
+    ann.find("#cancel").click()
+    ann.on("lobby")
+
+
+def test_a_player_signs_in_again(server, open_tabs):
+    ann, = open_tabs(server, PHONE, count=1)
+    ann.register()
+    ann.find("#sign-out").click()
+    ann.on("auth")
+    ann.find("#mode-login").click()
+    ann.find("#login").fill(ann.name.upper())
+    ann.find("#password").fill(PASSWORD)
+    ann.find("#submit").click()
+    ann.on("lobby")
+    expect(ann.find("#me-name")).to_have_text(ann.name)
+
+
+def test_mistakes_in_the_form_are_told_beside_the_field(server, open_tabs):
+    ann, = open_tabs(server, PHONE, count=1)
+    ann.find("#username").fill("<b>")
+    ann.find("#password").fill("short")
+    ann.find("#submit").click()
+    for field in ("username", "email", "password"):
+        expect(ann.find(f"#{field}-error")).not_to_be_empty()
+        expect(ann.find(f"#{field}")).to_have_attribute("aria-invalid", "true")
+    ann.on("auth")
+    assert all("422" in trouble for trouble in ann.troubles), ann.troubles
+    ann.troubles.clear()        # the browser itself notes a refused request in its console

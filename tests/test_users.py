@@ -1,0 +1,1140 @@
+"""Accounts: registration, sessions, passwords, changes, erasure, export, past games, leaderboards."""
+
+import asyncio
+import http.client
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+
+import pytest
+import redis
+from conftest import PASSWORD, ROOT, Answer, Phone, Server, edited_schema, play_all, unique_name, wait_until
+
+sys.path.insert(0, str(ROOT))
+import trivia  # noqa: E402
+
+WRONG = "wrong horse"
+_addresses = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A server with small limits, which the tests of this file share; they leave nobody in a queue."""
+    def edit(tree):
+        tree["limits"] |= {"history_games": 5, "sessions_per_user": 3}
+        tree["queues"]["rated"]["window"] = 10_000
+    running = Server(edited_schema(edit, rounds=1))
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def crowd():
+    """A server of four workers, where nobody plays."""
+    running = Server(workers=4)
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def resident(server):
+    """A player to whom nothing must happen."""
+    return server.register(avatar="https://example.org/resident")
+
+
+# -- helpers
+
+def raw_redis(server):
+    return redis.Redis(unix_socket_path=str(server.data / "d" / "redis.sock"))
+
+
+def store(server):
+    """All that is in Redis about players: {key: content} in bytes."""
+    link = raw_redis(server)
+    keys = [key for key in link.keys() if not key.endswith(b"{bank}")]
+    with link.pipeline(transaction=False) as pipe:
+        for key in keys:
+            pipe.type(key)
+        read = {b"hash": pipe.hgetall, b"string": pipe.get, b"none": pipe.get,
+                b"zset": lambda key: pipe.zrange(key, 0, -1, withscores=True)}
+        for key, kind in zip(keys, pipe.execute()):
+            read[kind](key)
+        return dict(zip(keys, pipe.execute()))
+
+
+def mentions(server, *words):
+    """The keys in whose name or content one of the words stands."""
+    return [key.decode() for key, content in store(server).items()
+            if any(word.lower().encode() in repr((key, content)).lower().encode() for word in words)]
+
+
+def uid_of(session):
+    return session["token"][:8]
+
+
+def email_of(session):
+    return session["user"]["email"]
+
+
+def stranger():
+    """An address on loopback that nobody used yet."""
+    n = next(_addresses)
+    return f"127.{os.getpid() % 200 + 20}.{n // 250}.{n % 250 + 1}"
+
+
+def call_from(server, address, method, path, body=None, token=None):
+    """A request from an address."""
+    link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30, source_address=(address, 0))
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    try:
+        link.request(method, path, json.dumps(body), headers)
+        response = link.getresponse()
+        return Answer(response.status, response.headers, response.read().decode())
+    finally:
+        link.close()
+
+
+def login(server, name, password=PASSWORD, address="127.0.0.1"):
+    return call_from(server, address, "POST", "/auth/login", {"login": name, "password": password})
+
+
+def me(server, token):
+    return server.http("GET", "/users/me", token=token)
+
+
+def signed_out(server, *tokens):
+    for token in tokens:
+        me(server, token).refused(401, "not_authenticated")
+    return True
+
+
+def at_once(count, work):
+    """The results of work(0), work(1), ..., all begun at the same moment."""
+    gate = threading.Barrier(count)
+
+    def run(i):
+        gate.wait(30)
+        return work(i)
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+def win(server, winner, loser, queue="random"):
+    """A game that the loser gives up; its id. Both are out of the queue afterwards."""
+    phones = [Phone(server, session, queue) for session in (winner, loser)]
+    game = [phone.expect("start")["game"] for phone in phones][0]
+    phones[1].send("leave")
+    end = phones[0].expect("end")
+    assert (end["reason"], end["ranking"][0]["player"]) == ("forfeit", phones[0].name)
+    for phone in phones:
+        phone.close()
+    wait_until(lambda: server.redis.zscore(trivia.Keys.history(uid_of(loser)), game))
+    return game
+
+
+def busy_hashing(server, sessions, count):
+    """Threads that keep the server's password hashing busy for a while."""
+    threads = [threading.Thread(target=login, args=(server, session["user"]["username"], PASSWORD, stranger()))
+               for session, _ in zip(itertools.cycle(sessions), range(count))]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def board(server, name, query="", token=None):
+    answer = server.http("GET", f"/leaderboards/{name}{query}", token=token)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def listed(server, name):
+    return {entry["username"]: entry["value"] for entry in board(server, name, "?limit=100")["entries"]}
+
+
+# -- registration
+
+def test_registration_signs_in(server):
+    name = unique_name()
+    session = server.register(name, avatar="https://example.org/a.png")
+    assert session["user"] == me(server, session["token"]).json
+    assert session["user"].items() >= {"username": name, "email": f"{name}@example.org", "wins": 0, "games": 0,
+                                       "rating": 1500, "avatar": "https://example.org/a.png"}.items()
+    assert "password" not in session["user"]
+    assert abs(session["expires_at"] - time.time() - 30 * 86400) < 60
+    assert abs(session["user"]["created_at"] - time.time()) < 60
+
+
+@pytest.mark.parametrize("variant", [str, str.upper, str.title, str.swapcase])
+def test_a_username_is_taken_in_any_letter_case(server, resident, variant):
+    name = resident["user"]["username"]
+    problem = server.http("POST", "/auth/register", {"username": variant(name), "email": f"{unique_name()}@example.org",
+                                                     "password": PASSWORD}).refused(409, "username_taken")
+    assert set(problem["errors"]) == {"username"}
+
+
+@pytest.mark.parametrize("mine, theirs", [("plain", "PLAIN"), ("plain", "\uff50lain"), ("kelvin", "\u212aelvin"),
+                                          ("ren\u00e9", "REN\u00c9"), ("stra\u00dfe", "STRASSE"), ("nos", "no\u017f")])
+def test_an_email_is_taken_in_any_letter_case_and_unicode_form(server, mine, theirs):
+    tail = f"-{unique_name()}@example.org"
+    server.register(email=mine + tail)
+    problem = server.http("POST", "/auth/register", {"username": unique_name(), "email": theirs + tail.upper(),
+                                                     "password": PASSWORD}).refused(409, "email_taken")
+    assert set(problem["errors"]) == {"email"}
+
+
+def test_both_taken_values_are_named(server, resident):
+    taken = resident["user"]
+    problem = server.http("POST", "/auth/register", {"username": taken["username"], "email": taken["email"],
+                                                     "password": PASSWORD}).refused(409, "username_taken")
+    assert set(problem["errors"]) == {"username", "email"}
+
+
+@pytest.mark.parametrize("clash", ["username", "email"])
+def test_a_refused_registration_leaves_the_other_value_free(server, resident, clash):
+    taken, fresh = resident["user"], unique_name()
+    body = {"username": fresh, "email": f"{fresh}@example.org", "password": PASSWORD}
+    server.http("POST", "/auth/register", body | {clash: taken[clash]}).refused(409, f"{clash}_taken")
+    assert not mentions(server, fresh)
+    assert server.http("POST", "/auth/register", body).status == 201
+
+
+@pytest.mark.parametrize("field, value", [
+    ("username", "ab"), ("username", "a" * 21), ("username", "a b c"), ("username", "\uff41nna"), ("username", "anna\n"),
+    ("username", "an/na"), ("username", ""), ("username", None), ("username", 5), ("username", ["anna"]),
+    ("email", "anna"), ("email", "anna@localhost"), ("email", "a@b@example.org"), ("email", "anna@example.org\n"),
+    ("email", "an na@example.org"), ("email", "a" * 250 + "@example.org"), ("email", "@example.org"), ("email", None),
+    ("password", "1234567"), ("password", "x" * 129), ("password", "with\0nul...."), ("password", 12345678),
+    ("avatar", "javascript:alert(1)"), ("avatar", "ftp://example.org/a"), ("avatar", "https://example.org/" + "a" * 200),
+    ("avatar", "https://example.org/\"onload="), ("avatar", "//example.org/a"),
+    ("wins", 5), ("rating", 3000), ("games", 1), ("created_at", 1), (":sigma", "1"), ("session:x", "1"), ("nonsense", True),
+])
+def test_registration_refuses_a_wrong_field(server, field, value):
+    name = unique_name()
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD} | {field: value}
+    problem = server.http("POST", "/auth/register", body).refused(422, "invalid")
+    assert set(problem["errors"]) == {field} and all(problem["errors"][field])
+    assert not mentions(server, name)
+
+
+@pytest.mark.parametrize("missing", ["username", "email", "password"])
+def test_registration_requires(server, missing):
+    name = unique_name()
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+    del body[missing]
+    assert set(server.http("POST", "/auth/register", body).refused(422, "invalid")["errors"]) == {missing}
+
+
+def simultaneous(server, count=100):
+    name = unique_name()
+    answers = at_once(count, lambda i: server.http("POST", "/auth/register", {
+        "username": name.upper() if i % 2 else name, "email": f"{name}.{i}@example.org", "password": PASSWORD}))
+    assert sorted(answer.status for answer in answers) == [201] + [409] * (count - 1)
+    assert {answer.json["code"] for answer in answers if answer.status == 409} == {"username_taken"}
+    winner = next(answer.json for answer in answers if answer.status == 201)
+    assert me(server, winner["token"]).status == 200
+    # The losers' email addresses are free again.
+    assert mentions(server, f"{name}.") == mentions(server, email_of(winner))
+
+
+def test_of_simultaneous_registrations_of_one_name_one_succeeds(server):
+    simultaneous(server)
+
+
+def test_of_simultaneous_registrations_at_four_workers_one_succeeds(crowd):
+    simultaneous(crowd)
+
+
+# -- claims of registrations that died
+
+def claim(server, name, value, content):
+    server.redis.hset(trivia.Keys.unique(name, trivia.fold(value)), trivia.fold(value), content)
+
+
+def claimed(server, name, value):
+    return server.redis.hget(trivia.Keys.unique(name, trivia.fold(value)), trivia.fold(value))
+
+
+@pytest.mark.parametrize("field", ["username", "email"])
+def test_a_claim_without_a_user_holds_until_its_time_and_then_is_free(server, field):
+    name = unique_name()
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+    claim(server, field, body[field], f"deadUID0 {int(time.time() * 1000) + 30_000}")
+    server.http("POST", "/auth/register", body).refused(409, f"{field}_taken")
+    claim(server, field, body[field], f"deadUID0 {int(time.time() * 1000) - 1}")
+    session = server.http("POST", "/auth/register", body)
+    assert session.status == 201
+    assert claimed(server, field, body[field]) == uid_of(session.json)
+
+
+def test_of_simultaneous_registrations_of_a_void_claim_one_succeeds(server):
+    name = unique_name()
+    claim(server, "username", name, f"deadUID0 {int(time.time() * 1000) - 1}")
+    statuses = at_once(20, lambda i: server.http("POST", "/auth/register", {
+        "username": name, "email": f"{unique_name()}@example.org", "password": PASSWORD}).status)
+    assert sorted(statuses) == [201] + [409] * 19
+
+
+@pytest.mark.parametrize("field", ["username", "email"])
+def test_a_void_claim_of_a_user_who_exists_is_confirmed(server, field):
+    session = server.register()
+    value = session["user"][field]
+    claim(server, field, value, f"{uid_of(session)} {int(time.time() * 1000) - 1}")
+    assert login(server, value).status == 200       # the player does not notice
+    body = {"username": unique_name(), "email": f"{unique_name()}@example.org", "password": PASSWORD} | {field: value}
+    server.http("POST", "/auth/register", body).refused(409, f"{field}_taken")
+    assert claimed(server, field, value) == uid_of(session)
+
+
+def test_claims_by_script(server):
+    key, later = f"unique:{{test:{unique_name()}}}", 30_000
+
+    def take(uid, ms=later, void=""):
+        return server.redis.eval(trivia.CLAIM.text, 1, key, "value", uid, ms, void)
+
+    def settle(uid, confirm):
+        return server.redis.eval(trivia.SETTLE_CLAIM.text, 1, key, "value", uid, confirm)
+    assert settle("ann", 1) == 0                    # nothing to settle
+    assert take("ann") == take("ann") == ["claimed"]
+    assert take("bob") == ["taken", "ann"] and settle("bob", 1) == settle("bob", 0) == 0
+    server.redis.hset(key, "value", "ann 1")
+    assert take("bob") == ["void", "ann 1"]
+    assert take("bob", void="ann 2") == ["void", "ann 1"]           # it was replaced meanwhile
+    assert take("bob", void="ann 1") == ["claimed"] and settle("ann", 1) == 0
+    assert settle("bob", 1) == settle("bob", 1) == 1
+    assert server.redis.hget(key, "value") == "bob" and take("ann") == ["taken", "bob"]
+    assert settle("bob", 0) == 1 and not server.redis.exists(key)
+
+
+# -- signing in
+
+@pytest.mark.parametrize("by", [
+    lambda user: {"username": user["username"]}, lambda user: {"username": user["username"].upper()},
+    lambda user: {"email": user["email"]}, lambda user: {"email": user["email"].upper()},
+    lambda user: {"login": user["username"]}, lambda user: {"login": user["email"]},
+    lambda user: {"login": user["email"].title()}, lambda user: {"login": "\uff50" + user["username"][1:]}])
+def test_signing_in_by(server, by):
+    session = server.register()
+    answer = server.http("POST", "/auth/login", by(session["user"]) | {"password": PASSWORD})
+    assert answer.status == 200 and answer.json["user"] == session["user"]
+    assert answer.json["token"] != session["token"]
+    assert me(server, answer.json["token"]).status == me(server, session["token"]).status == 200
+
+
+@pytest.mark.parametrize("fields", [{}, {"login": "anna", "username": "anna"}, {"username": "a", "email": "b"}])
+def test_signing_in_takes_one_name(server, fields):
+    server.http("POST", "/auth/login", fields | {"password": PASSWORD}).refused(422, "invalid")
+
+
+def test_an_unknown_user_and_a_wrong_password_get_the_same_answer(server):
+    name = server.register()["user"]["username"]
+    wrong, unknown = login(server, name, WRONG), login(server, unique_name(), WRONG)
+    assert wrong.refused(401, "bad_credentials") == unknown.refused(401, "bad_credentials")
+    different = {"date", "content-length"}
+    assert {k: v for k, v in wrong.headers.items() if k not in different} == {
+        k: v for k, v in unknown.headers.items() if k not in different}
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_hash_is_computed_whether_or_not_there_is_an_account(known):
+    passwords = trivia.Passwords(10)
+    kept, computed = passwords.hasher.hash(PASSWORD) if known else None, []
+    hasher, passwords.hasher = passwords.hasher, type("Spy", (), {
+        "verify": lambda self, kept, password: computed.append(kept) or hasher.verify(kept, password)})()
+    assert not asyncio.run(passwords.verify(kept, WRONG))
+    assert asyncio.run(passwords.verify(kept, PASSWORD)) == known
+    assert len(computed) == 2 and all(one.split("$")[:4] == hasher.hash("x").split("$")[:4] for one in computed)
+
+
+def test_passwords_are_kept_as_argon2id(server):
+    session = server.register(password="a very particular secret")
+    kept = server.redis.hget(trivia.Keys.user(uid_of(session)), "password")
+    assert kept.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert not mentions(server, "a very particular secret")
+
+
+@pytest.mark.parametrize("password", [PASSWORD + " ", " " + PASSWORD, PASSWORD.upper(), PASSWORD[:-1], "", "x" * 4000])
+def test_a_password_that_is_nearly_right_is_wrong(server, resident, password):
+    login(server, resident["user"]["username"], password, stranger()).refused(401, "bad_credentials")
+
+
+@pytest.mark.parametrize("password", ["x" * 128, "пароль пароль", "🐎🔋📎🐎🔋📎🐎🔋", "        "])
+def test_any_characters_make_a_password(server, password):
+    session = server.register(password=password)
+    assert login(server, session["user"]["username"], password).status == 200
+
+
+# -- throttling of failed logins
+
+def locked_out(server, name, address):
+    """Tries wrong passwords until there is a 429."""
+    answers = [login(server, name, WRONG, address) for _ in range(11)]
+    codes = [answer.status for answer in answers]
+    # On a slow machine an allowance may have come back meanwhile.
+    while codes[-1] == 401 and len(codes) < 20:
+        answers.append(login(server, name, WRONG, address))
+        codes.append(answers[-1].status)
+    assert codes[:10] == [401] * 10 and codes[-1] == 429
+    return answers[-1]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_failed_logins_are_throttled(server, known):
+    name = server.register()["user"]["username"] if known else unique_name()
+    here = stranger()
+    answer = locked_out(server, name, here)
+    answer.refused(429, "too_many_attempts")
+    assert 1 <= int(answer.headers["retry-after"]) <= 10
+    # Neither the right password nor another way of writing the name helps.
+    login(server, name.upper(), PASSWORD, here).refused(429, "too_many_attempts")
+    # Another account from here, and this account from elsewhere, are not concerned.
+    assert login(server, server.register()["user"]["username"], PASSWORD, here).status == 200
+    assert login(server, name, PASSWORD, stranger()).status == (200 if known else 401)
+
+
+def test_a_stranger_cannot_lock_the_player_out(server):
+    name, home = unique_name(), stranger()
+    server.register(name)
+    assert login(server, name, PASSWORD, home).status == 200
+    uid = claimed(server, "username", name)
+    # Very many tries from everywhere have used up what the account as a whole is allowed.
+    server.redis.set(trivia.Keys.limit("account", uid), int(time.time() * 1000) + 10**6, px=10**6)
+    login(server, name, PASSWORD, stranger()).refused(429, "too_many_attempts")
+    assert login(server, name, PASSWORD, home).status == 200
+
+
+def test_tries_from_many_addresses_use_up_the_account_s_allowance(server):
+    session = server.register()
+    for _ in range(3):
+        login(server, session["user"]["username"], WRONG, stranger()).refused(401, "bad_credentials")
+    left = int(server.redis.get(trivia.Keys.limit("account", uid_of(session)))) - time.time() * 1000
+    assert 3 * 2000 - 5000 < left <= 3 * 2000
+
+
+def test_a_throttled_login_gets_one_more_try_after_a_while(server):
+    session, here = server.register(), stranger()
+    name = session["user"]["username"]
+    locked_out(server, name, here)
+    key = trivia.Keys.limit("login", f"{uid_of(session)}:{trivia.digest(here, 6)}")
+    # The interval has passed: the allowance is whole again after nine more of them.
+    server.redis.set(key, int(time.time() * 1000) + 9 * 10_000, px=100_000)
+    login(server, name, WRONG, here).refused(401, "bad_credentials")
+    server.redis.set(key, int(time.time() * 1000) + 9 * 10_000, px=100_000)
+    assert login(server, name, PASSWORD, here).status == 200
+    # The right password makes the allowance whole.
+    assert not server.redis.exists(key)
+
+
+def test_simultaneous_wrong_passwords_are_throttled_too(server):
+    name, here = server.register()["user"]["username"], stranger()
+    codes = [answer.status for answer in at_once(30, lambda i: login(server, name, WRONG, here))]
+    assert set(codes) == {401, 429} and 10 <= codes.count(401) <= 13
+
+
+@pytest.mark.parametrize("method, path, more", [("POST", "/auth/password", {"new_password": "another horse"}),
+                                                ("DELETE", "/users/me", {})])
+def test_guessing_the_password_from_within_a_session_is_throttled(server, method, path, more):
+    session, here = server.register(), stranger()
+    codes = []
+    while 429 not in codes and len(codes) < 20:
+        codes.append(call_from(server, here, method, path, {"password": WRONG} | more, session["token"]).status)
+    assert codes[:10] == [403] * 10 and codes[-1] == 429
+    assert call_from(server, here, method, path, {"password": PASSWORD} | more, session["token"]).status == 429
+    assert me(server, session["token"]).status == 200
+
+
+# -- sessions
+
+def test_tokens_are_kept_as_digests_only(server):
+    session = server.register()
+    token = session["token"]
+    assert mentions(server, uid_of(session))            # the search does find what is there
+    assert not mentions(server, token) and not mentions(server, token[8:])
+    files = [path.read_bytes() for path in (server.data / "d").rglob("*") if path.is_file()]
+    assert any(uid_of(session).encode() in content for content in files)
+    assert not any(token[8:].encode() in content for content in files)
+    assert token not in server.log
+
+
+def test_logout_ends_one_session(server):
+    session = server.register()
+    other = login(server, session["user"]["username"]).json
+    answer = server.http("POST", "/auth/logout", token=session["token"])
+    assert (answer.status, answer.body) == (204, "")
+    signed_out(server, session["token"])
+    server.http("POST", "/auth/logout", token=session["token"]).refused(401, "not_authenticated")
+    assert me(server, other["token"]).status == 200
+
+
+def test_logout_everywhere_ends_all_sessions(server):
+    session, bystander = server.register(), server.register()
+    others = [login(server, session["user"]["username"]).json["token"] for _ in range(2)]
+    assert server.http("DELETE", "/auth/sessions", token=others[0]).status == 204
+    signed_out(server, session["token"], *others)
+    assert me(server, bystander["token"]).status == 200
+    assert login(server, session["user"]["username"]).status == 200
+
+
+@pytest.mark.parametrize("end", [
+    lambda server, session: server.http("POST", "/auth/logout", token=session["token"]),
+    lambda server, session: server.http("DELETE", "/auth/sessions", token=session["token"]),
+    lambda server, session: server.http("DELETE", "/users/me", {"password": PASSWORD}, session["token"])])
+def test_the_end_of_a_session_closes_its_socket(small, end):
+    session = small.register()
+    phone = Phone(small, session, "rated")
+    phone.expect("queued")
+    assert end(small, session).status == 204
+    phone.expect_close(4401)
+    wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(session)))
+    assert not small.redis.exists(trivia.Keys.queue("rated"))
+
+
+def test_a_session_that_did_not_end_keeps_its_socket(small):
+    session = small.register()
+    other = login(small, session["user"]["username"]).json
+    phone = Phone(small, session, "rated")
+    phone.expect("queued")
+    assert small.http("POST", "/auth/logout", token=other["token"]).status == 204
+    phone.send("ping")
+    phone.expect("pong")
+    phone.close()
+    wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(session)))
+
+
+def session_field(session):
+    return trivia.Keys.user(uid_of(session)), f"session:{trivia.digest(session['token'][8:])}"
+
+
+def test_a_session_slides_on_while_it_is_used(server):
+    session = server.register()
+    server.redis.hset(*session_field(session), int(time.time()) + 60)
+    assert me(server, session["token"]).status == 200
+    expires = int(server.redis.hget(*session_field(session)))
+    assert abs(expires - time.time() - 30 * 86400) < 60
+    # ... but is not written on each use.
+    server.redis.hset(*session_field(session), expires - 3600)
+    assert me(server, session["token"]).status == 200
+    assert int(server.redis.hget(*session_field(session))) == expires - 3600
+
+
+@pytest.mark.parametrize("ago", [0, 1, 86400])
+def test_an_expired_session_is_refused(server, ago):
+    session = server.register()
+    server.redis.hset(*session_field(session), int(time.time()) - ago)
+    signed_out(server, session["token"])
+    # The next login clears it away.
+    login(server, session["user"]["username"])
+    assert not server.redis.hexists(*session_field(session))
+
+
+def test_the_session_that_ends_first_makes_room(small):
+    first = small.register()
+    sessions = [first] + [login(small, first["user"]["username"]).json for _ in range(2)]
+    for days, session in zip((20, 10, 15), sessions):
+        small.redis.hset(*session_field(session), int(time.time()) + days * 86400)
+    sessions.append(login(small, first["user"]["username"]).json)
+    fields = small.redis.hkeys(trivia.Keys.user(uid_of(first)))
+    assert sum(field.startswith("session:") for field in fields) == 3
+    signed_out(small, sessions[1]["token"])
+    assert all(me(small, sessions[i]["token"]).status == 200 for i in (0, 2, 3))
+
+
+def test_a_player_has_only_so_many_sessions_however_simultaneously_he_signs_in(small):
+    session = small.register()
+    answers = at_once(8, lambda i: login(small, session["user"]["username"], address=stranger()))
+    assert {answer.status for answer in answers} == {200}
+    alive = [answer for answer in answers if me(small, answer.json["token"]).status == 200]
+    assert 1 <= len(alive) <= 3
+
+
+@pytest.mark.parametrize("change", [
+    lambda token: token[:-1], lambda token: token + "A", lambda token: token[:8] + "A" * 32,
+    lambda token: "A" * 8 + token[8:], lambda token: token.swapcase()])
+def test_a_token_that_is_nearly_right_is_refused(server, resident, change):
+    signed_out(server, change(resident["token"]))
+
+
+def test_revocation_survives_the_sudden_death_of_server_and_redis(small):
+    session, bystander = small.register(), small.register()
+    kept = login(small, session["user"]["username"]).json
+    assert small.http("POST", "/auth/logout", token=session["token"]).status == 204
+    assert small.http("DELETE", "/auth/sessions", token=bystander["token"]).status == 204
+    store_process = small.redis.info("server")["process_id"]
+    small.kill(signal.SIGKILL)
+    os.kill(store_process, signal.SIGKILL)
+    small.process.wait(10)
+    small.start()
+    signed_out(small, session["token"], bystander["token"])
+    assert me(small, kept["token"]).json == session["user"]
+
+
+# -- change of password
+
+def test_a_new_password_ends_the_other_sessions(server):
+    session = server.register()
+    name, others = session["user"]["username"], []
+    for _ in range(2):
+        others.append(login(server, name).json["token"])
+    answer = server.http("POST", "/auth/password", {"password": PASSWORD, "new_password": "battery staple"},
+                         session["token"])
+    assert (answer.status, answer.body) == (204, "")
+    assert me(server, session["token"]).status == 200
+    signed_out(server, *others)
+    login(server, name, PASSWORD).refused(401, "bad_credentials")
+    assert login(server, name, "battery staple").status == 200
+
+
+@pytest.mark.parametrize("body, status, code", [
+    ({"password": WRONG, "new_password": "battery staple"}, 403, "wrong_password"),
+    ({"password": PASSWORD, "new_password": "short"}, 422, "invalid"),
+    ({"password": PASSWORD, "new_password": "x" * 129}, 422, "invalid"),
+    ({"password": PASSWORD, "new_password": None}, 422, "invalid"),
+    ({"password": PASSWORD}, 422, "invalid"), ({"new_password": "battery staple"}, 422, "invalid"),
+    ({"password": PASSWORD, "new_password": "battery staple", "username": "x"}, 422, "invalid")])
+def test_a_change_of_password_that_is_refused_changes_nothing(server, body, status, code):
+    session = server.register()
+    other = login(server, session["user"]["username"]).json
+    server.http("POST", "/auth/password", body, session["token"]).refused(status, code)
+    assert me(server, session["token"]).status == me(server, other["token"]).status == 200
+    assert login(server, session["user"]["username"]).status == 200
+
+
+def test_a_login_under_way_does_not_outlive_the_old_password(small):
+    session, busy = small.register(), [small.register() for _ in range(2)]
+    guard = trivia.Keys.limit("login", f"{uid_of(session)}:{trivia.digest('127.0.0.1', 6)}")
+    threads = busy_hashing(small, busy, 10)
+    with ThreadPoolExecutor(1) as pool:
+        changed = pool.submit(small.http, "POST", "/auth/password",
+                              {"password": PASSWORD, "new_password": "battery staple"}, session["token"])
+        wait_until(lambda: small.redis.exists(guard))
+        threads += busy_hashing(small, busy, 10)
+        # The old password was found right; the new one waits to be hashed. Now someone signs in with the old one.
+        wait_until(lambda: not small.redis.exists(guard))
+        late = login(small, session["user"]["username"], PASSWORD, stranger())
+        assert changed.result().status == 204
+    for thread in threads:
+        thread.join(30)
+    assert late.status == 401 or signed_out(small, late.json["token"])
+
+
+# -- changes of the account
+
+def patch(server, session, body):
+    return server.http("PATCH", "/users/me", body, session["token"])
+
+
+@pytest.mark.parametrize("field, new", [("username", unique_name), ("email", lambda: f"{unique_name()}@example.org")])
+def test_a_unique_field_moves_and_the_old_value_becomes_free(server, field, new):
+    session, value = server.register(), new()
+    old = session["user"][field]
+    assert patch(server, session, {field: value}).json == session["user"] | {field: value}
+    assert me(server, session["token"]).json[field] == value
+    login(server, old).refused(401, "bad_credentials")
+    assert login(server, value).json["user"][field] == value
+    assert not mentions(server, old + "'") and claimed(server, field, old) is None
+    heir = {"username": unique_name(), "email": f"{unique_name()}@example.org", "password": PASSWORD} | {field: old}
+    assert server.http("POST", "/auth/register", heir).status == 201
+
+
+def test_the_spelling_of_a_name_changes(server):
+    session = server.register()
+    name = session["user"]["username"].upper()
+    assert patch(server, session, {"username": name}).json["username"] == name
+    assert server.http("GET", f"/users/{name.lower()}").json["username"] == name
+    server.http("POST", "/auth/register", {"username": name.lower(), "email": f"{unique_name()}@example.org",
+                                           "password": PASSWORD}).refused(409, "username_taken")
+
+
+@pytest.mark.parametrize("clash, free", [("username", "email"), ("email", "username")])
+def test_a_taken_value_is_refused_and_nothing_changes(server, clash, free):
+    session, taken, fresh = server.register(), server.register()["user"], unique_name()
+    body = {clash: taken[clash].upper(), free: fresh + "@example.org" * (free == "email"), "avatar": "https://a.org/"}
+    assert set(patch(server, session, body).refused(409, f"{clash}_taken")["errors"]) == {clash}
+    assert me(server, session["token"]).json == session["user"]
+    assert not mentions(server, fresh)
+    assert login(server, taken[clash]).json["user"] == taken
+
+
+@pytest.mark.parametrize("body", [
+    {"wins": 5}, {"games": 5}, {"rating": 5}, {"created_at": 5}, {"nonsense": 5}, {":sigma": "5"}, {"uid": "AAAAAAAA"},
+    {"password": "battery staple"}, {"username": None}, {"email": ""}, {"username": "a b"}, {"avatar": "data:text/html,x"}])
+def test_a_change_of_what_is_not_his_to_change_is_refused(server, resident, body):
+    before = server.redis.hgetall(trivia.Keys.user(uid_of(resident)))
+    problem = patch(server, resident, {"avatar": "https://example.org/a"} | body).refused(422, "invalid")
+    assert set(problem["errors"]) == set(body)
+    assert server.redis.hgetall(trivia.Keys.user(uid_of(resident))) == before
+
+
+def test_a_default_is_not_kept(server):
+    session = server.register(avatar="https://example.org/a")
+    assert patch(server, session, {"avatar": ""}).json["avatar"] == ""
+    assert "avatar" not in server.redis.hgetall(trivia.Keys.user(uid_of(session)))
+    assert patch(server, session, {}).json == session["user"] | {"avatar": ""}
+
+
+def test_of_simultaneous_changes_of_a_name_only_one_name_stays_taken(server):
+    session = server.register()
+    old, names = session["user"]["username"], [unique_name() for _ in range(6)]
+    assert {answer.status for answer in at_once(6, lambda i: patch(server, session, {"username": names[i]}))} == {200}
+    name = me(server, session["token"]).json["username"]
+    assert login(server, name).status == 200
+    for free in {old, *names} - {name}:
+        assert server.http("GET", f"/users/{free}").status == 404
+        server.register(free, email=f"{unique_name()}@example.org")
+
+
+def test_of_simultaneous_changes_to_one_name_one_succeeds(server):
+    sessions, name = [server.register() for _ in range(8)], unique_name()
+    answers = at_once(8, lambda i: patch(server, sessions[i], {"username": name}))
+    assert sorted(answer.status for answer in answers) == [200] + [409] * 7
+    names = [me(server, session["token"]).json["username"] for session in sessions]
+    assert names.count(name) == 1 and all(login(server, one).status == 200 for one in names)
+
+
+# -- the public profile
+
+@pytest.mark.parametrize("spell", [str, str.upper, lambda name: "%70" + name[1:], lambda name: "%EF%BD%90" + name[1:]])
+def test_a_public_profile_shows_no_private_field(server, resident, spell):
+    answer = server.http("GET", "/users/" + spell(resident["user"]["username"]))
+    assert answer.status == 200
+    assert answer.json == {name: resident["user"][name] for name in ("username", "avatar", "wins", "games", "rating")}
+    assert email_of(resident) not in answer.body and uid_of(resident) not in answer.body
+
+
+def test_there_is_no_profile_by_email_or_id(server, resident):
+    for name in (email_of(resident), email_of(resident).replace("@", "%40"), uid_of(resident), unique_name()):
+        server.http("GET", f"/users/{name}").refused(404, "not_found")
+
+
+def test_opponents_see_no_private_field(small):
+    ann, bob = small.pair()
+    text = json.dumps(ann.frames + bob.frames)
+    for phone in (ann, bob):
+        assert "@example.org" not in text and uid_of(phone.session) not in text and phone.token not in text
+    ann.send("leave")
+    bob.expect("end")
+    ann.close(), bob.close()
+
+
+# -- erasure
+
+@pytest.mark.parametrize("body, status, code", [({"password": WRONG}, 403, "wrong_password"), ({}, 422, "invalid"),
+                                                (None, 415, "unsupported_media_type")])
+def test_an_erasure_asks_for_the_password(server, resident, body, status, code):
+    server.http("DELETE", "/users/me", body, resident["token"]).refused(status, code)
+    assert me(server, resident["token"]).json == resident["user"]
+
+
+def erase(server, session):
+    answer = server.http("DELETE", "/users/me", {"password": PASSWORD}, session["token"])
+    assert (answer.status, answer.body) == (204, "")
+
+
+def traces(server, session):
+    """Keys that say something of a person. Who tried in vain to sign in lately is gone by itself, soon."""
+    return [key for key in mentions(server, uid_of(session), session["user"]["username"], email_of(session))
+            if not key.startswith("limit:")]
+
+
+def test_an_erasure_leaves_no_trace_of_the_person(small):
+    ann, bob = small.register(avatar="https://example.org/ann"), small.register()
+    name, other = ann["user"]["username"], login(small, email_of(ann)).json
+    games = [win(small, ann, bob), win(small, bob, ann, "rated")]
+    assert name in listed(small, "rating") and name in listed(small, "wins")
+    kinds = {key.split(":")[0] for key in traces(small, ann)}
+    assert kinds >= {"user", "history", "seen", "unique", "game", "board"}
+    erase(small, ann)
+    wait_until(lambda: not traces(small, ann))
+    signed_out(small, ann["token"], other["token"])
+    login(small, name).refused(401, "bad_credentials")
+    small.http("GET", f"/users/{name}").refused(404, "not_found")
+    assert name not in listed(small, "rating") and name not in listed(small, "wins")
+    for game, place in zip(games, (0, 1)):
+        record = small.http("GET", f"/games/{game}", token=bob["token"])
+        players = [row["player"] for row in record.json["ranking"]]
+        assert players[1 - place] == bob["user"]["username"] and players[place] not in (name, "", None)
+        assert name not in record.body
+    assert name not in small.http("GET", "/users/me/games", token=bob["token"]).body
+    # The name begins anew.
+    heir = small.register(name)
+    assert heir["user"].items() >= {"wins": 0, "games": 0, "rating": 1500, "avatar": ""}.items()
+    assert small.http("GET", "/users/me/games", token=heir["token"]).json == {"games": [], "cursor": None}
+
+
+def test_an_erasure_in_the_midst_of_a_game_leaves_no_trace(small):
+    ann, bob = small.pair()
+    game = bob.frames[-1]["game"]
+    erase(small, ann.session)
+    ann.expect_close(4401)
+    end = bob.play()
+    assert end["type"] == "end" and bob.name in [row["player"] for row in end["ranking"]]
+    bob.close()
+    wait_until(lambda: not traces(small, ann.session))
+    record = small.http("GET", f"/games/{game}", token=bob.token)
+    assert record.status == 200 and bob.name in record.body and ann.name not in record.body
+
+
+def test_an_erasure_reaches_games_that_are_listed_no_more(small):
+    ann, bob = small.register(), small.register()
+    for _ in range(6):
+        win(small, ann, bob)
+    assert small.redis.zcard(trivia.Keys.history(uid_of(ann))) == 5
+    erase(small, ann)
+    wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(ann)))
+    assert traces(small, ann) == []
+
+
+def test_an_erasure_reaches_last_week_s_leaderboard(small):
+    ann, bob = small.register(), small.register()
+    win(small, ann, bob)
+    before = trivia.period_of("week", time.time() - 7 * 86400)
+    small.redis.zadd(trivia.Keys.board("wins", before), {uid_of(ann): 3})
+    erase(small, ann)
+    wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(ann)))
+    assert traces(small, ann) == []
+
+
+def test_a_change_during_an_erasure_leaves_no_trace(small):
+    session, busy, new = small.register(), [small.register() for _ in range(2)], unique_name()
+    guard = trivia.Keys.limit("login", f"{uid_of(session)}:{trivia.digest('127.0.0.1', 6)}")
+    threads = busy_hashing(small, busy, 16)
+    with ThreadPoolExecutor(1) as pool:
+        erased = pool.submit(erase, small, session)
+        wait_until(lambda: small.redis.exists(guard))
+        # The password waits to be checked.
+        change = patch(small, session, {"username": new, "email": f"{new}@example.org"})
+        erased.result()
+    for thread in threads:
+        thread.join(30)
+    assert change.status == 200
+    assert traces(small, session) == [] and mentions(small, new) == []
+    small.register(new)
+
+
+def test_nobody_can_take_the_name_of_an_anonymous_seat(small):
+    ann, bob = small.register(), small.register()
+    game = win(small, ann, bob)
+    erase(small, ann)
+    wait_until(lambda: not traces(small, ann))
+    seat = small.http("GET", f"/games/{game}", token=bob["token"]).json["ranking"][0]["player"]
+    # He would be mixed up with it in games that list answers by name.
+    small.http("POST", "/auth/register", {"username": seat, "email": f"{unique_name()}@example.org",
+                                          "password": PASSWORD}).refused(422, "invalid")
+
+
+def test_a_second_erasure_finds_nobody(server):
+    session = server.register()
+    statuses = at_once(4, lambda i: server.http("DELETE", "/users/me", {"password": PASSWORD}, session["token"]).status)
+    assert 204 in statuses and set(statuses) <= {204, 401, 403}
+    wait_until(lambda: not traces(server, session))
+
+
+# -- export
+
+def test_an_export_holds_everything(small):
+    ann, bob = small.pair()
+    play_all([ann, bob])
+    game = ann.frames[-1]["game"]
+    questions = [frame for frame in ann.frames if frame["type"] == "question"]
+    login(small, ann.name)
+    ann.close(), bob.close()
+    export = small.http("GET", "/users/me/export", token=ann.token).json
+    assert export["user"] == me(small, ann.token).json and export["user"]["email"] == email_of(ann.session)
+    assert len(export["sessions"]) == 2 and all(one["expires_at"] > time.time() for one in export["sessions"])
+    assert export["games"] == [small.http("GET", f"/games/{game}", token=ann.token).json]
+    [played] = export["games"][0]["rounds"]
+    assert (played["text"], played["choices"]) == (questions[0]["text"], questions[0]["choices"])
+    assert played["answers"].keys() == {ann.name, bob.name} and played["correct"] in range(len(played["choices"]))
+    assert export["questions_seen"] == [questions[0]["text"]]
+
+
+def test_an_export_holds_nothing_of_others(small):
+    ann, bob = small.register(), small.register()
+    win(small, ann, bob)
+    text = small.http("GET", "/users/me/export", token=ann["token"]).body
+    assert email_of(bob) not in text and uid_of(bob) not in text and "argon2" not in text
+    assert ann["token"] not in text and trivia.digest(ann["token"][8:]) not in text
+
+
+# -- past games
+
+@pytest.fixture(scope="module")
+def veteran(small):
+    """(session, ids of his games, oldest first, his opponent): one more than are listed."""
+    ann, bob = small.register(), small.register()
+    return ann, [win(small, ann, bob) for _ in range(6)], bob
+
+
+def my_games(server, session, query=""):
+    answer = server.http("GET", f"/users/me/games{query}", token=session["token"])
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def test_own_games_are_listed_newest_first_and_only_so_many(small, veteran):
+    ann, games, bob = veteran
+    page = my_games(small, ann)
+    assert [game["id"] for game in page["games"]] == games[:0:-1] and page["cursor"] is None
+    ended = [game["ended_ms"] for game in page["games"]]
+    assert ended == sorted(ended, reverse=True)
+    first = page["games"][0]
+    assert (first["queue"], first["reason"]) == ("random", "forfeit")
+    assert [(row["player"], row["rank"]) for row in first["ranking"]] == [
+        (ann["user"]["username"], 1), (bob["user"]["username"], 2)]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 4, 5, 100])
+def test_a_cursor_walks_all_pages(small, veteran, limit):
+    ann, games, _ = veteran
+    seen, query = [], f"?limit={limit}"
+    for _ in range(6):
+        page = my_games(small, ann, query)
+        assert 1 <= len(page["games"]) <= limit
+        seen += [game["id"] for game in page["games"]]
+        if page["cursor"] is None:
+            break
+        query = f"?limit={limit}&cursor={page['cursor']}"
+    assert seen == games[:0:-1]
+
+
+def test_a_new_game_does_not_shift_the_next_page(small):
+    ann, bob = small.register(), small.register()
+    games = [win(small, ann, bob) for _ in range(3)]
+    cursor = my_games(small, ann, "?limit=1")["cursor"]
+    win(small, ann, bob)
+    assert [game["id"] for game in my_games(small, ann, f"?cursor={cursor}")["games"]] == games[1::-1]
+
+
+@pytest.mark.parametrize("query, field", [
+    ("?cursor=", "cursor"), ("?cursor=nonsense", "cursor"), ("?cursor=" + "a" * 41, "cursor"),
+    ("?cursor=abcdefghijkl", "cursor"), ("?cursor=a&cursor=b", "cursor"), ("?limit=0", "limit"), ("?limit=101", "limit"),
+    ("?limit=-1", "limit"), ("?limit=1e1", "limit"), ("?offset=1", "offset")])
+def test_a_page_that_cannot_be_is_refused(small, veteran, query, field):
+    answer = small.http("GET", f"/users/me/games{query}", token=veteran[0]["token"])
+    assert set(answer.refused(422, "invalid")["errors"]) == {field}
+
+
+def test_the_cursor_of_another_player_is_refused(small, veteran):
+    other = small.register()
+    small.http("GET", f"/users/me/games?cursor={veteran[1][3]}", token=other["token"]).refused(422, "invalid")
+
+
+def test_a_game_is_shown_to_its_players_only(small, veteran):
+    ann, games, bob = veteran
+    path = f"/games/{games[-1]}"
+    assert small.http("GET", path, token=ann["token"]).json == small.http("GET", path, token=bob["token"]).json
+    small.http("GET", path, token=small.register()["token"]).refused(404, "not_found")
+    small.http("GET", path).refused(401, "not_authenticated")
+
+
+@pytest.mark.parametrize("spoil", [str.upper, lambda game: game + "%0a", lambda game: game[:-1], lambda game: "a" * 12,
+                                   lambda game: "%00", lambda game: "..%2f" + game])
+def test_a_game_that_is_not_there_is_not_found(small, veteran, spoil):
+    game = veteran[1][-1] if re.search("[a-z]", veteran[1][-1]) else "abcdefghijkl"
+    small.http("GET", f"/games/{spoil(game)}", token=veteran[0]["token"]).refused(404, "not_found")
+
+
+def test_a_running_game_is_not_shown(small):
+    ann, bob = small.pair()
+    small.http("GET", f"/games/{ann.frames[-1]['game']}", token=ann.token).refused(404, "not_found")
+    assert my_games(small, ann.session)["games"] == []
+    ann.send("leave")
+    bob.expect("end")
+    ann.close(), bob.close()
+
+
+# -- leaderboards
+
+def rank(server, session, rating):
+    """Puts a player on the leaderboard by his rating, as a game would."""
+    server.redis.hset(trivia.Keys.user(uid_of(session)), mapping={"rating": rating, "games": 1})
+    server.redis.zadd(trivia.Keys.board("rating", ""), {uid_of(session): rating})
+
+
+@pytest.fixture(scope="module")
+def ladder(crowd):
+    """A server on whose leaderboard there are seven players, and nobody else: (server, sessions, best first)."""
+    sessions = [crowd.register() for _ in range(7)]
+    for place, session in enumerate(sessions):
+        rank(crowd, session, 3000.5 - 100 * place)
+    return crowd, sessions
+
+
+def test_the_top_of_a_leaderboard(ladder):
+    server, sessions = ladder
+    names = [session["user"]["username"] for session in sessions]
+    assert board(server, "rating", "?limit=3") == {
+        "leaderboard": "rating", "period": None, "total": 7,
+        "entries": [{"rank": i + 1, "username": names[i], "value": 3000.5 - 100 * i} for i in range(3)]}
+    assert [entry["username"] for entry in board(server, "rating")["entries"]] == names
+
+
+@pytest.mark.parametrize("query, ranks", [("?limit=2&offset=5", [6, 7]), ("?offset=6", [7]), ("?offset=7", []),
+                                          ("?limit=1", [1]), ("?offset=1000000", [])])
+def test_a_page_of_a_leaderboard(ladder, query, ranks):
+    page = board(ladder[0], "rating", query)
+    assert [entry["rank"] for entry in page["entries"]] == ranks and page["total"] == 7
+
+
+@pytest.mark.parametrize("place, limit, ranks", [(3, 3, [3, 4, 5]), (3, 1, [4]), (0, 3, [1, 2, 3]), (6, 3, [6, 7]),
+                                                 (3, 100, [1, 2, 3, 4, 5, 6, 7])])
+def test_the_page_around_me(ladder, place, limit, ranks):
+    server, sessions = ladder
+    page = board(server, "rating", f"?around=me&limit={limit}", sessions[place]["token"])
+    assert [entry["rank"] for entry in page["entries"]] == ranks
+    assert sessions[place]["user"]["username"] in [entry["username"] for entry in page["entries"]]
+
+
+def test_around_me_needs_me(ladder):
+    server, sessions = ladder
+    server.http("GET", "/leaderboards/rating?around=me").refused(401, "not_authenticated")
+    server.http("GET", "/leaderboards/rating?around=you", token=sessions[0]["token"]).refused(422, "invalid")
+    newcomer = server.register()
+    page = board(server, "rating", "?around=me", newcomer["token"])
+    assert page["entries"] == [] and page["total"] == 7
+
+
+@pytest.mark.parametrize("name", ["nonsense", "RATING", "rating%2f", "username", "%00"])
+def test_an_unknown_leaderboard_is_not_found(ladder, name):
+    ladder[0].http("GET", f"/leaderboards/{name}").refused(404, "not_found")
+
+
+def test_a_token_that_is_bad_is_refused_even_where_none_is_needed(ladder):
+    ladder[0].http("GET", "/leaderboards/rating", token="nonsense").refused(401, "not_authenticated")
+
+
+def test_games_move_the_leaderboards(small):
+    ann, bob = small.register(), small.register()
+    win(small, ann, bob)
+    names = [session["user"]["username"] for session in (ann, bob)]
+    users = {name: small.http("GET", f"/users/{name}").json for name in names}
+    assert [(users[name]["wins"], users[name]["games"]) for name in names] == [(1, 1), (0, 1)]
+    assert users[names[0]]["rating"] > 1500 > users[names[1]]["rating"]
+    shown = wait_until(lambda: (all_ := listed(small, "rating")) and set(names) <= set(all_) and all_)
+    assert {name: shown[name] for name in names} == {name: users[name]["rating"] for name in names}
+    weekly = listed(small, "wins")
+    assert weekly[names[0]] == 1 and names[1] not in weekly
+    assert board(small, "wins")["period"] == trivia.period_of("week", time.time())
+
+
+def test_a_weekly_leaderboard_begins_anew(small):
+    ann, bob = small.register(), small.register()
+    name, uid = ann["user"]["username"], uid_of(ann)
+    win(small, ann, bob)
+    win(small, ann, bob)
+    assert listed(small, "wins")[name] == 2
+    # A week goes by: what was this week's is last week's.
+    last = trivia.period_of("week", time.time() - 7 * 86400)
+    field = small.redis.hget(trivia.Keys.user(uid), "board:wins")
+    assert field.split(" ")[1:] == ["0"]
+    small.redis.hset(trivia.Keys.user(uid), "board:wins", f"{last} 0")
+    small.redis.zrem(trivia.Keys.board("wins", trivia.period_of("week", time.time())), uid)
+    assert patch(small, ann, {"avatar": "https://example.org/a"}).status == 200     # brings leaderboards up to date
+    assert name not in listed(small, "wins")
+    win(small, ann, bob)
+    assert listed(small, "wins")[name] == 1
+    assert small.http("GET", f"/users/{name}").json["wins"] == 3
+
+
+def test_a_weekly_leaderboard_does_not_stay_for_ever(small):
+    win(small, small.register(), small.register())
+    left = small.redis.ttl(trivia.Keys.board("wins", trivia.period_of("week", time.time())))
+    assert 7 * 86400 < left <= 14 * 86400
+
+
+@pytest.mark.parametrize("kind, before, after", [
+    ("day", "2026-02-28T23:59:59", "2026-03-01T00:00:00"), ("week", "2026-11-29T23:59:59", "2026-11-30T00:00:00"),
+    ("week", "2027-01-03T23:59:59", "2027-01-04T00:00:00"), ("month", "2026-09-30T23:59:59", "2026-10-01T00:00:00"),
+    ("month", "2026-12-31T23:59:59", "2027-01-01T00:00:00"), ("week", "2024-12-29T23:59:59", "2024-12-30T00:00:00")])
+def test_periods_follow_each_other(kind, before, after):
+    first, then = (trivia.period_of(kind, datetime.fromisoformat(when).replace(tzinfo=timezone.utc).timestamp())
+                   for when in (before, after))
+    assert first < then
+
+
+@pytest.mark.parametrize("kind, longest", [("day", 1), ("week", 7), ("month", 31)])
+def test_a_period_is_one_stretch_of_time_and_sorts_as_such(kind, longest):
+    days = [datetime(2024, 1, 1, 12, tzinfo=timezone.utc) + timedelta(days=i) for i in range(1500)]
+    periods = [trivia.period_of(kind, day.timestamp()) for day in days]
+    assert periods == sorted(periods)
+    assert max(periods.count(period) for period in set(periods)) == longest
+
+
+# -- the script that applies results
+
+def apply(server, uid, game="g1", wins=1, change=10, sigma="400", period="2026-W47", keep=3, ended=1000):
+    keys = trivia.Keys.user(uid), trivia.Keys.history(uid)
+    return server.redis.eval(trivia.APPLY_RESULT.text, 2, *keys, game, ended, keep, wins, change, sigma, 1500,
+                             "wins", "wins", period)
+
+
+@pytest.fixture
+def somebody(server):
+    """The id of a user whom nothing else touches."""
+    uid = "t" + unique_name()
+    server.redis.hset(trivia.Keys.user(uid), mapping={"username": uid, "wins": 5, "board:wins": "2026-W46 3"})
+    yield uid
+    server.redis.delete(trivia.Keys.user(uid), trivia.Keys.history(uid))
+
+
+def test_a_result_is_applied_once(server, somebody):
+    assert apply(server, somebody) == 1
+    applied = server.redis.hgetall(trivia.Keys.user(somebody))
+    assert applied == {"username": somebody, "wins": "6", "games": "1", "rating": "1510", ":sigma": "400",
+                       "board:wins": "2026-W47 5"}
+    assert apply(server, somebody) == 0
+    assert server.redis.hgetall(trivia.Keys.user(somebody)) == applied
+
+
+def test_a_result_in_the_same_week_keeps_where_the_week_began(server, somebody):
+    assert apply(server, somebody, period="2026-W46") == 1
+    assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "board:wins") == ["6", "2026-W46 3"]
+
+
+def test_a_late_result_does_not_bring_back_an_earlier_week(server, somebody):
+    assert apply(server, somebody, period="2026-W45") == 1
+    assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "board:wins") == ["6", "2026-W46 3"]
+
+
+def test_an_unrated_defeat_counts_as_a_game_only(server, somebody):
+    assert apply(server, somebody, wins=0, change=0, sigma="") == 1
+    assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "games", "rating", ":sigma") == ["5", "1", None, None]
+
+
+def test_only_the_newest_games_are_remembered(server, somebody):
+    for i in range(5):
+        assert apply(server, somebody, game=f"g{i}", ended=1000 + i) == 1
+    assert server.redis.zrange(trivia.Keys.history(somebody), 0, -1) == ["g2", "g3", "g4"]
+
+
+def test_a_result_of_someone_who_is_gone_makes_nothing(server):
+    uid = "t" + unique_name()
+    assert apply(server, uid) == 0
+    assert not server.redis.exists(trivia.Keys.user(uid)) and not server.redis.exists(trivia.Keys.history(uid))
+
+
+def test_simultaneous_applications_of_one_result_apply_it_once(server, somebody):
+    assert sorted(at_once(8, lambda i: apply(server, somebody))) == [0] * 7 + [1]
+    assert server.redis.hget(trivia.Keys.user(somebody), "wins") == "6"
+
+
+# -- who may call
+
+@pytest.mark.parametrize("method, path", [
+    ("GET", "/users/me"), ("PATCH", "/users/me"), ("DELETE", "/users/me"), ("GET", "/users/me/export"),
+    ("GET", "/users/me/games"), ("GET", "/games/abcdefghijkl"), ("POST", "/auth/logout"), ("DELETE", "/auth/sessions"),
+    ("POST", "/auth/password")])
+def test_a_route_about_the_caller_needs_a_session(server, method, path):
+    answer = server.http(method, path, {})
+    answer.refused(401, "not_authenticated")
+    assert answer.headers["www-authenticate"] == "Bearer"
