@@ -171,6 +171,11 @@ class Fatal(SystemExit):
     """What stops the start: a message for the operator, without a traceback."""
 
 
+def dumps(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
 def parse_json(text: str | bytes) -> Any:
     """Decodes JSON as RFC 8259 has it, without what Python adds to it: no NaN, no lone surrogates, and no key twice.
 
@@ -570,6 +575,23 @@ class Schema:
 
 class Unavailable(Exception):
     """Redis can't be reached, or did not answer in time; whether the command was carried out is not known."""
+
+
+_tasks: set[asyncio.Task] = set()
+
+
+def spawn(work: Any) -> asyncio.Task:
+    """Runs something in the background. Its failure is logged; Redis being away is no news by then."""
+    task = asyncio.ensure_future(work)
+    _tasks.add(task)
+    task.add_done_callback(_finished)
+    return task
+
+
+def _finished(task: asyncio.Task) -> None:
+    _tasks.discard(task)
+    if not task.cancelled() and task.exception() and not isinstance(task.exception(), Unavailable):
+        log.error("background task failed", exc_info=task.exception())
 
 
 class Keys:
@@ -2331,11 +2353,6 @@ def ranking(game: Game) -> list[dict]:
     return sorted(rows, key=lambda row: row["rank"])
 
 
-def dumps(value: Any) -> str:
-    """Compact JSON."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
 # ---- sockets ------------------------------------------------------------------------------------------------
 # A player's WebSocket, on raw ASGI: Sanic's own WebSocket under ASGI can't close with a code and hangs after a
 # disconnect. A socket is in one of three states, and ALLOWED says which message is legal in which; the server's
@@ -2366,23 +2383,6 @@ REFUSALS = {
 CLOSE_MALFORMED, CLOSE_UNAUTHENTICATED, CLOSE_IDLE, CLOSE_REPLACED, CLOSE_TOO_BIG, CLOSE_TOO_FAST = (
     4400, 4401, 4408, 4409, 4413, 4429)
 CLOSE_RESTART, CLOSE_TRY_LATER = 1012, 1013
-
-_tasks: set[asyncio.Task] = set()
-
-
-def spawn(work: Any) -> asyncio.Task:
-    """Runs something in the background. Its failure is logged; Redis being away is no news by then."""
-    task = asyncio.ensure_future(work)
-    _tasks.add(task)
-    task.add_done_callback(_finished)
-    return task
-
-
-def _finished(task: asyncio.Task) -> None:
-    _tasks.discard(task)
-    if not task.cancelled() and task.exception() and not isinstance(task.exception(), Unavailable):
-        log.error("background task failed", exc_info=task.exception())
-
 
 @types.coroutine
 def _resume(coroutine: Any, waiting: Any) -> Any:
