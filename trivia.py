@@ -968,6 +968,11 @@ class Bank:
                           for number, row in rows.items() if number.isdigit()}
         self.pools = {name: self._pool(queue.spec) for name, queue in self.schema.queues.items()}
 
+    async def have(self, numbers: Iterable[int]) -> None:
+        """Reads the bank again if it has grown by some of these questions."""
+        if any(number not in self.questions for number in numbers):
+            await self.load()
+
     def _pool(self, spec: dict) -> list[int]:
         categories, difficulties = spec.get("categories"), spec.get("difficulties")
         return [number for number, question in self.questions.items()
@@ -2222,7 +2227,9 @@ class Games:
         reply = await self._when_formed(lambda: self.redis.run(ENTER_GAME, Keys.game(game), uid, connection))
         if reply[0] != "ok":
             return None
-        return int(reply[1]), Game(game, dict(zip(reply[2::2], reply[3::2])))
+        entered = Game(game, dict(zip(reply[2::2], reply[3::2])))
+        await self.bank.have(number for number, _ in entered.rounds)
+        return int(reply[1]), entered
 
     async def _when_formed(self, act: Callable[[], Awaitable]) -> Any:
         """Does something with a game that another worker may just be forming."""
@@ -2238,7 +2245,11 @@ class Games:
     async def load(self, game: str) -> Game | None:
         """A game, or None if there is none."""
         fields = await self.redis.call("HGETALL", Keys.game(game)[0])
-        return Game(game, fields) if fields else None
+        if not fields:
+            return None
+        found = Game(game, fields)
+        await self.bank.have(number for number, _ in found.rounds)
+        return found
 
     async def settle(self, game_id: str) -> None:
         """Applies a game's result to its players and ends it.
@@ -2384,6 +2395,7 @@ CLOSE_MALFORMED, CLOSE_UNAUTHENTICATED, CLOSE_IDLE, CLOSE_REPLACED, CLOSE_TOO_BI
     4400, 4401, 4408, 4409, 4413, 4429)
 CLOSE_RESTART, CLOSE_TRY_LATER = 1012, 1013
 
+
 @types.coroutine
 def _resume(coroutine: Any, waiting: Any) -> Any:
     """Goes on with a coroutine that was started by hand and waits for something."""
@@ -2519,8 +2531,7 @@ class Socket:
 
     async def _on_frame(self, frame: dict) -> None:
         limits, text = self.hub.limits, frame.get("text")
-        if len(text if text is not None else frame.get("bytes") or b"") > limits.message_bytes or (
-                text is not None and len(text) * 4 > limits.message_bytes < len(text.encode("utf-8", "replace"))):
+        if len(frame.get("bytes") or b"" if text is None else text.encode()) > limits.message_bytes:
             return await self.close(CLOSE_TOO_BIG, f"a message has at most {limits.message_bytes} bytes")
         if not self._allow():
             if self.fast > limits.message_burst:
@@ -2548,7 +2559,7 @@ class Socket:
         if self.allowance < 1:
             self.fast += 1
             return False
-        self.allowance, self.fast = self.allowance - 1, 0
+        self.allowance, self.fast = self.allowance - 1, max(0, self.fast - 1)
         return True
 
     def _read(self, text: str | None) -> dict:
@@ -2726,7 +2737,7 @@ class Hub:
     async def depart(self, uid: str, connection: str, queue: str) -> None:
         """Makes it known that a connection is gone, however long Redis is away."""
         while True:
-            with contextlib.suppress(Unavailable):
+            with contextlib.suppress(Unavailable, hiredis.ReplyError):
                 outcome, game = await self.lobby.leave(queue, uid, connection, True)
                 if outcome == "game":
                     await self.games.exit(game, connection, False)

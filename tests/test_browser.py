@@ -5,17 +5,18 @@ import re
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import PASSWORD, edited_schema, unique_name
+from conftest import PASSWORD, Server, edited_schema, unique_name
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 expect = playwright.expect
+expect.set_options(timeout=20_000)
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
              "--disable-sync", "--no-first-run", "--disable-quic"]
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 SHOTS = os.environ.get("TRIVIA_SHOTS")          # a folder for screenshots, to look at
-SECONDS = 1000
+SECONDS = 1000         # Playwright counts in ms
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +30,13 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def long_games(make_module_server):
+def long_games():
     """A server whose rounds are long enough to look around in them."""
-    return make_module_server(edited_schema(answer_seconds=60, reveal_seconds=2, start_seconds=1, rounds=2))
-
-
-@pytest.fixture(scope="module")
-def make_module_server():
-    from conftest import Server
-
-    made = []
-
-    def make(schema):
-        made.append(Server(schema))
-        return made[-1].start()
-    yield make
-    for server in made:
-        server.close()
+    running = Server(edited_schema(answer_seconds=60, reveal_seconds=2, start_seconds=1, rounds=2))
+    try:
+        yield running.start()
+    finally:
+        running.close()
 
 
 class Tab:
@@ -136,7 +127,7 @@ def in_game(tabs):
 def play_round(ann, bob):
     """Ann answers first, Bob sees it; both see the reveal. Returns whether each was right."""
     ann.answer(0)
-    expect(bob.find(f'[data-player="{ann.name}"]')).to_have_class(re.compile(r"\banswered\b"))
+    expect(bob.find(f'[data-player="{ann.name}"]').get_by_role("img", name="answered")).to_be_visible()
     bob.answer(1)
     right = []
     for tab, chosen in ((ann, 0), (bob, 1)):
@@ -189,14 +180,15 @@ def test_a_reload_in_mid_game_resumes_it(long_games, open_tabs):
     ann, bob = tabs = open_tabs(long_games)
     in_game(tabs)
     question = ann.find("#question").inner_text()
+    bob.page.reload()
+    bob.on("game")
     ann.answer(0)
     ann.page.reload()
     ann.on("game")
     expect(ann.find("#question")).to_have_text(question)
     expect(ann.choice(0)).to_be_disabled()      # the answer given before counts
     expect(ann.choice(0)).to_have_class(re.compile(r"\bown\b"))
-    bob.page.reload()
-    bob.on("game")
+    expect(bob.find("#question")).to_have_text(question)
     bob.answer(1)
     for tab in tabs:
         expect(tab.find("#round")).to_contain_text("2 of 2", timeout=20 * SECONDS)

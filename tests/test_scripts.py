@@ -1099,7 +1099,7 @@ def test_a_player_is_taken_out_of_a_game(store, game):
         assert store.run(trivia.FORGET_PLAYER, (game.key,), uid) == returned
         assert [game.uid1, game.name1, f"{game.uid2} {game.name2}"] == ["u1", "n1", left]
     assert store.run(trivia.FORGET_PLAYER, Keys.game("00aaaaaaaaaa")[:1], "u1") == 0
-    assert not store.client.exists(*Keys.game("00aaaaaaaaaa"))
+    assert not store.client.exists(Keys.game("00aaaaaaaaaa")[0])
 
 
 @pytest.mark.parametrize("lost_players", [1, 2])
@@ -1241,6 +1241,7 @@ def played():
         look("settled")
         for one in (back, bob):
             one.send("join")
+        for one in (back, bob):
             one.expect("start")
         bob.send("leave")
         assert [one.expect("end")["reason"] for one in (back, bob)] == ["forfeit"] * 2
