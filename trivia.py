@@ -28,8 +28,9 @@ node. Times are ms since 1970 by the clock of Redis, unless said otherwise.
     seen:{UID}               string  bitmap of the questions that were put to the player         erased
     unique:{FIELD:BUCKET}    hash    folded value -> "UID", or "UID until" while a claim is new  released
     limit:{WHAT:WHO}         string  time at which the allowance is whole again                  then
-    seats:{lobby}            hash    UID -> "connection queue ticket-since rating game", - for   left and not
-                                     nothing; the one place that says what a player is doing     in a game
+    seats:{lobby}            hash    UID -> "connection turn queue ticket-since rating game", -  left and not
+                                     for nothing; what a player is doing. The turn counts his    in a game
+                                     connections, so that an older one can't undo a newer
     queue:{lobby}:NAME       zset    UID -> ticket-since (fifo) or rating                        matched, left
     due:{lobby}              zset    "QUEUE UID" -> when the ticket is looked at again           matched, left
     forming:{lobby}          zset    "GAME QUEUE UID..." -> when another worker may form it      game is formed
@@ -37,6 +38,7 @@ node. Times are ms since 1970 by the clock of Redis, unless said otherwise.
     playing:{lobby}          hash    queue -> players in its games                               never
     game:{gSHARD}:ID         hash    see the game section                                        game_days after
     deadlines:{gSHARD}       zset    game id -> its next deadline                                settled
+    boards:{boards}          hash    leaderboard -> field, of those that hold everybody          never
     board:{NAME}             zset    UID -> value                                                erased
     board:{NAME}:PERIOD      zset    UID -> gain within the period                               twice the period
     bank:{bank}              hash    number -> question (JSON); file:NAME -> digest last read    never
@@ -86,7 +88,8 @@ import hiredis
 import marshmallow
 import uvicorn
 import yaml
-from jsonschema import Draft202012Validator
+from uvicorn.config import STARTUP_FAILURE
+from jsonschema import Draft202012Validator, FormatChecker
 from openskill.models import PlackettLuce
 from redis.asyncio.connection import parse_url
 from sanic import Request, Sanic
@@ -109,6 +112,7 @@ TICK_S = 0.025              # how often a worker looks for due deadlines
 LOBBY_TICK_S = 0.2          # ... for due tickets; also the heartbeat
 CALL_SECONDS = 5            # Redis is taken for lost when it is silent for so long
 MAX_PENDING = 20_000        # commands that may wait for Redis in one worker
+MAX_UNREAD = 256 * 1024     # bytes for a phone in the server's buffer
 CLAIM_MS = 30_000           # a unique value is kept for a registration under way for so long
 
 log = logging.getLogger("trivia")
@@ -117,6 +121,7 @@ log = logging.getLogger("trivia")
 # ---- errors -------------------------------------------------------------------------------------------------
 # Everything a caller can do wrong has one code, the same in HTTP problem details (RFC 9457) and in WebSocket errors.
 
+PROBLEM_JSON, JSON = "application/problem+json", "application/json"
 PROBLEMS = {
     "bad_request": (400, "The request can't be read."),
     "bad_json": (400, "The body is not valid JSON."),
@@ -156,7 +161,7 @@ class Problem(SanicException):
         """The problem details as an HTTP response."""
         retry = {"retry-after": str(self.retry_after)} if self.retry_after is not None else {}
         auth = {"www-authenticate": "Bearer"} if self.status_code == 401 else {}
-        return HTTPResponse(json.dumps(self.body()), self.status_code, retry | auth, "application/problem+json")
+        return HTTPResponse(json.dumps(self.body()), self.status_code, retry | auth, PROBLEM_JSON)
 
 
 class Refused(Exception):
@@ -228,9 +233,18 @@ def _named(values: dict, known: dict | None = None, **more: Any) -> dict:
             "additionalProperties": values} | more
 
 
-def _with(base: dict, **values: Any) -> dict:
-    return {"allOf": [base, {"properties": {key: {"const": value} for key, value in values.items()},
-                             "required": list(values)}]}
+def _with(base: dict, *never: str, **values: Any) -> dict:
+    """A field (or the like) that must have these values, and must not have those flags."""
+    return {"allOf": [base, {"properties": {key: {"const": value} for key, value in values.items()}
+                             | dict.fromkeys(never, {"const": False}), "required": list(values)}]}
+
+
+def _names(*taken: str) -> dict:
+    return {"allOf": [_NAME, {"not": {"enum": taken}}]}
+
+
+def _holding(*names: str) -> dict:
+    return {"allOf": [_NAMES, *({"contains": {"const": name}} for name in names)]}
 
 
 FIELD = _object(
@@ -240,9 +254,10 @@ FIELD = _object(
     maximum={"type": "number"}, enum={"type": "array", "items": _SCALAR, "minItems": 1}, default=_SCALAR,
     examples={"type": "array", "items": _SCALAR}, deprecated=_BOOL, readOnly=_BOOL, writeOnly=_BOOL, unique=_BOOL,
     private=_BOOL) | {"if": {"properties": {"unique": {"const": True}}, "required": ["unique"]},
-                      "then": {"properties": {"type": {"const": "string"}}}}
+                      "then": {"properties": {"type": {"const": "string"}, "default": False}}}
 _WRITTEN = {"readOnly": True, "default": 0}
-USER_FIELDS = {"username": _with(FIELD, type="string", unique=True), "password": _with(FIELD, type="string", writeOnly=True),
+USER_FIELDS = {"username": _with(FIELD, "readOnly", "writeOnly", "private", type="string", unique=True),
+               "password": _with(FIELD, "readOnly", "unique", type="string", writeOnly=True),
                "wins": _with(FIELD, type="integer", **_WRITTEN), "games": _with(FIELD, type="integer", **_WRITTEN),
                "rating": {"allOf": [_with(FIELD, type="number", readOnly=True), {"required": ["default"]}]}}
 QUEUE = _object(
@@ -262,37 +277,41 @@ QUEUE = _object(
          "then": {"required": ["fill_seconds"]}}]}
 SERVER_MESSAGES = ("queued cancelled start question answered reveal update user_exit user_return end pong "
                    "error").split()
-_RESERVED = {"allOf": [_NAME, {"not": {"enum": ["type", "id", "game", "seq", "player"]}}]}
-RELAYED = _object("relay", description=_TEXT, fields=_named(FIELD, propertyNames=_RESERVED), required=_NAMES,
-                  relay={"enum": ["opponents"]})
-HANDLED = {name: _object("fields" if fields else "", description=_TEXT, required=_NAMES,
-                         fields=_named(FIELD, dict.fromkeys(fields.split(), FIELD)))
-           for name, fields in {"answer": "round choice game", "check": "", "ping": "client_ms", "join": "queue",
-                                "leave": ""}.items()}
+RELAYED = _object("relay", description=_TEXT, required=_NAMES, relay={"enum": ["opponents"]},
+                  fields=_named(FIELD, propertyNames=_names("type", "id", "game", "seq", "player")))
+HANDLED = {name: _object(" ".join(["fields"] * bool(fields) + ["required"] * bool(required)), description=_TEXT,
+                         required=_holding(*required),
+                         fields=_named(FIELD, {field: _with(FIELD, type=kind) for field, kind in fields.items()},
+                                       propertyNames=_names("type", "id", "seq", "player")))
+           for name, fields, required in (
+               ("answer", {"round": "integer", "choice": "integer", "game": "string"}, ["round", "choice"]),
+               ("check", {}, []), ("ping", {"client_ms": "number"}, []), ("join", {"queue": "string"}, []),
+               ("leave", {}, []))}
 LIMITS = ("connections message_bytes messages_per_second message_burst bad_messages outbox_messages send_seconds "
           "idle_seconds queue_length body_bytes body_seconds session_days sessions_per_user login_failures "
-          "login_seconds hashing_queue history_games game_days")
+          "login_seconds hashing_queue game_days")
 FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _object(
     "users leaderboards queues messages limits", title=_TEXT, description=_TEXT, origins=_NAMES,
-    users=_object("fields required", fields=_named(FIELD, USER_FIELDS), required=_NAMES | {"allOf": [
-        {"contains": {"const": "username"}}, {"contains": {"const": "password"}}]}),
+    users=_object("fields required", fields=_named(FIELD, USER_FIELDS, propertyNames=_names("login", "created_at")),
+                  required=_holding("username", "password")),
     leaderboards=_named(_object("field", field=_TEXT, description=_TEXT, period={"enum": ["day", "week", "month"]})),
     queues=_named(QUEUE, minProperties=1),
     messages=_object(
         "client server",
-        client=_named(RELAYED, HANDLED, propertyNames={"allOf": [_NAME, {"not": {"enum": SERVER_MESSAGES}}]}),
+        client=_named(RELAYED, HANDLED, propertyNames=_names(*SERVER_MESSAGES)),
         server=_object(" ".join(SERVER_MESSAGES), **dict.fromkeys(
-            SERVER_MESSAGES, _object("fields", description=_TEXT, fields={"type": "object"}, required=_NAMES)))),
+            SERVER_MESSAGES, _object("fields", description=_TEXT, required=_NAMES, fields={
+                "type": "object", "additionalProperties": {"$ref": "https://json-schema.org/draft/2020-12/schema"}})))),
     limits=_object(LIMITS, **dict.fromkeys(LIMITS.split(), _COUNT)))
 
 Mistake = tuple[tuple, str, str]    # path, what was found, what was expected
 
 
 class Lines(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """A loader that knows on which line each value stands."""
+    """A loader that knows on which line each value stands, and takes only what JSON has too."""
 
     def read(self) -> tuple[dict[tuple, int], list[Mistake], Any]:
-        """({path: line}, keys that stand twice or are no text, the tree)."""
+        """({path: line}, what can't be taken, the tree)."""
         self.at, self.mistakes, node = {}, [], self.get_single_node()
         if node is not None:
             self._walk(node, (), ())
@@ -302,10 +321,15 @@ class Lines(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         self.at.setdefault(path, node.start_mark.line + 1)
         if node in above or len(self.at) > 20_000:
             raise yaml.composer.ComposerError(None, None, "it refers to itself, or is far too long", node.start_mark)
-        children = node.value if not isinstance(node, yaml.ScalarNode) else ()
-        for i, child in enumerate(children):
+        if isinstance(node, yaml.ScalarNode):
+            if not self._is_json(node):
+                self.mistakes.append((path, _short(node.value), "text, a number, true, false or null; put text in quotes"))
+            return
+        if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+            self.mistakes.append((path, node.tag, "a plain mapping or list"))
+        for i, child in enumerate(node.value):
             key, value = child if isinstance(node, yaml.MappingNode) else (None, child)
-            at = (*path, i if key is None else str(key.value))
+            at = (*path, i if key is None else str(key.value)[:60])
             if key is not None and key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
                 self.mistakes.append((at, "a key that is no text", "text; put it in quotes"))
             elif at in self.at:
@@ -313,23 +337,47 @@ class Lines(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             self.at[at] = (key or value).start_mark.line + 1
             self._walk(value, at, (*above, node))
 
+    def _is_json(self, node: yaml.ScalarNode) -> bool:
+        try:
+            return isinstance(self.construct_object(node), (str, int, float, type(None)))
+        except yaml.YAMLError:
+            raise
+        except Exception:       # PyYAML raises whatever int() and the like raise
+            return False
+
+
+def _number(loader: yaml.Loader, node: yaml.ScalarNode) -> int | float:
+    """A number with a point; 3.0 is 3, as in JSON Schema, and NaN and the infinities are none."""
+    value = loader.construct_yaml_float(node)
+    return int(value) if value.is_integer() else value if abs(value) < float("inf") else float(node)
+
+
+Lines.add_constructor("tag:yaml.org,2002:float", _number)
+
 
 def read_schema(file: Path) -> dict:
     """The parsed tree of a schema file. Raises Fatal with every mistake: `FILE:LINE: PATH: found ...; expected ...`."""
     try:
-        lines, mistakes, tree = Lines(file.read_text("utf-8")).read()
+        lines, mistakes, tree = Lines(text := file.read_text("utf-8")).read()
+        mistakes = mistakes or _mistakes(tree)
     except (OSError, UnicodeError) as error:
         raise Fatal(f"{file}: can't be read: {error}") from None
+    except yaml.reader.ReaderError as error:
+        raise Fatal(f"{file}:{text[:error.position].count(chr(10)) + 1}: not YAML: {error.reason}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise Fatal(f"{file}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise Fatal(f"{file}: not YAML: {error}") from None
-    if mistakes := mistakes or _mistakes(tree):
+    except RecursionError:
+        raise Fatal(f"{file}:1: not YAML: it is nested too deeply") from None
+    if mistakes:
         raise Fatal("\n".join(f"{file}:{line}: {path}: found {found}; expected {expected}" for line, path, found, expected
-                              in sorted((_line(lines, path), ".".join(map(str, path)) or "the file", found, expected)
+                              in sorted((_line(lines, path), _dotted(path), found, expected)
                                         for path, found, expected in mistakes)))
     return tree
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(str(key) if str(key).isprintable() else _short(key) for key in path) or "the file"
 
 
 def _line(lines: dict[tuple, int], path: tuple) -> int:
@@ -339,11 +387,16 @@ def _line(lines: dict[tuple, int], path: tuple) -> int:
     return lines.get(path, 1)
 
 
+FORMAT_CHECKER = FormatChecker(())
+FORMAT_CHECKER.checks("regex", (re.error, OverflowError, RecursionError))(lambda value: not isinstance(value, str)
+                                                                          or re.compile(value))
+
+
 def _mistakes(tree: Any) -> list[Mistake]:
-    errors = Draft202012Validator(FILE_SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER).iter_errors(tree)
+    errors = Draft202012Validator(FILE_SCHEMA, format_checker=FORMAT_CHECKER).iter_errors(tree)
     mistakes = [mistake for error in errors for mistake in _explain(error)]
-    broken = {path[:length] for path, _, _ in mistakes for length in range(len(path) + 1)}
-    return list(dict.fromkeys(mistakes + list(_cross_checks(tree, broken))))
+    wrong = {path for path, _, _ in mistakes}
+    return list(dict.fromkeys(mistakes + list(_cross_checks(tree, wrong))))
 
 
 def _explain(error: Any) -> Iterable[Mistake]:
@@ -371,40 +424,49 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _cross_checks(tree: Any, broken: set[tuple]) -> Iterable[Mistake]:
-    """What FILE_SCHEMA can't say. Looks only at what has no mistake in it so far (`broken` has the paths that do)."""
-    def sound(*path: str) -> dict:
-        found = {} if () in broken and not isinstance(tree, dict) else tree
-        for key in path:
-            found = found.get(key, {}) if isinstance(found, dict) else {}
-        return {name: value for name, value in found.items() if (*path, name) not in broken}
+def _cross_checks(tree: Any, wrong: set[tuple]) -> Iterable[Mistake]:
+    """What FILE_SCHEMA can't say. Looks only at what has no mistake in it, below it or above it (`wrong` has them)."""
+    def fine(path: tuple) -> bool:
+        return not any(path == other[:len(path)] or other == path[:len(other)] for other in wrong)
 
-    for path in (("users",), *(("messages", "client", name) for name in sound("messages", "client"))):
-        fields = sound(*path, "fields")
-        for name in sound(*path).get("required", ()):
-            if name not in fields and (*path, "fields") not in broken:
+    def children(*path: str) -> dict:
+        found = tree
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        return {key: value for key, value in (found if isinstance(found, dict) else {}).items() if fine((*path, key))}
+
+    groups = [("users",), *(("messages", side, name) for side in ("client", "server") for name in children("messages", side))]
+    for path in groups:
+        fields = children(*path, "fields")
+        for name in children(*path).get("required", ()):
+            if name not in fields and fine((*path, "fields", name)):
                 yield (*path, "required"), _short(name), "the name of a field"
-        for name, rule in fields.items():
-            yield from _field_checks((*path, "fields", name), rule)
-    fields = sound("users", "fields")
-    for name, board in sound("leaderboards").items():
-        if fields.get(board["field"], {}).get("type") not in ("integer", "number"):
-            numeric = [name for name, rule in fields.items() if rule["type"] in ("integer", "number")]
+        if path[1:2] != ("server",):
+            for name, rule in fields.items():
+                yield from _field_checks((*path, "fields", name), rule)
+    fields = children("users", "fields")
+    numeric = [name for name, rule in fields.items() if rule["type"] in ("integer", "number") and not rule.get("private")]
+    for name, board in children("leaderboards").items():
+        if board["field"] not in numeric and fine(("users", "fields", board["field"])):
             yield ("leaderboards", name, "field"), _short(board["field"]), "a numeric user field: " + ", ".join(numeric)
-    for name, queue in sound("queues").items():
+    for name, queue in children("queues").items():
         if isinstance(queue["players"], dict) and queue["players"]["min"] > queue["players"]["max"]:
             yield ("queues", name, "players"), _short(queue["players"]), "min up to max"
 
 
 def _field_checks(path: tuple, rule: dict) -> Iterable[Mistake]:
-    for low, high in (("minLength", "maxLength"), ("minimum", "maximum")):
-        if rule.get(low, 0) > rule.get(high, float("inf")):
-            yield (*path, low), _short(rule[low]), f"at most {high}, {rule[high]}"
-    for key, values in (("default", [rule["default"]] if rule.get("default", "") != "" else []),
+    for low, high, implied in (("minLength", "maxLength", TEXT_LENGTH), ("minimum", "maximum", float("inf"))):
+        if low in rule and rule[low] > rule.get(high, implied):
+            yield (*path, low), _short(rule[low]), f"at most {high}, {rule.get(high, implied)}"
+    # A text may default to none at all, whatever it must be once it is given.
+    free = rule["type"] == "string" and "enum" not in rule and rule.get("default") == ""
+    for key, values in (("default", [rule["default"]] if "default" in rule and not free else []),
                         ("enum", rule.get("enum", []))):
         for value in values:
             try:
                 Form({key: {word: rest for word, rest in rule.items() if word != key}}).load({key: value})
+                if value not in rule.get("enum", [value]):
+                    raise marshmallow.ValidationError({key: [f"One of {_short(rule['enum'])}."]})
             except marshmallow.ValidationError as error:
                 yield (*path, key), _short(value), "a value that the field takes: " + " ".join(error.messages[key])
 
@@ -450,11 +512,11 @@ def _check(test: Callable[[str], Any], message: str) -> Callable[[str], None]:
     return validate
 
 
+WEB_ADDRESS = r"https?://[^\s\"'<>\\]+"
 FORMATS = {
     # At least two labels after the @, as any address that mail reaches has; marshmallow takes a@localhost.
     "email": _check(re.compile(r"[^@\s]{1,64}@([a-z0-9-]+\.)+[a-z0-9-]{2,}", re.I).fullmatch, "Must be an email address."),
-    "uri": _check(lambda value: not value or re.fullmatch(r"https?://[^\s\"'<>\\]+", value),
-                  "Must be an http or https address."),
+    "uri": _check(re.compile(f"({WEB_ADDRESS})?").fullmatch, "Must be an http or https address."),
     "date": marshmallow.fields.Date(format="iso").deserialize,
     "date-time": marshmallow.fields.DateTime(format="iso").deserialize,
 }
@@ -499,11 +561,14 @@ class Form:
             value, kind = data.get(name, marshmallow.missing), self.rules[name]["type"]
             if value is marshmallow.missing and not form.required:
                 continue
+            if kind == "integer" and isinstance(value, float) and value.is_integer():
+                value = int(value)      # 3.0 is an integer in JSON Schema
             try:
                 if value is not marshmallow.missing and (
                         not isinstance(value, JSON_TYPES[kind]) or isinstance(value, bool) != (kind == "boolean")):
                     raise marshmallow.ValidationError(f"Must be of type {kind}.")
-                values[name] = form.deserialize(value)
+                form.deserialize(value)
+                values[name] = value        # as it was sent: 7 stays 7 where a number is asked for
             except marshmallow.ValidationError as error:
                 errors[name] = error.messages
         for name in data.keys() - self.fields.keys():
@@ -521,6 +586,10 @@ class Form:
 def public_rule(rule: dict) -> dict:
     """A field without our own words, its implied bound made explicit: plain JSON Schema."""
     plain = {key: value for key, value in rule.items() if key not in ("unique", "private")}
+    if rule["type"] in ("integer", "number"):
+        return {"minimum": -2**53, "maximum": 2**53} | plain
+    if plain.get("format") == "uri":        # ours takes '' too, and no other schemes
+        plain = {key: value for key, value in plain.items() if key != "format"} | {"pattern": f"^({WEB_ADDRESS})?$"}
     return {"maxLength": TEXT_LENGTH} | plain if rule["type"] == "string" and "enum" not in rule else plain
 
 
@@ -553,9 +622,11 @@ class Schema:
         rule, text = self.fields[name], stored.get(name)
         if text is None:
             return rule.get("default")
-        if rule["type"] == "number":
-            return round(float(text), 3)
-        return {"string": str, "integer": int, "boolean": "1".__eq__}[rule["type"]](text)
+        try:
+            value = {"string": str, "integer": int, "number": float, "boolean": "1".__eq__}[rule["type"]](text)
+        except ValueError:      # it was stored when the field had another type
+            return rule.get("default")
+        return round(value, 3) if name == "rating" else value
 
     def stored(self, name: str, value: Any) -> str | None:
         """The text that Redis keeps for a value; None for the default, which is not kept."""
@@ -599,7 +670,7 @@ class Keys:
 
     seats, due, forming, workers, playing = (
         f"{name}:{{lobby}}" for name in ("seats", "due", "forming", "workers", "playing"))
-    bank, fingerprints = "bank:{bank}", "fingerprints:{bank}"
+    bank, fingerprints, boards = "bank:{bank}", "fingerprints:{bank}", "boards:{boards}"
     user, history, seen = "user:{{{}}}".format, "history:{{{}}}".format, "seen:{{{}}}".format     # of a UID
     queue, limit = "queue:{{lobby}}:{}".format, "limit:{{{}:{}}}".format                           # of names
     worker = "worker:{}".format                                                                    # a channel
@@ -673,6 +744,12 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.reader.feed(data)
+        try:
+            self._take_replies()
+        except hiredis.ProtocolError:       # whoever this is, it is no Redis
+            self.transport.abort()
+
+    def _take_replies(self) -> None:
         events: list = []
         while (reply := self.reader.gets()) is not self.MORE:
             if isinstance(reply, hiredis.PushNotification):
@@ -728,10 +805,12 @@ class Redis:
         except TimeoutError:
             connection.transport.abort()
             raise Unavailable(f"{self._place()}: no answer in {CALL_SECONDS} s") from None
+        except Unavailable as error:
+            raise Unavailable(f"{self._place()}: {error}") from None
         self.connection = connection
 
     def _place(self) -> str:
-        return re.sub(r"//[^@/]*@", "//", self.url) or str(own_server_socket())
+        return re.sub(r"//[^@/]*@", "//", self.url.partition("?")[0]) or str(own_server_socket())
 
     async def _open(self) -> Connection:
         loop, make = asyncio.get_running_loop(), functools.partial(Connection, self.on_events)
@@ -819,8 +898,8 @@ class Redis:
             with contextlib.suppress(Unavailable, hiredis.ReplyError, TimeoutError), data_lock():
                 async with asyncio.timeout(CALL_SECONDS):
                     clients = await self.call("INFO", "clients")
-                    if re.search(r"connected_clients:1\b", clients):
-                        await self.call("SHUTDOWN")
+                    self.call("SHUTDOWN" if re.search(r"connected_clients:1\b", clients) else "QUIT").cancel()
+                    await asyncio.shield(self.connection.closed)        # under the lock, or the next one counts us
         self.connection.transport.close()
 
 
@@ -878,7 +957,7 @@ def _spawn(path: Path) -> None:
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not _ping(path):
         if server.poll() is not None:
-            said = server.stdout.read().decode(errors="replace").strip() or log_file.read_text()[-500:]
+            said = server.stdout.read().decode(errors="replace").strip() or log_file.read_text().strip().rpartition("\n")[2]
             raise Fatal(f"the Redis server did not start: {said}")
         time.sleep(0.02)
     server.stdout.close()       # from now on it writes to its log file
@@ -904,6 +983,11 @@ if replace ~= '1' or redis.call('HGET', bank, number) == question then return 'd
 redis.call('HSET', bank, number, question)
 return 'changed'
 """)
+
+
+def fold(value: str) -> str:
+    """What a unique value is compared by: its letter case and its way of writing it in Unicode do not count."""
+    return unicodedata.normalize("NFKC", value).casefold()
 
 
 @dataclass(frozen=True)
@@ -942,8 +1026,8 @@ class Question:
 
     @property
     def digest(self) -> str:
-        """Tells texts apart, whatever their case, spacing and punctuation."""
-        folded = re.sub(r"\W+", "", unicodedata.normalize("NFKC", self.text).casefold()) or self.text
+        """Tells texts apart, whatever their case, spacing and marks; but 7 + 3 is not 7 × 3, nor C# C."""
+        folded = re.sub(r"[\s.,;:!?'\"‘’“”()…]+", "", fold(self.text)) or self.text
         return base64.urlsafe_b64encode(hashlib.blake2b(folded.encode(), digest_size=12).digest()).decode()
 
     def view(self, order: str) -> dict:
@@ -1064,9 +1148,9 @@ def question_items(file: Path) -> list:
 
 CLAIM = Script("""
 -- Claims a unique value for a user who is being written.
--- KEYS: bucket. ARGV: folded value, UID, ms a claim may take, void claim to replace or ''.
--- Returns {'claimed'}, {'taken', UID} or {'void', what stands there}: the caller looks whether that user has the
--- value, and calls again to replace it if not. Atomic: of any number of callers one gets it.
+-- KEYS: bucket. ARGV: folded value, UID, ms a claim may take, what may be replaced or ''.
+-- Returns {'claimed'}, {'pending'} while somebody else's claim is new, or {'held', what stands there}: the caller looks
+-- whether that user has the value, and calls again to replace it if not. Atomic: of any number of callers one gets it.
 local bucket, value, uid, claim_ms, void = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -1074,8 +1158,8 @@ local held = redis.call('HGET', bucket, value)
 if held and held ~= void then
   local owner, expires = string.match(held, '^(%S+) ?(%d*)$')
   if owner == uid then return {'claimed'} end
-  if expires ~= '' and tonumber(expires) < now then return {'void', held} end
-  return {'taken', owner}
+  if expires ~= '' and tonumber(expires) >= now then return {'pending'} end
+  return {'held', held}
 end
 redis.call('HSET', bucket, value, uid .. ' ' .. (now + claim_ms))
 return {'claimed'}
@@ -1093,10 +1177,11 @@ return 1
 
 OPEN_SESSION = Script("""
 -- Opens a session, ends those that have expired, and the oldest beyond a number.
--- KEYS: user. ARGV: digest of the token, seconds it lasts, how many sessions a user may have, digest of the address.
--- Returns its expiry in s, or false if there is no such user (he may have been erased a moment ago).
-local user, digest, ttl, most, from = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
-if redis.call('HEXISTS', user, 'username') == 0 then return false end
+-- KEYS: user. ARGV: digest of the token, seconds it lasts, how many sessions a user may have, digest of the address,
+-- password (its hash) that was checked. Returns its expiry in s, or false if that is not the user's password any more:
+-- it was changed, or the user erased, while the hash was computed.
+local user, digest, ttl, most, from, password = KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+if redis.call('HGET', user, 'password') ~= password then return false end
 local now, sessions = tonumber(redis.call('TIME')[1]), {}
 local fields = redis.call('HGETALL', user)
 for i = 1, #fields, 2 do
@@ -1126,12 +1211,14 @@ return redis.call('HGETALL', user)
 CHANGE_USER = Script("""
 -- Changes fields of a user, and may end his sessions.
 -- KEYS: user. ARGV: sessions to end ('' none, '*' all, '-DIGEST' all but that one), then field, value pairs;
--- the value '' removes the field. Returns 1, or 0 if there is no such user. Atomic: a new password never stands
--- beside the sessions of the old one.
-local user, sessions = KEYS[1], ARGV[1]
-if redis.call('HEXISTS', user, 'username') == 0 then return 0 end
+-- a NUL as value removes the field. Returns {} if there is no such user, else 'ok' and what the fields held before ('' if
+-- nothing). Atomic: a new password never stands beside the sessions of the old one, and of two changes each knows what it
+-- replaced.
+local user, sessions, before = KEYS[1], ARGV[1], {'ok'}
+if redis.call('HEXISTS', user, 'username') == 0 then return {} end
 for i = 2, #ARGV, 2 do
-  if ARGV[i + 1] == '' then redis.call('HDEL', user, ARGV[i])
+  before[#before + 1] = redis.call('HGET', user, ARGV[i]) or ''
+  if ARGV[i + 1] == '\\0' then redis.call('HDEL', user, ARGV[i])
   else redis.call('HSET', user, ARGV[i], ARGV[i + 1]) end
 end
 if sessions ~= '' then
@@ -1141,25 +1228,33 @@ if sessions ~= '' then
     end
   end
 end
-return 1
+return before
+""")
+
+ERASE_USER = Script("""
+-- Removes a user. KEYS: user. Returns the fields he had, as the last change left them.
+local user = KEYS[1]
+local fields = redis.call('HGETALL', user)
+redis.call('DEL', user)
+return fields
 """)
 
 APPLY_RESULT = Script("""
 -- Applies the result of a game to one of its players, once, however often it is run.
--- KEYS: user, history. ARGV: game, time of its end, how many games to remember, wins (0 or 1), rating change, new
--- sigma or '', rating at the beginning, then NAME, FIELD, PERIOD for each leaderboard with a period.
+-- KEYS: user, history. ARGV: game, time of its end, ms to remember games for, wins (0 or 1), rating change, new
+-- sigma or '', rating at the beginning, then NAME, FIELD, PERIOD, default for each leaderboard with a period.
 -- Returns 1 if it was applied now. Atomic: the entry in the history says whether it was.
 local user, history, game, ended, keep = KEYS[1], KEYS[2], ARGV[1], ARGV[2], tonumber(ARGV[3])
 local wins, change, sigma, initial = ARGV[4], tonumber(ARGV[5]), ARGV[6], ARGV[7]
 if redis.call('HEXISTS', user, 'username') == 0 then return 0 end
 if redis.call('ZADD', history, 'NX', ended, game) == 0 then return 0 end
-redis.call('ZREMRANGEBYRANK', history, 0, -keep - 1)
-for i = 8, #ARGV, 3 do
+redis.call('ZREMRANGEBYSCORE', history, '-inf', ended - keep)
+for i = 8, #ARGV, 4 do
   local board, period = 'board:' .. ARGV[i], ARGV[i + 2]
   local last = string.match(redis.call('HGET', user, board) or '', '^%S+') or ''
   -- A result that comes late counts for the period that has begun since.
   if last < period then
-    redis.call('HSET', user, board, period .. ' ' .. (redis.call('HGET', user, ARGV[i + 1]) or '0'))
+    redis.call('HSET', user, board, period .. ' ' .. (redis.call('HGET', user, ARGV[i + 1]) or ARGV[i + 3]))
   end
 end
 redis.call('HINCRBY', user, 'games', 1)
@@ -1184,11 +1279,6 @@ if take > 0 and whole - now > burst * interval then return whole - now - burst *
 if whole <= now then redis.call('DEL', limit) else redis.call('SET', limit, whole, 'PX', whole - now) end
 return 0
 """)
-
-
-def fold(value: str) -> str:
-    """What a unique value is compared by: its letter case and its way of writing it in Unicode do not count."""
-    return unicodedata.normalize("NFKC", value).casefold()
 
 
 def digest(text: str, size: int = 16) -> str:
@@ -1263,7 +1353,7 @@ class Users:
         if not await self._settle(claims, uid, True):
             await self.redis.call("DEL", Keys.user(uid))
             raise Problem("unavailable", retry_after=1)
-        return await self.open_session(uid, address)
+        return await self.open_session(uid, password, address)
 
     async def _claim(self, values: dict[str, str], uid: str) -> None:
         """Claims unique values, all or none. Raises Problem FIELD_taken."""
@@ -1276,15 +1366,14 @@ class Users:
     async def _claim_one(self, name: str, value: str, uid: str) -> bool:
         key, folded, void = Keys.unique(name, fold(value)), fold(value), ""
         for _ in range(3):
-            outcome, *rest = await self.redis.run(CLAIM, (key,), folded, uid, CLAIM_MS, void)
-            if outcome != "void":
+            outcome, *held = await self.redis.run(CLAIM, (key,), folded, uid, CLAIM_MS, void)
+            if outcome != "held":
                 return outcome == "claimed"
-            owner = rest[0].split(" ")[0]
+            void, owner = held[0], held[0].split(" ")[0]
             if fold(await self.redis.call("HGET", Keys.user(owner), name) or "") == folded:
-                # Its registration died between writing the user and confirming the claim.
-                await self.redis.run(SETTLE_CLAIM, (key,), folded, owner, 1)
+                if " " in void:     # his registration died before it could confirm the claim
+                    await self.redis.run(SETTLE_CLAIM, (key,), folded, owner, 1)
                 return False
-            void = rest[0]
         return False
 
     async def _settle(self, values: dict[str, str], uid: str, confirm: bool) -> bool:
@@ -1309,37 +1398,43 @@ class Users:
     async def change(self, uid: str, user: dict, data: dict) -> dict:
         """Changes fields of an account; the new fields."""
         claims = {name: data[name] for name in self.schema.unique
-                  if name in data and fold(data[name]) != fold(user.get(name, ""))}
-        await self._claim({name: value for name, value in claims.items() if value}, uid)
-        pairs = [x for name, value in data.items() for x in (name, self.schema.stored(name, value) or "")]
-        if not await self.redis.run(CHANGE_USER, (Keys.user(uid),), "", *pairs):
+                  if data.get(name) and fold(data[name]) != fold(user.get(name, ""))}
+        await self._claim(claims, uid)
+        stored = {name: self.schema.stored(name, value) for name, value in data.items()}
+        pairs = [x for name, text in stored.items() for x in (name, "\0" if text is None else text)]
+        done = await self.redis.run(CHANGE_USER, (Keys.user(uid),), "", *pairs)
+        await self._settle(claims, uid, bool(done))
+        if not done:
             raise Problem("not_authenticated")
-        await self._settle({name: value for name, value in claims.items() if value}, uid, True)
-        await self._settle({name: user[name] for name in claims if user.get(name)}, uid, False)
+        await self._settle({name: old for name, old in zip(stored, done[1:])
+                            if name in self.schema.unique and old and fold(old) != fold(data[name])}, uid, False)
         await self.refresh_boards(uid)
         return await self.load(uid)
 
-    async def erase(self, uid: str, user: dict) -> None:
+    async def erase(self, uid: str) -> None:
         """Removes everything that is kept about a person; finished games keep a seat without a name.
 
-        The account itself goes last, so that an erasure which was cut short can be asked for again.
+        The account itself goes last, so that an erasure which was cut short can be asked for again; unique values of an
+        account that is gone are free (see CLAIM).
         """
         games = await self.redis.call("ZRANGE", Keys.history(uid), 0, -1)
         games += [game for seat in await self.redis.call("HMGET", Keys.seats, uid) if seat
                   and (game := seat.split(" ")[-1]) != "-"]
+        boards = [key for name in self.schema.boards for key in self._board_keys(name)]
         await asyncio.gather(*(self.redis.run(FORGET_PLAYER, Keys.game(game)[:1], uid) for game in games),
-                             *(self.redis.call("ZREM", self._board_key(name), uid) for name in self.schema.boards))
+                             *(self.redis.call("ZREM", key, uid) for key in boards),
+                             *(self.redis.call("DEL", key) for key in (Keys.history(uid), Keys.seen(uid))))
+        fields = await self.redis.run(ERASE_USER, (Keys.user(uid),))
+        user = dict(zip(fields[::2], fields[1::2]))
         await self._settle({name: user[name] for name in self.schema.unique if name in user}, uid, False)
-        await asyncio.gather(*(self.redis.call("DEL", key)
-                               for key in (Keys.history(uid), Keys.seen(uid), Keys.user(uid))))
 
     # -- sessions
 
-    async def open_session(self, uid: str, address: str) -> dict:
-        """A new session: {token, expires_at, user}."""
+    async def open_session(self, uid: str, password: str, address: str) -> dict:
+        """A new session, for the password (its hash) that was checked: {token, expires_at, user}."""
         secret = secrets.token_urlsafe(24)
         expires = await self.redis.run(OPEN_SESSION, (Keys.user(uid),), digest(secret), self.limits.session_days * 86400,
-                                       self.limits.sessions_per_user, digest(address, 6))
+                                       self.limits.sessions_per_user, digest(address, 6), password)
         if not expires:
             raise Problem("bad_credentials")
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(await self.load(uid))}
@@ -1366,9 +1461,11 @@ class Users:
         """A session for the right password."""
         uid, user = await self.find(value, names) or (f"?{digest(fold(value))}", {})
         await self._guard(uid, user, password, address, "bad_credentials")
-        if self.passwords.hasher.check_needs_rehash(user["password"]):
-            await self.redis.run(CHANGE_USER, (Keys.user(uid),), "", "password", await self.passwords.hash(password))
-        return await self.open_session(uid, address)
+        kept = user["password"]
+        if self.passwords.hasher.check_needs_rehash(kept):
+            kept = await self.passwords.hash(password)
+            await self.redis.run(CHANGE_USER, (Keys.user(uid),), "", "password", kept)
+        return await self.open_session(uid, kept, address)
 
     async def change_password(self, uid: str, user: dict, token: str, old: str, new: str, address: str) -> None:
         """Sets a new password and ends all other sessions."""
@@ -1415,9 +1512,11 @@ class Users:
 
     # -- leaderboards
 
-    def _board_key(self, name: str) -> str:
-        period = self.schema.boards[name].get("period")
-        return Keys.board(name, period_of(period, time.time()) if period else "")
+    def _board_keys(self, name: str) -> list[str]:
+        """The key of a leaderboard; with a period, also those of past ones that may not have expired yet."""
+        if (period := self.schema.boards[name].get("period")) is None:
+            return [Keys.board(name, "")]
+        return [Keys.board(name, period_of(period, time.time() - back * 86400 * PERIOD_DAYS[period])) for back in range(4)]
 
     def _board_value(self, name: str, user: dict) -> float | None:
         """What a user has on a leaderboard; None if he is not on it."""
@@ -1443,19 +1542,31 @@ class Users:
         return bool(user)
 
     async def _put_on_board(self, name: str, uid: str, user: dict) -> None:
-        key, value = self._board_key(name), self._board_value(name, user)
+        key, value = self._board_keys(name)[0], self._board_value(name, user)
         if value is None:
             return await self.redis.call("ZREM", key, uid)
         await self.redis.call("ZADD", key, value, uid)
         if "period" in self.schema.boards[name]:
             await self.redis.call("EXPIRE", key, 2 * 86400 * PERIOD_DAYS[self.schema.boards[name]["period"]])
 
+    async def fill_new_boards(self) -> None:
+        """Puts everybody on leaderboards that schema.yaml has had for less long than the players are here."""
+        known = await self.redis.call("HGETALL", Keys.boards)
+        fields = {name: board["field"] for name, board in self.schema.boards.items() if "period" not in board}
+        if not fields.items() - known.items():
+            return
+        cursor = None
+        while cursor != "0":
+            cursor, keys = await self.redis.call("SCAN", cursor or "0", "MATCH", Keys.user("*"), "COUNT", 500, "TYPE", "hash")
+            await asyncio.gather(*(self.refresh_boards(key[len("user:{"):-1]) for key in keys))
+        await self.redis.call("HSET", Keys.boards, *(x for pair in fields.items() for x in pair))
+
     async def leaderboard(self, name: str, limit: int, offset: int, around: str | None) -> dict:
         """A page of a leaderboard: {leaderboard, period, total, entries: [{rank, username, value}]}.
 
         With `around`, a UID, the page has that player in its middle.
         """
-        key, period = self._board_key(name), self.schema.boards[name].get("period")
+        key, period = self._board_keys(name)[0], self.schema.boards[name].get("period")
         if around is not None:
             rank = await self.redis.call("ZREVRANK", key, around)
             if rank is None:
@@ -1493,11 +1604,15 @@ end
 local function read_seat(seats, uid)
   local text = redis.call('HGET', seats, uid)
   if not text then return nil end
-  local conn, queue, since, rating, game = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
-  return {conn = conn, queue = queue, since = tonumber(since), rating = rating, game = game}
+  local conn, turn, queue, since, rating, game = string.match(text, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$')
+  return {conn = conn, turn = tonumber(turn), queue = queue, since = tonumber(since), rating = rating, game = game}
 end
 local function write_seat(seats, uid, seat)
-  redis.call('HSET', seats, uid, table.concat({seat.conn, seat.queue, seat.since, seat.rating, seat.game}, ' '))
+  redis.call('HSET', seats, uid,
+    table.concat({seat.conn, seat.turn, seat.queue, seat.since, seat.rating, seat.game}, ' '))
+end
+local function write_idle_seat(seats, uid, conn, turn)
+  write_seat(seats, uid, {conn = conn, turn = turn, queue = '-', since = 0, rating = '-', game = '-'})
 end
 local function tell(conn, kind, body)
   local worker, n = string.match(conn, '^(.+)%.(.+)$')
@@ -1529,8 +1644,8 @@ local function candidates(seat, spare)
   if window < 0 then return redis.call('ZRANGE', queue, 0, most + spare) end
   local reach, found = window + widen * (now - seat.since) / 1000, {}
   local up = redis.call('ZRANGEBYSCORE', queue, seat.rating, seat.rating + reach, 'WITHSCORES', 'LIMIT', 0, most + spare)
-  local down = redis.call('ZREVRANGEBYSCORE', queue, '(' .. seat.rating, seat.rating - reach, 'WITHSCORES', 'LIMIT', 0,
-    most + spare)
+  local down = redis.call('ZREVRANGEBYSCORE', queue, string.format('(%.17g', seat.rating), seat.rating - reach,
+    'WITHSCORES', 'LIMIT', 0, most + spare)
   for _, side in ipairs({up, down}) do
     for i = 1, #side, 2 do found[#found + 1] = {side[i], math.abs(side[i + 1] - seat.rating)} end
   end
@@ -1577,33 +1692,37 @@ JOIN = Script("""
 -- KEYS: seats, queue, due, forming, workers, playing. ARGV: UID, queue name, id for a new game, least and most players,
 -- fill ms, wait ms, window (-1: fifo), widen a second, connection, rating, game that is over for him or '', longest
 -- the queue may be.
--- Returns {'game', ID}, {'full'}, {'queued', ms until the ticket ends} or {'matched', match}. An older connection of
--- the player is told `replaced`. Run again by the same connection it changes nothing.
+-- Returns {turn, 'game', ID}, {turn, 'full'}, {turn, 'queued', ms until the ticket ends} or {turn, 'matched', match}. An
+-- older connection of the player is told `replaced`. Run again by the same connection it changes nothing.
 """, _SEEK, """
 local conn, rating, over, longest = ARGV[10], tonumber(ARGV[11]), ARGV[12], tonumber(ARGV[13])
 local seat = read_seat(seats, uid)
-local since = now
+local since, turn = now, 1
 if seat then
-  if seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
+  turn = seat.turn
+  if seat.conn ~= conn then
+    turn = turn + 1
+    tell(seat.conn, 'replaced', '')
+  end
   if seat.game ~= '-' and seat.game ~= over then
-    seat.conn = conn
+    seat.conn, seat.turn = conn, turn
     write_seat(seats, uid, seat)
-    return {'game', seat.game}
+    return {turn, 'game', seat.game}
   end
   if seat.game ~= '-' then redis.call('HINCRBY', playing, seat.queue, -1)
   elseif seat.queue == name then since = seat.since end
 end
-if redis.call('ZCARD', queue) >= longest then
-  write_seat(seats, uid, {conn = conn, queue = '-', since = 0, rating = '-', game = '-'})
-  return {'full'}
+if redis.call('ZCARD', queue) >= longest and not redis.call('ZSCORE', queue, uid) then
+  write_idle_seat(seats, uid, conn, turn)
+  return {turn, 'full'}
 end
-seat = {conn = conn, queue = name, since = since, rating = rating, game = '-'}
+seat = {conn = conn, turn = turn, queue = name, since = since, rating = rating, game = '-'}
 write_seat(seats, uid, seat)
 redis.call('ZADD', queue, window < 0 and since or rating, uid)
 local match = seek(seat)
-if match then return {'matched', match} end
+if match then return {turn, 'matched', match} end
 look_again(seat)
-return {'queued', since + wait - now}
+return {turn, 'queued', since + wait - now}
 """)
 
 CHECK_TICKET = Script("""
@@ -1630,7 +1749,7 @@ if now - seat.since < wait then
   return {'waiting'}
 end
 drop_ticket(uid)
-write_seat(seats, uid, {conn = seat.conn, queue = '-', since = 0, rating = '-', game = '-'})
+write_idle_seat(seats, uid, seat.conn, seat.turn)
 tell(seat.conn, 'cancelled', timeout_message)
 return {'timeout'}
 """)
@@ -1658,7 +1777,7 @@ if mine or not seat or seat.queue ~= name then
 end
 if not mine then return {'stale'} end
 if gone then redis.call('HDEL', seats, uid)
-else write_seat(seats, uid, {conn = conn, queue = '-', since = 0, rating = '-', game = '-'}) end
+else write_idle_seat(seats, uid, conn, seat.turn) end
 return {'left'}
 """)
 
@@ -1671,7 +1790,7 @@ local seat = read_seat(seats, uid)
 if not seat or seat.game ~= game then return 0 end
 redis.call('HINCRBY', playing, seat.queue, -1)
 if seat.conn == '-' then redis.call('HDEL', seats, uid)
-else write_seat(seats, uid, {conn = seat.conn, queue = '-', since = 0, rating = '-', game = '-'}) end
+else write_idle_seat(seats, uid, seat.conn, seat.turn) end
 return 1
 """)
 
@@ -1715,15 +1834,18 @@ class Lobby:
         keys = (Keys.seats, Keys.queue(queue.name), Keys.due, Keys.forming, Keys.workers, Keys.playing)
         return keys, (uid, queue.name, new_game_id(), *queue.match_rules)
 
-    async def join(self, queue: Queue, uid: str, connection: str, rating: float, over: str) -> tuple[str, Any]:
-        """('game', id), ('full', None) or ('queued', ms until the ticket ends); a match is formed in the background."""
+    async def join(self, queue: Queue, uid: str, connection: str, rating: float, over: str) -> tuple[int, str, Any]:
+        """(turn, 'game', id), (turn, 'full', None) or (turn, 'queued', ms until the ticket ends).
+
+        A match is formed in the background.
+        """
         keys, arguments = self._arguments(queue, uid)
-        outcome, *rest = await self.redis.run(JOIN, keys, *arguments, connection, rating, over,
+        turn, outcome, *rest = await self.redis.run(JOIN, keys, *arguments, connection, rating, over,
                                               self.schema.limits.queue_length)
         if outcome == "matched":
             spawn(self.form(rest[0]))
-            return "queued", queue.ms("wait_seconds")
-        return outcome, rest[0] if rest else None
+            return turn, "queued", queue.ms("wait_seconds")
+        return turn, outcome, rest[0] if rest else None
 
     async def leave(self, queue: str, uid: str, connection: str, gone: bool) -> tuple[str, str | None]:
         """('stale', None), ('game', id) or ('left', None)."""
@@ -1761,7 +1883,7 @@ class Lobby:
         while True:
             cursor, rows = await self.redis.call("HSCAN", Keys.seats, cursor, "COUNT", 500)
             for uid, seat in zip(rows[::2], rows[1::2]):
-                connection, queue, *_ = seat.split(" ")
+                connection, _, queue, *_ = seat.split(" ")
                 if connection.startswith(f"{worker}."):
                     found.append((uid, connection, queue))
             if cursor == "0":
@@ -1788,7 +1910,7 @@ def new_game_id() -> str:
 #   quiz ("NUMBER:ORDER ..."; the right choice is where ORDER has its 0)  players (how many)
 #   phase  round (from 1)  opened, deadline (ms)  reason  ended (ms)  result (JSON, see Games.settle)
 #   and for each player, I from 1:
-#   uidI  nameI  connI (connection, '' if none)  goneI ('', ms until which the seat is kept, or 'left')
+#   uidI  nameI  connI (connection, '' if none)  turnI (of his seat, by that connection)  goneI ('', ms until which the seat is kept, or 'left')
 #   seqI (events sent to him)  scoreI  ansI ("choice ms points" of the open question)  logI (the same of all rounds)
 #
 # An event is published once for each worker that holds a player: "KIND GAME N:SEQ N:SEQ ...\nBODY", where N is the
@@ -1851,12 +1973,13 @@ local function emit(kind, body, except)
       targets[worker] = (targets[worker] or '') .. ' ' .. n .. ':' .. game['seq' .. i]
     end
   end
+  local lost = {}
   for worker, list in pairs(targets) do
-    if redis.call('PUBLISH', 'worker:' .. worker, kind .. ' ' .. id .. list .. '\\n' .. body) == 0 then
-      for i = 1, players do
-        if string.match(game['conn' .. i], '^(.+)%.') == worker then vacate(i, now + seat_ms) end
-      end
-    end
+    lost[worker] = redis.call('PUBLISH', 'worker:' .. worker, kind .. ' ' .. id .. list .. '\\n' .. body) == 0
+  end
+  -- Only now: everybody gets the event itself before what follows from it.
+  for i = 1, players do
+    if lost[string.match(game['conn' .. i], '^(.+)%.')] and game.phase ~= 'settle' then vacate(i, now + seat_ms) end
   end
 end
 local function event(kind, rest) return '{"type":"' .. kind .. '","game":"' .. id .. '",' .. rest .. '}' end
@@ -1936,21 +2059,22 @@ end
 
 CREATE_GAME = Script("""
 -- Begins a game: writes it and tells its players `start`.
--- KEYS: game, deadlines. ARGV: queue, rules, quiz, ms to the first question, start message, then UID, name, connection
--- for each player. Returns 1, or 0 if the game was there already; then nothing is done.
+-- KEYS: game, deadlines. ARGV: queue, rules, quiz, ms to the first question, start message, then UID, name, connection,
+-- turn for each player. Returns 1, or 0 if the game was there already; then nothing is done.
 """, _GAME, """
 if redis.call('EXISTS', key) == 1 then return 0 end
 set('queue', ARGV[1])
 set('rules', ARGV[2])
 set('quiz', ARGV[3])
-set('players', (#ARGV - 5) / 3)
+set('players', (#ARGV - 5) / 4)
 parse_rules()
 set('round', 0)
 for i = 1, players do
-  local at = 3 + 3 * i
+  local at = 2 + 4 * i
   set('uid' .. i, ARGV[at])
   set('name' .. i, ARGV[at + 1])
   set('conn' .. i, ARGV[at + 2] == '-' and '' or ARGV[at + 2])
+  set('turn' .. i, ARGV[at + 3])
   set('gone' .. i, game['conn' .. i] == '' and now + seat_ms or '')
   set('seq' .. i, 0)
   set('score' .. i, 0)
@@ -1988,8 +2112,11 @@ elseif game.phase ~= 'end' then
     local kept = tonumber(game['gone' .. i])
     if kept and kept <= now then vacate(i, 'left') end
   end
-  if not settle_if_deserted() and tonumber(game.deadline) <= now then
-    if game.phase == 'question' then reveal() else open_question() end
+  if not settle_if_deserted() then
+    reveal_if_all_answered()
+    if tonumber(game.deadline) <= now then
+      if game.phase == 'question' then reveal() else open_question() end
+    end
   end
 end
 save()
@@ -2021,6 +2148,7 @@ set('ans' .. i, choice .. ' ' .. ms .. ' ' .. points)
 reveal_if_all_answered()
 if game.phase == 'question' then
   emit('answered', event('answered', '"round":' .. round .. ',"player":' .. quoted(i)), i)
+  reveal_if_all_answered()      -- it may have shown that the only one still expected is gone
 end
 save()
 return 'ok'
@@ -2047,16 +2175,19 @@ return game.phase
 
 ENTER_GAME = Script("""
 -- A player's connection comes to his game, for the first time or again; or he asks for a snapshot.
--- KEYS: game, deadlines. ARGV: UID, connection.
--- Returns {'missing'}, {'over'} if he has no seat in it, or {'ok', now, field, value, ...}.
+-- KEYS: game, deadlines. ARGV: UID, connection, turn.
+-- Returns {'missing'}, {'over'} if he has no seat in it, {'stale'} if a newer connection is there, or
+-- {'ok', now, field, value, ...}.
 """, _GAME, """
-local uid, conn = ARGV[1], ARGV[2]
+local uid, conn, turn = ARGV[1], ARGV[2], tonumber(ARGV[3])
 if not load_game() then return {'missing'} end
 local i = player_with('uid', uid)
 if not i or game['gone' .. i] == 'left' or game.phase == 'end' then return {'over'} end
+if turn < tonumber(game['turn' .. i]) then return {'stale'} end
 if game['conn' .. i] ~= conn then
   local was_away = game['conn' .. i] == ''
   set('conn' .. i, conn)
+  set('turn' .. i, turn)
   set('gone' .. i, '')
   if was_away then emit('user_return', event('user_return', '"player":' .. quoted(i)), i) end
   save()
@@ -2078,6 +2209,7 @@ local conn, kind, fields = ARGV[1], ARGV[2], ARGV[3]
 local i = load_game() and player_with('conn', conn)
 if not i or game.phase == 'end' then return 'not_playing' end
 emit(kind, event(kind, '"player":' .. quoted(i) .. (fields ~= '' and ',' .. fields or '')), i)
+reveal_if_all_answered()
 save()
 return 'ok'
 """)
@@ -2090,7 +2222,7 @@ local ranking, ttl = ARGV[1], ARGV[2]
 if not load_game() or game.phase ~= 'settle' then return 0 end
 emit('end', event('end', '"reason":"' .. game.reason .. '","ranking":' .. ranking))
 for i = 1, players do
-  for _, field in ipairs({'conn', 'gone', 'seq', 'ans'}) do
+  for _, field in ipairs({'conn', 'turn', 'gone', 'seq', 'ans'}) do
     changed[field .. i] = nil
     redis.call('HDEL', key, field .. i)
   end
@@ -2108,7 +2240,7 @@ FORGET_PLAYER = Script("""
 local key, uid = KEYS[1], ARGV[1]
 for i = 1, tonumber(redis.call('HGET', key, 'players') or 0) do
   if redis.call('HGET', key, 'uid' .. i) == uid then
-    redis.call('HSET', key, 'name' .. i, 'erased-' .. i)
+    redis.call('HSET', key, 'name' .. i, '(erased ' .. i .. ')')
     if redis.call('HGET', key, 'phase') == 'end' then redis.call('HSET', key, 'uid' .. i, '') end
     return 1
   end
@@ -2186,8 +2318,10 @@ class Games:
         start = {"type": "start", "game": game, "queue": name,
                  "players": [self.schema.public_view(user) for user in users],
                  "rounds": len(numbers), "starts_ms": queue.ms("start_seconds")}
-        people = [x for uid, user, seat in zip(uids, users, seats)
-                  for x in (uid, user.get("username", "erased"), (seat or "-").split(" ")[0])]
+        # Who is no longer in this match, since it is formed late, has a seat in the game but no connection.
+        seats = [seat.split(" ") if seat and seat.endswith(f" {game}") else ["-", 0] for seat in seats]
+        people = [x for uid, user, (connection, turn, *_) in zip(uids, users, seats)
+                  for x in (uid, user.get("username", "(erased)"), connection, turn)]
         created = await self.redis.run(CREATE_GAME, Keys.game(game), name, queue.game_rules, self.bank.shuffled(numbers),
                                        queue.ms("start_seconds"), dumps(start), *people)
         if created:
@@ -2222,11 +2356,11 @@ class Games:
             spawn(self.settle(game))
         return phase
 
-    async def enter(self, game: str, uid: str, connection: str) -> tuple[int, Game] | None:
-        """(now, game) with the player's connection in it; None if it is over for him."""
-        reply = await self._when_formed(lambda: self.redis.run(ENTER_GAME, Keys.game(game), uid, connection))
+    async def enter(self, game: str, uid: str, connection: str, turn: int) -> tuple[int, Game] | str:
+        """(now, game) with the player's connection in it; 'over' for him, or 'stale' if he has a newer connection."""
+        reply = await self._when_formed(lambda: self.redis.run(ENTER_GAME, Keys.game(game), uid, connection, turn))
         if reply[0] != "ok":
-            return None
+            return "over" if reply[0] == "missing" else reply[0]
         entered = Game(game, dict(zip(reply[2::2], reply[3::2])))
         await self.bank.have(number for number, _ in entered.rounds)
         return int(reply[1]), entered
@@ -2289,9 +2423,10 @@ class Games:
         """Applies a player's part; whether there still is such a user."""
         ended = int(game.ended)
         boards = [x for name, board in self.schema.boards.items() if "period" in board
-                  for x in (name, board["field"], period_of(board["period"], ended / 1000))]
+                  for x in (name, board["field"], period_of(board["period"], ended / 1000),
+                            self.schema.fields[board["field"]].get("default", 0))]
         await self.redis.run(APPLY_RESULT, (Keys.user(player.uid), Keys.history(player.uid)), game.id, ended,
-                             self.schema.limits.history_games, int(part["won"]), part.get("change", 0),
+                             self.schema.limits.game_days * 86_400_000, int(part["won"]), part.get("change", 0),
                              part.get("sigma", ""), self.schema.fields["rating"]["default"], *boards)
         return await self.users.refresh_boards(player.uid)
 
@@ -2406,13 +2541,13 @@ def _resume(coroutine: Any, waiting: Any) -> Any:
 class Socket:
     """One player's connection."""
 
-    __slots__ = ("hub", "uid", "token", "id", "queue", "state", "game", "over", "seq", "held", "allowance", "allowed_at",
+    __slots__ = ("hub", "uid", "token", "id", "queue", "state", "turn", "game", "over", "seq", "held", "allowance", "allowed_at",
                  "fast", "bad", "active_at", "outbox", "writer", "closing", "_send")
 
     def __init__(self, hub: Hub, n: str, uid: str, token: str, queue: Queue, send: Callable) -> None:
         self.hub, self.uid, self.token, self.queue, self._send = hub, uid, token, queue, send
         self.id = f"{hub.worker}.{n}"
-        self.state, self.game, self.over, self.seq = "idle", "", "", 0
+        self.state, self.turn, self.game, self.over, self.seq = "idle", 0, "", "", 0
         self.held: list | None = None       # events that wait until a snapshot is sent
         self.allowance, self.allowed_at, self.fast, self.bad = hub.limits.message_burst, hub.loop.time(), 0, 0
         self.active_at = self.allowed_at
@@ -2460,10 +2595,15 @@ class Socket:
             self.writer = None
 
     def abort(self) -> None:
-        """Drops a connection that can't be written to. uvicorn's `send` leads to the transport; others time out."""
+        """Drops a connection that can't be written to. Where there is no transport to be had, the server times out."""
         self.closing = True
-        if transport := getattr(getattr(self._send, "__self__", None), "transport", None):
-            transport.abort()
+        if self.transport:
+            self.transport.abort()
+
+    @property
+    def transport(self) -> Any:
+        """What uvicorn writes to, which its `send` leads to; None under other servers."""
+        return getattr(getattr(self._send, "__self__", None), "transport", None)
 
     async def close(self, code: int, reason: str = "") -> None:
         """Closes with a code."""
@@ -2521,6 +2661,7 @@ class Socket:
         """Takes the player into his queue or game, and handles his messages until the connection ends."""
         try:
             await self._guarded(self._join(self.queue), {})
+            await self._guarded(self._check_session(), {})      # it may have ended before there was a seat to tell of it
             while (frame := await receive())["type"] == "websocket.receive":
                 if not self.closing:
                     await self._on_frame(frame)
@@ -2533,18 +2674,19 @@ class Socket:
         limits, text = self.hub.limits, frame.get("text")
         if len(frame.get("bytes") or b"" if text is None else text.encode()) > limits.message_bytes:
             return await self.close(CLOSE_TOO_BIG, f"a message has at most {limits.message_bytes} bytes")
-        if not self._allow():
-            if self.fast > limits.message_burst:
-                return await self.close(CLOSE_TOO_FAST, "too many messages")
-            return self._refuse(Refused("too_fast", REFUSALS["too_fast"]), {})
+        allowed = self._allow()
+        if self.fast > limits.message_burst:
+            return await self.close(CLOSE_TOO_FAST, "too many messages")
         head: dict = {}
         try:
             message = self._read(text)
             head = self._take_id(message)
+            if not allowed:
+                raise Refused("too_fast", REFUSALS["too_fast"])
             kind, values = self._validate(message)
         except Refused as refused:
             self._refuse(refused, head)
-            self.bad += 1
+            self.bad += refused.code != "too_fast"
             if self.bad > limits.bad_messages:
                 await self.close(CLOSE_MALFORMED, "too many malformed messages")
             return
@@ -2578,7 +2720,8 @@ class Socket:
         mark = message.pop("id", None)
         if mark is None:
             return {}
-        if isinstance(mark, bool) or not isinstance(mark, (str, int, float)) or len(str(mark)) > 64:
+        if isinstance(mark, bool) or not isinstance(mark, (str, int, float)) or len(str(mark)) > 64 \
+                or mark in (float("inf"), -float("inf")):
             raise Refused("bad_message", "id: expected a number, or a text of at most 64 characters.")
         return {"id": mark}
 
@@ -2655,7 +2798,7 @@ class Socket:
         self.queue, rating = queue, 0.0
         if queue.spec["match"] == "rating":
             rating = self.hub.users.strength(await self.hub.users.load(self.uid))[0]
-        outcome, value = await self.hub.lobby.join(queue, self.uid, self.id, rating, self.over)
+        self.turn, outcome, value = await self.hub.lobby.join(queue, self.uid, self.id, rating, self.over)
         if outcome == "game":
             self.held = []
             await self._enter(value)
@@ -2673,17 +2816,21 @@ class Socket:
         elif self.state == "queued":
             await self._guarded(self._join(self.queue), {})
         self._release_held()
+        if self.closing:        # it closed meanwhile, and what was just done has come after its departure
+            spawn(self.hub.depart(self.uid, self.id, self.queue.name))
 
     async def _enter(self, game_id: str) -> None:
         """Enters a game and sends `update`; events that come meanwhile follow it."""
         try:
-            entered = await self.hub.games.enter(game_id, self.uid, self.id)
-            if entered is None:
+            entered = await self.hub.games.enter(game_id, self.uid, self.id, self.turn)
+            if entered == "over":
                 return await self._over(game_id)
+            if entered == "stale":      # and about to be told that it is replaced
+                return
             now, game = entered
             me = next(player for player in game.players if player.uid == self.uid)
             self._set_state("playing", game_id)
-            self.seq = me.seq
+            self.seq, self.queue = me.seq, self.hub.schema.queues.get(game.queue, self.queue)
             self.send(await self.hub.games.snapshot(game, self.uid, now))
         finally:
             self._release_held()
@@ -2761,8 +2908,14 @@ class Hub:
         """Closes all sockets."""
         await asyncio.gather(*(one.close(code, reason) for one in list(self.sockets.values())))
 
-    async def close_idle(self) -> None:
-        """Closes sockets that are in no queue and no game, and silent."""
+    async def sweep(self) -> None:
+        """Closes sockets that are in no queue and no game, and silent; drops those that read nothing.
+
+        The latter have a bounded outbox, but uvicorn answers the pings of a phone outside of it.
+        """
+        for one in list(self.sockets.values()):
+            if (transport := one.transport) and transport.get_write_buffer_size() > MAX_UNREAD:
+                one.abort()
         limit = self.loop.time() - self.limits.idle_seconds
         await asyncio.gather(*(one.close(CLOSE_IDLE, "idle") for one in list(self.sockets.values())
                                if one.state == "idle" and one.active_at < limit))
@@ -2799,19 +2952,18 @@ class Hub:
         return self.schema.queues[name], uid, token
 
 
-async def deny(problem: Problem, scope: dict, send: Callable, subprotocol: str | None) -> None:
-    """Refuses a handshake: with an HTTP response, or for a browser, which can't see one, with a close code."""
-    code = {401: CLOSE_UNAUTHENTICATED, 503: CLOSE_TRY_LATER}.get(problem.status_code)
-    if code and (subprotocol or "websocket.http.response" not in scope.get("extensions", {})):
+async def deny(problem: Problem, scope: dict, send: Callable, subprotocol: str | None = None) -> None:
+    """Refuses a request or a handshake: with an HTTP response, or for a browser, which sees none, with a close code."""
+    code = {401: CLOSE_UNAUTHENTICATED, 503: CLOSE_TRY_LATER}.get(problem.status_code, 1008)
+    no_response = scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {})
+    if subprotocol and code != 1008 or no_response:
         await send({"type": "websocket.accept", "subprotocol": subprotocol})
         return await send({"type": "websocket.close", "code": code, "reason": problem.detail})
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        return await send({"type": "websocket.close", "code": 1008})
-    response = problem.response()
-    headers = [(b"content-type", response.content_type.encode())]
+    response, kind = problem.response(), ("websocket." if scope["type"] == "websocket" else "") + "http.response"
+    headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(response.body)).encode())]
     headers += [(name.encode(), value.encode()) for name, value in response.headers.items()]
-    await send({"type": "websocket.http.response.start", "status": problem.status_code, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": response.body})
+    await send({"type": f"{kind}.start", "status": problem.status_code, "headers": headers + [(b"connection", b"close")]})
+    await send({"type": f"{kind}.body", "body": response.body})
 
 
 def bearer(header: str) -> str:
@@ -2831,9 +2983,6 @@ def check_origin(headers: dict[str, str], allowed: list[str]) -> None:
 # ---- routes -------------------------------------------------------------------------------------------------
 # The HTTP interface. A route is a function with what it takes and gives written beside it, from which come its validation
 # and its documents. To add one: the decorated function here, its form in `forms`, its answer in `components`.
-
-PROBLEM_JSON, JSON = "application/problem+json", "application/json"
-
 
 @dataclass
 class Call:
@@ -2966,7 +3115,7 @@ async def erase_me(call: Call) -> None:
     await users.confirm_password(call.uid, call.user, call.body["password"], call.address)
     await users.end_sessions(call.uid)
     await call.server.lobby.revoked(call.uid)
-    await users.erase(call.uid, call.user)
+    await users.erase(call.uid)
 
 
 @route("GET", "/users/me/export", 200, "Export")
@@ -3088,7 +3237,10 @@ def _load(form: Form, data: dict) -> dict:
 
 def components(schema: Schema) -> dict[str, dict]:
     """The component schemas that both documents share."""
-    own = {name: public_rule(rule) for name, rule in schema.fields.items() if not rule.get("writeOnly")}
+    # Without a default it may be null: in accounts that are older than the field, or than its being required.
+    own = {name: public_rule(rule) if name == "username" or "default" in rule else {
+        "oneOf": [public_rule(rule), {"type": "null"}]}
+        for name, rule in schema.fields.items() if not rule.get("writeOnly")}
     public = {name: rule for name, rule in own.items() if not schema.fields[name].get("private")}
     text, whole, number = {"type": "string"}, {"type": "integer"}, {"type": "number"}
     row = _shape({"player": text, "score": whole, "rank": whole, "rating": number, "rating_change": number},
@@ -3100,16 +3252,8 @@ def components(schema: Schema) -> dict[str, dict]:
                      "answers": {"type": "object", "additionalProperties": answer}})
     queue = QUEUE["properties"] | {"name": text, "waiting": whole, "playing": whole,
                                    "players": _shape({"min": whole, "max": whole})}
-    user = _shape(own | {"created_at": whole | {"description": "Seconds since 1970."}},
-                  optional=[name for name in own if name not in schema.new_user.required
-                            and "default" not in schema.fields[name]])
-    # A field that was not required may be null.
-    for view in (user["properties"], public):
-        for name in set(view) - set(schema.new_user.required):
-            if name in schema.fields and "default" not in schema.fields[name]:
-                view[name] = {"oneOf": [view[name], {"type": "null"}]}
     return {
-        "User": user, "Player": _shape(public),
+        "User": _shape(own | {"created_at": whole | {"description": "Seconds since 1970."}}), "Player": _shape(public),
         "Session": _shape({"token": text, "expires_at": whole | {"description": "Seconds since 1970; each day of use "
                            "moves it on."}, "user": _ref("User")}),
         "Problem": _shape({"type": text, "title": text, "status": whole, "detail": text,
@@ -3232,7 +3376,7 @@ def _message(name: str, spec: dict, client: bool = False) -> dict:
               for key, rule in spec.get("fields", {}).items()}
     head = {"type": {"const": name}}
     if client:
-        head["id"] = {"type": ["string", "number"], "description": "Repeated in an `error` about this message."}
+        head["id"] = {"type": ["string", "number", "null"], "maxLength": 64, "description": "Repeated in an `error` about this message."}
     required = ["type", *spec.get("required", () if client else fields)]
     return {"name": name, "title": name, "summary": spec.get("description", ""),
             "payload": {"type": "object", "properties": head | fields, "required": required}
@@ -3266,7 +3410,8 @@ class Server:
         await self.lobby.beat()
         self.background = [spawn(work) for work in (
             self.redis.keep_up(self._on_return), _forever(TICK_S, self._advance), _forever(LOBBY_TICK_S, self._beat),
-            _forever(5, self.hub.close_idle))]
+            _forever(1, self.hub.sweep))]
+        spawn(self.users.fill_new_boards())
 
     async def _connect(self) -> None:
         for attempt in range(3):
@@ -3314,11 +3459,15 @@ class Server:
         bits = (await self.redis.call("GET", Keys.seen(uid)) or "").encode("utf-8", "surrogateescape")
         ids = await self.redis.call("ZREVRANGE", Keys.history(uid), 0, -1)
         games = [game for game in await asyncio.gather(*map(self.games.load, ids)) if game is not None]
+        seat = (await self.redis.call("HGET", Keys.seats, uid) or "-").split(" ")
+        playing = await self.games.load(seat[-1]) if seat[-1] != "-" else None
+        # Questions are marked as seen when a game is formed; those that it has not put yet are no business of its player.
+        to_come = {number for number, _ in playing.rounds[int(playing.round):]} if playing else set()
         return {"user": self.users.own_view(user),
                 "sessions": [{"expires_at": int(value)} for name, value in user.items() if name.startswith("session:")],
                 "games": [self.games.record(game) for game in games],
                 "questions_seen": [question.text for number, question in self.bank.questions.items()
-                                   if has_seen(bits, number)]}
+                                   if has_seen(bits, number) and number not in to_come]}
 
 
 async def _forever(pause_s: float, work: Callable[[], Awaitable]) -> None:
@@ -3348,7 +3497,9 @@ class Problems(ErrorHandler):
             log.error("%s %s failed", request.method, request.path, exc_info=exception)
             code = "internal"
         response = Problem(code).response()
-        response.headers.update(getattr(exception, "headers", {}))
+        if code == "method_not_allowed":
+            response.headers["allow"] = ", ".join(
+                route.method for route in ROUTES if re.fullmatch(re.sub("{.*?}", "[^/]+", route.path), request.path)) or "GET"
         return response
 
 
@@ -3358,21 +3509,23 @@ class Trivia(Sanic):
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] == "lifespan":
             return await self._lifespan(scope, receive, send)
-        if not hasattr(self.ctx, "server"):     # a server without lifespan events, as Daphne is
-            await self._start_late()
-        if scope["type"] == "websocket":
-            return await self.ctx.server.hub.handle(scope, receive, send)
         try:
+            if not hasattr(self.ctx, "server"):     # a server without lifespan events, as Daphne is
+                await self._start_late()
+            if scope["type"] == "websocket":
+                return await self.ctx.server.hub.handle(scope, receive, send)
             body = await read_all(receive, self.ctx.schema.limits)
         except Problem as problem:
-            response = problem.response()
-            headers = [(b"content-type", PROBLEM_JSON.encode()), (b"connection", b"close")]
-            await send({"type": "http.response.start", "status": response.status, "headers": headers})
-            return await send({"type": "http.response.body", "body": response.body})
+            return await deny(problem, scope, send)
         except ConnectionError:
             return      # it left before the request was complete: nothing was asked
+
+        async def send_listed(message: dict) -> None:
+            if "headers" in message:        # which Sanic gives as an iterator; Daphne needs them twice
+                message = message | {"headers": list(message["headers"])}
+            await send(message)
         scope = {"raw_path": scope["path"].encode()} | scope    # which Sanic needs and ASGI leaves optional
-        await super().__call__(scope, replay(body, receive), send)
+        await super().__call__(scope, replay(body, receive), send_listed)
 
     async def _lifespan(self, scope: dict, receive: Callable, send: Callable) -> None:
         startup = await receive()
@@ -3397,15 +3550,21 @@ class Trivia(Sanic):
         self.ctx.server = server
 
     async def _start_late(self) -> None:
+        """Starts at the first request, once. Raises Problem while Redis is away; the next request tries again."""
         if not hasattr(self.ctx, "starting"):
             self.ctx.starting = asyncio.ensure_future(self._start_all())
-        await asyncio.shield(self.ctx.starting)
+        try:
+            await asyncio.shield(self.ctx.starting)
+        except Unavailable as error:
+            vars(self.ctx).pop("starting", None)
+            log.error("%s", error)
+            raise Problem("unavailable", retry_after=1) from None
 
     async def _start_all(self) -> None:
+        await self._start()
         self.asgi = True
         await self._startup()
         await self._server_event("init", "before")
-        await self._start()
 
 
 async def read_all(receive: Callable, limits: Any) -> dict:
@@ -3457,8 +3616,9 @@ def create_app(schema: Schema | None = None) -> Trivia:
                        "OAS_URI_TO_REDOC": "/viewer", "OAS_CUSTOM_FILE": _document(openapi(schema)),
                        "OAS_PATH_TO_REDOC_HTML": _document(DOCS_PAGE), "CORS_ORIGINS": ",".join(schema.origins),
                        "CORS_ALLOW_HEADERS": "authorization,content-type", "HTTP_AUTO_OPTIONS": True})
-    # uvicorn knows refused handshakes only as errors of the app; anybody could fill the log with them.
-    logging.getLogger("uvicorn.error").addFilter(lambda line: "without completing handshake" not in line.getMessage())
+    # uvicorn takes refused handshakes for errors of the app, and bad UTF-8 for its own; anybody could fill the log with them.
+    logging.getLogger("uvicorn.error").addFilter(lambda line: not re.search(
+        "without completing handshake|Invalid UTF-8", line.getMessage()))
     Extend(app)
     for route in ROUTES:
         path = re.sub(r"{(\w+)}", r"<\1:str>", route.path)
@@ -3557,8 +3717,14 @@ async def import_files(files: list[Path]) -> None:
 
 def serve(host: str, port: int, workers: int) -> None:
     """The tuned way to run: uvicorn with a listening socket of our own, and settings for phones on mobile networks."""
+    if workers < 1:
+        raise Fatal(f"--workers: found {workers}; expected 1 or more")
     Schema(read_schema(SCHEMA_FILE))        # a mistake stops us here, once, and not each worker by itself
-    listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=4096)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=4096)
+    except (OSError, OverflowError) as error:
+        raise Fatal(f"can't listen on {host} port {port}: {error}") from None
     # Connections inherit these. A phone that vanished while it was sent to is given up after 30 s, not 15 minutes; a
     # phone that does not read fills 64 KiB here, not megabytes.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
@@ -3569,17 +3735,20 @@ def serve(host: str, port: int, workers: int) -> None:
         # Mobile networks forget a silent connection after 30 s or more; each ping costs about 70 us.
         ws_ping_interval=25, ws_ping_timeout=20,
         timeout_graceful_shutdown=10, server_header=False, access_log=False)
-    server = uvicorn.Server(config)
     print(f"serving on http://{host}:{listener.getsockname()[1]} with {workers} worker{'s' * (workers > 1)}", flush=True)
     if workers > 1:
-        uvicorn.supervisors.Multiprocess(config, server.run, [listener]).run()
+        supervisor = uvicorn.supervisors.Multiprocess(config, [listener])
+        supervisor.run()
+        failed = any(process.process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
     else:
-        server.run([listener])
-        if not server.started:
-            sys.exit(3)
+        server = uvicorn.Server(config)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run([listener])
+        failed = not server.started
+    sys.exit(STARTUP_FAILURE if failed else 0)
 
 
 if __name__ == "__main__":
     main()
-else:
+elif __name__ != "__mp_main__":     # which is what a worker spawned by main() calls this file, before it imports it
     app = create_app()

@@ -20,6 +20,8 @@ from pathlib import Path
 import pytest
 import redis
 import yaml
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -134,7 +136,8 @@ class Server:
 
     @property
     def redis(self):
-        return redis.Redis(unix_socket_path=str(self.data / "d" / "redis.sock"), decode_responses=True)
+        return redis.Redis(unix_socket_path=str(self.data / "d" / "redis.sock"), decode_responses=True,
+                           retry=Retry(NoBackoff(), 0))
 
     def http(self, method, path, body=None, token=None, headers=None, raw=None):
         """One request; `raw` is a body in bytes instead of JSON."""

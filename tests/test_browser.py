@@ -48,11 +48,15 @@ class Tab:
         self.context.set_default_timeout(30 * SECONDS)
         self.name, self.troubles, self.hosts = unique_name(), [], set()
         self.page = self.context.new_page()
-        self.page.on("console", lambda message: message.type in ("error", "warning") and self.troubles.append(message.text))
+        self.page.on("console", self.note)
         self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
         self.page.on("websocket", lambda socket: self.hosts.add(urlsplit(socket.url).netloc))
         self.page.goto(f"http://127.0.0.1:{server.port}/")
+
+    def note(self, message):
+        if message.type in ("error", "warning"):
+            self.troubles.append(message.text)
 
     def find(self, selector, **options):
         return self.page.locator(selector, **options)

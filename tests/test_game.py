@@ -218,8 +218,9 @@ def test_the_questions_are_those_of_the_bank(sit):
         assert sorted(asked["choices"]) == sorted(map(html.unescape, answers))
 
 
-def test_points_follow_the_scoring_of_the_queue(sit):
-    ann, bob = sit("sprint")
+@pytest.mark.parametrize(("queue", "answer_ms"), [("sprint", 400), ("duel", NEVER * 1000)])
+def test_points_follow_the_scoring_of_the_queue(sit, queue, answer_ms):
+    ann, bob = sit(queue)
     asked, _ = questions([ann, bob])
     ann.send("answer", round=1, choice=right(asked))
     bob.expect("answered")
@@ -227,7 +228,8 @@ def test_points_follow_the_scoring_of_the_queue(sit):
     bob.send("answer", round=1, choice=right(asked))
     answers = ann.expect("reveal")["answers"]
     for row in answers.values():
-        assert 0 <= row["ms"] <= 400 and row["points"] == 100 + math.floor(50 * (400 - row["ms"]) / 400)
+        assert 0 <= row["ms"] <= answer_ms
+        assert row["points"] == 100 + math.floor(50 * (answer_ms - row["ms"]) / answer_ms)
     assert answers[bob.name]["ms"] >= answers[ann.name]["ms"] + 50
 
 
@@ -352,6 +354,16 @@ def test_an_answer_that_does_not_fit_is_refused_without_effect(hall, sit, queue,
     before = state(hall, ann)
     assert before[0]["phase"] == phase
     assert ann.refused(code, "answer", **fields, id="x")["id"] == "x"
+    assert state(hall, ann) == before
+
+
+def test_an_answer_after_the_deadline_is_refused_even_if_the_reveal_is_late(hall, sit):
+    ann, bob = sit("duel")
+    questions([ann, bob])
+    [key] = hall.redis.keys(f"game:*:{ann.game}")
+    hall.redis.hset(key, "deadline", 1)     # long ago; but it stays in the list of deadlines as one to come
+    before = state(hall, ann)
+    ann.refused("late_answer", "answer", round=1, choice=0)
     assert state(hall, ann) == before
 
 

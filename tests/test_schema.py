@@ -1,5 +1,6 @@
 """schema.yaml: what `check` says about mistakes, and that an edit of it alone changes what the server does."""
 
+import itertools
 import json
 import math
 import re
@@ -12,7 +13,7 @@ import jsonschema
 import pytest
 import yaml
 from conftest import FAST, ROOT, edited_schema, play_all, unique_name
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 
@@ -55,15 +56,14 @@ def line_of(text, path):
     """The line of a path, or of the nearest thing above it, in a file that yaml.safe_dump wrote."""
     lines, at = text.split("\n"), 0
     for depth, key in enumerate(path.split(".")):
-        indent = "  " * depth
-        for i in range(at, len(lines)):
-            if lines[i].startswith(f"{indent}{key}:"):
-                at = i + 1
-                break
-            if i > at and depth and not lines[i].startswith((indent, "  " * (depth - 1) + "- ")):
-                return at
-        else:
-            return at
+        if key.isdigit():       # an item of a list, which begins on the line after its name
+            return at + 1 + int(key)
+        inside = ("  " * depth, "  " * (depth - 1) + "- ")
+        block = itertools.takewhile(lambda i, inside=inside: lines[i].startswith(inside), range(at, len(lines)))
+        found = next((i for i in block if lines[i].startswith("  " * depth + f"{key}:")), None)
+        if found is None:
+            return max(at, 1)
+        at = found + 1
     return at
 
 
@@ -82,14 +82,14 @@ def run(*arguments, **env):
 def test_check_exits_with_0_for_the_shipped_schema():
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.fullmatch(r".*schema\.yaml: fine: 7 user fields, 2 leaderboards, 3 queues, 6 client messages\n", done.stdout)
+    assert done.stdout.endswith("schema.yaml: fine: 7 user fields, 2 leaderboards, 3 queues, 6 client messages\n")
 
 
 def test_check_exits_with_1_and_its_message_goes_to_stderr(file):
     file.write_text(changed({"queues.party.rounds": "ten"})[0])
     for done in (run(file), run(TRIVIA_SCHEMA=str(file))):
         assert (done.returncode, done.stdout) == (1, "")
-        assert re.fullmatch(rf'{file}:\d+: queues\.party\.rounds: found "ten"; expected type "?integer"?\n', done.stderr)
+        assert re.fullmatch(rf'{file}:\d+: queues\.party\.rounds: found "ten"; expected .*integer.*\n', done.stderr)
 
 
 def test_json_schema_is_valid_and_accepts_the_shipped_schema_but_not_a_mistake():
@@ -156,6 +156,7 @@ MISTAKES = [    # edits, the path of the one mistake, what the message holds
     ({X: {"type": "text"}}, f"{X}.type", "one of string, integer, number, boolean"),
     ({X: TEXT | {"pattern": "("}}, f"{X}.pattern", "regex"),
     ({X: TEXT | {"pattern": "a{99999999999}"}}, f"{X}.pattern", ""),
+    ({X: TEXT | {"pattern": "(" * 3000 + ")" * 3000}}, f"{X}.pattern", ""),
     ({X: TEXT | {"format": "phone"}}, f"{X}.format", "one of email, "),
     ({X: TEXT | {"enum": []}}, f"{X}.enum", "[]"),
     ({X: TEXT | {"default": None}}, f"{X}.default", "null"),
@@ -183,7 +184,7 @@ MISTAKES = [    # edits, the path of the one mistake, what the message holds
     ({"users.required": ["username", "email", "password", "nick"]}, "users.required", "the name of a field"),
     ({"users.required": ["username", "password", "password"]}, "users.required", ""),
     # what the server itself uses
-    ({"users.fields.username": GONE, "users.required": ["password"]}, "users", ""),
+    ({"users.fields.username": GONE}, "users.fields.username", "found nothing"),
     ({"users.fields.username.type": "integer"}, "users.fields.username", "string"),
     ({"users.fields.username.unique": False}, "users.fields.username", "true"),
     ({"users.fields.username.unique": GONE}, "users.fields.username", "unique"),
@@ -223,13 +224,17 @@ MISTAKES = [    # edits, the path of the one mistake, what the message holds
     # What is documented of the server's messages must be JSON Schema, of fields that are there.
     ({"messages.server.pong.fields.server_ms": 3}, "messages.server.pong.fields.server_ms", "3"),
     ({"messages.server.pong.fields.server_ms": {"type": "int"}}, "messages.server.pong.fields.server_ms", '"int"'),
-    ({"messages.server.pong.fields.server_ms": {"enum": [date(2020, 1, 2)]}}, "messages.server.pong.fields.server_ms", ""),
+    ({"messages.server.pong.fields.server_ms": {"enum": [date(2020, 1, 2)]}},
+     "messages.server.pong.fields.server_ms", ""),
     ({"messages.server.pong.required": ["nope"]}, "messages.server.pong.required", "the name of a field"),
 ]
 
 
-@pytest.mark.parametrize("edits, path, words", MISTAKES, ids=[
-    " and ".join(f"{path}={'GONE' if value is GONE else value}"[:60] for path, value in row[0].items()) for row in MISTAKES])
+def title(edits):
+    return " and ".join(f"{path}={'GONE' if value is GONE else value}"[:60] for path, value in edits.items())
+
+
+@pytest.mark.parametrize("edits, path, words", MISTAKES, ids=[title(row[0]) for row in MISTAKES])
 def test_mistake_is_reported_once_with_line_path_and_what_was_expected(file, edits, path, words):
     text, _ = changed(edits)
     said = check(file, text)
@@ -240,7 +245,7 @@ def test_mistake_is_reported_once_with_line_path_and_what_was_expected(file, edi
     assert (path + ".").startswith(found[2] + ".") or (found[2] + ".").startswith(path + "."), said
     assert words in lines[0], said
     assert int(found[1]) == line_of(text, found[2]), said
-    assert len(lines) == (2 if path == "users" and len(edits) > 1 else 1), said
+    assert len(lines) == 1, said
 
 
 SEVERAL = {"limits.connections": -5, "limits.conections": 3, "queues.party.rounds": "ten", "queues.rated.on_exit": GONE,
@@ -251,8 +256,8 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_lines(file):
     said = check(file, changed(SEVERAL)[0]).split("\n")
     found = [re.match(r".+?:(\d+): ([^:]+): ", line).groups() for line in said]
     assert sorted(path for _, path in found) == sorted(
-        ["limits.connections", "limits.conections", "queues.party.rounds", "queues.rated.on_exit", "queues.rated.scoring",
-         "users.fields.x.pattern"])
+        ["limits.connections", "limits.conections", "queues.party.rounds", "queues.rated.on_exit",
+         "queues.rated.scoring", "users.fields.x.pattern"])
     assert [int(line) for line, _ in found] == sorted(int(line) for line, _ in found)
 
 
@@ -286,7 +291,6 @@ NOT_A_SCHEMA = [    # text, the line, words of the message
     ("title: &a [*a]", 1, ""),
     ("users: &a {fields: *a}", 1, ""),
     ("title: " + "[" * 3000 + "]" * 3000, 1, ""),
-    ("title: x\nusers: {fields: {x: {type: string, pattern: '" + "(" * 3000 + "'}}}", 2, ""),
     ("title: &a {x: 1, y: &b {x: 1}}\nusers: {<<: *b}\n", 1, ""),
 ]
 
@@ -304,9 +308,11 @@ def test_key_that_stands_twice_is_reported_with_the_line_of_the_second(file):
     said = check(file, "\n".join([*lines[:at + 1], "    rated: false", *lines[at + 1:], "title: again"]))
     second = at + 1 + next(i for i, line in enumerate(lines[at:], 1) if line == "    rated: true")
     # The file ends with a line break, and one line was put in before it.
-    found = [re.fullmatch(rf"{file}:(\d+): ([^:]+): found (.+); expected .+", line).groups() for line in said.split("\n")]
+    found = [re.fullmatch(rf"{file}:(\d+): ([^:]+): found (.+); expected .+", line).groups()
+             for line in said.split("\n")]
     # The file ends with a line break, and one line was put in before it.
-    assert [(int(line), path) for line, path, _ in found] == [(second, "queues.random.rated"), (len(lines) + 1, "title")]
+    assert [(int(line), path) for line, path, _ in found] == [
+        (second, "queues.random.rated"), (len(lines) + 2, "title")]
     assert all("twice" in what for *_, what in found)
 
 
@@ -349,15 +355,17 @@ def test_whole_number_written_with_a_point_means_the_same(file):
 # ---- any YAML at all --------------------------------------------------------------------------------------------
 
 FUZZ = {"deadline": None, "derandomize": True, "database": None,
+        "phases": [Phase.generate],     # to shrink a failure takes minutes
         "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
-SCALARS = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.dates() | st.binary(max_size=3)
-           | st.sampled_from(["", "string", "(", "a{9}", "username", "opponents", -1, 2.0, "#/components/schemas/Nope"]))
-KEYS = st.sampled_from(["type", "default", "fields", "relay", "required", "min", "max", "field", "enum", "items"]) | SCALARS
+SCALARS = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.dates()
+           | st.binary(max_size=3) | st.sampled_from(["", "string", "(", "a{9}", "username", "opponents", -1, 2.0]))
+KEYS = SCALARS | st.sampled_from(["type", "default", "fields", "relay", "required", "min", "max", "field", "enum"])
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
                       max_leaves=8)
 FRAGMENTS = st.lists(st.sampled_from(list("-?:,[]{}#&*!|>'\"%@ \n\t\r\0x0._~<") + [
-    "users", "fields", "<<", "!!int", "!!map", "!!set", "!!binary", "&a", "*a", ": ", "\n  ", "2020-01-01", "0x_", "1e9",
-    ".inf", "---", "...", "= ", "\ufeff", "\u2028", "é", "users: ", "title: ", "queues:\n  a: "]), max_size=30).map("".join)
+    "users", "fields", "<<", "!!int", "!!map", "!!set", "!!binary", "&a", "*a", ": ", "\n  ", "2020-01-01", "0x_",
+    "1e9", ".inf", "---", "...", "= ", "\ufeff", "\u2028", "é", "users: ", "title: ", "queues:\n  a: "]),
+    max_size=30).map("".join)
 
 
 def documents_of(tree):
@@ -379,7 +387,7 @@ def paths(tree, path=()):
         yield from paths(tree[key], (*path, key))
 
 
-@settings(max_examples=120, **FUZZ)
+@settings(max_examples=60, **FUZZ)
 @given(data=st.data())
 def test_any_value_anywhere_in_the_schema_gets_a_clear_message_or_makes_good_documents(file, data):
     tree = yaml.safe_load(SMALL)
@@ -444,7 +452,8 @@ NEW_FIELDS = {
 }
 DEFAULTS = {name: rule.get("default") for name, rule in NEW_FIELDS.items()}
 BLITZ = {"description": "Three at once.", "players": {"min": 2, "max": 3}, "fill_seconds": 60, "match": "fifo",
-         "wait_seconds": 90, "scoring": {"correct": 7, "speed": 0}, "rated": False, "on_exit": "continue", "seat_seconds": 9}
+         "wait_seconds": 90, "scoring": {"correct": 7, "speed": 0}, "rated": False, "on_exit": "continue",
+         "seat_seconds": 9}
 WAVE = {"description": "Waves.", "relay": "opponents", "required": ["strength"], "fields": {
     "strength": {"type": "integer", "minimum": 1, "maximum": 5}, "note": {"type": "string", "maxLength": 10}}}
 
@@ -465,25 +474,26 @@ def grown():
     server = Server(edited_schema(lambda tree: tree["users"]["fields"].update(shoe={"type": "string"})))
     try:
         server.start()
-        old = [server.register(unique_name(), shoe="wide") for _ in range(2)]
+        old, odd = [server.register() for _ in range(2)], server.register(shoe="wide")
         play_all([server.phone(session=session) for session in old])
         server.stop()
         (server.data / "schema.yaml").write_text(edited_schema(grow), "utf-8")
         server.start()
-        yield types.SimpleNamespace(server=server, old=old, documents={
+        yield types.SimpleNamespace(server=server, old=old, odd=odd, documents={
             name: server.http("GET", f"/docs/{name}.json").json for name in ("openapi", "asyncapi")})
     finally:
         server.close()
 
 
-GOOD = [("color", "blue"), ("country", "DE"), ("motto", "héllo wörld 🎉"), ("motto", ""), ("born", "2001-02-28"), ("level", 99),
-        ("level", 1), ("latitude", 52.5), ("latitude", -90), ("latitude", 52.5200066), ("steps", -12345678901),
-        ("newsletter", False), ("newsletter", True), ("secret", "x"), ("phone", "")]
-BAD = [("color", "black"), ("color", ""), ("color", 1), ("color", None), ("country", "DEU"), ("country", "DE\n"), ("country", "de"),
-       ("motto", "x" * 41), ("motto", "a\0b"), ("motto", ["x"]), ("born", "2001-02-30"), ("born", "yesterday"),
-       ("level", 0), ("level", 100), ("level", 1.5), ("level", "5"), ("level", True), ("latitude", 90.01), ("latitude", "1"),
-       ("latitude", False), ("steps", 2**53 + 1), ("steps", "1"), ("newsletter", 1), ("newsletter", "true"), ("newsletter", None),
-       ("phone", "1" * 21), ("unheard", "of")]
+GOOD = [("color", "blue"), ("country", "DE"), ("motto", "héllo wörld 🎉"), ("motto", ""), ("born", "2001-02-28"),
+        ("level", 99), ("level", 1), ("latitude", 52.5), ("latitude", -90), ("latitude", 52.5200066),
+        ("steps", -12345678901), ("newsletter", False), ("newsletter", True), ("secret", "x"), ("phone", "")]
+BAD = [("color", "black"), ("color", ""), ("color", 1), ("color", None), ("country", "DEU"), ("country", "DE\n"),
+       ("country", "de"), ("motto", "x" * 41), ("motto", "a\0b"), ("motto", ["x"]), ("born", "2001-02-30"),
+       ("born", "yesterday"), ("level", 0), ("level", 100), ("level", 1.5), ("level", "5"), ("level", True),
+       ("latitude", 90.01), ("latitude", "1"), ("latitude", False), ("steps", 2**53 + 1), ("steps", "1"),
+       ("newsletter", 1),
+       ("newsletter", "true"), ("newsletter", None), ("phone", "1" * 21), ("unheard", "of")]
 
 
 def player_of(server, session, path="/users/me"):
@@ -513,14 +523,15 @@ def test_new_field_refuses_what_its_rule_does_not_allow(grown, name, value):
     assert server.http("GET", f"/users/{new}").status == 404
     old = grown.old[0]
     before = player_of(server, old)
-    assert list(server.http("PATCH", "/users/me", {name: value}, old["token"]).refused(422, "invalid")["errors"]) == [name]
+    problem = server.http("PATCH", "/users/me", {name: value}, old["token"]).refused(422, "invalid")
+    assert list(problem["errors"]) == [name]
     assert player_of(server, old) == before
 
 
 def test_old_users_have_the_default_of_new_fields_and_keep_what_they_had(grown):
     for old in grown.old:
         user = player_of(grown.server, old)
-        assert user == old["user"] | DEFAULTS | {key: user[key] for key in ("wins", "games", "rating", "shoe")}
+        assert user == old["user"] | DEFAULTS | {key: user[key] for key in ("wins", "games", "rating")}
         assert user["games"] == 1
         shown = grown.server.http("GET", f"/users/{user['username']}").json
         assert shown == {key: value for key, value in user.items()
@@ -528,7 +539,7 @@ def test_old_users_have_the_default_of_new_fields_and_keep_what_they_had(grown):
 
 
 def test_stored_value_that_the_new_type_can_not_hold_gives_way_to_the_default(grown):
-    assert player_of(grown.server, grown.old[0])["shoe"] == 40      # it was a string, "wide"
+    assert player_of(grown.server, grown.odd)["shoe"] == 40      # it was a string, "wide"
 
 
 def test_default_can_be_chosen_again(grown):
@@ -536,6 +547,8 @@ def test_default_can_be_chosen_again(grown):
     back = {"color": "green", "level": 1, "newsletter": True, "motto": "hello"}
     assert grown.server.http("PATCH", "/users/me", back, session["token"]).status == 200
     assert back.items() <= player_of(grown.server, session).items()
+    kept = grown.server.redis.hgetall("user:{" + session["token"][:8] + "}")
+    assert "username" in kept and not back.keys() & kept.keys()     # a default is not stored: it may change
 
 
 def test_unique_field_is_taken_once_whatever_its_letter_case(grown):
@@ -552,7 +565,7 @@ def test_unique_field_is_taken_once_whatever_its_letter_case(grown):
         assert signed_in.status == 200 and signed_in.json["user"]["username"] == session["user"]["username"]
     assert server.http("PATCH", "/users/me", {"phone": unique_name()}, session["token"]).status == 200
     assert server.http("PATCH", "/users/me", {"phone": number}, other["token"]).status == 200
-    assert server.http("POST", "/auth/register", again | {"phone": ""}).status == 201   # nobody else has it, for all have ''
+    assert server.http("POST", "/auth/register", again | {"phone": ""}).status == 201   # no value is nobody's
 
 
 def test_private_fields_are_shown_to_their_owner_alone(grown):

