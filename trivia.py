@@ -111,6 +111,7 @@ SHARDS = 4                  # hash tags over which games are spread
 TICK_S = 0.025              # how often a worker looks for due deadlines
 LOBBY_TICK_S = 0.2          # ... for due tickets; also the heartbeat
 CALL_SECONDS = 5            # Redis is taken for lost when it is silent for so long
+MAX_PATH = 500              # characters of a path
 MAX_PENDING = 20_000        # commands that may wait for Redis in one worker
 MAX_UNREAD = 256 * 1024     # bytes for a phone in the server's buffer
 CLAIM_MS = 30_000           # a unique value is kept for a registration under way for so long
@@ -121,6 +122,7 @@ log = logging.getLogger("trivia")
 # ---- errors -------------------------------------------------------------------------------------------------
 # Everything a caller can do wrong has one code, the same in HTTP problem details (RFC 9457) and in WebSocket errors.
 
+SAFE_HEADERS = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
 PROBLEM_JSON, JSON = "application/problem+json", "application/json"
 PROBLEMS = {
     "bad_request": (400, "The request can't be read."),
@@ -159,9 +161,12 @@ class Problem(SanicException):
 
     def response(self) -> HTTPResponse:
         """The problem details as an HTTP response."""
-        retry = {"retry-after": str(self.retry_after)} if self.retry_after is not None else {}
-        auth = {"www-authenticate": "Bearer"} if self.status_code == 401 else {}
-        return HTTPResponse(json.dumps(self.body()), self.status_code, retry | auth, PROBLEM_JSON)
+        headers = {"retry-after": str(self.retry_after)} if self.retry_after is not None else {}
+        if self.status_code == 401:
+            headers["www-authenticate"] = "Bearer"
+        if self.status_code in (408, 413):      # what is left of the body can't be told from a next request
+            headers["connection"] = "close"
+        return HTTPResponse(json.dumps(self.body()), self.status_code, headers, PROBLEM_JSON)
 
 
 class Refused(Exception):
@@ -187,8 +192,10 @@ def parse_json(text: str | bytes) -> Any:
     Raises ValueError with what is wrong and where.
     """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique_pairs)
-        if "\\u" in text if isinstance(text, str) else b"\\u" in text:
+        text = text if isinstance(text, str) else text.decode()
+        value = json.loads(text, parse_constant=_refuse_constant, parse_int=_short_integer,
+                           object_pairs_hook=_unique_pairs)
+        if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeError:
         raise ValueError("it is not valid UTF-8, or holds half of a surrogate pair") from None
@@ -199,6 +206,12 @@ def parse_json(text: str | bytes) -> Any:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _short_integer(digits: str) -> int:
+    if len(digits) > 4000:
+        raise ValueError("a number is too long")
+    return int(digits)
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict:
@@ -1350,8 +1363,9 @@ class Users:
         created = int(time.time())
         await self.redis.call("HSET", Keys.user(uid), *(x for pair in stored.items() for x in pair),
                               ":created", created)
-        if not await self._settle(claims, uid, True):
+        if not await self._settle(claims, uid, True):       # it took so long that somebody else has one of them
             await self.redis.call("DEL", Keys.user(uid))
+            await self._settle(claims, uid, False)
             raise Problem("unavailable", retry_after=1)
         return await self.open_session(uid, password, address)
 
@@ -1418,8 +1432,6 @@ class Users:
         account that is gone are free (see CLAIM).
         """
         games = await self.redis.call("ZRANGE", Keys.history(uid), 0, -1)
-        games += [game for seat in await self.redis.call("HMGET", Keys.seats, uid) if seat
-                  and (game := seat.split(" ")[-1]) != "-"]
         boards = [key for name in self.schema.boards for key in self._board_keys(name)]
         await asyncio.gather(*(self.redis.run(FORGET_PLAYER, Keys.game(game)[:1], uid) for game in games),
                              *(self.redis.call("ZREM", key, uid) for key in boards),
@@ -1461,11 +1473,7 @@ class Users:
         """A session for the right password."""
         uid, user = await self.find(value, names) or (f"?{digest(fold(value))}", {})
         await self._guard(uid, user, password, address, "bad_credentials")
-        kept = user["password"]
-        if self.passwords.hasher.check_needs_rehash(kept):
-            kept = await self.passwords.hash(password)
-            await self.redis.run(CHANGE_USER, (Keys.user(uid),), "", "password", kept)
-        return await self.open_session(uid, kept, address)
+        return await self.open_session(uid, user["password"], address)
 
     async def change_password(self, uid: str, user: dict, token: str, old: str, new: str, address: str) -> None:
         """Sets a new password and ends all other sessions."""
@@ -2216,15 +2224,20 @@ return 'ok'
 
 FINISH = Script("""
 -- Ends a settled game: tells its players, and keeps what is worth looking up later.
--- KEYS: game, deadlines. ARGV: ranking (JSON), seconds to keep the game. Returns 1, or 0 if it was done before.
+-- KEYS: game, deadlines. ARGV: ranking (JSON), seconds to keep the game, UIDs of players who were erased since it began.
+-- Returns 1, or 0 if it was done before.
 """, _GAME, """
-local ranking, ttl = ARGV[1], ARGV[2]
+local ranking, ttl, erased = ARGV[1], ARGV[2], ARGV[3]
 if not load_game() or game.phase ~= 'settle' then return 0 end
 emit('end', event('end', '"reason":"' .. game.reason .. '","ranking":' .. ranking))
 for i = 1, players do
   for _, field in ipairs({'conn', 'turn', 'gone', 'seq', 'ans'}) do
     changed[field .. i] = nil
     redis.call('HDEL', key, field .. i)
+  end
+  if string.find(' ' .. erased .. ' ', ' ' .. game['uid' .. i] .. ' ', 1, true) then
+    set('uid' .. i, '')
+    set('name' .. i, '(erased ' .. i .. ')')
   end
 end
 set('phase', 'end')
@@ -2235,13 +2248,12 @@ return 1
 """)
 
 FORGET_PLAYER = Script("""
--- Takes a person out of a game: his name, and once it has ended the UID too.
+-- Takes a person out of a game that has ended.
 -- KEYS: game. ARGV: UID. Returns 1 if he was in it.
 local key, uid = KEYS[1], ARGV[1]
 for i = 1, tonumber(redis.call('HGET', key, 'players') or 0) do
   if redis.call('HGET', key, 'uid' .. i) == uid then
-    redis.call('HSET', key, 'name' .. i, '(erased ' .. i .. ')')
-    if redis.call('HGET', key, 'phase') == 'end' then redis.call('HSET', key, 'uid' .. i, '') end
+    redis.call('HSET', key, 'uid' .. i, '', 'name' .. i, '(erased ' .. i .. ')')
     return 1
   end
 end
@@ -2401,11 +2413,10 @@ class Games:
             game = await self.load(game_id)
         result = json.loads(game.result)
         exist = await asyncio.gather(*(self._apply(game, player, part) for player, part in zip(game.players, result)))
-        await self.redis.run(FINISH, Keys.game(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400)
+        erased = " ".join(player.uid for player, exists in zip(game.players, exist) if not exists)
+        await self.redis.run(FINISH, Keys.game(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400, erased)
         await asyncio.gather(*(self.redis.run(RELEASE, (Keys.seats, Keys.playing), player.uid, game_id)
                                for player in game.players))
-        await asyncio.gather(*(self.redis.run(FORGET_PLAYER, Keys.game(game_id)[:1], player.uid)
-                               for player, exists in zip(game.players, exist) if not exists))
 
     def _result(self, game: Game, users: list[dict]) -> list[dict]:
         """For each player {rank, won} and, in a rated game, {rating, change, sigma}."""
@@ -2961,8 +2972,8 @@ async def deny(problem: Problem, scope: dict, send: Callable, subprotocol: str |
         return await send({"type": "websocket.close", "code": code, "reason": problem.detail})
     response, kind = problem.response(), ("websocket." if scope["type"] == "websocket" else "") + "http.response"
     headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(response.body)).encode())]
-    headers += [(name.encode(), value.encode()) for name, value in response.headers.items()]
-    await send({"type": f"{kind}.start", "status": problem.status_code, "headers": headers + [(b"connection", b"close")]})
+    headers += [(name.encode(), value.encode()) for name, value in (SAFE_HEADERS | dict(response.headers)).items()]
+    await send({"type": f"{kind}.start", "status": problem.status_code, "headers": headers})
     await send({"type": f"{kind}.body", "body": response.body})
 
 
@@ -3514,9 +3525,15 @@ class Trivia(Sanic):
                 await self._start_late()
             if scope["type"] == "websocket":
                 return await self.ctx.server.hub.handle(scope, receive, send)
-            body = await read_all(receive, self.ctx.schema.limits)
         except Problem as problem:
             return await deny(problem, scope, send)
+        scope = {"raw_path": scope["path"].encode()} | scope    # which Sanic needs and ASGI leaves optional
+        if len(scope["path"]) > MAX_PATH:       # Sanic's router calls itself for each slash
+            scope |= {"path": "/", "raw_path": b"/", "problem": Problem("not_found")}
+        try:
+            body = await read_all(receive, self.ctx.schema.limits)
+        except Problem as problem:
+            body, scope = {"type": "http.request"}, scope | {"problem": problem}
         except ConnectionError:
             return      # it left before the request was complete: nothing was asked
 
@@ -3524,7 +3541,6 @@ class Trivia(Sanic):
             if "headers" in message:        # which Sanic gives as an iterator; Daphne needs them twice
                 message = message | {"headers": list(message["headers"])}
             await send(message)
-        scope = {"raw_path": scope["path"].encode()} | scope    # which Sanic needs and ASGI leaves optional
         await super().__call__(scope, replay(body, receive), send_listed)
 
     async def _lifespan(self, scope: dict, receive: Callable, send: Callable) -> None:
@@ -3629,6 +3645,7 @@ def create_app(schema: Schema | None = None) -> Trivia:
     app.add_route(lambda request: HTTPResponse(page, content_type="text/html; charset=utf-8"), "/", name="play")
     for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
         app.static(f"/docs/ui/{name}", SWAGGER / name, name=name.replace(".", "_").replace("-", "_"))
+    app.register_middleware(raise_problem, "request")
     app.register_middleware(add_security_headers, "response")
     return app
 
@@ -3645,10 +3662,16 @@ def _document(content: dict | str) -> str:
 _documents: list = []
 
 
+async def raise_problem(request: Request) -> None:
+    """Refuses what Trivia.__call__ found wrong, here, so that the answer is like all others."""
+    if problem := request.transport.scope.get("problem"):
+        raise problem
+
+
 async def add_security_headers(request: Request, response: HTTPResponse) -> None:
     """What keeps a browser from doing more with an answer than it should."""
-    response.headers.setdefault("x-content-type-options", "nosniff")
-    response.headers.setdefault("referrer-policy", "no-referrer")
+    for name, value in SAFE_HEADERS.items():
+        response.headers.setdefault(name, value)
     if (response.content_type or "").startswith("text/html"):
         response.headers.setdefault("content-security-policy", PAGE_POLICY)
 
