@@ -876,6 +876,8 @@ class Redis:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self.call("PING")
+        except hiredis.ReplyError:
+            pass        # whatever ails it, it answers
         except (TimeoutError, Unavailable):
             self.connection.transport.abort()
 
@@ -3757,7 +3759,7 @@ def serve(host: str, port: int, workers: int) -> None:
         ws_max_size=64 * 1024, ws_per_message_deflate=False,    # deflate costs 25 KiB a connection, for messages of 200 bytes
         # Mobile networks forget a silent connection after 30 s or more; each ping costs about 70 us.
         ws_ping_interval=25, ws_ping_timeout=20,
-        timeout_graceful_shutdown=10, server_header=False, access_log=False)
+        timeout_graceful_shutdown=10, server_header=False, access_log=False, log_level="warning")
     print(f"serving on http://{host}:{listener.getsockname()[1]} with {workers} worker{'s' * (workers > 1)}", flush=True)
     if workers > 1:
         supervisor = uvicorn.supervisors.Multiprocess(config, [listener])
