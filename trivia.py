@@ -3647,6 +3647,7 @@ def create_app(schema: Schema | None = None) -> Trivia:
     app.add_route(lambda request: HTTPResponse(page, content_type="text/html; charset=utf-8"), "/", name="play")
     for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
         app.static(f"/docs/ui/{name}", SWAGGER / name, name=name.replace(".", "_").replace("-", "_"))
+    app.main_process_start(refuse_sanic_server)     # does not happen under ASGI
     app.register_middleware(raise_problem, "request")
     app.register_middleware(add_security_headers, "response")
     return app
@@ -3662,6 +3663,11 @@ def _document(content: dict | str) -> str:
 
 
 _documents: list = []
+
+
+async def refuse_sanic_server(app: Sanic) -> None:
+    """Sanic's own server has no ASGI, which the sockets and the bounds on bodies are made for."""
+    raise Fatal("Sanic's own server can't run this app; expected an ASGI server: uvicorn trivia:app")
 
 
 async def raise_problem(request: Request) -> None:

@@ -101,7 +101,7 @@ def uid_of(phone):
 
 def seat(server, phone):
     text = server.redis.hget(Keys.seats, uid_of(phone))
-    return text and dict(zip(("conn", "queue", "since", "rating", "game"), text.split(" ")))
+    return text and dict(zip(("conn", "turn", "queue", "since", "rating", "game"), text.split(" "), strict=True))
 
 
 def started(*phones):

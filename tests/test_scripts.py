@@ -34,7 +34,7 @@ from trivia import Keys
 SCRIPTS = {name: value for name, value in vars(trivia).items() if isinstance(value, trivia.Script)}
 QUIZ = "7:0123 8:1032 9:10"                     # the right choices are 0, 1 and 1
 RIGHT = {1: 0, 2: 1, 3: 1}
-ANSWER_MS, REVEAL_MS, SEAT_MS = 60_000, 20_000, 30_000
+ANSWER_MS, REVEAL_MS, SEAT_MS, TURN = 60_000, 20_000, 30_000, 3
 LOBBY = (Keys.seats, Keys.queue("q"), Keys.due, Keys.forming, Keys.workers, Keys.playing)
 
 
@@ -255,24 +255,47 @@ def test_a_claim_is_one_users_until_it_is_void(store):
     assert claim(store, "u1") == ["claimed"]
     uid, until = held().split(" ")
     assert uid == "u1" and 0 <= store.now() + 30_000 - int(until) < 5000
-    assert claim(store, "u1") == ["claimed"] and claim(store, "u2") == ["taken", "u1"]
+    assert claim(store, "u1") == ["claimed"] and claim(store, "u2") == ["pending"] == claim(store, "u2", "u1")
     store.client.hset(CLAIM_KEY, "ann", f"u1 {store.now() - 1}")
-    assert claim(store, "u2") == ["void", held()]
-    assert claim(store, "u2", "u1 123") == ["void", held()]     # not what stands there
+    assert claim(store, "u2") == ["held", held()]
+    assert claim(store, "u2", "u1 123") == ["held", held()]     # not what stands there
     assert claim(store, "u2", held()) == ["claimed"] and held().startswith("u2 ")
-    store.client.hset(CLAIM_KEY, "ann", "u2")
-    assert claim(store, "u3") == claim(store, "u3", "u1 1") == ["taken", "u2"]
     assert store.client.ttl(CLAIM_KEY) == -1
 
 
-@pytest.mark.parametrize("void", ["", "u0 5"])
+def test_a_confirmed_claim_is_replaced_by_who_names_it_only(store):
+    """Whose user is gone, or has another value now; the caller has looked."""
+    store.client.hset(CLAIM_KEY, "ann", "u2")
+    assert claim(store, "u3") == claim(store, "u3", "u1 1") == claim(store, "u3", "u2 1") == ["held", "u2"]
+    assert claim(store, "u2") == ["claimed"] and store.client.hget(CLAIM_KEY, "ann") == "u2"
+    assert claim(store, "u3", "u2") == ["claimed"] and store.client.hget(CLAIM_KEY, "ann").startswith("u3 ")
+    # What the second of two has looked at stands there no more.
+    assert claim(store, "u4", "u2") == ["pending"]
+
+
+def test_a_claim_that_was_confirmed_meanwhile_is_not_replaced(store):
+    expired = f"u1 {store.now() - 1}"
+    store.client.hset(CLAIM_KEY, "ann", expired)
+    assert claim(store, "u2") == ["held", expired]
+    assert store.run(trivia.SETTLE_CLAIM, (CLAIM_KEY,), "ann", "u1", 1) == 1
+    assert claim(store, "u2", expired) == ["held", "u1"]
+
+
+def test_a_claim_made_again_after_its_time_is_new(store):
+    """Else somebody could replace it while its user is being written."""
+    store.client.hset(CLAIM_KEY, "ann", f"u1 {store.now() - 1}")
+    assert claim(store, "u1") == ["claimed"]
+    assert claim(store, "u2") == ["pending"]
+
+
+@pytest.mark.parametrize("void", ["", "u0 5", "u0"])
 def test_of_claims_made_at_once_one_wins(store, void):
     if void:
         store.client.hset(CLAIM_KEY, "ann", void)
     outcomes = at_once(12, lambda i: claim(store, f"u{i + 1}", void))
     assert outcomes.count(["claimed"]) == 1
-    winner = f"u{outcomes.index(['claimed']) + 1}"
-    assert all(outcome in (["claimed"], ["taken", winner]) for outcome in outcomes)
+    assert outcomes.count(["pending"]) == 11
+    assert store.client.hget(CLAIM_KEY, "ann").startswith(f"u{outcomes.index(['claimed']) + 1} ")
 
 
 @pytest.mark.parametrize("held, confirm, returned, after", [
@@ -346,18 +369,37 @@ def test_a_session_is_found_and_made_longer_once_a_day(store, left, ttl, found, 
 @pytest.mark.parametrize("which, left", [("", {"a", "b", "c"}), ("*", set()), ("-b", {"b"}), ("-z", set())])
 def test_a_change_of_a_user_ends_the_sessions_it_names(store, which, left):
     key = make_user(store, avatar="x", wins=1, **{"session:a": 1, "session:b": 2, "session:c": 3})
-    for _ in range(2):
-        assert store.run(trivia.CHANGE_USER, (key,), which, "avatar", "\0", "email", "e") == 1
+    for before in (["x", ""], ["", "e"]):
+        assert store.run(trivia.CHANGE_USER, (key,), which, "avatar", "\0", "email", "e") == ["ok", *before]
         assert store.client.hmget(key, "avatar", "email", "wins", "username") == [None, "e", "1", "u1"]
         assert sessions(store, key) == left
 
 
+def test_of_changes_made_at_once_each_knows_what_it_replaced(store):
+    key = make_user(store, avatar="a")
+    outcomes = at_once(12, lambda i: store.run(trivia.CHANGE_USER, (key,), "", "avatar", f"a{i}"))
+    assert sorted([before for _, before in outcomes] + [store.client.hget(key, "avatar")]) == sorted(
+        ["a", *(f"a{i}" for i in range(12))])
+
+
+def test_a_change_of_nothing_tells_only_that_there_is_such_a_user(store):
+    assert store.run(trivia.CHANGE_USER, (make_user(store),), "") == ["ok"]
+
+
 def test_a_user_who_is_gone_is_not_changed(store):
-    assert store.run(trivia.CHANGE_USER, (Keys.user("u1"),), "*", "avatar", "x") == 0
+    assert store.run(trivia.CHANGE_USER, (Keys.user("u1"),), "*", "avatar", "x") == []
     assert not store.client.exists(Keys.user("u1"))
 
 
-def apply(store, game, ended=1000, keep=5, wins=0, change=0.0, sigma="", boards=(), uid="u1"):
+def test_a_user_is_erased_once_and_his_last_fields_are_returned(store):
+    key = make_user(store, avatar="x", **{"session:a": 1})
+    before = store.client.hgetall(key)
+    outcomes = [fields for fields in at_once(4, lambda i: store.run(trivia.ERASE_USER, (key,))) if fields]
+    assert [dict(zip(fields[::2], fields[1::2])) for fields in outcomes] == [before]
+    assert store.client.dbsize() == 0
+
+
+def apply(store, game, ended=1000, keep=86_400_000, wins=0, change=0.0, sigma="", boards=(), uid="u1"):
     return store.run(trivia.APPLY_RESULT, (Keys.user(uid), Keys.history(uid)), game, ended, keep, wins, change, sigma,
                      1500, *boards)
 
@@ -389,17 +431,21 @@ def test_a_result_applied_at_once_by_many_counts_once(store):
     assert store.client.hmget(key, "games", "wins", "rating") == ["1", "1", "1503"]
 
 
-def test_the_history_keeps_the_newest_games(store):
+def test_the_history_keeps_the_games_of_so_long(store):
     make_user(store)
-    for i in range(8):
-        assert apply(store, f"g{i}", 100 + i, keep=3) == 1
-    assert store.client.zrange(Keys.history("u1"), 0, -1) == ["g5", "g6", "g7"]
+    for game, ended in (("a", 1000), ("b", 1500), ("c", 1500), ("d", 2499)):
+        assert apply(store, game, ended, keep=1500) == 1
+    history = lambda: store.client.zrange(Keys.history("u1"), 0, -1)
+    assert history() == ["a", "b", "c", "d"]
+    assert apply(store, "e", 2500, keep=1500) == 1 and history() == ["b", "c", "d", "e"]
+    assert apply(store, "d", 5000, keep=1500) == 0 and history() == ["b", "c", "d", "e"]    # applied before
+    assert apply(store, "f", 9000, keep=1500) == 1 and history() == ["f"]
 
 
-def test_a_late_result_of_an_old_game_is_applied_once_with_a_full_history(store):
+def test_a_late_result_of_an_old_game_is_applied_once(store):
     key = make_user(store)
-    results = [("new", 200), ("old", 100), ("old", 100)]
-    assert [apply(store, game, ended, keep=1) for game, ended in results] == [1, 1, 0]
+    results = [("new", 9000), ("old", 100), ("old", 100), ("new", 9000)]
+    assert [apply(store, game, ended, keep=50) for game, ended in results] == [1, 1, 0, 0]
     assert store.client.hget(key, "games") == "2"
 
 
@@ -438,6 +484,7 @@ def test_an_allowance_taken_at_once_by_many_is_not_exceeded(store):
 
 # ---- the lobby
 
+SEAT = ("conn", "turn", "queue", "since", "rating", "game")
 FIFO, NEAR = (2, 2, 0, 60_000, -1, 0), (2, 2, 0, 60_000, 100, 25)
 
 
@@ -445,9 +492,16 @@ def lobby_keys(name):
     return (Keys.seats, Keys.queue(name), *LOBBY[2:])
 
 
-def join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=100, game=None):
+def turn_and_join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=100, game=None):
     return store.run(trivia.JOIN, lobby_keys(name), uid, name, game or trivia.new_game_id(), *rules, conn, rating, over,
                      longest)
+
+
+def join(store, uid, conn, *args, **options):
+    """What becomes of it, without the turn."""
+    turn, *outcome = turn_and_join(store, uid, conn, *args, **options)
+    assert turn == int(seat(store, uid).turn) >= 1
+    return outcome
 
 
 def check_ticket(store, uid, rules=FIFO, name="q", message="bye", game=None):
@@ -464,14 +518,14 @@ def release(store, uid, game):
 
 def seat(store, uid):
     text = store.client.hget(Keys.seats, uid)
-    return text and SimpleNamespace(**dict(zip(("conn", "queue", "since", "rating", "game"), text.split(" "))))
+    return text and SimpleNamespace(**dict(zip(SEAT, text.split(" "), strict=True)))
 
 
 def waited(store, uid, ms, name="q"):
     """Makes a ticket so much older."""
     old = seat(store, uid)
     since = int(old.since) - ms
-    store.client.hset(Keys.seats, uid, f"{old.conn} {old.queue} {since} {old.rating} {old.game}")
+    store.client.hset(Keys.seats, uid, f"{old.conn} {old.turn} {old.queue} {since} {old.rating} {old.game}")
     if store.client.zscore(Keys.queue(name), uid) == float(old.since):
         store.client.zadd(Keys.queue(name), {uid: since})
 
@@ -521,6 +575,29 @@ def test_a_newer_connection_takes_ticket_and_place_of_the_older(store, workers):
     assert leave(store, "u1", new, 1) == ["left"] and no_tickets(store) and not seat(store, "u1")
 
 
+def test_the_turn_counts_the_connections_of_a_player_since_he_has_a_seat(store, worker):
+    first, second, third, fourth = (worker.connection() for _ in range(4))
+    turn = lambda conn, **options: turn_and_join(store, "u1", conn, **options)[:2]
+    assert turn(first) == turn(first) == [1, "queued"]              # run again it changes nothing
+    assert turn(second, name="other") == [2, "queued"]
+    assert leave(store, "u1", second, name="other") == ["left"] and seat(store, "u1").turn == "2"
+    assert turn(second) == [2, "queued"] and turn(first) == [3, "queued"]     # "from another connection", whichever
+    match = join(store, "u2", worker.connection())[1]
+    game = match.split(" ")[0]
+    assert turn(second) == turn(second) == [4, "game"]
+    assert leave(store, "u1", second, 1) == ["game", game] and seat(store, "u1").turn == "4"
+    assert turn(third) == [5, "game"] and turn(third, over=game) == [5, "queued"]
+    join(store, "u3", worker.connection())
+    waited(store, "u1", 60_001)
+    assert leave(store, "u1", third, 1)[0] == "game" and turn(fourth)[0] == 6
+    assert release(store, "u1", seat(store, "u1").game) == 1 and seat(store, "u1").turn == "6"
+    assert turn(fourth, longest=0) == [6, "full"] and turn(third, longest=0) == [7, "full"]
+    assert turn(third) == [7, "queued"]
+    waited(store, "u1", 60_001)
+    assert check_ticket(store, "u1") == ["timeout"] and seat(store, "u1").turn == "7"
+    assert leave(store, "u1", third, 1) == ["left"] and turn(third) == [1, "queued"]
+
+
 def test_a_ticket_in_another_queue_goes_with_its_connection(store, worker):
     old, new = worker.connection(), worker.connection()
     join(store, "u1", old, name="other")
@@ -552,7 +629,8 @@ def test_a_full_queue_takes_nobody_more(store, worker):
     assert [join(store, f"u{i}", worker.connection(), rules, rating=i * 100, longest=3)[0] for i in range(4)] == [
         "queued"] * 3 + ["full"]
     assert join(store, "u9", conn, rules, rating=9000, longest=3) == ["full"]
-    assert vars(seat(store, "u9")) == {"conn": conn, "queue": "-", "since": "0", "rating": "-", "game": "-"}
+    assert vars(seat(store, "u9")) == {"conn": conn, "turn": "1", "queue": "-", "since": "0", "rating": "-",
+                                      "game": "-"}
     assert store.client.zcard(Keys.queue("q")) == store.client.zcard(Keys.due) == 3
 
 
@@ -569,7 +647,7 @@ def test_fifo_takes_who_has_waited_longest(store, worker):
     for i in range(2):
         join(store, f"u{i}", worker.connection(), rules)
     for i in range(2, 5):       # a game of three would be formed, so they stand there by hand
-        store.client.hset(Keys.seats, f"u{i}", f"{worker.connection()} q {store.now() - 1000 * i} 1500 -")
+        store.client.hset(Keys.seats, f"u{i}", f"{worker.connection()} 1 q {store.now() - 1000 * i} 1500 -")
         store.client.zadd(Keys.queue("q"), {f"u{i}": store.now() - 1000 * i})
     assert join(store, "u9", worker.connection(), rules)[1].split(" ")[2:] == ["u9", "u4", "u3"]
     assert set(store.client.zrange(Keys.queue("q"), 0, -1)) == {"u0", "u1", "u2"}
@@ -581,7 +659,7 @@ def test_fifo_takes_who_has_waited_longest(store, worker):
     ({"a": -20}, -100, "a")])
 def test_the_nearest_rating_in_the_window_is_matched(store, worker, ratings, mine, opponent):
     for uid, rating in ratings.items():
-        store.client.hset(Keys.seats, uid, f"{worker.connection()} q {store.now()} {rating} -")
+        store.client.hset(Keys.seats, uid, f"{worker.connection()} 1 q {store.now()} {rating} -")
         store.client.zadd(Keys.queue("q"), {uid: rating})
     outcome, match = join(store, "me", worker.connection(), NEAR, rating=mine)
     assert (outcome == "matched" and match.split(" ")[3:]) == ([opponent] if opponent else False)
@@ -651,9 +729,9 @@ def test_a_ticket_that_stands_for_nobody_is_gone(store, workers, state):
     if state == "no seat":
         store.client.hdel(Keys.seats, "u1")
     elif state == "other queue":
-        store.client.hset(Keys.seats, "u1", f"{alive.connection()} other 1 1500 -")
+        store.client.hset(Keys.seats, "u1", f"{alive.connection()} 1 other 1 1500 -")
     elif state == "in a game":
-        store.client.hset(Keys.seats, "u1", f"{alive.connection()} q 1 1500 abc")
+        store.client.hset(Keys.seats, "u1", f"{alive.connection()} 1 q 1 1500 abc")
     else:
         lost.die()
     before = store.client.hgetall(Keys.seats)
@@ -707,9 +785,9 @@ def test_leaving_tells_of_a_game_and_a_lost_connection_is_forgotten(store, worke
 @pytest.mark.parametrize("rules", [FIFO, NEAR, (2, 4, 0, 60_000, -1, 0)])
 def test_players_who_join_at_once_are_each_matched_once(store, worker, rules):
     conns = [worker.connection() for _ in range(24)]
-    outcomes = at_once(24, lambda i: [join(store, f"u{i}", conns[i], rules) for _ in range(2)])
+    outcomes = at_once(24, lambda i: [turn_and_join(store, f"u{i}", conns[i], rules) for _ in range(2)])
     matches = store.client.zrange(Keys.forming, 0, -1)
-    assert sorted(match for outcome in outcomes for kind, match in outcome if kind == "matched") == sorted(matches)
+    assert sorted(match for outcome in outcomes for _, kind, match in outcome if kind == "matched") == sorted(matches)
     people = [uid for match in matches for uid in match.split(" ")[2:]]
     assert len(people) == len(set(people)) == 24 and no_tickets(store)
     assert {seat(store, uid).game for uid in people} == {match.split(" ")[0] for match in matches}
@@ -718,10 +796,12 @@ def test_players_who_join_at_once_are_each_matched_once(store, worker, rules):
 
 def test_a_player_who_joins_at_once_with_many_connections_is_not_matched_with_himself(store, worker):
     conns = [worker.connection() for _ in range(16)]
-    outcomes = at_once(16, lambda i: join(store, "u1", conns[i], name="qr"[i % 2]))
-    assert {outcome for outcome, _ in outcomes} == {"queued"}
+    outcomes = at_once(16, lambda i: turn_and_join(store, "u1", conns[i], name="qr"[i % 2]))
+    assert {outcome for _, outcome, _ in outcomes} == {"queued"}
+    turns = [turn for turn, *_ in outcomes]
+    assert sorted(turns) == list(range(1, 17)) and seat(store, "u1").conn == conns[turns.index(16)]
     assert not store.client.exists(Keys.forming)
-    assert len(worker.events()) == 15 and seat(store, "u1").conn in conns
+    assert len(worker.events()) == 15
 
 
 def test_the_holder_of_a_connection_is_told_to_look_at_its_session(store, worker):
@@ -756,7 +836,8 @@ class Play:
         self.store, self.conns, self.id = store, list(conns), trivia.new_game_id()
         self.key, self.deadlines = self.keys = Keys.game(self.id)
         rules = f"{ANSWER_MS} {REVEAL_MS} {SEAT_MS} 100 50 {on_exit} rated"
-        people = [x for i, conn in enumerate(self.conns, 1) for x in (f"u{i}", f"n{i}", conn)]
+        # The turn says that they came with their third connection.
+        people = [x for i, conn in enumerate(self.conns, 1) for x in (f"u{i}", f"n{i}", conn, TURN)]
         start = json.dumps({"type": "start", "game": self.id})
         self.creation = ("q", rules, quiz, 3000, start, *people)
         self.created = self.run(trivia.CREATE_GAME, *self.creation)
@@ -791,11 +872,14 @@ class Play:
     def answer(self, i, choice, round=None):
         return self.run(trivia.ANSWER, self.conns[i - 1], round or self.round, choice)
 
+    def enter(self, uid, conn, turn=TURN):
+        return self.run(trivia.ENTER_GAME, uid, conn, turn)
+
     def exit(self, i, leaving=0):
         return self.run(trivia.EXIT_GAME, self.conns[i - 1], leaving)
 
-    def finish(self, ranking="[]"):
-        return self.run(trivia.FINISH, ranking, 1000)
+    def finish(self, ranking="[]", erased=""):
+        return self.run(trivia.FINISH, ranking, 1000, erased)
 
     def left_ms(self):
         return self.store.client.zscore(self.deadlines, self.id) - self.store.now()
@@ -826,7 +910,7 @@ def test_a_game_is_created_once_and_told_to_its_players(store, workers):
     assert one.events() == [("start", game.id, {a: 1, c: 1}, start)]
     assert two.events() == [("start", game.id, {b: 1}, start)]
     assert (game.phase, game.round, game.players, game.conn4, game.seq4) == ("start", "0", "4", "", "0")
-    assert [game.gone1, game.score1, game.log1, game.ans1] == ["", "0", "", ""]
+    assert [game.gone1, game.score1, game.log1, game.ans1, game.turn1, game.turn4] == ["", "0", "", "", "3", "3"]
     assert SEAT_MS - 2000 < int(game.gone4) - store.now() <= SEAT_MS and 2000 < game.left_ms() <= 3000
     assert untouched(game, lambda: game.run(trivia.CREATE_GAME, *game.creation)) == 0
     assert one.events() == two.events() == [] and store.client.ttl(game.key) == -1
@@ -949,9 +1033,9 @@ def test_an_answer_to_a_game_that_is_not_there_is_refused(store):
     keys = Keys.game("00aaaaaaaaaa")
     assert store.run(trivia.ANSWER, keys, "w.1", 1, 0) == "not_playing"
     assert store.run(trivia.EXIT_GAME, keys, "w.1", 0) == "missing"
-    assert store.run(trivia.ENTER_GAME, keys, "u1", "w.1") == ["missing"]
+    assert store.run(trivia.ENTER_GAME, keys, "u1", "w.1", 1) == ["missing"]
     assert store.run(trivia.RELAY, keys, "w.1", "emoji", "") == "not_playing"
-    assert store.run(trivia.FINISH, keys, "[]", 10) == 0
+    assert store.run(trivia.FINISH, keys, "[]", 10, "u1") == 0
     assert store.client.dbsize() == 0
 
 
@@ -1035,17 +1119,18 @@ def entered(reply):
 def test_a_player_comes_back_and_the_others_are_told_once(store, workers):
     one, two = workers(), workers()
     game = Play(store, [one.connection(), one.connection()]).to_round(1)
-    assert entered(untouched(game, lambda: game.run(trivia.ENTER_GAME, "u1", game.conns[0])))["phase"] == "question"
+    assert entered(untouched(game, lambda: game.enter("u1", game.conns[0])))["phase"] == "question"
     game.exit(1)
     one.events()
     again = two.connection()
-    reply = game.run(trivia.ENTER_GAME, "u1", again)
+    reply = game.enter("u1", again, TURN + 1)
     assert abs(int(reply[1]) - store.now()) < 5000
     fields = entered(reply)
-    assert fields == store.client.hgetall(game.key) and (fields["conn1"], fields["gone1"]) == (again, "")
+    assert fields == store.client.hgetall(game.key)
+    assert (fields["conn1"], fields["gone1"], fields["turn1"]) == (again, "", str(TURN + 1))
     (kind, _, targets, body), = one.events()
     assert (kind, list(targets), json.loads(body)["player"]) == ("user_return", [game.conns[1]], "n1")
-    assert untouched(game, lambda: game.run(trivia.ENTER_GAME, "u1", again))[0] == "ok"
+    assert untouched(game, lambda: game.enter("u1", again, TURN + 1))[0] == "ok"
     assert one.events() == two.events() == []
     assert game.left_ms() > SEAT_MS     # the seat's own deadline is gone
     game.exit(2)
@@ -1054,15 +1139,37 @@ def test_a_player_comes_back_and_the_others_are_told_once(store, workers):
 
 def test_a_connection_that_replaces_another_is_not_a_return(worker, game):
     new = worker.connection()
-    assert game.run(trivia.ENTER_GAME, "u1", new)[0] == "ok" and worker.events() == []
+    assert game.enter("u1", new, TURN + 1)[0] == "ok" and worker.events() == []
     assert untouched(game, lambda: game.exit(1)) == "stale"        # the older one, late
-    assert game.conn1 == new
+    assert (game.conn1, game.turn1) == (new, str(TURN + 1))
+
+
+@pytest.mark.parametrize("newer", ["there", "gone", "entered twice"])
+def test_a_connection_that_was_replaced_cannot_take_the_game_back(worker, game, newer):
+    new = worker.connection()
+    for turn in range(TURN + 1, TURN + (3 if newer == "entered twice" else 2)):
+        game.enter("u1", new := worker.connection(), turn)
+    if newer == "gone":
+        assert game.run(trivia.EXIT_GAME, new, 0) == "start"
+    worker.events()
+    for turn in (TURN, 0):
+        assert untouched(game, lambda: game.enter("u1", game.conns[0], turn)) == ["stale"]
+    assert worker.events() == [] and game.enter("u1", new, turn := int(game.turn1))[0] == "ok"
+    assert game.enter("u2", worker.connection(), TURN)[0] == "ok"      # each player has turns of his own
+
+
+def test_of_connections_that_enter_at_once_the_newest_stays(worker, game):
+    conns = [worker.connection() for _ in range(8)]
+    outcomes = at_once(8, lambda i: game.enter("u1", conns[i], TURN + 1 + i)[0])
+    assert (game.conn1, game.turn1) == (conns[7], str(TURN + 8)) and outcomes[7] == "ok"
+    assert set(outcomes) <= {"ok", "stale"} and worker.events() == []
 
 
 @pytest.mark.parametrize("uid, prepare", [("stranger", {}), ("u1", {"gone1": "left"}), ("u1", {"phase": "end"})])
 def test_a_game_that_is_over_for_him_lets_nobody_in(worker, game, uid, prepare):
     game.set(**prepare)
-    assert untouched(game, lambda: game.run(trivia.ENTER_GAME, uid, "w.9")) == ["over"] and worker.events() == []
+    for turn in (0, TURN, TURN + 1):
+        assert untouched(game, lambda: game.enter(uid, "w.9", turn)) == ["over"] and worker.events() == []
 
 
 def test_a_message_is_relayed_to_the_opponents_only(worker, game):
@@ -1099,11 +1206,24 @@ def test_a_finished_game_keeps_what_is_looked_up_later_and_expires(store, worker
     assert 990 <= store.client.ttl(game.key) <= 1000
 
 
+@pytest.mark.parametrize("erased, left", [
+    ("", ["u1 n1", "u2 n2"]), ("u2", ["u1 n1", " (erased 2)"]), ("u1 u2", [" (erased 1)", " (erased 2)"]),
+    ("u u22 xu1 1", ["u1 n1", "u2 n2"])])
+def test_who_was_erased_during_the_game_is_taken_out_of_it_at_its_end(worker, game, erased, left):
+    game.to_round(1)
+    game.exit(1, 1)
+    worker.events()
+    assert game.finish('[{"player":"n2"}]', erased) == 1
+    assert [f"{game.uid1} {game.name1}", f"{game.uid2} {game.name2}"] == left
+    (kind, _, targets, body), = worker.events()
+    # Until it is over the players know each other by name.
+    assert kind == "end" and set(targets) == set(game.conns) and json.loads(body)["ranking"] == [{"player": "n2"}]
+    assert untouched(game, lambda: game.finish("[]", "u1 u2")) == 0
+
+
 def test_a_player_is_taken_out_of_a_game(store, game):
-    for phase, uid, returned, left in (("question", "nobody", 0, "u2 n2"), ("question", "u2", 1, "u2 erased-2"),
-                                       ("settle", "u2", 1, "u2 erased-2"), ("end", "u2", 1, " erased-2"),
-                                       ("end", "u2", 0, " erased-2")):
-        game.set(phase=phase)
+    game.set(phase="end")
+    for uid, returned, left in (("nobody", 0, "u2 n2"), ("u2", 1, " (erased 2)"), ("u2", 0, " (erased 2)")):
         assert store.run(trivia.FORGET_PLAYER, (game.key,), uid) == returned
         assert [game.uid1, game.name1, f"{game.uid2} {game.name2}"] == ["u1", "n1", left]
     assert store.run(trivia.FORGET_PLAYER, Keys.game("00aaaaaaaaaa")[:1], "u1") == 0
@@ -1124,6 +1244,19 @@ def test_players_of_a_worker_that_died_are_told_of_behind_the_event_that_found_i
             assert [kind for kind, *_ in events] == ["question"] + ["user_exit"] * lost_players
             assert [seq for *_, targets, _ in events for seq in targets.values()] == list(range(2, 3 + lost_players))
         assert game.conn3 == "" and SEAT_MS - 5000 < int(game.gone3) - store.now() <= SEAT_MS
+
+
+@pytest.mark.parametrize("lost_players", [1, 2])
+def test_players_of_a_worker_that_died_stay_where_they_are_in_a_game_that_is_being_settled(store, workers, lost_players):
+    alive, lost = workers(), workers()
+    game = Play(store, [alive.connection(), *(lost.connection() for _ in range(lost_players))])
+    while game.next() != "settle":
+        pass
+    alive.events()
+    lost.die()
+    assert game.run(trivia.RELAY, game.conns[0], "emoji", "") == "ok"
+    assert game.conn2 == game.conns[1] and game.gone2 == "" and alive.events() == []
+    assert game.finish() == 1 and alive.kinds() == ["end"] and game.phase == "end"
 
 
 # ---- the key table
@@ -1149,7 +1282,7 @@ WORDS = {"UID": r"[\w-]{8}", "FIELD": r"(username|email)", "BUCKET": r"\d+", "WH
          "PERIOD": r"\d{4}-W?\d\d(-\d\d)?"}
 CONN, MS = r"([0-9a-f]{10}\.\d+)", r"\d{13}"
 CONTENT = {     # what members and values look like, where the table says more than a name
-    "seats:{lobby}": rf"[\w-]{{8}}=({CONN}|-) ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)",
+    "seats:{lobby}": rf"[\w-]{{8}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)",
     "due:{lobby}": rf"[a-z]+ [\w-]{{8}}={MS}", "queue:{lobby}:NAME": rf"[\w-]{{8}}=({MS}|[\d.]+)",
     "workers:{lobby}": rf"[0-9a-f]{{10}}={MS}", "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{8}})+={MS}",
     "playing:{lobby}": r"[a-z]+=\d+", "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}",
@@ -1376,7 +1509,7 @@ PEOPLE, QUEUES = [f"p{i}" for i in range(6)], {"duel": FIFO, "near": NEAR, "trio
 HARMLESS = {"type", "game", "round", "player", "returns_ms", "emoji"}     # what may be told while a question is open
 WEIGHTS = {"connect": 4, "join_again": 3, "leave": 2, "leave_late": 2, "check_ticket": 2, "form": 4, "answer": 9,
            "advance": 8, "expire_seats": 1, "check": 2, "relay": 1, "apply_one": 2, "finish": 5, "worker_dies": 1,
-           "worker_comes": 1, "beat": 1}
+           "worker_comes": 1, "beat": 1, "enter_late": 2}
 DRAWN = {"uid": st.sampled_from(PEOPLE), "queue": st.sampled_from(sorted(QUEUES)), "n": st.integers(0, 59),
          "flag": st.booleans(), "again": st.booleans()}
 
@@ -1399,6 +1532,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.retired = []           # (UID, connection, queue) of connections that may still do something late
         self.heard = {}             # (game, connection) -> last seq it got
         self.over = {}              # UID -> game that is over for him
+        self.turns = {}             # connection -> its turn
         self.games, self.applied = {}, set()
         for uid in PEOPLE:
             make_user(self.store, uid)
@@ -1464,10 +1598,12 @@ class AnyOrder(RuleBasedStateMachine):
             self.join_once(uid, conn, queue)
 
     def join_once(self, uid, conn, queue):
-        return join(self.store, uid, conn, QUEUES[queue], queue, over=self.over.get(uid, ""), game=next(self.game_ids))
+        self.turns[conn], *outcome = turn_and_join(self.store, uid, conn, QUEUES[queue], queue,
+                                                   over=self.over.get(uid, ""), game=next(self.game_ids))
+        return outcome
 
     def enter(self, uid, conn, game):
-        reply = self.run(trivia.ENTER_GAME, Keys.game(game), uid, conn)
+        reply = self.run(trivia.ENTER_GAME, Keys.game(game), uid, conn, self.turns[conn])
         if reply[0] == "ok":
             fields = entered(reply)
             i = next(i for i in range(1, 9) if fields.get(f"uid{i}") == uid)
@@ -1496,6 +1632,19 @@ class AnyOrder(RuleBasedStateMachine):
                 if not gone and phase not in ("settle", "stale"):
                     self.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, outcome[1])
 
+    def enter_late(self, drawn):
+        """A connection that is gone still comes to its game; it must not stand above a newer one."""
+        if self.retired and self.games:
+            uid, conn, _ = self.pick(self.retired, drawn.n)
+            mine = [game for game, uids in self.games.items() if uid in uids]
+            if mine and conn.split(".")[0] in {worker.id for worker in self.workers}:
+                game = self.pick(mine, drawn.n // 8)
+                i, before = self.games[game].index(uid) + 1, self.fields(game)
+                outcome = self.enter(uid, conn, game)
+                if self.turns[conn] < int(before.get(f"turn{i}", 0)):
+                    assert outcome in ("stale", "over") and self.fields(game) == before
+                self.run(trivia.EXIT_GAME, Keys.game(game), conn, 0, twice=drawn.again)
+
     def check_ticket(self, drawn):
         here = seat(self.store, drawn.uid)
         if here and here.queue == drawn.queue and here.game == "-":
@@ -1507,10 +1656,11 @@ class AnyOrder(RuleBasedStateMachine):
             game, queue, *uids = match.split(" ")
             assert len(set(uids)) == len(uids) >= 2
             rules = f"60000 20000 30000 100 50 {'continue' if queue == 'trio' else 'forfeit'} rated"
-            seats = [(seat(self.store, uid) or SimpleNamespace(conn="-")).conn for uid in uids]
-            people = [x for uid, conn in zip(uids, seats) for x in (uid, uid.upper(), conn)]
+            seats = [here if here and here.game == game else SimpleNamespace(conn="-", turn=0)
+                     for here in (seat(self.store, uid) for uid in uids)]
+            people = [x for uid, here in zip(uids, seats) for x in (uid, uid.upper(), here.conn, here.turn)]
             if game not in self.games:
-                self.heard |= {(game, conn): 0 for conn in seats}
+                self.heard |= {(game, here.conn): 0 for here in seats}
             self.games[game] = uids
             self.run(trivia.CREATE_GAME, Keys.game(game), queue, rules, QUIZ, 3000, '{"type":"start"}', *people,
                      twice=drawn.again)
@@ -1566,7 +1716,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def apply(self, game, uid, again):
         for _ in range(1 + again):
-            fresh = apply(self.store, game, 1000, 200, int(uid == self.games[game][0]), 1, 400, uid=uid)
+            fresh = apply(self.store, game, 1000, 86_400_000, int(uid == self.games[game][0]), 1, 400, uid=uid)
             assert fresh == ((game, uid) not in self.applied)
             self.applied.add((game, uid))
 
@@ -1575,7 +1725,7 @@ class AnyOrder(RuleBasedStateMachine):
             game = self.pick(settled, drawn.n)
             for uid in self.games[game]:
                 self.apply(game, uid, drawn.again)
-            self.run(trivia.FINISH, Keys.game(game), "[]", 1000, twice=drawn.again)
+            self.run(trivia.FINISH, Keys.game(game), "[]", 1000, "", twice=drawn.again)
             for uid in self.games[game][:8 if drawn.flag else drawn.n % 3]:      # the worker may die in its midst
                 self.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, game, twice=drawn.again)
 
@@ -1623,7 +1773,8 @@ class AnyOrder(RuleBasedStateMachine):
     def nobody_is_in_two_games_or_has_lost_his_ticket(self):
         playing = {}
         for uid, text in self.store.client.hgetall(Keys.seats).items():
-            _, queue, _, _, game = text.split(" ")
+            conn, turn, queue, _, _, game = text.split(" ")
+            assert int(turn) >= 1 and self.turns.get(conn, int(turn)) == int(turn)
             if game != "-":
                 playing[queue] = playing.get(queue, 0) + 1
             elif queue != "-":

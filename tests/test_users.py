@@ -28,7 +28,7 @@ _addresses = itertools.count(1)
 def small():
     """A server with small limits, which the tests of this file share; they leave nobody in a queue."""
     def edit(tree):
-        tree["limits"] |= {"history_games": 5, "sessions_per_user": 3}
+        tree["limits"] |= {"sessions_per_user": 3}
         tree["queues"]["rated"]["window"] = 10_000
     running = Server(edited_schema(edit, rounds=1))
     try:
@@ -278,9 +278,28 @@ def test_a_claim_without_a_user_holds_until_its_time_and_then_is_free(server, fi
     assert claimed(server, field, body[field]) == uid_of(session.json)
 
 
-def test_of_simultaneous_registrations_of_a_void_claim_one_succeeds(server):
+@pytest.mark.parametrize("field", ["username", "email"])
+@pytest.mark.parametrize("whose", ["nobody", "a user with another value"])
+@pytest.mark.parametrize("how", ["registration", "change"])
+def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(server, resident, field, whose, how):
     name = unique_name()
-    claim(server, "username", name, f"deadUID0 {int(time.time() * 1000) - 1}")
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+    claim(server, field, body[field], "deadUID0" if whose == "nobody" else uid_of(resident))
+    login(server, body[field]).refused(401, "bad_credentials")
+    if how == "registration":
+        answer = server.http("POST", "/auth/register", body)
+        uid = uid_of(answer.json)
+    else:
+        session = server.register()
+        answer, uid = patch(server, session, {field: body[field]}), uid_of(session)
+    assert answer.status in (200, 201) and claimed(server, field, body[field]) == uid
+    assert login(server, body[field]).status == 200 and me(server, resident["token"]).json == resident["user"]
+
+
+@pytest.mark.parametrize("held", ["deadUID0 1", "deadUID0"])
+def test_of_simultaneous_registrations_of_a_void_claim_one_succeeds(server, held):
+    name = unique_name()
+    claim(server, "username", name, held)
     statuses = at_once(20, lambda i: server.http("POST", "/auth/register", {
         "username": name, "email": f"{unique_name()}@example.org", "password": PASSWORD}).status)
     assert sorted(statuses) == [201] + [409] * 19
@@ -307,13 +326,13 @@ def test_claims_by_script(server):
         return server.redis.eval(trivia.SETTLE_CLAIM.text, 1, key, "value", uid, confirm)
     assert settle("ann", 1) == 0                    # nothing to settle
     assert take("ann") == take("ann") == ["claimed"]
-    assert take("bob") == ["taken", "ann"] and settle("bob", 1) == settle("bob", 0) == 0
+    assert take("bob") == ["pending"] and settle("bob", 1) == settle("bob", 0) == 0
     server.redis.hset(key, "value", "ann 1")
-    assert take("bob") == ["void", "ann 1"]
-    assert take("bob", void="ann 2") == ["void", "ann 1"]           # it was replaced meanwhile
+    assert take("bob") == ["held", "ann 1"]
+    assert take("bob", void="ann 2") == ["held", "ann 1"]           # it was replaced meanwhile
     assert take("bob", void="ann 1") == ["claimed"] and settle("ann", 1) == 0
     assert settle("bob", 1) == settle("bob", 1) == 1
-    assert server.redis.hget(key, "value") == "bob" and take("ann") == ["taken", "bob"]
+    assert server.redis.hget(key, "value") == "bob" and take("ann") == ["held", "bob"]
     assert settle("bob", 0) == 1 and not server.redis.exists(key)
 
 
@@ -703,6 +722,44 @@ def test_of_simultaneous_changes_to_one_name_one_succeeds(server):
     assert names.count(name) == 1 and all(login(server, one).status == 200 for one in names)
 
 
+def change(server, session, user, data, users=trivia.Users):
+    """A change as a worker makes it who has read the user before."""
+    async def act():
+        store = trivia.Redis(f"unix://{server.data / 'd' / 'redis.sock'}", [], lambda events: None)
+        await store.connect()
+        try:
+            schema = trivia.Schema(trivia.read_schema(server.data / "schema.yaml"))
+            return await users(store, schema).change(uid_of(session), user, data)
+        finally:
+            await store.close()
+    return asyncio.run(act())
+
+
+def test_a_refused_change_does_not_release_a_name_that_another_change_has_given_him(server):
+    session, other, name = server.register(), server.register(), unique_name()
+    before = server.redis.hgetall(trivia.Keys.user(uid_of(session)))
+    assert patch(server, session, {"username": name}).status == 200
+    with pytest.raises(trivia.Problem, match="taken"):
+        change(server, session, before, {"username": name, "email": email_of(other)})
+    assert claimed(server, "username", name) == uid_of(session)
+    assert login(server, name).status == 200
+
+
+def test_a_name_that_he_takes_back_at_the_same_time_stays_his(server):
+    session, name = server.register(), unique_name()
+    old, before = session["user"]["username"], server.redis.hgetall(trivia.Keys.user(uid_of(session)))
+
+    class Overtaken(trivia.Users):
+        async def _settle(self, values, uid, confirm):
+            if not confirm:         # it is about to release the old name; now he has changed back
+                assert (await asyncio.to_thread(patch, server, session, {"username": old})).status == 200
+            return await super()._settle(values, uid, confirm)
+    change(server, session, before, {"username": name}, Overtaken)
+    assert me(server, session["token"]).json["username"] == old
+    assert claimed(server, "username", old) == uid_of(session)
+    assert login(server, old).status == 200
+
+
 # -- the public profile
 
 @pytest.mark.parametrize("spell", [str, str.upper, lambda name: "%70" + name[1:], lambda name: "%EF%BD%90" + name[1:]])
@@ -786,11 +843,11 @@ def test_an_erasure_in_the_midst_of_a_game_leaves_no_trace(small):
     assert record.status == 200 and bob.name in record.body and ann.name not in record.body
 
 
-def test_an_erasure_reaches_games_that_are_listed_no_more(small):
+def test_an_erasure_reaches_every_game(small):
     ann, bob = small.register(), small.register()
-    for _ in range(6):
-        win(small, ann, bob)
-    assert len(my_games(small, ann)["games"]) == 5
+    games = [win(small, ann, bob) for _ in range(6)]
+    assert len(my_games(small, ann, "?limit=3")["games"]) == 3
+    small.redis.delete(trivia.Keys.game(games[2])[0])       # one has expired
     erase(small, ann)
     wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(ann)))
     assert traces(small, ann) == []
@@ -872,9 +929,16 @@ def test_an_export_holds_nothing_of_others(small):
 
 @pytest.fixture(scope="module")
 def veteran(small):
-    """(session, ids of his games, oldest first, his opponent): one more than are listed."""
+    """(session, ids of his games, oldest first, his opponent): one more than are listed, since it is too old."""
     ann, bob = small.register(), small.register()
-    return ann, [win(small, ann, bob) for _ in range(6)], bob
+    games = [win(small, ann, bob) for _ in range(5)]
+    age(small, ann, games[0], 30 * 86400)
+    return ann, [*games, win(small, ann, bob)], bob
+
+
+def age(server, session, game, seconds):
+    """Makes a game so old in a player's list."""
+    server.redis.zincrby(trivia.Keys.history(uid_of(session)), -seconds * 1000, game)
 
 
 def my_games(server, session, query=""):
@@ -907,6 +971,27 @@ def test_a_cursor_walks_all_pages(small, veteran, limit):
             break
         query = f"?limit={limit}&cursor={page['cursor']}"
     assert seen == games[:0:-1]
+
+
+def test_games_are_listed_for_game_days(small):
+    ann, bob = small.register(), small.register()
+    games = [win(small, ann, bob) for _ in range(2)]
+    age(small, ann, games[0], 30 * 86400 - 300)
+    assert [game["id"] for game in my_games(small, ann)["games"]] == games[::-1]
+    games.append(win(small, ann, bob))
+    assert [game["id"] for game in my_games(small, ann)["games"]] == games[::-1]
+    assert all(29 * 86400 < small.redis.ttl(trivia.Keys.game(game)[0]) <= 30 * 86400 for game in games)
+
+
+def test_a_game_that_has_expired_is_passed_over(small):
+    ann, bob = small.register(), small.register()
+    games = [win(small, ann, bob) for _ in range(3)]
+    small.redis.delete(trivia.Keys.game(games[1])[0])
+    assert [game["id"] for game in my_games(small, ann)["games"]] == [games[2], games[0]]
+    page = my_games(small, ann, f"?limit=1&cursor={games[1]}")
+    assert [game["id"] for game in page["games"]] == [games[0]] and page["cursor"] is None
+    small.http("GET", f"/games/{games[1]}", token=ann["token"]).refused(404, "not_found")
+    assert len(small.http("GET", "/users/me/export", token=ann["token"]).json["games"]) == 2
 
 
 def test_a_new_game_does_not_shift_the_next_page(small):
@@ -1074,10 +1159,10 @@ def test_a_period_is_one_stretch_of_time_and_sorts_as_such(kind, longest):
 
 # -- the script that applies results
 
-def apply(server, uid, game="g1", wins=1, change=10, sigma="400", period="2026-W47", keep=3, ended=1000):
+def apply(server, uid, game="g1", wins=1, change=10, sigma="400", period="2026-W47", keep=86_400_000, ended=1000):
     keys = trivia.Keys.user(uid), trivia.Keys.history(uid)
     return server.redis.eval(trivia.APPLY_RESULT.text, 2, *keys, game, ended, keep, wins, change, sigma, 1500,
-                             "wins", "wins", period)
+                             "wins", "wins", period, 0)
 
 
 @pytest.fixture
@@ -1113,9 +1198,9 @@ def test_an_unrated_defeat_counts_as_a_game_only(server, somebody):
     assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "games", "rating", ":sigma") == ["5", "1", None, None]
 
 
-def test_only_the_newest_games_are_remembered(server, somebody):
+def test_games_are_remembered_for_so_long(server, somebody):
     for i in range(5):
-        assert apply(server, somebody, game=f"g{i}", ended=1000 + i) == 1
+        assert apply(server, somebody, game=f"g{i}", ended=1000 + i, keep=3) == 1
     assert server.redis.zrange(trivia.Keys.history(somebody), 0, -1) == ["g2", "g3", "g4"]
 
 
