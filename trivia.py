@@ -26,7 +26,8 @@ node. Times are ms since 1970 by the clock of Redis, unless said otherwise.
                                      (s); board:NAME -> "period value-at-its-start"
     history:{UID}            zset    game id -> time of its end                                  erased
     seen:{UID}               string  bitmap of the questions that were put to the player         erased
-    unique:{FIELD:BUCKET}    hash    folded value -> "UID", or "UID until" while a claim is new  released
+    unique:{FIELD:BUCKET}    hash    folded value -> "UID OPERATION", with an end while it is    released
+                                     new: "UID OPERATION until"
     limit:{WHAT:WHO}         string  time at which the allowance is whole again                  then
     seats:{lobby}            hash    UID -> "connection turn queue ticket-since rating game", -  left and not
                                      for nothing; what a player is doing. The turn counts his    in a game
@@ -1157,36 +1158,37 @@ def question_items(file: Path) -> list:
 
 # ---- users --------------------------------------------------------------------------------------------------
 # Accounts, sessions and leaderboards. A user is one hash; unique values are claimed in hashes of their own, which other
-# hash tags hold, so a registration claims, writes the user, then confirms. A claim whose registration died is void
-# after CLAIM_MS, unless the user turns out to exist. A token is the user's id and a secret, of which only a digest is
-# kept; passwords are argon2id, hashed by a few threads beside the event loop.
+# hash tags hold, so a registration claims, writes the user, then confirms; so does a change of name. Each claim names its
+# operation, and is confirmed, replaced or released only as it was read, so that none acts on another's. A claim whose user
+# does not have the value is free to take, CLAIM_MS after it was made. A token is the user's id and a secret, of which only a
+# digest is kept; passwords are argon2id, hashed by a few threads beside the event loop.
 
 CLAIM = Script("""
--- Claims a unique value for a user who is being written.
--- KEYS: bucket. ARGV: folded value, UID, ms a claim may take, what may be replaced or ''.
--- Returns {'claimed'}, {'pending'} while somebody else's claim is new, or {'held', what stands there}: the caller looks
--- whether that user has the value, and calls again to replace it if not. Atomic: of any number of callers one gets it.
-local bucket, value, uid, claim_ms, void = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4]
+-- Claims a unique value for a user who is being written; also one that he has, so that no earlier operation releases it.
+-- KEYS: bucket. ARGV: folded value, UID, operation, ms a claim may take, what may be replaced or ''.
+-- Returns {'claimed', the claim}, {'pending'} while somebody else's claim is new, or {'held', what stands there}: the
+-- caller looks whether that user has the value, and calls again to replace it if not. Atomic: one caller gets it.
+local bucket, value, uid, operation, claim_ms, void = KEYS[1], ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local held = redis.call('HGET', bucket, value)
 if held and held ~= void then
-  local owner, expires = string.match(held, '^(%S+) ?(%d*)$')
-  if owner == uid then return {'claimed'} end
-  if expires ~= '' and tonumber(expires) >= now then return {'pending'} end
-  return {'held', held}
+  local owner, _, expires = string.match(held, '^(%S+) (%S+) ?(%d*)$')
+  if owner ~= uid and expires ~= '' and tonumber(expires) >= now then return {'pending'} end
+  if owner ~= uid then return {'held', held} end
 end
-redis.call('HSET', bucket, value, uid .. ' ' .. (now + claim_ms))
-return {'claimed'}
+local claim = uid .. ' ' .. operation .. ' ' .. (now + claim_ms)
+redis.call('HSET', bucket, value, claim)
+return {'claimed', claim}
 """)
 
 SETTLE_CLAIM = Script("""
--- Confirms or releases a claim, if it is still this user's.
--- KEYS: bucket. ARGV: folded value, UID, 1 to confirm or 0 to release. Returns 1 if it was his.
-local bucket, value, uid, confirm = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
-local held = redis.call('HGET', bucket, value)
-if not held or string.match(held, '^%S+') ~= uid then return 0 end
-if confirm == '1' then redis.call('HSET', bucket, value, uid) else redis.call('HDEL', bucket, value) end
+-- Confirms or releases a claim, if it still stands as it was read.
+-- KEYS: bucket. ARGV: folded value, claim, 1 to confirm or 0 to release. Returns 1 if it did.
+local bucket, value, claim, confirm = KEYS[1], ARGV[1], ARGV[2], ARGV[3]
+if redis.call('HGET', bucket, value) ~= claim then return 0 end
+if confirm == '1' then redis.call('HSET', bucket, value, string.match(claim, '^%S+ %S+'))
+else redis.call('HDEL', bucket, value) end
 return 1
 """)
 
@@ -1224,15 +1226,17 @@ return redis.call('HGETALL', user)
 """)
 
 CHANGE_USER = Script("""
--- Changes fields of a user, and may end his sessions.
--- KEYS: user. ARGV: sessions to end ('' none, '*' all, '-DIGEST' all but that one), then field, value pairs;
--- a NUL as value removes the field. Returns {} if there is no such user, else 'ok' and what the fields held before ('' if
--- nothing). Atomic: a new password never stands beside the sessions of the old one, and of two changes each knows what it
--- replaced.
-local user, sessions, before = KEYS[1], ARGV[1], {'ok'}
-if redis.call('HEXISTS', user, 'username') == 0 then return {} end
-for i = 2, #ARGV, 2 do
-  before[#before + 1] = redis.call('HGET', user, ARGV[i]) or ''
+-- Changes fields of a user, and may end his sessions, if he still is as he was read.
+-- KEYS: user. ARGV: sessions to end ('' none, '*' all, '-DIGEST' all but that one), how many fields must be as they were
+-- read, each of them and what it held ('' if nothing), then fields and values; a NUL as value removes the field.
+-- Returns 1, 0 if there is no such user, or -1 if he has changed. Atomic: a new password never stands beside the
+-- sessions of the old one, and of two changes each knows what it replaces.
+local user, sessions, same = KEYS[1], ARGV[1], tonumber(ARGV[2])
+if redis.call('HEXISTS', user, 'username') == 0 then return 0 end
+for i = 3, 2 + 2 * same, 2 do
+  if (redis.call('HGET', user, ARGV[i]) or '') ~= ARGV[i + 1] then return -1 end
+end
+for i = 3 + 2 * same, #ARGV, 2 do
   if ARGV[i + 1] == '\\0' then redis.call('HDEL', user, ARGV[i])
   else redis.call('HSET', user, ARGV[i], ARGV[i + 1]) end
 end
@@ -1243,7 +1247,7 @@ if sessions ~= '' then
     end
   end
 end
-return before
+return 1
 """)
 
 ERASE_USER = Script("""
@@ -1353,49 +1357,61 @@ class Users:
     async def register(self, data: dict, address: str) -> dict:
         """Makes an account and its first session: {token, expires_at, user}."""
         uid = secrets.token_urlsafe(6)
-        claims = {name: data[name] for name in self.schema.unique if data.get(name)}
-        await self._claim(claims, uid)
+        values = {name: data[name] for name in self.schema.unique if data.get(name)}
+        claims = await self._claim(values, uid)
         try:
             password = await self.passwords.hash(data["password"])
         except Problem:
-            await self._settle(claims, uid, False)
+            await self._settle(uid, values, claims)
             raise
         stored = {name: text for name, value in (data | {"password": password}).items()
                   if (text := self.schema.stored(name, value)) is not None}
-        created = int(time.time())
         await self.redis.call("HSET", Keys.user(uid), *(x for pair in stored.items() for x in pair),
-                              ":created", created)
-        if not await self._settle(claims, uid, True):       # it took so long that somebody else has one of them
+                              ":created", int(time.time()))
+        if not await self._settle(uid, values, claims):     # it took so long that somebody else has one of them
             await self.redis.call("DEL", Keys.user(uid))
-            await self._settle(claims, uid, False)
+            await self._settle(uid, values, await self._claims_of(values, uid))
             raise Problem("unavailable", retry_after=1)
         return await self.open_session(uid, password, address)
 
-    async def _claim(self, values: dict[str, str], uid: str) -> None:
-        """Claims unique values, all or none. Raises Problem FIELD_taken."""
-        results = await asyncio.gather(*(self._claim_one(name, value, uid) for name, value in values.items()))
-        if taken := [name for name, claimed in zip(values, results) if not claimed]:
-            await self._settle({name: value for name, value in values.items() if name not in taken}, uid, False)
+    async def _claim(self, values: dict[str, str], uid: str) -> dict[str, str]:
+        """Claims unique values, {field: value}, all or none: {field: claim}. Raises Problem FIELD_taken."""
+        claims = dict(zip(values, await asyncio.gather(*(self._claim_one(*item, uid) for item in values.items()))))
+        if taken := [name for name, claim in claims.items() if not claim]:
+            await self._settle(uid, values, claims)
             errors = {name: ["Somebody else has it."] for name in taken}
             raise Problem("taken", f"The {taken[0]} is taken.", errors, name=f"{taken[0]}_taken")
+        return claims
 
-    async def _claim_one(self, name: str, value: str, uid: str) -> bool:
-        key, folded, void = Keys.unique(name, fold(value)), fold(value), ""
+    async def _claim_one(self, name: str, value: str, uid: str) -> str:
+        key, folded, void, operation = Keys.unique(name, fold(value)), fold(value), "", secrets.token_urlsafe(3)
         for _ in range(3):
-            outcome, *held = await self.redis.run(CLAIM, (key,), folded, uid, CLAIM_MS, void)
+            outcome, *held = await self.redis.run(CLAIM, (key,), folded, uid, operation, CLAIM_MS, void)
             if outcome != "held":
-                return outcome == "claimed"
+                return held[0] if held else ""
             void, owner = held[0], held[0].split(" ")[0]
             if fold(await self.redis.call("HGET", Keys.user(owner), name) or "") == folded:
-                if " " in void:     # his registration died before it could confirm the claim
-                    await self.redis.run(SETTLE_CLAIM, (key,), folded, owner, 1)
-                return False
-        return False
+                # If its registration died before it could confirm the claim, we do.
+                await self.redis.run(SETTLE_CLAIM, (key,), folded, void, 1)
+                return ""
+        return ""
 
-    async def _settle(self, values: dict[str, str], uid: str, confirm: bool) -> bool:
+    async def _settle(self, uid: str, values: dict[str, str], claims: dict[str, str]) -> bool:
+        """Confirms those claims on values whose value the user has now, and releases the others; whether all still stood.
+
+        Another operation of his that comes between makes its own claim first, and then nothing is done here.
+        """
+        user = await self.load(uid)
         return all(await asyncio.gather(*(
-            self.redis.run(SETTLE_CLAIM, (Keys.unique(name, fold(value)),), fold(value), uid, int(confirm))
-            for name, value in values.items())))
+            self.redis.run(SETTLE_CLAIM, (Keys.unique(name, fold(values[name])),), fold(values[name]), claim,
+                           int(fold(user.get(name, "")) == fold(values[name])))
+            for name, claim in claims.items() if claim)))
+
+    async def _claims_of(self, values: dict[str, str], uid: str) -> dict[str, str]:
+        """What stands for values, {field: claim}, as far as it is this user's."""
+        claims = await asyncio.gather(*(self.redis.call("HGET", Keys.unique(name, fold(value)), fold(value))
+                                        for name, value in values.items()))
+        return {name: claim for name, claim in zip(values, claims) if claim and claim.startswith(f"{uid} ")}
 
     async def find(self, value: str, names: Iterable[str] | None = None) -> tuple[str, dict] | None:
         """(UID, fields) of the user who has this value in a unique field (any, or one of those named)."""
@@ -1412,20 +1428,24 @@ class Users:
         return await self.redis.call("HGETALL", Keys.user(uid))
 
     async def change(self, uid: str, user: dict, data: dict) -> dict:
-        """Changes fields of an account; the new fields."""
-        claims = {name: data[name] for name in self.schema.unique
-                  if data.get(name) and fold(data[name]) != fold(user.get(name, ""))}
-        await self._claim(claims, uid)
+        """Changes fields of an account; the new fields. Begins again when another change came between."""
         stored = {name: self.schema.stored(name, value) for name, value in data.items()}
         pairs = [x for name, text in stored.items() for x in (name, "\0" if text is None else text)]
-        done = await self.redis.run(CHANGE_USER, (Keys.user(uid),), "", *pairs)
-        await self._settle(claims, uid, bool(done))
-        if not done:
-            raise Problem("not_authenticated")
-        await self._settle({name: old for name, old in zip(stored, done[1:])
-                            if name in self.schema.unique and old and fold(old) != fold(data[name])}, uid, False)
-        await self.refresh_boards(uid)
-        return await self.load(uid)
+        unique = [name for name in self.schema.unique if name in data]
+        for _ in range(20):
+            moved = [name for name in unique if fold(data[name]) != fold(user.get(name, ""))]
+            old, new = ({name: source[name] for name in moved if source.get(name)} for source in (user, data))
+            released, claims = await self._claims_of(old, uid), await self._claim(new, uid)
+            before = [x for name in unique for x in (name, user.get(name, ""))]
+            done = await self.redis.run(CHANGE_USER, (Keys.user(uid),), "", len(unique), *before, *pairs)
+            await self._settle(uid, new, claims)
+            if done == 1:
+                await self._settle(uid, old, released)
+                await self.refresh_boards(uid)
+                return await self.load(uid)
+            if not (user := await self.load(uid)):
+                raise Problem("not_authenticated")
+        raise Problem("unavailable", retry_after=1)
 
     async def erase(self, uid: str) -> None:
         """Removes everything that is kept about a person; finished games keep a seat without a name.
@@ -1440,7 +1460,8 @@ class Users:
                              *(self.redis.call("DEL", key) for key in (Keys.history(uid), Keys.seen(uid))))
         fields = await self.redis.run(ERASE_USER, (Keys.user(uid),))
         user = dict(zip(fields[::2], fields[1::2]))
-        await self._settle({name: user[name] for name in self.schema.unique if name in user}, uid, False)
+        values = {name: user[name] for name in self.schema.unique if name in user}
+        await self._settle(uid, values, await self._claims_of(values, uid))
 
     # -- sessions
 
@@ -1469,7 +1490,7 @@ class Users:
 
     async def end_sessions(self, uid: str) -> None:
         """Ends all sessions of a user."""
-        await self.redis.run(CHANGE_USER, (Keys.user(uid),), "*")
+        await self.redis.run(CHANGE_USER, (Keys.user(uid),), "*", 0)
 
     async def login(self, value: str, names: list[str] | None, password: str, address: str) -> dict:
         """A session for the right password."""
@@ -1481,7 +1502,10 @@ class Users:
         """Sets a new password and ends all other sessions."""
         await self._guard(uid, user, old, address, "wrong_password")
         kept = await self.passwords.hash(new)
-        await self.redis.run(CHANGE_USER, (Keys.user(uid),), f"-{digest(token[8:])}", "password", kept)
+        done = await self.redis.run(CHANGE_USER, (Keys.user(uid),), f"-{digest(token[8:])}",
+                                    1, "password", user["password"], "password", kept)
+        if done != 1:       # it was changed, or the user erased, while the hash was computed
+            raise Problem("wrong_password")
 
     async def confirm_password(self, uid: str, user: dict, password: str, address: str) -> None:
         """Raises Problem unless the password is the user's."""

@@ -117,6 +117,7 @@ def kill_server(server):
 
 
 def kill_valkey_and_server(server):
+    server.kill(signal.SIGSTOP)      # or it might start another Valkey
     os.kill(the_valkey(server), signal.SIGKILL)
     server.stop(signal.SIGKILL)
     wait_until(lambda: not valkeys(server))
@@ -471,6 +472,12 @@ def test_an_asgi_server_without_lifespan_serves_as_soon_as_there_is_a_redis(make
         wait_until(lambda: server.http("GET", "/health/ready").status == 200, 20)
         assert play_all(server.pair())[0]["reason"] == "finished"
         server.stop()
+
+
+def test_the_server_of_sanic_itself_is_refused_with_a_reason():
+    code, printed = run([sys.executable, "-m", "sanic", "trivia:app", "--port", str(free_port())])
+    assert code == 1 and "Traceback" not in printed, printed
+    assert "expected an ASGI server: uvicorn trivia:app" in printed.splitlines()[-1], printed
 
 
 # ---- the terminal client

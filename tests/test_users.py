@@ -263,16 +263,19 @@ def claim(server, name, value, content):
 
 
 def claimed(server, name, value):
-    return server.redis.hget(trivia.Keys.unique(name, trivia.fold(value)), trivia.fold(value))
+    """The UID of a confirmed claim."""
+    held = server.redis.hget(trivia.Keys.unique(name, trivia.fold(value)), trivia.fold(value))
+    assert held is None or len(held.split(" ")) == 2, held
+    return held and held.split(" ")[0]
 
 
 @pytest.mark.parametrize("field", ["username", "email"])
 def test_a_claim_without_a_user_holds_until_its_time_and_then_is_free(server, field):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
-    claim(server, field, body[field], f"deadUID0 {int(time.time() * 1000) + 30_000}")
+    claim(server, field, body[field], f"deadUID0 op {int(time.time() * 1000) + 30_000}")
     server.http("POST", "/auth/register", body).refused(409, f"{field}_taken")
-    claim(server, field, body[field], f"deadUID0 {int(time.time() * 1000) - 1}")
+    claim(server, field, body[field], f"deadUID0 op {int(time.time() * 1000) - 1}")
     session = server.http("POST", "/auth/register", body)
     assert session.status == 201
     assert claimed(server, field, body[field]) == uid_of(session.json)
@@ -284,7 +287,7 @@ def test_a_claim_without_a_user_holds_until_its_time_and_then_is_free(server, fi
 def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(server, resident, field, whose, how):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
-    claim(server, field, body[field], "deadUID0" if whose == "nobody" else uid_of(resident))
+    claim(server, field, body[field], ("deadUID0" if whose == "nobody" else uid_of(resident)) + " op")
     login(server, body[field]).refused(401, "bad_credentials")
     if how == "registration":
         answer = server.http("POST", "/auth/register", body)
@@ -296,7 +299,7 @@ def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(server, resi
     assert login(server, body[field]).status == 200 and me(server, resident["token"]).json == resident["user"]
 
 
-@pytest.mark.parametrize("held", ["deadUID0 1", "deadUID0"])
+@pytest.mark.parametrize("held", ["deadUID0 op 1", "deadUID0 op"])
 def test_of_simultaneous_registrations_of_a_void_claim_one_succeeds(server, held):
     name = unique_name()
     claim(server, "username", name, held)
@@ -309,7 +312,7 @@ def test_of_simultaneous_registrations_of_a_void_claim_one_succeeds(server, held
 def test_a_void_claim_of_a_user_who_exists_is_confirmed(server, field):
     session = server.register()
     value = session["user"][field]
-    claim(server, field, value, f"{uid_of(session)} {int(time.time() * 1000) - 1}")
+    claim(server, field, value, f"{uid_of(session)} op {int(time.time() * 1000) - 1}")
     assert login(server, value).status == 200       # the player does not notice
     body = {"username": unique_name(), "email": f"{unique_name()}@example.org", "password": PASSWORD} | {field: value}
     server.http("POST", "/auth/register", body).refused(409, f"{field}_taken")
@@ -320,20 +323,24 @@ def test_claims_by_script(server):
     key, later = f"unique:{{test:{unique_name()}}}", 30_000
 
     def take(uid, ms=later, void=""):
-        return server.redis.eval(trivia.CLAIM.text, 1, key, "value", uid, ms, void)
+        return server.redis.eval(trivia.CLAIM.text, 1, key, "value", uid, f"op-{next(operations)}", ms, void)
 
-    def settle(uid, confirm):
-        return server.redis.eval(trivia.SETTLE_CLAIM.text, 1, key, "value", uid, confirm)
-    assert settle("ann", 1) == 0                    # nothing to settle
-    assert take("ann") == take("ann") == ["claimed"]
-    assert take("bob") == ["pending"] and settle("bob", 1) == settle("bob", 0) == 0
-    server.redis.hset(key, "value", "ann 1")
-    assert take("bob") == ["held", "ann 1"]
-    assert take("bob", void="ann 2") == ["held", "ann 1"]           # it was replaced meanwhile
-    assert take("bob", void="ann 1") == ["claimed"] and settle("ann", 1) == 0
-    assert settle("bob", 1) == settle("bob", 1) == 1
-    assert server.redis.hget(key, "value") == "bob" and take("ann") == ["held", "bob"]
-    assert settle("bob", 0) == 1 and not server.redis.exists(key)
+    def settle(claim, confirm):
+        return server.redis.eval(trivia.SETTLE_CLAIM.text, 1, key, "value", claim, confirm)
+    operations = itertools.count(1)
+    assert settle("ann op-0 1", 1) == 0             # nothing to settle
+    first, second = take("ann"), take("ann")
+    assert first[0] == second[0] == "claimed" and first[1] != second[1] == server.redis.hget(key, "value")
+    assert settle(first[1], 1) == settle(first[1], 0) == 0          # his own later operation has it
+    assert take("bob") == ["pending"]
+    server.redis.hset(key, "value", "ann op 1")
+    assert take("bob") == ["held", "ann op 1"]
+    assert take("bob", void="ann op 2") == ["held", "ann op 1"]     # it was replaced meanwhile
+    outcome, claim = take("bob", void="ann op 1")
+    assert outcome == "claimed" and settle("ann op 1", 0) == 0 and settle(claim, 1) == 1
+    confirmed = claim.rpartition(" ")[0]
+    assert server.redis.hget(key, "value") == confirmed and take("ann") == ["held", confirmed]
+    assert settle(claim, 0) == 0 and settle(confirmed, 1) == settle(confirmed, 0) == 1 and not server.redis.exists(key)
 
 
 # -- signing in
@@ -750,10 +757,10 @@ def test_a_name_that_he_takes_back_at_the_same_time_stays_his(server):
     old, before = session["user"]["username"], server.redis.hgetall(trivia.Keys.user(uid_of(session)))
 
     class Overtaken(trivia.Users):
-        async def _settle(self, values, uid, confirm):
-            if not confirm:         # it is about to release the old name; now he has changed back
+        async def _settle(self, uid, values, claims):
+            if values == {"username": old}:     # it is about to release the old name; now he has changed back
                 assert (await asyncio.to_thread(patch, server, session, {"username": old})).status == 200
-            return await super()._settle(values, uid, confirm)
+            return await super()._settle(uid, values, claims)
     change(server, session, before, {"username": name}, Overtaken)
     assert me(server, session["token"]).json["username"] == old
     assert claimed(server, "username", old) == uid_of(session)
