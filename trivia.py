@@ -1228,7 +1228,7 @@ return redis.call('HGETALL', user)
 CHANGE_USER = Script("""
 -- Changes fields of a user, and may end his sessions, if he still is as he was read.
 -- KEYS: user. ARGV: sessions to end ('' none, '*' all, '-DIGEST' all but that one), how many fields must be as they were
--- read, each of them and what it held ('' if nothing), then fields and values; a NUL as value removes the field.
+-- read, then field, value for each of those ('' if it held nothing) and for each change (a NUL removes the field).
 -- Returns 1, 0 if there is no such user, or -1 if he has changed. Atomic: a new password never stands beside the
 -- sessions of the old one, and of two changes each knows what it replaces.
 local user, sessions, same = KEYS[1], ARGV[1], tonumber(ARGV[2])

@@ -188,7 +188,7 @@ def use(script):
     for names in re.findall(r"local ([\w, ]+) = unpack\(KEYS\)", code):
         keys = max(keys, len(names.split(",")))
     fixed = max(map(int, re.findall(r"ARGV\[(\d+)\]", code)), default=0)
-    each = re.search(r"for i = (\d+), #ARGV, (\d+)", code)
+    each = re.search(r"for i = (\d+)(?: \+ 2 \* same)?, #ARGV, (\d+)", code)
     if each:
         return keys, (int(each[1]) - 1, int(each[2]))
     if rest := re.search(r"\(#ARGV - (\d+)\) / (\d+)", code):
@@ -246,68 +246,75 @@ def test_questions_added_at_once_get_a_number_each(store):
 CLAIM_KEY = Keys.unique("username", "ann")
 
 
-def claim(store, uid, void="", ms=30_000):
-    return store.run(trivia.CLAIM, (CLAIM_KEY,), "ann", uid, ms, void)
+def claim(store, uid, void="", operation="op", ms=30_000):
+    return store.run(trivia.CLAIM, (CLAIM_KEY,), "ann", uid, operation, ms, void)
+
+
+def settle_claim(store, text, confirm):
+    return store.run(trivia.SETTLE_CLAIM, (CLAIM_KEY,), "ann", text, confirm)
+
+
+def standing(store):
+    return store.client.hget(CLAIM_KEY, "ann")
 
 
 def test_a_claim_is_one_users_until_it_is_void(store):
-    held = lambda: store.client.hget(CLAIM_KEY, "ann")
-    assert claim(store, "u1") == ["claimed"]
-    uid, until = held().split(" ")
-    assert uid == "u1" and 0 <= store.now() + 30_000 - int(until) < 5000
-    assert claim(store, "u1") == ["claimed"] and claim(store, "u2") == ["pending"] == claim(store, "u2", "u1")
-    store.client.hset(CLAIM_KEY, "ann", f"u1 {store.now() - 1}")
-    assert claim(store, "u2") == ["held", held()]
-    assert claim(store, "u2", "u1 123") == ["held", held()]     # not what stands there
-    assert claim(store, "u2", held()) == ["claimed"] and held().startswith("u2 ")
+    outcome, text = claim(store, "u1")
+    assert outcome == "claimed" and text == standing(store)
+    uid, operation, until = text.split(" ")
+    assert (uid, operation) == ("u1", "op") and 0 <= store.now() + 30_000 - int(until) < 5000
+    assert claim(store, "u2") == ["pending"] == claim(store, "u2", "u1")
+    store.client.hset(CLAIM_KEY, "ann", f"u1 op {store.now() - 1}")
+    assert claim(store, "u2") == ["held", standing(store)]
+    assert claim(store, "u2", "u1 op 123") == ["held", standing(store)]     # not what stands there
+    assert claim(store, "u2", standing(store))[0] == "claimed" and standing(store).startswith("u2 ")
     assert store.client.ttl(CLAIM_KEY) == -1
+
+
+@pytest.mark.parametrize("before", ["u1 old", "u1 old 5", "u1 old 9999999999999"])
+def test_a_users_later_claim_takes_the_place_of_his_earlier_one(store, before):
+    """So that the earlier operation does not release what the later one needs, nor somebody else replace it."""
+    store.client.hset(CLAIM_KEY, "ann", before)
+    outcome, text = claim(store, "u1", operation="new")
+    assert outcome == "claimed" and text.startswith("u1 new ") and standing(store) == text
+    assert settle_claim(store, before, 0) == settle_claim(store, before, 1) == 0 and standing(store) == text
+    assert claim(store, "u2", before) == ["pending"]
 
 
 def test_a_confirmed_claim_is_replaced_by_who_names_it_only(store):
     """Whose user is gone, or has another value now; the caller has looked."""
-    store.client.hset(CLAIM_KEY, "ann", "u2")
-    assert claim(store, "u3") == claim(store, "u3", "u1 1") == claim(store, "u3", "u2 1") == ["held", "u2"]
-    assert claim(store, "u2") == ["claimed"] and store.client.hget(CLAIM_KEY, "ann") == "u2"
-    assert claim(store, "u3", "u2") == ["claimed"] and store.client.hget(CLAIM_KEY, "ann").startswith("u3 ")
+    store.client.hset(CLAIM_KEY, "ann", "u2 op")
+    assert claim(store, "u3") == claim(store, "u3", "u1 op 1") == claim(store, "u3", "u2 op 1") == ["held", "u2 op"]
+    assert claim(store, "u3", "u2 op")[0] == "claimed" and standing(store).startswith("u3 ")
     # What the second of two has looked at stands there no more.
-    assert claim(store, "u4", "u2") == ["pending"]
+    assert claim(store, "u4", "u2 op") == ["pending"]
 
 
 def test_a_claim_that_was_confirmed_meanwhile_is_not_replaced(store):
-    expired = f"u1 {store.now() - 1}"
+    expired = f"u1 op {store.now() - 1}"
     store.client.hset(CLAIM_KEY, "ann", expired)
     assert claim(store, "u2") == ["held", expired]
-    assert store.run(trivia.SETTLE_CLAIM, (CLAIM_KEY,), "ann", "u1", 1) == 1
-    assert claim(store, "u2", expired) == ["held", "u1"]
+    assert settle_claim(store, expired, 1) == 1
+    assert claim(store, "u2", expired) == ["held", "u1 op"]
 
 
-def test_a_claim_made_again_after_its_time_is_new(store):
-    """Else somebody could replace it while its user is being written."""
-    store.client.hset(CLAIM_KEY, "ann", f"u1 {store.now() - 1}")
-    assert claim(store, "u1") == ["claimed"]
-    assert claim(store, "u2") == ["pending"]
-
-
-@pytest.mark.parametrize("void", ["", "u0 5", "u0"])
+@pytest.mark.parametrize("void", ["", "u0 op 5", "u0 op"])
 def test_of_claims_made_at_once_one_wins(store, void):
     if void:
         store.client.hset(CLAIM_KEY, "ann", void)
-    outcomes = at_once(12, lambda i: claim(store, f"u{i + 1}", void))
-    assert outcomes.count(["claimed"]) == 1
-    assert outcomes.count(["pending"]) == 11
-    assert store.client.hget(CLAIM_KEY, "ann").startswith(f"u{outcomes.index(['claimed']) + 1} ")
+    outcomes = [outcome[0] for outcome in at_once(12, lambda i: claim(store, f"u{i + 1}", void))]
+    assert outcomes.count("claimed") == 1 and outcomes.count("pending") == 11
+    assert standing(store).startswith(f"u{outcomes.index('claimed') + 1} ")
 
 
 @pytest.mark.parametrize("held, confirm, returned, after", [
-    ("u1 123", 1, 1, "u1"), ("u1", 1, 1, "u1"), ("u1 123", 0, 1, None), ("u1", 0, 1, None),
-    ("u2 123", 1, 0, "u2 123"), ("u2", 0, 0, "u2"), ("u11", 0, 0, "u11"), (None, 1, 0, None), (None, 0, 0, None)])
-def test_only_the_owner_confirms_or_releases_a_claim(store, held, confirm, returned, after):
+    ("u1 op 123", 1, 1, "u1 op"), ("u1 op 123", 0, 1, None), ("u1 op", 1, 0, "u1 op"), ("u1 op", 0, 0, "u1 op"),
+    ("u1 on 123", 0, 0, "u1 on 123"), ("u2 op 123", 1, 0, "u2 op 123"), (None, 1, 0, None), (None, 0, 0, None)])
+def test_a_claim_is_confirmed_or_released_only_as_it_was_read(store, held, confirm, returned, after):
     if held:
         store.client.hset(CLAIM_KEY, "ann", held)
-    assert store.run(trivia.SETTLE_CLAIM, (CLAIM_KEY,), "ann", "u1", confirm) == returned
-    assert store.client.hget(CLAIM_KEY, "ann") == after
-    store.run(trivia.SETTLE_CLAIM, (CLAIM_KEY,), "ann", "u1", confirm)
-    assert store.client.hget(CLAIM_KEY, "ann") == after
+    assert settle_claim(store, "u1 op 123", confirm) == returned and standing(store) == after
+    assert settle_claim(store, "u1 op 123", confirm) == 0 and standing(store) == after
 
 
 def make_user(store, uid="u1", **fields):
@@ -369,25 +376,31 @@ def test_a_session_is_found_and_made_longer_once_a_day(store, left, ttl, found, 
 @pytest.mark.parametrize("which, left", [("", {"a", "b", "c"}), ("*", set()), ("-b", {"b"}), ("-z", set())])
 def test_a_change_of_a_user_ends_the_sessions_it_names(store, which, left):
     key = make_user(store, avatar="x", wins=1, **{"session:a": 1, "session:b": 2, "session:c": 3})
-    for before in (["x", ""], ["", "e"]):
-        assert store.run(trivia.CHANGE_USER, (key,), which, "avatar", "\0", "email", "e") == ["ok", *before]
+    for _ in range(2):
+        assert store.run(trivia.CHANGE_USER, (key,), which, 0, "avatar", "\0", "email", "e") == 1
         assert store.client.hmget(key, "avatar", "email", "wins", "username") == [None, "e", "1", "u1"]
         assert sessions(store, key) == left
 
 
-def test_of_changes_made_at_once_each_knows_what_it_replaced(store):
+def test_of_changes_made_at_once_from_one_state_one_is_made(store):
     key = make_user(store, avatar="a")
-    outcomes = at_once(12, lambda i: store.run(trivia.CHANGE_USER, (key,), "", "avatar", f"a{i}"))
-    assert sorted([before for _, before in outcomes] + [store.client.hget(key, "avatar")]) == sorted(
-        ["a", *(f"a{i}" for i in range(12))])
+    outcomes = at_once(12, lambda i: store.run(trivia.CHANGE_USER, (key,), "", 1, "avatar", "a", "avatar", f"a{i}"))
+    assert sorted(outcomes) == [-1] * 11 + [1] and store.client.hget(key, "avatar") == f"a{outcomes.index(1)}"
 
 
-def test_a_change_of_nothing_tells_only_that_there_is_such_a_user(store):
-    assert store.run(trivia.CHANGE_USER, (make_user(store),), "") == ["ok"]
+@pytest.mark.parametrize("read, done", [
+    (["avatar", "a"], 1), (["avatar", "a", "email", ""], 1), (["avatar", ""], -1), (["email", "e"], -1),
+    (["avatar", "a", "email", "e"], -1), ([], 1)])
+def test_a_user_who_has_changed_since_he_was_read_is_not_changed(store, read, done):
+    key = make_user(store, avatar="a", **{"session:s": 1})
+    before = store.client.hgetall(key)
+    assert store.run(trivia.CHANGE_USER, (key,), "*", len(read) // 2, *read, "wins", "9") == done
+    assert (store.client.hgetall(key) == before) == (done == -1)
+    assert store.client.hget(key, "wins") == ("9" if done == 1 else None)
 
 
 def test_a_user_who_is_gone_is_not_changed(store):
-    assert store.run(trivia.CHANGE_USER, (Keys.user("u1"),), "*", "avatar", "x") == []
+    assert store.run(trivia.CHANGE_USER, (Keys.user("u1"),), "*", 0, "avatar", "x") == 0
     assert not store.client.exists(Keys.user("u1"))
 
 
@@ -1287,7 +1300,7 @@ CONTENT = {     # what members and values look like, where the table says more t
     "workers:{lobby}": rf"[0-9a-f]{{10}}={MS}", "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{8}})+={MS}",
     "playing:{lobby}": r"[a-z]+=\d+", "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}",
     "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
-    "unique:{FIELD:BUCKET}": rf"[^ ]+=[\w-]{{8}}( {MS})?", "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
+    "unique:{FIELD:BUCKET}": rf"[^ ]+=[\w-]{{8}} [\w-]{{4}}( {MS})?", "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
     "boards:{boards}": r"[a-z_]+=[a-z_]+", "fingerprints:{bank}": r"[\w=-]+=\d+", "board:{NAME}": r"[\w-]{8}=[\d.]+",
     "board:{NAME}:PERIOD": r"[\w-]{8}=[\d.]+"}
 USER_FIELDS = r":created|:sigma|:from|session:[\w-]+|board:[a-z_]+|" + "|".join(trivia.USER_FIELDS) + "|email|avatar"
