@@ -1,6 +1,8 @@
 """What the tests share: real servers (`uvicorn trivia:app` on the embedded Redis), and phones that talk to them."""
 
 import contextlib
+import fcntl
+import functools
 import itertools
 import json
 import os
@@ -20,6 +22,7 @@ from pathlib import Path
 import pytest
 import redis
 import yaml
+from playwright.sync_api import sync_playwright
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from websockets.exceptions import ConnectionClosed
@@ -281,3 +284,28 @@ def make_server():
     yield make
     for one in made:
         one.close()
+
+
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+                  "--disable-sync", "--no-first-run", "--disable-quic"]
+
+
+def chromium_path():
+    """Debian's Chromium, installed if need be and if we may; skips the test where there is none."""
+    find = functools.partial(shutil.which, "chromium")
+    with open(Path(tempfile.gettempdir()) / "trivia-tests.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)        # one of the test processes installs it
+        if not find() and os.geteuid() == 0 and shutil.which("apt-get"):
+            for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+                subprocess.run(["apt-get", "-qq", *command], env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+                               stdout=subprocess.DEVNULL, timeout=600, check=False)
+    return find() or pytest.skip("there is no Chromium, and it can't be installed: as root, apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A headless browser. Not for the whole session: Playwright keeps an event loop running in this thread."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium_path(), args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()

@@ -6,27 +6,13 @@ from urllib.parse import urlsplit
 
 import pytest
 from conftest import PASSWORD, Server, edited_schema, unique_name
+from playwright.sync_api import expect
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-expect = playwright.expect
 expect.set_options(timeout=20_000)
 
-CHROMIUM = "/usr/bin/chromium"
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-             "--disable-sync", "--no-first-run", "--disable-quic"]
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 SHOTS = os.environ.get("TRIVIA_SHOTS")          # a folder for screenshots, to look at
 SECONDS = 1000         # Playwright counts in ms
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    if not os.access(CHROMIUM, os.X_OK):
-        pytest.skip(f"needs Chromium as {CHROMIUM}")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -194,16 +194,9 @@ def test_problems_are_as_documented(server, openapi):
 # ---- the page ---------------------------------------------------------------------------------------------------
 
 @pytest.fixture
-def page():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if not Path("/usr/bin/chromium").exists():
-        pytest.skip("there is no /usr/bin/chromium (apt-get install chromium)")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=[
-            "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", "--no-first-run"])
-        yield browser.new_page()
-        browser.close()
+def page(chromium):
+    with chromium.new_page() as page:
+        yield page
 
 
 def test_docs_page_shows_and_tries_all_operations_and_asks_nobody_else(server, page):
