@@ -112,6 +112,7 @@ SHARDS = 4                  # hash tags over which games are spread
 TICK_S = 0.025              # how often a worker looks for due deadlines
 LOBBY_TICK_S = 0.2          # ... for due tickets; also the heartbeat
 CALL_SECONDS = 5            # Redis is taken for lost when it is silent for so long
+MAX_DEPTH = 950             # of brackets in JSON
 MAX_PATH = 500              # characters of a path
 MAX_PENDING = 20_000        # commands that may wait for Redis in one worker
 MAX_UNREAD = 256 * 1024     # bytes for a phone in the server's buffer
@@ -194,6 +195,8 @@ def parse_json(text: str | bytes) -> Any:
     """
     try:
         text = text if isinstance(text, str) else text.decode()
+        if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
+            raise RecursionError
         value = json.loads(text, parse_constant=_refuse_constant, parse_int=_short_integer,
                            object_pairs_hook=_unique_pairs)
         if "\\u" in text:
@@ -203,6 +206,15 @@ def parse_json(text: str | bytes) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     return value
+
+
+def _depth(text: str) -> int:
+    """How deep brackets are nested; how deep Python follows them depends on its version."""
+    depth = deepest = 0
+    for mark in re.findall(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', text):
+        depth += (mark in "[{") - (mark in "]}")
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _refuse_constant(name: str) -> None:
@@ -1453,15 +1465,19 @@ class Users:
         The account itself goes last, so that an erasure which was cut short can be asked for again; unique values of an
         account that is gone are free (see CLAIM).
         """
-        games = await self.redis.call("ZRANGE", Keys.history(uid), 0, -1)
+        await self._forget_games(uid)
         boards = [key for name in self.schema.boards for key in self._board_keys(name)]
-        await asyncio.gather(*(self.redis.run(FORGET_PLAYER, Keys.game(game)[:1], uid) for game in games),
-                             *(self.redis.call("ZREM", key, uid) for key in boards),
-                             *(self.redis.call("DEL", key) for key in (Keys.history(uid), Keys.seen(uid))))
+        await asyncio.gather(*(self.redis.call("ZREM", key, uid) for key in boards))
         fields = await self.redis.run(ERASE_USER, (Keys.user(uid),))
         user = dict(zip(fields[::2], fields[1::2]))
         values = {name: user[name] for name in self.schema.unique if name in user}
         await self._settle(uid, values, await self._claims_of(values, uid))
+        await self._forget_games(uid)       # once more: until a moment ago a game could still be applied to him
+
+    async def _forget_games(self, uid: str) -> None:
+        games = await self.redis.call("ZRANGE", Keys.history(uid), 0, -1)
+        await asyncio.gather(*(self.redis.run(FORGET_PLAYER, Keys.game(game)[:1], uid) for game in games),
+                             *(self.redis.call("DEL", key) for key in (Keys.history(uid), Keys.seen(uid))))
 
     # -- sessions
 
@@ -2274,12 +2290,13 @@ return 1
 """)
 
 FORGET_PLAYER = Script("""
--- Takes a person out of a game that has ended.
+-- Takes a person out of a game that has ended, or whose end is being settled; that still needs the UID.
 -- KEYS: game. ARGV: UID. Returns 1 if he was in it.
 local key, uid = KEYS[1], ARGV[1]
 for i = 1, tonumber(redis.call('HGET', key, 'players') or 0) do
   if redis.call('HGET', key, 'uid' .. i) == uid then
-    redis.call('HSET', key, 'uid' .. i, '', 'name' .. i, '(erased ' .. i .. ')')
+    redis.call('HSET', key, 'name' .. i, '(erased ' .. i .. ')')
+    if redis.call('HGET', key, 'phase') == 'end' then redis.call('HSET', key, 'uid' .. i, '') end
     return 1
   end
 end
@@ -2855,6 +2872,8 @@ class Socket:
         self._release_held()
         if self.closing:        # it closed meanwhile, and what was just done has come after its departure
             spawn(self.hub.depart(self.uid, self.id, self.queue.name))
+            if self.game:
+                spawn(self.hub.games.exit(self.game, self.id, False))
 
     async def _enter(self, game_id: str) -> None:
         """Enters a game and sends `update`; events that come meanwhile follow it."""
@@ -3671,7 +3690,8 @@ def create_app(schema: Schema | None = None) -> Trivia:
     app.add_route(lambda request: HTTPResponse(page, content_type="text/html; charset=utf-8"), "/", name="play")
     for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
         app.static(f"/docs/ui/{name}", SWAGGER / name, name=name.replace(".", "_").replace("-", "_"))
-    app.main_process_start(refuse_sanic_server)     # does not happen under ASGI
+    app.main_process_start(refuse_sanic_server)
+    app.before_server_start(refuse_sanic_server)
     app.register_middleware(raise_problem, "request")
     app.register_middleware(add_security_headers, "response")
     return app
@@ -3691,7 +3711,8 @@ _documents: list = []
 
 async def refuse_sanic_server(app: Sanic) -> None:
     """Sanic's own server has no ASGI, which the sockets and the bounds on bodies are made for."""
-    raise Fatal("Sanic's own server can't run this app; expected an ASGI server: uvicorn trivia:app")
+    if not app.asgi:
+        raise Fatal("Sanic's own server can't run this app; expected an ASGI server: uvicorn trivia:app")
 
 
 async def raise_problem(request: Request) -> None:
