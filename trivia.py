@@ -349,7 +349,8 @@ class Lines(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             raise yaml.composer.ComposerError(None, None, "it refers to itself, or is far too long", node.start_mark)
         if isinstance(node, yaml.ScalarNode):
             if not self._is_json(node):
-                self.mistakes.append((path, _short(node.value), "text, a number, true, false or null; put text in quotes"))
+                self.mistakes.append((path, _short(node.value),
+                                      "text, a number, true, false or null; put text in quotes"))
             return
         if node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
             self.mistakes.append((path, node.tag, "a plain mapping or list"))
@@ -396,9 +397,9 @@ def read_schema(file: Path) -> dict:
     except RecursionError:
         raise Fatal(f"{file}:1: not YAML: it is nested too deeply") from None
     if mistakes:
-        raise Fatal("\n".join(f"{file}:{line}: {path}: found {found}; expected {expected}" for line, path, found, expected
-                              in sorted((_line(lines, path), _dotted(path), found, expected)
-                                        for path, found, expected in mistakes)))
+        rows = sorted((_line(lines, path), _dotted(path), found, expected) for path, found, expected in mistakes)
+        raise Fatal("\n".join(f"{file}:{line}: {path}: found {found}; expected {expected}"
+                              for line, path, found, expected in rows))
     return tree
 
 
@@ -461,7 +462,8 @@ def _cross_checks(tree: Any, wrong: set[tuple]) -> Iterable[Mistake]:
             found = found.get(key) if isinstance(found, dict) else None
         return {key: value for key, value in (found if isinstance(found, dict) else {}).items() if fine((*path, key))}
 
-    groups = [("users",), *(("messages", side, name) for side in ("client", "server") for name in children("messages", side))]
+    groups = [("users",), *(("messages", side, name) for side in ("client", "server")
+                            for name in children("messages", side))]
     for path in groups:
         fields = children(*path, "fields")
         for name in children(*path).get("required", ()):
@@ -935,7 +937,7 @@ def own_server_socket() -> Path:
     """The socket of our own server. Raises Fatal when its path is too long for a UNIX socket."""
     path = DATA.resolve() / "redis.sock"
     if len(os.fsencode(path)) > 107:
-        raise Fatal(f"TRIVIA_DATA: {path} is longer than the 107 bytes a UNIX socket's path may have; use a shorter folder")
+        raise Fatal(f"TRIVIA_DATA: {path} is longer than the 107 bytes of a UNIX socket's path; use a shorter folder")
     return path
 
 
@@ -985,8 +987,8 @@ def _spawn(path: Path) -> None:
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not _ping(path):
         if server.poll() is not None:
-            said = server.stdout.read().decode(errors="replace").strip() or log_file.read_text().strip().rpartition("\n")[2]
-            raise Fatal(f"the Redis server did not start: {said}")
+            said = server.stdout.read().decode(errors="replace").strip() or log_file.read_text().strip()
+            raise Fatal(f"the Redis server did not start: {' '.join(said.split())[-300:]}")
         time.sleep(0.02)
     server.stdout.close()       # from now on it writes to its log file
 
@@ -1147,8 +1149,9 @@ class Bank:
 
     def shuffled(self, numbers: list[int]) -> str:
         """The questions of a game as it keeps them: 'NUMBER:ORDER NUMBER:ORDER ...'."""
-        return " ".join(f"{number}:{''.join(map(str, random.sample(range(n := len(self.questions[number].choices)), n)))}"
-                        for number in numbers)
+        def order(count: int) -> str:
+            return "".join(map(str, random.sample(range(count), count)))
+        return " ".join(f"{number}:{order(len(self.questions[number].choices))}" for number in numbers)
 
 
 def has_seen(bitmap: bytes, number: int) -> bool:
@@ -1566,7 +1569,8 @@ class Users:
         """The key of a leaderboard; with a period, also those of past ones that may not have expired yet."""
         if (period := self.schema.boards[name].get("period")) is None:
             return [Keys.board(name, "")]
-        return [Keys.board(name, period_of(period, time.time() - back * 86400 * PERIOD_DAYS[period])) for back in range(4)]
+        length_s, now = 86400 * PERIOD_DAYS[period], time.time()
+        return [Keys.board(name, period_of(period, now - back * length_s)) for back in range(4)]
 
     def _board_value(self, name: str, user: dict) -> float | None:
         """What a user has on a leaderboard; None if he is not on it."""
@@ -1607,7 +1611,7 @@ class Users:
             return
         cursor = None
         while cursor != "0":
-            cursor, keys = await self.redis.call("SCAN", cursor or "0", "MATCH", Keys.user("*"), "COUNT", 500, "TYPE", "hash")
+            cursor, keys = await self.redis.call("SCAN", cursor or "0", "MATCH", Keys.user("*"), "COUNT", 500)
             await asyncio.gather(*(self.refresh_boards(key[len("user:{"):-1]) for key in keys))
         await self.redis.call("HSET", Keys.boards, *(x for pair in fields.items() for x in pair))
 
@@ -1960,7 +1964,8 @@ def new_game_id() -> str:
 #   quiz ("NUMBER:ORDER ..."; the right choice is where ORDER has its 0)  players (how many)
 #   phase  round (from 1)  opened, deadline (ms)  reason  ended (ms)  result (JSON, see Games.settle)
 #   and for each player, I from 1:
-#   uidI  nameI  connI (connection, '' if none)  turnI (of his seat, by that connection)  goneI ('', ms until which the seat is kept, or 'left')
+#   uidI  nameI  connI (connection, '' if none)  turnI (of his seat, by that connection)
+#   goneI ('', ms until which the seat is kept, or 'left')
 #   seqI (events sent to him)  scoreI  ansI ("choice ms points" of the open question)  logI (the same of all rounds)
 #
 # An event is published once for each worker that holds a player: "KIND GAME N:SEQ N:SEQ ...\nBODY", where N is the
@@ -2595,8 +2600,8 @@ def _resume(coroutine: Any, waiting: Any) -> Any:
 class Socket:
     """One player's connection."""
 
-    __slots__ = ("hub", "uid", "token", "id", "queue", "state", "turn", "game", "over", "seq", "held", "allowance", "allowed_at",
-                 "fast", "bad", "active_at", "outbox", "writer", "closing", "_send")
+    __slots__ = ("hub", "uid", "token", "id", "queue", "state", "turn", "game", "over", "seq", "held", "allowance",
+                 "allowed_at", "fast", "bad", "active_at", "outbox", "writer", "closing", "_send")
 
     def __init__(self, hub: Hub, n: str, uid: str, token: str, queue: Queue, send: Callable) -> None:
         self.hub, self.uid, self.token, self.queue, self._send = hub, uid, token, queue, send
@@ -3432,7 +3437,8 @@ def _message(name: str, spec: dict, client: bool = False) -> dict:
               for key, rule in spec.get("fields", {}).items()}
     head = {"type": {"const": name}}
     if client:
-        head["id"] = {"type": ["string", "number", "null"], "maxLength": 64, "description": "Repeated in an `error` about this message."}
+        head["id"] = {"type": ["string", "number", "null"], "maxLength": 64,
+                      "description": "Repeated in an `error` about this message."}
     required = ["type", *spec.get("required", () if client else fields)]
     return {"name": name, "title": name, "summary": spec.get("description", ""),
             "payload": {"type": "object", "properties": head | fields, "required": required}
@@ -3553,9 +3559,9 @@ class Problems(ErrorHandler):
             log.error("%s %s failed", request.method, request.path, exc_info=exception)
             code = "internal"
         response = Problem(code).response()
-        if code == "method_not_allowed":
-            response.headers["allow"] = ", ".join(
-                route.method for route in ROUTES if re.fullmatch(re.sub("{.*?}", "[^/]+", route.path), request.path)) or "GET"
+        if code == "method_not_allowed":        # Sanic leaves it out for paths with a parameter
+            matching = (route for route in ROUTES if re.fullmatch(re.sub("{.*?}", "[^/]+", route.path), request.path))
+            response.headers["allow"] = ", ".join(route.method for route in matching) or "GET"
         return response
 
 
@@ -3807,7 +3813,7 @@ def serve(host: str, port: int, workers: int) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
     config = uvicorn.Config(
         "trivia:app", workers=workers, backlog=4096, loop="uvloop", http="httptools", ws="websockets-sansio",
-        ws_max_size=64 * 1024, ws_per_message_deflate=False,    # deflate costs 25 KiB a connection, for messages of 200 bytes
+        ws_max_size=64 * 1024, ws_per_message_deflate=False,    # which costs 25 KiB a connection, for short messages
         # Mobile networks forget a silent connection after 30 s or more; each ping costs about 70 us.
         ws_ping_interval=25, ws_ping_timeout=20,
         timeout_graceful_shutdown=10, server_header=False, access_log=False, log_level="warning")
