@@ -1931,15 +1931,15 @@ class Lobby:
         if outcome == "matched":
             await self.form(rest[0])
 
-    async def connections_of(self, worker: str) -> list[tuple[str, str, str]]:
-        """(UID, connection, queue) of all seats that a worker held."""
+    async def connections_of(self, worker: str) -> list[tuple[str, str, int, str]]:
+        """(UID, connection, turn, queue) of all seats that a worker held."""
         found, cursor = [], "0"
         while True:
             cursor, rows = await self.redis.call("HSCAN", Keys.seats, cursor, "COUNT", 500)
             for uid, seat in zip(rows[::2], rows[1::2]):
-                connection, _, queue, *_ = seat.split(" ")
+                connection, turn, queue, *_ = seat.split(" ")
                 if connection.startswith(f"{worker}."):
-                    found.append((uid, connection, queue))
+                    found.append((uid, connection, int(turn), queue))
             if cursor == "0":
                 return found
 
@@ -2727,7 +2727,7 @@ class Socket:
         finally:
             self.closing = True
             self.hub.sockets.pop(self.id, None)
-            spawn(self.hub.depart(self.uid, self.id, self.queue.name))
+            spawn(self.hub.depart(self.uid, self.id, self.turn, self.queue.name))
 
     async def _on_frame(self, frame: dict) -> None:
         limits, text = self.hub.limits, frame.get("text")
@@ -2876,7 +2876,7 @@ class Socket:
             await self._guarded(self._join(self.queue), {})
         self._release_held()
         if self.closing:        # it closed meanwhile, and what was just done has come after its departure
-            spawn(self.hub.depart(self.uid, self.id, self.queue.name))
+            spawn(self.hub.depart(self.uid, self.id, self.turn, self.queue.name))
             if self.game:
                 spawn(self.hub.games.exit(self.game, self.id, False))
 
@@ -2942,21 +2942,23 @@ class Hub:
         await self.games.bank.load()
         self.resync()
 
-    async def depart(self, uid: str, connection: str, queue: str) -> None:
+    async def depart(self, uid: str, connection: str, turn: int, queue: str) -> None:
         """Makes it known that a connection is gone, however long Redis is away."""
         while True:
             with contextlib.suppress(Unavailable, hiredis.ReplyError):
                 outcome, game = await self.lobby.leave(queue, uid, connection, True)
-                if outcome == "game":
-                    await self.games.exit(game, connection, False)
+                if outcome == "game" and await self.games.exit(game, connection, False) == "stale":
+                    # It never came as far as to enter the game, and an older one stands there: it enters now, to leave.
+                    if not isinstance(await self.games.enter(game, uid, connection, turn), str):
+                        await self.games.exit(game, connection, False)
                 return
             await asyncio.sleep(1)
 
     async def bury(self, worker: str) -> None:
         """Makes the connections of a dead worker known as gone."""
         log.warning("worker %s is dead", worker)
-        for uid, connection, queue in await self.lobby.connections_of(worker):
-            await self.depart(uid, connection, queue if queue != "-" else next(iter(self.schema.queues)))
+        for uid, connection, turn, queue in await self.lobby.connections_of(worker):
+            await self.depart(uid, connection, turn, queue if queue != "-" else next(iter(self.schema.queues)))
 
     def resync(self) -> None:
         """After the subscription was lost: every socket asks where it stands."""

@@ -250,6 +250,20 @@ def test_eight_players_play_one_game(sit):
         assert phone.name not in others and max(map(others.count, others), default=0) <= 2
 
 
+def test_a_connection_that_joined_but_never_entered_is_gone_with_its_worker(hall, sit):
+    """Its worker died between the two; the connection before it stands in the game, and is gone too."""
+    ann, bob = sit("stubborn")
+    uid = ann.token[:8]
+    _, turn, *rest = hall.redis.hget("seats:{lobby}", uid).split(" ")
+    hall.redis.hset("seats:{lobby}", uid, " ".join(["0000000000.1", str(int(turn) + 1), *rest]))
+    ann.drop()
+    hall.redis.zadd("workers:{lobby}", {"0000000000": 1})       # silent since 1970
+    assert bob.expect("user_exit")["player"] == ann.name
+    ann.connect("stubborn")
+    assert set(ann.expect("update")["connected"]) == {ann.name, bob.name}
+    assert bob.expect("user_return")["player"] == ann.name
+
+
 def test_join_on_the_same_socket_plays_again(sit):
     phones = sit("duel")
     first = play_all(phones)
