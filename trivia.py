@@ -1511,9 +1511,9 @@ class Users:
         """Ends all sessions of a user."""
         await self.redis.run(CHANGE_USER, (Keys.user(uid),), "*", 0)
 
-    async def login(self, value: str, names: list[str] | None, password: str, address: str) -> dict:
-        """A session for the right password."""
-        uid, user = await self.find(value, names) or (f"?{digest(fold(value))}", {})
+    async def login(self, value: str, password: str, address: str) -> dict:
+        """A session for the right password, of the user who has this value in a unique field."""
+        uid, user = await self.find(value) or (f"?{digest(fold(value))}", {})
         await self._guard(uid, user, password, address, "bad_credentials")
         return await self.open_session(uid, user["password"], address)
 
@@ -1906,10 +1906,6 @@ class Lobby:
         outcome, *rest = await self.redis.run(LEAVE, (Keys.seats, Keys.queue(queue), Keys.due), uid, queue, connection,
                                               int(gone))
         return outcome, rest[0] if rest else None
-
-    async def release(self, uid: str, game: str) -> None:
-        """Frees a player from a game."""
-        await self.redis.run(RELEASE, (Keys.seats, Keys.playing), uid, game)
 
     async def revoked(self, uid: str) -> None:
         """Has a player's connection checked after sessions of his ended."""
@@ -2390,12 +2386,11 @@ class Games:
                                    for uid, user in zip(uids, users) if user))
         await self.redis.call("ZREM", Keys.forming, match)
 
-    async def advance_due(self) -> int:
-        """Moves on all games that are due; how many there were."""
+    async def advance_due(self) -> None:
+        """Moves on all games that are due."""
         due = await asyncio.gather(*(self.redis.run(DUE_GAMES, (Keys.deadlines(shard),)) for shard in range(SHARDS)))
         games = [game for shard in due for game in shard]
         await asyncio.gather(*map(self._advance, games))
-        return len(games)
 
     async def _advance(self, game: str) -> None:
         if await self.redis.run(ADVANCE, Keys.game(game)) == "settle":
@@ -2415,6 +2410,10 @@ class Games:
         if phase == "settle":
             spawn(self.settle(game))
         return phase
+
+    async def release(self, uid: str, game: str) -> None:
+        """Frees a player's seat in the lobby from a game."""
+        await self.redis.run(RELEASE, (Keys.seats, Keys.playing), uid, game)
 
     async def enter(self, game: str, uid: str, connection: str, turn: int) -> tuple[int, Game] | str:
         """(now, game) with the player's connection in it; 'over' for him, or 'stale' if he has a newer connection."""
@@ -2463,8 +2462,7 @@ class Games:
         exist = await asyncio.gather(*(self._apply(game, player, part) for player, part in zip(game.players, result)))
         erased = " ".join(player.uid for player, exists in zip(game.players, exist) if not exists)
         await self.redis.run(FINISH, Keys.game(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400, erased)
-        await asyncio.gather(*(self.redis.run(RELEASE, (Keys.seats, Keys.playing), player.uid, game_id)
-                               for player in game.players))
+        await asyncio.gather(*(self.release(player.uid, game_id) for player in game.players))
 
     def _result(self, game: Game, users: list[dict]) -> list[dict]:
         """For each player {rank, won} and, in a rated game, {rating, change, sigma}."""
@@ -2846,7 +2844,7 @@ class Socket:
             phase = await self.hub.games.exit(game, self.id, True)
             if phase in ("settle", "stale"):    # the end is on its way
                 return
-            await self.hub.lobby.release(self.uid, game)
+            await self.hub.games.release(self.uid, game)
         self._set_state("idle", over=game or "")
         self.send({"type": "cancelled", "queue": self.queue.name, "reason": "left"})
 
@@ -3134,7 +3132,7 @@ async def login(call: Call) -> dict:
     if len(given) != 1:
         raise Problem("invalid", errors={"login": ["Give exactly one of login, " + ", ".join(unique) + "."]})
     # Who types an email address where the username belongs is let in all the same: the two can't be confused.
-    return await call.server.users.login(body[given[0]], None, body["password"], call.address)
+    return await call.server.users.login(body[given[0]], body["password"], call.address)
 
 
 @route("POST", "/auth/logout", 204)
@@ -3351,10 +3349,11 @@ def _ref(name: str) -> dict:
 def openapi(schema: Schema) -> dict:
     """The OpenAPI 3.1 document of all routes."""
     bodies = {route.body for route in ROUTES if route.body}
-    schemas = {name: form.json_schema() for name, form in forms(schema).items() if name in bodies} | components(schema)
+    taken = forms(schema)
+    schemas = {name: form.json_schema() for name, form in taken.items() if name in bodies} | components(schema)
     paths: dict[str, dict] = {}
     for route in ROUTES:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema)
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema, taken)
     return {"openapi": "3.1.0",
             "info": {"title": schema.tree.get("title", "Trivia"), "version": "1",
                      "description": schema.tree.get("description", "") + " The game itself is played over a WebSocket, "
@@ -3364,7 +3363,7 @@ def openapi(schema: Schema) -> dict:
                            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}}}
 
 
-def _operation(route: Route, schema: Schema) -> dict:
+def _operation(route: Route, schema: Schema, taken: dict[str, Form]) -> dict:
     codes = ["bad_request", "unavailable", "internal", *route.problems]
     codes += ["bad_json", "body_timeout", "too_large", "unsupported_media_type", "invalid"] if route.body else []
     codes += ["invalid"] if route.query else []
@@ -3380,7 +3379,7 @@ def _operation(route: Route, schema: Schema) -> dict:
         if code in ("too_many_attempts", "unavailable"):
             entry["headers"] = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}
     operation = {"operationId": route.name, "summary": route.summary, "tags": [route.path.split("/")[1]],
-                 "parameters": _parameters(route, schema), "responses": responses}
+                 "parameters": _parameters(route, schema, taken), "responses": responses}
     if route.body:
         operation["requestBody"] = {"required": True, "content": {JSON: {"schema": _ref(route.body)}}}
     if route.auth != "no":
@@ -3388,12 +3387,12 @@ def _operation(route: Route, schema: Schema) -> dict:
     return operation
 
 
-def _parameters(route: Route, schema: Schema) -> list[dict]:
+def _parameters(route: Route, schema: Schema, taken: dict[str, Form]) -> list[dict]:
     known = {"name": {"type": "string", "enum": list(schema.boards)}}
     found = [{"name": name, "in": "path", "required": True, "schema": known.get(name, {"type": "string"})}
              for name in re.findall(r"{(\w+)}", route.path)]
     if route.query:
-        for name, rule in forms(schema)[route.query].rules.items():
+        for name, rule in taken[route.query].rules.items():
             found.append({"name": name, "in": "query", "schema": public_rule(rule)})
     return found
 
@@ -3473,7 +3472,7 @@ class Server:
         self.bank.check()
         await self.lobby.beat()
         self.background = [spawn(work) for work in (
-            self.redis.keep_up(self._on_return), _forever(TICK_S, self._advance), _forever(LOBBY_TICK_S, self._beat),
+            self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due), _forever(LOBBY_TICK_S, self._beat),
             _forever(1, self.hub.sweep))]
         spawn(self.users.fill_new_boards())
 
@@ -3508,9 +3507,6 @@ class Server:
     def _on_return(self) -> None:
         self.hub.resync()
         spawn(self.bank.load())
-
-    async def _advance(self) -> None:
-        await self.games.advance_due()
 
     async def _beat(self) -> None:
         known, dead = await self.lobby.beat()
@@ -3552,7 +3548,7 @@ class Problems(ErrorHandler):
     def default(self, request: Request, exception: Exception) -> HTTPResponse:
         if isinstance(exception, Problem):
             return exception.response()
-        if isinstance(exception, Unavailable) or isinstance(exception, hiredis.ReplyError):
+        if isinstance(exception, (Unavailable, hiredis.ReplyError)):
             log.warning("%s %s: %s", request.method, request.path, exception)
             return Problem("unavailable", retry_after=1).response()
         status = getattr(exception, "status_code", 500)
@@ -3677,10 +3673,10 @@ PAGE_POLICY = ("default-src 'self'; style-src 'self' 'unsafe-inline'; script-src
                "connect-src 'self' ws: wss:; img-src 'self' data: http: https:; frame-ancestors 'none'; base-uri 'none'")
 
 
-def create_app(schema: Schema | None = None) -> Trivia:
+def create_app() -> Trivia:
     """The app. Raises Fatal if schema.yaml is wrong."""
     app = Trivia("trivia", error_handler=Problems(), log_config=LOGGING)
-    app.ctx.schema = schema = schema or Schema(read_schema(SCHEMA_FILE))
+    app.ctx.schema = schema = Schema(read_schema(SCHEMA_FILE))
     app.config.update({"MOTD": False, "OAS_UI_SWAGGER": False, "OAS_UI_REDOC_HTML_TITLE": schema.tree.get("title", "Trivia"),
                        "OAS_URI_TO_REDOC": "/viewer", "OAS_CUSTOM_FILE": _document(openapi(schema)),
                        "OAS_PATH_TO_REDOC_HTML": _document(DOCS_PAGE), "CORS_ORIGINS": ",".join(schema.origins),

@@ -17,6 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ def wait_until(condition, seconds=10):
         if time.monotonic() > deadline:
             pytest.fail(f"not in {seconds} s: {condition}")
         time.sleep(0.02)
+
+
+def at_once(count, act):
+    """What act(0), act(1), ... return when so many threads call it at the same moment."""
+    barrier = threading.Barrier(count)
+
+    def run(i):
+        barrier.wait(30)
+        return act(i)
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
 
 
 def edited_schema(edit=lambda tree: None, **queue):

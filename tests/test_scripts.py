@@ -13,12 +13,11 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import redis
-from conftest import FOLDER, PASSWORD, ROOT, Phone, Server, edited_schema, play_all, wait_until
+from conftest import FOLDER, PASSWORD, ROOT, Phone, Server, at_once, edited_schema, play_all, wait_until
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
@@ -140,17 +139,6 @@ def workers(store):
 @pytest.fixture
 def worker(workers):
     return workers()
-
-
-def at_once(count, act):
-    """What act(0), act(1), ... return when so many threads call it at the same time."""
-    barrier = threading.Barrier(count)
-
-    def run(i):
-        barrier.wait(30)
-        return act(i)
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
 
 
 # ---- contracts

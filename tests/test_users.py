@@ -15,7 +15,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 import redis
-from conftest import PASSWORD, ROOT, Answer, Phone, Server, edited_schema, play_all, unique_name, wait_until
+from conftest import PASSWORD, ROOT, Answer, Phone, Server, at_once, edited_schema, play_all, unique_name, wait_until
 
 sys.path.insert(0, str(ROOT))
 import trivia  # noqa: E402
@@ -117,17 +117,6 @@ def signed_out(server, *tokens):
     for token in tokens:
         me(server, token).refused(401, "not_authenticated")
     return True
-
-
-def at_once(count, work):
-    """The results of work(0), work(1), ..., all begun at the same moment."""
-    gate = threading.Barrier(count)
-
-    def run(i):
-        gate.wait(30)
-        return work(i)
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(run, range(count)))
 
 
 def win(server, winner, loser, queue="random"):
