@@ -13,8 +13,8 @@ matters: it may die at any moment, and its players go on with any other worker.
     phone <=ws==  worker (each) <--publish-- Redis   the same script publishes what players must see
 
 A game:   start --> question <--> reveal --> settle --> end
-Phases end by their deadline, a question also as soon as every connected player has answered; `settle` lasts until a
-worker has applied the result to the players. A ticket: waiting --> matched | cancelled | gone with its connection.
+Phases end by their deadline, a question also as soon as everybody has answered who is connected, or was 2 s ago; `settle`
+lasts until a worker has applied the result to the players. A ticket: waiting --> matched | cancelled | gone with its connection.
 
 Keys. What stands in braces is the hash tag: all keys that a script touches share one, so on a cluster they share a
 node. Times are ms since 1970 by the clock of Redis, unless said otherwise.
@@ -36,9 +36,12 @@ node. Times are ms since 1970 by the clock of Redis, unless said otherwise.
     due:{lobby}              zset    "QUEUE UID" -> when the ticket is looked at again           matched, left
     forming:{lobby}          zset    "GAME QUEUE UID..." -> when another worker may form it      game is formed
     workers:{lobby}          zset    worker -> last heartbeat                                    10 s silent
+    clock:{lobby}            string  "LAG TIME": ms by which tickets lag behind the clock of     never
+                                     Redis, and their time at the last write (_CLOCK)
     playing:{lobby}          hash    queue -> players in its games                               never
     game:{gSHARD}:ID         hash    see the game section                                        game_days after
     deadlines:{gSHARD}       zset    game id -> its next deadline                                settled
+    clock:{gSHARD}           string  as clock:{lobby}, of games                                  never
     boards:{boards}          hash    leaderboard -> field, of those that hold everybody          never
     board:{NAME}             zset    UID -> value                                                erased
     board:{NAME}:PERIOD      zset    UID -> gain within the period                               twice the period
@@ -46,7 +49,7 @@ node. Times are ms since 1970 by the clock of Redis, unless said otherwise.
     fingerprints:{bank}      hash    digest of a question's text -> number                       never
     worker:ID, bank          channels, not keys: events for one worker; the bank has grown
 
-Sections: settings, errors, schema, redis, questions, users, matchmaking, game, sockets, routes, documents, app,
+Sections: settings, errors, schema, redis, questions, users, matchmaking, game, sockets, lab, routes, documents, app,
 command line.
 """
 
@@ -68,10 +71,12 @@ import os
 import random
 import re
 import secrets
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 import unicodedata
@@ -82,7 +87,7 @@ from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Iterable
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import argon2
 import hiredis
@@ -106,16 +111,23 @@ HERE = Path(__file__).resolve().parent
 REDIS_URL = os.environ.get("REDIS_URL", "")                        # unset: a server of our own, on files in DATA
 DATA = Path(os.environ.get("TRIVIA_DATA", "data"))                 # where that server keeps its files
 SCHEMA_FILE = Path(os.environ.get("TRIVIA_SCHEMA", HERE / "schema.yaml"))
+LAB = os.environ.get("TRIVIA_LAB", "")                             # 1: authors of apps get a queue `lab`
 QUESTION_FILE = HERE / "questions.json"
 
 SHARDS = 4                  # hash tags over which games are spread
 TICK_S = 0.025              # how often a worker looks for due deadlines
-LOBBY_TICK_S = 0.2          # ... for due tickets; also the heartbeat
+LOBBY_TICK_S = 0.2          # ... for due tickets
+BEAT_S = 1                  # between heartbeats of a worker ...
+SILENT_BEATS = 10           # ... and after so many of its own it takes another for dead that had none
 CALL_SECONDS = 5            # Redis is taken for lost when it is silent for so long
 MAX_DEPTH = 950             # of brackets in JSON
 MAX_PATH = 500              # characters of a path
 MAX_PENDING = 20_000        # commands that may wait for Redis in one worker
 MAX_UNREAD = 256 * 1024     # bytes for a phone in the server's buffer
+MAX_RESYNCS = 200           # players who are brought up to date at once after Redis was away
+DRAIN_SECONDS = 5           # a worker that stops sends its players away within this time ...
+DRAIN_PAUSE_S = 0.002       # ... one after the other, if that takes no longer
+CONNECTIONS = 100, 200       # a player may connect 200 times at once, and again each 100 ms
 CLAIM_MS = 30_000           # a unique value is kept for a registration under way for so long
 
 log = logging.getLogger("trivia")
@@ -247,6 +259,7 @@ _SCALAR = {"type": ["string", "number", "boolean"]}
 _NAMES = {"type": "array", "items": _TEXT, "uniqueItems": True}
 _NAME = {"pattern": "^[a-z][a-z0-9_]{0,31}$"}
 DIFFICULTIES = ["easy", "medium", "hard"]
+LAB_QUEUE = "lab"
 
 
 def _object(required: str = "", /, **properties: dict) -> dict:
@@ -527,9 +540,9 @@ class Queue:
     def game_rules(self) -> str:
         """What a game keeps of its queue, so that a deploy in its midst changes nothing for it."""
         scoring = self.spec["scoring"]
+        kind = "sandbox" if self.name == LAB_QUEUE else "rated" if self.spec["rated"] else "unrated"
         return " ".join(map(str, (self.ms("answer_seconds"), self.ms("reveal_seconds"), self.ms("seat_seconds"),
-                                  scoring["correct"], scoring["speed"], self.spec["on_exit"],
-                                  "rated" if self.spec["rated"] else "unrated")))
+                                  scoring["correct"], scoring["speed"], self.spec["on_exit"], kind)))
 
 
 def _check(test: Callable[[str], Any], message: str) -> Callable[[str], None]:
@@ -673,7 +686,11 @@ class Schema:
 # every script can be run twice. Replies come before the events that were published after them.
 
 class Unavailable(Exception):
-    """Redis can't be reached, or did not answer in time; whether the command was carried out is not known."""
+    """Redis can't be reached, did not answer in time, or can't do it now; whether it was carried out is not always known."""
+
+
+# Errors of Redis that pass: it starts, is a replica, has no memory or disk left, or is busy.
+PASSING = ("LOADING", "MASTERDOWN", "READONLY", "OOM", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN")
 
 
 _tasks: set[asyncio.Task] = set()
@@ -696,8 +713,8 @@ def _finished(task: asyncio.Task) -> None:
 class Keys:
     """Every key there is. The table stands at the head of this module."""
 
-    seats, due, forming, workers, playing = (
-        f"{name}:{{lobby}}" for name in ("seats", "due", "forming", "workers", "playing"))
+    seats, due, forming, workers, playing, lobby_clock = (
+        f"{name}:{{lobby}}" for name in ("seats", "due", "forming", "workers", "playing", "clock"))
     bank, fingerprints, boards = "bank:{bank}", "fingerprints:{bank}", "boards:{boards}"
     user, history, seen = "user:{{{}}}".format, "history:{{{}}}".format, "seen:{{{}}}".format     # of a UID
     queue, limit = "queue:{{lobby}}:{}".format, "limit:{{{}:{}}}".format                           # of names
@@ -710,15 +727,15 @@ class Keys:
         return f"unique:{{{name}:{bucket}}}"
 
     @staticmethod
-    def game(game: str) -> tuple[str, str]:
-        """A game, and the deadlines of its shard."""
+    def game(game: str) -> tuple[str, str, str]:
+        """A game, and what its shard has: deadlines and clock."""
         shard = int(game[:2], 36) % SHARDS
-        return f"game:{{g{shard}}}:{game}", Keys.deadlines(shard)
+        return f"game:{{g{shard}}}:{game}", *Keys.shard(shard)
 
     @staticmethod
-    def deadlines(shard: int) -> str:
-        """The deadlines of the games of a shard."""
-        return f"deadlines:{{g{shard}}}"
+    def shard(shard: int) -> tuple[str, str]:
+        """The deadlines of the games of a shard, and the clock of these."""
+        return f"deadlines:{{g{shard}}}", f"clock:{{g{shard}}}"
 
     @staticmethod
     def board(name: str, period: str) -> str:
@@ -732,9 +749,28 @@ class Script:
     all: list["Script"] = []
 
     def __init__(self, *parts: str) -> None:
-        self.text = "".join(parts)
+        self.text = "#!lua\n" + "".join(parts)      # with this line Redis refuses it as a whole when memory is full
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()
         self.all.append(self)
+
+
+# Time as games and tickets have it: that of Redis, as long as it is steady. When its clock was set, or it moved to a host with
+# another one, or nothing ran for a while, their time has stood still: no question closes unseen, and none stays open for
+# an hour. Every script that asks for the time looks; it writes what it saw once a second.
+_CLOCK = """
+local function clock(key, pending)
+  local time = redis.call('TIME')
+  local wall = time[1] * 1000 + math.floor(time[2] / 1000)
+  local lag, last = string.match(redis.call('GET', key) or '', '^(%S+) (%S+)$')
+  local seen = tonumber(last or 0)
+  local now = wall - (lag or 0)
+  if now < seen or now > seen + 3000 then
+    now = redis.call('ZCARD', pending) > 0 and last and seen or wall
+  end
+  if now ~= wall - (lag or 0) or now >= seen + 1000 then redis.call('SET', key, wall - now .. ' ' .. now) end
+  return now, wall
+end
+"""
 
 
 class Connection(asyncio.Protocol):
@@ -750,12 +786,13 @@ class Connection(asyncio.Protocol):
         self.batch: list[bytes] = []
         self.pending: deque[asyncio.Future] = deque()
         self.on_events, self.closed = on_events, self.loop.create_future()
+        self.complained_at = -60.0
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
     def call(self, *command: str | bytes | int | float) -> asyncio.Future:
-        """The reply to a command, to come. It raises hiredis.ReplyError or Unavailable."""
+        """The reply to a command, to come. It raises Unavailable, or hiredis.ReplyError for what is wrong with it."""
         reply = self.loop.create_future()
         if self.closed.done() or len(self.pending) >= MAX_PENDING:
             reply.set_exception(Unavailable("Redis is not there" if self.closed.done() else "Redis is too slow"))
@@ -796,10 +833,21 @@ class Connection(asyncio.Protocol):
         future = self.pending.popleft()
         if future.done():               # its caller was cancelled
             return
-        if isinstance(reply, hiredis.ReplyError):
-            future.set_exception(reply)
-        else:
+        if not isinstance(reply, hiredis.ReplyError):
             future.set_result(reply)
+        elif str(reply).startswith(PASSING):
+            future.set_exception(Unavailable(str(reply)))
+            self._complain(str(reply))
+        else:
+            future.set_exception(reply)
+
+    def _complain(self, error: str) -> None:
+        """Tells the operator, now and then, what Redis lacks."""
+        if self.loop.time() > self.complained_at + 10:
+            self.complained_at = self.loop.time()
+            log.error("redis refuses: %s", error)
+        if error.startswith("READONLY"):        # somebody else is the master now, and to be found under the same name
+            self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.batch.clear()
@@ -826,15 +874,10 @@ class Redis:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._greet(connection)
-        except hiredis.ReplyError as error:
+        except (hiredis.ReplyError, Unavailable, TimeoutError) as error:
             connection.transport.abort()
-            passing = str(error).startswith(("LOADING", "MASTERDOWN", "READONLY", "BUSY"))
-            raise (Unavailable if passing else Fatal)(f"{self._place()}: {error}") from None
-        except TimeoutError:
-            connection.transport.abort()
-            raise Unavailable(f"{self._place()}: no answer in {CALL_SECONDS} s") from None
-        except Unavailable as error:
-            raise Unavailable(f"{self._place()}: {error}") from None
+            raise (Fatal if isinstance(error, hiredis.ReplyError) else Unavailable)(
+                f"{self._place()}: {error or f'no answer in {CALL_SECONDS} s'}") from None
         self.connection = connection
 
     def _place(self) -> str:
@@ -867,6 +910,8 @@ class Redis:
             raise
         if int(hello["version"].split(".")[0]) < 7:
             raise Fatal(f"{self._place()}: the server is version {hello['version']}; expected Redis 7.0 or later")
+        if hello["role"] != "master":
+            raise Unavailable("it is a replica, which can't be written to; expected the master")
         if where.get("db"):
             await connection.call("SELECT", where["db"])
         await asyncio.gather(*(connection.call("SCRIPT", "LOAD", script.text) for script in Script.all))
@@ -891,10 +936,11 @@ class Redis:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self.call("PING")
-        except hiredis.ReplyError:
-            pass        # whatever ails it, it answers
-        except (TimeoutError, Unavailable):
+        except TimeoutError:
             self.connection.transport.abort()
+        except (Unavailable, hiredis.ReplyError):       # whatever ails it, it answers; unless too much waits for that
+            if len(self.connection.pending) >= MAX_PENDING:
+                self.connection.transport.abort()
 
     async def _reconnect(self) -> None:
         pause = 0.05
@@ -1189,7 +1235,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local held = redis.call('HGET', bucket, value)
 if held and held ~= void then
   local owner, _, expires = string.match(held, '^(%S+) (%S+) ?(%d*)$')
-  if owner ~= uid and expires ~= '' and tonumber(expires) >= now then return {'pending'} end
+  local left = expires ~= '' and expires - now or -1      -- more than claim_ms: the clock was set back since
+  if owner ~= uid and left >= 0 and left <= claim_ms then return {'pending'} end
   if owner ~= uid then return {'held', held} end
 end
 local claim = uid .. ' ' .. operation .. ' ' .. (now + claim_ms)
@@ -1308,7 +1355,9 @@ LIMIT = Script("""
 local limit, interval, burst, take = KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local whole = math.max(tonumber(redis.call('GET', limit) or now), now) + take * interval
+-- More than all is never used up, even if the clock was set back since.
+local used = math.min(math.max((redis.call('GET', limit) or now) - now, 0), burst * interval)
+local whole = now + used + take * interval
 if take > 0 and whole - now > burst * interval then return whole - now - burst * interval end
 if whole <= now then redis.call('DEL', limit) else redis.call('SET', limit, whole, 'PX', whole - now) end
 return 0
@@ -1335,7 +1384,9 @@ class Passwords:
 
     def __init__(self, queue: int) -> None:
         self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-        self.threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), "argon2")
+        # They yield to the games on this host: a flood of sign-ins makes sign-ins slow, and nothing else.
+        self.threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), "argon2",
+                                          lambda: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10))
         self.queue, self.waiting = queue, 0
         self.nobody = self.hasher.hash(secrets.token_urlsafe())
 
@@ -1503,6 +1554,11 @@ class Users:
                 return uid, dict(zip(fields[::2], fields[1::2]))
         raise Problem("not_authenticated")
 
+    async def count_connection(self, uid: str) -> None:
+        """Raises Problem when a user's WebSockets come and go faster than any phone's need to."""
+        if wait_ms := await self.redis.run(LIMIT, (Keys.limit("connect", uid),), *CONNECTIONS, 1):
+            raise Problem("too_many_attempts", retry_after=-(-wait_ms // 1000))
+
     async def end_session(self, uid: str, token: str) -> None:
         """Ends one session."""
         await self.redis.call("HDEL", Keys.user(uid), f"session:{digest(token[8:])}")
@@ -1651,10 +1707,6 @@ async def _nothing() -> list:
 # end it, or because its worker is gone.
 
 _LOBBY = """
-local function clock()
-  local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
 local function read_seat(seats, uid)
   local text = redis.call('HGET', seats, uid)
   if not text then return nil end
@@ -1674,19 +1726,19 @@ local function tell(conn, kind, body)
 end
 """
 
-_SEEK = _LOBBY + """
-local seats, queue, due, forming, workers, playing = unpack(KEYS)
+_SEEK = _LOBBY + _CLOCK + """
+local seats, queue, due, forming, workers, playing, time = unpack(KEYS)
 local uid, name, new_game, least, most, fill, wait, window, widen =
   ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]),
   tonumber(ARGV[8]), tonumber(ARGV[9])
-local now, alive_workers = clock(), {}
+local now, alive_workers = clock(time, due), {}
 local function alive(conn)
-  -- A killed worker is unsubscribed at once, a hung one stops its heartbeat.
+  -- A killed worker is unsubscribed at once, a hung one is found out by the others.
   local worker = string.match(conn, '^(.+)%.')
   if not worker then return false end
   if alive_workers[worker] == nil then
-    local beat = tonumber(redis.call('ZSCORE', workers, worker) or 0)
-    alive_workers[worker] = now - beat < 5000 and redis.call('PUBSUB', 'NUMSUB', 'worker:' .. worker)[2] > 0
+    alive_workers[worker] = redis.call('ZSCORE', workers, worker) and
+      redis.call('PUBSUB', 'NUMSUB', 'worker:' .. worker)[2] > 0
   end
   return alive_workers[worker]
 end
@@ -1743,7 +1795,7 @@ end
 
 JOIN = Script("""
 -- Takes a player's connection into a queue, or back to the game he is in.
--- KEYS: seats, queue, due, forming, workers, playing. ARGV: UID, queue name, id for a new game, least and most players,
+-- KEYS: seats, queue, due, forming, workers, playing, clock. ARGV: UID, queue name, id for a new game, least, most players,
 -- fill ms, wait ms, window (-1: fifo), widen a second, connection, rating, game that is over for him or '', longest
 -- the queue may be.
 -- Returns {turn, 'game', ID}, {turn, 'full'}, {turn, 'queued', ms until the ticket ends} or {turn, 'matched', match}. An
@@ -1859,22 +1911,35 @@ return 1
 """)
 
 BEAT = Script("""
--- A worker's heartbeat, and what is due in the lobby. Due entries are put off a little, so that one worker gets
--- each; if it dies, another gets them then.
--- KEYS: due, forming, workers. ARGV: worker.
--- Returns {whether the worker was known, {'QUEUE UID'}, {match}, {dead worker}}.
-""", _LOBBY, """
-local due, forming, workers, worker = KEYS[1], KEYS[2], KEYS[3], ARGV[1]
-local now = clock()
+-- A worker's heartbeat. Workers are dead when others have seen their heartbeat stand still; no clock is asked, which may be
+-- set, and somebody who hangs himself, or with all the others, counts nothing meanwhile.
+-- KEYS: workers. ARGV: worker, then name, last heartbeat for each that is taken for dead.
+-- Returns {whether the worker was known, {dead worker, of which the caller takes care}, {worker, heartbeat, ...}}.
+local workers, worker, dead = KEYS[1], ARGV[1], {}
+for i = 2, #ARGV, 2 do
+  if redis.call('ZSCORE', workers, ARGV[i]) == ARGV[i + 1] then
+    redis.call('ZREM', workers, ARGV[i])
+    dead[#dead + 1] = ARGV[i]
+  end
+end
+local time = redis.call('TIME')
+local known = redis.call('ZADD', workers, time[1] * 1000 + math.floor(time[2] / 1000), worker) == 0
+return {known and 1 or 0, dead, redis.call('ZRANGE', workers, 0, -1, 'WITHSCORES')}
+""")
+
+DUE_TICKETS = Script("""
+-- What is due in the lobby. It is put off a little, so that one worker gets each; if it dies, another gets it then.
+-- KEYS: due, forming, clock. Returns {{'QUEUE UID'}, {match}}.
+""", _CLOCK, """
+local due, forming, time = unpack(KEYS)
+if redis.call('ZCARD', due) + redis.call('ZCARD', forming) == 0 then return {{}, {}} end
+local now = clock(time, due)
 local function take(key, later)
   local entries = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 500)
   for _, entry in ipairs(entries) do redis.call('ZADD', key, now + later, entry) end
   return entries
 end
-local known = redis.call('ZADD', workers, now, worker) == 0
-local dead = redis.call('ZRANGEBYSCORE', workers, '-inf', now - 10000, 'LIMIT', 0, 10)
-for _, other in ipairs(dead) do redis.call('ZREM', workers, other) end
-return {known and 1 or 0, take(due, 1000), take(forming, 2000), dead}
+return {take(due, 1000), take(forming, 2000)}
 """)
 
 
@@ -1883,9 +1948,10 @@ class Lobby:
 
     def __init__(self, redis: Redis, schema: Schema, worker: str, form: Callable[[str], Awaitable]) -> None:
         self.redis, self.schema, self.worker, self.form = redis, schema, worker, form
+        self.heard: dict[str, tuple[str, int]] = {}     # worker -> its heartbeat, and how often we have seen the same
 
     def _arguments(self, queue: Queue, uid: str) -> tuple[tuple, tuple]:
-        keys = (Keys.seats, Keys.queue(queue.name), Keys.due, Keys.forming, Keys.workers, Keys.playing)
+        keys = (Keys.seats, Keys.queue(queue.name), Keys.due, Keys.forming, Keys.workers, Keys.playing, Keys.lobby_clock)
         return keys, (uid, queue.name, new_game_id(), *queue.match_rules)
 
     async def join(self, queue: Queue, uid: str, connection: str, rating: float, over: str) -> tuple[int, str, Any]:
@@ -1912,10 +1978,19 @@ class Lobby:
         await self.redis.run(WHOSE_CONNECTION, (Keys.seats,), uid)
 
     async def beat(self) -> tuple[bool, list[str]]:
-        """A heartbeat, and the work that is due. Returns (whether this worker was known, workers found dead)."""
-        known, due, matches, dead = await self.redis.run(BEAT, (Keys.due, Keys.forming, Keys.workers), self.worker)
-        await asyncio.gather(*(self._check(ticket) for ticket in due), *map(self.form, matches))
-        return bool(known), [worker for worker in dead if worker != self.worker]
+        """A heartbeat. Returns (whether this worker was known, workers found dead, of which the caller takes care)."""
+        silent = [x for worker, (beat, times) in self.heard.items() if times >= SILENT_BEATS for x in (worker, beat)]
+        known, dead, beats = await self.redis.run(BEAT, (Keys.workers,), self.worker, *silent)
+        heard = dict(zip(beats[::2], beats[1::2]))
+        heard.pop(self.worker)
+        self.heard = {worker: (beat, self.heard[worker][1] + 1 if self.heard.get(worker, ("",))[0] == beat else 0)
+                      for worker, beat in heard.items()}
+        return bool(known), dead
+
+    async def look(self) -> None:
+        """Does what is due in the lobby."""
+        due, matches = await self.redis.run(DUE_TICKETS, (Keys.due, Keys.forming, Keys.lobby_clock))
+        await asyncio.gather(*map(self._check, due), *map(self.form, matches))
 
     async def _check(self, ticket: str) -> None:
         name, uid = ticket.split(" ")
@@ -1956,7 +2031,7 @@ def new_game_id() -> str:
 # A game is one hash, moved by the scripts below and by nothing else. Each checks the phase and the round, so that a
 # transition that was asked for twice, or late, happens once.
 #
-#   queue  rules ("answer_ms reveal_ms seat_ms correct speed on_exit rated", fixed when the game began)
+#   queue  rules ("answer_ms reveal_ms seat_ms correct speed on_exit rated|unrated|sandbox", fixed when the game began)
 #   quiz ("NUMBER:ORDER ..."; the right choice is where ORDER has its 0)  players (how many)
 #   phase  round (from 1)  opened, deadline (ms)  reason  ended (ms)  result (JSON, see Games.settle)
 #   and for each player, I from 1:
@@ -1968,10 +2043,10 @@ def new_game_id() -> str:
 # number of a connection and BODY the message without its `seq`. If nobody receives it the worker is dead, and its
 # players have lost their connection. `question` carries a number instead of a text; workers have the bank.
 
-_GAME = """
+_GAME = _CLOCK + """
 local key, deadlines = KEYS[1], KEYS[2]
-local game, changed, time = {}, {}, redis.call('TIME')
-local id, now = string.match(key, '[^:]+$'), time[1] * 1000 + math.floor(time[2] / 1000)
+local game, changed, id = {}, {}, string.match(key, '[^:]+$')
+local now, wall = clock(KEYS[3], deadlines)
 local players, answer_ms, reveal_ms, seat_ms, points_correct, points_speed, on_exit
 local function set(field, value)
   game[field] = tostring(value)
@@ -1989,6 +2064,8 @@ local function load_game()
   if #fields > 0 then parse_rules() end
   return #fields > 0
 end
+-- Until when a round waits for the answer of somebody who has lost his connection: a phone comes back at once.
+local function waits_until(kept) return kept - seat_ms + 2000 end
 local function save()
   local pairs_changed = {}
   for field in pairs(changed) do
@@ -2000,11 +2077,13 @@ local function save()
     redis.call('ZREM', deadlines, id)
     return
   end
-  -- The next thing to happen by itself: the end of the phase, or of the time that an empty seat is kept.
+  -- The next thing to happen by itself: the end of the phase, or of the time that an empty seat is waited for or kept.
   local at = tonumber(game.deadline)
   for i = 1, players do
     local kept = tonumber(game['gone' .. i])
-    if kept and kept < at and game.phase ~= 'settle' then at = kept end
+    if kept and game.phase ~= 'settle' then
+      at = math.min(at, game.phase == 'question' and waits_until(kept) > now and waits_until(kept) or kept)
+    end
   end
   redis.call('ZADD', deadlines, at, id)
 end
@@ -2054,7 +2133,7 @@ local function begin_phase(phase, ms)
 end
 local function settle(reason)
   set('reason', reason)
-  set('ended', now)
+  set('ended', wall)
   begin_phase('settle', 2000)   -- by when another worker takes it over
 end
 local function open_question()
@@ -2084,16 +2163,17 @@ local function reveal()
     ',"answers":{' .. table.concat(answers, ',') .. '},"scores":{' .. table.concat(scores, ',') ..
     '},"reveal_ms":' .. reveal_ms))
 end
--- A question closes early when all who are connected have answered, and somebody is.
+-- A question closes early when all have answered who are connected, or were a moment ago, and somebody is.
 local function reveal_if_all_answered()
-  local connected = false
+  local somebody = false
   for i = 1, players do
-    if game['conn' .. i] ~= '' and game['gone' .. i] ~= 'left' then
+    local gone = game['gone' .. i]
+    if gone == '' or gone ~= 'left' and waits_until(gone) > now then
       if game['ans' .. i] == '' then return end
-      connected = true
+      somebody = true
     end
   end
-  if connected and game.phase == 'question' then reveal() end
+  if somebody and game.phase == 'question' then reveal() end
 end
 -- Ends the game when too few are left to go on. Returns whether it did.
 local function settle_if_deserted()
@@ -2110,7 +2190,7 @@ end
 
 CREATE_GAME = Script("""
 -- Begins a game: writes it and tells its players `start`.
--- KEYS: game, deadlines. ARGV: queue, rules, quiz, ms to the first question, start message, then UID, name, connection,
+-- KEYS: game, deadlines, clock. ARGV: queue, rules, quiz, ms to the first question, start message, then UID, name, connection,
 -- turn for each player. Returns 1, or 0 if the game was there already; then nothing is done.
 """, _GAME, """
 if redis.call('EXISTS', key) == 1 then return 0 end
@@ -2141,9 +2221,11 @@ return 1
 DUE_GAMES = Script("""
 -- Games whose deadline has passed. They are put off a little, so that one worker gets each; if it dies, another gets
 -- it then.
--- KEYS: deadlines. Returns {game}.
-local deadlines, time = KEYS[1], redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- KEYS: deadlines, clock. Returns {game}.
+""", _CLOCK, """
+local deadlines, time = KEYS[1], KEYS[2]
+if redis.call('ZCARD', deadlines) == 0 then return {} end
+local now = clock(time, deadlines)
 local due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'LIMIT', 0, 500)
 for _, game in ipairs(due) do redis.call('ZADD', deadlines, now + 60, game) end
 return due
@@ -2151,7 +2233,7 @@ return due
 
 ADVANCE = Script("""
 -- Does what is due in a game: gives up seats whose time is over, ends a phase.
--- KEYS: game, deadlines. Returns 'settle' if the caller has to settle the game, else its phase, or 'missing'.
+-- KEYS: game, deadlines, clock. Returns 'settle' if the caller has to settle the game, else its phase, or 'missing'.
 """, _GAME, """
 if not load_game() then
   redis.call('ZREM', deadlines, id)
@@ -2176,7 +2258,7 @@ return game.phase
 
 ANSWER = Script("""
 -- A player's answer to the open question. The last one expected reveals the round.
--- KEYS: game, deadlines. ARGV: connection, round, choice.
+-- KEYS: game, deadlines, clock. ARGV: connection, round, choice.
 -- Returns 'ok', or the code of what is wrong with it; then nothing is done. Atomic, so the first answer counts.
 """, _GAME, """
 local conn, round, choice = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -2207,7 +2289,7 @@ return 'ok'
 
 EXIT_GAME = Script("""
 -- A player's connection is gone, or he leaves for good. Does nothing for a connection that was replaced.
--- KEYS: game, deadlines. ARGV: connection, 1 if he leaves for good.
+-- KEYS: game, deadlines, clock. ARGV: connection, 1 if he leaves for good.
 -- Returns 'missing', 'stale', 'settle' if the caller has to settle the game, or its phase.
 """, _GAME, """
 local conn, leaving = ARGV[1], ARGV[2] == '1'
@@ -2226,7 +2308,7 @@ return game.phase
 
 ENTER_GAME = Script("""
 -- A player's connection comes to his game, for the first time or again; or he asks for a snapshot.
--- KEYS: game, deadlines. ARGV: UID, connection, turn.
+-- KEYS: game, deadlines, clock. ARGV: UID, connection, turn.
 -- Returns {'missing'}, {'over'} if he has no seat in it, {'stale'} if a newer connection is there, or
 -- {'ok', now, field, value, ...}.
 """, _GAME, """
@@ -2253,7 +2335,7 @@ return reply
 
 RELAY = Script("""
 -- Passes a player's message on to his opponents.
--- KEYS: game, deadlines. ARGV: connection, type, the message's own fields as JSON ('"emoji":"x"').
+-- KEYS: game, deadlines, clock. ARGV: connection, type, the message's own fields as JSON ('"emoji":"x"').
 -- Returns 'ok' or 'not_playing'.
 """, _GAME, """
 local conn, kind, fields = ARGV[1], ARGV[2], ARGV[3]
@@ -2267,7 +2349,7 @@ return 'ok'
 
 FINISH = Script("""
 -- Ends a settled game: tells its players, and keeps what is worth looking up later.
--- KEYS: game, deadlines. ARGV: ranking (JSON), seconds to keep the game, UIDs of players who were erased since it began.
+-- KEYS: game, deadlines, clock. ARGV: ranking (JSON), seconds to keep the game, UIDs of players who were erased since it began.
 -- Returns 1, or 0 if it was done before.
 """, _GAME, """
 local ranking, ttl, erased = ARGV[1], ARGV[2], ARGV[3]
@@ -2380,7 +2462,7 @@ class Games:
                   for x in (uid, user.get("username", "(erased)"), connection, turn)]
         created = await self.redis.run(CREATE_GAME, Keys.game(game), name, queue.game_rules, self.bank.shuffled(numbers),
                                        queue.ms("start_seconds"), dumps(start), *people)
-        if created:
+        if created and name != LAB_QUEUE:
             marks = [x for number in numbers for x in ("SET", "u1", number, 1)]
             await asyncio.gather(*(self.redis.call("BITFIELD", Keys.seen(uid), *marks)
                                    for uid, user in zip(uids, users) if user))
@@ -2388,7 +2470,7 @@ class Games:
 
     async def advance_due(self) -> None:
         """Moves on all games that are due."""
-        due = await asyncio.gather(*(self.redis.run(DUE_GAMES, (Keys.deadlines(shard),)) for shard in range(SHARDS)))
+        due = await asyncio.gather(*(self.redis.run(DUE_GAMES, Keys.shard(shard)) for shard in range(SHARDS)))
         games = [game for shard in due for game in shard]
         await asyncio.gather(*map(self._advance, games))
 
@@ -2458,11 +2540,14 @@ class Games:
             users = await asyncio.gather(*(self.users.load(player.uid) for player in game.players))
             await self.redis.call("HSETNX", Keys.game(game_id)[0], "result", dumps(self._result(game, users)))
             game = await self.load(game_id)
-        result = json.loads(game.result)
-        exist = await asyncio.gather(*(self._apply(game, player, part) for player, part in zip(game.players, result)))
-        erased = " ".join(player.uid for player, exists in zip(game.players, exist) if not exists)
+        erased = "" if game.rules.endswith("sandbox") else await self._apply_all(game)
         await self.redis.run(FINISH, Keys.game(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400, erased)
         await asyncio.gather(*(self.release(player.uid, game_id) for player in game.players))
+
+    async def _apply_all(self, game: Game) -> str:
+        """Applies the result to the players; the UIDs of those who were erased since."""
+        exist = await asyncio.gather(*(self._apply(game, *part) for part in zip(game.players, json.loads(game.result))))
+        return " ".join(player.uid for player, exists in zip(game.players, exist) if not exists)
 
     def _result(self, game: Game, users: list[dict]) -> list[dict]:
         """For each player {rank, won} and, in a rated game, {rating, change, sigma}."""
@@ -2599,7 +2684,7 @@ class Socket:
     """One player's connection."""
 
     __slots__ = ("hub", "uid", "token", "id", "queue", "state", "turn", "game", "over", "seq", "held", "allowance",
-                 "allowed_at", "fast", "bad", "active_at", "outbox", "writer", "closing", "_send")
+                 "allowed_at", "fast", "bad", "active_at", "outbox", "writer", "closing", "sandbox", "_send")
 
     def __init__(self, hub: Hub, n: str, uid: str, token: str, queue: Queue, send: Callable) -> None:
         self.hub, self.uid, self.token, self.queue, self._send = hub, uid, token, queue, send
@@ -2611,6 +2696,7 @@ class Socket:
         self.outbox: deque[str] | None = None
         self.writer: asyncio.Task | None = None
         self.closing = False
+        self.sandbox: Sandbox | None = None
 
     # -- out
 
@@ -2694,9 +2780,7 @@ class Socket:
         if game != self.game or seq <= self.seq:
             return
         if seq > self.seq + 1:      # something was lost on the way
-            self.held = [(kind, game, seq, text)]
-            spawn(self._resync())
-            return
+            return self.resync()
         self.seq = seq
         self.send_text(f'{{"seq":{seq},{text[1:]}')
         if kind == "end":
@@ -2714,11 +2798,10 @@ class Socket:
 
     # -- in
 
-    async def serve(self, receive: Callable) -> None:
+    async def serve(self, receive: Callable, script: str = "") -> None:
         """Takes the player into his queue or game, and handles his messages until the connection ends."""
         try:
-            await self._guarded(self._join(self.queue), {})
-            await self._guarded(self._check_session(), {})      # it may have ended before there was a seat to tell of it
+            await self._arrive(script)
             while (frame := await receive())["type"] == "websocket.receive":
                 if not self.closing:
                     await self._on_frame(frame)
@@ -2726,6 +2809,15 @@ class Socket:
             self.closing = True
             self.hub.sockets.pop(self.id, None)
             spawn(self.hub.depart(self.uid, self.id, self.turn, self.queue.name))
+
+    async def _arrive(self, script: str) -> None:
+        try:
+            await self._join(self.queue, script)
+            await self._check_session()     # it may have ended before there was a seat to tell of it
+        except Refused as refused:
+            self._refuse(refused, {})
+        except Unavailable:
+            await self.close(CLOSE_TRY_LATER, REFUSALS["unavailable"])
 
     async def _on_frame(self, frame: dict) -> None:
         limits, text = self.hub.limits, frame.get("text")
@@ -2798,7 +2890,8 @@ class Socket:
         except Refused as refused:
             self._refuse(refused, head)
         except (Unavailable, hiredis.ReplyError) as error:
-            log.warning("socket %s: %s", self.id, error)
+            if isinstance(error, hiredis.ReplyError):
+                log.exception("socket %s", self.id)
             self._refuse(Refused("unavailable", REFUSALS["unavailable"]), head)
 
     def _refuse(self, refused: Refused, head: dict) -> None:
@@ -2824,9 +2917,8 @@ class Socket:
         self._ok(await self.hub.games.answer(self.game, self.id, values["round"], values["choice"]))
 
     async def _on_check(self, values: dict) -> None:
-        if self.held is None:
-            self.held = []
-            await self._resync()
+        if self.held is None:       # else one is under way
+            await self._enter(self.game)
 
     async def _on_ping(self, values: dict) -> None:
         seconds, micros = await self.hub.redis.call("TIME")
@@ -2836,7 +2928,9 @@ class Socket:
         name = values.get("queue", self.queue.name)
         if name not in self.hub.schema.queues:
             raise Refused("unknown_queue", REFUSALS["unknown_queue"])
-        await self._join(self.hub.schema.queues[name])
+        if self.hub.draining:
+            return await self.close(CLOSE_RESTART, "reconnect at once")
+        await self._join(self.hub.schema.queues[name], values.get("script", ""))
 
     async def _on_leave(self, values: dict) -> None:
         outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
@@ -2850,14 +2944,17 @@ class Socket:
 
     # -- joining and resuming
 
-    async def _join(self, queue: Queue) -> None:
-        """Into the queue, or back into the game that the player is in."""
+    async def _join(self, queue: Queue, script: str = "") -> None:
+        """Into the queue, or back into the game that the player is in. The script is for the lab."""
         self.queue, rating = queue, 0.0
-        if queue.spec["match"] == "rating":
+        if self.sandbox:
+            self.sandbox.begin(queue, script)
+        if queue.name == LAB_QUEUE:
+            rating = self.sandbox.rating
+        elif queue.spec["match"] == "rating":
             rating = self.hub.users.strength(await self.hub.users.load(self.uid))[0]
         self.turn, outcome, value = await self.hub.lobby.join(queue, self.uid, self.id, rating, self.over)
         if outcome == "game":
-            self.held = []
             await self._enter(value)
         elif outcome == "full":
             raise Refused("queue_full", REFUSALS["queue_full"])
@@ -2865,13 +2962,29 @@ class Socket:
             # The reply came before any event of the match, and nothing was awaited since.
             self._set_state("queued")
             self.send({"type": "queued", "queue": queue.name, "timeout_ms": value})
+            if queue.name == LAB_QUEUE:
+                self.sandbox.invite(self.hub)
+
+    def resync(self) -> None:
+        """Brings phone and server together after something may have been lost; events wait meanwhile."""
+        if self.held is None:
+            self.held = []
+            spawn(self._resync())
 
     async def _resync(self) -> None:
-        """Brings phone and server together after something may have been lost."""
-        if self.state == "playing":
-            await self._guarded(self._enter(self.game), {})
-        elif self.state == "queued":
-            await self._guarded(self._join(self.queue), {})
+        while not self.closing:
+            try:
+                async with self.hub.resyncs:
+                    if self.state == "playing":
+                        await self._enter(self.game)
+                    elif self.state == "queued":
+                        await self._join(self.queue)
+                break
+            except Refused as refused:
+                self._refuse(refused, {})
+                break
+            except Unavailable:
+                await asyncio.sleep(random.uniform(0.2, 1))
         self._release_held()
         if self.closing:        # it closed meanwhile, and what was just done has come after its departure
             spawn(self.hub.depart(self.uid, self.id, self.turn, self.queue.name))
@@ -2880,6 +2993,8 @@ class Socket:
 
     async def _enter(self, game_id: str) -> None:
         """Enters a game and sends `update`; events that come meanwhile follow it."""
+        if release := self.held is None:
+            self.held = []
         try:
             entered = await self.hub.games.enter(game_id, self.uid, self.id, self.turn)
             if entered == "over":
@@ -2892,7 +3007,8 @@ class Socket:
             self.seq, self.queue = me.seq, self.hub.schema.queues.get(game.queue, self.queue)
             self.send(await self.hub.games.snapshot(game, self.uid, now))
         finally:
-            self._release_held()
+            if release:
+                self._release_held()
 
     async def _over(self, game_id: str) -> None:
         """The game ended while the player was away, or while its events did not reach him."""
@@ -2920,7 +3036,7 @@ class Hub:
         self.users, self.lobby, self.games = users, lobby, games
         self.loop = asyncio.get_running_loop()
         self.sockets: dict[str, Socket] = {}
-        self.count = 0
+        self.count, self.draining, self.resyncs = 0, False, asyncio.Semaphore(MAX_RESYNCS)
 
     def deliver(self, head: str, body: str) -> None:
         """Brings an event to its sockets; it is encoded once for all of them."""
@@ -2943,7 +3059,7 @@ class Hub:
     async def depart(self, uid: str, connection: str, turn: int, queue: str) -> None:
         """Makes it known that a connection is gone, however long Redis is away."""
         while True:
-            with contextlib.suppress(Unavailable, hiredis.ReplyError):
+            with contextlib.suppress(Unavailable):
                 outcome, game = await self.lobby.leave(queue, uid, connection, True)
                 if outcome == "game" and await self.games.exit(game, connection, False) == "stale":
                     # It never came as far as to enter the game, and an older one stands there: it enters now, to leave.
@@ -2961,13 +3077,20 @@ class Hub:
     def resync(self) -> None:
         """After the subscription was lost: every socket asks where it stands."""
         for one in self.sockets.values():
-            if one.held is None:
-                one.held = []
-                spawn(one._resync())
+            if one.state != "idle":
+                one.resync()
 
-    async def close_all(self, code: int, reason: str) -> None:
-        """Closes all sockets."""
-        await asyncio.gather(*(one.close(code, reason) for one in list(self.sockets.values())))
+    async def close_all(self, pause_s: float = 0) -> None:
+        """Sends all players away to other workers, with a pause after each, so that these are not overrun."""
+        for n, one in enumerate(list(self.sockets.values())):
+            spawn(one.close(CLOSE_RESTART, "reconnect at once"))
+            if n % 10 == 9:
+                await asyncio.sleep(10 * pause_s)
+
+    async def drain(self) -> None:
+        """Takes no new players and sends those who are here away."""
+        self.draining = True
+        await self.close_all(min(DRAIN_PAUSE_S, DRAIN_SECONDS / (len(self.sockets) + 1)))
 
     async def sweep(self) -> None:
         """Closes sockets that are in no queue and no game, and silent; drops those that read nothing.
@@ -2989,16 +3112,25 @@ class Hub:
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
         try:
             queue, uid, token = await self._admit(scope, offered)
-        except (Problem, Unavailable, hiredis.ReplyError) as error:
+        except (Problem, Unavailable) as error:
             problem = error if isinstance(error, Problem) else Problem("unavailable", retry_after=1)
             return await deny(problem, scope, send, subprotocol)
         await send({"type": "websocket.accept", "subprotocol": subprotocol})
+        if LAB_QUEUE not in self.schema.queues:
+            return await self.add(uid, token, queue, send).serve(receive)
+        sandbox, query = Sandbox(uid, send, receive), parse_qs(scope["query_string"].decode("latin-1"))
+        await self.add(uid, token, queue, sandbox.send, sandbox).serve(sandbox.receive, query.get("script", [""])[0])
+
+    def add(self, uid: str, token: str, queue: Queue, send: Callable, sandbox: Sandbox | None = None) -> Socket:
+        """A new socket of this worker."""
         self.count += 1
         one = Socket(self, str(self.count), uid, token, queue, send)
-        self.sockets[one.id] = one
-        await one.serve(receive)
+        self.sockets[one.id], one.sandbox = one, sandbox
+        return one
 
     async def _admit(self, scope: dict, offered: list[str]) -> tuple[Queue, str, str]:
+        if self.draining:
+            raise Problem("unavailable", "This server restarts.", retry_after=1)
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         check_origin(headers, self.schema.origins)
         name = scope["path"].removeprefix("/game/")
@@ -3010,12 +3142,13 @@ class Hub:
         token = next((item.removeprefix("bearer.") for item in offered if item.startswith("bearer.")), None) \
             or bearer(headers.get("authorization", ""))
         uid, _ = await self.users.authenticate(token)
+        await self.users.count_connection(uid)
         return self.schema.queues[name], uid, token
 
 
 async def deny(problem: Problem, scope: dict, send: Callable, subprotocol: str | None = None) -> None:
     """Refuses a request or a handshake: with an HTTP response, or for a browser, which sees none, with a close code."""
-    code = {401: CLOSE_UNAUTHENTICATED, 503: CLOSE_TRY_LATER}.get(problem.status_code, 1008)
+    code = {401: CLOSE_UNAUTHENTICATED, 429: CLOSE_TOO_FAST, 503: CLOSE_TRY_LATER}.get(problem.status_code, 1008)
     no_response = scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {})
     if subprotocol and code != 1008 or no_response:
         await send({"type": "websocket.accept", "subprotocol": subprotocol})
@@ -3039,6 +3172,206 @@ def check_origin(headers: dict[str, str], allowed: list[str]) -> None:
     if origin and "*" not in allowed and origin not in allowed \
             and origin.partition("://")[2] != headers.get("host", ""):
         raise Problem("origin_refused")
+
+
+# ---- lab ----------------------------------------------------------------------------------------------------
+# For authors of apps, with TRIVIA_LAB=1: in the queue `lab` a phone plays an opponent of ours over the real protocol, and
+# a script makes faults happen that else take a train ride or a deploy. The script comes with the join: as `script` in the
+# message, or in the address, /game/lab?script=drop@3,latency=800. Nothing that happens here counts for anybody.
+#
+# A Sandbox stands between a socket and its phone and bends what passes. The Opponent is a player whose phone is a queue of
+# frames. The two find each other since they join with one rating that nobody else has. To add a fault: FAULTS, and where it is obeyed.
+
+FAULTS = {
+    "drop@N": "the connection breaks at question N", "deploy@N": "the server says 1012 at question N",
+    "lose@N": "the game's message with seq N is lost", "unavailable@N": "the answer to question N gets that error, once",
+    "latency=MS": "each message takes so long, both ways", "duplicate": "each message of the game comes twice",
+    "reorder": "every second message of the game comes after the one that follows, or 2 s late",
+    "silent": "the opponent never answers", "slow": "the opponent answers late",
+    "away@N": "the opponent loses his connection at question N, and comes back", "leave@N": "the opponent leaves at question N",
+}
+SCRIPT_FIELD = {"type": "string", "maxLength": 200, "description": "In the lab, what goes wrong, such as drop@3,latency=800. "
+                + "; ".join(f"{word}: {what}" for word, what in FAULTS.items()) + "."}
+LAB_SPEC = {"description": "An opponent of ours and faults on demand. Counts for nothing.", "players": 2, "match": "rating",
+            "window": 0, "widen": 0, "rounds": 5, "start_seconds": 1, "answer_seconds": 8, "reveal_seconds": 1.5,
+            "wait_seconds": 30, "scoring": {"correct": 100, "speed": 50}, "rated": False, "on_exit": "continue",
+            "seat_seconds": 20}
+
+
+def with_lab(tree: dict) -> dict:
+    """The tree of a schema file, and the lab."""
+    if LAB not in ("", "0", "1"):
+        raise Fatal(f"TRIVIA_LAB: found {LAB}; expected 1 or 0")
+    if LAB != "1":
+        return tree
+    if LAB_QUEUE in tree["queues"]:
+        raise Fatal("queues.lab: the name is taken while TRIVIA_LAB=1; expected another")
+    client = tree["messages"]["client"]
+    join = client["join"] | {"fields": client["join"]["fields"] | {"script": SCRIPT_FIELD}}
+    return tree | {"queues": tree["queues"] | {LAB_QUEUE: LAB_SPEC},
+                   "messages": tree["messages"] | {"client": client | {"join": join}}}
+
+
+def parse_script(text: str) -> dict[str, int]:
+    """{word: its number, or 1}. Raises Refused."""
+    script = {}
+    for word in re.split(r"[,;\s]+", text.strip()) if text.strip() else ():
+        name, mark, number = re.fullmatch(r"(.*?)(?:([@=])(\d{1,5}))?", word).groups()
+        form = name + {"@": "@N", "=": "=MS", None: ""}[mark]
+        if form not in FAULTS:
+            raise Refused("bad_script", f"Unknown: {_short(word)}; expected words such as {', '.join(FAULTS)}.")
+        script[name] = int(number or 1)
+    return script
+
+
+class Sandbox:
+    """Stands between a player's socket and his phone."""
+
+    def __init__(self, uid: str, send: Callable, receive: Callable) -> None:
+        self.host, self._send, self._receive, self.loop = uid, send, receive, asyncio.get_running_loop()
+        self.script: dict[str, int] = {}
+        self.opponent: Opponent | None = None
+        self.kept: dict | None = None       # a message that waits for the next one
+        self.count = 0
+
+    @property
+    def transport(self) -> Any:
+        return getattr(getattr(self._send, "__self__", None), "transport", None)
+
+    @property
+    def rating(self) -> float:
+        """With which he and his opponent join: nobody else has it."""
+        return float(int.from_bytes(hashlib.blake2b(self.host.encode(), digest_size=6).digest()))
+
+    def begin(self, queue: Queue, script: str) -> None:
+        """Takes a script; without one the last one holds, as long as he stays in the lab."""
+        if script or queue.name != LAB_QUEUE:
+            self.script = parse_script(script)
+
+    def invite(self, hub: Hub) -> None:
+        """Has an opponent come, unless one is there."""
+        if self.opponent is None or self.opponent.over:
+            self.opponent = Opponent(hub, self.host, self.script)
+            spawn(self.opponent.play())
+
+    def once(self, word: str, number: int) -> bool:
+        """Whether a word of the script names this number; then it is done with."""
+        return self.script.get(word) == number and bool(self.script.pop(word))
+
+    async def send(self, message: dict) -> None:
+        """What the socket calls to send."""
+        if not self.script or "text" not in message:
+            return await self._send(message)
+        frame = json.loads(message["text"])
+        number = frame.get("round", 0) if frame["type"] == "question" else 0
+        if self.once("drop", number):
+            return self.transport and self.transport.abort()
+        if self.once("deploy", number):
+            return await self._send({"type": "websocket.close", "code": CLOSE_RESTART, "reason": "reconnect at once"})
+        if not self.once("lose", frame.get("seq", 0)):
+            await self._bend(message, "seq" in frame and frame["type"] != "update")
+
+    async def _bend(self, message: dict, of_game: bool) -> None:
+        if not of_game:
+            return await self._pass(message)
+        self.count += 1
+        if "reorder" in self.script and self.kept is None and self.count % 2:
+            self.kept = message
+            self.loop.call_later(2, lambda: spawn(self._give(message)))
+            return
+        for _ in range(1 + ("duplicate" in self.script)):
+            await self._pass(message)
+        if self.kept:
+            await self._give(self.kept)
+
+    async def _give(self, kept: dict) -> None:
+        if kept is self.kept:
+            self.kept = None
+            await self._send_late(kept)
+
+    async def _pass(self, message: dict) -> None:
+        if "latency" not in self.script:
+            return await self._send(message)
+        self.loop.call_later(self.script["latency"] / 1000, lambda: spawn(self._send_late(message)))
+
+    async def _send_late(self, message: dict) -> None:
+        with contextlib.suppress(Exception):        # it may be gone by now
+            await self._send(message)
+
+    async def receive(self) -> dict:
+        """What the socket calls to receive."""
+        while True:
+            message = await self._receive()
+            if self.script.get("latency") and message["type"] == "websocket.receive":
+                await asyncio.sleep(self.script["latency"] / 1000)
+            if not ("unavailable" in self.script and self.once("unavailable", _answered_round(message))):
+                return message
+            await self.send({"type": "websocket.send", "text": dumps(
+                {"type": "error", "code": "unavailable", "message": REFUSALS["unavailable"]})})
+
+
+def _answered_round(message: dict) -> int:
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        frame = json.loads(message["text"])
+        return frame["round"] if frame["type"] == "answer" else 0
+    return 0
+
+
+class Opponent(Sandbox):
+    """A player whose phone is a queue of frames. His account lasts as long as the game."""
+
+    def __init__(self, hub: Hub, host: str, script: dict[str, int]) -> None:
+        super().__init__(host, None, None)
+        self.hub, self.script, self.uid = hub, script, secrets.token_urlsafe(6)
+        self.frames: asyncio.Queue = asyncio.Queue()
+        self.over = False
+
+    def begin(self, queue: Queue, script: str) -> None:
+        """He follows the script of his host."""
+
+    def invite(self, hub: Hub) -> None:
+        """He is the one who was invited."""
+
+    async def play(self) -> None:
+        """Plays one game."""
+        key, password = Keys.user(self.uid), secrets.token_urlsafe()        # which no login takes, since it is no hash
+        await self.hub.redis.call("HSET", key, "username", f"lab-{secrets.token_hex(3)}", "password", password)
+        await self.hub.redis.call("EXPIRE", key, 3600)
+        session = await self.hub.users.open_session(self.uid, password, "lab")
+        try:
+            while not self.over:
+                await self._connect(session["token"])
+                await asyncio.sleep(1.5)
+        finally:
+            self.over = True
+            await self.hub.users.erase(self.uid)
+
+    async def _connect(self, token: str) -> None:
+        one = self.hub.add(self.uid, token, self.hub.schema.queues[LAB_QUEUE], self.send, self)
+        await one.serve(self.frames.get)
+
+    def _do(self, message: dict) -> None:
+        self.frames.put_nowait({"type": "websocket.receive", "text": dumps(message)})
+
+    async def send(self, message: dict) -> None:
+        """What the server tells him."""
+        frame = json.loads(message.get("text", "{}"))
+        self.over |= message["type"] == "websocket.close" or frame["type"] in ("end", "cancelled")
+        if self.over:
+            self.frames.put_nowait({"type": "websocket.disconnect"})
+        elif frame["type"] == "question":
+            self._on_question(frame)
+
+    def _on_question(self, question: dict) -> None:
+        number, time_s = question["round"], question["answer_ms"] / 1000
+        if self.once("leave", number):
+            return self._do({"type": "leave"})
+        if self.once("away", number):
+            return self.frames.put_nowait({"type": "websocket.disconnect"})
+        if "silent" not in self.script:
+            answer = {"type": "answer", "round": number, "choice": random.randrange(len(question["choices"]))}
+            share = random.uniform(0.8, 0.95) if "slow" in self.script else random.uniform(0.1, 0.4)
+            self.loop.call_later(time_s * share, self._do, answer)
 
 
 # ---- routes -------------------------------------------------------------------------------------------------
@@ -3239,7 +3572,9 @@ async def live(call: Call) -> dict:
 
 @route("GET", "/health/ready", 200, "Health", auth="no")
 async def ready(call: Call) -> dict:
-    """Whether the server can serve players: Redis answers."""
+    """Whether the server can serve players: Redis answers, and it does not stop."""
+    if call.server.hub.draining:
+        raise Problem("unavailable", "This server restarts.", retry_after=1)
     await call.server.redis.call("PING")
     return {"status": "ok"}
 
@@ -3472,8 +3807,8 @@ class Server:
         self.bank.check()
         await self.lobby.beat()
         self.background = [spawn(work) for work in (
-            self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due), _forever(LOBBY_TICK_S, self._beat),
-            _forever(1, self.hub.sweep))]
+            self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due), _forever(LOBBY_TICK_S, self.lobby.look),
+            _forever(BEAT_S, self._beat), _forever(1, self.hub.sweep))]
         spawn(self.users.fill_new_boards())
 
     async def _connect(self) -> None:
@@ -3511,7 +3846,7 @@ class Server:
     async def _beat(self) -> None:
         known, dead = await self.lobby.beat()
         if not known:       # we were silent for so long that others took our players for gone
-            await self.hub.close_all(CLOSE_RESTART, "reconnect")
+            await self.hub.close_all()
         await asyncio.gather(*map(self.hub.bury, dead))
 
     async def export(self, uid: str, user: dict) -> dict:
@@ -3536,9 +3871,10 @@ async def _forever(pause_s: float, work: Callable[[], Awaitable]) -> None:
         try:
             await work()
         except Unavailable:
-            pass
+            pass        # the connection tells of it
         except Exception:
             log.exception("background work failed; it goes on")
+            await asyncio.sleep(1)
         await asyncio.sleep(pause_s)
 
 
@@ -3548,8 +3884,7 @@ class Problems(ErrorHandler):
     def default(self, request: Request, exception: Exception) -> HTTPResponse:
         if isinstance(exception, Problem):
             return exception.response()
-        if isinstance(exception, (Unavailable, hiredis.ReplyError)):
-            log.warning("%s %s: %s", request.method, request.path, exception)
+        if isinstance(exception, Unavailable):
             return Problem("unavailable", retry_after=1).response()
         status = getattr(exception, "status_code", 500)
         code = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(status)
@@ -3613,6 +3948,30 @@ class Trivia(Sanic):
             await server.redis.close()
             raise
         self.ctx.server = server
+        self._drain_first()
+
+    def _drain_first(self) -> None:
+        """Under uvicorn, has SIGTERM and SIGINT first send the players away; what uvicorn does comes then.
+
+        Its own shutdown closes all sockets in one moment, and tells the app afterwards. A second signal does not wait.
+        """
+        theirs, loop = signal.getsignal(signal.SIGTERM), asyncio.get_running_loop()
+        if not isinstance(uvicorn_server := getattr(theirs, "__self__", None), uvicorn.Server):
+            return
+
+        async def drain(number: int) -> None:
+            for listener in uvicorn_server.servers:
+                listener.close()
+            await self.ctx.server.hub.drain()
+            theirs(number, None)
+
+        def on_signal(number: int, frame: Any) -> None:
+            if self.ctx.server.hub.draining or not uvicorn_server.started:
+                return theirs(number, frame)
+            self.ctx.server.hub.draining = True
+            loop.call_soon_threadsafe(lambda: spawn(drain(number)))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, on_signal)
 
     async def _start_late(self) -> None:
         """Starts at the first request, once. Raises Problem while Redis is away; the next request tries again."""
@@ -3676,7 +4035,7 @@ PAGE_POLICY = ("default-src 'self'; style-src 'self' 'unsafe-inline'; script-src
 def create_app() -> Trivia:
     """The app. Raises Fatal if schema.yaml is wrong."""
     app = Trivia("trivia", error_handler=Problems(), log_config=LOGGING)
-    app.ctx.schema = schema = Schema(read_schema(SCHEMA_FILE))
+    app.ctx.schema = schema = Schema(with_lab(read_schema(SCHEMA_FILE)))
     app.config.update({"MOTD": False, "OAS_UI_SWAGGER": False, "OAS_UI_REDOC_HTML_TITLE": schema.tree.get("title", "Trivia"),
                        "OAS_URI_TO_REDOC": "/viewer", "OAS_CUSTOM_FILE": _document(openapi(schema)),
                        "OAS_PATH_TO_REDOC_HTML": _document(DOCS_PAGE), "CORS_ORIGINS": ",".join(schema.origins),

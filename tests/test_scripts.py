@@ -34,7 +34,7 @@ SCRIPTS = {name: value for name, value in vars(trivia).items() if isinstance(val
 QUIZ = "7:0123 8:1032 9:10"                     # the right choices are 0, 1 and 1
 RIGHT = {1: 0, 2: 1, 3: 1}
 ANSWER_MS, REVEAL_MS, SEAT_MS, TURN = 60_000, 20_000, 30_000, 3
-LOBBY = (Keys.seats, Keys.queue("q"), Keys.due, Keys.forming, Keys.workers, Keys.playing)
+LOBBY = (Keys.seats, Keys.queue("q"), Keys.due, Keys.forming, Keys.workers, Keys.playing, Keys.lobby_clock)
 
 
 class Store:
@@ -97,8 +97,8 @@ class Worker:
         assert self.pubsub.get_message(timeout=10)["type"] == "subscribe"
         self.beat()
 
-    def beat(self):
-        return self.store.run(trivia.BEAT, (Keys.due, Keys.forming, Keys.workers), self.id)
+    def beat(self, *dead):
+        return self.store.run(trivia.BEAT, (Keys.workers,), self.id, *dead)
 
     def connection(self):
         return f"{self.id}.{next(self.numbers)}"
@@ -698,7 +698,7 @@ def test_a_group_starts_when_it_is_full_or_the_least_have_waited(store, worker):
 
 
 def hang(store, worker):
-    store.client.zadd(Keys.workers, {worker.id: store.now() - 6000})
+    store.client.zrem(Keys.workers, worker.id)      # which the others do that have heard nothing of it
 
 
 @pytest.mark.parametrize("lose", [lambda store, worker: worker.die(), hang])
@@ -812,20 +812,95 @@ def test_the_holder_of_a_connection_is_told_to_look_at_its_session(store, worker
     assert worker.events() == [("revoked", "-", {conn: 0}, "")]
 
 
-def test_a_heartbeat_hands_out_what_is_due_once_and_finds_the_dead(store, workers):
-    one, two = workers(), workers()
+def due_tickets(store):
+    return store.run(trivia.DUE_TICKETS, (Keys.due, Keys.forming, Keys.lobby_clock))
+
+
+def test_what_is_due_in_the_lobby_is_handed_out_once(store):
+    assert due_tickets(store) == [[], []] and not store.client.exists(Keys.lobby_clock)
     now = store.now()
     store.client.zadd(Keys.due, {"q u1": now - 5, "q u2": now + 60_000})
     store.client.zadd(Keys.forming, {"g q u1 u2": now - 5, "h q u3 u4": now + 60_000})
-    store.client.zadd(Keys.workers, {"dead": now - 10_001, "slow": now - 9_000})
-    outcomes = at_once(2, lambda i: (one, two)[i].beat())
-    assert sorted(map(json.dumps, outcomes)) == ['[1, ["q u1"], ["g q u1 u2"], ["dead"]]', "[1, [], [], []]"]
+    outcomes = at_once(2, lambda i: due_tickets(store))
+    assert sorted(map(json.dumps, outcomes)) == ['[["q u1"], ["g q u1 u2"]]', "[[], []]"]
     assert 900 < store.client.zscore(Keys.due, "q u1") - now < 6000
     assert store.client.zscore(Keys.due, "q u2") == now + 60_000
     assert 1900 < store.client.zscore(Keys.forming, "g q u1 u2") - now < 5000
-    assert set(store.client.zrange(Keys.workers, 0, -1)) == {"slow", one.id, two.id}
+
+
+def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, workers):
+    one, two = workers(), workers()
+    known, dead, beats = one.beat()
+    assert (known, dead) == (1, []) and set(beats[::2]) == {one.id, two.id}
+    beats = dict(zip(beats[::2], beats[1::2]))
+    assert 0 <= store.now() - int(beats[one.id]) < 5000
+    store.client.zadd(Keys.workers, {"dead": 5, "back": 6})
+    outcomes = at_once(2, lambda i: (one, two)[i].beat("dead", "5", "back", "5", "nobody", "5"))
+    assert sorted(outcome[1] for outcome in outcomes) == [[], ["dead"]], "who beats again is alive"
+    assert set(store.client.zrange(Keys.workers, 0, -1)) == {"back", one.id, two.id}
     store.client.zrem(Keys.workers, one.id)
     assert one.beat()[0] == 0 and one.beat()[0] == 1
+
+
+# ---- time
+
+CLOCKS = [(Keys.shard(0)[1], Keys.shard(0)[0], lambda store: store.run(trivia.DUE_GAMES, Keys.shard(0))),
+          (Keys.lobby_clock, Keys.due, due_tickets)]
+
+
+def clock_of(store, key):
+    lag, last = store.client.get(key).split(" ")
+    return int(lag), int(last)
+
+
+@pytest.mark.parametrize("key, pending, look", CLOCKS)
+@pytest.mark.parametrize("jump_ms", [-3_600_000, -1000, 3_600_000, 4000])
+def test_time_stands_still_while_the_clock_is_set_or_nothing_runs(store, key, pending, look, jump_ms):
+    """As the clock would jump now, it has jumped since it was last seen."""
+    store.client.zadd(pending, {"q later": store.now() - jump_ms + 2000})
+    seen = store.now() - jump_ms
+    store.client.set(key, f"0 {seen}")
+    assert look(store) in ([], [[], []]), "nothing came due by that"
+    lag, last = clock_of(store, key)
+    assert last == seen and 0 <= lag - jump_ms < 1000
+    look(store)
+    assert 0 <= clock_of(store, key)[0] - lag < 5, "from there it goes on"
+
+
+@pytest.mark.parametrize("key, pending, look", CLOCKS)
+def test_a_steady_clock_is_written_once_a_second_and_keeps_its_lag(store, key, pending, look):
+    now = store.now()
+    store.client.zadd(pending, {"q later": now + 3_600_000})
+    look(store)
+    assert clock_of(store, key) == (0, int(store.client.get(key).split(" ")[1]))
+    now = store.now()
+    store.client.set(key, f"500 {now - 600}")
+    look(store)
+    assert clock_of(store, key) in [(500, now - 600), (500, store.now() - 500)], "too early to write it again"
+    store.client.set(key, f"500 {store.now() - 2500}")
+    look(store)
+    lag, last = clock_of(store, key)
+    assert lag == 500 and 0 <= store.now() - 500 - last < 1000
+
+
+def test_a_new_game_on_an_empty_shard_begins_on_the_clock_of_redis(store, worker):
+    game = trivia.new_game_id()
+    store.client.set(Keys.game(game)[2], f"5000 {store.now() - 100_000}")
+    store.run(trivia.CREATE_GAME, Keys.game(game), "q", "1 1 1 1 1 continue rated", QUIZ, 3000, "{}", "u1", "n1", "-", 1)
+    assert clock_of(store, Keys.game(game)[2])[0] == 0
+    assert 0 <= store.now() + 3000 - int(store.client.hget(Keys.game(game)[0], "deadline")) < 2000
+
+
+def test_an_answer_given_as_the_clock_is_set_back_counts_with_the_time_it_took(store, worker, game):
+    game.to_round(1)
+    lag, last = clock_of(store, game.keys[2])
+    # The clock jumps an hour back: all that is stored is an hour ahead of it.
+    for field in ("opened", "deadline"):
+        store.client.hincrby(game.key, field, 3_600_000)
+    store.client.set(game.keys[2], f"0 {last + 3_600_000}")
+    assert game.answer(1, 0) == "ok"
+    choice, ms, points = map(int, game.ans1.split(" "))
+    assert choice == 0 and 0 <= ms <= 2000 and points > 140
 
 
 # ---- a game
@@ -835,7 +910,7 @@ class Play:
 
     def __init__(self, store, conns, on_exit="forfeit", quiz=QUIZ):
         self.store, self.conns, self.id = store, list(conns), trivia.new_game_id()
-        self.key, self.deadlines = self.keys = Keys.game(self.id)
+        self.key, self.deadlines, _ = self.keys = Keys.game(self.id)
         rules = f"{ANSWER_MS} {REVEAL_MS} {SEAT_MS} 100 50 {on_exit} rated"
         # The turn says that they came with their third connection.
         people = [x for i, conn in enumerate(self.conns, 1) for x in (f"u{i}", f"n{i}", conn, TURN)]
@@ -925,13 +1000,13 @@ def test_a_game_created_at_once_by_many_begins_once(store, worker):
 
 
 def test_due_games_are_handed_out_once_at_a_time(store):
-    key, now = Keys.deadlines(0), store.now()
+    (key, _), now = Keys.shard(0), store.now()
     store.client.zadd(key, {f"g{i}": now - i for i in range(40)} | {"later": now + 60_000})
-    handed = at_once(4, lambda i: store.run(trivia.DUE_GAMES, (key,)))
+    handed = at_once(4, lambda i: store.run(trivia.DUE_GAMES, Keys.shard(0)))
     assert sorted(game for games in handed for game in games) == sorted(f"g{i}" for i in range(40))
     assert store.client.zscore(key, "later") == now + 60_000
     time.sleep(0.07)        # they were put off by 60 ms
-    assert len(store.run(trivia.DUE_GAMES, (key,))) == 40
+    assert len(store.run(trivia.DUE_GAMES, Keys.shard(0))) == 40
 
 
 def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
@@ -959,7 +1034,7 @@ def test_advance_removes_the_deadline_of_a_game_that_is_not_there(store):
     game = trivia.new_game_id()
     keys = Keys.game(game)
     store.client.zadd(keys[1], {game: 1})
-    assert store.run(trivia.ADVANCE, keys) == "missing" and store.client.dbsize() == 0
+    assert store.run(trivia.ADVANCE, keys) == "missing" and store.client.keys() == [keys[2]]
 
 
 def test_a_deadline_met_by_many_at_once_moves_the_game_once(store, worker, game):
@@ -1037,7 +1112,7 @@ def test_an_answer_to_a_game_that_is_not_there_is_refused(store):
     assert store.run(trivia.ENTER_GAME, keys, "u1", "w.1", 1) == ["missing"]
     assert store.run(trivia.RELAY, keys, "w.1", "emoji", "") == "not_playing"
     assert store.run(trivia.FINISH, keys, "[]", 10, "u1") == 0
-    assert store.client.dbsize() == 0
+    assert store.client.keys() == [keys[2]]
 
 
 def test_the_last_answer_reveals_the_round(worker, game):
@@ -1068,17 +1143,48 @@ def test_the_last_two_answers_at_once_reveal_once(worker, game):
     assert sorted(worker.kinds()) == ["answered", "question", "reveal"] and game.phase == "reveal"
 
 
-def test_a_question_closes_when_the_only_one_without_an_answer_goes(worker, game):
+def a_while_later(game, i, ms):
+    """As if so much time had passed since player i lost his connection."""
+    game.store.client.hincrby(game.key, f"gone{i}", -ms)
+
+
+def test_a_question_waits_a_moment_for_the_only_one_without_an_answer_who_went(worker, game):
     game.to_round(1)
     game.answer(1, 0)
     worker.events()
-    assert game.exit(2) == "reveal" and worker.kinds() == ["user_exit", "reveal"]
+    assert game.exit(2) == "question" and worker.kinds() == ["user_exit"]
+    assert 1000 < game.left_ms() <= 2000, "by then somebody looks again"
+    a_while_later(game, 2, 900)
+    assert game.advance() == "question"
+    a_while_later(game, 2, 1100)
+    assert game.advance() == "reveal" and worker.kinds() == ["reveal"]
+    assert 2000 < game.left_ms() <= REVEAL_MS
+
+
+def test_who_went_and_is_back_in_a_moment_loses_no_round(worker, game):
+    game.to_round(1)
+    game.answer(1, 0)
+    game.exit(2)
+    game.conns[1] = worker.connection()
+    assert game.enter("u2", game.conns[1])[0] == "ok"
+    assert game.left_ms() > 10_000 and game.advance() == "question"
+    assert game.answer(2, 1) == "ok" and game.phase == "reveal" and game.log2.startswith("1:")
+
+
+def test_a_question_closes_when_the_only_one_without_an_answer_leaves_for_good(worker, game):
+    game.set(rules=game.rules.replace("forfeit", "continue"))
+    game.to_round(1)
+    game.answer(1, 0)
+    assert game.exit(2, leaving=1) == "reveal"
 
 
 def test_a_question_that_nobody_sees_stays_open(worker, game):
     game.to_round(1)
     game.answer(1, 0)
     assert game.exit(1) == "question" and game.exit(2) == "question"
+    for i in (1, 2):
+        a_while_later(game, i, 2000)
+    assert game.advance() == "question" and game.left_ms() > SEAT_MS - 4000
 
 
 def test_a_question_closes_when_the_only_one_without_an_answer_was_on_a_worker_that_died(store, workers):
@@ -1087,8 +1193,9 @@ def test_a_question_closes_when_the_only_one_without_an_answer_was_on_a_worker_t
     alive.events()
     lost.die()
     assert game.answer(1, 0) == "ok"
-    assert game.conn2 == "" and game.phase == "reveal"
-    assert "reveal" in alive.kinds()
+    assert game.conn2 == "" and game.phase == "question" and alive.kinds() == ["user_exit"]
+    a_while_later(game, 2, 2000)
+    assert game.advance() == "reveal" and alive.kinds() == ["reveal"]
 
 
 @pytest.mark.parametrize("leaving", [0, 1])
@@ -1278,7 +1385,7 @@ def parse_table(text):
 
 
 TABLE = parse_table(trivia.__doc__)
-WORDS = {"UID": r"[\w-]{8}", "FIELD": r"(username|email)", "BUCKET": r"\d+", "WHAT": r"(login|address|account)",
+WORDS = {"UID": r"[\w-]{8}", "FIELD": r"(username|email)", "BUCKET": r"\d+", "WHAT": r"(login|address|account|connect)",
          "WHO": r"[^{}]+", "NAME": r"[a-z_]+", "SHARD": r"[0-3]", "ID": r"[0-9a-z]{12}",
          "PERIOD": r"\d{4}-W?\d\d(-\d\d)?"}
 CONN, MS = r"([0-9a-f]{10}\.\d+)", r"\d{13}"
@@ -1286,7 +1393,7 @@ CONTENT = {     # what members and values look like, where the table says more t
     "seats:{lobby}": rf"[\w-]{{8}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)",
     "due:{lobby}": rf"[a-z]+ [\w-]{{8}}={MS}", "queue:{lobby}:NAME": rf"[\w-]{{8}}=({MS}|[\d.]+)",
     "workers:{lobby}": rf"[0-9a-f]{{10}}={MS}", "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{8}})+={MS}",
-    "playing:{lobby}": r"[a-z]+=\d+", "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}",
+    "clock:{lobby}": rf"=\d+ {MS}", "clock:{gSHARD}": rf"=\d+ {MS}", "playing:{lobby}": r"[a-z]+=\d+", "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}",
     "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
     "unique:{FIELD:BUCKET}": rf"[^ ]+=[\w-]{{8}} [\w-]{{4}}( {MS})?", "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
     "boards:{boards}": r"[a-z_]+=[a-z_]+", "fingerprints:{bank}": r"[\w=-]+=\d+", "board:{NAME}": r"[\w-]{8}=[\d.]+",
@@ -1457,7 +1564,7 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
         for key, (_, content, ttl) in sample.items():
             until = TABLE[table_row(key)][2]
             if until == "then":
-                expected = 0 < ttl <= 3600
+                expected = 0 <= ttl <= 3600
             elif until == "twice the period":
                 expected = 7 * 86400 < ttl <= 2 * 7 * 86400
             elif "game_days" in until and content["phase"] == "end":
@@ -1490,7 +1597,7 @@ def test_nothing_of_an_erased_user_is_left(played):
             key: value for key, value in after.items() if not key.startswith("limit:")})
     left = {table_row(key) for key in played.samples["the end"]}
     assert left <= {"bank:{bank}", "fingerprints:{bank}", "boards:{boards}", "game:{gSHARD}:ID", "playing:{lobby}",
-                    "limit:{WHAT:WHO}"}
+                    "limit:{WHAT:WHO}", "clock:{lobby}", "clock:{gSHARD}"}
 
 
 def test_phones_are_told_the_right_answer_only_in_the_reveal(played):
