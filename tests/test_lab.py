@@ -1,0 +1,209 @@
+"""The lab: an opponent of ours, and faults that a script makes happen on a phone's own connection."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import trivia
+from conftest import ROOT, Server, edited_schema, wait_until
+from websockets.exceptions import ConnectionClosed
+
+
+@pytest.fixture(scope="module")
+def lab():
+    running = Server(edited_schema(), env={"TRIVIA_LAB": "1"})
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def enter(lab):
+    """Phones that play in the lab by a script."""
+    made = []
+
+    def enter(script, by="message"):
+        phone = lab.phone(connected=False)
+        if by == "address":
+            phone.connect(f"lab?script={script}")
+        else:
+            phone.connect("rated")
+            phone.expect("queued")
+            phone.send("leave")
+            phone.expect("cancelled")
+            phone.send("join", queue="lab", script=script)
+        made.append(phone)
+        return phone
+    yield enter
+    for phone in made:
+        phone.close()
+
+
+def question(phone, number):
+    """Question `number`; those before it are answered."""
+    while (frame := phone.expect("question", 20))["round"] < number:
+        phone.send("answer", round=frame["round"], choice=0)
+    return frame
+
+
+def counted(phone, frames=slice(None)):
+    """The seq of the game's messages, in the order they came."""
+    return [frame["seq"] for frame in phone.frames[frames] if "seq" in frame and frame["type"] != "update"]
+
+
+def test_a_whole_game_against_the_opponent_counts_for_nothing(lab, enter):
+    phone = enter("latency=20")
+    start = phone.expect("start")
+    assert start["queue"] == "lab" and len(start["players"]) == 2
+    end = phone.play()
+    assert end["reason"] == "finished" and len(end["ranking"]) == 2 and "rating" not in end["ranking"][0]
+    assert counted(phone) == list(range(1, len(counted(phone)) + 1))
+    me = lab.http("GET", "/users/me", token=phone.token).json
+    assert (me["games"], me["wins"], me["rating"]) == (0, 0, 1500)
+    assert lab.http("GET", "/users/me/games", token=phone.token).json["games"] == []
+    assert lab.http("GET", "/leaderboards/rating").json["total"] == 0
+    assert lab.http("GET", f"/games/{start['game']}", token=phone.token).json["queue"] == "lab"
+    other = next(player["username"] for player in start["players"] if player["username"] != phone.name)
+    lab.http("GET", f"/users/{other}").refused(404, "not_found")
+    game = next(key for key in lab.redis.keys("game:*") if key.endswith(start["game"]))
+    uid = next(lab.redis.hget(game, f"uid{i}") for i in (1, 2) if lab.redis.hget(game, f"name{i}") == other)
+    wait_until(lambda: not lab.redis.exists(f"user:{{{uid}}}", f"seen:{{{uid}}}", f"history:{{{uid}}}"))
+    phone.send("join")
+    assert phone.expect("start")["game"] != start["game"], "again, with the same script"
+
+
+def test_two_in_the_lab_do_not_meet_each_other(enter):
+    one, two = enter("silent"), enter("silent")
+    games = {phone.expect("start")["game"] for phone in (one, two)}
+    assert len(games) == 2
+    for phone in (one, two):
+        assert {player["username"] for player in phone.frames[-1]["players"]} >= {phone.name}
+
+
+def test_drop_breaks_the_connection_and_the_game_is_resumed(enter):
+    phone = enter("drop@2")
+    with pytest.raises(ConnectionClosed):
+        question(phone, 2)
+    assert phone.socket.protocol.close_code == 1006
+    update = phone.connect("lab?script=drop@2").expect("update")
+    assert update["round"] == 2 and update["phase"] == "question"
+    phone.send("answer", round=2, choice=0)
+    assert question(phone, 3)["round"] == 3, "it broke once"
+
+
+def test_deploy_sends_the_phone_away(enter):
+    phone = enter("deploy@1")
+    phone.expect_close(1012)
+    assert phone.connect("lab").expect("update")["round"] == 1
+
+
+def test_a_lost_message_leaves_a_gap_that_check_closes(enter):
+    phone = enter("lose@3")
+    question(phone, 1)
+    phone.send("answer", round=1, choice=0)
+    while counted(phone)[-1] < 4:
+        phone.receive()
+    assert counted(phone) == [1, 2, 4]
+    phone.send("check")
+    assert phone.expect("update")["seq"] >= 4
+
+
+def test_unavailable_refuses_an_answer_once(enter):
+    phone = enter("unavailable@1")
+    question(phone, 1)
+    phone.refused("unavailable", "answer", round=1, choice=0)
+    phone.send("answer", round=1, choice=1)
+    assert phone.expect("reveal")["answers"][phone.name]["choice"] == 1
+
+
+def test_latency_delays_both_ways(enter):
+    phone = enter("latency=400")
+    phone.expect("start")
+    began = time.monotonic()
+    phone.send("ping", client_ms=1)
+    phone.expect("pong")
+    assert time.monotonic() - began >= 0.8
+
+
+def test_duplicate_says_everything_of_the_game_twice(enter):
+    phone = enter("duplicate")
+    question(phone, 1)
+    phone.send("answer", round=1, choice=0)
+    phone.expect("reveal"), phone.expect("reveal")
+    seqs = counted(phone)
+    assert seqs == sorted(seqs) and seqs[:6] == [1, 1, 2, 2, 3, 3]
+
+
+def test_reorder_swaps_messages_and_loses_none(enter):
+    phone = enter("reorder")
+    phone.play()
+    seqs = counted(phone)
+    assert sorted(seqs) == list(range(1, len(seqs) + 1)) and seqs != sorted(seqs)
+
+
+def test_a_silent_opponent_never_answers(enter):
+    phone = enter("silent")
+    question(phone, 1)
+    phone.send("answer", round=1, choice=0)
+    assert phone.expect("reveal", 20)["answers"].keys() == {phone.name}
+    assert all(frame["type"] != "answered" for frame in phone.frames)
+
+
+def test_a_slow_opponent_answers_late(enter):
+    phone = enter("slow")
+    asked = question(phone, 1)
+    phone.send("answer", round=1, choice=0)
+    answers = phone.expect("reveal", 20)["answers"]
+    assert max(answer["ms"] for answer in answers.values()) > asked["answer_ms"] * 0.7
+
+
+def test_an_opponent_goes_away_and_comes_back(enter):
+    phone = enter("away@1")
+    gone = phone.expect("user_exit")
+    assert gone["returns_ms"] > 0 and phone.expect("user_return")["player"] == gone["player"]
+
+
+def test_an_opponent_leaves_for_good(enter):
+    phone = enter("leave@1")
+    assert phone.expect("user_exit")["returns_ms"] == 0
+    phone.send("answer", round=1, choice=0)
+    question(phone, 2)
+
+
+@pytest.mark.parametrize("script", ["drop", "drop=3", "latency@3", "latency=", "silent@1", "whatever@2", "drop@3&silent"])
+def test_a_script_with_a_mistake_is_refused_with_what_there_is(enter, script):
+    error = enter(script).expect("error")
+    assert error["code"] == "bad_script" and "latency=MS" in error["message"]
+
+
+def test_the_words_are_separated_as_one_likes():
+    assert trivia.parse_script(" drop@3, latency=800;silent ") == {"drop": 3, "latency": 800, "silent": 1}
+    assert trivia.parse_script("") == {}
+
+
+def test_the_documents_list_the_words(lab):
+    described = lab.http("GET", "/docs/asyncapi.json").body
+    assert all(word in described for word in trivia.FAULTS)
+
+
+def test_without_the_variable_there_is_no_lab(server):
+    assert "lab" not in [queue["name"] for queue in server.http("GET", "/queues").json["queues"]]
+    assert "drop@N" not in server.http("GET", "/docs/asyncapi.json").body
+    phone = server.phone()
+    phone.expect("queued")
+    phone.refused("invalid_message", "join", queue="random", script="drop@1")
+
+
+@pytest.mark.parametrize("value, edit, says", [
+    ("yes", lambda tree: None, "TRIVIA_LAB: found yes; expected 1 or 0"),
+    ("1", lambda tree: tree["queues"].update(lab=tree["queues"]["random"]), "queues.lab: the name is taken"),
+])
+def test_a_lab_that_can_not_be_opened_is_told_in_one_line(tmp_path, value, edit, says):
+    (tmp_path / "schema.yaml").write_text(edited_schema(edit), "utf-8")
+    done = subprocess.run([sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"], cwd=ROOT, timeout=60, text=True,
+                          env=os.environ | {"TRIVIA_LAB": value, "TRIVIA_SCHEMA": str(tmp_path / "schema.yaml"),
+                                            "TRIVIA_DATA": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 1 and says in done.stdout and "Traceback" not in done.stdout, done.stdout
