@@ -4085,7 +4085,7 @@ def create_app() -> Trivia:
     app.main_process_start(refuse_sanic_server)
     app.before_server_start(refuse_sanic_server)
     app.register_middleware(raise_problem, "request")
-    app.register_middleware(add_security_headers, "response")
+    app.register_middleware(add_headers, "response")
     return app
 
 
@@ -4113,8 +4113,10 @@ async def raise_problem(request: Request) -> None:
         raise problem
 
 
-async def add_security_headers(request: Request, response: HTTPResponse) -> None:
-    """What keeps a browser from doing more with an answer than it should."""
+async def add_headers(request: Request, response: HTTPResponse) -> None:
+    """What keeps a browser from doing more with an answer than it should; and its length, or it would come in chunks."""
+    if response.body:
+        response.headers.setdefault("content-length", str(len(response.body)))
     for name, value in SAFE_HEADERS.items():
         response.headers.setdefault(name, value)
     if (response.content_type or "").startswith("text/html"):

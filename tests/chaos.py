@@ -612,11 +612,20 @@ def expectation(game, frame):
     return {"correct": game.right[number - 1], "answers": game.answers(number), "scores": game.scores(number)}
 
 
+def somebody_left(transcripts):
+    """The games that somebody gave up for good, as he or another one saw it; they are not stored with the game."""
+    for transcript in transcripts:
+        game = None
+        for entry in transcript:
+            game = entry.frame.get("game", game)
+            if entry.frame.get("returns_ms") == 0 or entry.way == "out" and entry.frame["type"] == "leave":
+                yield game
+
+
 def ranks_follow_the_scores(evidence):
+    given_up = set(somebody_left(evidence.transcripts.values()))
     for game in evidence.games.values():
-        left = any(entry.frame["game"] == game.id and entry.frame["returns_ms"] == 0
-                   for transcript in evidence.transcripts.values() for entry in received(transcript, "user_exit"))
-        scores = [seat.score for seat in game.seats]
+        left, scores = game.id in given_up, [seat.score for seat in game.seats]
         expected = [1 + sum(other > score for other in scores) for score in scores]
         if game.reason == "finished" and not left and [part["rank"] for part in game.result] != expected:
             yield f"game {game.id}: scores {scores}, but {game.result}"

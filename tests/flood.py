@@ -12,6 +12,7 @@ import json
 import secrets
 import time
 from collections import Counter
+from contextlib import suppress
 
 import uvloop
 from websockets.asyncio.client import connect
@@ -33,8 +34,8 @@ class Flood:
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             data = json.dumps(body).encode()
-            writer.write(f"{method} {path} HTTP/1.1\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
-                         f"Content-Length: {len(data)}\r\nConnection: close\r\n\r\n".encode() + data)
+            writer.write(f"{method} {path} HTTP/1.0\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
+                         f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
             head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
             return int(head.split(b" ", 2)[1]), answer
         finally:
@@ -87,16 +88,19 @@ class Flood:
                     for frame in frames():
                         await socket.send(frame)
                         self.seen["sent"] += 1
+                    await asyncio.sleep(0)      # a send by itself gives nobody else a turn
                 await reading
-        except ConnectionClosed as closed:
-            self.seen[f"closed {closed.rcvd.code if closed.rcvd else 1006}"] += 1
+        except ConnectionClosed:
+            await reading
         except InvalidStatus as refused:
             self.seen[refused.response.status_code] += 1
 
     async def _count(self, socket):
-        async for frame in socket:
-            frame = json.loads(frame)
-            self.seen[frame.get("code", frame["type"])] += 1
+        with suppress(ConnectionClosed):
+            while True:
+                frame = json.loads(await socket.recv())
+                self.seen[frame.get("code", frame["type"])] += 1
+        self.seen[f"closed {socket.close_code}"] += 1
 
     # -- the whole
 

@@ -2,11 +2,14 @@
 
 import os
 import re
+import signal
+import sys
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import PASSWORD, Server, edited_schema, unique_name
+from conftest import PASSWORD, Server, edited_schema, unique_name, wait_until
 from playwright.sync_api import expect
+from test_end_to_end import free_port, workers_of
 
 expect.set_options(timeout=20_000)
 
@@ -179,6 +182,27 @@ def test_a_reload_in_mid_game_resumes_it(long_games, open_tabs):
     expect(ann.choice(0)).to_be_disabled()      # the answer given before counts
     expect(ann.choice(0)).to_have_class(re.compile(r"\bown\b"))
     expect(bob.find("#question")).to_have_text(question)
+    bob.answer(1)
+    for tab in tabs:
+        expect(tab.find("#round")).to_contain_text("2 of 2", timeout=20 * SECONDS)
+    play_round(ann, bob)
+    for tab in tabs:
+        tab.on("result")
+
+
+def test_a_deploy_in_mid_game_is_hardly_noticed(chromium, open_tabs, make_server):
+    server = make_server(edited_schema(answer_seconds=60, reveal_seconds=2, start_seconds=1, rounds=2),
+                         command=[sys.executable, "trivia.py", "--port", str(free_port()), "--workers", "2"])
+    ann, bob = tabs = open_tabs(server, PHONE)
+    in_game(tabs)
+    question, old = ann.find("#question").inner_text(), workers_of(server)
+    ann.answer(0)
+    server.process.send_signal(signal.SIGHUP)
+    wait_until(lambda: not workers_of(server) & old and server.redis.zcard("workers:{lobby}") == 2, 60)
+    for tab in tabs:
+        expect(tab.find("#question")).to_have_text(question)
+        tab.check_width("deployed")
+    expect(ann.choice(0)).to_have_class(re.compile(r"\bown\b"))
     bob.answer(1)
     for tab in tabs:
         expect(tab.find("#round")).to_contain_text("2 of 2", timeout=20 * SECONDS)

@@ -77,11 +77,11 @@ def valkey():
 @pytest.fixture
 def served(valkey, make_server):
     """Makes a server on that Valkey."""
-    def make(**options):
+    def make(workers=1, **options):
         if valkey.process is None:
             valkey.start()
         schema = edited_schema(**{"answer_seconds": 60, "rounds": 2, "reveal_seconds": 0.3} | options)
-        return make_server(schema, env={"REDIS_URL": f"unix://{valkey.path}"})
+        return make_server(schema, env={"REDIS_URL": f"unix://{valkey.path}"}, workers=workers)
     return make
 
 
@@ -232,6 +232,23 @@ def test_no_acknowledged_account_is_lost_when_redis_is_killed(served, valkey):
     wait_until(lambda: ready(server), 20)
     for session in kept:
         assert server.http("GET", "/users/me", token=session["token"]).json["username"] == session["user"]["username"]
+
+
+def test_a_worker_that_starts_while_redis_is_away_waits_and_the_others_live_on(served, valkey):
+    server = served(workers=2)
+    all_workers_up(server, 2)
+    before = workers_of(server)
+    waiting = phone_on(server, max(before))
+    valkey.kill()
+    os.kill(min(before), signal.SIGKILL)
+    wait_until(lambda: len(workers_of(server) - before) == 1, 20)       # uvicorn has put another in its place
+    wait_until(lambda: server.log.count("WARNING trivia redis: ") >= 2 and workers_of(server) > {max(before)}, 20)
+    valkey.start()
+    waiting.expect("queued", 20)
+    all_workers_up(server, 3)
+    assert max(before) in workers_of(server) and server.process.poll() is None
+    other = server.phone()
+    finish([phone for phone in (waiting, other) if phone.expect("question")])
 
 
 # ---- time

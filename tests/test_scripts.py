@@ -1634,7 +1634,7 @@ PEOPLE, QUEUES = [f"p{i}" for i in range(6)], {"duel": FIFO, "near": NEAR, "trio
 HARMLESS = {"type", "game", "round", "player", "returns_ms", "emoji"}     # what may be told while a question is open
 WEIGHTS = {"connect": 4, "join_again": 3, "leave": 2, "leave_late": 2, "check_ticket": 2, "form": 4, "answer": 9,
            "advance": 8, "expire_seats": 1, "check": 2, "relay": 1, "apply_one": 2, "finish": 5, "worker_dies": 1,
-           "worker_comes": 1, "beat": 1, "enter_late": 2}
+           "worker_comes": 1, "beat": 1, "enter_late": 2, "clock_jumps": 1}
 DRAWN = {"uid": st.sampled_from(PEOPLE), "queue": st.sampled_from(sorted(QUEUES)), "n": st.integers(0, 59),
          "flag": st.booleans(), "again": st.booleans()}
 
@@ -1876,6 +1876,16 @@ class AnyOrder(RuleBasedStateMachine):
     def beat(self, drawn):
         for worker in self.workers:
             worker.beat()
+
+    def clock_jumps(self, drawn):
+        """Redis's clock is set an hour forth or back since it was last looked at; no game is late by that, or stuck."""
+        for key in self.store.client.keys("clock:*"):
+            lag, last = map(int, self.store.client.get(key).split(" "))
+            self.store.client.set(key, f"{lag + (3_600_000 if drawn.flag else -3_600_000)} {last}")
+        for game in self.running():
+            self.run(trivia.ADVANCE, Keys.game(game), twice=drawn.again)
+            fields, (_, now) = self.fields(game), clock_of(self.store, Keys.game(game)[2])
+            assert fields["phase"] == "settle" or 0 < int(fields["deadline"]) - now <= 61_000, (fields, now)
 
     # -- what always holds
 
