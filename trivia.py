@@ -17,7 +17,7 @@ Phases end by their deadline, a question also as soon as everybody has answered 
 lasts until a worker has applied the result to the players. A ticket: waiting --> matched | cancelled | gone with its connection.
 
 Keys. What stands in braces is the hash tag: all keys that a script touches share one, so on a cluster they share a
-node. Times are ms since 1970 by the clock of Redis, unless said otherwise.
+node. Times are ms since 1970 by the clock of Redis, unless said otherwise; tickets and games may lag behind it.
 
     pattern                  type    content                                                     lives until
     user:{UID}               hash    the fields of schema.yaml that differ from their default;   erased
@@ -36,7 +36,7 @@ node. Times are ms since 1970 by the clock of Redis, unless said otherwise.
     queue:{lobby}:NAME       zset    UID -> ticket-since (fifo) or rating                        matched, left
     due:{lobby}              zset    "QUEUE UID" -> when the ticket is looked at again           matched, left
     forming:{lobby}          zset    "GAME QUEUE UID..." -> when another worker may form it      game is formed
-    workers:{lobby}          zset    worker -> last heartbeat                                    10 s silent
+    workers:{lobby}          zset    worker -> last heartbeat; "dead:WORKER" while it is buried  10 s silent
     clock:{lobby}            string  "LAG TIME": ms by which tickets lag behind the clock of     never
                                      Redis, and their time at the last write (_CLOCK)
     playing:{lobby}          hash    queue -> players in its games                               never
@@ -78,7 +78,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import types
 import unicodedata
@@ -126,7 +125,7 @@ MAX_DEPTH = 950             # of brackets in JSON
 MAX_PATH = 500              # characters of a path
 MAX_PENDING = 20_000        # commands that may wait for Redis in one worker
 MAX_UNREAD = 256 * 1024     # bytes for a phone in the server's buffer
-MAX_RESYNCS = 200           # players who are brought up to date at once after Redis was away
+MAX_RESYNCS = 200           # players who are brought up to date at once after Redis was away, or taken leave of
 DRAIN_SECONDS = 5           # a worker that stops sends its players away within this time ...
 DRAIN_PAUSE_S = 0.002       # ... one after the other, if that takes no longer
 CONNECTIONS = 100, 200       # a player may connect 200 times at once, and again each 100 ms
@@ -336,7 +335,7 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
     users=_object("fields required", fields=_named(FIELD, USER_FIELDS, propertyNames=_names("login", "created_at")),
                   required=_holding("username", "password")),
     leaderboards=_named(_object("field", field=_TEXT, description=_TEXT, period={"enum": ["day", "week", "month"]})),
-    queues=_named(QUEUE, minProperties=1),
+    queues=_named(QUEUE, minProperties=1, propertyNames=_names(LAB_QUEUE)),
     messages=_object(
         "client server",
         client=_named(RELAYED, HANDLED, propertyNames=_names(*SERVER_MESSAGES)),
@@ -692,7 +691,8 @@ class Unavailable(Exception):
 
 
 # Errors of Redis that pass: it starts, is a replica, has no memory or disk left, or is busy.
-PASSING = ("LOADING", "MASTERDOWN", "READONLY", "OOM", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN")
+PASSING = ("LOADING", "MASTERDOWN", "READONLY", "OOM", "MISCONF", "NOREPLICAS", "BUSY", "CLUSTERDOWN", "TRYAGAIN",
+           "ERR max number of clients")
 
 
 _tasks: set[asyncio.Task] = set()
@@ -878,8 +878,10 @@ class Redis:
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._greet(connection)
-        except (hiredis.ReplyError, Unavailable, TimeoutError) as error:
+        except (hiredis.ReplyError, Unavailable, TimeoutError, Fatal) as error:
             connection.transport.abort()
+            if isinstance(error, Fatal):
+                raise
             raise (Fatal if isinstance(error, hiredis.ReplyError) else Unavailable)(
                 f"{self._place()}: {error or f'no answer in {CALL_SECONDS} s'}") from None
         self.connection = connection
@@ -1392,7 +1394,7 @@ class Passwords:
         self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
         # They yield to the games on this host: a flood of sign-ins makes sign-ins slow, and nothing else.
         self.threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), "argon2",
-                                          lambda: os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10))
+                                          os.nice, (10,))       # which Linux does to the thread alone
         self.queue, self.waiting = queue, 0
         self.nobody = self.hasher.hash(secrets.token_urlsafe())
 
@@ -1917,16 +1919,20 @@ BEAT = Script("""
 -- A worker's heartbeat. Workers are dead when others have seen their heartbeat stand still; no clock is asked, which may be
 -- set, and somebody who hangs himself, or with all the others, counts nothing meanwhile.
 -- KEYS: workers. ARGV: worker, then name, last heartbeat for each that is taken for dead.
--- Returns {whether the worker was known, {dead worker, of which the caller takes care}, {worker, heartbeat, ...}}.
+-- Returns {whether the worker was known, {dead worker, of which the caller takes care}, {worker, heartbeat, ...}}. Until
+-- that is done 'dead:WORKER' stands there, without a heartbeat, so that another one does it should the caller die.
 local workers, worker, dead = KEYS[1], ARGV[1], {}
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 for i = 2, #ARGV, 2 do
   if redis.call('ZSCORE', workers, ARGV[i]) == ARGV[i + 1] then
     redis.call('ZREM', workers, ARGV[i])
-    dead[#dead + 1] = ARGV[i]
+    local name = string.gsub(ARGV[i], '^dead:', '')
+    redis.call('ZADD', workers, now, 'dead:' .. name)
+    dead[#dead + 1] = name
   end
 end
-local time = redis.call('TIME')
-local known = redis.call('ZADD', workers, time[1] * 1000 + math.floor(time[2] / 1000), worker) == 0
+local known = redis.call('ZADD', workers, now, worker) == 0
 return {known and 1 or 0, dead, redis.call('ZRANGE', workers, 0, -1, 'WITHSCORES')}
 """)
 
@@ -1936,7 +1942,7 @@ DUE_TICKETS = Script("""
 """, _CLOCK, """
 local due, forming, time = unpack(KEYS)
 if redis.call('ZCARD', due) + redis.call('ZCARD', forming) == 0 then return {{}, {}} end
-local now = clock(time, due)
+local now = clock(time, redis.call('ZCARD', due) > 0 and due or forming)
 local function take(key, later)
   local entries = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 500)
   for _, entry in ipairs(entries) do redis.call('ZADD', key, now + later, entry) end
@@ -2073,7 +2079,7 @@ local function load_game()
   return #fields > 0
 end
 -- Until when a round waits for the answer of somebody who has lost his connection: a phone comes back at once.
-local function waits_until(kept) return kept - seat_ms + 2000 end
+local function waits_until(kept) return kept - seat_ms + math.min(2000, seat_ms) end
 local function save()
   local pairs_changed = {}
   for field in pairs(changed) do
@@ -2822,11 +2828,12 @@ class Socket:
     async def _arrive(self, script: str) -> None:
         try:
             await self._join(self.queue, script)
-            await self._check_session()     # it may have ended before there was a seat to tell of it
         except Refused as refused:
             self._refuse(refused, {})
         except Unavailable:
-            await self.close(CLOSE_TRY_LATER, REFUSALS["unavailable"])
+            return await self.close(CLOSE_TRY_LATER, REFUSALS["unavailable"])
+        with contextlib.suppress(Unavailable):      # then it is asked when Redis is back
+            await self._check_session()     # it may have ended before there was a seat to tell of it
 
     async def _on_frame(self, frame: dict) -> None:
         limits, text = self.hub.limits, frame.get("text")
@@ -2911,6 +2918,8 @@ class Socket:
         allowed = ALLOWED.get(kind, RELAYED_IN)
         if self.state not in allowed:
             raise Refused("wrong_state", f"{kind} is for a player who is {' or '.join(allowed)}; you are {self.state}.")
+        if kind in ("join", "leave") and self.held is not None:     # he is about to be told where he stands
+            raise Refused("unavailable", REFUSALS["unavailable"])
         if kind in self.hub.schema.relayed:
             self._ok(await self.hub.games.relay(self.game, self.id, kind, values))
         else:
@@ -2968,6 +2977,7 @@ class Socket:
         elif outcome == "stale":
             await self.close(CLOSE_REPLACED, REPLACED)
         elif outcome == "full":
+            self._set_state("idle", over=self.over)
             raise Refused("queue_full", REFUSALS["queue_full"])
         else:
             # The reply came before any event of the match, and nothing was awaited since.
@@ -2983,24 +2993,41 @@ class Socket:
             spawn(self._resync())
 
     async def _resync(self) -> None:
-        while not self.closing:
-            try:
-                async with self.hub.resyncs:
-                    if self.state == "playing":
-                        await self._enter(self.game)
-                    elif self.state == "queued":
-                        await self._join(self.queue)
-                break
-            except Refused as refused:
-                self._refuse(refused, {})
-                break
-            except Unavailable:
+        try:
+            while not await self._asked():
                 await asyncio.sleep(random.uniform(0.2, 1))
-        self._release_held()
+        except Exception:
+            log.exception("socket %s", self.id)
+            await self.close(CLOSE_TRY_LATER, REFUSALS["unavailable"])
+        finally:
+            self._release_held()
         if self.closing:        # it closed meanwhile, and what was just done has come after its departure
             spawn(self.hub.depart(self.uid, self.id, self.turn, self.queue.name))
             if self.game:
                 spawn(self.hub.games.exit(self.game, self.id, False))
+
+    async def _asked(self) -> bool:
+        """Asks Redis where the player stands and tells him; whether there was an answer, or nobody to tell."""
+        try:
+            async with self.hub.resyncs:
+                await self._check_session()         # word that it ended may have been lost
+                if not self.closing:
+                    await self._ask()
+        except Refused as refused:
+            self._refuse(refused, {})
+        except Unavailable:
+            return False
+        return True
+
+    async def _ask(self) -> None:
+        if self.state == "playing":
+            return await self._enter(self.game)
+        if self.state == "queued":
+            return await self._join(self.queue)
+        # A join that was answered with `unavailable` may have been carried out all the same.
+        outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
+        if outcome == "game" and game != self.over:
+            await self._enter(game)
 
     async def _enter(self, game_id: str) -> None:
         """Enters a game and sends `update`; events that come meanwhile follow it."""
@@ -3082,17 +3109,20 @@ class Hub:
     async def bury(self, worker: str) -> None:
         """Makes the connections of a dead worker known as gone."""
         log.warning("worker %s is dead", worker)
-        for uid, connection, turn, queue in await self.lobby.connections_of(worker):
-            await self.depart(uid, connection, turn, queue if queue != "-" else next(iter(self.schema.queues)))
+        gone, any_queue = await self.lobby.connections_of(worker), next(iter(self.schema.queues))
+        for start in range(0, len(gone), MAX_RESYNCS):
+            await asyncio.gather(*(self.depart(uid, connection, turn, queue if queue != "-" else any_queue)
+                                   for uid, connection, turn, queue in gone[start:start + MAX_RESYNCS]))
+        await self.redis.call("ZREM", Keys.workers, f"dead:{worker}")
 
     def resync(self) -> None:
         """After the subscription was lost: every socket asks where it stands."""
         for one in self.sockets.values():
-            if one.state != "idle":
-                one.resync()
+            one.resync()
 
-    async def close_all(self, pause_s: float = 0) -> None:
+    async def close_all(self) -> None:
         """Sends all players away to other workers, with a pause after each, so that these are not overrun."""
+        pause_s = min(DRAIN_PAUSE_S, DRAIN_SECONDS / (len(self.sockets) + 1))
         for n, one in enumerate(list(self.sockets.values())):
             spawn(one.close(CLOSE_RESTART, RESTART))
             if n % 10 == 9:
@@ -3101,7 +3131,7 @@ class Hub:
     async def drain(self) -> None:
         """Takes no new players and sends those who are here away."""
         self.draining = True
-        await self.close_all(min(DRAIN_PAUSE_S, DRAIN_SECONDS / (len(self.sockets) + 1)))
+        await self.close_all()
 
     async def sweep(self) -> None:
         """Closes sockets that are in no queue and no game, and silent; drops those that read nothing.
@@ -3219,8 +3249,6 @@ def with_lab(tree: dict) -> dict:
         raise Fatal(f"TRIVIA_LAB: found {LAB}; expected 1 or 0")
     if LAB != "1":
         return tree
-    if LAB_QUEUE in tree["queues"]:
-        raise Fatal("queues.lab: the name is taken while TRIVIA_LAB=1; expected another")
     client = tree["messages"]["client"]
     join = client["join"] | {"fields": client["join"]["fields"] | {"script": SCRIPT_FIELD}}
     return tree | {"queues": tree["queues"] | {LAB_QUEUE: LAB_SPEC},
@@ -3328,7 +3356,7 @@ async def _late(sending: Awaitable) -> None:
 
 def _answered_round(message: dict) -> int:
     with contextlib.suppress(ValueError, TypeError, KeyError):
-        frame = json.loads(message["text"])
+        frame = parse_json(message["text"])
         return frame["round"] if frame["type"] == "answer" else 0
     return 0
 
@@ -3831,6 +3859,8 @@ class Server:
                 if not tries and not multiprocessing.parent_process():
                     raise
                 log.warning("redis: %s", error)
+                if (ours := running_uvicorn()) and ours.should_exit:
+                    os._exit(0)     # nobody is here yet; and an exception would end the other workers
             await asyncio.sleep(random.uniform(0.2, 1))
         self.background = [spawn(work) for work in (
             self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due), _forever(LOBBY_TICK_S, self.lobby.look),
@@ -3845,9 +3875,9 @@ class Server:
                 await self.bank.load()
                 self.bank.check()
                 await self.lobby.beat()
-        except TimeoutError:
-            self.redis.connection.transport.abort()
-            raise Unavailable("Redis is too slow") from None
+        except (TimeoutError, Unavailable) as error:
+            self.redis.connection.transport.abort()     # or each try would leave one behind, subscribed
+            raise Unavailable(str(error) or "Redis is too slow") from None
 
     async def stop(self) -> None:
         """Ends the background work and lets go of Redis."""
@@ -3875,8 +3905,9 @@ class Server:
     async def _beat(self) -> None:
         known, dead = await self.lobby.beat()
         if not known:       # we were silent for so long that others took our players for gone
-            await self.hub.close_all()
-        await asyncio.gather(*map(self.hub.bury, dead))
+            spawn(self.hub.close_all())
+        for worker in dead:     # not awaited: our own heartbeat must go on
+            spawn(self.hub.bury(worker))
 
     async def export(self, uid: str, user: dict) -> dict:
         """All that is held about a player."""
@@ -3892,6 +3923,12 @@ class Server:
                 "games": [self.games.record(game) for game in games],
                 "questions_seen": [question.text for number, question in self.bank.questions.items()
                                    if has_seen(bits, number) and number not in to_come]}
+
+
+def running_uvicorn() -> uvicorn.Server | None:
+    """The uvicorn that runs us and waits for signals; None under other servers."""
+    server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+    return server if isinstance(server, uvicorn.Server) else None
 
 
 async def _forever(pause_s: float, work: Callable[[], Awaitable]) -> None:
@@ -3982,23 +4019,26 @@ class Trivia(Sanic):
     def _drain_first(self) -> None:
         """Under uvicorn, has SIGTERM and SIGINT first send the players away; what uvicorn does comes then.
 
-        Its own shutdown closes all sockets in one moment, and tells the app afterwards. A second signal does not wait.
+        Its own shutdown closes all sockets in one moment, and tells the app afterwards. Ctrl-C twice does not wait; a
+        supervisor repeats SIGTERM.
         """
-        theirs, loop = signal.getsignal(signal.SIGTERM), asyncio.get_running_loop()
-        if not isinstance(uvicorn_server := getattr(theirs, "__self__", None), uvicorn.Server):
+        loop, hub = asyncio.get_running_loop(), self.ctx.server.hub
+        if (server := running_uvicorn()) is None:
             return
 
         async def drain(number: int) -> None:
-            for listener in uvicorn_server.servers:
+            for listener in server.servers:
                 listener.close()
-            await self.ctx.server.hub.drain()
-            theirs(number, None)
+            await hub.drain()
+            if not server.should_exit:
+                server.handle_exit(number, None)
 
         def on_signal(number: int, frame: Any) -> None:
-            if self.ctx.server.hub.draining or not uvicorn_server.started:
-                return theirs(number, frame)
-            self.ctx.server.hub.draining = True
-            loop.call_soon_threadsafe(lambda: spawn(drain(number)))
+            if not server.started or hub.draining and number == signal.SIGINT:
+                return server.handle_exit(number, frame)
+            if not hub.draining:
+                hub.draining = True
+                loop.call_soon_threadsafe(lambda: spawn(drain(number)))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, on_signal)
 

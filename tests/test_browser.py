@@ -131,6 +131,16 @@ def play_round(ann, bob):
     return right
 
 
+def play_on(ann, bob):
+    """From the first of two questions, which Ann has answered, to the end."""
+    bob.answer(1)
+    for tab in (ann, bob):
+        expect(tab.find("#round")).to_contain_text("2 of 2", timeout=20 * SECONDS)
+    play_round(ann, bob)
+    for tab in (ann, bob):
+        tab.on("result")
+
+
 @pytest.mark.parametrize("viewport", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_a_whole_game_in_two_browsers(long_games, open_tabs, viewport):
     ann, bob = tabs = open_tabs(long_games, viewport, has_touch=viewport is PHONE)
@@ -182,12 +192,7 @@ def test_a_reload_in_mid_game_resumes_it(long_games, open_tabs):
     expect(ann.choice(0)).to_be_disabled()      # the answer given before counts
     expect(ann.choice(0)).to_have_class(re.compile(r"\bown\b"))
     expect(bob.find("#question")).to_have_text(question)
-    bob.answer(1)
-    for tab in tabs:
-        expect(tab.find("#round")).to_contain_text("2 of 2", timeout=20 * SECONDS)
-    play_round(ann, bob)
-    for tab in tabs:
-        tab.on("result")
+    play_on(ann, bob)
 
 
 def test_a_deploy_in_mid_game_is_hardly_noticed(chromium, open_tabs, make_server):
@@ -203,12 +208,7 @@ def test_a_deploy_in_mid_game_is_hardly_noticed(chromium, open_tabs, make_server
         expect(tab.find("#question")).to_have_text(question)
         tab.check_width("deployed")
     expect(ann.choice(0)).to_have_class(re.compile(r"\bown\b"))
-    bob.answer(1)
-    for tab in tabs:
-        expect(tab.find("#round")).to_contain_text("2 of 2", timeout=20 * SECONDS)
-    play_round(ann, bob)
-    for tab in tabs:
-        tab.on("result")
+    play_on(ann, bob)
 
 
 def test_a_search_can_be_cancelled(server, open_tabs):

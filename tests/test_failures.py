@@ -1,19 +1,23 @@
 """What fails, made to fail: Redis and its connection, memory and clock, workers that are stopped, replaced or overrun."""
 
+import asyncio
 import contextlib
 import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import redis
+import trivia
 from conftest import FOLDER, PASSWORD, ROOT, Phone, edited_schema, play_all, unique_name, wait_until
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -65,6 +69,64 @@ class Valkey:
             self.process.send_signal(signal.SIGCONT)
             self.kill()
         subprocess.run(["rm", "-rf", self.folder], check=False)
+
+
+class Link:
+    """The way to a Redis: it can be cut, stay closed, or break when it has carried a certain command there."""
+
+    def __init__(self, target):
+        self.target, self.path, self.closed, self.last_words = target, f"{target}-link", False, None
+        self.ends, self.listener = [], socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, far = self.listener.accept()[0], socket.socket(socket.AF_UNIX)
+                self.ends += near, far
+                try:
+                    far.connect("" if self.closed else self.target)
+                except OSError:
+                    near.close()
+                    continue
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._carry, args=ends, daemon=True).start()
+
+    def _carry(self, source, sink):
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+                if self.last_words and self.last_words in data:
+                    self.last_words = None
+                    self.cut()
+
+    def cut(self):
+        for end in self.ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        self.ends.clear()
+
+    def close(self):
+        self.listener.close()
+        self.cut()
+
+
+@pytest.fixture
+def link(valkey):
+    made = Link(valkey.start().path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def apart(valkey, link, make_server):
+    """Two servers on one Redis, the first by way of the link."""
+    def make(edit=lambda tree: None):
+        schema = edited_schema(edit, answer_seconds=60, rounds=2, reveal_seconds=0.3)
+        return [make_server(schema, env={"REDIS_URL": f"unix://{path}"}) for path in (link.path, valkey.path)]
+    return make
 
 
 @pytest.fixture
@@ -234,6 +296,78 @@ def test_no_acknowledged_account_is_lost_when_redis_is_killed(served, valkey):
         assert server.http("GET", "/users/me", token=session["token"]).json["username"] == session["user"]["username"]
 
 
+def test_a_join_whose_reply_is_lost_leaves_nobody_in_a_game_without_knowing(apart, link, valkey):
+    one, two = apart()
+    ann = one.phone()
+    ann.expect("queued")
+    ann.send("leave")
+    ann.expect("cancelled")
+    link.last_words = trivia.JOIN.sha.encode()
+    ann.refused("unavailable", "join")
+    wait_until(lambda: (valkey.client.hget("seats:{lobby}", ann.token[:8]) or "").split(" ")[2:3] == ["-"], 20)
+    bob = two.phone()
+    bob.expect("queued")
+    ann.send("join")
+    assert ann.expect("start")["game"] == bob.expect("start")["game"]
+    finish([phone for phone in (ann, bob) if phone.expect("question")])
+
+
+def test_who_loses_his_place_in_a_full_queue_while_redis_was_away_is_told_and_may_join_again(apart, link, valkey):
+    one, two = apart(lambda tree: tree["limits"].update(queue_length=1))
+    ann = one.phone()
+    ann.expect("queued")
+    link.closed = True
+    link.cut()
+    # Nobody listens for her any more, so the next one to look drops her ticket.
+    wait_until(lambda: not valkey.client.zcard("queue:{lobby}:random"), 20)
+    bob = two.phone()
+    bob.expect("queued")
+    link.closed = False
+    ann.refused("queue_full")
+    bob.send("leave")
+    bob.expect("cancelled")
+    ann.send("join")
+    ann.expect("queued")
+
+
+def test_a_session_that_ended_while_redis_was_away_is_found_out(apart, link):
+    one, two = apart()
+    ann = one.phone()
+    ann.expect("queued")
+    link.closed = True
+    link.cut()
+    wait_until(lambda: "redis lost" in one.log)
+    assert two.http("POST", "/auth/logout", token=ann.token).status == 204
+    link.closed = False
+    ann.expect_close(4401, 20)
+
+
+def test_a_player_whom_a_failure_of_ours_keeps_from_knowing_where_he_stands_is_sent_away(apart, link, valkey):
+    one, _ = apart()
+    ann = one.phone(queue="rated")
+    ann.expect("queued")
+    key = f"user:{{{ann.token[:8]}}}"
+    valkey.client.rename(key, "kept{x}")
+    valkey.client.set(key, "no hash")
+    link.cut()
+    ann.expect_close(1013, 20)
+    valkey.client.rename("kept{x}", key)
+    ann.connect().expect("queued")
+
+
+def test_who_tries_to_start_without_memory_leaves_no_connections_behind_and_can_be_ended(served, valkey):
+    server = served(workers=2)
+    all_workers_up(server, 2)
+    before = workers_of(server)
+    most = len(valkey.client.client_list()) + 2
+    valkey.client.config_set("maxmemory", 1_000_000)
+    os.kill(min(before), signal.SIGKILL)
+    wait_until(lambda: server.log.count("WARNING trivia redis: ") >= 5, 40)
+    assert len(valkey.client.client_list()) <= most
+    server.process.terminate()
+    server.process.wait(20)
+
+
 def test_a_worker_that_starts_while_redis_is_away_waits_and_the_others_live_on(served, valkey):
     server = served(workers=2)
     all_workers_up(server, 2)
@@ -309,12 +443,8 @@ def test_a_worker_that_ends_sends_its_players_away_a_few_at_a_time(make_server):
 
 def test_the_pace_of_sending_away_is_bounded_both_ways():
     """A few go at once, many within DRAIN_SECONDS."""
-    sys.path.insert(0, str(ROOT))
-    import asyncio
-    import trivia
-
     async def measure(count):
-        hub = trivia.Hub("w", None, type("Schema", (), {"limits": None}), None, None, None)
+        hub = trivia.Hub("w", None, SimpleNamespace(limits=SimpleNamespace(send_seconds=5)), None, None, None)
         closed = []
 
         async def send(message):
@@ -323,7 +453,6 @@ def test_the_pace_of_sending_away_is_bounded_both_ways():
             one = trivia.Socket.__new__(trivia.Socket)
             one.closing, one._send, one.hub = False, send, hub
             hub.sockets[str(n)] = one
-        hub.limits = type("Limits", (), {"send_seconds": 5})
         began = hub.loop.time()
         await hub.drain()
         await asyncio.sleep(0.01)
@@ -334,6 +463,38 @@ def test_the_pace_of_sending_away_is_bounded_both_ways():
     assert len(closed) == 1000 and 1.5 < took < 2 * trivia.DRAIN_SECONDS
     assert closed[499][0] - closed[0][0] > 0.3 * took, "evenly"
     assert {(message["type"], message["code"]) for _, message in closed} == {("websocket.close", 1012)}
+
+
+def test_a_second_sigterm_does_not_cut_the_goodbyes_short(make_server):
+    """A supervisor repeats to its workers what the terminal or systemd has told all of them already."""
+    server = supervised(make_server, 1, wait_seconds=300, players={"min": 8, "max": 8}, fill_seconds=300)
+    phones = [server.phone() for _ in range(3)]
+    for phone in phones:
+        phone.expect("queued")
+    server.kill()
+    server.process.terminate()
+    for phone in phones:
+        phone.expect_close(1012)
+        assert phone.socket.protocol.close_reason == "reconnect at once"
+    server.process.wait(20)
+    assert "Traceback" not in server.log
+
+
+def test_a_worker_that_ends_takes_nobody_new():
+    async def ask():
+        hub = trivia.Hub("w", None, SimpleNamespace(limits=SimpleNamespace(send_seconds=1)), None, None, None)
+        hub.draining, one, sent = True, trivia.Socket.__new__(trivia.Socket), []
+
+        async def send(message):
+            sent.append(message)
+        one.hub, one.closing, one._send, one.queue = hub, False, send, SimpleNamespace(name="q")
+        with pytest.raises(trivia.Problem) as refused:
+            await hub._admit({"headers": [], "path": "/game/q"}, [])
+        hub.schema.queues = {"q": None}
+        await one._on_join({})
+        return refused.value.detail, sent
+    detail, (close,) = asyncio.run(ask())
+    assert "restarts" in detail and close["code"] == 1012
 
 
 def supervised(make_server, workers, **queue):

@@ -199,7 +199,8 @@ def test_without_the_variable_there_is_no_lab(server):
 
 @pytest.mark.parametrize("value, edit, says", [
     ("yes", lambda tree: None, "TRIVIA_LAB: found yes; expected 1 or 0"),
-    ("1", lambda tree: tree["queues"].update(lab=tree["queues"]["random"]), "queues.lab: the name is taken"),
+    ("1", lambda tree: tree["queues"].update(lab=tree["queues"]["random"]), "queues.lab: found a name that can't be used"),
+    ("", lambda tree: tree["queues"].update(lab=tree["queues"]["random"]), "queues.lab: found a name that can't be used"),
 ])
 def test_a_lab_that_can_not_be_opened_is_told_in_one_line(tmp_path, value, edit, says):
     (tmp_path / "schema.yaml").write_text(edited_schema(edit), "utf-8")

@@ -854,7 +854,10 @@ def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, 
     store.client.zadd(Keys.workers, {"dead": 5, "back": 6})
     outcomes = at_once(2, lambda i: (one, two)[i].beat("dead", "5", "back", "5", "nobody", "5"))
     assert sorted(outcome[1] for outcome in outcomes) == [[], ["dead"]], "who beats again is alive"
-    assert set(store.client.zrange(Keys.workers, 0, -1)) == {"back", one.id, two.id}
+    assert set(store.client.zrange(Keys.workers, 0, -1)) == {"dead:dead", "back", one.id, two.id}
+    mark = int(store.client.zscore(Keys.workers, "dead:dead"))
+    assert one.beat("dead", "5")[1] == one.beat("dead:dead", str(mark - 1))[1] == []
+    assert two.beat("dead:dead", str(mark))[1] == ["dead"], "whose burial the other one did not finish"
     store.client.zrem(Keys.workers, one.id)
     assert one.beat()[0] == 0 and one.beat()[0] == 1
 
@@ -1409,7 +1412,7 @@ CONN, MS = r"([0-9a-f]{10}\.\d+)", r"\d{13}"
 CONTENT = {     # what members and values look like, where the table says more than a name
     "seats:{lobby}": rf"[\w-]{{8}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)",
     "due:{lobby}": rf"[a-z]+ [\w-]{{8}}={MS}", "queue:{lobby}:NAME": rf"[\w-]{{8}}=({MS}|[\d.]+)",
-    "workers:{lobby}": rf"[0-9a-f]{{10}}={MS}", "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{8}})+={MS}",
+    "workers:{lobby}": rf"(dead:)?[0-9a-f]{{10}}={MS}", "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{8}})+={MS}",
     "clock:{lobby}": rf"=\d+ {MS}", "clock:{gSHARD}": rf"=\d+ {MS}", "playing:{lobby}": r"[a-z]+=\d+", "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}",
     "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
     "unique:{FIELD:BUCKET}": rf"[^ ]+=[\w-]{{8}} [\w-]{{4}}( {MS})?", "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
