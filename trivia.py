@@ -1392,11 +1392,15 @@ class Passwords:
 
     def __init__(self, queue: int) -> None:
         self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-        # They yield to the games on this host: a flood of sign-ins makes sign-ins slow, and nothing else.
-        self.threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), "argon2",
-                                          os.nice, (10,))       # which Linux does to the thread alone
+        self.threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 2) // 2), "argon2", self._yield_to_games)
         self.queue, self.waiting = queue, 0
         self.nobody = self.hasher.hash(secrets.token_urlsafe())
+
+    @staticmethod
+    def _yield_to_games() -> None:
+        """A flood of sign-ins makes sign-ins slow, and nothing else. Linux does this to the calling thread alone."""
+        with contextlib.suppress(OSError):      # a sandbox may forbid it
+            os.nice(10)
 
     async def _run(self, work: Callable, *args: str) -> Any:
         if self.waiting >= self.queue:
@@ -2828,12 +2832,18 @@ class Socket:
     async def _arrive(self, script: str) -> None:
         try:
             await self._join(self.queue, script)
+            with contextlib.suppress(Unavailable):      # then it is asked when Redis is back
+                await self._check_session()     # it may have ended before there was a seat to tell of it
         except Refused as refused:
             self._refuse(refused, {})
-        except Unavailable:
-            return await self.close(CLOSE_TRY_LATER, REFUSALS["unavailable"])
-        with contextlib.suppress(Unavailable):      # then it is asked when Redis is back
-            await self._check_session()     # it may have ended before there was a seat to tell of it
+        except (Unavailable, hiredis.ReplyError) as error:
+            await self._give_up(error)
+
+    async def _give_up(self, error: Exception) -> None:
+        """Sends a player away whom we can't tell where he stands."""
+        if not isinstance(error, Unavailable):
+            log.error("socket %s", self.id, exc_info=error)
+        await self.close(CLOSE_TRY_LATER, REFUSALS["unavailable"])
 
     async def _on_frame(self, frame: dict) -> None:
         limits, text = self.hub.limits, frame.get("text")
@@ -2996,9 +3006,8 @@ class Socket:
         try:
             while not await self._asked():
                 await asyncio.sleep(random.uniform(0.2, 1))
-        except Exception:
-            log.exception("socket %s", self.id)
-            await self.close(CLOSE_TRY_LATER, REFUSALS["unavailable"])
+        except Exception as error:
+            await self._give_up(error)
         finally:
             self._release_held()
         if self.closing:        # it closed meanwhile, and what was just done has come after its departure
