@@ -216,6 +216,7 @@ def test_a_search_can_be_cancelled(server, open_tabs):
     ann.register()
     ann.join("party")
     ann.on("searching")
+    wait_until(lambda: server.redis.zcard("queue:{lobby}:party"))       # or the browser notes that it never connected
     ann.find("#cancel").click()
     ann.on("lobby")
 
