@@ -44,7 +44,7 @@ from typing import NamedTuple
 
 import redis
 from conftest import PASSWORD, ROOT, Server, edited_schema
-from test_end_to_end import free_port, parent, valkeys
+from test_end_to_end import free_port, valkeys, workers_of
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
@@ -341,16 +341,6 @@ def schedule(seed, kinds, every_s):
         yield Plan(source.uniform(0.5, 1.5) * every_s, source.choice(kinds), source.random(), source.random())
 
 
-def workers_of(server):
-    """The pids of the workers of a server, in order."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if parent(process.name) == server.process.pid and b"spawn_main" in (process / "cmdline").read_bytes():
-                found.append(int(process.name))
-    return sorted(found)
-
-
 def alive(pid):
     """Whether a process is there and not a zombie."""
     with contextlib.suppress(OSError):
@@ -409,7 +399,7 @@ class Faults:
 
     def _victim(self, plan):
         """A worker, or None while there is only one that could go on without it."""
-        running = [pid for pid in workers_of(self.server) if pid not in self.stopped]
+        running = sorted(workers_of(self.server) - self.stopped)
         return running[int(plan.pick * len(running))] if len(running) > 1 else None
 
     async def _kill(self, plan):

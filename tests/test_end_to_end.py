@@ -56,9 +56,12 @@ def parent(pid):
 
 def workers_of(server):
     """The pids of the workers under a supervisor."""
-    found = (int(process.name) for process in Path("/proc").glob("[0-9]*"))
-    return {pid for pid in found
-            if parent(pid) == server.process.pid and b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):      # it may be gone by now
+            if parent(process.name) == server.process.pid and b"spawn_main" in (process / "cmdline").read_bytes():
+                found.add(int(process.name))
+    return found
 
 
 def all_workers_up(server, count):
