@@ -61,6 +61,7 @@ import asyncio
 import base64
 import contextlib
 import difflib
+import faulthandler
 import fcntl
 import functools
 import hashlib
@@ -113,6 +114,7 @@ REDIS_URL = os.environ.get("REDIS_URL", "")                        # unset: a se
 DATA = Path(os.environ.get("TRIVIA_DATA", "data"))                 # where that server keeps its files
 SCHEMA_FILE = Path(os.environ.get("TRIVIA_SCHEMA", HERE / "schema.yaml"))
 LAB = os.environ.get("TRIVIA_LAB", "")                             # 1: authors of apps get a queue `lab`
+WATCHDOG_USEC = int(os.environ.get("WATCHDOG_USEC", 0))            # set by systemd: WatchdogSec of the unit
 QUESTION_FILE = HERE / "questions.json"
 
 SHARDS = 4                  # hash tags over which games are spread
@@ -128,6 +130,7 @@ MAX_UNREAD = 256 * 1024     # bytes for a phone in the server's buffer
 MAX_RESYNCS = 200           # players who are brought up to date at once after Redis was away, or taken leave of
 DRAIN_SECONDS = 5           # a worker that stops sends its players away within this time ...
 DRAIN_PAUSE_S = 0.002       # ... one after the other, if that takes no longer
+BACKLOG = 65_535            # connections that may wait while no worker serves; net.core.somaxconn bounds it
 CONNECTIONS = 100, 200       # a player may connect 200 times at once, and again each 100 ms
 CLAIM_MS = 30_000           # a unique value is kept for a registration under way for so long
 
@@ -3873,7 +3876,7 @@ class Server:
             await asyncio.sleep(random.uniform(0.2, 1))
         self.background = [spawn(work) for work in (
             self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due), _forever(LOBBY_TICK_S, self.lobby.look),
-            _forever(BEAT_S, self._beat), _forever(1, self.hub.sweep))]
+            _forever(BEAT_S, self._beat), _forever(1, self.hub.sweep), _forever(BEAT_S, self._show_life))]
         spawn(self.users.fill_new_boards())
 
     async def _prepare(self) -> None:
@@ -3917,6 +3920,11 @@ class Server:
             spawn(self.hub.close_all())
         for worker in dead:     # not awaited: our own heartbeat must go on
             spawn(self.hub.bury(worker))
+
+    async def _show_life(self) -> None:
+        """Under systemd's watchdog, a worker whose loop hangs says where, and ends; its supervisor asks another thread."""
+        if WATCHDOG_USEC:
+            faulthandler.dump_traceback_later(WATCHDOG_USEC / 2e6, exit=True)
 
     async def export(self, uid: str, user: dict) -> dict:
         """All that is held about a player."""
@@ -4240,37 +4248,87 @@ async def reach_redis() -> Redis:
     return redis
 
 
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening socket of our own. Raises Fatal."""
+    try:
+        return socket.create_server((host, port), backlog=BACKLOG,
+                                    family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise Fatal(f"can't listen on {host} port {port}: {error}") from None
+
+
+def passed_sockets() -> list[socket.socket]:
+    """The listening sockets that systemd keeps and lends to us: sd_listen_fds(3). Raises Fatal."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):        # nobody passed any, or not to us
+        return []
+    sockets = [socket.socket(fileno=3 + i) for i in range(int(os.environ["LISTEN_FDS"]))]
+    for one in sockets:
+        if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
+            raise Fatal(f"systemd passed {one.family.name} {one.type.name}; expected ListenStream= with a TCP port")
+    return sockets
+
+
+def notify(news: str) -> None:
+    """Tells systemd, if it is there and wants to know: sd_notify(3)."""
+    if path := os.environ.get("NOTIFY_SOCKET"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+            systemd.settimeout(5)       # it may be busy; what we supervise is more urgent than that it hears of it
+            systemd.sendto(news.encode(), re.sub("^@", "\0", path))
+
+
+class Supervisor(uvicorn.supervisors.Multiprocess):
+    """uvicorn's, which also tells systemd that a worker serves, that all workers answer, and how a reload goes."""
+
+    serving = False
+
+    def keep_subprocess_alive(self) -> None:
+        for process in self.processes:      # with our copy of its end closed, a worker that dies while it is asked is noticed
+            process.child_conn.close()      # at once, and not when uvicorn has waited for its answer
+        super().keep_subprocess_alive()
+        if self.serving:
+            notify("WATCHDOG=1")
+        elif any(process.is_ready() for process in self.processes):
+            self.serving = True
+            notify("READY=1")
+
+    def handle_hup(self) -> None:
+        # Each worker may have the watchdog's whole time: up to 20 s to start, and up to 20 s to stop.
+        patience = WATCHDOG_USEC * (len(self.processes) + 1)
+        notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nWATCHDOG_USEC={patience}")
+        super().handle_hup()
+        notify(f"READY=1\nWATCHDOG_USEC={WATCHDOG_USEC}")
+
+
 def serve(host: str, port: int, workers: int) -> None:
     """The tuned way to run: uvicorn with a listening socket of our own, and settings for phones on mobile networks."""
     if workers < 1:
         raise Fatal(f"--workers: found {workers}; expected 1 or more")
     Schema(read_schema(SCHEMA_FILE))        # a mistake stops us here, once, and not each worker by itself
-    if workers > 1 and REDIS_URL:
+    supervised = workers > 1 or "NOTIFY_SOCKET" in os.environ      # systemd is told by the supervisor
+    if supervised and REDIS_URL:
         asyncio.run(reach_redis())
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=4096)
-    except (OSError, OverflowError) as error:
-        raise Fatal(f"can't listen on {host} port {port}: {error}") from None
-    # Connections inherit these. A phone that vanished while it was sent to is given up after 30 s, not 15 minutes; a
-    # phone that does not read fills 64 KiB here, not megabytes.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
+    listeners = passed_sockets() or [open_socket(host, port)]
+    for listener in listeners:
+        # Connections inherit these. A phone that vanished while it was sent to is given up after 30 s, not 15 minutes; a
+        # phone that does not read fills 64 KiB here, not megabytes.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
     config = uvicorn.Config(
-        "trivia:app", workers=workers, backlog=4096, loop="uvloop", http="httptools", ws="websockets-sansio",
+        "trivia:app", workers=workers, backlog=BACKLOG, loop="uvloop", http="httptools", ws="websockets-sansio",
         ws_max_size=64 * 1024, ws_per_message_deflate=False,    # which costs 25 KiB a connection, for short messages
         # Mobile networks forget a silent connection after 30 s or more; each ping costs about 70 us.
         ws_ping_interval=25, ws_ping_timeout=20,
         timeout_worker_healthcheck=20, timeout_graceful_shutdown=10, server_header=False, access_log=False, log_level="warning")
-    print(f"serving on http://{host}:{listener.getsockname()[1]} with {workers} worker{'s' * (workers > 1)}", flush=True)
-    if workers > 1:
-        supervisor = uvicorn.supervisors.Multiprocess(config, [listener])
+    places = " ".join("http://{}:{}".format(*listener.getsockname()) for listener in listeners)
+    print(f"serving on {places} with {workers} worker{'s' * (workers > 1)}", flush=True)
+    if supervised:
+        supervisor = Supervisor(config, listeners)
         supervisor.run()
         failed = any(process.process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
     else:
         server = uvicorn.Server(config)
         with contextlib.suppress(KeyboardInterrupt):
-            server.run([listener])
+            server.run(listeners)
         failed = not server.started
     sys.exit(STARTUP_FAILURE if failed else 0)
 

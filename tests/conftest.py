@@ -90,7 +90,7 @@ class Answer:
 class Server:
     """A running server with its own data folder. `start` and `stop` may be called again and again."""
 
-    def __init__(self, schema=None, command=None, workers=1, env=None, data=None):
+    def __init__(self, schema=None, command=None, workers=1, env=None, data=None, pass_fds=()):
         self.data = Path(data or tempfile.mkdtemp(prefix="trivia-", dir=FOLDER))
         (self.data / "schema.yaml").write_text(schema or edited_schema(), "utf-8")
         self.command = command or [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"]
@@ -100,14 +100,15 @@ class Server:
             "TRIVIA_DATA": str(self.data / "d"), "TRIVIA_SCHEMA": str(self.data / "schema.yaml"),
             "PYTHONUNBUFFERED": "1"} | (env or {})
         self.log_file = self.data / "server.log"
-        self.process = None
+        self.process, self.pass_fds = None, pass_fds
 
     def start(self, wait=True):
         self.log_file.write_text("")
         with open(self.log_file, "ab") as log:
             # A session of its own, so that all its workers can be ended together.
             self.process = subprocess.Popen(self.command, cwd=ROOT, env=self.env, stdout=log, stderr=log,
-                                            stdin=subprocess.DEVNULL, start_new_session=True)
+                                            stdin=subprocess.DEVNULL, start_new_session=True,
+                                            pass_fds=self.pass_fds)
         if wait:
             self.port = wait_until(self._ready, 40)
         return self
@@ -305,22 +306,22 @@ CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-network
                   "--disable-sync", "--no-first-run", "--disable-quic"]
 
 
-def chromium_path():
-    """Debian's Chromium, installed if need be and if we may; skips the test where there is none."""
-    find = functools.partial(shutil.which, "chromium")
+def debian_program(name, package):
+    """Where a program is, which is installed if need be and if we may; skips the test where there is none."""
+    find = functools.partial(shutil.which, name)
     with open(Path(tempfile.gettempdir()) / "trivia-tests.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)        # one of the test processes installs it
         if not find() and os.geteuid() == 0 and shutil.which("apt-get"):
-            for command in (["update"], ["install", "-y", "--no-install-recommends", "chromium"]):
+            for command in (["update"], ["install", "-y", "--no-install-recommends", package]):
                 subprocess.run(["apt-get", "-qq", *command], env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
                                stdout=subprocess.DEVNULL, timeout=600, check=False)
-    return find() or pytest.skip("there is no Chromium, and it can't be installed: as root, apt-get install chromium")
+    return find() or pytest.skip(f"there is no {name}, and it can't be installed: as root, apt-get install {package}")
 
 
 @pytest.fixture(scope="module")
 def chromium():
     """A headless browser. Not for the whole session: Playwright keeps an event loop running in this thread."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium_path(), args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(executable_path=debian_program("chromium", "chromium"), args=CHROMIUM_FLAGS)
         yield browser
         browser.close()
