@@ -4,6 +4,8 @@
     python trivia.py              the tuned way (listening socket, workers, frame limit, ping, no deflate)
     python trivia.py check        checks schema.yaml
     python trivia.py import FILE  adds questions to the bank, also while servers run
+    python trivia.py doctor       checks the host
+    python trivia.py backup DIR   writes all that Redis holds into a file; restore FILE brings it back
 
 schema.yaml declares users, leaderboards, queues, messages and limits; routes, validation, storage and API
 documents are made from it. Redis (or Valkey) keeps all state. A worker process holds sockets and nothing else that
@@ -48,10 +50,13 @@ node. Times are ms since 1970 by the clock of Redis, unless said otherwise; tick
     board:{NAME}:PERIOD      zset    UID -> gain within the period                               twice the period
     bank:{bank}              hash    number -> question (JSON); file:NAME -> digest last read    never
     fingerprints:{bank}      hash    digest of a question's text -> number                       never
+    metrics:{metrics}        hash    "METRIC LABEL ..." -> sum, of all workers since the first      never
+    loads:{metrics}          hash    worker -> "connections bytes cpu-seconds"                   its death
+    skew:{GAME:ROUND}        string  when the first of a game's workers showed a question        20 s
     worker:ID, bank          channels, not keys: events for one worker; the bank has grown
 
-Sections: settings, errors, schema, redis, questions, users, matchmaking, game, sockets, lab, routes, documents, app,
-command line.
+Sections: settings, log, errors, metrics, schema, redis, questions, users, matchmaking, game, sockets, lab, routes, documents,
+app, command line, doctor, backup.
 """
 
 from __future__ import annotations
@@ -59,37 +64,48 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import bisect
 import contextlib
+import contextvars
+import ctypes
 import difflib
 import faulthandler
 import fcntl
 import functools
 import hashlib
+import hmac
 import html
+import http.client
 import importlib.util
+import itertools
 import json
 import logging
+import logging.config
 import multiprocessing
 import os
 import random
 import re
+import resource
 import secrets
+import shutil
 import signal
 import socket
+import ssl
+import stat
 import subprocess
 import sys
 import tempfile
 import time
 import types
 import unicodedata
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Awaitable, Callable, Iterable
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import argon2
 import hiredis
@@ -99,6 +115,8 @@ import yaml
 from uvicorn.config import STARTUP_FAILURE
 from jsonschema import Draft202012Validator, FormatChecker
 from openskill.models import PlackettLuce
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from redis.asyncio.connection import parse_url
 from sanic import Request, Sanic
 from sanic.exceptions import SanicException
@@ -114,13 +132,16 @@ REDIS_URL = os.environ.get("REDIS_URL", "")                        # unset: a se
 DATA = Path(os.environ.get("TRIVIA_DATA", "data"))                 # where that server keeps its files
 SCHEMA_FILE = Path(os.environ.get("TRIVIA_SCHEMA", HERE / "schema.yaml"))
 LAB = os.environ.get("TRIVIA_LAB", "")                             # 1: authors of apps get a queue `lab`
-WATCHDOG_USEC = int(os.environ.get("WATCHDOG_USEC", 0))            # set by systemd: WatchdogSec of the unit
+OPS_TOKEN = os.environ.get("TRIVIA_OPS_TOKEN", "")                 # opens /ops, and /metrics to other hosts
+LOG_LEVEL = os.environ.get("TRIVIA_LOG", "info").upper()           # debug: also each request, connection and game
+WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")               # set by systemd: WatchdogSec of the unit
 QUESTION_FILE = HERE / "questions.json"
 
 SHARDS = 4                  # hash tags over which games are spread
 TICK_S = 0.025              # how often a worker looks for due deadlines
 LOBBY_TICK_S = 0.2          # ... for due tickets
 BEAT_S = 1                  # between heartbeats of a worker ...
+METRICS_S = 2               # between additions of what a worker counted to the sums in Redis
 SILENT_BEATS = 10           # ... and after so many of its own it takes another for dead that had none
 CALL_SECONDS = 5            # Redis is taken for lost when it is silent for so long
 MAX_DEPTH = 950             # of brackets in JSON
@@ -134,7 +155,57 @@ BACKLOG = 65_535            # connections that may wait while no worker serves; 
 CONNECTIONS = 100, 200       # a player may connect 200 times at once, and again each 100 ms
 CLAIM_MS = 30_000           # a unique value is kept for a registration under way for so long
 
+# ---- log ----------------------------------------------------------------------------------------------------
+# One line an event; of JSON, unless somebody reads along at a terminal. A line has the ids of what it is about: those of
+# the request or connection that is under way come from CONTEXT, others with the call. A player is named by his id; tokens,
+# passwords, names and addresses of people are never in a line. What somebody else did wrong is no error, and has no traceback.
+
 log = logging.getLogger("trivia")
+CONTEXT: contextvars.ContextVar[dict] = contextvars.ContextVar("log context", default={})
+NOISE = re.compile("without completing handshake|Invalid UTF-8")    # uvicorn takes a refusal, or bad bytes, for an error of ours
+
+
+class Line(logging.Filter):
+    """Gives a line its ids, and drops lines with which anybody could fill the log."""
+
+    def filter(self, line: logging.LogRecord) -> bool:
+        vars(line).update(CONTEXT.get())
+        vars(line).pop("color_message", None)       # uvicorn's message once more
+        return not NOISE.search(line.getMessage())
+
+
+class Terminal(logging.Formatter):
+    """For eyes: the ids follow the message."""
+
+    def format(self, line: logging.LogRecord) -> str:
+        ids = " ".join(f"{name}={value}" for name, value in vars(line).items() if name in IDS)
+        text = super().format(line)
+        first, end, rest = text.partition("\n")
+        return f"{first}  {ids}{end}{rest}" if ids else text
+
+
+IDS = ("request", "connection", "player", "game", "worker")
+LOGGING = {
+    "version": 1, "disable_existing_loggers": False,
+    "formatters": {"json": {"()": "pythonjsonlogger.json.JsonFormatter", "format": "%(levelname)s%(name)s%(message)s",
+                            "rename_fields": {"levelname": "level", "name": "logger"}, "timestamp": True},
+                   "terminal": {"()": Terminal, "format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "filters": {"line": {"()": Line}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "filters": ["line"],
+                            "formatter": "terminal" if sys.stderr.isatty() else "json"}},
+    # Sanic's own access log and banner are off; uvicorn has one.
+    "loggers": {name: {"handlers": ["stderr"], "level": level, "propagate": False}
+                for name, level in (("trivia", LOG_LEVEL), ("sanic.root", "WARNING"), ("sanic.error", "WARNING"),
+                                    ("sanic.access", "WARNING"), ("sanic.server", "WARNING"))}}
+
+
+def set_up_log() -> None:
+    """Our log; and uvicorn's lines, as far as it was told to write any, in the same form."""
+    logging.config.dictConfig(LOGGING)
+    ours = log.handlers[0]
+    for handler in (*logging.getLogger("uvicorn").handlers, *logging.getLogger("uvicorn.access").handlers):
+        handler.setFormatter(ours.formatter)
+        handler.addFilter(ours.filters[0])
 
 
 # ---- errors -------------------------------------------------------------------------------------------------
@@ -199,6 +270,18 @@ class Fatal(SystemExit):
     """What stops the start: a message for the operator, without a traceback."""
 
 
+def check_environment() -> None:
+    """Raises Fatal when a variable of the environment is not as it should be."""
+    for name, fine, found, expected in (
+            ("TRIVIA_LAB", LAB in ("", "0", "1"), LAB, "1 or 0"),
+            ("TRIVIA_LOG", LOG_LEVEL in ("DEBUG", "INFO", "WARNING", "ERROR"), LOG_LEVEL.lower(), "debug, info, warning or error"),
+            ("TRIVIA_OPS_TOKEN", not OPS_TOKEN or re.fullmatch(r"[\x21-\x7e]{16,}", OPS_TOKEN), f"{len(OPS_TOKEN)} characters",
+             "16 or more, without spaces"),
+            ("WATCHDOG_USEC", WATCHDOG_USEC.isdecimal(), WATCHDOG_USEC, "microseconds")):
+        if not fine:
+            raise Fatal(f"{name}: found {found}; expected {expected}")
+
+
 def dumps(value: Any) -> str:
     """Compact JSON."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
@@ -248,6 +331,95 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict:
     if len(value) < len(pairs):
         raise ValueError("a key stands twice in one object")
     return value
+
+
+# ---- metrics ------------------------------------------------------------------------------------------------
+# What a worker counts it adds, every METRICS_S, to sums in Redis. So /metrics of any worker tells of all of them, and the sums
+# hold over restarts; a worker that is killed takes its last seconds along. Counting is one addition in a dictionary, since it happens
+# at each answer; prometheus-client, whose own counters cost microseconds and know one process, writes the page.
+#
+# To add one: METRICS, then count() or observe() where it happens.
+
+BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
+METRICS = {     # {name: (labels, what it is)}; those in seconds are histograms, the others counters
+    "connects": ("", "WebSocket connections that were accepted."),
+    "closes": ("code", "WebSocket connections that ended, by the server's close code; gone: the phone went."),
+    "messages": ("type", "Messages from phones."),
+    "deliveries": ("", "Messages to phones."),
+    "answers": ("", "Answers that counted."),
+    "errors": ("code", "Refusals: errors on WebSockets, problems over HTTP."),
+    "requests": ("route status", "HTTP requests."),
+    "request_seconds": ("route", "HTTP requests, from the last byte of the body to the answer."),
+    "games_started": ("queue", "Games that began."),
+    "games_ended": ("queue reason", "Games that ended."),
+    "queue_wait_seconds": ("queue", "From joining a queue to the start of a game."),
+    "answer_seconds": ("", "From an answer's arrival at a worker until Redis has judged it."),
+    "delivery_seconds": ("", "From a transition in Redis until a worker has written the event to its sockets."),
+    "delivery_skew_seconds": ("", "Between the first and another worker of a game showing the same question; a sample."),
+    "deadline_lateness_seconds": ("", "From a deadline until the transition that it brings."),
+    "redis_seconds": ("", "From sending commands to Redis until the reply to the first of them."),
+}
+_sums: Counter[tuple] = Counter()       # (name, label, ...), and (name, "le" or "sum", bucket, label, ...)
+
+
+def count(name: str, *labels: str | int, by: int = 1) -> None:
+    """Counts something that happened."""
+    _sums[name, *labels] += by
+
+
+def observe(name: str, seconds: float, *labels: str) -> None:
+    """Counts something that took a time."""
+    _sums[name, "le", bisect.bisect_left(BUCKETS_S, seconds), *labels] += 1
+    _sums[name, "sum", 0, *labels] += seconds
+
+
+def take_sums() -> dict[tuple, float]:
+    """What was counted since the last call."""
+    taken = dict(_sums)
+    _sums.clear()
+    return taken
+
+
+def load_now(connections: int) -> str:
+    """What a worker takes, as Redis keeps it: "connections bytes cpu-seconds"."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return f"{connections} {pages * resource.getpagesize()} {time.process_time():.3f}"
+
+
+def families(sums: dict[str, str]) -> list[Metric]:
+    """The sums that Redis holds, {"METRIC LABEL ...": sum}, in Prometheus's terms."""
+    rows: dict[str, list] = {name: [] for name in METRICS}
+    for key, value in sums.items():
+        name, *labels = key.split(" ")
+        if name in rows:        # else it is of an older version
+            rows[name].append((labels, float(value)))
+    return [(_histogram if name.endswith("_seconds") else _counter)(name, *METRICS[name], found)
+            for name, found in rows.items()]
+
+
+def _counter(name: str, labels: str, text: str, rows: list) -> Metric:
+    family = CounterMetricFamily(f"trivia_{name}", text, labels=labels.split())
+    for values, total in rows:
+        family.add_metric(values, total)
+    return family
+
+
+def _histogram(name: str, labels: str, text: str, rows: list) -> Metric:
+    family, series = HistogramMetricFamily(f"trivia_{name}", text, labels=labels.split()), {}
+    for (kind, bucket, *values), total in rows:
+        series.setdefault(tuple(values), {})[kind, int(bucket)] = total
+    for values, found in series.items():
+        counts = itertools.accumulate(found.get(("le", i), 0) for i in range(len(BUCKETS_S) + 1))
+        family.add_metric(values, list(zip([*map(str, BUCKETS_S), "+Inf"], counts)), found.get(("sum", 0), 0))
+    return family
+
+
+def gauges(name: str, text: str, values: dict[str, float] | float, label: str = "", kind: Callable = GaugeMetricFamily) -> Metric:
+    """What is so just now: one number, or {value of the label: number}."""
+    family = kind(f"trivia_{name}", text, labels=[label] if label else [])
+    for value, number in values.items() if label else [("", values)]:
+        family.add_metric([value] if label else [], number)
+    return family
 
 
 # ---- schema -------------------------------------------------------------------------------------------------
@@ -721,6 +893,7 @@ class Keys:
     seats, due, forming, workers, playing, lobby_clock = (
         f"{name}:{{lobby}}" for name in ("seats", "due", "forming", "workers", "playing", "clock"))
     bank, fingerprints, boards = "bank:{bank}", "fingerprints:{bank}", "boards:{boards}"
+    metrics, loads, skew = "metrics:{metrics}", "loads:{metrics}", "skew:{{{}:{}}}".format      # the last of a game and a round
     user, history, seen = "user:{{{}}}".format, "history:{{{}}}".format, "seen:{{{}}}".format     # of a UID
     queue, limit = "queue:{{lobby}}:{}".format, "limit:{{{}:{}}}".format                           # of names
     worker = "worker:{}".format                                                                    # a channel
@@ -1453,6 +1626,7 @@ class Users:
             await self.redis.call("DEL", Keys.user(uid))
             await self._settle(uid, values, await self._claims_of(values, uid))
             raise Problem("unavailable", retry_after=1)
+        log.info("registered", extra={"player": uid})
         return await self.open_session(uid, password, address)
 
     async def _claim(self, values: dict[str, str], uid: str) -> dict[str, str]:
@@ -1586,6 +1760,7 @@ class Users:
         """A session for the right password, of the user who has this value in a unique field."""
         uid, user = await self.find(value) or (f"?{digest(fold(value))}", {})
         await self._guard(uid, user, password, address, "bad_credentials")
+        log.info("signed in", extra={"player": uid})
         return await self.open_session(uid, user["password"], address)
 
     async def change_password(self, uid: str, user: dict, token: str, old: str, new: str, address: str) -> None:
@@ -1616,6 +1791,7 @@ class Users:
         if any(waits):
             raise Problem("too_many_attempts", retry_after=-(-max(waits) // 1000))
         if not await self.passwords.verify(user.get("password"), password):
+            log.info("wrong password", extra={"player": uid})
             raise Problem(problem)
         await self._allow(allowances, -1)
         await self.redis.call("DEL", allowances[0][0])
@@ -3257,8 +3433,6 @@ LAB_SPEC = {"description": "An opponent of ours and faults on demand. Counts for
 
 def with_lab(tree: dict) -> dict:
     """The tree of a schema file, and the lab."""
-    if LAB not in ("", "0", "1"):
-        raise Fatal(f"TRIVIA_LAB: found {LAB}; expected 1 or 0")
     if LAB != "1":
         return tree
     client = tree["messages"]["client"]
@@ -3537,6 +3711,7 @@ async def end_sessions(call: Call) -> None:
     """Ends all sessions of the caller, on every device."""
     await call.server.users.end_sessions(call.uid)
     await call.server.lobby.revoked(call.uid)
+    log.info("all sessions ended")
 
 
 @route("POST", "/auth/password", 204, body="PasswordChange", problems=("wrong_password", "too_many_attempts"))
@@ -3545,6 +3720,7 @@ async def change_password(call: Call) -> None:
     await call.server.users.change_password(call.uid, call.user, call.token, call.body["password"],
                                             call.body["new_password"], call.address)
     await call.server.lobby.revoked(call.uid)
+    log.info("password changed")
 
 
 @route("GET", "/users/me", 200, "User")
@@ -3567,6 +3743,7 @@ async def erase_me(call: Call) -> None:
     await users.end_sessions(call.uid)
     await call.server.lobby.revoked(call.uid)
     await users.erase(call.uid)
+    log.info("erased")
 
 
 @route("GET", "/users/me/export", 200, "Export")
@@ -3643,6 +3820,7 @@ def endpoint(route: Route) -> Callable:
         if route.auth == "yes" or route.auth == "optional" and request.headers.get("authorization"):
             call.token = bearer(request.headers.get("authorization", ""))
             call.uid, call.user = await call.server.users.authenticate(call.token)
+            CONTEXT.set(CONTEXT.get() | {"player": call.uid})
         if route.query:
             call.query = read_query(request, call.server.forms[route.query])
         if route.body:
@@ -3876,8 +4054,10 @@ class Server:
             await asyncio.sleep(random.uniform(0.2, 1))
         self.background = [spawn(work) for work in (
             self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due), _forever(LOBBY_TICK_S, self.lobby.look),
-            _forever(BEAT_S, self._beat), _forever(1, self.hub.sweep), _forever(BEAT_S, self._show_life))]
+            _forever(BEAT_S, self._beat), _forever(1, self.hub.sweep), _forever(BEAT_S, self._show_life),
+            _forever(METRICS_S, self._add_up))]
         spawn(self.users.fill_new_boards())
+        log.info("worker serves", extra={"worker": self.worker})
 
     async def _prepare(self) -> None:
         await self.redis.connect()
@@ -3897,6 +4077,8 @@ class Server:
             async with asyncio.timeout(CALL_SECONDS):       # departures of the sockets that have just closed
                 while others := _tasks - set(self.background):
                     await asyncio.wait(others)
+                await self._add_up()
+                await self.redis.call("HDEL", Keys.loads, self.worker)
                 await self.redis.call("ZREM", Keys.workers, self.worker)
         for task in self.background:
             task.cancel()
@@ -3923,8 +4105,49 @@ class Server:
 
     async def _show_life(self) -> None:
         """Under systemd's watchdog, a worker whose loop hangs says where, and ends; its supervisor asks another thread."""
-        if WATCHDOG_USEC:
-            faulthandler.dump_traceback_later(WATCHDOG_USEC / 2e6, exit=True)
+        if int(WATCHDOG_USEC):
+            faulthandler.dump_traceback_later(int(WATCHDOG_USEC) / 2e6, exit=True)
+
+    async def _add_up(self) -> None:
+        """Adds what was counted to the sums of all workers. If the reply is lost it may be counted twice."""
+        taken = take_sums()
+        try:
+            await asyncio.gather(*(self.redis.call("HINCRBYFLOAT", Keys.metrics, " ".join(map(str, key)), round(value, 6))
+                                   for key, value in taken.items()),
+                                 self.redis.call("HSET", Keys.loads, self.worker, load_now(len(self.hub.sockets))))
+        except Unavailable:
+            _sums.update(taken)
+            raise
+
+    async def metrics(self) -> bytes:
+        """The page for Prometheus: what all workers counted, and how things stand."""
+        try:
+            found = await self._measured()
+        except Unavailable:
+            found = [gauges("redis_up", "Whether Redis answers.", 0)]
+        return generate_latest(types.SimpleNamespace(collect=lambda: found))
+
+    async def _measured(self) -> list[Metric]:
+        call = self.redis.call
+        sums, loads, workers, queues, info = await asyncio.gather(
+            call("HGETALL", Keys.metrics), call("HGETALL", Keys.loads), call("ZRANGE", Keys.workers, 0, -1),
+            self.lobby.counts(), call("INFO"))
+        await asyncio.gather(*(call("HDEL", Keys.loads, worker) for worker in loads.keys() - set(workers)))
+        connections, size, cpu = ({worker: float(loads[worker].split(" ")[i]) for worker in workers if worker in loads}
+                                  for i in range(3))
+        redis = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+        return [*families(sums),
+                gauges("workers", "Workers that are alive.", len(workers)),
+                gauges("connections", "WebSocket connections.", connections, "worker"),
+                gauges("worker_resident_bytes", "Memory of a worker.", size, "worker"),
+                gauges("worker_cpu_seconds", "CPU time of a worker.", cpu, "worker", CounterMetricFamily),
+                gauges("queue_waiting", "Players who wait.", {name: waiting for name, (waiting, _) in queues.items()}, "queue"),
+                gauges("queue_playing", "Players in games.", {name: playing for name, (_, playing) in queues.items()}, "queue"),
+                gauges("redis_up", "Whether Redis answers.", 1),
+                gauges("redis_memory_bytes", "What Redis holds.", float(redis["used_memory"])),
+                gauges("redis_memory_limit_bytes", "Its maxmemory; 0: none.", float(redis["maxmemory"])),
+                gauges("redis_commands", "Commands that Redis carried out.", float(redis["total_commands_processed"]),
+                       kind=CounterMetricFamily)]
 
     async def export(self, uid: str, user: dict) -> dict:
         """All that is held about a player."""
@@ -3965,20 +4188,22 @@ class Problems(ErrorHandler):
     """Every error as problem details."""
 
     def default(self, request: Request, exception: Exception) -> HTTPResponse:
-        if isinstance(exception, Problem):
-            return exception.response()
+        problem = exception if isinstance(exception, Problem) else self._problem(request, exception)
+        count("errors", problem.code)
+        response = problem.response()
+        if problem.code == "method_not_allowed":        # Sanic leaves it out for paths with a parameter
+            matching = (route for route in ROUTES if re.fullmatch(re.sub("{.*?}", "[^/]+", route.path), request.path))
+            response.headers["allow"] = ", ".join(route.method for route in matching) or "GET"
+        return response
+
+    def _problem(self, request: Request, exception: Exception) -> Problem:
         if isinstance(exception, Unavailable):
-            return Problem("unavailable", retry_after=1).response()
+            return Problem("unavailable", retry_after=1)
         status = getattr(exception, "status_code", 500)
         code = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(status)
         if code is None:
             log.error("%s %s failed", request.method, request.path, exc_info=exception)
-            code = "internal"
-        response = Problem(code).response()
-        if code == "method_not_allowed":        # Sanic leaves it out for paths with a parameter
-            matching = (route for route in ROUTES if re.fullmatch(re.sub("{.*?}", "[^/]+", route.path), request.path))
-            response.headers["allow"] = ", ".join(route.method for route in matching) or "GET"
-        return response
+        return Problem(code or "internal")
 
 
 class Trivia(Sanic):
@@ -3987,6 +4212,7 @@ class Trivia(Sanic):
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] == "lifespan":
             return await self._lifespan(scope, receive, send)
+        CONTEXT.set({"request": request_id(scope)})
         try:
             if not hasattr(self.ctx, "server"):     # a server without lifespan events, as Daphne is
                 await self._start_late()
@@ -4077,6 +4303,12 @@ class Trivia(Sanic):
         await self._server_event("init", "before")
 
 
+def request_id(scope: dict) -> str:
+    """The id of a request in the log and in its answer: what the proxy in front gave it, or a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return given if re.fullmatch(r"[\w.-]{8,64}", given, re.ASCII) else secrets.token_hex(8)
+
+
 async def read_all(receive: Callable, limits: Any) -> dict:
     """The whole body of a request, as one ASGI message. Raises Problem, or ConnectionError when it breaks off."""
     parts, size, more = [], 0, True
@@ -4120,30 +4352,54 @@ PAGE_POLICY = ("default-src 'self'; style-src 'self' 'unsafe-inline'; script-src
 
 def create_app() -> Trivia:
     """The app. Raises Fatal if schema.yaml is wrong."""
+    check_environment()
     app = Trivia("trivia", error_handler=Problems(), log_config=LOGGING)
+    set_up_log()
     app.ctx.schema = schema = Schema(with_lab(read_schema(SCHEMA_FILE)))
     app.config.update({"MOTD": False, "OAS_UI_SWAGGER": False, "OAS_UI_REDOC_HTML_TITLE": schema.tree.get("title", "Trivia"),
                        "OAS_URI_TO_REDOC": "/viewer", "OAS_CUSTOM_FILE": _document(openapi(schema)),
                        "OAS_PATH_TO_REDOC_HTML": _document(DOCS_PAGE), "CORS_ORIGINS": ",".join(schema.origins),
                        "CORS_ALLOW_HEADERS": "authorization,content-type", "HTTP_AUTO_OPTIONS": True})
-    # uvicorn takes refused handshakes for errors of the app, and bad UTF-8 for its own; anybody could fill the log with them.
-    logging.getLogger("uvicorn.error").addFilter(lambda line: not re.search(
-        "without completing handshake|Invalid UTF-8", line.getMessage()))
     Extend(app)
     for route in ROUTES:
         path = re.sub(r"{(\w+)}", r"<\1:str>", route.path)
         app.add_route(endpoint(route), path, methods=[route.method], name=route.name)
     described = dumps(asyncapi(schema))
-    page = (HERE / "examples" / "play.html").read_text("utf-8")
     app.add_route(lambda request: HTTPResponse(described, content_type=JSON), "/docs/asyncapi.json", name="asyncapi")
-    app.add_route(lambda request: HTTPResponse(page, content_type="text/html; charset=utf-8"), "/", name="play")
+    app.add_route(page("play.html"), "/", name="play")
+    app.add_route(metrics, "/metrics", name="metrics")
+    if OPS_TOKEN:
+        app.add_route(page("ops.html"), "/ops", name="ops")
     for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
         app.static(f"/docs/ui/{name}", SWAGGER / name, name=name.replace(".", "_").replace("-", "_"))
     app.main_process_start(refuse_sanic_server)
     app.before_server_start(refuse_sanic_server)
     app.register_middleware(raise_problem, "request")
+    app.register_middleware(count_request, "response")
     app.register_middleware(add_headers, "response")
     return app
+
+
+def page(name: str) -> Callable:
+    """The handler of a page."""
+    content = (HERE / "examples" / name).read_text("utf-8")
+    return lambda request: HTTPResponse(content, content_type="text/html; charset=utf-8")
+
+
+async def metrics(request: Request) -> HTTPResponse:
+    """For Prometheus: with the operator's token, or if there is none, for this host itself."""
+    given = bearer(request.headers.get("authorization", ""))
+    if OPS_TOKEN and not hmac.compare_digest(given.encode(), OPS_TOKEN.encode()):
+        raise Problem("not_authenticated", "The operator's token is needed: Authorization: Bearer TRIVIA_OPS_TOKEN.")
+    if not OPS_TOKEN and not from_this_host(request):
+        raise Problem("not_found")
+    return HTTPResponse(await request.app.ctx.server.metrics(), 200, {"cache-control": "no-store"}, CONTENT_TYPE_LATEST)
+
+
+def from_this_host(request: Request) -> bool:
+    """Whether a request comes from this host, and was not passed on by a proxy."""
+    passed_on = {"forwarded", "via", "x-forwarded-for", "x-real-ip"} & {name.lower() for name in request.headers}
+    return not passed_on and (request.client_ip or "127.0.0.1") in ("127.0.0.1", "::1")
 
 
 def _document(content: dict | str) -> str:
@@ -4166,12 +4422,23 @@ async def refuse_sanic_server(app: Sanic) -> None:
 
 async def raise_problem(request: Request) -> None:
     """Refuses what Trivia.__call__ found wrong, here, so that the answer is like all others."""
+    request.ctx.begun_s = time.monotonic()
     if problem := request.transport.scope.get("problem"):
         raise problem
 
 
+async def count_request(request: Request, response: HTTPResponse) -> None:
+    """Counts an answered request."""
+    name = request.route.name.partition(".")[2] if request.route else "none"
+    seconds = time.monotonic() - getattr(request.ctx, "begun_s", time.monotonic())
+    count("requests", name, response.status)
+    observe("request_seconds", seconds, name)
+    log.debug("%s %s", request.method, request.path, extra={"status": response.status, "seconds": round(seconds, 6)})
+
+
 async def add_headers(request: Request, response: HTTPResponse) -> None:
     """What keeps a browser from doing more with an answer than it should; and its length, or it would come in chunks."""
+    response.headers["x-request-id"] = CONTEXT.get()["request"]
     if response.body:
         response.headers.setdefault("content-length", str(len(response.body)))
     for name, value in SAFE_HEADERS.items():
@@ -4180,21 +4447,12 @@ async def add_headers(request: Request, response: HTTPResponse) -> None:
         response.headers.setdefault("content-security-policy", PAGE_POLICY)
 
 
-# Sanic's own access log and banner are off; uvicorn has one.
-LOGGING = {"version": 1, "disable_existing_loggers": False,
-           "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-           "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-           "loggers": {name: {"handlers": ["stderr"], "level": level, "propagate": False}
-                       for name, level in (("trivia", "INFO"), ("sanic.root", "WARNING"), ("sanic.error", "WARNING"),
-                                           ("sanic.access", "WARNING"), ("sanic.server", "WARNING"))}}
-
-
 # ---- command line -------------------------------------------------------------------------------------------
 
 def main(arguments: list[str] | None = None) -> None:
-    """python trivia.py [run|check|import]."""
+    """python trivia.py [run|check|import|doctor|backup|restore]."""
     parser = argparse.ArgumentParser(prog="trivia.py", description="A backend for online trivia games.")
-    commands = parser.add_subparsers(dest="command", metavar="run | check | import")
+    commands = parser.add_subparsers(dest="command", metavar="run | check | import | doctor | backup | restore")
     run = commands.add_parser("run", help="serve (the default)")
     for target in (parser, run):
         target.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -4205,13 +4463,20 @@ def main(arguments: list[str] | None = None) -> None:
     check.add_argument("--json-schema", action="store_true", help="print the JSON Schema of the file, for editors")
     take = commands.add_parser("import", help="add questions from Open Trivia DB exports")
     take.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    look = commands.add_parser("doctor", help="check this host")
+    look.add_argument("url", nargs="?", default="", help="where phones reach the server: https://trivia.example.org")
+    save = commands.add_parser("backup", help="write all that Redis holds into a new file")
+    save.add_argument("folder", type=Path, metavar="DIR")
+    bring = commands.add_parser("restore", help="bring a backup back, to TRIVIA_DATA, before the server starts")
+    bring.add_argument("file", type=Path, metavar="FILE")
     options = parser.parse_args(arguments)
-    if options.command == "check":
-        check_file(options.file, options.json_schema)
-    elif options.command == "import":
-        asyncio.run(import_files(options.files))
-    else:
-        serve(options.host, options.port, options.workers)
+    check_environment()
+    {"check": lambda: check_file(options.file, options.json_schema),
+     "import": lambda: asyncio.run(import_files(options.files)),
+     "doctor": lambda: sys.exit(asyncio.run(doctor(options.url))),
+     "backup": lambda: asyncio.run(backup(options.folder)),
+     "restore": lambda: restore(options.file)}.get(
+         options.command, lambda: serve(options.host, options.port, options.workers))()
 
 
 def check_file(file: Path, json_schema: bool) -> None:
@@ -4293,7 +4558,7 @@ class Supervisor(uvicorn.supervisors.Multiprocess):
 
     def handle_hup(self) -> None:
         # Each worker may have the watchdog's whole time: up to 20 s to start, and up to 20 s to stop.
-        patience = WATCHDOG_USEC * (len(self.processes) + 1)
+        patience = int(WATCHDOG_USEC) * (len(self.processes) + 1)
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nWATCHDOG_USEC={patience}")
         super().handle_hup()
         notify(f"READY=1\nWATCHDOG_USEC={WATCHDOG_USEC}")
@@ -4319,8 +4584,9 @@ def serve(host: str, port: int, workers: int) -> None:
         # Mobile networks forget a silent connection after 30 s or more; each ping costs about 70 us.
         ws_ping_interval=25, ws_ping_timeout=20,
         timeout_worker_healthcheck=20, timeout_graceful_shutdown=10, server_header=False, access_log=False, log_level="warning")
+    set_up_log()
     places = " ".join("http://{}:{}".format(*listener.getsockname()) for listener in listeners)
-    print(f"serving on {places} with {workers} worker{'s' * (workers > 1)}", flush=True)
+    log.info("serving on %s with %d worker%s", places, workers, "s" * (workers > 1))
     if supervised:
         supervisor = Supervisor(config, listeners)
         supervisor.run()
@@ -4331,6 +4597,223 @@ def serve(host: str, port: int, workers: int) -> None:
             server.run(listeners)
         failed = not server.started
     sys.exit(STARTUP_FAILURE if failed else 0)
+
+
+# ---- doctor -------------------------------------------------------------------------------------------------
+# Looks at the host as it is, and says for each thing that it is fine, or what to do and which file does it. What it
+# compares with are this module's own bounds, so that the two can't drift apart.
+
+@dataclass
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    fine: bool
+    found: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{'fine' if self.fine else 'MEND'}  {self.what}: {self.found}" + ("" if self.fine else f"\n      {self.remedy}")
+
+
+async def doctor(url: str) -> int:
+    """Prints what there is to say about this host; 1 if there is anything to mend, else 0."""
+    schema = Schema(read_schema(SCHEMA_FILE))
+    findings = [*look_at_kernel(schema), *await look_at_redis(), *look_at_front(url)]
+    print(*findings, sep="\n")
+    return int(not all(finding.fine for finding in findings))
+
+
+def look_at_kernel(schema: Schema) -> Iterable[Finding]:
+    """Limits, memory and clock."""
+    def setting(name: str) -> str:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/sys/{name.replace('.', '/')}").read_text().strip()
+        return "0"
+    sysctl = "see systemd/trivia.sysctl"
+    files, whose = open_files()
+    yield Finding(f"open files of {whose}", files >= schema.limits.connections + 256, str(files),
+                  f"{schema.limits.connections} connections and 256 more: LimitNOFILE= in systemd/trivia.service, or ulimit -n")
+    for name in ("net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog"):
+        yield Finding(name, int(setting(name)) >= BACKLOG, setting(name), f"{BACKLOG}, so that a restart refuses nobody: {sysctl}")
+    first, last = map(int, (setting("net.ipv4.ip_local_port_range") + " 0").split()[:2])
+    yield Finding("ports for the proxy in front", last - first >= 50_000, f"{first} to {last}",
+                  f"one for each player, 10240 to 65535: {sysctl}")
+    yield Finding("vm.overcommit_memory", setting("vm.overcommit_memory") == "1", setting("vm.overcommit_memory"),
+                  f"1, or Redis may be unable to rewrite its file: {sysctl}")
+    with contextlib.suppress(OSError):
+        pages = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text().strip()
+        yield Finding("transparent huge pages", "[always]" not in pages, pages,
+                      "madvise, or Redis copies 2 MiB for each byte while it rewrites its file: systemd/trivia.tmpfiles")
+    # adjtimex(2) with modes 0 only reads; its result 5 is TIME_ERROR: nothing keeps the clock right.
+    kept = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512)) != 5
+    yield Finding("clock", kept, "kept by a time service" if kept else "kept by nobody",
+                  "let a time service keep it: apt install systemd-timesyncd")
+    yield Finding("lab", LAB != "1", "open" if LAB == "1" else "closed", "unset TRIVIA_LAB where people play for real")
+
+
+def open_files() -> tuple[int, str]:
+    """How many files a process may open, and which: a worker of the running server if it can be seen, else this one."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            command = (entry / "cmdline").read_text().split("\0")
+            if entry.name != str(os.getpid()) and any(part.endswith(("trivia.py", "trivia:app")) for part in command[1:4]):
+                limits = (entry / "limits").read_text()
+                return int(re.search(r"Max open files\s+(\d+)", limits)[1]), f"the server (process {entry.name})"
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0], "this shell; the server does not run"
+
+
+async def look_at_redis() -> list[Finding]:
+    """Version, files, memory, socket and clock of Redis, and the workers that it knows."""
+    try:
+        redis = await reach_redis()
+    except Fatal as error:
+        return [Finding("Redis", False, str(error), "start it: systemctl start trivia-redis")]
+    try:
+        info, config, workers, (seconds, micros) = await asyncio.gather(
+            redis.call("INFO"), redis.call("CONFIG", "GET", "*"), redis.call("ZCARD", Keys.workers), redis.call("TIME"))
+    except hiredis.ReplyError as error:
+        return [Finding("Redis", False, str(error), "let this user run INFO and CONFIG GET: the user trivia of redis.conf")]
+    finally:
+        redis.connection.transport.close()
+    info = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+    ahead_s = int(seconds) + int(micros) / 1e6 - time.time()
+    return [*_redis_findings(info, config), *_socket_findings(),
+            Finding("clock of Redis", abs(ahead_s) < 1, f"{ahead_s:+.3f} s", "the hosts' clocks differ: systemd-timesyncd on both"),
+            Finding("workers", 0 < workers <= 2 * (os.cpu_count() or 1), f"{workers} on {os.cpu_count()} cores",
+                    "one for each core: --workers in systemd/trivia.service" if workers else "start them: systemctl start trivia")]
+
+
+def _redis_findings(info: dict[str, str], config: dict[str, str]) -> Iterable[Finding]:
+    conf, total = "see redis.conf", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    used, most = int(info["used_memory"]), int(config["maxmemory"])
+    name = info.get("server_name", "redis")
+    yield Finding("Redis", True, f"{name} {info.get(f'{name}_version', info['redis_version'])}", "")
+    yield Finding("append-only file", config["appendonly"] == "yes", config["appendonly"], f"yes, or a restart loses all: {conf}")
+    yield Finding("fsync", config["appendfsync"] in ("always", "everysec"), config["appendfsync"],
+                  f"always, or everysec if a second may be lost when the host dies: {conf}")
+    wrote = [info.get("aof_last_write_status", "ok"), info.get("aof_last_bgrewrite_status", "ok")]
+    yield Finding("last writes of the file", wrote == ["ok", "ok"], " ".join(wrote), "see its log: is the disk full?")
+    yield Finding("eviction", config["maxmemory-policy"] == "noeviction", config["maxmemory-policy"],
+                  f"noeviction, or accounts vanish when memory is full: {conf}")
+    yield Finding("memory of Redis", 0 < most <= 0.6 * total and used < 0.8 * most,
+                  f"{used / 1e6:,.0f} MB of {most / 1e6:,.0f} MB, on a host with {total / 1e6:,.0f} MB",
+                  f"maxmemory at most 60 % of the host's, and a fifth of it free: {conf}")
+    with contextlib.suppress(OSError):
+        free, size = shutil.disk_usage(config["dir"]).free, int(info.get("aof_current_size", 0))
+        yield Finding("disk", free > 2 * size + 1e9, f"{free / 1e6:,.0f} MB free, file of {size / 1e6:,.0f} MB",
+                      "twice the file and 1 GB, for its rewriting")
+
+
+def _socket_findings() -> Iterable[Finding]:
+    where = parse_url(REDIS_URL) if REDIS_URL else {"path": str(own_server_socket())}
+    if "path" in where:
+        mode = os.stat(where["path"]).st_mode
+        closed = not mode & 0o007 or not os.stat(Path(where["path"]).parent).st_mode & 0o007
+        yield Finding("socket of Redis", closed, stat.filemode(mode), "others on this host can connect: unixsocketperm in redis.conf")
+    else:
+        yield Finding("password of Redis", "password" in where, "set" if "password" in where else "none",
+                      "REDIS_URL=rediss://user:password@host, and requirepass there")
+
+
+def look_at_front(url: str) -> Iterable[Finding]:
+    """What a phone meets at the public address: TLS, the server behind it, and nothing that is the operator's."""
+    if not url:
+        return [Finding("in front", True, "not looked at; give the public address: doctor https://...", "")]
+    front = "see examples/nginx.conf"
+    ready, page_of_metrics = _status(url, "/health/ready"), _status(url, "/metrics")
+    upgrade = _status(url, "/game/none", {"connection": "upgrade", "upgrade": "websocket", "sec-websocket-version": "13",
+                                          "sec-websocket-key": base64.b64encode(secrets.token_bytes(16)).decode()})
+    return [Finding("TLS", url.startswith("https://") and ready.isdecimal(), f"{url}: {ready}",
+                    f"https with a certificate that phones trust: {front}"),
+            Finding("server behind it", ready == "200", ready, f"/health/ready should be 200: {front}"),
+            Finding("WebSocket behind it", upgrade == "401", upgrade, f"a handshake without a token should be 401: {front}"),
+            Finding("metrics", page_of_metrics != "200", page_of_metrics, f"not for the world: {front}")]
+
+
+def _status(url: str, path: str, headers: dict | None = None) -> str:
+    """The status of a GET, or what went wrong."""
+    place = urlsplit(url)
+    kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
+    try:
+        with contextlib.closing(kind(place.netloc, timeout=10)) as connection:
+            connection.request("GET", path, headers=headers or {})
+            return str(connection.getresponse().status)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return str(error) or type(error).__name__
+
+
+# ---- backup -------------------------------------------------------------------------------------------------
+# A snapshot as a replica of Redis gets it: all keys as they were at one moment, while the server goes on. It is brought back as
+# the base of an append-only file, which every Redis since 7.0 begins with; so it loads in the same version or a newer one.
+
+async def backup(folder: Path) -> None:
+    """Writes all that Redis holds into a new file in a folder, and prints its name. Raises Fatal."""
+    redis = await reach_redis()     # which starts our own, if that is what holds the data
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    file = folder / f"trivia-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.rdb"
+    try:
+        await asyncio.to_thread(_fetch_snapshot, file)
+    finally:
+        await redis.close()
+    print(file)
+
+
+def _fetch_snapshot(file: Path) -> None:
+    part = file.with_suffix(".part")
+    with _dial() as source, source.makefile("rb") as replies:
+        source.sendall(b"SYNC\r\n")
+        while (head := replies.readline()) == b"\n":    # a sign of life each second while Redis writes it to its own disk
+            pass
+        if not re.fullmatch(rb"\$\d+\r\n", head):
+            raise Fatal(f"backup: Redis says {head.decode(errors='replace').strip() or 'nothing'}; expected a snapshot, which its "
+                        "user `default` gets")
+        left = int(head[1:])
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as target:     # it has hashes of passwords
+            while block := replies.read(min(left, 1 << 20)):
+                left -= target.write(block)
+            os.fsync(target.fileno())
+    if left:
+        raise Fatal(f"backup: it broke off, {left} bytes before its end; {part} is of no use")
+    part.rename(file)
+
+
+def _dial() -> socket.socket:
+    """A connection to Redis for what is no reply to a command."""
+    where = parse_url(REDIS_URL) if REDIS_URL else {"path": str(own_server_socket())}
+    if "path" in where:
+        source = socket.socket(socket.AF_UNIX)
+        source.connect(where["path"])
+    else:
+        source = socket.create_connection((where.get("host", "localhost"), where.get("port", 6379)))
+        if REDIS_URL.startswith("rediss:"):
+            source = ssl.create_default_context().wrap_socket(source, server_hostname=where.get("host", "localhost"))
+    source.settimeout(600)
+    if "password" in where:
+        source.sendall(hiredis.pack_command(("AUTH", where.get("username", "default"), where["password"])))
+        source.recv(64)         # _greet did the same a moment ago
+    return source
+
+
+def restore(file: Path) -> None:
+    """Puts a backup into TRIVIA_DATA, as that with which a Redis there begins. Raises Fatal."""
+    target, part = DATA / "appendonlydir", DATA / "appendonlydir.part"
+    try:
+        with open(file, "rb") as source:
+            if not source.read(9).startswith((b"REDIS0", b"VALKEY")):
+                raise Fatal(f"restore: {file} is no backup; expected a file that `python trivia.py backup` wrote")
+        DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if target.exists():
+            raise Fatal(f"restore: {target} is there, and would be lost; stop the server, and move it away")
+        part.mkdir(mode=0o700, exist_ok=True)
+        shutil.copyfile(file, part / "appendonly.aof.1.base.rdb")
+        (part / "appendonly.aof.manifest").write_text("file appendonly.aof.1.base.rdb seq 1 type b\n")
+        for path in (part, *part.iterdir()):        # root does this for the user of Redis
+            os.chown(path, DATA.stat().st_uid, DATA.stat().st_gid)
+        part.rename(target)
+    except OSError as error:
+        raise Fatal(f"restore: {error.filename}: {error.strerror}") from None
+    print(f"{target} is made of {file}; start the server")
 
 
 if __name__ == "__main__":

@@ -362,7 +362,7 @@ def test_who_tries_to_start_without_memory_leaves_no_connections_behind_and_can_
     most = len(valkey.client.client_list()) + 2
     valkey.client.config_set("maxmemory", 1_000_000)
     os.kill(min(before), signal.SIGKILL)
-    wait_until(lambda: server.log.count("WARNING trivia redis: ") >= 5, 40)
+    wait_until(lambda: server.log.count('"message": "redis: ') >= 5, 40)
     assert len(valkey.client.client_list()) <= most
     server.process.terminate()
     server.process.wait(20)
@@ -376,7 +376,7 @@ def test_a_worker_that_starts_while_redis_is_away_waits_and_the_others_live_on(s
     valkey.kill()
     os.kill(min(before), signal.SIGKILL)
     wait_until(lambda: len(workers_of(server) - before) == 1, 20)       # uvicorn has put another in its place
-    wait_until(lambda: server.log.count("WARNING trivia redis: ") >= 2 and workers_of(server) > {max(before)}, 20)
+    wait_until(lambda: server.log.count('"message": "redis: ') >= 2 and workers_of(server) > {max(before)}, 20)
     valkey.start()
     waiting.expect("queued", 20)
     all_workers_up(server, 3)

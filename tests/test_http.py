@@ -36,12 +36,12 @@ def victim(target):
 
 
 def store(server):
-    """What is in Redis, but for heartbeats, clocks, allowances and counts of connections, which go by themselves."""
+    """What is in Redis, but for heartbeats, clocks, allowances, counts and measures, which go by themselves."""
     link = redis.Redis(unix_socket_path=str(server.data / "d" / "redis.sock"))
     read = {b"hash": lambda key: {name: value for name, value in link.hgetall(key).items() if name != b":turn"},
             b"string": link.get, b"zset": lambda key: link.zrange(key, 0, -1, withscores=True)}
     return {key: read[link.type(key)](key) for key in link.keys()
-            if not key.startswith((b"workers:", b"limit:", b"clock:")) and not key.endswith(b"{bank}")}
+            if not key.startswith((b"workers:", b"limit:", b"clock:", b"metrics:", b"loads:")) and not key.endswith(b"{bank}")}
 
 
 @pytest.fixture
