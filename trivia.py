@@ -1068,7 +1068,7 @@ class Redis:
     async def _open(self) -> Connection:
         loop, make = asyncio.get_running_loop(), functools.partial(Connection, self.on_events)
         try:
-            where = parse_url(self.url) if self.url else {"path": str(own_server_socket())}
+            where = self._where()
         except ValueError as error:
             raise Fatal(f"REDIS_URL: {error}; expected unix://, redis:// or rediss://") from None
         try:
@@ -1081,9 +1081,14 @@ class Redis:
         except (OSError, TimeoutError) as error:
             raise Unavailable(f"{self._place()}: {error or 'no answer'}") from None
 
+    def _where(self) -> dict:
+        """What the URL says; our own server is asked as the user who may do no more than we need (redis.conf)."""
+        return parse_url(self.url) if self.url else {"path": str(own_server_socket()), "username": "trivia"}
+
     async def _greet(self, connection: Connection) -> None:
-        where = parse_url(self.url) if self.url else {}
-        login = ("AUTH", where.get("username", "default"), where["password"]) if "password" in where else ()
+        where = self._where()
+        name, password = where.get("username", "default"), where.get("password", "")
+        login = ("AUTH", name, password) if where.keys() & {"username", "password"} else ()
         try:
             hello = await connection.call("HELLO", 3, *login)
         except hiredis.ReplyError as error:
@@ -1155,8 +1160,10 @@ class Redis:
         if not self.url:
             with contextlib.suppress(Unavailable, hiredis.ReplyError, TimeoutError), data_lock():
                 async with asyncio.timeout(CALL_SECONDS):
-                    clients = await self.call("INFO", "clients")
-                    self.call("SHUTDOWN" if re.search(r"connected_clients:1\b", clients) else "QUIT").cancel()
+                    last = re.search(r"connected_clients:1\b", await self.call("INFO", "clients"))
+                    if last:
+                        await self.call("AUTH", "default", "")      # who may do this
+                    self.call("SHUTDOWN" if last else "QUIT").cancel()
                     await asyncio.shield(self.connection.closed)        # under the lock, or the next one counts us
         self.connection.transport.close()
 
