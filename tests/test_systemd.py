@@ -81,7 +81,7 @@ def test_numbers_that_must_agree_agree():
     schema = yaml.safe_load((ROOT / "schema.yaml").read_text())
     assert int(service["LimitNOFILE"]) > schema["limits"]["connections"] + 1000
     conf = dict(line.split(" ", 1) for line in (ROOT / "redis.conf").read_text().splitlines() if line[:1].isalpha())
-    assert service["Environment"] == f"REDIS_URL=unix://{conf['unixsocket']}"
+    assert service["Environment"] == f"REDIS_URL=unix://trivia@{conf['unixsocket']}" and conf["user"].startswith("trivia on ")
     assert conf["unixsocket"] == f"/run/{redis['RuntimeDirectory']}/redis.sock"
     assert redis["WorkingDirectory"] == f"/var/lib/{redis['StateDirectory']}"
     assert redis["MemoryMax"] == "2G" and conf["maxmemory"] == "1gb"
