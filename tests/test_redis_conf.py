@@ -87,7 +87,7 @@ def test_the_user_may_run_what_trivia_py_runs_and_what_tells_how_redis_does():
 def test_the_user_reaches_the_keys_and_channels_of_the_key_table():
     table = trivia.__doc__.partition("    pattern ")[2].partition("\n\n")[0]
     patterns = {re.sub("[A-Z]+", "*", key) for key in re.findall(r"^    ([a-z]+:?\S*\{\S+)", table, re.M)}
-    assert len(patterns) == 20 and patterns == KEYS
+    assert len(patterns) == 23 and patterns == KEYS
     assert CHANNELS == {trivia.Keys.worker("*"), "bank"}
 
 
