@@ -81,6 +81,7 @@ import itertools
 import json
 import logging
 import logging.config
+import math
 import multiprocessing
 import os
 import random
@@ -113,6 +114,7 @@ import marshmallow
 import uvicorn
 import yaml
 from uvicorn.config import STARTUP_FAILURE
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from jsonschema import Draft202012Validator, FormatChecker
 from openskill.models import PlackettLuce
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -123,6 +125,8 @@ from sanic.exceptions import SanicException
 from sanic.handlers import ErrorHandler
 from sanic.response import HTTPResponse
 from sanic_ext import Extend
+from websockets.frames import apply_mask
+from websockets.protocol import OPEN
 
 # ---- settings -----------------------------------------------------------------------------------------------
 # What an operator sets in the environment; everything else about the service is in schema.yaml.
@@ -770,6 +774,9 @@ class Form:
     def __init__(self, fields: dict[str, dict], required: Iterable[str] = ()) -> None:
         self.rules, self.required = fields, [name for name in fields if name in set(required)]
         self.fields = {name: make_field(rule, name in self.required) for name, rule in fields.items()}
+        # Integers that are in these need no marshmallow, which takes 3 us for each.
+        self.ranges = {name: range(math.ceil(rule.get("minimum", -2**53)), math.floor(rule.get("maximum", 2**53)) + 1)
+                       for name, rule in fields.items() if rule["type"] == "integer" and "enum" not in rule}
 
     def load(self, data: dict) -> dict:
         """The valid data. Raises marshmallow.ValidationError with {field: [what is wrong]}."""
@@ -777,6 +784,9 @@ class Form:
         for name, form in self.fields.items():
             value, kind = data.get(name, marshmallow.missing), self.rules[name]["type"]
             if value is marshmallow.missing and not form.required:
+                continue
+            if type(value) is int and value in self.ranges.get(name, ()):
+                values[name] = value
                 continue
             if kind == "integer" and isinstance(value, float) and value.is_integer():
                 value = int(value)      # 3.0 is an integer in JSON Schema
@@ -963,24 +973,30 @@ class Connection(asyncio.Protocol):
                                      notEnoughData=self.MORE)
         self.transport: asyncio.Transport | None = None
         self.batch: list[bytes] = []
-        self.pending: deque[asyncio.Future] = deque()
+        self.pending: deque[tuple[asyncio.Future, tuple]] = deque()     # a reply to come, and what to send if the script is gone
         self.on_events, self.closed = on_events, self.loop.create_future()
         self.complained_at = -60.0
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
-    def call(self, *command: str | bytes | int | float) -> asyncio.Future:
-        """The reply to a command, to come. It raises Unavailable, or hiredis.ReplyError for what is wrong with it."""
+    def call(self, *command: str | bytes | int | float, in_full: tuple = ()) -> asyncio.Future:
+        """The reply to a command, to come. It raises Unavailable, or hiredis.ReplyError for what is wrong with it.
+
+        If the command names a script that Redis does not have any more, `in_full` is sent instead.
+        """
         reply = self.loop.create_future()
         if self.closed.done() or len(self.pending) >= MAX_PENDING:
             reply.set_exception(Unavailable("Redis is not there" if self.closed.done() else "Redis is too slow"))
-            return reply
+        else:
+            self._send(reply, command, in_full)
+        return reply
+
+    def _send(self, reply: asyncio.Future, command: tuple, in_full: tuple) -> None:
         if not self.batch:
             self.loop.call_soon(self._flush)
         self.batch.append(hiredis.pack_command(command))
-        self.pending.append(reply)
-        return reply
+        self.pending.append((reply, in_full))
 
     def _flush(self) -> None:
         if not self.transport.is_closing():
@@ -1010,11 +1026,13 @@ class Connection(asyncio.Protocol):
                 events = []
 
     def _resolve(self, reply: Any) -> None:
-        future = self.pending.popleft()
+        future, in_full = self.pending.popleft()
         if future.done():               # its caller was cancelled
             return
         if not isinstance(reply, hiredis.ReplyError):
             future.set_result(reply)
+        elif in_full and str(reply).startswith("NOSCRIPT"):
+            self._send(future, in_full, ())
         elif str(reply).startswith(PASSING):
             future.set_exception(Unavailable(str(reply)))
             self._complain(str(reply))
@@ -1032,7 +1050,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.batch.clear()
         while self.pending:
-            future = self.pending.popleft()
+            future, _ = self.pending.popleft()
             if not future.done():
                 future.set_exception(Unavailable("the connection to Redis was lost"))
         if not self.closed.done():
@@ -1139,19 +1157,14 @@ class Redis:
             await asyncio.sleep(pause * random.uniform(0.5, 1))
             pause = min(pause * 2, 2)
 
-    def call(self, *command: str | bytes | int | float) -> Awaitable[Any]:
+    def call(self, *command: str | bytes | int | float) -> asyncio.Future:
         """The reply to a command."""
         return self.connection.call(*command)
 
-    async def run(self, script: Script, keys: Iterable[str], *args: str | int | float) -> Any:
+    def run(self, script: Script, keys: tuple[str, ...], *args: str | int | float) -> asyncio.Future:
         """What a script returns."""
-        keys = tuple(keys)
-        try:
-            return await self.connection.call("EVALSHA", script.sha, len(keys), *keys, *args)
-        except hiredis.ReplyError as error:
-            if not str(error).startswith("NOSCRIPT"):
-                raise
-            return await self.connection.call("EVAL", script.text, len(keys), *keys, *args)
+        rest = len(keys), *keys, *args
+        return self.connection.call("EVALSHA", script.sha, *rest, in_full=("EVAL", script.text, *rest))
 
     async def close(self) -> None:
         """Ends the connection; a server of our own stops with its last worker."""
@@ -2249,15 +2262,17 @@ def new_game_id() -> str:
 
 _GAME = _CLOCK + """
 local key, deadlines = KEYS[1], KEYS[2]
-local game, changed, id = {}, {}, string.match(key, '[^:]+$')
+local game, changed, moved, id = {}, {}, false, string.match(key, '}:(.+)$')
 local now, wall = clock(KEYS[3], deadlines)
-local players, answer_ms, reveal_ms, seat_ms, points_correct, points_speed, on_exit
+local players, seats, answer_ms, reveal_ms, seat_ms, points_correct, points_speed, on_exit
+-- Numbers are whole; Lua's own way to make texts of them is slow, so a player's I is a text from the beginning: '1', '2', ...
 local function set(field, value)
-  game[field] = tostring(value)
+  game[field] = type(value) == 'number' and string.format('%d', value) or value
   changed[field] = true
 end
 local function parse_rules()
-  players = tonumber(game.players)
+  players, seats = tonumber(game.players), {}
+  for i = 1, players do seats[i] = string.format('%d', i) end
   local a, r, s, c, p, e = string.match(game.rules, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
   answer_ms, reveal_ms, seat_ms, points_correct, points_speed, on_exit =
     tonumber(a), tonumber(r), tonumber(s), tonumber(c), tonumber(p), e
@@ -2281,9 +2296,10 @@ local function save()
     redis.call('ZREM', deadlines, id)
     return
   end
+  if not moved then return end
   -- The next thing to happen by itself: the end of the phase, or of the time that an empty seat is waited for or kept.
   local at = tonumber(game.deadline)
-  for i = 1, players do
+  for _, i in ipairs(seats) do
     local kept = tonumber(game['gone' .. i])
     if kept and game.phase ~= 'settle' then
       at = math.min(at, game.phase == 'question' and waits_until(kept) > now and waits_until(kept) or kept)
@@ -2292,7 +2308,7 @@ local function save()
   redis.call('ZADD', deadlines, at, id)
 end
 local function player_with(field, value)
-  for i = 1, players do
+  for _, i in ipairs(seats) do
     if game[field .. i] == value then return i end
   end
 end
@@ -2300,20 +2316,24 @@ local function quoted(i) return cjson.encode(game['name' .. i]) end
 local vacate
 local function emit(kind, body, except)
   local targets = {}
-  for i = 1, players do
-    local worker, n = string.match(game['conn' .. i], '^(.+)%.(.+)$')
+  for _, i in ipairs(seats) do
+    local worker, n = string.match(game['conn' .. i], '^([^.]+)%.(.+)$')
     if worker and i ~= except then
-      set('seq' .. i, game['seq' .. i] + 1)
-      targets[worker] = (targets[worker] or '') .. ' ' .. n .. ':' .. game['seq' .. i]
+      local seq = string.format('%d', game['seq' .. i] + 1)
+      set('seq' .. i, seq)
+      targets[worker] = (targets[worker] or '') .. ' ' .. n .. ':' .. seq
     end
   end
-  local lost = {}
+  local lost
   for worker, list in pairs(targets) do
-    lost[worker] = redis.call('PUBLISH', 'worker:' .. worker, kind .. ' ' .. id .. list .. '\\n' .. body) == 0
+    if redis.call('PUBLISH', 'worker:' .. worker, kind .. ' ' .. id .. list .. '\\n' .. body) == 0 then
+      lost = lost or {}
+      lost[worker] = true
+    end
   end
   -- Only now: everybody gets the event itself before what follows from it.
-  for i = 1, players do
-    if lost[string.match(game['conn' .. i], '^(.+)%.')] and game.phase ~= 'settle' then vacate(i, now + seat_ms) end
+  for _, i in ipairs(lost and seats or {}) do
+    if lost[string.match(game['conn' .. i], '^[^.]+')] and game.phase ~= 'settle' then vacate(i, now + seat_ms) end
   end
 end
 local function event(kind, rest) return '{"type":"' .. kind .. '","game":"' .. id .. '",' .. rest .. '}' end
@@ -2321,19 +2341,17 @@ local function event(kind, rest) return '{"type":"' .. kind .. '","game":"' .. i
 function vacate(i, kept)
   set('conn' .. i, '')
   set('gone' .. i, kept)
+  moved = true
   local returns_ms = kept == 'left' and 0 or math.max(0, kept - now)
   emit('user_exit', event('user_exit', '"player":' .. quoted(i) .. ',"returns_ms":' .. returns_ms), i)
 end
 local function in_round(round)
-  local n = 0
-  for number, order in string.gmatch(game.quiz, '(%d+):(%d+)') do
-    n = n + 1
-    if n == round then return number, order end
-  end
+  return string.match(game.quiz, '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)')
 end
 local function begin_phase(phase, ms)
   set('phase', phase)
   set('deadline', now + ms)
+  moved = true
 end
 local function settle(reason)
   set('reason', reason)
@@ -2346,21 +2364,21 @@ local function open_question()
   if not number then return settle('finished') end
   set('round', round)
   set('opened', now)
-  for i = 1, players do set('ans' .. i, '') end
+  for _, i in ipairs(seats) do set('ans' .. i, '') end
   begin_phase('question', answer_ms)
-  emit('question', round .. ' ' .. number .. ' ' .. order .. ' ' .. answer_ms)
+  emit('question', table.concat({game.round, number, order, answer_ms}, ' '))
 end
 local function reveal()
   local _, order = in_round(tonumber(game.round))
   local answers, scores = {}, {}
-  for i = 1, players do
+  for n, i in ipairs(seats) do
     local choice, ms, points = string.match(game['ans' .. i], '^(%d+) (%d+) (%d+)$')
     if choice then
       set('score' .. i, game['score' .. i] + points)
       answers[#answers + 1] = quoted(i) .. ':{"choice":' .. choice .. ',"points":' .. points .. ',"ms":' .. ms .. '}'
     end
     set('log' .. i, game['log' .. i] .. (choice and choice .. ':' .. ms .. ':' .. points or '-') .. ' ')
-    scores[i] = quoted(i) .. ':' .. game['score' .. i]
+    scores[n] = quoted(i) .. ':' .. game['score' .. i]
   end
   begin_phase('reveal', reveal_ms)
   emit('reveal', event('reveal', '"round":' .. game.round .. ',"correct":' .. string.find(order, '0') - 1 ..
@@ -2370,7 +2388,7 @@ end
 -- A question closes early when all have answered who are connected, or were a moment ago, and somebody is.
 local function reveal_if_all_answered()
   local somebody = false
-  for i = 1, players do
+  for _, i in ipairs(seats) do
     local gone = game['gone' .. i]
     if gone == '' or gone ~= 'left' and waits_until(gone) > now then
       if game['ans' .. i] == '' then return end
@@ -2382,7 +2400,7 @@ end
 -- Ends the game when too few are left to go on. Returns whether it did.
 local function settle_if_deserted()
   local left = 0
-  for i = 1, players do
+  for _, i in ipairs(seats) do
     if game['gone' .. i] == 'left' then left = left + 1 end
   end
   if left == players then settle('abandoned')
@@ -2404,8 +2422,8 @@ set('quiz', ARGV[3])
 set('players', (#ARGV - 5) / 4)
 parse_rules()
 set('round', 0)
-for i = 1, players do
-  local at = 2 + 4 * i
+for n, i in ipairs(seats) do
+  local at = 2 + 4 * n
   set('uid' .. i, ARGV[at])
   set('name' .. i, ARGV[at + 1])
   set('conn' .. i, ARGV[at + 2] == '-' and '' or ARGV[at + 2])
@@ -2445,7 +2463,7 @@ if not load_game() then
 end
 if game.phase == 'settle' then set('deadline', now + 2000)
 elseif game.phase ~= 'end' then
-  for i = 1, players do
+  for _, i in ipairs(seats) do
     local kept = tonumber(game['gone' .. i])
     if kept and kept <= now then vacate(i, 'left') end
   end
@@ -2456,6 +2474,7 @@ elseif game.phase ~= 'end' then
     end
   end
 end
+moved = true        -- it was put off
 save()
 return game.phase
 """)
@@ -2526,6 +2545,7 @@ if game['conn' .. i] ~= conn then
   set('conn' .. i, conn)
   set('turn' .. i, turn)
   set('gone' .. i, '')
+  moved = true
   if was_away then emit('user_return', event('user_return', '"player":' .. quoted(i)), i) end
   save()
 end
@@ -2559,10 +2579,11 @@ FINISH = Script("""
 local ranking, ttl, erased = ARGV[1], ARGV[2], ARGV[3]
 if not load_game() or game.phase ~= 'settle' then return 0 end
 emit('end', event('end', '"reason":"' .. game.reason .. '","ranking":' .. ranking))
-for i = 1, players do
+local spent = {'deadline', 'opened'}
+for _, i in ipairs(seats) do
   for _, field in ipairs({'conn', 'turn', 'gone', 'seq', 'ans'}) do
     changed[field .. i] = nil
-    redis.call('HDEL', key, field .. i)
+    spent[#spent + 1] = field .. i
   end
   if string.find(' ' .. erased .. ' ', ' ' .. game['uid' .. i] .. ' ', 1, true) then
     set('uid' .. i, '')
@@ -2571,7 +2592,7 @@ for i = 1, players do
 end
 set('phase', 'end')
 save()
-redis.call('HDEL', key, 'deadline', 'opened')
+redis.call('HDEL', key, unpack(spent))
 redis.call('EXPIRE', key, ttl)
 return 1
 """)
@@ -2676,15 +2697,14 @@ class Games:
         """Moves on all games that are due."""
         due = await asyncio.gather(*(self.redis.run(DUE_GAMES, Keys.shard(shard)) for shard in range(SHARDS)))
         games = [game for shard in due for game in shard]
-        await asyncio.gather(*map(self._advance, games))
+        phases = await asyncio.gather(*(self.redis.run(ADVANCE, Keys.game(game)) for game in games))
+        for game, phase in zip(games, phases):
+            if phase == "settle":
+                spawn(self.settle(game))
 
-    async def _advance(self, game: str) -> None:
-        if await self.redis.run(ADVANCE, Keys.game(game)) == "settle":
-            spawn(self.settle(game))
-
-    async def answer(self, game: str, connection: str, number: int, choice: int) -> str:
+    def answer(self, game: str, connection: str, number: int, choice: int) -> asyncio.Future:
         """'ok' or an error code."""
-        return await self.redis.run(ANSWER, Keys.game(game), connection, number, choice)
+        return self.redis.run(ANSWER, Keys.game(game), connection, number, choice)
 
     async def relay(self, game: str, connection: str, kind: str, values: dict) -> str:
         """'ok' or an error code."""
@@ -2885,11 +2905,66 @@ def _resume(coroutine: Any, waiting: Any) -> Any:
     return (yield from coroutine)
 
 
+class WebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket with a short way for what a game consists of: an answer goes to Redis in the turn in which it comes, and
+    an event to the phone in the turn in which Redis tells of it. uvicorn's own way takes three times as long.
+
+    The short way is for whole, short frames while nothing waits; all others go uvicorn's way, each as a whole, so that its
+    parser is always between two frames. The first long one ends the short way in.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.take: Callable[[str], bool] = lambda text: False       # handles a text, or says that it can't now
+        self.partial: bytes | None = None       # None until there was the handshake, which comes whole, and after a long frame
+
+    def data_received(self, data: bytes) -> None:
+        if self.partial is None:
+            first = not self.handshake_initiated
+            super().data_received(data)
+            self.partial = b"" if first else None
+            return
+        data, start = self.partial + data, 0
+        while len(data) >= start + 2:
+            end = start + 6 + data[start + 1] - 0x80        # two bytes, the mask, and as many as the second says
+            if not 0x80 <= data[start + 1] < 0xFE:
+                self.partial = None
+                return super().data_received(data[start:])
+            if end > len(data):
+                break
+            if not self._take_frame(data, start, end):
+                super().data_received(data[start:end])
+            start = end
+        self.partial = data[start:]
+
+    def _take_frame(self, data: bytes, start: int, end: int) -> bool:
+        if data[start] != 0x81 or not self._idle or self.conn.current_size is not None or not self.queue.empty():
+            return False
+        try:
+            return self.take(apply_mask(data[start + 6:end], data[start + 2:start + 6]).decode())
+        except UnicodeDecodeError:
+            return False
+
+    def write_text(self, text: str) -> bool:
+        """Sends a text at once; False if it has to go uvicorn's way."""
+        payload = text.encode()
+        if not self._idle or len(payload) > 0xFFFF:
+            return False
+        head = bytes((0x81, len(payload))) if len(payload) < 126 else b"\x81\x7e" + len(payload).to_bytes(2, "big")
+        self.transport.write(head + payload)
+        return True
+
+    @property
+    def _idle(self) -> bool:
+        """Whether the connection is open and nothing waits to be written."""
+        return self.conn.state is OPEN and self.writable.is_set() and not self.close_sent and not self.transport.is_closing()
+
+
 class Socket:
     """One player's connection."""
 
     __slots__ = ("hub", "uid", "token", "id", "queue", "state", "turn", "game", "over", "seq", "held", "allowance",
-                 "allowed_at", "fast", "bad", "active_at", "outbox", "writer", "closing", "sandbox", "_send")
+                 "allowed_at", "fast", "bad", "active_at", "outbox", "writer", "closing", "sandbox", "busy", "wire", "_send")
 
     def __init__(self, hub: Hub, n: int, uid: str, turn: int, token: str, queue: Queue, send: Callable) -> None:
         self.hub, self.uid, self.turn, self.token, self.queue, self._send = hub, uid, turn, token, queue, send
@@ -2900,8 +2975,10 @@ class Socket:
         self.active_at = self.allowed_at
         self.outbox: deque[str] | None = None
         self.writer: asyncio.Task | None = None
-        self.closing = False
+        self.closing = self.busy = False
         self.sandbox: Sandbox | None = None
+        server = getattr(send, "__self__", None)
+        self.wire = server if isinstance(server, WebSocket) else None       # the short way
 
     # -- out
 
@@ -2911,7 +2988,7 @@ class Socket:
 
     def send_text(self, text: str) -> None:
         """Sends a frame: at once, or as soon as the phone has read those before it."""
-        if self.closing:
+        if self.closing or self.writer is None and self.wire and self.wire.write_text(text):
             return
         if self.writer is not None:
             if len(self.outbox) >= self.hub.limits.outbox_messages:
@@ -3007,9 +3084,13 @@ class Socket:
         """Takes the player into his queue or game, and handles his messages until the connection ends."""
         try:
             await self._arrive(script)
+            if self.wire:
+                self.wire.take = self._take
             while (frame := await receive())["type"] == "websocket.receive":
+                self.busy = True
                 if not self.closing:
                     await self._on_frame(frame)
+                self.busy = False
         finally:
             self.closing = True
             self.hub.sockets.pop(self.id, None)
@@ -3030,6 +3111,24 @@ class Socket:
         if not isinstance(error, Unavailable):
             log.error("socket %s", self.id, exc_info=error)
         await self.close(CLOSE_TRY_LATER, REFUSALS["unavailable"])
+
+    def _take(self, text: str) -> bool:
+        """Handles an answer at once; False if it is anything else, or not plainly right, or something is under way before it."""
+        if self.busy or self.closing or self.state != "playing" or self.allowance < 2 or '"answer"' not in text:
+            return False
+        try:
+            message = self._read(text)
+            head = self._take_id(message)
+            kind, values = self._validate(message)
+        except Refused:
+            return False
+        if kind != "answer" or values.get("game", self.game) != self.game:
+            return False
+        self._allow()
+        reply = self.hub.games.answer(self.game, self.id, values["round"], values["choice"])
+        reply.add_done_callback(lambda reply: reply.exception() is None and reply.result() == "ok"
+                                or spawn(self._guarded(self._answered(reply), head)))
+        return True
 
     async def _on_frame(self, frame: dict) -> None:
         limits, text = self.hub.limits, frame.get("text")
@@ -3128,7 +3227,10 @@ class Socket:
     async def _on_answer(self, values: dict) -> None:
         if values.get("game", self.game) != self.game:
             raise Refused("wrong_game", REFUSALS["wrong_game"])
-        self._ok(await self.hub.games.answer(self.game, self.id, values["round"], values["choice"]))
+        await self._answered(self.hub.games.answer(self.game, self.id, values["round"], values["choice"]))
+
+    async def _answered(self, reply: Awaitable[str]) -> None:
+        self._ok(await reply)
 
     async def _on_check(self, values: dict) -> None:
         if self.held is None:       # else one is under way
@@ -4586,7 +4688,7 @@ def serve(host: str, port: int, workers: int) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
     config = uvicorn.Config(
-        "trivia:app", workers=workers, backlog=BACKLOG, loop="uvloop", http="httptools", ws="websockets-sansio",
+        "trivia:app", workers=workers, backlog=BACKLOG, loop="uvloop", http="httptools", ws="trivia:WebSocket",
         ws_max_size=64 * 1024, ws_per_message_deflate=False,    # which costs 25 KiB a connection, for short messages
         # Mobile networks forget a silent connection after 30 s or more; each ping costs about 70 us.
         ws_ping_interval=25, ws_ping_timeout=20,
