@@ -142,7 +142,8 @@ WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")               # set by syst
 QUESTION_FILE = HERE / "questions.json"
 
 SHARDS = 4                  # hash tags over which games are spread
-TICK_S = 0.025              # how often a worker looks for due deadlines
+TICK_S = 0.025              # how often a worker looks for due deadlines in its shards ...
+TICKS_OF_OTHERS = 20        # ... and after so many times in those of the others, one of whom may be dead
 LOBBY_TICK_S = 0.2          # ... for due tickets
 BEAT_S = 1                  # between heartbeats of a worker ...
 METRICS_S = 2               # between additions of what a worker counted to the sums in Redis
@@ -2204,6 +2205,12 @@ class Lobby:
                       for worker, beat in heard.items()}
         return bool(known), dead
 
+    def share(self, shards: int) -> list[int]:
+        """The shards that fall to this worker, of so many that are dealt among those who were heard of lately."""
+        alive = sorted([self.worker] + [worker for worker, (_, times) in self.heard.items()
+                                        if times < 3 and not worker.startswith("dead:")])
+        return list(range(alive.index(self.worker), shards, len(alive)))
+
     async def look(self) -> None:
         """Does what is due in the lobby."""
         due, matches = await self.redis.run(DUE_TICKETS, (Keys.due, Keys.forming, Keys.lobby_clock))
@@ -2668,6 +2675,7 @@ class Games:
 
     def __init__(self, redis: Redis, schema: Schema, bank: Bank, users: Users) -> None:
         self.redis, self.schema, self.bank, self.users = redis, schema, bank, users
+        self.shards, self.ticks = list(range(SHARDS)), 0        # those that this worker looks after
 
     async def form(self, match: str) -> None:
         """Makes the game of a match, "GAME QUEUE UID...". Run twice it makes one."""
@@ -2694,8 +2702,10 @@ class Games:
         await self.redis.call("ZREM", Keys.forming, match)
 
     async def advance_due(self) -> None:
-        """Moves on all games that are due."""
-        due = await asyncio.gather(*(self.redis.run(DUE_GAMES, Keys.shard(shard)) for shard in range(SHARDS)))
+        """Moves on the games that are due in our shards, and now and then in all of them."""
+        self.ticks += 1
+        shards = self.shards if self.ticks % TICKS_OF_OTHERS else range(SHARDS)
+        due = await asyncio.gather(*(self.redis.run(DUE_GAMES, Keys.shard(shard)) for shard in shards))
         games = [game for shard in due for game in shard]
         phases = await asyncio.gather(*(self.redis.run(ADVANCE, Keys.game(game)) for game in games))
         for game, phase in zip(games, phases):
@@ -4207,6 +4217,7 @@ class Server:
 
     async def _beat(self) -> None:
         known, dead = await self.lobby.beat()
+        self.games.shards = self.lobby.share(SHARDS)
         if not known:       # we were silent for so long that others took our players for gone
             spawn(self.hub.close_all())
         for worker in dead:     # not awaited: our own heartbeat must go on
