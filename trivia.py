@@ -52,7 +52,7 @@ node. Times are ms since 1970 by the clock of Redis, unless said otherwise; tick
     fingerprints:{bank}      hash    digest of a question's text -> number                       never
     metrics:{metrics}        hash    "METRIC LABEL ..." -> sum, of all workers since the first      never
     loads:{metrics}          hash    worker -> "connections bytes cpu-seconds"                   its death
-    skew:{GAME:ROUND}        string  when the first of a game's workers showed a question        20 s
+    skew:{GAME}              string  when a worker first showed the first question (us)          20 s
     worker:ID, bank          channels, not keys: events for one worker; the bank has grown
 
 Sections: settings, log, errors, metrics, schema, redis, questions, users, matchmaking, game, sockets, lab, routes, documents,
@@ -348,7 +348,7 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict:
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 METRICS = {     # {name: (labels, what it is)}; those in seconds are histograms, the others counters
     "connects": ("", "WebSocket connections that were accepted."),
-    "closes": ("code", "WebSocket connections that ended, by the server's close code; gone: the phone went."),
+    "closes": ("code", "WebSocket connections that ended, by the server's close code; gone: the phone went; aborted: it read nothing."),
     "messages": ("type", "Messages from phones."),
     "deliveries": ("", "Messages to phones."),
     "answers": ("", "Answers that counted."),
@@ -522,7 +522,7 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
         server=_object(" ".join(SERVER_MESSAGES), **dict.fromkeys(
             SERVER_MESSAGES, _object("fields", description=_TEXT, required=_NAMES, fields={
                 "type": "object", "additionalProperties": {"$ref": "https://json-schema.org/draft/2020-12/schema"}})))),
-    limits=_object(LIMITS, **dict.fromkeys(LIMITS.split(), _COUNT)))
+    limits=_object(LIMITS, **dict.fromkeys(LIMITS.split(), _COUNT) | {"message_bytes": {"type": "integer", "minimum": 125}}))
 
 Mistake = tuple[tuple, str, str]    # path, what was found, what was expected
 
@@ -904,7 +904,7 @@ class Keys:
     seats, due, forming, workers, playing, lobby_clock = (
         f"{name}:{{lobby}}" for name in ("seats", "due", "forming", "workers", "playing", "clock"))
     bank, fingerprints, boards = "bank:{bank}", "fingerprints:{bank}", "boards:{boards}"
-    metrics, loads, skew = "metrics:{metrics}", "loads:{metrics}", "skew:{{{}:{}}}".format      # the last of a game and a round
+    metrics, loads, skew = "metrics:{metrics}", "loads:{metrics}", "skew:{{{}}}".format         # the last of a game
     user, history, seen = "user:{{{}}}".format, "history:{{{}}}".format, "seen:{{{}}}".format     # of a UID
     queue, limit = "queue:{{lobby}}:{}".format, "limit:{{{}:{}}}".format                           # of names
     worker = "worker:{}".format                                                                    # a channel
@@ -958,7 +958,7 @@ local function clock(key, pending)
     now = redis.call('ZCARD', pending) > 0 and last and seen or wall
   end
   if now ~= wall - (lag or 0) or now >= seen + 1000 then redis.call('SET', key, wall - now .. ' ' .. now) end
-  return now, wall
+  return now, wall, time[1] .. string.format('.%06d', time[2])
 end
 """
 
@@ -976,7 +976,7 @@ class Connection(asyncio.Protocol):
         self.batch: list[bytes] = []
         self.pending: deque[tuple[asyncio.Future, tuple]] = deque()     # a reply to come, and what to send if the script is gone
         self.on_events, self.closed = on_events, self.loop.create_future()
-        self.complained_at = -60.0
+        self.complained_at, self.timing = -60.0, False      # one batch at a time is timed
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -1000,9 +1000,16 @@ class Connection(asyncio.Protocol):
         self.pending.append((reply, in_full))
 
     def _flush(self) -> None:
+        if not self.timing and self.batch:
+            self.timing, sent_s = True, self.loop.time()
+            self.pending[-len(self.batch)][0].add_done_callback(lambda reply: self._timed(sent_s))
         if not self.transport.is_closing():
             self.transport.write(b"".join(self.batch))
         self.batch.clear()
+
+    def _timed(self, sent_s: float) -> None:
+        self.timing = False
+        observe("redis_seconds", self.loop.time() - sent_s)
 
     def data_received(self, data: bytes) -> None:
         self.reader.feed(data)
@@ -1934,7 +1941,7 @@ local function write_idle_seat(seats, uid, conn, turn)
 end
 local function tell(conn, kind, body)
   local worker, n = string.match(conn, '^(.+)%.(.+)$')
-  if worker then redis.call('PUBLISH', 'worker:' .. worker, kind .. ' - ' .. n .. ':0\\n' .. body) end
+  if worker then redis.call('PUBLISH', 'worker:' .. worker, kind .. ' - 0 ' .. n .. ':0\\n' .. body) end
 end
 """
 
@@ -2263,14 +2270,14 @@ def new_game_id() -> str:
 #   goneI ('', ms until which the seat is kept, or 'left')
 #   seqI (events sent to him)  scoreI  ansI ("choice ms points" of the open question)  logI (the same of all rounds)
 #
-# An event is published once for each worker that holds a player: "KIND GAME N:SEQ N:SEQ ...\nBODY", where N is the
-# number of a connection and BODY the message without its `seq`. If nobody receives it the worker is dead, and its
+# An event is published once for each worker that holds a player: "KIND GAME TIME N:SEQ N:SEQ ...\nBODY", where TIME is that of
+# Redis (seconds.microseconds), N the number of a connection and BODY the message without its `seq`. If nobody receives it the worker is dead, and its
 # players have lost their connection. `question` carries a number instead of a text; workers have the bank.
 
 _GAME = _CLOCK + """
 local key, deadlines = KEYS[1], KEYS[2]
 local game, changed, moved, id = {}, {}, false, string.match(key, '}:(.+)$')
-local now, wall = clock(KEYS[3], deadlines)
+local now, wall, precisely = clock(KEYS[3], deadlines)
 local players, seats, answer_ms, reveal_ms, seat_ms, points_correct, points_speed, on_exit
 -- Numbers are whole; Lua's own way to make texts of them is slow, so a player's I is a text from the beginning: '1', '2', ...
 local function set(field, value)
@@ -2333,7 +2340,7 @@ local function emit(kind, body, except)
   end
   local lost
   for worker, list in pairs(targets) do
-    if redis.call('PUBLISH', 'worker:' .. worker, kind .. ' ' .. id .. list .. '\\n' .. body) == 0 then
+    if redis.call('PUBLISH', 'worker:' .. worker, kind .. ' ' .. id .. ' ' .. precisely .. list .. '\\n' .. body) == 0 then
       lost = lost or {}
       lost[worker] = true
     end
@@ -2450,13 +2457,16 @@ return 1
 DUE_GAMES = Script("""
 -- Games whose deadline has passed. They are put off a little, so that one worker gets each; if it dies, another gets
 -- it then.
--- KEYS: deadlines, clock. Returns {game}.
+-- KEYS: deadlines, clock. Returns {game, ms by which it is late, ...}.
 """, _CLOCK, """
 local deadlines, time = KEYS[1], KEYS[2]
 if redis.call('ZCARD', deadlines) == 0 then return {} end
 local now = clock(time, deadlines)
-local due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'LIMIT', 0, 500)
-for _, game in ipairs(due) do redis.call('ZADD', deadlines, now + 60, game) end
+local due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 500)
+for i = 1, #due, 2 do
+  redis.call('ZADD', deadlines, now + 60, due[i])
+  due[i + 1] = now - due[i + 1]
+end
 return due
 """)
 
@@ -2695,6 +2705,9 @@ class Games:
                   for x in (uid, user.get("username", "(erased)"), connection, turn)]
         created = await self.redis.run(CREATE_GAME, Keys.game(game), name, queue.game_rules, self.bank.shuffled(numbers),
                                        queue.ms("start_seconds"), dumps(start), *people)
+        if created:
+            count("games_started", name)
+            log.debug("game begins", extra={"game": game})
         if created and name != LAB_QUEUE:
             marks = [x for number in numbers for x in ("SET", "u1", number, 1)]
             await asyncio.gather(*(self.redis.call("BITFIELD", Keys.seen(uid), *marks)
@@ -2706,7 +2719,9 @@ class Games:
         self.ticks += 1
         shards = self.shards if self.ticks % TICKS_OF_OTHERS else range(SHARDS)
         due = await asyncio.gather(*(self.redis.run(DUE_GAMES, Keys.shard(shard)) for shard in shards))
-        games = [game for shard in due for game in shard]
+        games = [game for shard in due for game in shard[::2]]
+        for late_ms in (late_ms for shard in due for late_ms in shard[1::2]):
+            observe("deadline_lateness_seconds", late_ms / 1000)
         phases = await asyncio.gather(*(self.redis.run(ADVANCE, Keys.game(game)) for game in games))
         for game, phase in zip(games, phases):
             if phase == "settle":
@@ -2775,7 +2790,9 @@ class Games:
             await self.redis.call("HSETNX", Keys.game(game_id)[0], "result", dumps(self._result(game, users)))
             game = await self.load(game_id)
         erased = "" if game.rules.endswith("sandbox") else await self._apply_all(game)
-        await self.redis.run(FINISH, Keys.game(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400, erased)
+        if await self.redis.run(FINISH, Keys.game(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400, erased):
+            count("games_ended", game.queue, game.reason)
+            log.debug("game ends: %s", game.reason, extra={"game": game_id})
         await asyncio.gather(*(self.release(player.uid, game_id) for player in game.players))
 
     async def _apply_all(self, game: Game) -> str:
@@ -2973,7 +2990,7 @@ class WebSocket(WebSocketsSansIOProtocol):
 class Socket:
     """One player's connection."""
 
-    __slots__ = ("hub", "uid", "token", "id", "queue", "state", "turn", "game", "over", "seq", "held", "allowance",
+    __slots__ = ("hub", "uid", "token", "id", "queue", "queued_at", "state", "turn", "game", "over", "seq", "held", "allowance",
                  "allowed_at", "fast", "bad", "active_at", "outbox", "writer", "closing", "sandbox", "busy", "wire", "_send")
 
     def __init__(self, hub: Hub, n: int, uid: str, turn: int, token: str, queue: Queue, send: Callable) -> None:
@@ -2994,6 +3011,7 @@ class Socket:
 
     def send(self, message: dict) -> None:
         """Sends a message."""
+        count("deliveries")
         self.send_text(dumps(message))
 
     def send_text(self, text: str) -> None:
@@ -3012,6 +3030,7 @@ class Socket:
         except StopIteration:
             return
         except Exception:       # each server has its own exception for a connection that is gone
+            count("closes", "gone")
             self.closing = True
             return
         self.outbox = deque()
@@ -3031,6 +3050,8 @@ class Socket:
 
     def abort(self) -> None:
         """Drops a connection that can't be written to. Where there is no transport to be had, the server times out."""
+        if not self.closing:
+            count("closes", "aborted")
         self.closing = True
         if self.transport:
             self.transport.abort()
@@ -3045,6 +3066,7 @@ class Socket:
         if self.closing:
             return
         self.closing = True
+        count("closes", code)
         with contextlib.suppress(Exception):
             async with asyncio.timeout(self.hub.limits.send_seconds):
                 return await self._send({"type": "websocket.close", "code": code, "reason": reason})
@@ -3068,6 +3090,7 @@ class Socket:
 
     def _on_game_event(self, kind: str, game: str, seq: int, text: str) -> None:
         if kind == "start" and self.state == "queued":
+            observe("queue_wait_seconds", self.hub.loop.time() - self.queued_at, self.queue.name)
             self._set_state("playing", game)
         if game != self.game or seq <= self.seq:
             return
@@ -3102,6 +3125,8 @@ class Socket:
                     await self._on_frame(frame)
                 self.busy = False
         finally:
+            if not self.closing:
+                count("closes", "gone")
             self.closing = True
             self.hub.sockets.pop(self.id, None)
             spawn(self.hub.depart(self.uid, self.id, self.turn, self.queue.name))
@@ -3119,7 +3144,7 @@ class Socket:
     async def _give_up(self, error: Exception) -> None:
         """Sends a player away whom we can't tell where he stands."""
         if not isinstance(error, Unavailable):
-            log.error("socket %s", self.id, exc_info=error)
+            log.error("a player could not arrive", exc_info=error, extra={"game": self.game})
         await self.close(CLOSE_TRY_LATER, REFUSALS["unavailable"])
 
     def _take(self, text: str) -> bool:
@@ -3135,7 +3160,8 @@ class Socket:
         if kind != "answer" or values.get("game", self.game) != self.game:
             return False
         self._allow()
-        reply = self.hub.games.answer(self.game, self.id, values["round"], values["choice"])
+        count("messages", kind)
+        reply = self._answer(values)
         reply.add_done_callback(lambda reply: reply.exception() is None and reply.result() == "ok"
                                 or spawn(self._guarded(self._answered(reply), head)))
         return True
@@ -3160,6 +3186,7 @@ class Socket:
             if self.bad > limits.bad_messages:
                 await self.close(CLOSE_MALFORMED, "too many malformed messages")
             return
+        count("messages", kind)
         await self._guarded(self._handle(kind, values), head)
 
     def _allow(self) -> bool:
@@ -3212,10 +3239,11 @@ class Socket:
             self._refuse(refused, head)
         except (Unavailable, hiredis.ReplyError) as error:
             if isinstance(error, hiredis.ReplyError):
-                log.exception("socket %s", self.id)
+                log.exception("a message failed", extra={"game": self.game})
             self._refuse(Refused("unavailable", REFUSALS["unavailable"]), head)
 
     def _refuse(self, refused: Refused, head: dict) -> None:
+        count("errors", refused.code)
         errors = {"errors": refused.errors} if refused.errors else {}
         self.send({"type": "error", "code": refused.code, "message": str(refused)} | head | errors)
 
@@ -3237,7 +3265,17 @@ class Socket:
     async def _on_answer(self, values: dict) -> None:
         if values.get("game", self.game) != self.game:
             raise Refused("wrong_game", REFUSALS["wrong_game"])
-        await self._answered(self.hub.games.answer(self.game, self.id, values["round"], values["choice"]))
+        await self._answered(self._answer(values))
+
+    def _answer(self, values: dict) -> asyncio.Future:
+        came_s, reply = self.hub.loop.time(), self.hub.games.answer(self.game, self.id, values["round"], values["choice"])
+        reply.add_done_callback(lambda reply: self._judged(reply, came_s))
+        return reply
+
+    def _judged(self, reply: asyncio.Future, came_s: float) -> None:
+        if reply.exception() is None and reply.result() == "ok":
+            count("answers")
+            observe("answer_seconds", self.hub.loop.time() - came_s)
 
     async def _answered(self, reply: Awaitable[str]) -> None:
         self._ok(await reply)
@@ -3290,6 +3328,7 @@ class Socket:
         else:
             # The reply came before any event of the match, and nothing was awaited since.
             self._set_state("queued")
+            self.queued_at = self.hub.loop.time()
             self.send({"type": "queued", "queue": queue.name, "timeout_ms": value})
             if queue.name == LAB_QUEUE:
                 self.sandbox.invite(self.hub)
@@ -3385,7 +3424,7 @@ class Hub:
 
     def deliver(self, head: str, body: str) -> None:
         """Brings an event to its sockets; it is encoded once for all of them."""
-        kind, game, *targets = head.split(" ")
+        kind, game, moved_s, *targets = head.split(" ")
         if kind == "question":
             try:
                 body = self.games.question_view(game, body)
@@ -3395,7 +3434,19 @@ class Hub:
         for target in targets:
             n, _, seq = target.partition(":")
             if one := self.sockets.get(f"{self.worker}.{n}"):
+                count("deliveries")
                 one.on_event(kind, game, int(seq), body)
+        if game != "-":
+            observe("delivery_seconds", max(0.0, time.time() - float(moved_s)))
+        if kind == "question" and ',"round":1,"text":' in body:
+            spawn(self._note_skew(game))
+
+    async def _note_skew(self, game: str) -> None:
+        """Compares when this worker showed a game's first question with when the first one did."""
+        now_us = time.time_ns() // 1000
+        with contextlib.suppress(Unavailable):
+            if first_us := await self.redis.call("SET", Keys.skew(game), now_us, "NX", "GET", "PX", 20_000):
+                observe("delivery_skew_seconds", abs(now_us - int(first_us)) / 1e6)
 
     async def _catch_up(self) -> None:
         await self.games.bank.load()
@@ -3415,7 +3466,7 @@ class Hub:
 
     async def bury(self, worker: str) -> None:
         """Makes the connections of a dead worker known as gone."""
-        log.warning("worker %s is dead", worker)
+        log.warning("worker is dead", extra={"worker": worker})
         gone, any_queue = await self.lobby.connections_of(worker), next(iter(self.schema.queues))
         for start in range(0, len(gone), MAX_RESYNCS):
             await asyncio.gather(*(self.depart(uid, connection, turn, queue if queue != "-" else any_queue)
@@ -3474,6 +3525,9 @@ class Hub:
         self.count += 1
         one = Socket(self, self.count, uid, turn, token, queue, send)
         self.sockets[one.id], one.sandbox = one, sandbox
+        CONTEXT.set(CONTEXT.get() | {"connection": one.id, "player": uid})
+        count("connects")
+        log.debug("connected")
         return one
 
     async def _admit(self, scope: dict, offered: list[str]) -> tuple[Queue, str, int, str]:
@@ -3500,6 +3554,7 @@ class Hub:
 
 async def deny(problem: Problem, scope: dict, send: Callable, subprotocol: str | None = None) -> None:
     """Refuses a request or a handshake: with an HTTP response, or for a browser, which sees none, with a close code."""
+    count("errors", problem.code)
     code = {401: CLOSE_UNAUTHENTICATED, 429: CLOSE_TOO_FAST, 503: CLOSE_TRY_LATER}.get(problem.status_code, 1008)
     no_response = scope["type"] == "websocket" and "websocket.http.response" not in scope.get("extensions", {})
     if subprotocol and code != 1008 or no_response:

@@ -375,7 +375,7 @@ def test_a_game_does_not_notice_that_the_clock_is_set(served, valkey, hours):
         phone.expect("question", 5)
     finish([ann, bob])
     # Nobody was taken for dead, and tickets are still there.
-    assert " is dead" not in server.log
+    assert "worker is dead" not in server.log
     other = server.phone(queue="rated")
     assert {phone.expect("start", 20)["game"] for phone in (waiting, other)} == {waiting.frames[-1]["game"]}
     # And no allowance is used up for hours.

@@ -78,7 +78,7 @@ def test_each_directive_stands_there_once_and_has_its_reason_above():
 
 def test_the_user_may_run_what_trivia_py_runs_and_what_tells_how_redis_does():
     text = (ROOT / "trivia.py").read_text()
-    words = re.findall(r"""\.call\((['"])([A-Z]+)\1(?:, \1([A-Z]+)\1)?""", text)
+    words = re.findall(r"""(?:\.call\(|in_full=\()(['"])([A-Z]+)\1(?:, \1([A-Z]+)\1)?""", text)
     runs = {f"{one}|{two}" if one in ("SCRIPT", "PUBSUB", "CONFIG", "LATENCY", "SLOWLOG") else one for _, one, two in words}
     # Anybody may log in; SHUTDOWN is what `default` is for.
     assert COMMANDS == {name.lower() for name in runs} - {"hello", "auth", "shutdown"} | OPERATOR
@@ -130,7 +130,7 @@ def test_whole_games_and_all_that_goes_with_them_are_allowed(valkey, app, tmp_pa
         ann, end = play_every_queue(server)
         import_a_question(server, tmp_path)
         call_every_route(server, ann.name, end["game"])
-        wait_until(lambda: "worker gone is dead" in server.log and not valkey.client.zscore("workers:{lobby}", "dead:gone"), 30)
+        wait_until(lambda: '"worker is dead", "worker": "gone"' in server.log and not valkey.client.zscore("workers:{lobby}", "dead:gone"), 30)
         server.stop()
         assert "Traceback" not in server.log, server.log
     assert app.config_get("appendfsync") == {"appendfsync": "always"} and app.info("memory") and app.latency_latest() is not None
