@@ -2949,9 +2949,10 @@ class WebSocket(WebSocketsSansIOProtocol):
     parser is always between two frames. The first long one ends the short way in.
     """
 
+    take: Callable[[str], bool] = staticmethod(lambda text: False)      # handles a text, or says that it can't now
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.take: Callable[[str], bool] = lambda text: False       # handles a text, or says that it can't now
         self.partial: bytes | None = None       # None until there was the handshake, which comes whole, and after a long frame
 
     def data_received(self, data: bytes) -> None:
@@ -3011,7 +3012,7 @@ class Socket:
         self.active_at = self.allowed_at
         self.outbox: deque[str] | None = None
         self.writer: asyncio.Task | None = None
-        self.closing = self.busy = False
+        self.closing, self.busy = False, True       # in the midst of a message, or of arriving
         self.sandbox: Sandbox | None = None
         server = getattr(send, "__self__", None)
         self.wire = server if isinstance(server, WebSocket) else None       # the short way
@@ -3125,9 +3126,10 @@ class Socket:
     async def serve(self, receive: Callable, script: str = "") -> None:
         """Takes the player into his queue or game, and handles his messages until the connection ends."""
         try:
-            await self._arrive(script)
             if self.wire:
                 self.wire.take = self._take
+            await self._arrive(script)
+            self.busy = False
             while (frame := await receive())["type"] == "websocket.receive":
                 self.busy = True
                 if not self.closing:
@@ -3137,6 +3139,8 @@ class Socket:
             if not self.closing:
                 count("closes", "gone")
             self.closing = True
+            if self.wire:
+                del self.wire.take      # or the two would hold each other until the garbage is collected
             self.hub.sockets.pop(self.id, None)
             spawn(self.hub.depart(self.uid, self.id, self.turn, self.queue.name))
 
