@@ -176,6 +176,6 @@ def call_every_route(server, name, game):
     for route in sorted(trivia.ROUTES, key=lambda route: route.method == "DELETE" and route.path == "/users/me"):
         token = server.http("POST", "/auth/login", login).json["token"]
         where = "/leaderboards/rating" if "{name}" in route.path else route.path.format(username=name, id=game)
-        body = {"username": (name := unique_name())} if route.method == "PATCH" else bodies.get(route.path) if route.body else None
-        answer = server.http(route.method, where + query.get(route.path, ""), body, token)
+        body = {"username": (name := unique_name())} if route.method == "PATCH" else bodies.get(route.path)
+        answer = server.http(route.method, where + query.get(route.path, ""), body if route.body else None, token)
         assert answer.status == route.status, (route, answer.status, answer.body)
