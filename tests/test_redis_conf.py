@@ -119,12 +119,22 @@ def test_the_user_may_do_nothing_else(valkey, app):
     assert app.ping()
 
 
+def connections(client):
+    """How many there are of the user."""
+    return [one["user"] for one in client.client_list()].count("trivia")
+
+
+def test_a_server_logs_in_as_the_user_to_a_redis_of_its_own(server):
+    assert connections(server.redis) == 1
+
+
 def test_whole_games_and_all_that_goes_with_them_are_allowed(valkey, app, tmp_path):
     """Every route, every script, an import, a death: nothing is refused, and every command that is allowed was needed."""
     valkey.client.config_resetstat()
     schema = edited_schema(lambda tree: tree["queues"]["party"].update(fill_seconds=0.3), seat_seconds=1, rounds=2)
     with contextlib.closing(Server(schema, env={"REDIS_URL": valkey.url, "TRIVIA_LAB": "1"})) as server:
         server.start()
+        assert connections(valkey.client) == 1
         valkey.client.zadd("workers:{lobby}", {"gone": 1})       # it never beats: in 10 s it is taken for dead
         valkey.client.script_flush()
         ann, end = play_every_queue(server)
