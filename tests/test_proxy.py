@@ -235,6 +235,11 @@ def test_the_server_sees_the_phones_address_and_nobody_gives_himself_another(pro
     assert guess(there, **{"X-Forwarded-For": here}) == 401
 
 
+def test_a_stranger_does_not_choose_what_the_log_calls_his_request(proxy):
+    answer = proxy.http("GET", "/health/ready", headers={"X-Request-Id": "0" * 32})
+    assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"]) and answer.headers["x-request-id"] != "0" * 32
+
+
 def test_one_address_that_sends_many_passwords_is_slowed_down(proxy):
     here, there = some_address(), some_address()
 
