@@ -1,0 +1,332 @@
+"""The operator's page in headless Chromium, while two phones play, and the Grafana dashboard against what /metrics serves."""
+
+import itertools
+import json
+import os
+import re
+import sys
+
+import pytest
+from conftest import ROOT, Server, edited_schema, play_all, wait_until
+from playwright.sync_api import expect
+from prometheus_client.parser import text_string_to_metric_families
+from test_end_to_end import free_port
+
+expect.set_options(timeout=20_000)
+
+TOKEN = "an operator's token: not for phones".replace(" ", "-")
+WRONG = "another-token-of-good-length"
+WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 360, "height": 740}
+SHOTS = os.environ.get("TRIVIA_SHOTS")          # a folder for screenshots, to look at
+PAGE, DASHBOARD = ROOT / "examples" / "ops.html", ROOT / "examples" / "grafana.json"
+
+
+def watched_server(**options):
+    return Server(edited_schema(answer_seconds=60), env={"TRIVIA_OPS_TOKEN": TOKEN}, **options)
+
+
+@pytest.fixture(scope="module")
+def watched():
+    """A server with an operator's token."""
+    running = watched_server()
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+def samples(server):
+    """What /metrics tells: {(name, *values of the labels but for `le`): value}, of histograms their sums and counts."""
+    families = text_string_to_metric_families(server.http("GET", "/metrics", token=TOKEN).body)
+    return {(one.name, *one.labels.values()): one.value for family in families for one in family.samples if "le" not in one.labels}
+
+
+class Desk:
+    """The page in a browser context of its own, and what a secret could have leaked into."""
+
+    def __init__(self, chromium, server, viewport, **options):
+        self.context = chromium.new_context(viewport=viewport, **options)
+        self.context.set_default_timeout(30_000)
+        self.page = self.context.new_page()
+        self.troubles, self.urls, self.lines = [], [], []
+        self.page.on("console", self.note)
+        self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
+        self.page.on("request", lambda request: self.urls.append(request.url))
+        self.page.goto(f"http://127.0.0.1:{server.port}/ops")
+
+    def note(self, message):
+        self.lines.append(message.text)
+        # The browser itself notes a request that failed, or was refused.
+        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
+            self.troubles.append(message.text)
+
+    def sign_in(self, token=TOKEN):
+        self.page.get_by_label("Operator’s token").fill(token)
+        self.page.get_by_role("button", name="Show").click()
+        return self
+
+    def live(self):
+        """Waits until there are rates, which take two measurements."""
+        expect(self.page.get_by_role("status").first).to_have_text("Live.")
+        return self
+
+    def chart(self, name):
+        return self.page.locator(f"#chart-{name}")
+
+    def total(self, name):
+        """A counter, or two of them: "6", "1 / 1"."""
+        return self.chart(name).locator(".total").inner_text().removeprefix("in all ")
+
+    def row(self, table, *labels):
+        """A row as {column: text}, or {} if it is not there."""
+        box = self.page.get_by_role("table", name=table, exact=True)
+        heads = box.get_by_role("columnheader").all_inner_texts()
+        rows = [tr.locator("th, td").all_inner_texts() for tr in box.locator("tbody tr").all()]
+        return next((dict(zip(heads, row, strict=True)) for row in rows if tuple(row[:len(labels)]) == labels), {})
+
+    def check_width(self, name):
+        wide = self.page.evaluate("""() => [...document.querySelectorAll('body *')]
+            .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > innerWidth + 1)
+            .map((one) => one.outerHTML.slice(0, 100))""")
+        assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not wide, wide
+        if SHOTS:
+            self.page.screenshot(path=f"{SHOTS}/ops-{self.page.viewport_size['width']}-{name}.png", full_page=True)
+
+    def close(self):
+        told = [self.page.title(), self.page.content(), *self.urls, *self.lines]
+        kept = self.page.evaluate("Object.keys(localStorage)"), self.context.cookies()
+        self.context.close()
+        assert not self.troubles, self.troubles
+        assert not any(token in text for token in (TOKEN, WRONG) for text in told)
+        assert kept == ([], [])
+
+
+@pytest.fixture
+def open_desk(chromium):
+    """Opens the page; at the end it may have had no error, and shown or sent no token but in the header."""
+    desks = []
+
+    def make(server, viewport=WIDE, **options):
+        desks.append(Desk(chromium, server, viewport, **options))
+        return desks[-1]
+    yield make
+    for desk in desks:
+        desk.close()
+
+
+def play_and_err(desk, server):
+    """Two phones play a game of three rounds; one of them is refused a message. Returns the code of that."""
+    ann, bob = phones = server.pair()
+    expect(desk.chart("connected").locator("dd")).to_have_text("2")
+    expect(desk.chart("placed").locator("dd")).to_have_text(["2", "0"])
+    ann.send("answer", round=99, choice=0)
+    code = ann.expect("error")["code"]
+    play_all(phones)
+    bob.close()
+    ann.drop()
+    return code
+
+
+def test_the_page_shows_what_is_played_and_what_metrics_tells(make_server, open_desk):
+    server = watched_server().start()
+    try:
+        desk = open_desk(server).sign_in().live()
+        code = play_and_err(desk, server)
+        wait_until(lambda: desk.total("answers") == "6" and desk.total("games") == "1 / 1" and desk.total("links") == "2 / 2", 30)
+        told = samples(server)
+        assert told["trivia_answers_total",] == 6 and told["trivia_games_started_total", "random"] == 1
+        assert desk.total("frames") == f"{told['trivia_deliveries_total',]:.0f} / {desk.row('Messages from phones', 'answer')['in all']}"
+        assert desk.row("Messages from phones", "answer")["in all"] == "7"
+        assert desk.row("Errors", code)["in all"] == f"{told['trivia_errors_total', code]:.0f}" == "1"
+        assert desk.row("Games ended", "random", "finished")["1 min"] == "1"
+        assert desk.row("Queues", "random")["playing"] == "0"
+        assert desk.row("HTTP requests", "register", "201")["in all"] == "2"
+        worker, = (labels[0] for name, *labels in told if name == "trivia_connections")
+        assert re.fullmatch(r"[\d.]+ %", desk.row("Workers", worker)["CPU"])
+        for name in ("wait", "delivery", "judging", "redis"):
+            expect(desk.chart(name).locator("dd").first).to_have_text(re.compile(r"^[\d.]+ m?s$"))
+        desk.check_width("played")
+    finally:
+        server.close()
+
+
+def test_a_wrong_token_is_refused_in_words(watched, open_desk):
+    desk = open_desk(watched, PHONE)
+    desk.check_width("asked")
+    desk.sign_in(WRONG)
+    expect(desk.page.get_by_role("alert")).to_have_text("The server refused this token.")
+    expect(desk.page.get_by_label("Operator’s token")).to_be_focused()
+    expect(desk.page.locator("#board")).to_be_hidden()
+    desk.check_width("refused")
+    desk.sign_in().live()
+    expect(desk.page.get_by_role("alert")).to_be_hidden()
+
+
+def test_the_token_lasts_over_a_reload_and_can_be_forgotten(watched, open_desk):
+    desk = open_desk(watched).sign_in().live()
+    desk.page.reload()
+    desk.live()
+    desk.page.get_by_role("button", name="Forget token").click()
+    expect(desk.page.get_by_label("Operator’s token")).to_be_focused()
+    desk.page.reload()
+    expect(desk.page.get_by_label("Operator’s token")).to_be_visible()
+    expect(desk.page.locator("#board")).to_be_hidden()
+
+
+def test_a_server_that_is_gone_is_told_and_found_again(make_server, open_desk):
+    server = make_server(edited_schema(), env={"TRIVIA_OPS_TOKEN": TOKEN},
+                         command=[sys.executable, "-m", "uvicorn", "trivia:app", "--port", str(free_port())])
+    desk = open_desk(server).sign_in().live()
+    server.stop()
+    expect(desk.page.get_by_role("alert")).to_contain_text("The server can’t be reached. Trying again every 2 s.")
+    expect(desk.page.locator("#age")).to_have_text(re.compile(r"^Data ([4-9]|\d\d) s old\."))
+    server.start()
+    desk.live()
+    expect(desk.page.get_by_role("alert")).to_be_hidden()
+
+
+@pytest.mark.parametrize(("viewport", "scheme"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide-light", "phone-dark"])
+def test_everything_fits_and_has_a_name_and_a_role(watched, open_desk, viewport, scheme):
+    desk = open_desk(watched, viewport, color_scheme=scheme).sign_in().live()
+    page = desk.page
+    watched.http("GET", "/nowhere")
+    wait_until(lambda: desk.row("Errors", "not_found"))
+    for title in ("Queues", "Workers", "HTTP requests", "Games ended", "Errors", "Connections closed", "Messages from phones"):
+        expect(page.get_by_role("table", name=title, exact=True)).to_be_visible()
+    expect(page.get_by_role("rowheader", name="not_found")).to_be_visible()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Trivia operations")
+    expect(page.get_by_role("img", name=re.compile(r"^Players connected: \d"))).to_be_visible()
+    page.get_by_role("slider", name="Look back").press("ArrowLeft")
+    expect(page.get_by_role("slider")).to_have_attribute("aria-valuetext", "2 s ago")
+    assert page.locator("figure").count() == page.get_by_role("img").count() == 16
+    desk.check_width(scheme)
+    assert not too_pale(page), "text must stand out against what it stands on by 4.5 to 1"
+
+
+def too_pale(page):
+    """The texts that WCAG finds too pale: [(ratio, text)]."""
+    return page.evaluate("""() => {
+        const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
+        const ground = (node) => (rgb(getComputedStyle(node).backgroundColor)[3] === 0 ? ground(node.parentElement) : node);
+        const light = (colour) => rgb(colour).slice(0, 3).map((part) => part / 255)
+            .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
+            .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
+        const ratio = (node) => {
+            const [a, b] = [light(getComputedStyle(node).color), light(getComputedStyle(ground(node)).backgroundColor)];
+            return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+        };
+        const texts = [...document.querySelectorAll('body *')].filter((node) => node.getClientRects().length
+            && [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim()));
+        return texts.map((node) => [ratio(node), node.textContent]).filter(([found]) => found < 4.5);
+    }""")
+
+
+HISTOGRAM = """# TYPE trivia_delivery_seconds histogram
+trivia_delivery_seconds_bucket{{le="0.1"}} {0}
+trivia_delivery_seconds_bucket{{le="0.2"}} {1}
+trivia_delivery_seconds_bucket{{le="+Inf"}} {1}
+"""
+
+
+def test_counters_and_percentiles_are_told_as_prometheus_tells_them(watched, open_desk):
+    text = "trivia_redis_up 1\ntrivia_errors_total{code=\"old\"} 7.0\n" + HISTOGRAM.format(50, 50)
+    desk = open_desk(watched)
+    desk.page.route("**/metrics", lambda route: route.fulfill(body=text, content_type="text/plain"))
+    desk.sign_in().live()
+    expect(desk.chart("delivery").locator("dd")).to_have_text(["–", "–"])       # nothing was delivered meanwhile
+
+    # One began anew, one is new, with all that a label may hold; half of the deliveries took up to 0.1 s, the others up to 0.2 s.
+    text = ("trivia_redis_up 1\ntrivia_errors_total{code=\"old\"} 2\ntrivia_errors_total{code=\"a \\\"b\\\\c} 1\"} 1.5e+03 1700000000\n"
+            + HISTOGRAM.format(60, 70))
+    expect(desk.chart("delivery").locator("dd")).to_have_text(["100 ms", "198 ms"])
+    assert desk.row("Errors", "old")["1 min"] == desk.row("Errors", "old")["in all"] == "2"
+    assert desk.row("Errors", 'a "b\\c} 1')["1 min"] == "1,500"
+
+    text = "trivia_redis_up 0\n"
+    expect(desk.page.get_by_role("listitem")).to_have_text("Redis does not answer")
+    expect(desk.chart("errors").locator("dd")).to_have_text("–")
+    text = "trivia_redis_up 1\ntrivia_errors_total{code=\"old\"} 3\n" + HISTOGRAM.format(60, 70)
+    expect(desk.page.get_by_role("listitem")).to_have_text("Nothing out of the ordinary.")
+    assert desk.row("Errors", "old")["1 min"] == "3"        # not again all that there ever were
+
+
+def test_a_server_without_metrics_or_in_trouble_is_told(watched, open_desk):
+    answers = {"status": 200, "body": "\n"}
+    desk = open_desk(watched)
+    desk.page.route("**/metrics", lambda route: route.fulfill(**answers))
+    desk.sign_in()
+    expect(desk.page.get_by_role("alert")).to_contain_text("There is no data yet")
+    answers["status"] = 503
+    expect(desk.page.get_by_role("alert")).to_contain_text("The server answered 503")
+
+
+def test_a_hidden_tab_asks_for_nothing(watched, open_desk):
+    desk = open_desk(watched)
+    desk.page.clock.install()
+    desk.page.reload()
+    desk.sign_in()
+    expect(desk.page.get_by_role("status").first).to_contain_text("Live.")
+    turn = """(hidden) => {
+        Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });
+        document.dispatchEvent(new Event('visibilitychange'));
+    }"""
+    desk.page.evaluate(turn, True)
+    asked = len(desk.urls)
+    desk.page.clock.run_for(60_000)
+    assert len(desk.urls) == asked
+    expect(desk.page.get_by_role("status").first).to_have_text("Paused while this tab is hidden.")
+    with desk.page.expect_request("**/metrics"):
+        desk.page.evaluate(turn, False)
+    expect(desk.page.get_by_role("status").first).to_contain_text("Live.")
+
+
+def named(text):
+    return set(re.findall(r"\btrivia_\w+", text))
+
+
+def served(server):
+    """The names that /metrics declares: {name of a sample: name of its metric}."""
+    endings = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
+    families = text_string_to_metric_families(server.http("GET", "/metrics", token=TOKEN).body)
+    return {one.name + ending: one.name for one in families if one.name.startswith("trivia_") for ending in endings[one.type]}
+
+
+def test_page_and_dashboard_name_what_metrics_serves(watched):
+    names = served(watched)
+    histograms = {metric for name, metric in names.items() if name.endswith("_bucket")}
+    assert named(PAGE.read_text("utf-8")) <= names.keys() | histograms
+    drawn = named(" ".join(expression for panel in panels() for expression in expressions(panel)))
+    assert drawn <= names.keys()
+    assert {names[name] for name in drawn} == set(names.values()), "a metric is in no panel"
+
+
+def panels():
+    return json.loads(DASHBOARD.read_text("utf-8"))["panels"]
+
+
+def expressions(panel):
+    return [target["expr"] for target in panel.get("targets", [])]
+
+
+def test_the_dashboard_is_as_grafana_needs_it():
+    board = json.loads(DASHBOARD.read_text("utf-8"))
+    assert board["schemaVersion"] >= 38 and board["uid"] and board["title"] and "id" not in board
+    variables = {one["name"]: one for one in board["templating"]["list"]}
+    assert variables["datasource"]["type"] == "datasource" and variables["datasource"]["query"] == "prometheus"
+    assert len({panel["id"] for panel in panels()}) == len(panels())
+    for panel in panels():
+        assert panel["type"] in ("row", "stat", "timeseries") and panel["title"]
+        if panel["type"] != "row":
+            assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+            assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) >= 1
+            assert all("instance='$instance'" in expression for expression in expressions(panel))
+
+
+def test_no_two_panels_overlap():
+    for panel in panels():
+        place = panel["gridPos"]
+        assert place["x"] >= 0 and place["x"] + place["w"] <= 24 and place["h"] >= 1
+    for one, other in itertools.combinations(panels(), 2):
+        a, b = one["gridPos"], other["gridPos"]
+        beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
+        assert beside or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"], (one["title"], other["title"])
