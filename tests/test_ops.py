@@ -81,14 +81,15 @@ class Desk:
 
     def row(self, table, *labels):
         """A row as {column: text}, or {} if it is not there; `lately` is what happened while the page was open."""
-        box = self.page.get_by_role("table", name=table, exact=True)
-        heads = ["lately" if head.endswith(" min") else head for head in box.get_by_role("columnheader").all_inner_texts()]
-        rows = [tr.locator("th, td").all_inner_texts() for tr in box.locator("tbody tr").all()]
+        heads, *rows = self.page.get_by_role("table", name=table, exact=True).evaluate(
+            "(table) => [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent))")
+        heads = ["lately" if head.endswith(" min") else head for head in heads]
         return next((dict(zip(heads, row, strict=True)) for row in rows if tuple(row[:len(labels)]) == labels), {})
 
     def check_width(self, name):
         wide = self.page.evaluate("""() => [...document.querySelectorAll('body *')]
-            .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > innerWidth + 1)
+            .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > one.closest('body, .box, figure')
+                .getBoundingClientRect().right + 1)
             .map((one) => one.outerHTML.slice(0, 100))""")
         assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not wide, wide
         if SHOTS:
