@@ -696,6 +696,69 @@ def deafen(phone):
     return raw
 
 
+# ---- how frames are cut
+
+@pytest.fixture(scope="module", params=[None, TUNED], ids=["uvicorn", "trivia.py"])
+def either(request):
+    """Both ways to run the server: the tuned one has a way of its own for short frames."""
+    yield from serving(request.param)
+
+
+def masked(text, first=0x81, mask=b"\x01\x80\xff\x10"):
+    """A frame as a phone sends it."""
+    data = text.encode()
+    size = bytes((0x80 | len(data),)) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2)
+    return bytes((first,)) + size + mask + bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
+
+
+CUTS = {
+    "whole": lambda answer: [masked(answer)],
+    "byte by byte": lambda answer: [bytes((byte,)) for byte in masked(answer)],
+    "fragments and a ping": lambda answer: [masked(answer[:9], 0x01) + masked("", 0x89), masked(answer[9:], 0x80)],
+    "in two": lambda answer: [masked(answer)[:3], masked(answer)[3:]],
+    "behind a long one": lambda answer: [masked(json.dumps({"type": "check"}) + " " * 200) + masked(answer)],
+    "long": lambda answer: [masked(answer + " " * 200)],
+    "behind a ping": lambda answer: [masked("hello", 0x89) + masked(answer)],
+}
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+def test_an_answer_is_taken_however_its_frames_are_cut(either, cut):
+    ann, bob = either.pair()
+    number = ann.expect("question")["round"]
+    ann.socket.socket.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
+    for piece in cut(json.dumps({"type": "answer", "round": number, "choice": 1})):
+        ann.socket.socket.sendall(piece)
+        time.sleep(0.002)       # so that each comes as a segment of its own
+    bob.expect("answered", player=ann.name)
+    assert ann.refused("already_answered", "answer", round=number, choice=1, id=7)["id"] == 7
+
+
+def test_frames_that_come_in_one_piece_are_taken_in_order(either):
+    ann, bob = either.pair()
+    number = ann.expect("question")["round"]
+    answer = json.dumps({"type": "answer", "round": number, "choice": 1, "id": "second"})
+    ann.socket.socket.sendall(masked('{"type":"check"}') + masked(answer.replace("second", "first")) + masked(answer)
+                              + masked('{"type":"ping","client_ms":5}'))
+    assert "choice" not in ann.expect("update") and ann.expect("error") == ann.frames[-1]
+    assert (ann.frames[-1]["code"], ann.frames[-1]["id"]) == ("already_answered", "second")
+    ann.expect("pong", client_ms=5)
+    bob.expect("answered", player=ann.name)
+
+
+@pytest.mark.parametrize("piece, code", [(b"\x81\x02{}", 1002), (masked("{}", 0xA1), 1002), (masked("{}", 0x83), 1002),
+                                         (b"\x81\x82\0\0\0\0\xff\xff", 1007), (masked("", 0x88), 1005)],
+                         ids=["unmasked", "reserved bit", "unknown opcode", "not UTF-8", "close"])
+def test_a_frame_that_breaks_the_protocol_closes_the_connection(either, piece, code):
+    ann, bob = either.pair()
+    ann.socket.socket.sendall(piece)
+    with pytest.raises(ConnectionClosed):
+        while True:
+            ann.receive()
+    bob.expect("user_exit", player=ann.name)
+    assert ann.socket.protocol.close_code == code
+
+
 # ---- the log
 
 def test_no_token_is_in_the_log(server, open_phone):
