@@ -2296,9 +2296,9 @@ end
 local function parse_rules()
   players, seats = tonumber(game.players), {}
   for i = 1, players do seats[i] = string.format('%d', i) end
-  local a, r, s, c, p, e = string.match(game.rules, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
+  -- Texts, which do as numbers in arithmetic.
   answer_ms, reveal_ms, seat_ms, points_correct, points_speed, on_exit =
-    tonumber(a), tonumber(r), tonumber(s), tonumber(c), tonumber(p), e
+    string.match(game.rules, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
 end
 local function load_game()
   local fields = redis.call('HGETALL', key)
