@@ -72,6 +72,7 @@ import difflib
 import faulthandler
 import fcntl
 import functools
+import gc
 import hashlib
 import hmac
 import html
@@ -4239,6 +4240,8 @@ class Server:
                 if (ours := running_uvicorn()) and ours.should_exit:
                     os._exit(0)     # nobody is here yet; and an exception would end the other workers
             await asyncio.sleep(random.uniform(0.2, 1))
+        gc.collect()
+        gc.freeze()     # what is here now stays; a full collection need not go through it each time
         self.background = [spawn(work) for work in (
             self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due), _forever(LOBBY_TICK_S, self.lobby.look),
             _forever(BEAT_S, self._beat), _forever(1, self.hub.sweep), _forever(BEAT_S, self._show_life),
