@@ -358,6 +358,7 @@ METRICS = {     # {name: (labels, what it is)}; those in seconds are histograms,
     "games_started": ("queue", "Games that began."),
     "games_ended": ("queue reason", "Games that ended."),
     "queue_wait_seconds": ("queue", "From joining a queue to the start of a game."),
+    "tickets_cancelled": ("queue reason", "Searches that ended without a game."),
     "answer_seconds": ("", "From an answer's arrival at a worker until Redis has judged it."),
     "delivery_seconds": ("", "From a transition in Redis until a worker has written the event to its sockets."),
     "delivery_skew_seconds": ("", "Between the first and another worker of a game showing the same question; a sample."),
@@ -3094,6 +3095,7 @@ class Socket:
         elif self.held is not None:
             self.held.append((kind, game, seq, text))
         elif kind == "cancelled":
+            count("tickets_cancelled", self.queue.name, "timeout")
             self._set_state("idle")
             self.send_text(text)
         else:
@@ -3317,6 +3319,8 @@ class Socket:
             if phase in ("settle", "stale"):    # the end is on its way
                 return
             await self.hub.games.release(self.uid, game)
+        else:
+            count("tickets_cancelled", self.queue.name, "left")
         self._set_state("idle", over=game or "")
         self.send({"type": "cancelled", "queue": self.queue.name, "reason": "left"})
 
