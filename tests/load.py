@@ -49,7 +49,7 @@ import asyncio
 import contextlib
 import gc
 import http.client
-import importlib.util
+import importlib
 import json
 import logging
 import math
@@ -586,7 +586,7 @@ class Child:
         self.process.start()
         theirs.close()
 
-    def tell(self, what: Any) -> None:
+    def ask(self, what: Any) -> None:
         """Sends it something; whether it still lives turns out when it should answer."""
         with contextlib.suppress(OSError):
             self.pipe.send(what)
@@ -634,15 +634,11 @@ def run_echo(pipe: Any) -> None:
 class EchoClient(WSListener):
     """Sends an answer, again and again: some time after the one before has come back."""
 
-    def on_ws_connected(self, transport: WSTransport) -> None:
-        self._send_soon(transport)
-
-    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
-        self._send_soon(transport)
-
-    def _send_soon(self, transport: WSTransport) -> None:
+    def on_ws_connected(self, transport: WSTransport, _: Any = None) -> None:
         asyncio.get_running_loop().call_later(ECHO_S * random.uniform(0.5, 1.5), transport.send, WSMsgType.TEXT,
                                               b'{"type":"answer","round":1,"choice":1}')
+
+    on_ws_frame = on_ws_connected
 
 
 def run_echo_clients(pipe: Any, port: int) -> None:
@@ -668,32 +664,29 @@ def call(target: Target, method: str, path: str, body: dict | None = None, token
             connection.request(method, path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
             return response.status, json.loads(response.read() or b"{}")
-        except (http.client.HTTPException, ValueError):
+        except (http.client.HTTPException, json.JSONDecodeError):
             return 0, {}
 
 
 def many(work: Callable, items: list) -> Iterable:
     """The results of work(item), done for some at a time."""
     with ThreadPoolExecutor(REGISTRATIONS) as pool:
-        try:
-            yield from pool.map(work, items)
-        finally:
-            pool.shutdown(cancel_futures=True)
+        yield from pool.map(work, items)
 
 
 def read_queue(target: Target, name: str) -> dict:
     """The rules of a queue. Raises Fatal if there is no such server or queue."""
-    where = f"{target.scheme}://{target.name}:{target.port}"
+    where = f"{target.scheme}://{target.name}:{target.port}/queues"
     try:
         status, answer = call(target, "GET", "/queues")
     except OSError as error:
         raise Fatal(f"{where}: {error.strerror or error}") from None
     if status != 200 or "queues" not in answer:
-        raise Fatal(f"{where}: found HTTP {status or 'nonsense'} at /queues; expected a trivia server")
-    queues = {queue["name"]: queue for queue in answer["queues"]}
-    if name not in queues:
-        raise Fatal(f"--queue: found {name}; expected one of {', '.join(queues)}")
-    return queues[name]
+        raise Fatal(f"{where}: found HTTP {status or 'nonsense'}; expected a trivia server")
+    for queue in answer["queues"]:
+        if queue["name"] == name:
+            return queue
+    raise Fatal(f"--queue: found {name}; expected one of {', '.join(queue['name'] for queue in answer['queues'])}")
 
 
 def new_user(name: str) -> dict:
@@ -703,12 +696,9 @@ def new_user(name: str) -> dict:
 
 def register(target: Target, name: str) -> tuple[str, str]:
     """Registers a player: (username, token). Raises Fatal."""
-    try:
-        status, answer = call(target, "POST", "/auth/register", new_user(name))
-    except OSError as error:
-        raise Fatal(f"registering {name}: {error.strerror or error}") from None
+    status, answer = call(target, "POST", "/auth/register", new_user(name))
     if status != 201:
-        raise Fatal(f"registering {name}: HTTP {status} {answer.get('detail', '')} {answer.get('errors', '')}".rstrip())
+        raise Fatal(f"registering {name}: HTTP {status} {answer}")
     return name, answer["token"]
 
 
@@ -910,7 +900,7 @@ class Run:
     def _ask(self) -> None:
         """Takes a report of each crowd."""
         for crowd in self.crowds:
-            crowd.tell(self.target)
+            crowd.ask(self.target)
         for number, crowd in enumerate(self.crowds):
             try:
                 self.reports[number] = crowd.pipe.recv()
@@ -929,7 +919,7 @@ class Run:
     def _usage(self) -> Usage:
         echo = (0.0, 0)
         if self.echo:
-            self.echo.tell("how much?")
+            self.echo.ask("how much?")
             echo = self.echo.pipe.recv()
         return self.host.usage([*(report.cpu_s for report in self.reports), time.process_time()], echo)
 
@@ -978,7 +968,7 @@ def figures_of(run: Run, target: Target) -> dict:
     lost = [one for one, known in zip(missed, many(has_record, missed), strict=True) if not known]
     return {"url": options.url, "queue": options.queue, "think_s": options.think, "ramp_s": options.ramp,
             "processes": len(run.crowds), "errors": dict(wrong(run.total.errors)),
-            "games_lost": len({game for game, _ in lost}), "players_who_lost_a_game": len({token for _, token in lost}),
+            "games_lost": len({game for game, _ in lost}),
             "games_ended_while_a_player_was_away": len({game for game, _ in set(missed) - set(lost)}),
             "steps": [step_figures(step, run) for step in run.steps], "samples": run.samples}
 
@@ -1026,8 +1016,8 @@ def redis_figures(first: dict, begin: dict, end: dict, answers: int, games: floa
     traffic = ("commands", "bytes_in", "bytes_out")
     return {"redis_per_answer": {name: ratio(used[name], answers) for name in traffic},
             "redis_per_game": {name: ratio(used[name], games, 0) for name in traffic},
-            "redis_calls_per_answer": {name.removeprefix("calls:"): ratio(count, answers, 2) for name, count in
-                                       sorted(used.items(), key=lambda one: -one[1]) if name.startswith("calls:") and count},
+            "redis_calls_per_answer": {name.removeprefix("calls:"): ratio(count, answers, 2)
+                                       for name, count in Counter(used).most_common(10) if name.startswith("calls:")},
             "redis_memory_mib": {"used": round(end["memory"] / MIB, 1),
                                  "grown": round((end["memory"] - first.get("memory", 0)) / MIB, 1)}}
 
@@ -1056,47 +1046,33 @@ def guard_figures(step: Step, answers: int) -> dict:
 
 def print_figures(figures: dict, console: Console) -> None:
     """The summary: a column for each step."""
-    table, columns = Table(show_header=False), [dict(rows(step)) for step in figures["steps"]]
-    for name in dict.fromkeys(name for column in columns for name in column):
-        table.add_row(name, *(column.get(name, "") for column in columns))
+    table, columns = Table(show_header=False), [step | step["processes"] for step in figures["steps"]]
+    for name in dict.fromkeys(name for column in columns for name in column if name != "processes"):
+        table.add_row(name, *(in_words(column.get(name)) for column in columns))
     console.print(table)
-    console.print(in_words({name: figures[name] for name in ("errors", "games_lost", "players_who_lost_a_game",
-                                                             "games_ended_while_a_player_was_away")}))
+    console.print(in_words({name: figures[name] for name in ("errors", "games_lost", "games_ended_while_a_player_was_away")}))
     if any(step["load_tool"]["overloaded"] for step in figures["steps"]):
-        console.print("[bold]The load tool was held up itself: the latencies are the tool's, not the server's.[/bold] "
-                      "Use more --processes, fewer --players, or a host with more cores.")
-
-
-def rows(figures: dict) -> Iterable[tuple[str, str]]:
-    """The lines of the summary, for a step."""
-    for name, value in figures.items():
-        if name == "processes":
-            yield from rows(value)
-        else:
-            yield name, in_words(value)
+        console.print("The load tool was held up itself: the latencies are the tool's, not the server's. Use more --processes, "
+                      "fewer --players, or a host with more cores.", style="bold")
 
 
 def in_words(value: Any) -> str:
     """A figure, or some with their names."""
     if isinstance(value, dict):
-        return "  ".join(f"{in_words(one)} {name}" for name, one in list(value.items())[:6] if one is not None) or "none"
+        return "  ".join(f"{in_words(one)} {name}" for name, one in value.items() if one is not None) or "none"
     return "-" if value is None else str(value)
 
 
 def play_shown(run: Run, console: Console) -> None:
     """Plays, and shows how it goes: a table in a terminal, else a line now and then."""
-    def show_line(sample: dict) -> None:
-        if len(run.samples) % LINE_S == 0:
-            console.print(in_words(sample))
-
-    def show_table(sample: dict) -> None:
+    def show(sample: dict) -> None:
         table = Table(*sample)
         table.add_row(*map(in_words, sample.values()))
         live.update(table, refresh=True)
-    if not console.is_terminal:
-        return run.play(show_line)
+        if not console.is_terminal and len(run.samples) % LINE_S == 0:
+            console.print(in_words(sample))
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        run.play(show_table)
+        run.play(show)
 
 
 def plot(figures: dict, file: Any) -> None:
@@ -1130,39 +1106,29 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line. Exits with a message when it makes no sense."""
     parser = argparse.ArgumentParser(prog="load.py", description="Plays games by the thousand, and measures what their host carries.",
                                      epilog="What the figures mean stands at the head of this file.")
-    add, to_write = parser.add_argument, argparse.FileType
+    add, file = parser.add_argument, argparse.FileType
     add("url", nargs="?", default="http://127.0.0.1:8000", metavar="URL",
         help="the server (default: %(default)s), or the JSON file of an earlier run, to show it again")
-    add("--players", type=ascending, default=[200], metavar="N[,N...]",
-        help="how many players; several numbers are taken one after the other (default: 200)")
-    add("--queue", default="random", help="the queue that they play in (default: %(default)s)")
-    add("--think", type=float, default=4.0, metavar="SECONDS",
-        help="time to an answer, give or take a half; never beyond nine tenths of what is left (default: %(default)g)")
-    add("--ramp", type=float, default=10.0, metavar="SECONDS",
-        help="the players (of each step) connect at random moments within it (default: %(default)g)")
-    add("--minutes", type=float, default=1.0, metavar="M", help="how long to measure after the ramp (default: %(default)g)")
-    add("--processes", type=int, metavar="N",
-        help=f"processes to hold the players (default: as many as are needed for {PLAYERS_A_PROCESS} players each)")
-    add("--accounts", type=to_write("a+"), metavar="FILE",
-        help="where the players' tokens are kept for the next run; who is missing is added")
-    add("--seed-accounts", action="store_true",
-        help="make missing accounts in the Redis of a server on this host, many times as fast as by registering")
+    add("--players", type=ascending, default=[200], metavar="N[,N...]", help="how many; several numbers are taken in turn (200)")
+    add("--queue", default="random", help="the queue that they play in (%(default)s)")
+    add("--think", type=float, default=4.0, metavar="SECONDS", help="time to an answer, give or take a half (%(default)g)")
+    add("--ramp", type=float, default=10.0, metavar="SECONDS", help="within which the players of a step connect (%(default)g)")
+    add("--minutes", type=float, default=1.0, metavar="M", help="how long to measure after the ramp (%(default)g)")
+    add("--processes", type=int, metavar="N", help=f"how many hold the players (one for {PLAYERS_A_PROCESS} of them)")
+    add("--accounts", type=file("a+"), metavar="FILE", help="tokens of players for the next run, too; who is missing is added")
+    add("--seed-accounts", action="store_true", help="make those in the Redis of a server on this host: many times as fast")
     add("--insecure", action="store_true", help="with https://: take any certificate")
-    add("--server-port", type=int, metavar="PORT",
-        help="where the server listens on this host, when URL is that of a proxy in front of it (default: the port of URL)")
-    add("--redis", metavar="URL", help="the server's Redis (default: as the server's own environment says)")
-    add("--json", type=to_write("w"), metavar="FILE", help="write all figures there, also those of each second")
-    add("--plot", type=to_write("wb"), metavar="FILE.png", help="draw latency and CPU against players (needs matplotlib)")
+    add("--server-port", type=int, metavar="PORT", help="the server's own, on this host, when URL is that of a proxy in front")
+    add("--redis", metavar="URL", help="the server's Redis (as the server's own environment says)")
+    add("--json", type=file("w"), metavar="FILE", help="write all figures there, also those of each second")
+    add("--plot", type=file("wb"), metavar="FILE.png", help="draw latency and CPU against players (needs matplotlib)")
     add("--guard", action="store_true", help=f"compare what an answer costs with {GUARD_FILE.name}")
     return parser.parse_args(arguments)
 
 
 def ascending(text: str) -> list[int]:
-    """Numbers of players, each greater than the one before."""
-    numbers = [int(part) for part in text.split(",")]
-    if numbers[0] < 1 or numbers != sorted(set(numbers)):
-        raise argparse.ArgumentTypeError(f"found {text}; expected 1 or more, and each more than the one before")
-    return numbers
+    """Numbers of players."""
+    return sorted(map(int, text.split(",")))
 
 
 def raise_file_limit() -> int:
@@ -1178,12 +1144,9 @@ def read_target(url: str, insecure: bool) -> Target:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         addresses = [info[4][0] for info in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)]
-    except (KeyError, ValueError, TypeError):
-        raise Fatal(f"{url}: expected http://HOST:PORT or https://HOST:PORT") from None
-    except OSError as error:
-        raise Fatal(f"{url}: {error.strerror}") from None
-    address = min(addresses, key=lambda one: ":" in one)        # IPv4 if there is one
-    return Target(parts.scheme, parts.hostname, address, port, insecure)
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise Fatal(f"{url}: expected http://HOST:PORT or https://HOST:PORT ({error})") from None
+    return Target(parts.scheme, parts.hostname, min(addresses, key=lambda one: ":" in one), port, insecure)     # rather IPv4
 
 
 def make_plans(options: argparse.Namespace, target: Target, rules: dict, accounts: list[tuple[str, str]]) -> list[Plan]:
@@ -1212,13 +1175,12 @@ def measure(options: argparse.Namespace, console: Console) -> dict:
     return figures_of(run, target)
 
 
-def has_become_costly(figures: dict, kept: float, console: Console) -> bool:
+def has_become_costly(figures: dict, kept: float) -> bool:
     """Says what the guard found."""
-    found = figures["steps"][-1].get("guard", {}).get("echoes_per_answer", math.inf)
-    worse = found > GUARD_LIMIT * kept
-    console.print(f"guard: an answer costs {found} echoes; {kept} are kept in {GUARD_FILE.name}: "
-                  f"{100 * (found / kept - 1):+.0f} %, {'too much' if worse else 'fine'}")
-    return worse
+    found = figures["steps"][-1]["guard"]["echoes_per_answer"]
+    print(f"guard: an answer costs {found} echoes, {found / kept - 1:+.0%} to the {kept} that are kept in {GUARD_FILE.name}: "
+          + ("too much" if found > GUARD_LIMIT * kept else "fine"))
+    return found > GUARD_LIMIT * kept
 
 
 def main() -> None:
@@ -1227,8 +1189,8 @@ def main() -> None:
     options, console = read_options(), Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
-    if options.plot and not importlib.util.find_spec("matplotlib"):
-        raise Fatal("--plot: it needs matplotlib; pip install matplotlib")
+    if options.plot:
+        importlib.import_module("matplotlib")       # which fails now, and not after the run
     kept = json.loads(GUARD_FILE.read_text()) if options.guard else {"options": {}}
     vars(options).update(kept["options"])
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -1240,7 +1202,7 @@ def main() -> None:
         json.dump(figures, options.json, indent=1)
     if options.plot:
         plot(figures, options.plot)
-    worse = options.guard and has_become_costly(figures, kept["echoes_per_answer"], console)
+    worse = options.guard and has_become_costly(figures, kept["echoes_per_answer"])
     sys.exit(int(worse or bool(figures["errors"] or figures["games_lost"])))
 
 
