@@ -146,6 +146,8 @@ class Tally:
         self.started: set[str] = set()              # games
         self.ended: dict[str, str] = {}             # game -> reason
         self.missed: set[tuple[str, str]] = set()   # (game, token) of players who saw no end
+        self.states: Counter[str] = Counter()       # at its end: how many players are in which
+        self.cpu_s = 0.0                            # until then, of their process
 
     def add(self, other: Tally) -> None:
         """Adds what happened to others, or at another time."""
@@ -486,14 +488,7 @@ class Plan(NamedTuple):
     ramp_s: float
     silence_s: float                        # how long the server may say nothing
     numbers: dict[str, int]                 # username -> number of the player
-
-
-class Report(NamedTuple):
-    """What a crowd says when it is asked."""
-
-    tally: Tally                # since it was asked before
-    states: Counter[str]        # how many players are in which
-    cpu_s: float
+    echo_port: int                          # of the guard's echo; 0: none, or others talk to it
 
 
 class Crowd:
@@ -513,6 +508,8 @@ class Crowd:
         """Plays until told to stop."""
         self.loop.add_reader(self.pipe.fileno(), self._on_command)
         self._beat(monotonic())
+        for _ in range(ECHOES if self.plan.echo_port else 0):
+            await ws_connect(lambda: EchoClient(self), f"ws://127.0.0.1:{self.plan.echo_port}/")
         await self.stopped.wait()
 
     async def open(self, listener: Callable, token: str) -> None:
@@ -541,8 +538,9 @@ class Crowd:
         try:
             command = self.pipe.recv()
             self._leave() if command == STOP else self._play(command)
-            tally, self.tally = self.tally, Tally()
-            self.pipe.send(Report(tally, +self.states, time.process_time()))
+            report, self.tally = self.tally, Tally()
+            report.states, report.cpu_s = +self.states, time.process_time()
+            self.pipe.send(report)
         except (EOFError, OSError):     # nobody listens any more
             self._leave()
 
@@ -599,57 +597,38 @@ class Child:
 
 
 # ---- echo ---------------------------------------------------------------------------------------------------
-# What the guard compares with: uvicorn, as trivia.serve() runs it, with nothing behind it; and its clients.
+# What the guard compares with: uvicorn, as trivia.serve() runs it, with nothing behind it. Its clients are in the first crowd.
 
 def run_echo(pipe: Any) -> None:
-    """Tells its port, and then the CPU seconds and the messages so far, whenever asked."""
-    os.setsid()             # Ctrl-C is not for it
-    messages = 0
-
+    """Tells its port, and goes on until it is killed."""
     async def echo(scope: dict, receive: Callable, send: Callable) -> None:
-        nonlocal messages
         await receive()
         await send({"type": "websocket.accept"})
         while (message := await receive())["type"] == "websocket.receive":
-            messages += 1
             await send({"type": "websocket.send", "text": message["text"]})
-
-    def on_command() -> None:
-        try:
-            pipe.recv()
-            pipe.send((time.process_time(), messages))
-        except (EOFError, OSError):
-            os._exit(0)
-
-    async def work() -> None:
-        asyncio.get_running_loop().add_reader(pipe.fileno(), on_command)
-        await uvicorn.Server(uvicorn.Config(
-            echo, lifespan="off", http="httptools", ws="websockets-sansio", ws_max_size=64 * 1024, ws_per_message_deflate=False,
-            ws_ping_interval=25, ws_ping_timeout=20, access_log=False, log_level="warning")).serve([listener])
+    os.setsid()             # Ctrl-C is not for it
     listener = socket.create_server(("127.0.0.1", 0), backlog=ECHOES)
     pipe.send(listener.getsockname()[1])
-    uvloop.run(work())
+    uvicorn.Server(uvicorn.Config(
+        echo, lifespan="off", loop="uvloop", http="httptools", ws="websockets-sansio", ws_max_size=64 * 1024,
+        ws_per_message_deflate=False, ws_ping_interval=25, ws_ping_timeout=20, access_log=False, log_level="warning",
+    )).run([listener])
 
 
 class EchoClient(WSListener):
     """Sends an answer, again and again: some time after the one before has come back."""
 
-    def on_ws_connected(self, transport: WSTransport, _: Any = None) -> None:
-        asyncio.get_running_loop().call_later(ECHO_S * random.uniform(0.5, 1.5), transport.send, WSMsgType.TEXT,
-                                              b'{"type":"answer","round":1,"choice":1}')
+    def __init__(self, crowd: Crowd) -> None:
+        self.crowd = crowd
 
-    on_ws_frame = on_ws_connected
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self.crowd.loop.call_later(ECHO_S * random.uniform(0.5, 1.5), transport.send, WSMsgType.TEXT,
+                                   b'{"type":"answer","round":1,"choice":1}')
 
-
-def run_echo_clients(pipe: Any, port: int) -> None:
-    """Until the pipe is closed."""
-    async def work() -> None:
-        ended = asyncio.Event()
-        asyncio.get_running_loop().add_reader(pipe.fileno(), ended.set)
-        for _ in range(ECHOES):
-            await ws_connect(EchoClient, f"ws://127.0.0.1:{port}/")
-        await ended.wait()
-    uvloop.run(work())
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        if frame.msg_type == WSMsgType.TEXT:
+            self.crowd.tally.counts["echoes"] += 1
+            self.on_ws_connected(transport)
 
 
 # ---- accounts -----------------------------------------------------------------------------------------------
@@ -754,7 +733,7 @@ class Usage(NamedTuple):
     files: dict[str, int]               # how many are open; each connection is one
     redis: dict[str, int]               # its counters
     own_cpu_s: list[float]              # of our processes
-    echo: tuple[float, int]             # CPU seconds and messages of the guard's echo
+    echo_cpu_s: float                   # of the guard's echo
 
 
 class Host:
@@ -801,16 +780,16 @@ class Host:
         """Notes what a process has used, unless it is another program, such as a Redis that the server started."""
         is_redis = process.name().startswith(("valkey", "redis"))
         if is_redis == (role == "redis") and "resource_tracker" not in " ".join(process.cmdline()):
-            times, name = process.cpu_times(), f"{role} {process.pid}"
-            self.cpu_s[name], self.processes[name] = times.user + times.system, process
+            name = f"{role} {process.pid}"
+            self.cpu_s[name], self.processes[name] = cpu_of(process), process
 
-    def usage(self, own_cpu_s: list[float], echo: tuple[float, int]) -> Usage:
+    def usage(self, own_cpu_s: list[float], echo_cpu_s: float) -> Usage:
         """All that there is to know."""
         cpu_s, counters, at, memory, files = self.cpu(), self.counters(), monotonic(), {}, {}
         for name, process in self.processes.items():
             with contextlib.suppress(psutil.Error):
                 memory[name], files[name] = process.memory_full_info().pss, process.num_fds()
-        return Usage(at, cpu_s, memory, files, counters, own_cpu_s, echo)
+        return Usage(at, cpu_s, memory, files, counters, own_cpu_s, echo_cpu_s)
 
     def counters(self) -> dict[str, int]:
         """Redis's own, with the number of calls of each command as `calls:NAME`; {} without a Redis."""
@@ -829,6 +808,12 @@ class Host:
             return {}
 
 
+def cpu_of(process: psutil.Process) -> float:
+    """The CPU seconds that a process has used."""
+    times = process.cpu_times()
+    return times.user + times.system
+
+
 # ---- run ----------------------------------------------------------------------------------------------------
 # Starts the crowds, asks each second how they fare, and takes the steps.
 
@@ -845,14 +830,12 @@ class Step:
 class Run:
     """One run, from the start of its crowds to the last of their reports."""
 
-    def __init__(self, options: argparse.Namespace, plans: list[Plan], host: Host) -> None:
-        self.options, self.host = options, host
+    def __init__(self, options: argparse.Namespace, plans: list[Plan], host: Host, echo: Child | None) -> None:
+        self.options, self.host, self.echo = options, host, echo
         signal.signal(signal.SIGINT, signal.SIG_IGN)    # which the crowds inherit: Ctrl-C is for us
         memory = Board.memory(len(plans[0].accounts))
         self.crowds = [Child(run_crowd, plan, memory) for plan in plans]
-        self.echo = Child(run_echo) if options.guard else None
-        self.others = [self.echo, Child(run_echo_clients, self.echo.pipe.recv())] if self.echo else []
-        self.reports = [Report(Tally(), Counter(), 0.0) for _ in plans]        # the last of each crowd
+        self.reports = [Tally() for _ in plans]         # the last of each crowd
         self.total, self.second = Tally(), Tally()
         self.counting = [self.total, self.second]       # the tallies to which reports are added
         self.target, self.interrupted = 0, False
@@ -871,7 +854,7 @@ class Run:
                 self._step(players, show)
         self.target = STOP
         self._ask()
-        for child in [*self.crowds, *self.others]:
+        for child in self.crowds:
             child.end()
 
     def _interrupt(self, *_: Any) -> None:
@@ -905,23 +888,19 @@ class Run:
             try:
                 self.reports[number] = crowd.pipe.recv()
             except (EOFError, OSError):
-                died = Tally()
-                died.errors["a process of players died"] += self.target != STOP
-                self.reports[number] = Report(died, Counter(), self.reports[number].cpu_s)
+                self.reports[number] = Tally()
+                self.reports[number].errors["a process of players died"] += self.target != STOP
                 self.interrupted = True
             for tally in self.counting:
-                tally.add(self.reports[number].tally)
+                tally.add(self.reports[number])
 
     def states(self) -> Counter[str]:
         """How many players are in which state."""
         return sum((report.states for report in self.reports), Counter())
 
     def _usage(self) -> Usage:
-        echo = (0.0, 0)
-        if self.echo:
-            self.echo.ask("how much?")
-            echo = self.echo.pipe.recv()
-        return self.host.usage([*(report.cpu_s for report in self.reports), time.process_time()], echo)
+        return self.host.usage([*(report.cpu_s for report in self.reports), time.process_time()],
+                               cpu_of(psutil.Process(self.echo.process.pid)) if self.echo else 0.0)
 
     def _sample(self) -> dict:
         """What the last second was like."""
@@ -957,7 +936,7 @@ def ratio(amount: float, count: float, digits: int = 1) -> float | None:
     return round(amount / count, digits) if count else None
 
 
-def figures_of(run: Run, target: Target) -> dict:
+def figures_of(run: Run, target: Target, rounds: int) -> dict:
     """All figures of a run. The server is asked about games whose end a player did not see."""
     def has_record(game_and_token: tuple[str, str]) -> bool:
         game, token = game_and_token
@@ -970,10 +949,10 @@ def figures_of(run: Run, target: Target) -> dict:
             "processes": len(run.crowds), "errors": dict(wrong(run.total.errors)),
             "games_lost": len({game for game, _ in lost}),
             "games_ended_while_a_player_was_away": len({game for game, _ in set(missed) - set(lost)}),
-            "steps": [step_figures(step, run) for step in run.steps], "samples": run.samples}
+            "steps": [step_figures(step, run.first, rounds) for step in run.steps], "samples": run.samples}
 
 
-def step_figures(step: Step, run: Run) -> dict:
+def step_figures(step: Step, first: Usage, rounds: int) -> dict:
     """The figures of a step."""
     tally, seconds = step.measured if step.ramped else step.all, step.end.at - step.begin.at
     answers, times = tally.counts["answers"], tally.times
@@ -985,9 +964,9 @@ def step_figures(step: Step, run: Run) -> dict:
             **{f"{name}_ms": step.all.times[name].summary() for name in ("connect", "away")},
             "reconnects": step.all.counts["reconnects"], "told_to_reconnect": step.all.errors[EXPECTED],
             "tickets_timed_out": tally.counts["timeouts"], "errors": dict(wrong(step.all.errors)),
-            **server_figures(run.first, step, seconds, answers),
-            **redis_figures(run.first.redis, step.begin.redis, step.end.redis, answers, tally.counts["rounds"] / run.rounds),
-            "load_tool": own_figures(step, tally, seconds), **guard_figures(step, answers)}
+            **server_figures(first, step, seconds, answers),
+            **redis_figures(first.redis, step.begin.redis, step.end.redis, answers, tally.counts["rounds"] / rounds),
+            "load_tool": own_figures(step, tally, seconds), **guard_figures(step, tally)}
 
 
 def server_figures(first: Usage, step: Step, seconds: float, answers: int) -> dict:
@@ -1032,12 +1011,12 @@ def own_figures(step: Step, tally: Tally, seconds: float) -> dict:
             "overloaded": lag_ms > LAG_LIMIT_MS or busiest > CPU_LIMIT}
 
 
-def guard_figures(step: Step, answers: int) -> dict:
+def guard_figures(step: Step, tally: Tally) -> dict:
     """What an answer costs in comparison to the echo's messages; {} without the guard."""
-    echo_s, messages = (now - before for now, before in zip(step.end.echo, step.begin.echo, strict=True))
-    if not messages or not answers:
+    if not tally.counts["echoes"] or not tally.counts["answers"]:
         return {}
-    answer_us, echo_us = 1e6 * sum(cpu_used(step).values()) / answers, 1e6 * echo_s / messages
+    answer_us = 1e6 * sum(cpu_used(step).values()) / tally.counts["answers"]
+    echo_us = 1e6 * (step.end.echo_cpu_s - step.begin.echo_cpu_s) / tally.counts["echoes"]
     return {"guard": {"echo_us_per_message": round(echo_us, 1), "echoes_per_answer": round(answer_us / echo_us, 2)}}
 
 
@@ -1149,13 +1128,14 @@ def read_target(url: str, insecure: bool) -> Target:
     return Target(parts.scheme, parts.hostname, min(addresses, key=lambda one: ":" in one), port, insecure)     # rather IPv4
 
 
-def make_plans(options: argparse.Namespace, target: Target, rules: dict, accounts: list[tuple[str, str]]) -> list[Plan]:
+def make_plans(options: argparse.Namespace, target: Target, rules: dict, accounts: list, echo_port: int) -> list[Plan]:
     """What each process is to do; the players are dealt out like cards."""
     count, numbers = options.processes, {name: number for number, (name, _) in enumerate(accounts)}
     silence_s = PATIENCE_S + max(TIMEOUT_S, *(rules[f"{what}_seconds"] for what in ("wait", "start", "answer", "reveal")))
     loopback = target.address.startswith("127.")
     return [Plan(target, options.queue, f"127.0.0.{number % 250 + 1}" if loopback else "", accounts,
-                 slice(number, None, count), options.think, options.ramp, silence_s, numbers) for number in range(count)]
+                 slice(number, None, count), options.think, options.ramp, silence_s, numbers,
+                 0 if number else echo_port) for number in range(count)]
 
 
 def measure(options: argparse.Namespace, console: Console) -> dict:
@@ -1169,18 +1149,19 @@ def measure(options: argparse.Namespace, console: Console) -> dict:
     if (options.guard or options.seed_accounts) and not (host.root and host.counters()):
         raise Fatal("--guard, --seed-accounts: the server and its Redis must be on this host")
     accounts = ensure_accounts(options, target, host, console)
-    run = Run(options, make_plans(options, target, rules, accounts), host)
-    run.rounds = rules["rounds"]
+    echo = Child(run_echo) if options.guard else None
+    run = Run(options, make_plans(options, target, rules, accounts, echo.pipe.recv() if echo else 0), host, echo)
     play_shown(run, console)
-    return figures_of(run, target)
+    return figures_of(run, target, rules["rounds"])
 
 
-def has_become_costly(figures: dict, kept: float) -> bool:
-    """Says what the guard found."""
-    found = figures["steps"][-1]["guard"]["echoes_per_answer"]
-    print(f"guard: an answer costs {found} echoes, {found / kept - 1:+.0%} to the {kept} that are kept in {GUARD_FILE.name}: "
-          + ("too much" if found > GUARD_LIMIT * kept else "fine"))
-    return found > GUARD_LIMIT * kept
+def is_worse(figures: dict, kept: float) -> bool:
+    """Says what the guard found; whether an answer has become more costly, or there is no telling."""
+    step = figures["steps"][-1]
+    found, busy = step["guard"]["echoes_per_answer"], step["load_tool"]["overloaded"]
+    verdict = "the machine is too busy to tell" if busy else "too much" if found > GUARD_LIMIT * kept else "fine"
+    print(f"guard: an answer costs {found} echoes, {found / kept - 1:+.0%} to the {kept} kept in {GUARD_FILE.name}: {verdict}")
+    return verdict != "fine"
 
 
 def main() -> None:
@@ -1202,7 +1183,7 @@ def main() -> None:
         json.dump(figures, options.json, indent=1)
     if options.plot:
         plot(figures, options.plot)
-    worse = options.guard and has_become_costly(figures, kept["echoes_per_answer"])
+    worse = options.guard and is_worse(figures, kept["echoes_per_answer"])
     sys.exit(int(worse or bool(figures["errors"] or figures["games_lost"])))
 
 

@@ -15,7 +15,7 @@ def start(server, *options):
 
 def test_a_short_run_gives_figures_of_everything(make_server, tmp_path):
     server, file = make_server(), tmp_path / "figures.json"
-    tool = start(server, "--players", "4,12", "--minutes", "0.04", "--processes", "2", "--seed-accounts", "--json", str(file))
+    tool = start(server, "--players", "4,12", "--minutes", "0.03", "--processes", "2", "--seed-accounts", "--json", str(file))
     assert (tool.communicate(timeout=60)[0].count("Traceback"), tool.returncode) == (0, 0)
     figures = json.loads(file.read_text())
     few, many = figures["steps"]
@@ -35,7 +35,7 @@ def test_a_short_run_gives_figures_of_everything(make_server, tmp_path):
 def test_a_server_that_dies_is_an_error(make_server, tmp_path):
     server, file = make_server(), tmp_path / "figures.json"
     tool = start(server, "--players", "4", "--minutes", "0.03", "--seed-accounts", "--json", str(file))
-    wait_until(lambda: server.redis.hget("playing:{lobby}", "random") == "4")
+    wait_until(lambda: server.redis.hget("playing:{lobby}", "random") == "4", 40)
     server.kill(9)
     output = tool.communicate(timeout=60)[0]
     assert tool.returncode == 1, output
@@ -45,9 +45,10 @@ def test_a_server_that_dies_is_an_error(make_server, tmp_path):
 def test_the_guard_compares_with_what_is_kept(monkeypatch, capsys, tmp_path):
     monkeypatch.syspath_prepend(ROOT / "tests")
     import load
-    for found, worse in ((11.4, False), (11.6, True)):
-        assert load.has_become_costly({"steps": [{"guard": {"echoes_per_answer": found}}]}, 10.0) == worse
-        assert ("too much" in capsys.readouterr().out) == worse
+    for found, busy, verdict in ((11.4, False, "fine"), (11.6, False, "too much"), (9.0, True, "too busy")):
+        step = {"guard": {"echoes_per_answer": found}, "load_tool": {"overloaded": busy}}
+        assert load.is_worse({"steps": [step]}, 10.0) == (verdict != "fine")
+        assert verdict in capsys.readouterr().out
 
 
 def test_percentiles_are_exact_to_two_percent():
