@@ -62,6 +62,7 @@ import signal
 import socket
 import ssl
 import sys
+import threading
 import time
 import zlib
 from collections import Counter, defaultdict
@@ -166,13 +167,8 @@ class Board:
     QUESTION, ANSWER, REVEAL = range(3)
 
     def __init__(self, memory: Any) -> None:
-        self.cells, self.half = memoryview(memory).cast("B").cast("d"), len(memory) // 2
-        self.players = self.half // 3
-
-    @staticmethod
-    def memory(players: int) -> Any:
-        """What is shared."""
-        return multiprocessing.get_context("spawn").RawArray("d", 6 * players)
+        """Memory of six doubles a player."""
+        self.cells, self.half, self.players = memoryview(memory).cast("B").cast("d"), len(memory) // 2, len(memory) // 6
 
     def note(self, what: int, player: int, round_id: float, at: float) -> None:
         """Notes that it happened to a player; round 0: that it did not."""
@@ -227,7 +223,7 @@ class Player(WSListener):
     due_at = asked_at = lost_at = alive_at = 0.0
     others: list[int] = []      # the numbers of the opponents
     unheard: list[int] = []     # ... of whose answer he has not been told
-    round_id = 0.0              # for the board: the round and its game
+    game_id = round_id = 0.0    # for the board, of the round with its game
     whole = False               # he missed nothing of this round
 
     def __init__(self, crowd: Crowd, number: int, name: str, token: str) -> None:
@@ -238,15 +234,11 @@ class Player(WSListener):
         self.crowd.states[state] += 1
         self.state = state
 
-    def _set_timer(self, delay_s: float, work: Callable, *args: Any) -> None:
-        """Does something later, instead of what was to be done."""
-        self._stop_timer()
-        self.timer = self.crowd.loop.call_later(delay_s, work, *args)
-
-    def _stop_timer(self) -> None:
+    def _set_timer(self, delay_s: float = 0, work: Callable | None = None, *args: Any) -> None:
+        """Does something later, or nothing, instead of what was to be done."""
         if self.timer is not None:
             self.timer.cancel()
-            self.timer = None
+        self.timer = self.crowd.loop.call_later(delay_s, work, *args) if work else None
 
     # -- connection
 
@@ -282,7 +274,7 @@ class Player(WSListener):
         self.crowd.tally.errors[kind] += 1
         if code in REFUSED_FOR_GOOD:
             self._miss()
-            self._stop_timer()
+            self._set_timer()
             return self._become("gone")
         if code == CLOSE_TRY_LATER:
             self.attempts = max(self.attempts, 3)
@@ -338,6 +330,7 @@ class Player(WSListener):
         if message.game != self.game:
             self._miss()
             self.game, numbers = message.game, self.crowd.plan.numbers
+            self.game_id = zlib.crc32(self.game.encode()) * 1000.0
             self.crowd.tally.started.add(self.game)
             names = {player["username"] for player in message.players} - {self.name}
             self.others = [numbers[name] for name in names if name in numbers]      # not those who are none of us
@@ -364,7 +357,7 @@ class Player(WSListener):
         self._back(now)
         self._enter(message)
         self.round, self.whole, self.due_at = message.round, False, 0.0
-        self._stop_timer()
+        self._set_timer()
         if message.phase == "question" and message.choice is None and message.left_ms > TOO_LATE_MS:
             self._think(len(message.question["choices"]), message.left_ms / 1000)
 
@@ -372,7 +365,7 @@ class Player(WSListener):
         if self.due_at:
             self.crowd.tally.times["lateness"].add(now - self.due_at)
         self.round, self.whole, self.unheard = message.round, True, self.others.copy()
-        self.round_id = zlib.crc32(self.game.encode()) * 1000.0 + message.round
+        self.round_id = self.game_id + message.round
         self._note_skew(Board.QUESTION, now)
         self._think(len(message.choices), message.answer_ms / 1000)
 
@@ -407,7 +400,7 @@ class Player(WSListener):
             self.crowd.tally.times["skew"].add(now - min(times))
 
     def _on_reveal(self, message: Message, now: float) -> None:
-        self._stop_timer()
+        self._set_timer()
         self.due_at = now + message.reveal_ms / 1000
         self.crowd.tally.counts["rounds"] += 1 / (len(self.others) + 1)
         if self.whole and message.round == self.round:
@@ -492,7 +485,7 @@ class Plan(NamedTuple):
 
 
 class Crowd:
-    """The players of a process."""
+    """The players of a process. In the first one there are also the clients of the guard's echo."""
 
     def __init__(self, plan: Plan, board: Board, pipe: Any) -> None:
         self.plan, self.board, self.pipe = plan, board, pipe
@@ -502,7 +495,9 @@ class Crowd:
         self.states, self.started, self.asked = Counter(new=len(self.players)), 0, 0
         self.url, tls = plan.target.websocket(plan.queue), plan.target.tls()
         self.options = {"socket_factory": self._socket if plan.address else None, "websocket_handshake_timeout": TIMEOUT_S,
-                        "read_buffer_init_size": 2048, "ssl_context": tls} | ({"server_hostname": plan.target.name} if tls else {})
+                        "read_buffer_init_size": 2048}
+        if tls:
+            self.options |= {"ssl_context": tls, "server_hostname": plan.target.name}
 
     async def run(self) -> None:
         """Plays until told to stop."""
@@ -600,13 +595,14 @@ class Child:
 # What the guard compares with: uvicorn, as trivia.serve() runs it, with nothing behind it. Its clients are in the first crowd.
 
 def run_echo(pipe: Any) -> None:
-    """Tells its port, and goes on until it is killed."""
+    """Tells its port, and goes on until the pipe is closed."""
     async def echo(scope: dict, receive: Callable, send: Callable) -> None:
         await receive()
         await send({"type": "websocket.accept"})
         while (message := await receive())["type"] == "websocket.receive":
             await send({"type": "websocket.send", "text": message["text"]})
-    os.setsid()             # Ctrl-C is not for it
+    os.setsid()             # Ctrl-C is not for it, but it goes when we do
+    threading.Thread(target=lambda: (pipe.poll(None), os._exit(0)), daemon=True).start()
     listener = socket.create_server(("127.0.0.1", 0), backlog=ECHOES)
     pipe.send(listener.getsockname()[1])
     uvicorn.Server(uvicorn.Config(
@@ -650,7 +646,10 @@ def call(target: Target, method: str, path: str, body: dict | None = None, token
 def many(work: Callable, items: list) -> Iterable:
     """The results of work(item), done for some at a time."""
     with ThreadPoolExecutor(REGISTRATIONS) as pool:
-        yield from pool.map(work, items)
+        try:
+            yield from pool.map(work, items)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def read_queue(target: Target, name: str) -> dict:
@@ -766,22 +765,20 @@ class Host:
     def cpu(self) -> dict[str, float]:
         """The CPU seconds used so far, by process; one that has ended keeps what it had."""
         self.processes.clear()
-        with contextlib.suppress(psutil.Error):
-            if self.root:
-                self._see(self.root, "server")
-                for one in self.root.children(recursive=True):
-                    self._see(one, "worker")
+        with contextlib.suppress(psutil.Error, AttributeError):
+            for process in [self.root, *self.root.children(recursive=True)]:
+                self._see(process.pid, "server" if process == self.root else "worker")
         if pid := self.info("server").get("process_id"):
-            with contextlib.suppress(psutil.Error):
-                self._see(psutil.Process(pid), "redis")
+            self._see(pid, "redis")
         return self.cpu_s.copy()
 
-    def _see(self, process: psutil.Process, role: str) -> None:
+    def _see(self, pid: int, role: str) -> None:
         """Notes what a process has used, unless it is another program, such as a Redis that the server started."""
-        is_redis = process.name().startswith(("valkey", "redis"))
-        if is_redis == (role == "redis") and "resource_tracker" not in " ".join(process.cmdline()):
-            name = f"{role} {process.pid}"
-            self.cpu_s[name], self.processes[name] = cpu_of(process), process
+        with contextlib.suppress(psutil.Error):
+            process, name = psutil.Process(pid), f"{role} {pid}"
+            is_redis = process.name().startswith(("valkey", "redis"))
+            if is_redis == (role == "redis") and "resource_tracker" not in " ".join(process.cmdline()):
+                self.cpu_s[name], self.processes[name] = cpu_of(process), process
 
     def usage(self, own_cpu_s: list[float], echo_cpu_s: float) -> Usage:
         """All that there is to know."""
@@ -833,7 +830,7 @@ class Run:
     def __init__(self, options: argparse.Namespace, plans: list[Plan], host: Host, echo: Child | None) -> None:
         self.options, self.host, self.echo = options, host, echo
         signal.signal(signal.SIGINT, signal.SIG_IGN)    # which the crowds inherit: Ctrl-C is for us
-        memory = Board.memory(len(plans[0].accounts))
+        memory = multiprocessing.get_context("spawn").RawArray("d", 6 * len(plans[0].accounts))
         self.crowds = [Child(run_crowd, plan, memory) for plan in plans]
         self.reports = [Tally() for _ in plans]         # the last of each crowd
         self.total, self.second = Tally(), Tally()
@@ -970,16 +967,24 @@ def step_figures(step: Step, first: Usage, rounds: int) -> dict:
 
 
 def server_figures(first: Usage, step: Step, seconds: float, answers: int) -> dict:
-    """What the processes of the server and its Redis used."""
-    processes, used_s = {}, cpu_used(step)
-    for name, used in used_s.items():
-        memory, files = (getattr(step.end, what).get(name, 0) for what in ("memory", "files"))
-        connections = 0 if name.startswith("redis") else files - first.files.get(name, files)
-        processes[name] = {"cores": ratio(used, seconds, 3), "us_per_answer": ratio(1e6 * used, answers),
-                           "mib": round(memory / MIB, 1), "connections": connections,
-                           "kib_per_connection": ratio((memory - first.memory.get(name, 0)) / 1024, connections)}
-    used = sum(used_s.values())
-    return {"server": {"cores": ratio(used, seconds, 3), "us_per_answer": ratio(1e6 * used, answers)}, "processes": processes}
+    """What the processes of the server and its Redis used, in all and each."""
+    def cpu(used_s: float) -> dict:
+        return {"cores": ratio(used_s, seconds, 3), "us_per_answer": ratio(1e6 * used_s, answers)}
+    used_s = cpu_used(step)
+    return {"all": cpu(sum(used_s.values())),
+            "processes": {name: cpu(used) | memory_figures(name, first, step.end) for name, used in used_s.items()}}
+
+
+def memory_figures(name: str, first: Usage, end: Usage) -> dict:
+    """Memory of a process that still lives; of one that did before the first player connected, also for each connection."""
+    if name not in end.memory:
+        return {}
+    memory = {"mib": round(end.memory[name] / MIB, 1)}
+    if name not in first.memory or name.startswith("redis"):
+        return memory
+    connections = end.files[name] - first.files[name]
+    grown_kib = (end.memory[name] - first.memory[name]) / 1024
+    return memory | {"connections": connections, "kib_per_connection": ratio(grown_kib, connections)}
 
 
 def cpu_used(step: Step) -> dict[str, float]:
@@ -1083,7 +1088,7 @@ def plot(figures: dict, file: Any) -> None:
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line. Exits with a message when it makes no sense."""
-    parser = argparse.ArgumentParser(prog="load.py", description="Plays games by the thousand, and measures what their host carries.",
+    parser = argparse.ArgumentParser(prog="load.py", description=__doc__.partition("\n")[0],
                                      epilog="What the figures mean stands at the head of this file.")
     add, file = parser.add_argument, argparse.FileType
     add("url", nargs="?", default="http://127.0.0.1:8000", metavar="URL",
@@ -1094,7 +1099,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--ramp", type=float, default=10.0, metavar="SECONDS", help="within which the players of a step connect (%(default)g)")
     add("--minutes", type=float, default=1.0, metavar="M", help="how long to measure after the ramp (%(default)g)")
     add("--processes", type=int, metavar="N", help=f"how many hold the players (one for {PLAYERS_A_PROCESS} of them)")
-    add("--accounts", type=file("a+"), metavar="FILE", help="tokens of players for the next run, too; who is missing is added")
+    add("--accounts", type=private_file, metavar="FILE", help="tokens of players for the next run, too; who is missing is added")
     add("--seed-accounts", action="store_true", help="make those in the Redis of a server on this host: many times as fast")
     add("--insecure", action="store_true", help="with https://: take any certificate")
     add("--server-port", type=int, metavar="PORT", help="the server's own, on this host, when URL is that of a proxy in front")
@@ -1103,6 +1108,11 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--plot", type=file("wb"), metavar="FILE.png", help="draw latency and CPU against players (needs matplotlib)")
     add("--guard", action="store_true", help=f"compare what an answer costs with {GUARD_FILE.name}")
     return parser.parse_args(arguments)
+
+
+def private_file(name: str) -> Any:
+    """A file that nobody else can read, for tokens."""
+    return open(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
 
 
 def ascending(text: str) -> list[int]:
@@ -1166,7 +1176,6 @@ def is_worse(figures: dict, kept: float) -> bool:
 
 def main() -> None:
     """python tests/load.py."""
-    os.umask(0o077)         # for the tokens
     options, console = read_options(), Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
