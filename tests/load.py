@@ -217,8 +217,8 @@ decode = msgspec.json.Decoder(Message).decode
 class Player(WSListener):
     """One player."""
 
-    __slots__ = ("crowd", "number", "name", "token", "transport", "timer", "state", "game", "seq", "round", "attempts", "close_code",
-                 "due_at", "asked_at", "lost_at", "alive_at", "others", "unheard", "game_id", "round_id", "whole")
+    __slots__ = ("crowd", "number", "name", "token", "transport", "timer", "state", "game", "seq", "round", "attempts",
+                 "close_code", "due_at", "asked_at", "lost_at", "alive_at", "others", "unheard", "game_id", "round_id", "whole")
 
     def __init__(self, crowd: Crowd, number: int, name: str, token: str) -> None:
         self.crowd, self.number, self.name, self.token = crowd, number, name, token
@@ -535,12 +535,13 @@ class Crowd:
     def _on_command(self) -> None:
         try:
             command = self.pipe.recv()
-            self._leave() if command == STOP else self._play(command)
-            report, self.tally = self.tally, Tally()
-            report.states, report.cpu_s = +self.states, time.process_time()
-            self.pipe.send(report)
         except (EOFError, OSError):     # nobody listens any more
-            self._leave()
+            command = STOP
+        self._leave() if command == STOP else self._play(command)
+        report, self.tally = self.tally, Tally()
+        report.states, report.cpu_s = +self.states, time.process_time()
+        with contextlib.suppress(OSError):
+            self.pipe.send(report)
 
     def _play(self, count: int) -> None:
         while self.started < len(self.players) and self.players[self.started].number < count:
@@ -832,7 +833,8 @@ class Run:
 
     def __init__(self, options: argparse.Namespace, plans: list[Plan], host: Host, echo: Child | None) -> None:
         self.options, self.host, self.echo = options, host, echo
-        signal.signal(signal.SIGINT, signal.SIG_IGN)    # which the crowds inherit: Ctrl-C is for us
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)       # which the crowds inherit: they end when we say so
         memory = multiprocessing.get_context("spawn").RawArray("d", 6 * len(plans[0].accounts))
         self.crowds = [Child(run_crowd, plan, memory) for plan in plans]
         self.reports = [Tally() for _ in plans]         # the last of each crowd
