@@ -147,6 +147,7 @@ TICKS_OF_OTHERS = 20        # ... and after so many times in those of the others
 LOBBY_TICK_S = 0.2          # ... for due tickets
 BEAT_S = 1                  # between heartbeats of a worker ...
 METRICS_S = 2               # between additions of what a worker counted to the sums in Redis
+SWEEP_S = 3                 # between looks for sockets that are idle or not read
 SILENT_BEATS = 10           # ... and after so many of its own it takes another for dead that had none
 CALL_SECONDS = 5            # Redis is taken for lost when it is silent for so long
 MAX_DEPTH = 950             # of brackets in JSON
@@ -167,7 +168,8 @@ CLAIM_MS = 30_000           # a unique value is kept for a registration under wa
 
 log = logging.getLogger("trivia")
 CONTEXT: contextvars.ContextVar[dict] = contextvars.ContextVar("log context", default={})
-NOISE = re.compile("without completing handshake|Invalid UTF-8")    # uvicorn takes a refusal, or bad bytes, for an error of ours
+# uvicorn takes a refusal, or bad bytes, for an error of ours; its access log has addresses, and names in paths.
+NOISE = re.compile(r'without completing handshake|Invalid UTF-8|^\S* - "')
 
 
 class Line(logging.Filter):
@@ -198,7 +200,8 @@ LOGGING = {
     "filters": {"line": {"()": Line}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "filters": ["line"],
                             "formatter": "terminal" if sys.stderr.isatty() else "json"}},
-    # Sanic's own access log and banner are off; uvicorn has one.
+    "root": {"handlers": ["stderr"]},       # asyncio's lines, and those of other ASGI servers
+    # Sanic's own access log and banner are off.
     "loggers": {name: {"handlers": ["stderr"], "level": level, "propagate": False}
                 for name, level in (("trivia", LOG_LEVEL), ("sanic.root", "WARNING"), ("sanic.error", "WARNING"),
                                     ("sanic.access", "WARNING"), ("sanic.server", "WARNING"))}}
@@ -1100,14 +1103,14 @@ class Redis:
         self.connection = connection
 
     def _place(self) -> str:
-        return re.sub(r"//[^@/]*@", "//", self.url.partition("?")[0]) or str(own_server_socket())
+        return re.sub(r"//[^/]*@", "//", self.url.partition("?")[0]) or str(own_server_socket())
 
     async def _open(self) -> Connection:
         loop, make = asyncio.get_running_loop(), functools.partial(Connection, self.on_events)
         try:
             where = self._where()
-        except ValueError as error:
-            raise Fatal(f"REDIS_URL: {error}; expected unix://, redis:// or rediss://") from None
+        except ValueError:      # which may quote the password
+            raise Fatal("REDIS_URL: can't be read; expected unix://, redis:// or rediss://, with %2F for / in a password") from None
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 if "path" in where:
@@ -3489,6 +3492,7 @@ class Hub:
         for start in range(0, len(gone), MAX_RESYNCS):
             await asyncio.gather(*(self.depart(uid, connection, turn, queue if queue != "-" else any_queue)
                                    for uid, connection, turn, queue in gone[start:start + MAX_RESYNCS]))
+        await self.redis.call("HDEL", Keys.loads, worker)
         await self.redis.call("ZREM", Keys.workers, f"dead:{worker}")
 
     def resync(self) -> None:
@@ -4248,7 +4252,7 @@ class Server:
         gc.freeze()     # what is here now stays; a full collection need not go through it each time
         self.background = [spawn(work) for work in (
             self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due), _forever(LOBBY_TICK_S, self.lobby.look),
-            _forever(BEAT_S, self._beat), _forever(1, self.hub.sweep), _forever(BEAT_S, self._show_life),
+            _forever(BEAT_S, self._beat), _forever(SWEEP_S, self.hub.sweep), _forever(BEAT_S, self._show_life),
             _forever(METRICS_S, self._add_up))]
         spawn(self.users.fill_new_boards())
         log.info("worker serves", extra={"worker": self.worker})
@@ -4305,14 +4309,11 @@ class Server:
 
     async def _add_up(self) -> None:
         """Adds what was counted to the sums of all workers. If the reply is lost it may be counted twice."""
-        taken = take_sums()
-        try:
-            await asyncio.gather(*(self.redis.call("HINCRBYFLOAT", Keys.metrics, " ".join(map(str, key)), round(value, 6))
-                                   for key, value in taken.items()),
-                                 self.redis.call("HSET", Keys.loads, self.worker, load_now(len(self.hub.sockets))))
-        except Unavailable:
-            _sums.update(taken)
-            raise
+        taken, call = take_sums(), self.redis.call
+        replies = await asyncio.gather(*(call("HINCRBYFLOAT", Keys.metrics, " ".join(map(str, key)), round(value, 6))
+                                         for key, value in taken.items()), return_exceptions=True)
+        _sums.update({key: taken[key] for key, reply in zip(taken, replies) if isinstance(reply, Exception)})
+        await call("HSET", Keys.loads, self.worker, load_now(len(self.hub.sockets)))
 
     async def metrics(self) -> bytes:
         """The page for Prometheus: what all workers counted, and how things stand."""
@@ -4327,7 +4328,7 @@ class Server:
         sums, loads, workers, queues, info = await asyncio.gather(
             call("HGETALL", Keys.metrics), call("HGETALL", Keys.loads), call("ZRANGE", Keys.workers, 0, -1),
             self.lobby.counts(), call("INFO"))
-        await asyncio.gather(*(call("HDEL", Keys.loads, worker) for worker in loads.keys() - set(workers)))
+        workers = [worker for worker in workers if not worker.startswith("dead:")]
         connections, size, cpu = ({worker: float(loads[worker].split(" ")[i]) for worker in workers if worker in loads}
                                   for i in range(3))
         redis = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
@@ -4397,7 +4398,7 @@ class Problems(ErrorHandler):
         status = getattr(exception, "status_code", 500)
         code = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(status)
         if code is None:
-            log.error("%s %s failed", request.method, request.path, exc_info=exception)
+            log.error("%s %s failed", request.method, place_of(request), exc_info=exception)
         return Problem(code or "internal")
 
 
@@ -4483,7 +4484,7 @@ class Trivia(Sanic):
     async def _start_late(self) -> None:
         """Starts at the first request, once. Raises Problem while Redis is away; the next request tries again."""
         if not hasattr(self.ctx, "starting"):
-            self.ctx.starting = asyncio.ensure_future(self._start_all())
+            self.ctx.starting = asyncio.create_task(self._start_all(), context=contextvars.Context())       # it is not of this request
         try:
             await asyncio.shield(self.ctx.starting)
         except Unavailable as error:
@@ -4584,7 +4585,7 @@ def page(name: str) -> Callable:
 async def metrics(request: Request) -> HTTPResponse:
     """For Prometheus: with the operator's token, or if there is none, for this host itself."""
     given = bearer(request.headers.get("authorization", ""))
-    if OPS_TOKEN and not hmac.compare_digest(given.encode(), OPS_TOKEN.encode()):
+    if OPS_TOKEN and not hmac.compare_digest(given.encode(errors="surrogateescape"), OPS_TOKEN.encode()):
         raise Problem("not_authenticated", "The operator's token is needed: Authorization: Bearer TRIVIA_OPS_TOKEN.")
     if not OPS_TOKEN and not from_this_host(request):
         raise Problem("not_found")
@@ -4622,13 +4623,18 @@ async def raise_problem(request: Request) -> None:
         raise problem
 
 
+def place_of(request: Request) -> str:
+    """Where a request goes, for the log: as the route is written, since a path may hold a name."""
+    return f"/{request.route.path}" if request.route else "nowhere"
+
+
 async def count_request(request: Request, response: HTTPResponse) -> None:
     """Counts an answered request."""
     name = request.route.name.partition(".")[2] if request.route else "none"
     seconds = time.monotonic() - getattr(request.ctx, "begun_s", time.monotonic())
     count("requests", name, response.status)
     observe("request_seconds", seconds, name)
-    log.debug("%s %s", request.method, request.path, extra={"status": response.status, "seconds": round(seconds, 6)})
+    log.debug("%s %s", request.method, place_of(request), extra={"status": response.status, "seconds": round(seconds, 6)})
 
 
 async def add_headers(request: Request, response: HTTPResponse) -> None:
@@ -4841,7 +4847,7 @@ def look_at_kernel(schema: Schema) -> Iterable[Finding]:
         yield Finding("transparent huge pages", "[always]" not in pages, pages,
                       "madvise, or Redis copies 2 MiB for each byte while it rewrites its file: systemd/trivia.tmpfiles")
     # adjtimex(2) with modes 0 only reads; its result 5 is TIME_ERROR: nothing keeps the clock right.
-    kept = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512)) != 5
+    kept = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(512)) in range(5)
     yield Finding("clock", kept, "kept by a time service" if kept else "kept by nobody",
                   "let a time service keep it: apt install systemd-timesyncd")
     yield Finding("lab", LAB != "1", "open" if LAB == "1" else "closed", "unset TRIVIA_LAB where people play for real")
@@ -4849,10 +4855,10 @@ def look_at_kernel(schema: Schema) -> Iterable[Finding]:
 
 def open_files() -> tuple[int, str]:
     """How many files a process may open, and which: a worker of the running server if it can be seen, else this one."""
+    serving = r"[^\0]*python[^\0]*\0(-[^\0]*\0)*([^\0]*/)?trivia\.py\0((run|-).*)?|.*\0trivia:app\0.*"
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
-            command = (entry / "cmdline").read_text().split("\0")
-            if entry.name != str(os.getpid()) and any(part.endswith(("trivia.py", "trivia:app")) for part in command[1:4]):
+            if re.fullmatch(serving, (entry / "cmdline").read_text(), re.DOTALL):
                 limits = (entry / "limits").read_text()
                 return int(re.search(r"Max open files\s+(\d+)", limits)[1]), f"the server (process {entry.name})"
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0], "this shell; the server does not run"
@@ -4866,21 +4872,23 @@ async def look_at_redis() -> list[Finding]:
         return [Finding("Redis", False, str(error), "start it: systemctl start trivia-redis")]
     try:
         info, config, workers, (seconds, micros) = await asyncio.gather(
-            redis.call("INFO"), redis.call("CONFIG", "GET", "*"), redis.call("ZCARD", Keys.workers), redis.call("TIME"))
+            redis.call("INFO"), redis.call("CONFIG", "GET", "*"), redis.call("ZRANGE", Keys.workers, 0, -1), redis.call("TIME"))
+        way = list(_socket_findings())
     except hiredis.ReplyError as error:
         return [Finding("Redis", False, str(error), "let this user run INFO and CONFIG GET: the user trivia of redis.conf")]
     finally:
-        redis.connection.transport.close()
+        await redis.close()     # our own, if nobody else uses it, stops again
+    workers = sum(not worker.startswith("dead:") for worker in workers)
     info = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     ahead_s = int(seconds) + int(micros) / 1e6 - time.time()
-    return [*_redis_findings(info, config), *_socket_findings(),
+    return [*_redis_findings(info, config), *way,
             Finding("clock of Redis", abs(ahead_s) < 1, f"{ahead_s:+.3f} s", "the hosts' clocks differ: systemd-timesyncd on both"),
             Finding("workers", 0 < workers <= 2 * (os.cpu_count() or 1), f"{workers} on {os.cpu_count()} cores",
                     "one for each core: --workers in systemd/trivia.service" if workers else "start them: systemctl start trivia")]
 
 
 def _redis_findings(info: dict[str, str], config: dict[str, str]) -> Iterable[Finding]:
-    conf, total = "see redis.conf", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    conf, total = "see redis.conf", int(info["total_system_memory"])        # of its host
     used, most = int(info["used_memory"]), int(config["maxmemory"])
     name = info.get("server_name", "redis")
     yield Finding("Redis", True, f"{name} {info.get(f'{name}_version', info['redis_version'])}", "")
@@ -4928,9 +4936,11 @@ def look_at_front(url: str) -> Iterable[Finding]:
 
 def _status(url: str, path: str, headers: dict | None = None) -> str:
     """The status of a GET, or what went wrong."""
-    place = urlsplit(url)
-    kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
     try:
+        place = urlsplit(url)
+        if place.scheme not in ("http", "https"):
+            raise ValueError("expected https://...")
+        kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
         with contextlib.closing(kind(place.netloc, timeout=10)) as connection:
             connection.request("GET", path, headers=headers or {})
             return str(connection.getresponse().status)
@@ -4945,10 +4955,12 @@ def _status(url: str, path: str, headers: dict | None = None) -> str:
 async def backup(folder: Path) -> None:
     """Writes all that Redis holds into a new file in a folder, and prints its name. Raises Fatal."""
     redis = await reach_redis()     # which starts our own, if that is what holds the data
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     file = folder / f"trivia-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.rdb"
     try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         await asyncio.to_thread(_fetch_snapshot, file)
+    except OSError as error:
+        raise Fatal(f"backup: {error}") from None
     finally:
         await redis.close()
     print(file)
@@ -4964,7 +4976,7 @@ def _fetch_snapshot(file: Path) -> None:
             raise Fatal(f"backup: Redis says {head.decode(errors='replace').strip() or 'nothing'}; expected a snapshot, which its "
                         "user `default` gets")
         left = int(head[1:])
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as target:     # it has hashes of passwords
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:     # it has hashes of passwords
             while block := replies.read(min(left, 1 << 20)):
                 left -= target.write(block)
             os.fsync(target.fileno())
@@ -4997,6 +5009,9 @@ def restore(file: Path) -> None:
         with open(file, "rb") as source:
             if not source.read(9).startswith((b"REDIS0", b"VALKEY")):
                 raise Fatal(f"restore: {file} is no backup; expected a file that `python trivia.py backup` wrote")
+            source.seek(max(9, source.seek(0, os.SEEK_END) - 9))
+            if source.read(1) != b"\xff":       # and eight bytes of a checksum end it
+                raise Fatal(f"restore: {file} is not whole")
         DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
         if target.exists():
             raise Fatal(f"restore: {target} is there, and would be lost; stop the server, and move it away")
