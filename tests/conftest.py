@@ -349,10 +349,10 @@ CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-network
 def debian_program(name, package):
     """Where a program is, which is installed if need be and if we may; skips the test where there is none."""
     find = functools.partial(shutil.which, name, path=os.environ["PATH"] + ":/usr/sbin")      # which Debian's users lack
-    with open(Path(tempfile.gettempdir()) / "trivia-tests.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)        # one of the test processes installs it
-        if not find() and os.geteuid() == 0 and shutil.which("apt-get"):
-            for command in (["update"], ["install", "-y", "--no-install-recommends", package]):
+    if not find() and os.geteuid() == 0 and shutil.which("apt-get"):
+        with open(Path(tempfile.gettempdir()) / "trivia-tests.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)        # one of the test processes installs it, while the others wait
+            for command in (["update"], ["install", "-y", "--no-install-recommends", package]) if not find() else ():
                 subprocess.run(["apt-get", "-qq", *command], env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
                                stdout=subprocess.DEVNULL, timeout=600, check=False)
     return find() or pytest.skip(f"there is no {name}, and it can't be installed: as root, apt-get install {package}")
