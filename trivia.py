@@ -137,7 +137,7 @@ DATA = Path(os.environ.get("TRIVIA_DATA", "data"))                 # where that 
 SCHEMA_FILE = Path(os.environ.get("TRIVIA_SCHEMA", HERE / "schema.yaml"))
 LAB = os.environ.get("TRIVIA_LAB", "")                             # 1: authors of apps get a queue `lab`
 OPS_TOKEN = os.environ.get("TRIVIA_OPS_TOKEN", "")                 # opens /ops, and /metrics to other hosts
-LOG_LEVEL = os.environ.get("TRIVIA_LOG", "info").upper()           # debug: also each request, connection and game
+LOG_LEVEL = (os.environ.get("TRIVIA_LOG") or "info").upper()       # debug: also each request, connection and game
 WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")               # set by systemd: WatchdogSec of the unit
 QUESTION_FILE = HERE / "questions.json"
 
@@ -282,7 +282,8 @@ def check_environment() -> None:
     """Raises Fatal when a variable of the environment is not as it should be."""
     for name, fine, found, expected in (
             ("TRIVIA_LAB", LAB in ("", "0", "1"), LAB, "1 or 0"),
-            ("TRIVIA_LOG", LOG_LEVEL in ("DEBUG", "INFO", "WARNING", "ERROR"), LOG_LEVEL.lower(), "debug, info, warning or error"),
+            ("TRIVIA_LOG", LOG_LEVEL in ("DEBUG", "INFO", "WARNING", "ERROR"), LOG_LEVEL.lower(),
+             "debug, info, warning or error"),
             ("TRIVIA_OPS_TOKEN", not OPS_TOKEN or re.fullmatch(r"[\x21-\x7e]{16,}", OPS_TOKEN), f"{len(OPS_TOKEN)} characters",
              "16 or more, without spaces"),
             ("WATCHDOG_USEC", WATCHDOG_USEC.isdecimal(), WATCHDOG_USEC, "microseconds")):
@@ -343,15 +344,16 @@ _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_short_in
 
 # ---- metrics ------------------------------------------------------------------------------------------------
 # What a worker counts it adds, every METRICS_S, to sums in Redis. So /metrics of any worker tells of all of them, and the sums
-# hold over restarts; a worker that is killed takes its last seconds along. Counting is one addition in a dictionary, since it happens
-# at each answer; prometheus-client, whose own counters cost microseconds and know one process, writes the page.
+# hold over restarts; a worker that is killed takes its last seconds along. Counting is one addition in a dictionary, since it
+# happens at each answer; prometheus-client, whose own counters cost microseconds and know one process, writes the page.
 #
 # To add one: METRICS, then count() or observe() where it happens.
 
 BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60)
 METRICS = {     # {name: (labels, what it is)}; those in seconds are histograms, the others counters
     "connects": ("", "WebSocket connections that were accepted."),
-    "closes": ("code", "WebSocket connections that ended, by the server's close code; gone: the phone went; aborted: it read nothing."),
+    "closes": ("code", "WebSocket connections that ended, by the server's close code; gone: the phone went; aborted: "
+               "it read nothing."),
     "messages": ("type", "Messages from phones."),
     "deliveries": ("", "Messages to phones."),
     "answers": ("", "Answers that counted."),
@@ -1110,7 +1112,8 @@ class Redis:
         try:
             where = self._where()
         except ValueError:      # which may quote the password
-            raise Fatal("REDIS_URL: can't be read; expected unix://, redis:// or rediss://, with %2F for / in a password") from None
+            raise Fatal("REDIS_URL: can't be read; expected unix://, redis:// or rediss://, with %2F for / in a password"
+                        ) from None
         try:
             async with asyncio.timeout(CALL_SECONDS):
                 if "path" in where:
@@ -1833,7 +1836,7 @@ class Users:
         if any(waits):
             raise Problem("too_many_attempts", retry_after=-(-max(waits) // 1000))
         if not await self.passwords.verify(user.get("password"), password):
-            log.info("wrong password", extra={"player": uid})
+            log.info("wrong password" if user else "no such account", extra={"player": uid} if user else {})
             raise Problem(problem)
         await self._allow(allowances, -1)
         await self.redis.call("DEL", allowances[0][0])
@@ -2285,8 +2288,9 @@ def new_game_id() -> str:
 #   seqI (events sent to him)  scoreI  ansI ("choice ms points" of the open question)  logI (the same of all rounds)
 #
 # An event is published once for each worker that holds a player: "KIND GAME TIME N:SEQ N:SEQ ...\nBODY", where TIME is that of
-# Redis (seconds.microseconds), N the number of a connection and BODY the message without its `seq`. If nobody receives it the worker is dead, and its
-# players have lost their connection. `question` carries a number instead of a text; workers have the bank.
+# Redis (seconds.microseconds), N the number of a connection and BODY the message without its `seq`. If nobody receives it the
+# worker is dead, and its players have lost their connection. `question` carries a number instead of a text; workers have
+# the bank.
 
 _GAME = _CLOCK + """
 local key, deadlines = KEYS[1], KEYS[2]
@@ -3026,12 +3030,14 @@ class Socket:
 
     def send(self, message: dict) -> None:
         """Sends a message."""
-        count("deliveries")
         self.send_text(dumps(message))
 
     def send_text(self, text: str) -> None:
         """Sends a frame: at once, or as soon as the phone has read those before it."""
-        if self.closing or self.writer is None and self.wire and self.wire.write_text(text):
+        if self.closing:
+            return
+        count("deliveries")
+        if self.writer is None and self.wire and self.wire.write_text(text):
             return
         if self.writer is not None:
             if len(self.outbox) >= self.hub.limits.outbox_messages:
@@ -3455,7 +3461,6 @@ class Hub:
         for target in targets:
             n, _, seq = target.partition(":")
             if one := self.sockets.get(f"{self.worker}.{n}"):
-                count("deliveries")
                 one.on_event(kind, game, int(seq), body)
         if game != "-":
             observe("delivery_seconds", max(0.0, time.time() - float(moved_s)))
@@ -3609,7 +3614,8 @@ def check_origin(headers: dict[str, str], allowed: list[str]) -> None:
 # message, or in the address, /game/lab?script=drop@3,latency=800. Nothing that happens here counts for anybody.
 #
 # A Sandbox stands between a socket and its phone and bends what passes. The Opponent is a player whose phone is a queue of
-# frames. The two find each other since they join with one rating that nobody else has. To add a fault: FAULTS, and where it is obeyed.
+# frames. The two find each other since they join with one rating that nobody else has. To add a fault: FAULTS, and where it
+# is obeyed.
 
 FAULTS = {
     "drop@N": "the connection breaks at question N", "deploy@N": "the server says 1012 at question N",
@@ -4251,9 +4257,9 @@ class Server:
         gc.collect()
         gc.freeze()     # what is here now stays; a full collection need not go through it each time
         self.background = [spawn(work) for work in (
-            self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due), _forever(LOBBY_TICK_S, self.lobby.look),
-            _forever(BEAT_S, self._beat), _forever(SWEEP_S, self.hub.sweep), _forever(BEAT_S, self._show_life),
-            _forever(METRICS_S, self._add_up))]
+            self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due),
+            _forever(LOBBY_TICK_S, self.lobby.look), _forever(BEAT_S, self._beat), _forever(BEAT_S, self._show_life),
+            _forever(SWEEP_S, self.hub.sweep), _forever(METRICS_S, self._add_up))]
         spawn(self.users.fill_new_boards())
         log.info("worker serves", extra={"worker": self.worker})
 
@@ -4271,16 +4277,18 @@ class Server:
 
     async def stop(self) -> None:
         """Ends the background work and lets go of Redis."""
-        with contextlib.suppress(Unavailable, TimeoutError):
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CALL_SECONDS):       # departures of the sockets that have just closed
                 while others := _tasks - set(self.background):
                     await asyncio.wait(others)
-                await self._add_up()
-                await self.redis.call("HDEL", Keys.loads, self.worker)
-                await self.redis.call("ZREM", Keys.workers, self.worker)
         for task in self.background:
             task.cancel()
         await asyncio.gather(*self.background, return_exceptions=True)
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(CALL_SECONDS):
+                await self._add_up()
+                await self.redis.call("HDEL", Keys.loads, self.worker)
+                await self.redis.call("ZREM", Keys.workers, self.worker)
         await self.redis.close()
 
     def _on_events(self, events: list) -> None:
@@ -4484,7 +4492,8 @@ class Trivia(Sanic):
     async def _start_late(self) -> None:
         """Starts at the first request, once. Raises Problem while Redis is away; the next request tries again."""
         if not hasattr(self.ctx, "starting"):
-            self.ctx.starting = asyncio.create_task(self._start_all(), context=contextvars.Context())       # it is not of this request
+            nobodys = contextvars.Context()     # its log lines are not about this request
+            self.ctx.starting = asyncio.create_task(self._start_all(), context=nobodys)
         try:
             await asyncio.shield(self.ctx.starting)
         except Unavailable as error:
@@ -4836,7 +4845,7 @@ def look_at_kernel(schema: Schema) -> Iterable[Finding]:
     yield Finding(f"open files of {whose}", files >= schema.limits.connections + 256, str(files),
                   f"{schema.limits.connections} connections and 256 more: LimitNOFILE= in systemd/trivia.service, or ulimit -n")
     for name in ("net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog"):
-        yield Finding(name, int(setting(name)) >= BACKLOG, setting(name), f"{BACKLOG}, so that a restart refuses nobody: {sysctl}")
+        yield Finding(name, int(setting(name)) >= BACKLOG, setting(name), f"{BACKLOG}, or a restart refuses some: {sysctl}")
     first, last = map(int, (setting("net.ipv4.ip_local_port_range") + " 0").split()[:2])
     yield Finding("ports for the proxy in front", last - first >= 50_000, f"{first} to {last}",
                   f"one for each player, 10240 to 65535: {sysctl}")
@@ -4882,9 +4891,9 @@ async def look_at_redis() -> list[Finding]:
     info = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     ahead_s = int(seconds) + int(micros) / 1e6 - time.time()
     return [*_redis_findings(info, config), *way,
-            Finding("clock of Redis", abs(ahead_s) < 1, f"{ahead_s:+.3f} s", "the hosts' clocks differ: systemd-timesyncd on both"),
+            Finding("clock of Redis", abs(ahead_s) < 1, f"{ahead_s:+.3f} s", "the hosts differ: systemd-timesyncd on both"),
             Finding("workers", 0 < workers <= 2 * (os.cpu_count() or 1), f"{workers} on {os.cpu_count()} cores",
-                    "one for each core: --workers in systemd/trivia.service" if workers else "start them: systemctl start trivia")]
+                    "one a core: --workers in systemd/trivia.service" if workers else "start them: systemctl start trivia")]
 
 
 def _redis_findings(info: dict[str, str], config: dict[str, str]) -> Iterable[Finding]:
@@ -4913,7 +4922,7 @@ def _socket_findings() -> Iterable[Finding]:
     if "path" in where:
         mode = os.stat(where["path"]).st_mode
         closed = not mode & 0o007 or not os.stat(Path(where["path"]).parent).st_mode & 0o007
-        yield Finding("socket of Redis", closed, stat.filemode(mode), "others on this host can connect: unixsocketperm in redis.conf")
+        yield Finding("socket of Redis", closed, stat.filemode(mode), "it is open to others here: unixsocketperm in redis.conf")
     else:
         yield Finding("password of Redis", "password" in where, "set" if "password" in where else "none",
                       "REDIS_URL=rediss://user:password@host, and requirepass there")
@@ -4949,8 +4958,9 @@ def _status(url: str, path: str, headers: dict | None = None) -> str:
 
 
 # ---- backup -------------------------------------------------------------------------------------------------
-# A snapshot as a replica of Redis gets it: all keys as they were at one moment, while the server goes on. It is brought back as
-# the base of an append-only file, which every Redis since 7.0 begins with; so it loads in the same version or a newer one.
+# A snapshot as a replica of Redis gets it: all keys as they were at one moment, while the server goes on. Redis writes it into
+# its own folder first, where it stays until the next one (dump.rdb). It is brought back as the base of an append-only file,
+# which every Redis since 7.0 begins with; so it loads in the same version or a newer one.
 
 async def backup(folder: Path) -> None:
     """Writes all that Redis holds into a new file in a folder, and prints its name. Raises Fatal."""
@@ -4973,8 +4983,8 @@ def _fetch_snapshot(file: Path) -> None:
         while (head := replies.readline()) == b"\n":    # a sign of life each second while Redis writes it to its own disk
             pass
         if not re.fullmatch(rb"\$\d+\r\n", head):
-            raise Fatal(f"backup: Redis says {head.decode(errors='replace').strip() or 'nothing'}; expected a snapshot, which its "
-                        "user `default` gets")
+            raise Fatal(f"backup: Redis says {head.decode(errors='replace').strip() or 'nothing'}; expected a snapshot, which "
+                        "its user `default` gets")
         left = int(head[1:])
         with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as target:     # it has hashes of passwords
             while block := replies.read(min(left, 1 << 20)):

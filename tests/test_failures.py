@@ -320,6 +320,8 @@ def test_a_player_whom_a_failure_of_ours_keeps_from_knowing_where_he_stands_is_s
     one, _ = apart()
     ann = one.phone(queue="rated")
     ann.expect("queued")
+    ann.send("ping", client_ms=1)
+    ann.expect("pong")      # so his arrival is done with
     key = f"user:{{{ann.token[:8]}}}"
     valkey.client.rename(key, "kept{x}")
     valkey.client.set(key, "no hash")
