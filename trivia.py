@@ -2963,6 +2963,7 @@ class WebSocket(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.partial: bytes | None = None       # None until there was the handshake, which comes whole, and after a long frame
+        self.heard_at_s = 0.0
 
     def data_received(self, data: bytes) -> None:
         if self.partial is None:
@@ -2970,7 +2971,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             super().data_received(data)
             self.partial = b"" if first else None
             return
-        data, start = self.partial + data, 0
+        data, start, self.heard_at_s = self.partial + data, 0, self.loop.time()
         while len(data) >= start + 2:
             end = start + 6 + data[start + 1] - 0x80        # two bytes, the mask, and as many as the second says
             if not 0x80 <= data[start + 1] < 0xFE:
@@ -2990,6 +2991,13 @@ class WebSocket(WebSocketsSansIOProtocol):
             return self.take(apply_mask(data[start + 6:end], data[start + 2:start + 6]).decode())
         except UnicodeDecodeError:
             return False
+
+    def send_keepalive_ping(self) -> None:
+        """Who has just answered need not be asked whether he is there; a ping and its pong cost as much as half an answer."""
+        left_s = self.heard_at_s + self.ping_interval - self.loop.time()
+        if left_s <= 0:
+            return super().send_keepalive_ping()
+        self.ping_timer = self.loop.call_later(left_s, self.send_keepalive_ping)
 
     def write_text(self, text: str) -> bool:
         """Sends a text at once; False if it has to go uvicorn's way."""
