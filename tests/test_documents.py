@@ -435,3 +435,14 @@ def test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
         assert int(re.search(r"(\d+) generated", done.stdout)[1]) > 10
     assert "Traceback" not in wide_server.log, wide_server.log[-4000:]
+
+
+# -- the README
+
+def test_the_readme_names_only_what_there_is():
+    text = (ROOT / "README.md").read_text("utf-8")
+    tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", text))
+    assert named and not [name for name in named if f"def {name}(" not in tests]
+    places = set(re.findall(r"\]\(([^)#:]+)\)", text)) | set(re.findall(r"\b(?:tests|examples|systemd)/[\w.-]+\w", text))
+    assert len(places) > 10 and not [place for place in places if not (ROOT / place).exists()]

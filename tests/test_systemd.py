@@ -90,6 +90,15 @@ def test_numbers_that_must_agree_agree():
     assert {service["User"], redis["User"], redis["Group"]} == set(re.findall(r"^u (\S+)", users, re.M))
 
 
+def test_huge_pages_are_left_to_who_asks_for_them(tmp_path):
+    pages = tmp_path / "sys/kernel/mm/transparent_hugepage/enabled"
+    pages.parent.mkdir(parents=True)
+    pages.write_text("always")
+    subprocess.run([debian_program("systemd-tmpfiles", "systemd"), "--create", f"--root={tmp_path}", UNITS / "trivia.tmpfiles"],
+                   check=True, timeout=20)
+    assert pages.read_text().strip() == "madvise"
+
+
 # ---- what is said
 
 class Systemd:
