@@ -704,7 +704,7 @@ def ensure_accounts(options: argparse.Namespace, target: Target, host: Host, con
 def seeded(host: Host, names: list[str]) -> Iterable[tuple[str, str]]:
     """Accounts, made in the server's Redis by its own code; only that one password is hashed for all of them."""
     schema = host.folder / host.environment.get("TRIVIA_SCHEMA", ROOT / "schema.yaml")
-    os.environ.update(REDIS_URL=host.redis_url, TRIVIA_SCHEMA=str(schema))      # read as it is imported
+    os.environ.update(REDIS_URL=host.redis_url, TRIVIA_SCHEMA=str(schema), TRIVIA_LOG="warning")       # read as it is imported
     sys.path.insert(0, str(ROOT))
     trivia = importlib.import_module("trivia")
     with asyncio.Runner() as runner:
