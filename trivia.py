@@ -4817,6 +4817,7 @@ def serve(host: str, port: int, workers: int) -> None:
     places = " ".join("http://{}:{}".format(*listener.getsockname()) for listener in listeners)
     log.info("serving on %s with %d worker%s", places, workers, "s" * (workers > 1))
     if supervised:
+        vars(sys.modules["__main__"]).pop("__file__", None)     # or each worker would read this file once more, as its main module
         supervisor = Supervisor(config, listeners)
         supervisor.run()
         failed = any(process.process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
@@ -5056,5 +5057,5 @@ def restore(file: Path) -> None:
 
 if __name__ == "__main__":
     main()
-elif __name__ != "__mp_main__":     # which is what a worker spawned by main() calls this file, before it imports it
+else:
     app = create_app()
