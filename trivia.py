@@ -2298,10 +2298,12 @@ local key, deadlines = KEYS[1], KEYS[2]
 local game, changed, moved, id = {}, {}, false, string.match(key, '}:(.+)$')
 local now, wall, precisely = clock(KEYS[3], deadlines)
 local players, seats, answer_ms, reveal_ms, seat_ms, points_correct, points_speed, on_exit
--- Numbers are whole; Lua's own way to make texts of them is slow, so a player's I is a text from the beginning: '1', '2', ...
+-- Numbers are whole. Lua's own way to make texts of them is slow, so what is put together of them is formatted with %d, and a
+-- player's I is a text from the beginning: '1', '2', ...
 local function set(field, value)
-  game[field] = type(value) == 'number' and string.format('%d', value) or value
-  changed[field] = true
+  game[field] = value
+  changed[#changed + 1] = field
+  changed[#changed + 1] = value
 end
 local function parse_rules()
   players, seats = tonumber(game.players), {}
@@ -2311,20 +2313,16 @@ local function parse_rules()
     string.match(game.rules, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
 end
 local function load_game()
-  local fields = redis.call('HGETALL', key)
-  for i = 1, #fields, 2 do game[fields[i]] = fields[i + 1] end
-  if #fields > 0 then parse_rules() end
-  return #fields > 0
+  redis.setresp(3)      -- a table of fields comes back, which is cheaper than to make one here
+  game = redis.call('HGETALL', key).map
+  if not game.rules then return false end
+  parse_rules()
+  return true
 end
 -- Until when a round waits for the answer of somebody who has lost his connection: a phone comes back at once.
 local function waits_until(kept) return kept - seat_ms + math.min(2000, seat_ms) end
 local function save()
-  local pairs_changed = {}
-  for field in pairs(changed) do
-    pairs_changed[#pairs_changed + 1] = field
-    pairs_changed[#pairs_changed + 1] = game[field]
-  end
-  if #pairs_changed > 0 then redis.call('HSET', key, unpack(pairs_changed)) end
+  if #changed > 0 then redis.call('HSET', key, unpack(changed)) end
   if game.phase == 'end' then
     redis.call('ZREM', deadlines, id)
     return
@@ -2350,8 +2348,9 @@ local vacate
 local function emit(kind, body, except)
   local targets = {}
   for _, i in ipairs(seats) do
-    local worker, n = string.match(game['conn' .. i], '^([^.]+)%.(.+)$')
-    if worker and i ~= except then
+    local conn = game['conn' .. i]
+    if conn ~= '' and i ~= except then
+      local worker, n = string.match(conn, '^([^.]+)%.(.+)$')
       local seq = string.format('%d', game['seq' .. i] + 1)
       set('seq' .. i, seq)
       targets[worker] = (targets[worker] or '') .. ' ' .. n .. ':' .. seq
@@ -2392,7 +2391,7 @@ local function settle(reason)
   begin_phase('settle', 2000)   -- by when another worker takes it over
 end
 local function open_question()
-  local round = game.round + 1
+  local round = string.format('%d', game.round + 1)
   local number, order = in_round(round)
   if not number then return settle('finished') end
   set('round', round)
@@ -2407,7 +2406,7 @@ local function reveal()
   for n, i in ipairs(seats) do
     local choice, ms, points = string.match(game['ans' .. i], '^(%d+) (%d+) (%d+)$')
     if choice then
-      set('score' .. i, game['score' .. i] + points)
+      set('score' .. i, string.format('%d', game['score' .. i] + points))
       answers[#answers + 1] = quoted(i) .. ':{"choice":' .. choice .. ',"points":' .. points .. ',"ms":' .. ms .. '}'
     end
     set('log' .. i, game['log' .. i] .. (choice and choice .. ':' .. ms .. ':' .. points or '-') .. ' ')
@@ -2536,11 +2535,11 @@ local points = 0
 if string.sub(order, choice + 1, choice + 1) == '0' then
   points = points_correct + math.floor(points_speed * (answer_ms - ms) / answer_ms)
 end
-set('ans' .. i, choice .. ' ' .. ms .. ' ' .. points)
+set('ans' .. i, string.format('%d %d %d', choice, ms, points))
 reveal_if_all_answered()
 if game.phase == 'question' then
-  emit('answered', event('answered', '"round":' .. round .. ',"player":' .. quoted(i)), i)
-  reveal_if_all_answered()      -- it may have shown that the only one still expected is gone
+  emit('answered', event('answered', '"round":' .. game.round .. ',"player":' .. quoted(i)), i)
+  if moved then reveal_if_all_answered() end      -- it may have shown that the only one still expected is gone
 end
 save()
 return 'ok'
@@ -2571,11 +2570,11 @@ ENTER_GAME = Script("""
 -- Returns {'missing'}, {'over'} if he has no seat in it, {'stale'} if a newer connection is there, or
 -- {'ok', now, field, value, ...}.
 """, _GAME, """
-local uid, conn, turn = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local uid, conn, turn = ARGV[1], ARGV[2], ARGV[3]
 if not load_game() then return {'missing'} end
 local i = player_with('uid', uid)
 if not i or game['gone' .. i] == 'left' or game.phase == 'end' then return {'over'} end
-if turn < tonumber(game['turn' .. i]) then return {'stale'} end
+if tonumber(turn) < tonumber(game['turn' .. i]) then return {'stale'} end
 if game['conn' .. i] ~= conn then
   local was_away = game['conn' .. i] == ''
   set('conn' .. i, conn)
@@ -2618,7 +2617,6 @@ emit('end', event('end', '"reason":"' .. game.reason .. '","ranking":' .. rankin
 local spent = {'deadline', 'opened'}
 for _, i in ipairs(seats) do
   for _, field in ipairs({'conn', 'turn', 'gone', 'seq', 'ans'}) do
-    changed[field .. i] = nil
     spent[#spent + 1] = field .. i
   end
   if string.find(' ' .. erased .. ' ', ' ' .. game['uid' .. i] .. ' ', 1, true) then
