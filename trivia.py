@@ -170,7 +170,7 @@ CLAIM_MS = 30_000           # a unique value is kept for a registration under wa
 log = logging.getLogger("trivia")
 CONTEXT: contextvars.ContextVar[dict] = contextvars.ContextVar("log context", default={})
 # uvicorn takes a refusal, or bad bytes, for an error of ours; its access log has addresses, and names in paths.
-NOISE = re.compile(r'without completing handshake|Invalid UTF-8|^\S* - "')
+NOISE = re.compile(r'without completing handshake|Invalid UTF-8|Invalid HTTP request|upgrade request|If-Modified-Since|^\S* - "')
 
 
 class Line(logging.Filter):
@@ -1106,7 +1106,7 @@ class Redis:
         self.connection = connection
 
     def _place(self) -> str:
-        return re.sub(r"//[^/]*@", "//", self.url.partition("?")[0]) or str(own_server_socket())
+        return re.sub(r"//.*@", "//", self.url.partition("?")[0]) or str(own_server_socket())
 
     async def _open(self) -> Connection:
         loop, make = asyncio.get_running_loop(), functools.partial(Connection, self.on_events)
@@ -1257,7 +1257,7 @@ def _spawn(path: Path) -> None:
     log_file = path.parent / "redis.log"
     command = [get_binary_path(), HERE / "redis.conf", "--unixsocket", path, "--logfile", log_file]
     # A session of its own, so that Ctrl-C in the terminal reaches the workers first, and they stop it when done.
-    server = subprocess.Popen(list(map(str, command)), cwd=path.parent, start_new_session=True,
+    server = subprocess.Popen(list(map(str, command)), cwd=path.parent, start_new_session=True, umask=0o077,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not _ping(path):
         if server.poll() is not None:
@@ -1350,7 +1350,10 @@ class Bank:
 
     async def load(self) -> None:
         """Reads the whole bank, at start and when it has grown."""
-        rows = await self.redis.call("HGETALL", Keys.bank)
+        rows, cursor = {}, ""
+        while cursor != "0":        # a part at a time: whose reply passes 32 MB is cut off (redis.conf), and games wait for it
+            cursor, part = await self.redis.call("HSCAN", Keys.bank, cursor or "0", "COUNT", 1000)
+            rows.update(zip(part[::2], part[1::2]))
         self.questions = {int(number): Question(*(tuple(part) if isinstance(part, list) else part
                                                   for part in json.loads(row)))
                           for number, row in rows.items() if number.isdigit()}
@@ -2969,6 +2972,8 @@ class WebSocket(WebSocketsSansIOProtocol):
             first = not self.handshake_initiated
             super().data_received(data)
             self.partial = b"" if first else None
+            if not self.handshake_initiated:        # more headers than websockets reads; it would wait for ever
+                self.transport.close()
             return
         data, start, self.heard_at_s = self.partial + data, 0, self.loop.time()
         while len(data) >= start + 2:
@@ -3085,6 +3090,11 @@ class Socket:
             self.transport.abort()
 
     @property
+    def _ids(self) -> dict:
+        """What a line of the log is about, also one of the short way or of an event, which are in nobody's context."""
+        return {"connection": self.id, "player": self.uid, "game": self.game}
+
+    @property
     def transport(self) -> Any:
         """What uvicorn writes to, which its `send` leads to; None under other servers."""
         return getattr(getattr(self._send, "__self__", None), "transport", None)
@@ -3176,7 +3186,7 @@ class Socket:
     async def _give_up(self, error: Exception) -> None:
         """Sends a player away whom we can't tell where he stands."""
         if not isinstance(error, Unavailable):
-            log.error("a player could not arrive", exc_info=error, extra={"game": self.game})
+            log.error("a player could not arrive", exc_info=error, extra=self._ids)
         await self.close(CLOSE_TRY_LATER, REFUSALS["unavailable"])
 
     def _take(self, text: str) -> bool:
@@ -3271,7 +3281,7 @@ class Socket:
             self._refuse(refused, head)
         except (Unavailable, hiredis.ReplyError) as error:
             if isinstance(error, hiredis.ReplyError):
-                log.exception("a message failed", extra={"game": self.game})
+                log.exception("a message failed", extra=self._ids)
             self._refuse(Refused("unavailable", REFUSALS["unavailable"]), head)
 
     def _refuse(self, refused: Refused, head: dict) -> None:
@@ -4297,7 +4307,8 @@ class Server:
         await asyncio.gather(*self.background, return_exceptions=True)
         with contextlib.suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(CALL_SECONDS):
-                await self._add_up()
+                with contextlib.suppress(Unavailable):      # a full Redis refuses this, and not what follows
+                    await self._add_up()
                 await self.redis.call("HDEL", Keys.loads, self.worker)
                 await self.redis.call("ZREM", Keys.workers, self.worker)
         await self.redis.close()
@@ -4497,8 +4508,9 @@ class Trivia(Sanic):
             if not hub.draining:
                 hub.draining = True
                 loop.call_soon_threadsafe(lambda: spawn(drain(number)))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):       # of the last one a supervisor makes a reload
+            if signal.getsignal(number) != signal.SIG_IGN:      # as nohup has it
+                signal.signal(number, on_signal)
 
     async def _start_late(self) -> None:
         """Starts at the first request, once. Raises Problem while Redis is away; the next request tries again."""
@@ -4613,9 +4625,10 @@ async def metrics(request: Request) -> HTTPResponse:
 
 
 def from_this_host(request: Request) -> bool:
-    """Whether a request comes from this host, and was not passed on by a proxy."""
+    """Whether a request comes from this host, and was not passed on by a proxy, which may well keep silent about that."""
     passed_on = {"forwarded", "via", "x-forwarded-for", "x-real-ip"} & {name.lower() for name in request.headers}
-    return not passed_on and (request.client_ip or "127.0.0.1") in ("127.0.0.1", "::1")
+    asked_for, asks = re.sub(r":\d*$", "", request.headers.get("host", "")), request.client_ip or "127.0.0.1"
+    return not passed_on and asked_for in ("", "localhost", "127.0.0.1", "[::1]") and asks in ("127.0.0.1", "::1")
 
 
 def _document(content: dict | str) -> str:
@@ -4747,7 +4760,10 @@ def passed_sockets() -> list[socket.socket]:
     """The listening sockets that systemd keeps and lends to us: sd_listen_fds(3). Raises Fatal."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):        # nobody passed any, or not to us
         return []
-    sockets = [socket.socket(fileno=3 + i) for i in range(int(os.environ["LISTEN_FDS"]))]
+    try:
+        sockets = [socket.socket(fileno=3 + i) for i in range(int(os.environ.get("LISTEN_FDS", "")))]
+    except (ValueError, OSError):
+        raise Fatal(f"LISTEN_FDS: found {os.environ.get('LISTEN_FDS')}; expected how many sockets are passed") from None
     for one in sockets:
         if one.family not in (socket.AF_INET, socket.AF_INET6) or one.type != socket.SOCK_STREAM:
             raise Fatal(f"systemd passed {one.family.name} {one.type.name}; expected ListenStream= with a TCP port")
@@ -4778,6 +4794,7 @@ class Supervisor(uvicorn.supervisors.Multiprocess):
             notify("READY=1")
 
     def handle_hup(self) -> None:
+        self.keep_subprocess_alive()        # one that hangs is killed here; the reload would wait for it for ever
         # Each worker may have the watchdog's whole time: up to 20 s to start, and up to 20 s to stop.
         patience = int(WATCHDOG_USEC) * (len(self.processes) + 1)
         notify(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}\nWATCHDOG_USEC={patience}")
@@ -4812,10 +4829,11 @@ def serve(host: str, port: int, workers: int) -> None:
         ws_ping_interval=25, ws_ping_timeout=20,
         timeout_worker_healthcheck=20, timeout_graceful_shutdown=10, server_header=False, access_log=False, log_level="warning")
     set_up_log()
-    places = " ".join("http://{}:{}".format(*listener.getsockname()) for listener in listeners)
+    names = [listener.getsockname() for listener in listeners]
+    places = " ".join(f"http://[{name[0]}]:{name[1]}" if ":" in name[0] else f"http://{name[0]}:{name[1]}" for name in names)
     log.info("serving on %s with %d worker%s", places, workers, "s" * (workers > 1))
     if supervised:
-        vars(sys.modules["__main__"]).pop("__file__", None)     # or each worker would read this file once more, as its main module
+        vars(sys.modules["__main__"]).pop("__file__", None)     # or each worker would read this file twice, once as its main
         supervisor = Supervisor(config, listeners)
         supervisor.run()
         failed = any(process.process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
@@ -4929,6 +4947,8 @@ def _redis_findings(info: dict[str, str], config: dict[str, str]) -> Iterable[Fi
                   f"{used / 1e6:,.0f} MB of {most / 1e6:,.0f} MB, on a host with {total / 1e6:,.0f} MB",
                   f"maxmemory at most 60 % of the host's, and a fifth of it free: {conf}")
     with contextlib.suppress(OSError):
+        if REDIS_URL and not REDIS_URL.startswith("unix:"):
+            return      # its disk is that of another host
         free, size = shutil.disk_usage(config["dir"]).free, int(info.get("aof_current_size", 0))
         yield Finding("disk", free > 2 * size + 1e9, f"{free / 1e6:,.0f} MB free, file of {size / 1e6:,.0f} MB",
                       "twice the file and 1 GB, for its rewriting")
@@ -4981,6 +5001,8 @@ def _status(url: str, path: str, headers: dict | None = None) -> str:
 
 async def backup(folder: Path) -> None:
     """Writes all that Redis holds into a new file in a folder, and prints its name. Raises Fatal."""
+    if not REDIS_URL and not (DATA / "appendonlydir").exists():
+        raise Fatal(f"backup: {DATA.resolve()} holds nothing; set REDIS_URL or TRIVIA_DATA as the server has it")
     redis = await reach_redis()     # which starts our own, if that is what holds the data
     file = folder / f"trivia-{datetime.now(timezone.utc):%Y%m%dT%H%M%SZ}.rdb"
     try:
@@ -5039,18 +5061,28 @@ def restore(file: Path) -> None:
             source.seek(max(9, source.seek(0, os.SEEK_END) - 9))
             if source.read(1) != b"\xff":       # and eight bytes of a checksum end it
                 raise Fatal(f"restore: {file} is not whole")
-        DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if target.exists():
-            raise Fatal(f"restore: {target} is there, and would be lost; stop the server, and move it away")
-        part.mkdir(mode=0o700, exist_ok=True)
-        shutil.copyfile(file, part / "appendonly.aof.1.base.rdb")
-        (part / "appendonly.aof.manifest").write_text("file appendonly.aof.1.base.rdb seq 1 type b\n")
-        for path in (part, *part.iterdir()):        # root does this for the user of Redis
-            os.chown(path, DATA.stat().st_uid, DATA.stat().st_gid)
-        part.rename(target)
+            DATA.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _become_owner_of(DATA)
+            if target.exists():
+                raise Fatal(f"restore: {target} is there, and would be lost; stop the server, and move it away")
+            part.mkdir(mode=0o700, exist_ok=True)
+            source.seek(0)
+            with open(part / "appendonly.aof.1.base.rdb", "wb") as copy:
+                shutil.copyfileobj(source, copy)
+            (part / "appendonly.aof.manifest").write_text("file appendonly.aof.1.base.rdb seq 1 type b\n")
+            part.rename(target)
     except OSError as error:
         raise Fatal(f"restore: {error.filename}: {error.strerror}") from None
     print(f"{target} is made of {file}; start the server")
+
+
+def _become_owner_of(folder: Path) -> None:
+    """Root goes on as the user of Redis, so that what that one put in the way, a link to /etc say, leads nowhere."""
+    owner = folder.stat()
+    if os.geteuid() == 0 != owner.st_uid:
+        os.setgroups([])
+        os.setegid(owner.st_gid)
+        os.seteuid(owner.st_uid)
 
 
 if __name__ == "__main__":

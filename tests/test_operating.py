@@ -11,6 +11,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -18,7 +19,7 @@ from types import SimpleNamespace
 
 import pytest
 import trivia
-from conftest import PASSWORD, Server, debian_program, edited_schema, play_all, wait_until
+from conftest import FOLDER, PASSWORD, Server, debian_program, edited_schema, play_all, wait_until
 from prometheus_client.parser import text_string_to_metric_families
 from test_end_to_end import TRIVIA, UVICORN, free_port, frozen, phone_on, run, running_valkey, the_valkey, valkeys, workers_of
 from test_failures import ClockedValkey, in_question
@@ -173,9 +174,10 @@ def test_buckets_are_cumulative_and_their_sum_is_what_was_observed():
     assert total == pytest.approx(73.0011)
 
 
-@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"])
-def test_without_a_token_metrics_are_for_this_host_only(server, header):
-    server.http("GET", "/metrics", headers={header: "127.0.0.1"}).refused(404, "not_found")
+@pytest.mark.parametrize("header, value", [
+    *((header, "127.0.0.1") for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")), ("Host", "quiz.your.org")])
+def test_without_a_token_metrics_are_for_this_host_only(server, header, value):
+    server.http("GET", "/metrics", headers={header: value}).refused(404, "not_found")
 
 
 @pytest.mark.parametrize("authorization", [None, "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, f"Bearer {BAD}"])
@@ -321,12 +323,16 @@ def test_what_others_do_wrong_is_no_error_in_the_log(logged):
     for frame in ("{", b"\xff\xfe", '{"type": "frob"}', '{"type": "answer", "round": 1, "choice": 0}'):
         phone.socket.send(frame)
         phone.expect("error")
-    with socket.create_connection(("127.0.0.1", logged.port)) as raw:
-        raw.sendall(b"\x00garbage\r\n\r\n")
-        raw.recv(1000)
+    upgrade = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: "
+    for attempt in (b"\x00garbage\r\n\r\n", upgrade + b"h2c\r\n\r\n",
+                    b"GET /docs/ui/swagger-ui.css HTTP/1.0\r\nif-modified-since: somebody's text\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as raw:
+            raw.sendall(attempt)
+            while raw.recv(65536):      # it is closed
+                pass
     phone.socket.socket.sendall(b"\xff" * 50)       # no frame at all
     mark(logged)
-    assert {line["level"] for line in lines(logged, since)} <= {"DEBUG", "INFO", "WARNING"}, logged.log[since:]
+    assert {line["level"] for line in lines(logged, since)} <= {"DEBUG", "INFO"}, logged.log[since:]
     assert "Traceback" not in logged.log[since:]
 
 
@@ -666,3 +672,31 @@ def test_a_server_on_a_backup_that_is_damaged_says_so_in_one_line(elsewhere, mon
     code, printed = run(TRIVIA, TRIVIA_DATA=str(tmp_path / "d"))
     errors = [json.loads(line) for line in printed.splitlines() if '"ERROR"' in line]
     assert code == 3 and "the Redis server did not start" in errors[0]["message"] and "Traceback" not in printed, printed
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root only")
+def test_root_follows_no_link_that_the_user_of_redis_left_there():
+    folder = Path(tempfile.mkdtemp(dir=FOLDER))
+    folder.chmod(0o755)
+    (data, precious) = (folder / "data", folder / "etc")
+    data.mkdir()
+    precious.mkdir(mode=0o755)
+    os.chown(data, 65534, 65534)
+    (data / "appendonlydir.part").symlink_to(precious)
+    (folder / "x.rdb").write_bytes(WHOLE)
+    code, printed = run([*TRIVIA, "restore", str(folder / "x.rdb")], TRIVIA_DATA=str(data))
+    assert code and "Permission denied" in printed and not os.listdir(precious) and precious.stat().st_uid == 0, printed
+    (data / "appendonlydir.part").unlink()
+    code, printed = run([*TRIVIA, "restore", str(folder / "x.rdb")], TRIVIA_DATA=str(data))
+    assert not code and {path.stat().st_uid for path in data.rglob("*")} == {65534}, printed
+    shutil.rmtree(folder)
+
+
+def test_there_is_no_backup_of_nothing(tmp_path):
+    code, printed = run([*TRIVIA, "backup", str(tmp_path / "kept")], TRIVIA_DATA=str(tmp_path / "d"))
+    assert code and "holds nothing" in printed and not os.listdir(tmp_path), printed
+
+
+def test_files_of_our_own_redis_are_for_nobody_else(make_server):
+    server = make_server()
+    assert not [path for path in server.data.glob("d/appendonlydir/*") if path.stat().st_mode & 0o077]

@@ -196,7 +196,7 @@ def test_several_sockets_are_served(systemd):
     except OSError:
         pytest.skip("this host has no IPv6")
     server = systemd.server()
-    assert f"http://::1:{systemd.listeners[1].getsockname()[1]} with 1 worker" in server.log
+    assert f"http://[::1]:{systemd.listeners[1].getsockname()[1]} with 1 worker" in server.log
     for listener in systemd.listeners:
         assert answer(systemd.knock(listener)) == b"HTTP/1.1 200 OK\r\n"
 
