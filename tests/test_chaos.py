@@ -18,14 +18,14 @@ RANKING = [{"player": "ann", "score": 145, "rank": 1, "rating": 1600.5, "rating_
 # ---- small runs
 
 def test_games_survive_failures_of_all_kinds():
-    _, found, figures = chaos.campaign(20, players=20, workers=2, every_s=0.7, seed="tests")
+    _, found, figures = chaos.campaign(10, players=12, workers=2, every_s=0.7, seed="tests")
     assert found == []
-    assert figures["games"] >= 20 and figures["answers"] > 40 and len(figures["faults"]) >= 5, figures
+    assert figures["games"] >= 10 and figures["answers"] > 40 and len(figures["faults"]) >= 5, figures
     assert any(code in figures["closes"] for code in (1006, 1012)), figures
 
 
 def test_accounts_survive_kills_of_redis():
-    found, outcomes = chaos.registrations(5, seed="tests", patient=False)
+    found, outcomes = chaos.registrations(3, seed="tests", patient=False)
     assert found == []
     assert outcomes["register 201"] > 5 and outcomes["accounts"] > 5, outcomes
 

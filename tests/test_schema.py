@@ -374,7 +374,7 @@ def documents_of(tree):
     return [json.loads(json.dumps(make(schema), allow_nan=False)) for make in (trivia.openapi, trivia.asyncapi)]
 
 
-@settings(max_examples=250, **FUZZ)
+@settings(max_examples=120, **FUZZ)
 @given(text=FRAGMENTS)
 def test_any_text_gets_a_clear_message(file, text):
     assert re.match(rf"{re.escape(str(file))}(:\d+)?: .+", check(file, text))
@@ -387,7 +387,7 @@ def paths(tree, path=()):
         yield from paths(tree[key], (*path, key))
 
 
-@settings(max_examples=60, **FUZZ)
+@settings(max_examples=40, **FUZZ)
 @given(data=st.data())
 def test_any_value_anywhere_in_the_schema_gets_a_clear_message_or_makes_good_documents(file, data):
     tree = yaml.safe_load(SMALL)

@@ -1940,6 +1940,6 @@ class AnyOrder(RuleBasedStateMachine):
 def test_whatever_happens_in_whatever_order_nothing_is_lost_or_counted_twice(store):
     AnyOrder.store = store
     run_state_machine_as_test(AnyOrder, settings=settings(
-        max_examples=20, stateful_step_count=50, deadline=None, database=None,
+        max_examples=12, stateful_step_count=50, deadline=None, database=None,
         phases=[Phase.generate],        # to shrink a failure may take minutes; add Phase.shrink to look into one
         suppress_health_check=list(HealthCheck)))
