@@ -38,6 +38,14 @@ FAST = {"start_seconds": 0.1, "answer_seconds": 5, "reveal_seconds": 0.1, "round
 FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
 _names = itertools.count(1)
 
+# They begin first, since each file stays with one process, and these wait for much.
+LONG = ["test_failures", "test_systemd", "test_end_to_end", "test_operating", "test_browser", "test_ops", "test_lab", "test_chaos"]
+
+
+def pytest_collection_modifyitems(items):
+    """The longest files first."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
 
 def wait_until(condition, seconds=10):
     """The first true value of condition(); fails the test if there is none in time."""
