@@ -107,7 +107,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Iterable
+from typing import Any, AsyncIterator, Awaitable, Callable, Iterable
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import argon2
@@ -1187,6 +1187,18 @@ class Redis:
         """The reply to a command."""
         return self.connection.call(*command)
 
+    async def scan(self, key: str) -> AsyncIterator[tuple[str, str]]:
+        """A hash, field by field; asked for in parts, since a reply of 32 MB is cut off (redis.conf), and games wait for it."""
+        cursor = ""
+        while cursor != "0":
+            cursor, rows = await self.call("HSCAN", key, cursor or "0", "COUNT", 1000)
+            for row in zip(rows[::2], rows[1::2]):
+                yield row
+
+    async def info(self) -> dict[str, str]:
+        """What Redis says of itself."""
+        return dict(line.split(":", 1) for line in (await self.call("INFO")).splitlines() if ":" in line)
+
     def run(self, script: Script, keys: tuple[str, ...], *args: str | int | float) -> asyncio.Future:
         """What a script returns."""
         rest = len(keys), *keys, *args
@@ -1350,10 +1362,7 @@ class Bank:
 
     async def load(self) -> None:
         """Reads the whole bank, at start and when it has grown."""
-        rows, cursor = {}, ""
-        while cursor != "0":        # a part at a time: whose reply passes 32 MB is cut off (redis.conf), and games wait for it
-            cursor, part = await self.redis.call("HSCAN", Keys.bank, cursor or "0", "COUNT", 1000)
-            rows.update(zip(part[::2], part[1::2]))
+        rows = dict([row async for row in self.redis.scan(Keys.bank)])
         self.questions = {int(number): Question(*(tuple(part) if isinstance(part, list) else part
                                                   for part in json.loads(row)))
                           for number, row in rows.items() if number.isdigit()}
@@ -2256,15 +2265,12 @@ class Lobby:
 
     async def connections_of(self, worker: str) -> list[tuple[str, str, int, str]]:
         """(UID, connection, turn, queue) of all seats that a worker held."""
-        found, cursor = [], "0"
-        while True:
-            cursor, rows = await self.redis.call("HSCAN", Keys.seats, cursor, "COUNT", 500)
-            for uid, seat in zip(rows[::2], rows[1::2]):
-                connection, turn, queue, *_ = seat.split(" ")
-                if connection.startswith(f"{worker}."):
-                    found.append((uid, connection, int(turn), queue))
-            if cursor == "0":
-                return found
+        found = []
+        async for uid, seat in self.redis.scan(Keys.seats):
+            connection, turn, queue, *_ = seat.split(" ")
+            if connection.startswith(f"{worker}."):
+                found.append((uid, connection, int(turn), queue))
+        return found
 
     async def counts(self) -> dict[str, tuple[int, int]]:
         """{queue: (players waiting, players in games)}."""
@@ -4355,13 +4361,12 @@ class Server:
 
     async def _measured(self) -> list[Metric]:
         call = self.redis.call
-        sums, loads, workers, queues, info = await asyncio.gather(
+        sums, loads, workers, queues, redis = await asyncio.gather(
             call("HGETALL", Keys.metrics), call("HGETALL", Keys.loads), call("ZRANGE", Keys.workers, 0, -1),
-            self.lobby.counts(), call("INFO"))
+            self.lobby.counts(), self.redis.info())
         workers = [worker for worker in workers if not worker.startswith("dead:")]
         connections, size, cpu = ({worker: float(loads[worker].split(" ")[i]) for worker in workers if worker in loads}
                                   for i in range(3))
-        redis = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
         return [*families(sums),
                 gauges("workers", "Workers that are alive.", len(workers)),
                 gauges("connections", "WebSocket connections.", connections, "worker"),
@@ -4916,14 +4921,13 @@ async def look_at_redis() -> list[Finding]:
         return [Finding("Redis", False, str(error), "start it: systemctl start trivia-redis")]
     try:
         info, config, workers, (seconds, micros) = await asyncio.gather(
-            redis.call("INFO"), redis.call("CONFIG", "GET", "*"), redis.call("ZRANGE", Keys.workers, 0, -1), redis.call("TIME"))
+            redis.info(), redis.call("CONFIG", "GET", "*"), redis.call("ZRANGE", Keys.workers, 0, -1), redis.call("TIME"))
         way = list(_socket_findings())
     except hiredis.ReplyError as error:
         return [Finding("Redis", False, str(error), "let this user run INFO and CONFIG GET: the user trivia of redis.conf")]
     finally:
         await redis.close()     # our own, if nobody else uses it, stops again
     workers = sum(not worker.startswith("dead:") for worker in workers)
-    info = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
     ahead_s = int(seconds) + int(micros) / 1e6 - time.time()
     return [*_redis_findings(info, config), *way,
             Finding("clock of Redis", abs(ahead_s) < 1, f"{ahead_s:+.3f} s", "the hosts differ: systemd-timesyncd on both"),
