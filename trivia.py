@@ -143,9 +143,10 @@ WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")               # set by syst
 QUESTION_FILE = HERE / "questions.json"
 
 SHARDS = 4                  # hash tags over which games are spread
-TICK_S = 0.025              # how often a worker looks for due deadlines in its shards ...
-TICKS_OF_OTHERS = 20        # ... and after so many times in those of the others, one of whom may be dead
-LOBBY_TICK_S = 0.2          # ... for due tickets
+TICK_S = 0.025              # between looks for due deadlines at the least: those of that time are served together ...
+LONG_TICK_S = 0.1           # ... and at the most, since a phase that is as short as that may have begun meanwhile
+OTHERS_S = 0.5              # between looks at the shards of the other workers, one of whom may be dead
+LOBBY_TICK_S = 0.2          # between looks for due tickets
 BEAT_S = 1                  # between heartbeats of a worker ...
 METRICS_S = 2               # between additions of what a worker counted to the sums in Redis
 SWEEP_S = 3                 # between looks for sockets that are idle or not read
@@ -2484,17 +2485,19 @@ return 1
 DUE_GAMES = Script("""
 -- Games whose deadline has passed. They are put off a little, so that one worker gets each; if it dies, another gets
 -- it then.
--- KEYS: deadlines, clock. Returns {game, ms by which it is late, ...}.
+-- KEYS: deadlines, clock. Returns {ms until the first deadline, game, ms by which it is late, ...}, or {} if no game runs.
 """, _CLOCK, """
 local deadlines, time = KEYS[1], KEYS[2]
-if redis.call('ZCARD', deadlines) == 0 then return {} end
+local first = redis.call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2]
+if not first then return {} end
 local now = clock(time, deadlines)
+if tonumber(first) > now then return {first - now} end
 local due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 500)
 for i = 1, #due, 2 do
   redis.call('ZADD', deadlines, now + 60, due[i])
   due[i + 1] = now - due[i + 1]
 end
-return due
+return {0, unpack(due)}
 """)
 
 ADVANCE = Script("""
@@ -2711,7 +2714,7 @@ class Games:
 
     def __init__(self, redis: Redis, schema: Schema, bank: Bank, users: Users) -> None:
         self.redis, self.schema, self.bank, self.users = redis, schema, bank, users
-        self.shards, self.ticks = list(range(SHARDS)), 0        # those that this worker looks after
+        self.shards, self.others_at = list(range(SHARDS)), 0.0      # those that this worker looks after; when at all of them
 
     async def form(self, match: str) -> None:
         """Makes the game of a match, "GAME QUEUE UID...". Run twice it makes one."""
@@ -2740,18 +2743,20 @@ class Games:
                                    for uid, user in zip(uids, users) if user))
         await self.redis.call("ZREM", Keys.forming, match)
 
-    async def advance_due(self) -> None:
-        """Moves on the games that are due in our shards, and now and then in all of them."""
-        self.ticks += 1
-        shards = self.shards if self.ticks % TICKS_OF_OTHERS else range(SHARDS)
+    async def advance_due(self) -> float:
+        """Moves on the games that are due in our shards, and now and then in all of them. Returns when (s) to look again."""
+        shards, now = self.shards, asyncio.get_running_loop().time()
+        if now >= self.others_at:
+            shards, self.others_at = range(SHARDS), now + OTHERS_S
         due = await asyncio.gather(*(self.redis.run(DUE_GAMES, Keys.shard(shard)) for shard in shards))
-        games = [game for shard in due for game in shard[::2]]
-        for late_ms in (late_ms for shard in due for late_ms in shard[1::2]):
+        games = [game for shard in due for game in shard[1::2]]
+        for late_ms in (late_ms for shard in due for late_ms in shard[2::2]):
             observe("deadline_lateness_seconds", late_ms / 1000)
         phases = await asyncio.gather(*(self.redis.run(ADVANCE, Keys.game(game)) for game in games))
         for game, phase in zip(games, phases):
             if phase == "settle":
                 spawn(self.settle(game))
+        return max(TICK_S, min([LONG_TICK_S] + [shard[0] / 1000 for shard in due if shard]))
 
     def answer(self, game: str, connection: str, number: int, choice: int) -> asyncio.Future:
         """'ok' or an error code."""
@@ -4403,16 +4408,18 @@ def running_uvicorn() -> uvicorn.Server | None:
 
 
 async def _forever(pause_s: float, work: Callable[[], Awaitable]) -> None:
-    """Does something again and again. Redis being away, or one failure, does not end it."""
+    """Does something again and again, after the seconds that it returns, if it does. Redis being away, or one failure, does
+    not end it."""
     while True:
+        wait_s = None
         try:
-            await work()
+            wait_s = await work()
         except Unavailable:
             pass        # the connection tells of it
         except Exception:
             log.exception("background work failed; it goes on")
             await asyncio.sleep(1)
-        await asyncio.sleep(pause_s)
+        await asyncio.sleep(wait_s or pause_s)
 
 
 class Problems(ErrorHandler):

@@ -838,7 +838,7 @@ def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, 
 
 # ---- time
 
-CLOCKS = [(Keys.shard(0)[1], Keys.shard(0)[0], lambda store: store.run(trivia.DUE_GAMES, Keys.shard(0))),
+CLOCKS = [(Keys.shard(0)[1], Keys.shard(0)[0], lambda store: store.run(trivia.DUE_GAMES, Keys.shard(0))[1:]),
           (Keys.lobby_clock, Keys.due, due_tickets)]
 
 
@@ -997,12 +997,20 @@ def test_due_games_are_handed_out_once_at_a_time(store):
     (key, _), now = Keys.shard(0), store.now()
     store.client.zadd(key, {f"g{i}": now - i for i in range(40)} | {"later": now + 60_000})
     handed = at_once(4, lambda i: store.run(trivia.DUE_GAMES, Keys.shard(0)))
-    assert sorted(game for games in handed for game in games[::2]) == sorted(f"g{i}" for i in range(40))
+    assert sorted(game for games in handed for game in games[1::2]) == sorted(f"g{i}" for i in range(40))
     assert all(i <= late < i + 5000 for games in handed for i, late in ((int(game[1:]), late) for game, late in zip(
-        games[::2], games[1::2])))
+        games[1::2], games[2::2])))
     assert store.client.zscore(key, "later") == now + 60_000
     time.sleep(0.07)        # they were put off by 60 ms
-    assert len(store.run(trivia.DUE_GAMES, Keys.shard(0))[::2]) == 40
+    assert len(store.run(trivia.DUE_GAMES, Keys.shard(0))[1::2]) == 40
+
+
+def test_it_is_told_when_the_first_game_will_be_due(store):
+    key, _ = Keys.shard(0)
+    assert store.run(trivia.DUE_GAMES, Keys.shard(0)) == []
+    store.client.zadd(key, {"later": store.now() + 60_000, "much later": store.now() + 90_000})
+    [wait_ms] = store.run(trivia.DUE_GAMES, Keys.shard(0))
+    assert 0 < wait_ms <= 60_000
 
 
 def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
