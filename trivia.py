@@ -107,7 +107,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any, AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import argon2
@@ -1737,9 +1737,9 @@ class Users:
                 return uid, user
         return None
 
-    async def load(self, uid: str) -> dict[str, str]:
+    def load(self, uid: str) -> Awaitable[dict[str, str]]:
         """The fields of a user; {} if there is none."""
-        return await self.redis.call("HGETALL", Keys.user(uid))
+        return self.redis.call("HGETALL", Keys.user(uid))
 
     async def change(self, uid: str, user: dict, data: dict) -> dict:
         """Changes fields of an account; the new fields. Begins again when another change came between."""
@@ -1755,8 +1755,7 @@ class Users:
             await self._settle(uid, new, claims)
             if done == 1:
                 await self._settle(uid, old, released)
-                await self.refresh_boards(uid)
-                return await self.load(uid)
+                return await self.refresh_boards(uid, await self.load(uid))
             if not (user := await self.load(uid)):
                 raise Problem("not_authenticated")
         raise Problem("unavailable", retry_after=1)
@@ -1878,36 +1877,43 @@ class Users:
         length_s, now = 86400 * PERIOD_DAYS[period], time.time()
         return [Keys.board(name, period_of(period, now - back * length_s)) for back in range(4)]
 
-    def _board_value(self, name: str, user: dict) -> float | None:
-        """What a user has on a leaderboard; None if he is not on it."""
-        board, now = self.schema.boards[name], time.time()
-        value = self.schema.value(user, board["field"]) or 0
-        if "period" not in board:
-            return value if "games" in user else None
-        last, _, base = user.get(f"board:{name}", "").partition(" ")
-        return (value - float(base) or None) if last == period_of(board["period"], now) else None
+    def _places(self, user: dict) -> dict[str, tuple[str, float | None]]:
+        """{leaderboard: (its present period, what the user has on it, or None if he is not on it)}."""
+        places = {}
+        for name, board in self.schema.boards.items():
+            value, period = self.schema.value(user, board["field"]) or 0, ""
+            if "period" in board:
+                period = period_of(board["period"], time.time())
+                last, _, base = user.get(f"board:{name}", "").partition(" ")
+                value = value - float(base) or None if last == period else None
+            elif "games" not in user:
+                value = None
+            places[name] = period, value
+        return places
 
-    async def refresh_boards(self, uid: str) -> bool:
-        """Brings the leaderboards to what the user's fields say; whether there is such a user.
+    async def refresh_boards(self, uid: str, user: dict) -> dict:
+        """Brings the leaderboards to what the user's fields say, those given or newer ones, which it returns.
 
         Other workers may do the same at the same time with older or newer fields. Each reads the fields again after it
         wrote and goes on until they are what it wrote, so whoever writes last has written the newest.
         """
-        user = await self.load(uid)
         for _ in range(10):
-            await asyncio.gather(*(self._put_on_board(name, uid, user) for name in self.schema.boards))
-            before, user = user, await self.load(uid)
-            if all(self._board_value(name, user) == self._board_value(name, before) for name in self.schema.boards):
+            written = self._places(user)
+            *_, user = await asyncio.gather(*itertools.starmap(self.redis.call, self._placing(uid, written)), self.load(uid))
+            if self._places(user) == written:
                 break
-        return bool(user)
+        return user
 
-    async def _put_on_board(self, name: str, uid: str, user: dict) -> None:
-        key, value = self._board_keys(name)[0], self._board_value(name, user)
-        if value is None:
-            return await self.redis.call("ZREM", key, uid)
-        await self.redis.call("ZADD", key, value, uid)
-        if "period" in self.schema.boards[name]:
-            await self.redis.call("EXPIRE", key, 2 * 86400 * PERIOD_DAYS[self.schema.boards[name]["period"]])
+    def _placing(self, uid: str, places: dict) -> Iterator[tuple]:
+        """The commands that write a user's places."""
+        for name, (period, value) in places.items():
+            key = Keys.board(name, period)
+            if value is None:
+                yield "ZREM", key, uid
+            else:
+                yield "ZADD", key, value, uid
+                if period:
+                    yield "EXPIRE", key, 2 * 86400 * PERIOD_DAYS[self.schema.boards[name]["period"]]
 
     async def fill_new_boards(self) -> None:
         """Puts everybody on leaderboards that schema.yaml has had for less long than the players are here."""
@@ -1918,7 +1924,9 @@ class Users:
         cursor = None
         while cursor != "0":
             cursor, keys = await self.redis.call("SCAN", cursor or "0", "MATCH", Keys.user("*"), "COUNT", 500)
-            await asyncio.gather(*(self.refresh_boards(key[len("user:{"):-1]) for key in keys))
+            uids = [key[len("user:{"):-1] for key in keys]
+            users = await asyncio.gather(*map(self.load, uids))
+            await asyncio.gather(*map(self.refresh_boards, uids, users))
         await self.redis.call("HSET", Keys.boards, *(x for pair in fields.items() for x in pair))
 
     async def leaderboard(self, name: str, limit: int, offset: int, around: str | None) -> dict:
@@ -2737,11 +2745,10 @@ class Games:
         if created:
             count("games_started", name)
             log.debug("game begins", extra={"game": game})
-        if created and name != LAB_QUEUE:
-            marks = [x for number in numbers for x in ("SET", "u1", number, 1)]
-            await asyncio.gather(*(self.redis.call("BITFIELD", Keys.seen(uid), *marks)
-                                   for uid, user in zip(uids, users) if user))
-        await self.redis.call("ZREM", Keys.forming, match)
+        marks = [x for number in numbers for x in ("SET", "u1", number, 1)]
+        knowing = [uid for uid, user in zip(uids, users) if user and created and name != LAB_QUEUE]
+        await asyncio.gather(*(self.redis.call("BITFIELD", Keys.seen(uid), *marks) for uid in knowing),
+                             self.redis.call("ZREM", Keys.forming, match))
 
     async def advance_due(self) -> float:
         """Moves on the games that are due in our shards, and now and then in all of them. Returns when (s) to look again."""
@@ -2818,8 +2825,9 @@ class Games:
             return
         if "result" not in game.fields:
             users = await asyncio.gather(*(self.users.load(player.uid) for player in game.players))
-            await self.redis.call("HSETNX", Keys.game(game_id)[0], "result", dumps(self._result(game, users)))
-            game = await self.load(game_id)
+            key, result = Keys.game(game_id)[0], dumps(self._result(game, users))
+            _, game.fields["result"] = await asyncio.gather(self.redis.call("HSETNX", key, "result", result),
+                                                            self.redis.call("HGET", key, "result"))
         erased = "" if game.rules.endswith("sandbox") else await self._apply_all(game)
         if await self.redis.run(FINISH, Keys.game(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400, erased):
             count("games_ended", game.queue, game.reason)
@@ -2849,10 +2857,12 @@ class Games:
         boards = [x for name, board in self.schema.boards.items() if "period" in board
                   for x in (name, board["field"], period_of(board["period"], ended / 1000),
                             self.schema.fields[board["field"]].get("default", 0))]
-        await self.redis.run(APPLY_RESULT, (Keys.user(player.uid), Keys.history(player.uid)), game.id, ended,
-                             self.schema.limits.game_days * 86_400_000, int(part["won"]), part.get("change", 0),
-                             part.get("sigma", ""), self.schema.fields["rating"]["default"], *boards)
-        return await self.users.refresh_boards(player.uid)
+        _, user = await asyncio.gather(
+            self.redis.run(APPLY_RESULT, (Keys.user(player.uid), Keys.history(player.uid)), game.id, ended,
+                           self.schema.limits.game_days * 86_400_000, int(part["won"]), part.get("change", 0),
+                           part.get("sigma", ""), self.schema.fields["rating"]["default"], *boards),
+            self.users.load(player.uid))
+        return bool(await self.users.refresh_boards(player.uid, user))
 
     # -- views
 
