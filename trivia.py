@@ -1614,9 +1614,14 @@ def digest(text: str, size: int = 16) -> str:
 
 def period_of(kind: str, when_s: float) -> str:
     """The day, week or month (UTC, ISO 8601) of a time; later ones sort behind earlier ones."""
-    day = datetime.fromtimestamp(when_s, timezone.utc)
-    year, week, _ = day.isocalendar()
-    return {"day": f"{day:%Y-%m-%d}", "week": f"{year}-W{week:02}", "month": f"{day:%Y-%m}"}[kind]
+    return _period_of_day(kind, int(when_s // 86400))
+
+
+@functools.lru_cache(16)
+def _period_of_day(kind: str, day: int) -> str:
+    date = datetime.fromtimestamp(day * 86400, timezone.utc)
+    year, week, _ = date.isocalendar()
+    return {"day": f"{date:%Y-%m-%d}", "week": f"{year}-W{week:02}", "month": f"{date:%Y-%m}"}[kind]
 
 
 PERIOD_DAYS = {"day": 1, "week": 7, "month": 31}
