@@ -149,6 +149,7 @@ OTHERS_S = 0.5              # between looks at the shards of the other workers, 
 LOBBY_TICK_S = 0.2          # between looks for due tickets
 BEAT_S = 1                  # between heartbeats of a worker ...
 METRICS_S = 2               # between additions of what a worker counted to the sums in Redis
+WHOLE_COLLECTION_S = 86400  # between collections of the garbage that leave nothing out
 SWEEP_S = 3                 # between looks for sockets that are idle or not read
 SILENT_BEATS = 10           # ... and after so many of its own it takes another for dead that had none
 CALL_SECONDS = 5            # Redis is taken for lost when it is silent for so long
@@ -1112,7 +1113,7 @@ class Redis:
     async def _open(self) -> Connection:
         loop, make = asyncio.get_running_loop(), functools.partial(Connection, self.on_events)
         try:
-            where = self._where()
+            where = redis_at(self.url)
         except ValueError:      # which may quote the password
             raise Fatal("REDIS_URL: can't be read; expected unix://, redis:// or rediss://, with %2F for / in a password"
                         ) from None
@@ -1126,12 +1127,8 @@ class Redis:
         except (OSError, TimeoutError) as error:
             raise Unavailable(f"{self._place()}: {error or 'no answer'}") from None
 
-    def _where(self) -> dict:
-        """What the URL says; our own server is asked as the user who may do no more than we need (redis.conf)."""
-        return parse_url(self.url) if self.url else {"path": str(own_server_socket()), "username": "trivia"}
-
     async def _greet(self, connection: Connection) -> None:
-        where = self._where()
+        where = redis_at(self.url)
         name, password = where.get("username", "default"), where.get("password", "")
         login = ("AUTH", name, password) if where.keys() & {"username", "password"} else ()
         try:
@@ -1218,6 +1215,11 @@ class Redis:
                     self.call("SHUTDOWN" if last else "QUIT").cancel()
                     await asyncio.shield(self.connection.closed)        # under the lock, or the next one counts us
         self.connection.transport.close()
+
+
+def redis_at(url: str) -> dict:
+    """What a URL says; our own server, where there is none, is asked as the user who may do no more than we need (redis.conf)."""
+    return parse_url(url) if url else {"path": str(own_server_socket()), "username": "trivia"}
 
 
 def own_server_socket() -> Path:
@@ -2993,6 +2995,14 @@ class WebSocket(WebSocketsSansIOProtocol):
         self.partial: bytes | None = None       # None until there was the handshake, which comes whole, and after a long frame
         self.heard_at_s = 0.0
 
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        transport.get_protocol().parser = None      # or that of HTTP and its parser would hold each other
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self.conn.parser.close()                    # likewise
+
     def data_received(self, data: bytes) -> None:
         if self.partial is None:
             first = not self.handshake_initiated
@@ -4303,6 +4313,8 @@ class Server:
             await asyncio.sleep(random.uniform(0.2, 1))
         gc.collect()
         gc.freeze()     # what is here now stays; a full collection need not go through it each time
+        if (ours := running_uvicorn()) and ours.config.ws_protocol_class is WebSocket:
+            _keep_collections_short()
         self.background = [spawn(work) for work in (
             self.redis.keep_up(self._on_return), _forever(TICK_S, self.games.advance_due),
             _forever(LOBBY_TICK_S, self.lobby.look), _forever(BEAT_S, self._beat), _forever(BEAT_S, self._show_life),
@@ -4420,6 +4432,24 @@ def running_uvicorn() -> uvicorn.Server | None:
     """The uvicorn that runs us and waits for signals; None under other servers."""
     server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
     return server if isinstance(server, uvicorn.Server) else None
+
+
+def _keep_collections_short() -> None:
+    """Spares what has lived through a full collection of the garbage the next ones: those of 8,000 players stopped a worker for
+    a second each, and found next to nothing.
+
+    Something that was spared and comes to refer to itself stays until the next day. WebSocket sees that connections do not.
+    """
+    whole_at = time.monotonic() + WHOLE_COLLECTION_S
+
+    def on_collection(phase: str, collection: dict) -> None:
+        nonlocal whole_at
+        if collection["generation"] == 2 and phase == "stop":
+            gc.freeze()
+        elif collection["generation"] == 2 and time.monotonic() > whole_at:
+            whole_at = time.monotonic() + WHOLE_COLLECTION_S
+            gc.unfreeze()
+    gc.callbacks.append(on_collection)
 
 
 async def _forever(pause_s: float, work: Callable[[], Awaitable]) -> None:
@@ -4981,7 +5011,7 @@ def _redis_findings(info: dict[str, str], config: dict[str, str]) -> Iterable[Fi
 
 
 def _socket_findings() -> Iterable[Finding]:
-    where = parse_url(REDIS_URL) if REDIS_URL else {"path": str(own_server_socket())}
+    where = redis_at(REDIS_URL)
     if "path" in where:
         mode = os.stat(where["path"]).st_mode
         closed = not mode & 0o007 or not os.stat(Path(where["path"]).parent).st_mode & 0o007
@@ -5062,7 +5092,7 @@ def _fetch_snapshot(file: Path) -> None:
 
 def _dial() -> socket.socket:
     """A connection to Redis for what is no reply to a command."""
-    where = parse_url(REDIS_URL) if REDIS_URL else {"path": str(own_server_socket())}
+    where = redis_at(REDIS_URL)
     if "path" in where:
         source = socket.socket(socket.AF_UNIX)
         source.connect(where["path"])

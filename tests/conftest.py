@@ -10,6 +10,7 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -39,7 +40,8 @@ FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
 _names = itertools.count(1)
 
 # They begin first, since each file stays with one process, and these wait for much.
-LONG = ["test_failures", "test_systemd", "test_end_to_end", "test_operating", "test_browser", "test_ops", "test_lab", "test_chaos"]
+LONG = ["test_failures", "test_systemd", "test_end_to_end", "test_operating", "test_browser", "test_ops", "test_lab",
+        "test_chaos"]
 
 
 def pytest_collection_modifyitems(items):
@@ -299,6 +301,8 @@ class Phone:
 
     def drop(self):
         """Lets go of the connection without a goodbye."""
+        with contextlib.suppress(OSError):      # it may be gone already
+            self.socket.socket.shutdown(socket.SHUT_RDWR)       # or the client's threads would stay
         self.socket.socket.close()
 
     def close(self):

@@ -55,12 +55,14 @@ import logging
 import math
 import multiprocessing
 import os
+import platform
 import random
 import resource
 import secrets
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 import time
@@ -801,6 +803,16 @@ class Host:
             f"calls:{name.removeprefix('cmdstat_')}": known["calls"] for name, known in info.items()
             if name.startswith("cmdstat_")}
 
+    def description(self) -> dict:
+        """What figures of this host depend on; {} when the server is elsewhere."""
+        if not self.root:
+            return {}
+        cpu, server = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0], self.info("server")
+        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
+        return {"cpu": cpu or platform.machine(), "cores": psutil.cpu_count(), "kernel": platform.release(),
+                "python": platform.python_version(), "commit": commit.stdout.strip(),
+                server.get("server_name", "redis"): server.get("valkey_version", server.get("redis_version"))}
+
     def info(self, section: str) -> dict:
         """What Redis says about itself; {} when it can't be asked."""
         try:
@@ -947,8 +959,8 @@ def figures_of(run: Run, target: Target, rounds: int) -> dict:
         return False
     missed, options = sorted(run.total.missed), run.options
     lost = [one for one, known in zip(missed, many(has_record, missed), strict=True) if not known]
-    return {"url": options.url, "queue": options.queue, "think_s": options.think, "ramp_s": options.ramp,
-            "processes": len(run.crowds), "errors": dict(wrong(run.total.errors)),
+    return {"host": run.host.description(), "url": options.url, "queue": options.queue, "think_s": options.think,
+            "ramp_s": options.ramp, "processes": len(run.crowds), "errors": dict(wrong(run.total.errors)),
             "games_lost": len({game for game, _ in lost}),
             "games_ended_while_a_player_was_away": len({game for game, _ in set(missed) - set(lost)}),
             "steps": [step_figures(step, run.first, rounds) for step in run.steps], "samples": run.samples}
@@ -1038,7 +1050,7 @@ def print_figures(figures: dict, console: Console) -> None:
     table, columns = Table(show_header=False), [step | step["processes"] for step in figures["steps"]]
     for name in dict.fromkeys(name for column in columns for name in column if name != "processes"):
         table.add_row(name, *(in_words(column.get(name)) for column in columns))
-    console.print(table)
+    console.print(table, in_words(figures["host"]), sep="\n")
     console.print(in_words({name: figures[name] for name in ("errors", "games_lost", "games_ended_while_a_player_was_away")}))
     if any(step["load_tool"]["overloaded"] for step in figures["steps"]):
         console.print("The load tool was held up itself: the latencies are the tool's, not the server's. Use more --processes, "
@@ -1084,7 +1096,9 @@ def plot(figures: dict, file: Any) -> None:
                      alpha=0.4, label=label)
         axes.grid(alpha=0.3)
         axes.legend()
-    latency.set(ylabel="ms", yscale="log")
+    host = figures["host"]
+    latency.set(ylabel="ms", yscale="log", title=f"{host['cores']} cores of {host['cpu']}, which carry the load tool, too" if host
+                else figures["url"])
     cpu.set(ylabel="cores used", xlabel="players connected", ylim=(0, None), xlim=(0, None))
     drawn.savefig(file)
 

@@ -140,7 +140,8 @@ def test_whole_games_and_all_that_goes_with_them_are_allowed(valkey, app, tmp_pa
         ann, end = play_every_queue(server)
         import_a_question(server, tmp_path)
         call_every_route(server, ann.name, end["game"])
-        wait_until(lambda: '"worker is dead", "worker": "gone"' in server.log and not valkey.client.zscore("workers:{lobby}", "dead:gone"), 30)
+        wait_until(lambda: '"worker is dead", "worker": "gone"' in server.log
+                   and not valkey.client.zscore("workers:{lobby}", "dead:gone"), 30)
         server.stop()
         assert "Traceback" not in server.log, server.log
     assert app.config_get("appendfsync") == {"appendfsync": "always"} and app.info("memory") and app.latency_latest() is not None
