@@ -5,6 +5,7 @@ import functools
 import json
 import re
 import socket as sockets
+import subprocess
 import sys
 import time
 
@@ -778,3 +779,54 @@ def test_no_token_is_in_the_log(server, open_phone):
     handshake(server, {"Authorization": f"Bearer {token}"})
     assert "registered" in server.log
     assert token not in server.log and token[8:] not in server.log and PASSWORD not in server.log
+
+
+# ---- what a connection leaves behind
+
+CYCLES = """
+import asyncio, gc
+import uvicorn
+from websockets.asyncio.client import connect
+import trivia
+
+async def echo(scope, receive, send):
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (message := await receive())["type"] == "websocket.receive":
+        await send({"type": "websocket.send", "text": message["text"]})
+
+def kinds():
+    theirs = ("uvicorn.protocols", "websockets.server", "trivia")
+    return {kind.__qualname__ for kind in map(type, gc.get_objects()) if str(kind.__module__).startswith(theirs)}
+
+async def main():
+    server = uvicorn.Server(uvicorn.Config(echo, port=0, ws=trivia.WebSocket, http="httptools", lifespan="off", log_level="error"))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    url = f"ws://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/"
+    gc.disable()
+    before = kinds()
+    for end in ("close", "drop", "close", "drop"):
+        phone = await connect(url)
+        await phone.send("hello" * 100)
+        assert await phone.recv() == "hello" * 100
+        await phone.close() if end == "close" else phone.transport.abort()
+        while server.server_state.connections or server.server_state.tasks:
+            await asyncio.sleep(0.01)
+    for _ in range(200):        # the last turns of the loop may be to come
+        if not (left := kinds() - before):
+            break
+        await asyncio.sleep(0.01)
+    print(*left)
+    server.should_exit = True
+    await serving
+
+asyncio.run(main())
+"""
+
+
+def test_a_closed_connection_leaves_nothing_to_the_garbage_collection():
+    """Which spares what is old; what refers to itself would stay for a day."""
+    done = subprocess.run([sys.executable, "-c", CYCLES], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), (done.stdout, done.stderr)
