@@ -257,7 +257,8 @@ class Phone:
 
     def connect(self, queue=None):
         context = connect(f"ws://127.0.0.1:{self.server.port}/game/{queue or self.queue}", open_timeout=20,
-                          additional_headers=self.headers, subprotocols=self.subprotocols, close_timeout=2)
+                          additional_headers=self.headers, subprotocols=self.subprotocols, close_timeout=2,
+                          ping_interval=None)
         self.socket = context.__enter__()       # a phone outlives the block that connected it
         return self
 
@@ -302,8 +303,7 @@ class Phone:
     def drop(self):
         """Lets go of the connection without a goodbye."""
         with contextlib.suppress(OSError):      # it may be gone already
-            self.socket.socket.shutdown(socket.SHUT_RDWR)       # or the client's threads would stay
-        self.socket.socket.close()
+            self.socket.socket.shutdown(socket.SHUT_RDWR)       # the client's thread closes it, and ends
 
     def close(self):
         self.socket.close()
