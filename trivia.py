@@ -121,7 +121,6 @@ from jsonschema import Draft202012Validator, FormatChecker
 from openskill.models import PlackettLuce
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from redis.asyncio.connection import parse_url
 from sanic import Request, Sanic
 from sanic.exceptions import SanicException
 from sanic.handlers import ErrorHandler
@@ -158,6 +157,8 @@ MAX_PATH = 500              # characters of a path
 MAX_PENDING = 20_000        # commands that may wait for Redis in one worker
 MAX_UNREAD = 256 * 1024     # bytes for a phone in the server's buffer
 MAX_RESYNCS = 200           # players who are brought up to date at once after Redis was away, or taken leave of
+MAX_ADMISSIONS = 50         # handshakes that are looked at at once; others wait at the door ...
+DOOR_SECONDS = 5            # ... for so long, before they are told to come again
 DRAIN_SECONDS = 5           # a worker that stops sends its players away within this time ...
 DRAIN_PAUSE_S = 0.002       # ... one after the other, if that takes no longer
 BACKLOG = 65_535            # connections that may wait while no worker serves; net.core.somaxconn bounds it
@@ -1219,7 +1220,10 @@ class Redis:
 
 def redis_at(url: str) -> dict:
     """What a URL says; our own server, where there is none, is asked as the user who may do no more than we need (redis.conf)."""
-    return parse_url(url) if url else {"path": str(own_server_socket()), "username": "trivia"}
+    if not url:
+        return {"path": str(own_server_socket()), "username": "trivia"}
+    from redis.asyncio.connection import parse_url      # a tenth of the time that a start takes; most starts need none of it
+    return parse_url(url)
 
 
 def own_server_socket() -> Path:
@@ -3500,7 +3504,8 @@ class Hub:
         self.users, self.lobby, self.games = users, lobby, games
         self.loop = asyncio.get_running_loop()
         self.sockets: dict[str, Socket] = {}
-        self.count, self.draining, self.resyncs = 0, False, asyncio.Semaphore(MAX_RESYNCS)
+        self.count, self.draining = 0, False
+        self.resyncs, self.door = asyncio.Semaphore(MAX_RESYNCS), asyncio.Semaphore(MAX_ADMISSIONS)
 
     def deliver(self, head: str, body: str) -> None:
         """Brings an event to its sockets; it is encoded once for all of them."""
@@ -3619,9 +3624,25 @@ class Hub:
             raise Problem("unavailable", "The server is full; try again later.", retry_after=5)
         token = next((item.removeprefix("bearer.") for item in offered if item.startswith("bearer.")), None) \
             or bearer(headers.get("authorization", ""))
-        uid, user = await self.users.authenticate(token, connects=True)
-        await self.users.count_connection(uid)
-        return await self._queue_at(scope["path"], uid), uid, int(user[":turn"]), token
+        async with self._passage():
+            uid, user = await self.users.authenticate(token, connects=True)
+            await self.users.count_connection(uid)
+            return await self._queue_at(scope["path"], uid), uid, int(user[":turn"]), token
+
+    @contextlib.asynccontextmanager
+    async def _passage(self) -> AsyncIterator[None]:
+        """A place among those who are let in. Of a crowd that is too large for this host some get in at a time, while the others
+        are told to come again; else all would wait until they give up, each just before his turn."""
+        try:
+            async with asyncio.timeout(DOOR_SECONDS):
+                await self.door.acquire()
+        except TimeoutError:
+            raise Problem("unavailable", "Too many come at once; try again shortly.",
+                          retry_after=random.randint(1, 5)) from None
+        try:
+            yield
+        finally:
+            self.door.release()
 
     async def _queue_at(self, path: str, uid: str) -> Queue:
         name = path.removeprefix("/game/")
@@ -4648,7 +4669,8 @@ def create_app() -> Trivia:
     Extend(app)
     for route in ROUTES:
         path = re.sub(r"{(\w+)}", r"<\1:str>", route.path)
-        app.add_route(endpoint(route), path, methods=[route.method], name=route.name)
+        # Without the format of its errors, which are ours, Sanic reads the source of each handler to guess it.
+        app.add_route(endpoint(route), path, methods=[route.method], name=route.name, error_format="json")
     described = dumps(asyncapi(schema))
     app.add_route(lambda request: HTTPResponse(described, content_type=JSON), "/docs/asyncapi.json", name="asyncapi")
     app.add_route(page("play.html"), "/", name="play")

@@ -42,7 +42,7 @@ class Link:
     """The way to a Redis: it can be cut, stay closed, or break when it has carried a certain command there."""
 
     def __init__(self, target):
-        self.target, self.path, self.closed, self.last_words = target, f"{target}-link", False, None
+        self.target, self.path, self.closed, self.last_words, self.mute = target, f"{target}-link", False, None, False
         self.url = f"unix://trivia@{self.path}"
         self.ends, self.listener = [], socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
@@ -64,10 +64,11 @@ class Link:
 
     def _carry(self, source, sink):
         with contextlib.suppress(OSError):
-            while data := source.recv(65536):
+            while (data := source.recv(65536)) and not self.mute:
+                if last := self.last_words is not None and self.last_words in data:
+                    self.last_words, self.mute = None, True     # at once, or the reply may be quicker than the cut
                 sink.sendall(data)
-                if self.last_words and self.last_words in data:
-                    self.last_words = None
+                if last:
                     self.cut()
 
     def cut(self):
@@ -75,6 +76,7 @@ class Link:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
         self.ends.clear()
+        self.mute = False
 
     def close(self):
         self.listener.close()
@@ -581,3 +583,29 @@ def test_who_connects_again_and_again_is_slowed_down(make_server):
     finish([ann, bob])
     wait_until(lambda: server.redis.pttl(f"limit:{{connect:{session['token'][:8]}}}") < 19_900, 20)
     server.phone(session=session).expect("queued")
+
+
+def test_of_a_crowd_a_few_get_in_at_a_time_and_the_others_are_told_to_come_again(monkeypatch):
+    monkeypatch.setattr(trivia, "DOOR_SECONDS", 0.05)
+    scope = {"path": "/game/random", "headers": [(b"authorization", b"Bearer t")]}
+
+    async def scene():
+        inside, opened = [], asyncio.Event()
+
+        async def authenticate(token, connects):
+            inside.append(token)
+            await opened.wait()
+            return "uid", {":turn": "7"}
+        users = SimpleNamespace(authenticate=authenticate, count_connection=lambda uid: asyncio.sleep(0))
+        schema = SimpleNamespace(limits=SimpleNamespace(connections=1000), origins=[], queues={"random": "the queue"})
+        hub = trivia.Hub("w", None, schema, users, None, None)
+        crowd = [asyncio.create_task(hub._admit(scope, [])) for _ in range(trivia.MAX_ADMISSIONS + 20)]
+        while sum(one.done() for one in crowd) < 20:
+            await asyncio.sleep(0)
+        refused = [one.exception() for one in crowd if one.done()]
+        assert len(inside) == trivia.MAX_ADMISSIONS and len(refused) == 20
+        assert all((one.status_code, one.code) == (503, "unavailable") and 1 <= one.retry_after <= 5 for one in refused)
+        opened.set()
+        for one in [one for one in crowd if not one.done()] + [hub._admit(scope, []) for _ in crowd]:
+            assert await one == ("the queue", "uid", 7, "t")
+    asyncio.run(asyncio.wait_for(scene(), 20))
