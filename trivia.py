@@ -890,7 +890,9 @@ class Schema:
 # redis-py parses the URL, hiredis the protocol.
 #
 # Invariants: nothing here retries a command, so nothing runs twice unless its caller says so; callers may, since
-# every script can be run twice. Replies come before the events that were published after them.
+# every script can be run twice. Replies come before the events that were published after them. What a game script has to tell
+# players of the worker that runs it comes with its reply: Redis sets 16 KiB aside for each event that a connection
+# publishes to itself, and cut workers off that had 2,000 of them to come.
 
 class Unavailable(Exception):
     """Redis can't be reached, did not answer in time, or can't do it now; whether it was carried out is not always known."""
@@ -957,7 +959,8 @@ class Script:
 
     all: list["Script"] = []
 
-    def __init__(self, *parts: str, flags: str = "") -> None:
+    def __init__(self, *parts: str, flags: str = "", tells: bool = False) -> None:
+        self.tells = tells      # events for players of the caller come with its reply, see Connection.call
         # With this line Redis refuses it as a whole, and not in its midst, when memory is full; unless it has allow-oom.
         self.text = f"#!lua flags={flags}\n" + "".join(parts)
         self.sha = hashlib.sha1(self.text.encode()).hexdigest()
@@ -994,30 +997,32 @@ class Connection(asyncio.Protocol):
                                      notEnoughData=self.MORE)
         self.transport: asyncio.Transport | None = None
         self.batch: list[bytes] = []
-        self.pending: deque[tuple[asyncio.Future, tuple]] = deque()     # a reply to come, and what to send if the script is gone
+        # A reply to come, what to send if its script is gone, and whether events may come with it.
+        self.pending: deque[tuple[asyncio.Future, tuple, bool]] = deque()
         self.on_events, self.closed = on_events, self.loop.create_future()
         self.complained_at, self.timing = -60.0, False      # one batch at a time is timed
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
 
-    def call(self, *command: str | bytes | int | float, in_full: tuple = ()) -> asyncio.Future:
+    def call(self, *command: str | bytes | int | float, in_full: tuple = (), tells: bool = False) -> asyncio.Future:
         """The reply to a command, to come. It raises Unavailable, or hiredis.ReplyError for what is wrong with it.
 
-        If the command names a script that Redis does not have any more, `in_full` is sent instead.
+        If the command names a script that Redis does not have any more, `in_full` is sent instead. Of a script that `tells`, the
+        reply is the first of ["events", reply, event...]; the events are handled as if they had been published.
         """
         reply = self.loop.create_future()
         if self.closed.done() or len(self.pending) >= MAX_PENDING:
             reply.set_exception(Unavailable("Redis is not there" if self.closed.done() else "Redis is too slow"))
         else:
-            self._send(reply, command, in_full)
+            self._send(reply, command, in_full, tells)
         return reply
 
-    def _send(self, reply: asyncio.Future, command: tuple, in_full: tuple) -> None:
+    def _send(self, reply: asyncio.Future, command: tuple, in_full: tuple, tells: bool) -> None:
         if not self.batch:
             self.loop.call_soon(self._flush)
         self.batch.append(hiredis.pack_command(command))
-        self.pending.append((reply, in_full))
+        self.pending.append((reply, in_full, tells))
 
     def _flush(self) -> None:
         if not self.timing and self.batch:
@@ -1054,18 +1059,23 @@ class Connection(asyncio.Protocol):
                 events = []
 
     def _resolve(self, reply: Any) -> None:
-        future, in_full = self.pending.popleft()
+        future, in_full, tells = self.pending.popleft()
+        events: list = []
+        if tells and isinstance(reply, list) and reply[0] == "events":
+            _, reply, *events = reply
         if future.done():               # its caller was cancelled
-            return
-        if not isinstance(reply, hiredis.ReplyError):
+            pass
+        elif not isinstance(reply, hiredis.ReplyError):
             future.set_result(reply)
         elif in_full and str(reply).startswith("NOSCRIPT"):
-            self._send(future, in_full, ())
+            self._send(future, in_full, (), tells)
         elif str(reply).startswith(PASSING):
             future.set_exception(Unavailable(str(reply)))
             self._complain(str(reply))
         else:
             future.set_exception(reply)
+        if events:
+            self.loop.call_soon(self.on_events, [("", "", event) for event in events])
 
     def _complain(self, error: str) -> None:
         """Tells the operator, now and then, what Redis lacks."""
@@ -1078,7 +1088,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.batch.clear()
         while self.pending:
-            future, _ = self.pending.popleft()
+            future, *_ = self.pending.popleft()
             if not future.done():
                 future.set_exception(Unavailable("the connection to Redis was lost"))
         if not self.closed.done():
@@ -1201,7 +1211,7 @@ class Redis:
     def run(self, script: Script, keys: tuple[str, ...], *args: str | int | float) -> asyncio.Future:
         """What a script returns."""
         rest = len(keys), *keys, *args
-        return self.connection.call("EVALSHA", script.sha, *rest, in_full=("EVAL", script.text, *rest))
+        return self.connection.call("EVALSHA", script.sha, *rest, in_full=("EVAL", script.text, *rest), tells=script.tells)
 
     async def close(self) -> None:
         """Ends the connection; a server of our own stops with its last worker."""
@@ -2320,11 +2330,13 @@ def new_game_id() -> str:
 # An event is published once for each worker that holds a player: "KIND GAME TIME N:SEQ N:SEQ ...\nBODY", where TIME is that of
 # Redis (seconds.microseconds), N the number of a connection and BODY the message without its `seq`. If nobody receives it the
 # worker is dead, and its players have lost their connection. `question` carries a number instead of a text; workers have
-# the bank.
+# the bank. For the worker that runs the script, whose name is the last of ARGV, it comes with the reply instead, as
+# ["events", reply, event...].
 
 _GAME = _CLOCK + """
 local key, deadlines = KEYS[1], KEYS[2]
 local game, changed, moved, id = {}, {}, false, string.match(key, '}:(.+)$')
+local caller, own = table.remove(ARGV), {}
 local now, wall, precisely = clock(KEYS[3], deadlines)
 local players, seats, answer_ms, reveal_ms, seat_ms, points_correct, points_speed, on_exit
 -- Numbers are whole. Lua's own way to make texts of them is slow, so what is put together of them is formatted with %d, and a
@@ -2387,7 +2399,9 @@ local function emit(kind, body, except)
   end
   local lost
   for worker, list in pairs(targets) do
-    if redis.call('PUBLISH', 'worker:' .. worker, kind .. ' ' .. id .. ' ' .. precisely .. list .. '\\n' .. body) == 0 then
+    local told = kind .. ' ' .. id .. ' ' .. precisely .. list .. '\\n' .. body
+    if worker == caller then own[#own + 1] = told
+    elseif redis.call('PUBLISH', 'worker:' .. worker, told) == 0 then
       lost = lost or {}
       lost[worker] = true
     end
@@ -2396,6 +2410,11 @@ local function emit(kind, body, except)
   for _, i in ipairs(lost and seats or {}) do
     if lost[string.match(game['conn' .. i], '^[^.]+')] and game.phase ~= 'settle' then vacate(i, now + seat_ms) end
   end
+end
+-- What a script returns, and the events for players of its caller.
+local function reply(value)
+  if #own == 0 then return value end
+  return {'events', value, unpack(own)}
 end
 local function event(kind, rest) return '{"type":"' .. kind .. '","game":"' .. id .. '",' .. rest .. '}' end
 -- Player i is without a connection; kept is the time until which his seat is, or 'left'.
@@ -2498,8 +2517,8 @@ end
 begin_phase('start', tonumber(ARGV[4]))
 emit('start', ARGV[5])
 save()
-return 1
-""")
+return reply(1)
+""", tells=True)
 
 DUE_GAMES = Script("""
 -- Games whose deadline has passed. They are put off a little, so that one worker gets each; if it dies, another gets
@@ -2513,7 +2532,7 @@ local now = clock(time, deadlines)
 if tonumber(first) > now then return {first - now} end
 local due = redis.call('ZRANGEBYSCORE', deadlines, '-inf', now, 'WITHSCORES', 'LIMIT', 0, 500)
 for i = 1, #due, 2 do
-  redis.call('ZADD', deadlines, now + 60, due[i])
+  redis.call('ZADD', deadlines, now + 1000, due[i])
   due[i + 1] = now - due[i + 1]
 end
 return {0, unpack(due)}
@@ -2542,8 +2561,8 @@ elseif game.phase ~= 'end' then
 end
 moved = true        -- it was put off
 save()
-return game.phase
-""")
+return reply(game.phase)
+""", tells=True)
 
 ANSWER = Script("""
 -- A player's answer to the open question. The last one expected reveals the round.
@@ -2573,8 +2592,8 @@ if game.phase == 'question' then
   if moved then reveal_if_all_answered() end      -- it may have shown that the only one still expected is gone
 end
 save()
-return 'ok'
-""")
+return reply('ok')
+""", tells=True)
 
 EXIT_GAME = Script("""
 -- A player's connection is gone, or he leaves for good. Does nothing for a connection that was replaced.
@@ -2592,8 +2611,8 @@ else
   reveal_if_all_answered()
 end
 save()
-return game.phase
-""")
+return reply(game.phase)
+""", tells=True)
 
 ENTER_GAME = Script("""
 -- A player's connection comes to his game, for the first time or again; or he asks for a snapshot.
@@ -2615,13 +2634,13 @@ if game['conn' .. i] ~= conn then
   if was_away then emit('user_return', event('user_return', '"player":' .. quoted(i)), i) end
   save()
 end
-local reply = {'ok', now}
+local entered = {'ok', now}
 for field, value in pairs(game) do
-  reply[#reply + 1] = field
-  reply[#reply + 1] = value
+  entered[#entered + 1] = field
+  entered[#entered + 1] = value
 end
-return reply
-""")
+return reply(entered)
+""", tells=True)
 
 RELAY = Script("""
 -- Passes a player's message on to his opponents.
@@ -2634,8 +2653,8 @@ if not i or game.phase == 'end' then return 'not_playing' end
 emit(kind, event(kind, '"player":' .. quoted(i) .. (fields ~= '' and ',' .. fields or '')), i)
 reveal_if_all_answered()
 save()
-return 'ok'
-""")
+return reply('ok')
+""", tells=True)
 
 FINISH = Script("""
 -- Ends a settled game: tells its players, and keeps what is worth looking up later.
@@ -2659,8 +2678,8 @@ set('phase', 'end')
 save()
 redis.call('HDEL', key, unpack(spent))
 redis.call('EXPIRE', key, ttl)
-return 1
-""")
+return reply(1)
+""", tells=True)
 
 FORGET_PLAYER = Script("""
 -- Takes a person out of a game that has ended, or whose end is being settled; that still needs the UID.
@@ -2731,9 +2750,12 @@ class Game:
 class Games:
     """Forms games, moves them on, settles them."""
 
-    def __init__(self, redis: Redis, schema: Schema, bank: Bank, users: Users) -> None:
-        self.redis, self.schema, self.bank, self.users = redis, schema, bank, users
+    def __init__(self, redis: Redis, schema: Schema, bank: Bank, users: Users, worker: str) -> None:
+        self.redis, self.schema, self.bank, self.users, self.worker = redis, schema, bank, users, worker
         self.shards, self.others_at = list(range(SHARDS)), 0.0      # those that this worker looks after; when at all of them
+
+    def _run(self, script: Script, game: str, *args: str | int) -> asyncio.Future:
+        return self.redis.run(script, Keys.game(game), *args, self.worker)
 
     async def form(self, match: str) -> None:
         """Makes the game of a match, "GAME QUEUE UID...". Run twice it makes one."""
@@ -2751,7 +2773,7 @@ class Games:
         seats = [seat.split(" ") if seat and seat.endswith(f" {game}") else ["-", 0] for seat in seats]
         people = [x for uid, user, (connection, turn, *_) in zip(uids, users, seats)
                   for x in (uid, user.get("username", "(erased)"), connection, turn)]
-        created = await self.redis.run(CREATE_GAME, Keys.game(game), name, queue.game_rules, self.bank.shuffled(numbers),
+        created = await self._run(CREATE_GAME, game, name, queue.game_rules, self.bank.shuffled(numbers),
                                        queue.ms("start_seconds"), dumps(start), *people)
         if created:
             count("games_started", name)
@@ -2770,7 +2792,7 @@ class Games:
         games = [game for shard in due for game in shard[1::2]]
         for late_ms in (late_ms for shard in due for late_ms in shard[2::2]):
             observe("deadline_lateness_seconds", late_ms / 1000)
-        phases = await asyncio.gather(*(self.redis.run(ADVANCE, Keys.game(game)) for game in games))
+        phases = await asyncio.gather(*(self._run(ADVANCE, game) for game in games))
         for game, phase in zip(games, phases):
             if phase == "settle":
                 spawn(self.settle(game))
@@ -2778,15 +2800,15 @@ class Games:
 
     def answer(self, game: str, connection: str, number: int, choice: int) -> asyncio.Future:
         """'ok' or an error code."""
-        return self.redis.run(ANSWER, Keys.game(game), connection, number, choice)
+        return self._run(ANSWER, game, connection, number, choice)
 
     async def relay(self, game: str, connection: str, kind: str, values: dict) -> str:
         """'ok' or an error code."""
-        return await self.redis.run(RELAY, Keys.game(game), connection, kind, dumps(values)[1:-1])
+        return await self._run(RELAY, game, connection, kind, dumps(values)[1:-1])
 
     async def exit(self, game: str, connection: str, leaving: bool) -> str:
         """Vacates a player's seat for a while, or for good; the game's phase, or 'stale'."""
-        phase = await self._when_formed(lambda: self.redis.run(EXIT_GAME, Keys.game(game), connection, int(leaving)))
+        phase = await self._when_formed(lambda: self._run(EXIT_GAME, game, connection, int(leaving)))
         if phase == "settle":
             spawn(self.settle(game))
         return phase
@@ -2797,7 +2819,7 @@ class Games:
 
     async def enter(self, game: str, uid: str, connection: str, turn: int) -> tuple[int, Game] | str:
         """(now, game) with the player's connection in it; 'over' for him, or 'stale' if he has a newer connection."""
-        reply = await self._when_formed(lambda: self.redis.run(ENTER_GAME, Keys.game(game), uid, connection, turn))
+        reply = await self._when_formed(lambda: self._run(ENTER_GAME, game, uid, connection, turn))
         if reply[0] != "ok":
             return "over" if reply[0] == "missing" else reply[0]
         entered = Game(game, dict(zip(reply[2::2], reply[3::2])))
@@ -2840,7 +2862,7 @@ class Games:
             _, game.fields["result"] = await asyncio.gather(self.redis.call("HSETNX", key, "result", result),
                                                             self.redis.call("HGET", key, "result"))
         erased = "" if game.rules.endswith("sandbox") else await self._apply_all(game)
-        if await self.redis.run(FINISH, Keys.game(game_id), dumps(ranking(game)), self.schema.limits.game_days * 86400, erased):
+        if await self._run(FINISH, game_id, dumps(ranking(game)), self.schema.limits.game_days * 86400, erased):
             count("games_ended", game.queue, game.reason)
             log.debug("game ends: %s", game.reason, extra={"game": game_id})
         await asyncio.gather(*(self.release(player.uid, game_id) for player in game.players))
@@ -4309,7 +4331,7 @@ class Server:
         self.redis = Redis(REDIS_URL, [Keys.worker(self.worker), "bank"], self._on_events)
         self.bank = Bank(self.redis, schema)
         self.users = Users(self.redis, schema)
-        self.games = Games(self.redis, schema, self.bank, self.users)
+        self.games = Games(self.redis, schema, self.bank, self.users, self.worker)
         self.lobby = Lobby(self.redis, schema, self.worker, self.games.form)
         self.hub = Hub(self.worker, self.redis, schema, self.users, self.lobby, self.games)
         self.background: list[asyncio.Task] = []

@@ -27,6 +27,7 @@ from trivia import Keys
 SCRIPTS = {name: value for name, value in vars(trivia).items() if isinstance(value, trivia.Script)}
 QUIZ = "7:0123 8:1032 9:10"                     # the right choices are 0, 1 and 1
 RIGHT = {1: 0, 2: 1, 3: 1}
+NOBODY = ""         # runs a script, so that all events are published
 ANSWER_MS, REVEAL_MS, SEAT_MS, TURN = 60_000, 20_000, 30_000, 3
 LOBBY = (Keys.seats, Keys.queue("q"), Keys.due, Keys.forming, Keys.workers, Keys.playing, Keys.lobby_clock)
 
@@ -143,6 +144,11 @@ def contract(script):
     return count(keys[1])[0], count(arguments[1]) if arguments else (0, 0)
 
 
+def last(script):
+    """How many more are taken from the end of ARGV, before the others are read."""
+    return script.text.count("table.remove(ARGV)")
+
+
 def use(script):
     """The same of what a script's code reads."""
     code = "\n".join(line.split("--")[0] for line in script.text.splitlines())
@@ -174,7 +180,7 @@ def test_the_python_around_each_script_passes_what_its_contract_declares(played)
     for sha, keys, arguments in played.calls:
         name = next(name for name, script in SCRIPTS.items() if script.sha == sha)
         declared, (fixed, step) = contract(SCRIPTS[name])
-        more = len(arguments) - fixed
+        more = len(arguments) - fixed - last(SCRIPTS[name])
         assert len(keys) == declared and (more % step == 0 <= more if step else more == 0), (name, keys, arguments)
         seen.add(name)
     assert seen == SCRIPTS.keys()
@@ -880,7 +886,8 @@ def test_a_steady_clock_is_written_once_a_second_and_keeps_its_lag(store, key, p
 def test_a_new_game_on_an_empty_shard_begins_on_the_clock_of_redis(store, worker):
     game = trivia.new_game_id()
     store.client.set(Keys.game(game)[2], f"5000 {store.now() - 100_000}")
-    store.run(trivia.CREATE_GAME, Keys.game(game), "q", "1 1 1 1 1 continue rated", QUIZ, 3000, "{}", "u1", "n1", "-", 1)
+    store.run(trivia.CREATE_GAME, Keys.game(game), "q", "1 1 1 1 1 continue rated", QUIZ, 3000, "{}", "u1", "n1", "-", 1,
+              NOBODY)
     assert clock_of(store, Keys.game(game)[2])[0] == 0
     assert 0 <= store.now() + 3000 - int(store.client.hget(Keys.game(game)[0], "deadline")) < 2000
 
@@ -903,7 +910,7 @@ class Play:
     """A game on the store."""
 
     def __init__(self, store, conns, on_exit="forfeit", quiz=QUIZ):
-        self.store, self.conns, self.id = store, list(conns), trivia.new_game_id()
+        self.store, self.conns, self.id, self.caller = store, list(conns), trivia.new_game_id(), NOBODY
         self.key, self.deadlines, _ = self.keys = Keys.game(self.id)
         rules = f"{ANSWER_MS} {REVEAL_MS} {SEAT_MS} 100 50 {on_exit} rated"
         # The turn says that they came with their third connection.
@@ -913,7 +920,7 @@ class Play:
         self.created = self.run(trivia.CREATE_GAME, *self.creation)
 
     def run(self, script, *args):
-        return self.store.run(script, self.keys, *args)
+        return self.store.run(script, self.keys, *args, self.caller)
 
     def __getattr__(self, name):
         return self.store.client.hget(self.key, name)
@@ -986,6 +993,34 @@ def test_a_game_is_created_once_and_told_to_its_players(store, workers):
     assert one.events() == two.events() == [] and store.client.ttl(game.key) == -1
 
 
+def test_events_for_players_of_the_worker_that_runs_a_script_come_with_its_reply(store, workers):
+    one, two = workers(), workers()
+    game = Play(store, [one.connection(), two.connection()])
+    a, b = game.conns
+    number = a.split(".")[1]
+    one.events(), two.events()
+    game.caller = one.id
+
+    def told(reply, kind, seq):
+        """The value of a reply that brings one event, to the first player."""
+        mark, value, event = reply
+        head, body = event.split("\n")
+        assert mark == "events" and re.fullmatch(rf"{kind} {game.id} \d{{10}}\.\d{{6}} {number}:{seq}", head), reply
+        assert kind == "question" or json.loads(body)["type"] == kind
+        return value
+    assert told(game.next(), "question", 2) == "question"
+    assert game.answer(1, 0) == "ok", "of his own answer he is told nothing"
+    assert told(game.answer(2, 0), "reveal", 3) == "ok"
+    assert told(game.run(trivia.RELAY, b, "wave", ""), "wave", 4) == "ok"
+    assert told(game.exit(2), "user_exit", 5) == "reveal"
+    assert told(game.enter("u2", b), "user_return", 6)[0] == "ok"
+    assert told(game.exit(2, leaving=1), "user_exit", 7) == "settle"
+    assert told(game.finish(), "end", 8) == 1
+    assert [kind for kind, *_ in two.events()] == ["question", "answered", "reveal", "end"] and one.events() == []
+    store.client.delete(game.key)
+    assert told(game.run(trivia.CREATE_GAME, *game.creation), "start", 1) == 1
+
+
 def test_a_game_created_at_once_by_many_begins_once(store, worker):
     game = Play(store, [worker.connection(), worker.connection()])
     store.client.delete(game.key)
@@ -1001,7 +1036,9 @@ def test_due_games_are_handed_out_once_at_a_time(store):
     assert all(i <= late < i + 5000 for games in handed for i, late in ((int(game[1:]), late) for game, late in zip(
         games[1::2], games[2::2])))
     assert store.client.zscore(key, "later") == now + 60_000
-    time.sleep(0.07)        # they were put off by 60 ms
+    put_off = store.client.zrange(key, 0, -1, withscores=True)[:40]
+    assert all(now < score <= store.now() + 1000 for _, score in put_off)
+    store.client.zadd(key, {game: now for game, _ in put_off})
     assert len(store.run(trivia.DUE_GAMES, Keys.shard(0))[1::2]) == 40
 
 
@@ -1038,7 +1075,7 @@ def test_advance_removes_the_deadline_of_a_game_that_is_not_there(store):
     game = trivia.new_game_id()
     keys = Keys.game(game)
     store.client.zadd(keys[1], {game: 1})
-    assert store.run(trivia.ADVANCE, keys) == "missing" and store.client.keys() == [keys[2]]
+    assert store.run(trivia.ADVANCE, keys, NOBODY) == "missing" and store.client.keys() == [keys[2]]
 
 
 def test_a_deadline_met_by_many_at_once_moves_the_game_once(store, worker, game):
@@ -1111,11 +1148,11 @@ def test_points_fall_with_the_time_that_the_answer_took(store, game, ago, points
 
 def test_an_answer_to_a_game_that_is_not_there_is_refused(store):
     keys = Keys.game("00aaaaaaaaaa")
-    assert store.run(trivia.ANSWER, keys, "w.1", 1, 0) == "not_playing"
-    assert store.run(trivia.EXIT_GAME, keys, "w.1", 0) == "missing"
-    assert store.run(trivia.ENTER_GAME, keys, "u1", "w.1", 1) == ["missing"]
-    assert store.run(trivia.RELAY, keys, "w.1", "emoji", "") == "not_playing"
-    assert store.run(trivia.FINISH, keys, "[]", 10, "u1") == 0
+    assert store.run(trivia.ANSWER, keys, "w.1", 1, 0, NOBODY) == "not_playing"
+    assert store.run(trivia.EXIT_GAME, keys, "w.1", 0, NOBODY) == "missing"
+    assert store.run(trivia.ENTER_GAME, keys, "u1", "w.1", 1, NOBODY) == ["missing"]
+    assert store.run(trivia.RELAY, keys, "w.1", "emoji", "", NOBODY) == "not_playing"
+    assert store.run(trivia.FINISH, keys, "[]", 10, "u1", NOBODY) == 0
     assert store.client.keys() == [keys[2]]
 
 
@@ -1659,6 +1696,7 @@ class AnyOrder(RuleBasedStateMachine):
             worker.pubsub.close()
 
     def run(self, script, keys, *args, twice=False):
+        args = (*args, *[NOBODY] * script.tells)
         result = self.store.run(script, keys, *args)
         if twice:
             self.store.run(script, keys, *args)

@@ -800,7 +800,8 @@ def kinds():
     return {kind.__qualname__ for kind in map(type, gc.get_objects()) if str(kind.__module__).startswith(theirs)}
 
 async def main():
-    server = uvicorn.Server(uvicorn.Config(echo, port=0, ws=trivia.WebSocket, http="httptools", lifespan="off", log_level="error"))
+    config = uvicorn.Config(echo, port=0, ws=trivia.WebSocket, http="httptools", lifespan="off", log_level="error")
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
