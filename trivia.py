@@ -162,6 +162,7 @@ DOOR_SECONDS = 5            # ... for so long, before they are told to come agai
 DRAIN_SECONDS = 5           # a worker that stops sends its players away within this time ...
 DRAIN_PAUSE_S = 0.002       # ... one after the other, if that takes no longer
 BACKLOG = 65_535            # connections that may wait while no worker serves; net.core.somaxconn bounds it
+ACCEPTS = 16                # of them a worker takes in a turn of its loop; uvloop takes one of each listening socket
 CONNECTIONS = 100, 200       # a player may connect 200 times at once, and again each 100 ms
 CLAIM_MS = 30_000           # a unique value is kept for a registration under way for so long
 
@@ -1001,6 +1002,7 @@ class Connection(asyncio.Protocol):
         self.pending: deque[tuple[asyncio.Future, tuple, bool]] = deque()
         self.on_events, self.closed = on_events, self.loop.create_future()
         self.complained_at, self.timing = -60.0, False      # one batch at a time is timed
+        self.heard_at_s = self.loop.time()
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
@@ -1037,6 +1039,7 @@ class Connection(asyncio.Protocol):
         observe("redis_seconds", self.loop.time() - sent_s)
 
     def data_received(self, data: bytes) -> None:
+        self.heard_at_s = self.loop.time()
         self.reader.feed(data)
         try:
             self._take_replies()
@@ -1173,14 +1176,12 @@ class Redis:
             on_return()
 
     async def _probe(self) -> None:
-        try:
+        """Gives the connection up when nothing comes from it; one that is slow, or too busy to be asked, is left."""
+        with contextlib.suppress(TimeoutError, Unavailable, hiredis.ReplyError):
             async with asyncio.timeout(CALL_SECONDS):
                 await self.call("PING")
-        except TimeoutError:
+        if asyncio.get_running_loop().time() >= self.connection.heard_at_s + CALL_SECONDS:
             self.connection.transport.abort()
-        except (Unavailable, hiredis.ReplyError):       # whatever ails it, it answers; unless too much waits for that
-            if len(self.connection.pending) >= MAX_PENDING:
-                self.connection.transport.abort()
 
     async def _reconnect(self) -> None:
         pause = 0.05
@@ -4917,6 +4918,8 @@ def serve(host: str, port: int, workers: int) -> None:
         # phone that does not read fills 64 KiB here, not megabytes.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
+    # The same sockets again and again, or a busy worker, of which a turn takes a tenth of a second, would let ten in a second.
+    doors = listeners + [listener.dup() for listener in listeners for _ in range(ACCEPTS - 1)]
     config = uvicorn.Config(
         "trivia:app", workers=workers, backlog=BACKLOG, loop="uvloop", http="httptools",
         # A connection takes 22 KiB of a worker (of 2,000 idle ones); with uvicorn's `websockets` 29, with wsproto 19.
@@ -4935,13 +4938,13 @@ def serve(host: str, port: int, workers: int) -> None:
     log.info("serving on %s with %d worker%s", places, workers, "s" * (workers > 1))
     if supervised:
         vars(sys.modules["__main__"]).pop("__file__", None)     # or each worker would read this file twice, once as its main
-        supervisor = Supervisor(config, listeners)
+        supervisor = Supervisor(config, doors)
         supervisor.run()
         failed = any(process.process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
     else:
         server = uvicorn.Server(config)
         with contextlib.suppress(KeyboardInterrupt):
-            server.run(listeners)
+            server.run(doors)
         failed = not server.started
     sys.exit(STARTUP_FAILURE if failed else 0)
 

@@ -211,6 +211,20 @@ def test_while_redis_hangs_all_are_told_and_it_goes_on_by_itself(served, valkey)
     assert "Traceback" not in server.log
 
 
+def test_a_redis_that_is_slow_is_not_taken_for_lost_and_a_silent_one_is(valkey, monkeypatch):
+    async def scene():
+        redis = trivia.Redis(valkey.url, [], lambda events: None)
+        await redis.connect()
+        monkeypatch.setattr(trivia, "MAX_PENDING", 0)       # it can't even be asked
+        await redis._probe()
+        assert not redis.connection.transport.is_closing()
+        redis.connection.heard_at_s -= trivia.CALL_SECONDS
+        await redis._probe()
+        assert redis.connection.transport.is_closing()
+    valkey.start()
+    asyncio.run(scene())
+
+
 def test_a_redis_without_memory_takes_nothing_and_the_games_wait(served, valkey):
     server = served(answer_seconds=8)
     ann, bob = in_question(server)
