@@ -4858,6 +4858,12 @@ def open_socket(host: str, port: int) -> socket.socket:
         raise Fatal(f"can't listen on {host} port {port}: {error}") from None
 
 
+def doors(listeners: list[socket.socket]) -> list[socket.socket]:
+    """The same listening sockets ACCEPTS times, or a busy worker, a turn of which takes 0.1 s, would let ten players in a second.
+    """
+    return listeners + [listener.dup() for listener in listeners for _ in range(ACCEPTS - 1)]
+
+
 def passed_sockets() -> list[socket.socket]:
     """The listening sockets that systemd keeps and lends to us: sd_listen_fds(3). Raises Fatal."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):        # nobody passed any, or not to us
@@ -4918,8 +4924,6 @@ def serve(host: str, port: int, workers: int) -> None:
         # phone that does not read fills 64 KiB here, not megabytes.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
-    # The same sockets again and again, or a busy worker, of which a turn takes a tenth of a second, would let ten in a second.
-    doors = listeners + [listener.dup() for listener in listeners for _ in range(ACCEPTS - 1)]
     config = uvicorn.Config(
         "trivia:app", workers=workers, backlog=BACKLOG, loop="uvloop", http="httptools",
         # A connection takes 22 KiB of a worker (of 2,000 idle ones); with uvicorn's `websockets` 29, with wsproto 19.
@@ -4938,13 +4942,13 @@ def serve(host: str, port: int, workers: int) -> None:
     log.info("serving on %s with %d worker%s", places, workers, "s" * (workers > 1))
     if supervised:
         vars(sys.modules["__main__"]).pop("__file__", None)     # or each worker would read this file twice, once as its main
-        supervisor = Supervisor(config, doors)
+        supervisor = Supervisor(config, doors(listeners))
         supervisor.run()
         failed = any(process.process.exitcode == STARTUP_FAILURE for process in supervisor.processes)
     else:
         server = uvicorn.Server(config)
         with contextlib.suppress(KeyboardInterrupt):
-            server.run(doors)
+            server.run(doors(listeners))
         failed = not server.started
     sys.exit(STARTUP_FAILURE if failed else 0)
 

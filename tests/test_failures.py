@@ -584,7 +584,7 @@ def test_who_connects_again_and_again_is_slowed_down(make_server):
     server = make_server()
     session = server.register()
     told = None
-    for _ in range(400):
+    for _ in range(3000):       # on a busy machine his allowance grows almost as fast as he can use it
         try:
             server.phone(session=session).drop()
         except InvalidStatus as refused:

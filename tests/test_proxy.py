@@ -113,6 +113,7 @@ class Proxy:
         if self.process is not None:
             self.process.terminate()
             self.process.wait(20)
+            print(self.log)         # pytest shows it of a test that failed
         shutil.rmtree(self.folder)
 
 

@@ -1,5 +1,6 @@
 """A hostile client at the WebSocket: what is malformed, too much or not allowed is refused, and does no harm."""
 
+import asyncio
 import contextlib
 import functools
 import json
@@ -8,12 +9,15 @@ import socket as sockets
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
+import uvloop
 from conftest import PASSWORD, ROOT, Phone, Server, edited_schema, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 sys.path.insert(0, str(ROOT))
+import trivia  # noqa: E402
 from trivia import ALLOWED, RELAYED_IN  # noqa: E402
 
 # What uvicorn logs of a text frame that is not UTF-8; test_broken_text_is_not_logged_as_a_failure is about it.
@@ -779,6 +783,35 @@ def test_no_token_is_in_the_log(server, open_phone):
     handshake(server, {"Authorization": f"Bearer {token}"})
     assert "registered" in server.log
     assert token not in server.log and token[8:] not in server.log and PASSWORD not in server.log
+
+
+# ---- a crowd
+
+def test_many_are_taken_in_in_one_turn_of_the_loop():
+    async def scene():
+        loop, turn, taken = asyncio.get_running_loop(), 0, Counter()
+
+        def count_turns():
+            nonlocal turn
+            turn += 1
+            loop.call_soon(count_turns)
+
+        class Guest(asyncio.Protocol):
+            def connection_made(self, transport):
+                taken[turn] += 1
+        listener = trivia.open_socket("127.0.0.1", 0)
+        address = listener.getsockname()
+        servers = [await loop.create_server(Guest, sock=door) for door in trivia.doors([listener])]
+        with contextlib.ExitStack() as crowd:
+            for _ in range(3 * trivia.ACCEPTS):
+                crowd.enter_context(sockets.create_connection(address))
+            count_turns()
+            while taken.total() < 3 * trivia.ACCEPTS:
+                await asyncio.sleep(0)
+        for server in servers:
+            server.close()
+        assert set(taken.values()) == {trivia.ACCEPTS}, taken
+    uvloop.run(asyncio.wait_for(scene(), 20))
 
 
 # ---- what a connection leaves behind
