@@ -1233,7 +1233,7 @@ def redis_at(url: str) -> dict:
     """What a URL says; our own server, where there is none, is asked as the user who may do no more than we need (redis.conf)."""
     if not url:
         return {"path": str(own_server_socket()), "username": "trivia"}
-    from redis.asyncio.connection import parse_url      # a tenth of the time that a start takes; most starts need none of it
+    from redis.asyncio.connection import parse_url      # which takes a tenth of a start
     return parse_url(url)
 
 
