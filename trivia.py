@@ -2775,7 +2775,7 @@ class Games:
         people = [x for uid, user, (connection, turn, *_) in zip(uids, users, seats)
                   for x in (uid, user.get("username", "(erased)"), connection, turn)]
         created = await self._run(CREATE_GAME, game, name, queue.game_rules, self.bank.shuffled(numbers),
-                                       queue.ms("start_seconds"), dumps(start), *people)
+                                  queue.ms("start_seconds"), dumps(start), *people)
         if created:
             count("games_started", name)
             log.debug("game begins", extra={"game": game})

@@ -429,7 +429,7 @@ def test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented
     for session, chosen in runs:
         done = subprocess.run(
             [command, "run", f"{address}/docs/openapi.json", "--header", f"Authorization: Bearer {session['token']}",
-             "--seed=1", "--no-color", "--warnings=off", "--no-shrink", "--max-examples=15",
+             "--seed=1", "--no-color", "--warnings=off", "--no-shrink", "--max-examples=30",
              "--continue-on-failure", f"--checks={','.join(CHECKS)}", *chosen],
             cwd=tmp_path, text=True, capture_output=True, timeout=150)
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
