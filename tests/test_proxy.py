@@ -75,13 +75,13 @@ class Proxy:
 
     def start(self):
         self.process = subprocess.Popen([*self.command, "-g", "daemon off;"])
-        wait_until(self._listens)
+        wait_until(self._answers)
         return self
 
-    def _listens(self):
+    def _answers(self):
         assert self.process.poll() is None, self.log
-        with socket.socket() as knock:
-            return knock.connect_ex(("127.0.0.1", self.port)) == 0
+        with contextlib.suppress(OSError):      # it listens before its workers answer
+            return self.http("GET", "/health/ready")
 
     @property
     def log(self):
