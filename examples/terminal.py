@@ -1,9 +1,12 @@
-"""Play trivia in a terminal, or send in bots to play against.
+"""A client for the terminal: plays trivia on the screen, or runs bots to play against.
 
     python examples/terminal.py play
     python examples/terminal.py bot -n 2
 
-Needs Python 3.11 or newer, and `pip install websockets rich`.
+Needs Python 3.11 or later and `pip install websockets`; `play` also needs `pip install rich`.
+
+To write a client of your own, read `Client` (account, WebSocket, reconnects) and `Game` (the state
+of a game, message by message). The rest is the screen and the bots.
 """
 
 from __future__ import annotations
@@ -29,22 +32,28 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from rich import box
-from rich.align import Align
-from rich.console import Console, Group, RenderableType
-from rich.layout import Layout
-from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 try:
+    from rich import box
+    from rich.align import Align
+    from rich.console import Console, Group, RenderableType
+    from rich.layout import Layout
+    from rich.live import Live
+    from rich.panel import Panel
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    HAS_RICH = True
+except ImportError:  # only `play` draws a screen
+    HAS_RICH = False
+
+try:
     import termios
     import tty
-except ImportError:  # not a Unix: keys then need Enter
+except ImportError:  # not Unix: each key then needs Enter
     termios = None  # type: ignore[assignment]
 
 Message = dict[str, Any]
@@ -55,26 +64,26 @@ ADJECTIVES = ("brave", "calm", "clever", "eager", "gentle", "happy", "jolly", "l
 ANIMALS = ("badger", "beaver", "falcon", "heron", "lynx", "magpie", "otter", "panda", "walrus")
 DIFFICULTY = {"easy": "green", "medium": "yellow", "hard": "red"}
 
-# Close codes after which connecting again would only repeat the trouble.
+# Close codes after which a reconnect can't help.
 FINAL = {
     4400: "the server does not understand this client",
-    4401: "the session is not valid (any more): log in again",
-    4409: "this account is now playing from another place",
-    4413: "the server found a message too big",
+    4401: "the session has ended: log in again",
+    4409: "this account now plays on another device",
+    4413: "a message was too big for the server",
 }
 RESTART, TRY_LATER = 1012, (1013, 4429)
-MAX_FAILURES = 12  # attempts to connect in a row, some two minutes
-MAX_RETRY_AFTER = 30  # seconds; a longer wait is better told than done
-OVERDUE = 30.0  # seconds a bot gives the server beyond what it promised
-REJOINS = 3  # times a bot goes back to a queue where nobody came
+MAX_FAILURES = 12  # failed connections in a row, about two minutes
+MAX_RETRY_AFTER = 30  # seconds; a longer Retry-After is an error
+OVERDUE = 30.0  # seconds that a bot waits after a deadline before it reports an error
+REJOINS = 3  # times in a row that a bot joins again after `cancelled`
 
 
 class TriviaError(Exception):
-    """Something to tell the user, after which there is no going on."""
+    """An error that ends the program. Its text is for the user."""
 
 
 class Refused(TriviaError):
-    """The server said no to an HTTP request."""
+    """The server refused an HTTP request."""
 
     def __init__(self, status: int, headers: Any, body: bytes | bytearray) -> None:
         try:
@@ -85,42 +94,43 @@ class Refused(TriviaError):
         self.retry_after = int(seconds) if seconds.isdecimal() else 0
         self.code = problem.get("code")
         errors = [f"{name}: {' '.join(texts)}" for name, texts in problem.get("errors", {}).items()]
-        text = "; ".join(errors) or problem.get("detail") or f"the server said {status}"
+        text = "; ".join(errors) or problem.get("detail") or f"the server answered {status}"
         super().__init__(f"{text} (wait {seconds} s)" if self.retry_after else text)
 
 
 def close_code(error: Exception) -> int | None:
+    """The close code that the server sent, if any."""
     return error.rcvd.code if isinstance(error, ConnectionClosed) and error.rcvd else None
 
 
 class Client:
-    """A player's account and socket; the socket comes back when it is lost."""
+    """A player's account and WebSocket. Reconnects when the connection is lost."""
 
     def __init__(self, url: str, queue: str) -> None:
         self.url, self.queue = url.rstrip("/"), queue
         self.username = self._token = ""
         self._socket: ClientConnection | None = None
         self._failures = 0
-        self._seen: dict[str, int] = {}  # the last seq of the game in progress
-        # To connect is to join: between two games a lost connection is made
-        # again only when the player wants the next one.
+        self._seen: dict[str, int] = {}  # game id -> last seq, of the current game
+        # A connection joins the queue. After a game, only a player who wants another reconnects.
         self.wanted = asyncio.Event()
         self.wanted.set()
 
     async def register(self, name: str, password: str) -> None:
-        # The server wants an address, but nobody has to read what is sent there.
+        """Creates an account and logs in. Raises TriviaError."""
+        # The server requires an address, but sends no mail.
         email = f"{secrets.token_hex(8)}@example.com"
         await self._enter("/auth/register", username=name, email=email, password=password)
 
     async def log_in(self, name: str, password: str) -> bool:
-        """Log in, or register (then True) if there is no such account."""
+        """Logs in, or registers if the name is free. Returns whether it registered."""
         try:
             await self._enter("/auth/login", login=name, password=password)
             return False
         except Refused as error:
             if error.code != "bad_credentials":
                 raise
-        # The server does not tell which of the two is bad; a free name does.
+        # The server does not say whether the name or the password is wrong. A registration does.
         try:
             await self.register(name, password)
             return True
@@ -130,7 +140,7 @@ class Client:
             raise TriviaError(f"wrong password for {name}") from None
 
     async def _enter(self, path: str, **body: str) -> None:
-        """Register or log in; a busy server is asked again when it says so."""
+        """Registers or logs in. Repeats after Retry-After while the server is busy."""
         for more_tries in reversed(range(10)):
             try:
                 await asyncio.to_thread(self._post, path, body)
@@ -153,12 +163,12 @@ class Client:
             why = getattr(error, "reason", error)
             raise TriviaError(f"no connection to {self.url}: {why}") from error
         except (ValueError, LookupError, TypeError) as error:
-            raise TriviaError(f"no trivia server at {self.url}") from error
+            raise TriviaError(f"{self.url} is not a trivia server") from error
 
     async def messages(self) -> AsyncIterator[Message]:
-        """What the server says, over as many connections as it takes.
+        """Yields the server's messages, and reconnects when needed. Raises TriviaError.
 
-        Two types are the client's own: `online`, and `lost` with a `reason` and a `pause`.
+        Adds two types: `online`, and `lost` with a `reason` and a `pause` in seconds.
         """
         while True:
             await self.wanted.wait()
@@ -167,7 +177,7 @@ class Client:
                 yield {"type": "online"}
                 while True:
                     message = json.loads(await self._socket.recv())
-                    await self._note(message)
+                    await self._track(message)
                     yield message
             except (OSError, WebSocketException) as error:
                 self._socket = None
@@ -183,8 +193,8 @@ class Client:
         url = "ws" + self.url.removeprefix("http") + path
         return await connect(url, additional_headers=headers, close_timeout=2)
 
-    async def _note(self, message: Message) -> None:
-        """Follow what concerns the connection: gaps in `seq`, and the end of a game."""
+    async def _track(self, message: Message) -> None:
+        """Asks for an update after a gap in `seq`, and notes the end of a game."""
         self._failures = 0
         kind, seq = message["type"], message.get("seq")
         if seq is not None:
@@ -195,7 +205,7 @@ class Client:
             self.wanted.clear()
 
     def _pause(self, error: Exception) -> float:
-        """Seconds to wait before connecting again; raises when that is of no use."""
+        """Returns the seconds to wait before a reconnect. Raises TriviaError if that can't help."""
         code = close_code(error)
         if code in FINAL:
             raise TriviaError(FINAL[code]) from error
@@ -213,18 +223,18 @@ class Client:
         return pause * random.uniform(0.5, 1.0)
 
     async def send(self, kind: str, **fields: Any) -> None:
-        """Send a message; without a connection it is dropped, as `update` will tell."""
+        """Sends a message, or drops it without a connection; `update` then shows the true state."""
         if self._socket:
             with contextlib.suppress(ConnectionClosed):
                 await self._socket.send(json.dumps({"type": kind, **fields}))
 
     async def join(self) -> None:
-        """Ask for another game, on the same socket if it is still there."""
+        """Asks for another game, on the same connection if it is still open."""
         await self.send("join")
         self.wanted.set()
 
     async def close(self) -> None:
-        """Leave the queue or the game, so that nobody waits, and hang up."""
+        """Leaves the queue or the game, so that no opponent waits, and closes the connection."""
         if self._socket:
             if self.wanted.is_set():
                 await self.send("leave")
@@ -233,13 +243,13 @@ class Client:
 
 @dataclass
 class Game:
-    """What one player knows of the game; `on_x` takes in the message of type x."""
+    """What one player knows of the game. `on_x` applies a message of type x."""
 
     me: str
     online: bool = False
     phase: str = "joining"  # queued, start, question, reveal, settle, over, cancelled
-    deadline: float | None = None  # when the phase is over, on time.monotonic()
-    span: float = 0.0  # how long it is in all
+    deadline: float | None = None  # end of the phase, in time.monotonic()
+    span: float = 0.0  # length of the phase, in seconds
     note: str = ""
     id: str = ""
     players: list[Message] = field(default_factory=list)
@@ -249,10 +259,10 @@ class Game:
     choice: int | None = None
     correct: int | None = None
     answers: dict[str, Message] = field(default_factory=dict)
-    answered: set[str] = field(default_factory=set)  # the others
+    answered: set[str] = field(default_factory=set)  # other players who have answered
     scores: dict[str, int] = field(default_factory=dict)
-    away: dict[str, float] = field(default_factory=dict)  # until when a seat is kept
-    emoji: dict[str, tuple[str, float]] = field(default_factory=dict)  # until when shown
+    away: dict[str, float] = field(default_factory=dict)  # player -> end of the time to return
+    emoji: dict[str, tuple[str, float]] = field(default_factory=dict)  # (emoji, shown until)
     ranking: list[Message] = field(default_factory=list)
     reason: str = ""
 
@@ -269,12 +279,12 @@ class Game:
         return self.phase == "question" and self.choice is None and self.online
 
     def apply(self, message: Message) -> None:
-        """Take in one message; a type unknown here is for newer clients."""
+        """Applies a message. Ignores unknown types: they are for newer clients."""
         if handler := HANDLERS.get(message["type"]):
             handler(self, message)
 
     def result(self) -> str:
-        """This player's result in a line."""
+        """Returns this player's result in one line."""
         mine = next((row for row in self.ranking if row["player"] == self.me), None)
         if not mine:
             return f"no result ({self.reason})"
@@ -285,7 +295,7 @@ class Game:
         vars(self).update(vars(Game(self.me, online=True)))
 
     def _enter(self, phase: str, ms: float | None) -> None:
-        # `update` tells only the time left: the longest seen is the whole.
+        # `update` has only the time left. The longest value of a phase is its length.
         known = self.span if phase == self.phase else 0.0
         self.phase, self.note = phase, ""
         self.deadline = None if ms is None else time.monotonic() + ms / 1000
@@ -305,7 +315,7 @@ class Game:
         self.online, self.note = True, ""
 
     def on_lost(self, _: Message) -> None:
-        self.online, self.note = False, "The connection is lost, trying again… "
+        self.online, self.note = False, "Connection lost, reconnecting… "
 
     def on_queued(self, message: Message) -> None:
         self._reset()
@@ -365,25 +375,25 @@ class Game:
             self.choice = None
 
 
-HANDLERS = {name[3:]: do for name, do in vars(Game).items() if name.startswith("on_")}
+HANDLERS = {name[3:]: method for name, method in vars(Game).items() if name.startswith("on_")}
 
 
 def change(row: Message) -> str:
-    """The change of a rating, with its sign."""
+    """Returns the change of a rating, with its sign."""
     return f"{row.get('rating_change', 0):+.1f}"
 
 
-# What a person sees: functions of the state, which do not change it.
+# The screen. These functions draw the state and do not change it.
 
 
 def plain(value: object, style: str = "") -> Text:
-    """The server's text as it is: no markup, nothing that steers the terminal."""
+    """Returns text of the server without markup and control characters."""
     text = " ".join(str(value).split())
     return Text("".join(char for char in text if char.isprintable()), style)
 
 
 def grid(*ratios: int) -> Table:
-    """A line of cells; those with a ratio share the room which the others leave."""
+    """Returns a row of cells. Cells with a ratio share the width that the others leave."""
     table = Table.grid(expand=True, padding=(0, 1))
     for ratio in ratios:
         table.add_column(ratio=ratio or None, no_wrap=True, overflow="ellipsis")
@@ -403,7 +413,7 @@ def header_view(game: Game) -> RenderableType:
 
 
 def choice_style(game: Game, index: int) -> tuple[str, str]:
-    """The mark and the style of a choice."""
+    """Returns the mark and the style of a choice."""
     chosen = index == game.choice
     if game.correct is None:
         return ("▶", "bold yellow") if chosen else (" ", "" if game.choice is None else "dim")
@@ -413,7 +423,7 @@ def choice_style(game: Game, index: int) -> tuple[str, str]:
 
 
 def verdict(game: Game) -> Text:
-    """The line under the choices."""
+    """Returns the line under the choices."""
     if game.correct is not None:
         answer = game.answers.get(game.me)
         if not answer:
@@ -422,9 +432,9 @@ def verdict(game: Game) -> Text:
             return Text("Wrong", "bold red")
         return Text(f"Right! +{answer['points']} in {answer['ms'] / 1000:.1f} s", "bold green")
     if game.phase == "settle" or game.choice is None:
-        return Text("Your answer?" if game.phase == "question" else "The result is near…", "cyan")
+        return Text("Your answer?" if game.phase == "question" else "The result follows…", "cyan")
     others = [name for name in game.scores if name not in game.answered | {game.me}]
-    return plain(f"Waiting for {', '.join(others)}…" if others else "Everybody has answered", "dim")
+    return plain(f"Waiting for {', '.join(others)}…" if others else "All have answered", "dim")
 
 
 def question_view(game: Game) -> RenderableType:
@@ -439,7 +449,9 @@ def question_view(game: Game) -> RenderableType:
 
 def result_view(game: Game) -> RenderableType:
     first = [row["player"] for row in game.ranking if row["rank"] == 1]
-    title = "You won!" if first == [game.me] else "A draw" if game.me in first else "Game over"
+    title = "Game over"
+    if game.me in first:
+        title = "You won!" if first == [game.me] else "A draw"
     if game.reason == "forfeit":
         title += " (by forfeit)"
     table = Table(title=title, title_style="bold cyan", border_style="dim", box=box.ROUNDED)
@@ -463,9 +475,9 @@ def introduction(player: Message) -> str:
 def waiting_view(game: Game, notice: str) -> RenderableType:
     title, lines = "Joining…", [notice]
     if game.phase == "queued":
-        title = "Waiting for others to join…"
+        title = "Waiting for other players…"
     elif game.phase == "cancelled":
-        title = "Nobody came in time" if game.reason == "timeout" else "You left"
+        title = "No opponent was found" if game.reason == "timeout" else "You left"
     elif game.phase == "start":
         title = f"{game.rounds} questions"
         lines = [introduction(player) for player in game.players]
@@ -481,7 +493,7 @@ def main_view(game: Game, notice: str) -> RenderableType:
 
 
 def player_mark(game: Game, name: str) -> Text:
-    """An emoji for a moment, or the time to come back, the points just won, a tick."""
+    """Returns the mark beside a player: an emoji, the time left to return, points or a tick."""
     emoji, until = game.emoji.get(name, ("", 0.0))
     if until > time.monotonic():
         return plain(emoji)
@@ -509,8 +521,11 @@ def countdown_view(game: Game) -> RenderableType:
     if not game.left:
         return ""
     share = game.left / game.span
-    color = "green" if share > 0.5 else "yellow" if share > 0.2 else "red"
-    color = color if game.phase == "question" else "blue"
+    color = "red"
+    if game.phase != "question":
+        color = "blue"
+    elif share > 0.2:
+        color = "green" if share > 0.5 else "yellow"
     line = grid(1, 0)
     bar = ProgressBar(total=1, completed=share, style="grey23", complete_style=color)
     line.add_row(bar, Text(f"{game.left:5.1f} s", color))
@@ -518,7 +533,7 @@ def countdown_view(game: Game) -> RenderableType:
 
 
 def screen_view(game: Game, notice: str, keys: str, width: int, height: int) -> Layout:
-    """The whole screen; the players go beside the question where there is room."""
+    """Returns the whole screen. The players are beside the question if it is wide enough."""
     screen, middle = Layout(), Layout(main_view(game, notice))
     if game.running and game.round:
         wide = width >= 76
@@ -535,7 +550,7 @@ def screen_view(game: Game, notice: str, keys: str, width: int, height: int) -> 
 
 @contextlib.contextmanager
 def single_keys() -> Iterator[None]:
-    """Have the terminal, if it is one, pass on keys without waiting for Enter."""
+    """Lets the terminal deliver each key without Enter."""
     if not termios or not sys.stdin.isatty():
         yield
         return
@@ -544,13 +559,13 @@ def single_keys() -> Iterator[None]:
         tty.setcbreak(sys.stdin)
         yield
     finally:
-        # Flushed, or the shell would get the keys pressed too late.
+        # Drops keys that are still unread, or the shell gets them.
         termios.tcsetattr(sys.stdin, termios.TCSAFLUSH, saved)
 
 
 def read_keys(put: Callable[[str], None]) -> None:
-    """Pass on what is typed, and "" when there will be no more; runs in a thread."""
-    with contextlib.suppress(RuntimeError):  # the event loop may be closed by then
+    """Passes on what is typed, and "" at the end of the input. Runs in a thread."""
+    with contextlib.suppress(RuntimeError):  # the event loop may be closed
         with contextlib.suppress(OSError):
             while data := os.read(sys.stdin.fileno(), 64):
                 put(data.decode(errors="replace"))
@@ -558,7 +573,7 @@ def read_keys(put: Callable[[str], None]) -> None:
 
 
 async def first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run all until one of them ends or fails."""
+    """Runs all of them until one ends or fails."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -571,7 +586,7 @@ async def first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
 
 
 class Player:
-    """A person: keys go to the server, what it says goes to the screen."""
+    """A person at the terminal: sends keys to the server and shows its messages."""
 
     def __init__(self, client: Client, notice: str) -> None:
         self.client, self.notice = client, notice
@@ -588,7 +603,7 @@ class Player:
 
         with single_keys(), Live(console=Console(), screen=True, auto_refresh=False) as live:
             threading.Thread(target=read_keys, args=(put,), daemon=True).start()
-            await first_of(self._listen(), self._obey(), self._draw(live))
+            await first_of(self._listen(), self._handle_keys(), self._draw(live))
 
     async def _listen(self) -> None:
         async for message in self.client.messages():
@@ -606,7 +621,7 @@ class Player:
             await asyncio.sleep(0.1)
 
     def _keys(self) -> str:
-        """Which keys do something now."""
+        """Returns the line that names the keys which work now."""
         if self._choosing_emoji:
             return " " + "  ".join(f"{number} {emoji}" for number, emoji in enumerate(EMOJI, 1))
         if self.game.phase in ("over", "cancelled"):
@@ -617,14 +632,14 @@ class Player:
         answer = f"1-{count} or a-{'abcd'[count - 1]}: answer   " if count else ""
         return f" {answer}e: emoji   Ctrl-C: leave"
 
-    async def _obey(self) -> None:
-        """Do what the keys say, until they say to stop."""
+    async def _handle_keys(self) -> None:
+        """Handles keys until the player stops."""
         while True:
             text = await self._typed.get()
             self._no_keys = not text
             if self._no_keys and not self.client.wanted.is_set():
                 return
-            # Arrows and such come as an escape and some letters.
+            # Skips escape sequences, such as arrow keys.
             for key in "" if text.startswith("\x1b") else text.lower():
                 if self.game.phase in ("over", "cancelled"):
                     if key == "n":
@@ -636,7 +651,7 @@ class Player:
                     await self._press(key)
 
     async def _press(self, key: str) -> None:
-        """A key during a game."""
+        """Handles a key during a game."""
         game, choice = self.game, CHOICE_KEYS.get(key)
         choosing, self._choosing_emoji = self._choosing_emoji, key == "e"
         if choosing and key in "12345678":
@@ -656,7 +671,7 @@ async def play(args: argparse.Namespace) -> int:
         name = f"{random.choice(ADJECTIVES)}-{random.choice(ANIMALS)}-{random.randrange(10000):04}"
         password = args.password or secrets.token_urlsafe(9)
         await client.register(name, password)
-        notice = f"Guest account {client.username}, password {password}"
+        notice = f"New account {client.username}, password {password}"
     print(notice)
     player = Player(client, notice)
     try:
@@ -668,7 +683,7 @@ async def play(args: argparse.Namespace) -> int:
 
 
 class Bot:
-    """Answers at random: it is never told what is right before it is too late."""
+    """A player that answers at random, since the server shows the right answer only afterwards."""
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name, self.args = name, args
@@ -679,7 +694,7 @@ class Bot:
         self._answering: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
-        """Play as many games as asked for; whatever goes wrong is counted."""
+        """Plays `--games` games. Counts errors instead of raising them."""
         try:
             if self.args.name:
                 await self.client.log_in(self.name, self.args.password)
@@ -687,8 +702,8 @@ class Bot:
                 await self.client.register(self.name, self.args.password)
             await self._play()
         except TimeoutError:
-            self._fail(f"nothing more came in phase {self.game.phase} of game {self.game.id}")
-        except Exception as error:  # one bot's trouble is not the others'
+            self._fail(f"no message after the deadline of {self.game.phase} in game {self.game.id}")
+        except Exception as error:  # the other bots go on
             self._fail(str(error) if isinstance(error, TriviaError) else repr(error))
         finally:
             self._stop_answering()
@@ -698,7 +713,7 @@ class Bot:
         async with asyncio.timeout(None) as watchdog:
             async for message in self.client.messages():
                 if message["type"] in ("queued", "start", "cancelled") and self.game.running:
-                    self._fail(f"game {self.game.id} has no end")
+                    self._fail(f"game {self.game.id} did not end")
                 self.game.apply(message)
                 await self._react(message)
                 if not self.client.wanted.is_set():
@@ -712,21 +727,21 @@ class Bot:
                 self.rejoins = 0
                 self._say("start", f"game {self.game.id} of {', '.join(self.game.scores)}")
             case "question" | "update":
-                self._think()
+                self._schedule_answer()
             case "end":
                 await self._end()
             case "cancelled":
                 await self._cancelled(message["reason"])
             case "lost":
                 self._stop_answering()
-                self._say("lost", f"{message['reason']}; again in {message['pause']:.1f} s")
+                self._say("lost", f"{message['reason']}; reconnect in {message['pause']:.1f} s")
             case "error" if message["code"] == "late_answer":
                 self.late += 1
             case "error":
                 self._fail(f"{message['code']}: {message['message']}")
 
-    def _think(self) -> None:
-        """Get an answer under way, to arrive before the time is up."""
+    def _schedule_answer(self) -> None:
+        """Schedules an answer within the time left."""
         self._stop_answering()
         if self.game.can_answer:
             pause = min(random.uniform(*self.args.think), max(0.0, self.game.left - 0.3))
@@ -751,7 +766,7 @@ class Bot:
     async def _cancelled(self, reason: str) -> None:
         self.rejoins += 1
         again = self.rejoins <= REJOINS
-        self._say("nobody", f"cancelled ({reason}), {'joins again' if again else 'gives up'}")
+        self._say("no game", f"cancelled ({reason}), {'joins again' if again else 'gives up'}")
         if again:
             await self.client.join()
 
@@ -774,33 +789,33 @@ async def run_bots(args: argparse.Namespace) -> int:
         games = len(set().union(*(bot.finished for bot in bots)))
         late, errors = sum(bot.late for bot in bots), sum(bot.errors for bot in bots)
         print(f"games finished: {games}, late answers: {late}, errors: {errors}", flush=True)
-    # A bot left over without a partner is no error, but no game at all is.
+    # A bot without an opponent is not an error. No game at all is an error.
     return 1 if errors or not games else 0
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Play trivia in the terminal, or let bots play.",
-        epilog="Exit codes: 0 all well, 1 something went wrong, 2 bad usage, 130 Ctrl-C.",
+        description="Play trivia in the terminal, or run bots.",
+        epilog="Exit codes: 0 success, 1 error, 2 bad usage, 130 Ctrl-C.",
     )
     shared = argparse.ArgumentParser(add_help=False)
     add = shared.add_argument
     add("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
     add("--queue", default="random", help="the queue to join (default: %(default)s)")
-    add("--password", help="password of the account (default: ask for it, or make one up)")
+    add("--password", help="password of the account (default: ask, or generate one)")
     commands = parser.add_subparsers(dest="command", required=True)
 
     person = commands.add_parser("play", parents=[shared], help="play in this terminal")
-    person.add_argument("--name", help="log in, or register if new (default: a guest account)")
+    person.add_argument("--name", help="log in, or register if free (default: a random name)")
     person.set_defaults(run=play)
 
-    bot = commands.add_parser("bot", parents=[shared], help="send in bots that answer at random")
+    bot = commands.add_parser("bot", parents=[shared], help="run bots that answer at random")
     add = bot.add_argument
     think: Message = {"type": float, "nargs": 2, "default": (1.0, 4.0), "metavar": ("MIN", "MAX")}
-    add("-n", type=int, default=2, help="how many bots (default: %(default)s)")
+    add("-n", type=int, default=2, help="number of bots (default: %(default)s)")
     add("--name", metavar="PREFIX", help="log in as PREFIX-01 and so on (default: new accounts)")
-    add("--games", type=int, default=1, help="games each, 0: for ever (default: %(default)s)")
-    add("--think", **think, help="seconds to take for an answer, at random (default: 1 4)")
+    add("--games", type=int, default=1, help="games of a bot, 0: no limit (default: %(default)s)")
+    add("--think", **think, help="seconds before an answer, at random (default: 1 4)")
     add("--quiet", action="store_true", help="print only errors and the summary")
     bot.set_defaults(run=run_bots)
 
@@ -808,17 +823,19 @@ def parse_args() -> argparse.Namespace:
     if not args.url.startswith(("http://", "https://")):
         parser.error("--url must start with http:// or https://")
     if args.run is play and not sys.stdout.isatty():
-        parser.error("play needs a terminal to draw on")
+        parser.error("play needs a terminal")
+    if args.run is play and not HAS_RICH:
+        parser.error("play needs the package rich: pip install rich")
     if args.run is run_bots and (args.n < 1 or args.games < 0):
         parser.error("-n must be 1 or more, --games 0 or more")
     if args.run is run_bots and not 0 <= args.think[0] <= args.think[1] < math.inf:
-        parser.error("--think takes two times, the shorter one first")
+        parser.error("--think needs two times, the shorter one first")
     return args
 
 
 async def run(args: argparse.Namespace) -> int:
-    """Run the command; a request to terminate is taken as Ctrl-C, to leave as cleanly."""
-    with contextlib.suppress(NotImplementedError):  # as it is on Windows
+    """Runs the command. SIGTERM acts like Ctrl-C, so that the client leaves cleanly."""
+    with contextlib.suppress(NotImplementedError):  # on Windows
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
     code: int = await args.run(args)
