@@ -43,26 +43,42 @@ from pathlib import Path
 from typing import NamedTuple
 
 import redis
-from conftest import PASSWORD, ROOT, Server, edited_schema
-from test_end_to_end import free_port, valkeys, workers_of
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from conftest import PASSWORD, ROOT, Server, edited_schema
+from test_end_to_end import free_port, valkeys, workers_of
+
 KINDS = ("kill", "stop", "client-kill", "redis-kill", "deploy", "drop")
 QUEUES = ("random", "rated", "party")
-ANSWER_S, SHORT_S, SEAT_S = 3, 0.3, 10      # an answer; the start and a reveal; how long an empty seat is kept
-MARGIN_S = 3            # how much longer than the longest phase a phone may hear nothing
-MOST_WAIT_S = 15        # how long a phone may be without a connection, failures of Redis and workers aside
-REST_S = 40             # in which everything must come to rest; the cleanup after a dead worker takes 15
-BUSY = "(seats|queue|due|forming|deadlines):"       # keys that are there only while somebody plays or waits
-FREE_S = 35             # in which a name that nobody came to have must be free again
+ANSWER_S, SHORT_S, SEAT_S = (
+    3,
+    0.3,
+    10,
+)  # an answer; the start and a reveal; how long an empty seat is kept
+MARGIN_S = 3  # how much longer than the longest phase a phone may hear nothing
+MOST_WAIT_S = (
+    15  # how long a phone may be without a connection, failures of Redis and workers aside
+)
+REST_S = 40  # in which everything must come to rest; the cleanup after a dead worker takes 15
+BUSY = (
+    "(seats|queue|due|forming|deadlines):"  # keys that are there only while somebody plays or waits
+)
+FREE_S = 35  # in which a name that nobody came to have must be free again
 
 
 def short_games(tree):
     """Edits schema.yaml: quick games, of which some end by forfeit and some go on."""
     for spec in tree["queues"].values():
-        spec.update(start_seconds=SHORT_S, reveal_seconds=SHORT_S, answer_seconds=ANSWER_S, seat_seconds=SEAT_S,
-                    wait_seconds=20, rounds=3, rated=True)
+        spec.update(
+            start_seconds=SHORT_S,
+            reveal_seconds=SHORT_S,
+            answer_seconds=ANSWER_S,
+            seat_seconds=SEAT_S,
+            wait_seconds=20,
+            rounds=3,
+            rated=True,
+        )
     tree["queues"]["party"].update(players={"min": 2, "max": 4}, fill_seconds=0.5)
     tree["queues"]["rated"]["widen"] = 300
     tree["limits"].update(login_failures=100_000, hashing_queue=1000)
@@ -76,12 +92,13 @@ def new_server(workers):
 
 # ---- transcripts --------------------------------------------------------------------------------------------
 
+
 class Entry(NamedTuple):
     """Something that a phone did or saw."""
 
-    at: float           # s, monotonic
-    connection: int     # of this phone, from 1
-    way: str            # try (to connect), refused {status}, open, in (a frame), out (a frame), lost {code}
+    at: float  # s, monotonic
+    connection: int  # of this phone, from 1
+    way: str  # try (to connect), refused {status}, open, in (a frame), out (a frame), lost {code}
     frame: dict
 
     def __str__(self):
@@ -90,22 +107,28 @@ class Entry(NamedTuple):
 
 def received(transcript, *types):
     """The entries of frames of these types (or all) that came in."""
-    return [entry for entry in transcript if entry.way == "in" and (not types or entry.frame["type"] in types)]
+    return [
+        entry
+        for entry in transcript
+        if entry.way == "in" and (not types or entry.frame["type"] in types)
+    ]
 
 
 def excerpt(transcript, at, before_s=4, after_s=4):
     """What a phone saw around a moment, for people."""
-    return "".join(f"\n      {entry}" for entry in transcript if at - before_s <= entry.at <= at + after_s)
+    return "".join(
+        f"\n      {entry}" for entry in transcript if at - before_s <= entry.at <= at + after_s
+    )
 
 
 @dataclass
 class Asked:
     """What a player sent as answers in one round, and what he heard of it."""
 
-    sent: list = field(default_factory=list)            # entries
-    refused: dict = field(default_factory=dict)         # id of a message -> error code
-    acknowledged: str = ""                              # by what
-    intime: list = field(default_factory=list)          # those sent that no excuse is left for
+    sent: list = field(default_factory=list)  # entries
+    refused: dict = field(default_factory=dict)  # id of a message -> error code
+    acknowledged: str = ""  # by what
+    intime: list = field(default_factory=list)  # those sent that no excuse is left for
 
 
 def answers_of(transcript):
@@ -137,13 +160,16 @@ def waits_of(transcript):
             current = max(current, entry.connection)
         elif entry.way == "lost" and entry.connection == current and since is None:
             since = entry.at
-        elif since is not None and entry.way == "in" and entry.frame["type"] in ("update", "queued"):
+        elif (
+            since is not None and entry.way == "in" and entry.frame["type"] in ("update", "queued")
+        ):
             waits.append((since, entry.at))
             since = None
     return waits
 
 
 # ---- phones -------------------------------------------------------------------------------------------------
+
 
 class Phone:
     """A player who plays game after game, over whatever connections he gets, until he is told to retire."""
@@ -154,7 +180,14 @@ class Phone:
         self.random, self.fickle = random.Random(seed), fickle
         self.transcript, self.ids, self.choices, self.tasks = [], itertools.count(1), {}, set()
         self.connection, self.socket, self.whim = 0, None, asyncio.Event()
-        self.state, self.round, self.game, self.seq, self.retiring, self.sent = "away", None, "", 0, False, {}
+        self.state, self.round, self.game, self.seq, self.retiring, self.sent = (
+            "away",
+            None,
+            "",
+            0,
+            False,
+            {},
+        )
 
     # -- connections
 
@@ -172,9 +205,16 @@ class Phone:
         """One connection, until it ends or is left for a second one; its close code, or 1000 if another is due."""
         self.note("try")
         try:
-            socket = await connect(self.url + self.random.choice(QUEUES), proxy=None, compression=None, open_timeout=5,
-                                   close_timeout=2, ping_interval=5, ping_timeout=5,
-                                   additional_headers={"Authorization": f"Bearer {self.token}"})
+            socket = await connect(
+                self.url + self.random.choice(QUEUES),
+                proxy=None,
+                compression=None,
+                open_timeout=5,
+                close_timeout=2,
+                ping_interval=5,
+                ping_timeout=5,
+                additional_headers={"Authorization": f"Bearer {self.token}"},
+            )
         except InvalidStatus as error:
             return self.note("refused", status=error.response.status_code)
         except (OSError, InvalidHandshake, ConnectionClosed, EOFError) as error:
@@ -191,7 +231,7 @@ class Phone:
         await asyncio.wait({reader, whim}, timeout=after_s, return_when=asyncio.FIRST_COMPLETED)
         whim.cancel()
         if not reader.done() and self.random.random() < 0.3:
-            return 1000     # a second connection, while the first is there
+            return 1000  # a second connection, while the first is there
         if not reader.done():
             socket.transport.abort()
         return await reader
@@ -287,9 +327,18 @@ class Phone:
         """Answers the open question; always with the same choice, unless it tries another right behind it."""
         asked = self.round
         choice = self.choices.setdefault(asked, self.random.randrange(count))
-        after_s = self.random.choice([self.random.uniform(0, 1)] * 9 + [self.random.uniform(0, ANSWER_S + 0.2)])
-        for one in [choice, (choice + 1) % count][:1 + twice]:
-            self.say("answer", after_s, lambda: self.round == asked, game=asked[0], round=asked[1], choice=one)
+        after_s = self.random.choice(
+            [self.random.uniform(0, 1)] * 9 + [self.random.uniform(0, ANSWER_S + 0.2)]
+        )
+        for one in [choice, (choice + 1) % count][: 1 + twice]:
+            self.say(
+                "answer",
+                after_s,
+                lambda: self.round == asked,
+                game=asked[0],
+                round=asked[1],
+                choice=one,
+            )
 
     def _on_reveal(self, frame):
         self.round = None
@@ -308,12 +357,18 @@ class Phone:
         kind, asked = refused["type"], (refused.get("game"), refused.get("round"))
         if frame["code"] == "unavailable":
             again = {key: value for key, value in refused.items() if key not in ("type", "id")}
-            self.say(kind, self.random.uniform(0.2, 0.5), lambda: kind != "answer" or self.round == asked, **again)
+            self.say(
+                kind,
+                self.random.uniform(0.2, 0.5),
+                lambda: kind != "answer" or self.round == asked,
+                **again,
+            )
         elif frame["code"] == "wrong_state" and kind == "leave" and self.retiring:
             self._on_end(frame)
 
 
 # ---- faults -------------------------------------------------------------------------------------------------
+
 
 @dataclass
 class Fault:
@@ -338,7 +393,12 @@ def schedule(seed, kinds, every_s):
     """The failures to be made, without end; depends on the arguments alone."""
     source = random.Random(seed)
     while True:
-        yield Plan(source.uniform(0.5, 1.5) * every_s, source.choice(kinds), source.random(), source.random())
+        yield Plan(
+            source.uniform(0.5, 1.5) * every_s,
+            source.choice(kinds),
+            source.random(),
+            source.random(),
+        )
 
 
 def alive(pid):
@@ -351,7 +411,9 @@ def alive(pid):
 def answers(server):
     """Whether Redis answers."""
     with contextlib.suppress(redis.RedisError):
-        client = redis.Redis(unix_socket_path=str(server.data / "d" / "redis.sock"), socket_timeout=0.5, retry=None)
+        client = redis.Redis(
+            unix_socket_path=str(server.data / "d" / "redis.sock"), socket_timeout=0.5, retry=None
+        )
         with contextlib.closing(client):
             return client.ping()
     return False
@@ -429,13 +491,17 @@ class Faults:
     async def _client_kill(self, plan):
         with contextlib.suppress(redis.RedisError), contextlib.closing(self.server.redis) as client:
             client.connection_pool.connection_kwargs["socket_timeout"] = 1
-            found = [row["id"] for row in await asyncio.to_thread(client.client_list) if int(row["sub"])]
+            found = [
+                row["id"] for row in await asyncio.to_thread(client.client_list) if int(row["sub"])
+            ]
             if found:
                 with self._logged("client-kill", target := found[int(plan.pick * len(found))]):
                     await asyncio.to_thread(client.client_kill_filter, _id=target)
 
     async def _redis_kill(self, plan):
-        if any(fault.kind.startswith("redis") and fault.until == float("inf") for fault in self.log):
+        if any(
+            fault.kind.startswith("redis") and fault.until == float("inf") for fault in self.log
+        ):
             return
         for pid in valkeys(self.server):
             hang = plan.pick < 0.25
@@ -444,16 +510,23 @@ class Faults:
                     await self._hold(pid, 1 + 7 * plan.length)
                 else:
                     self._signal(pid, signal.SIGKILL)
-                while not await asyncio.to_thread(answers, self.server) and self.server.process.poll() is None:
+                while (
+                    not await asyncio.to_thread(answers, self.server)
+                    and self.server.process.poll() is None
+                ):
                     await asyncio.sleep(0.02)
 
     async def _deploy(self, plan):
-        if any(fault.kind == "deploy" and time.monotonic() - fault.until < 10 for fault in self.log):
+        if any(
+            fault.kind == "deploy" and time.monotonic() - fault.until < 10 for fault in self.log
+        ):
             return
         old = set(workers_of(self.server))
         with self._logged("deploy", self.server.process.pid):
             self._signal(self.server.process.pid, signal.SIGHUP)
-            until = time.monotonic() + 40       # it is given up when a new worker is killed before it serves
+            until = (
+                time.monotonic() + 40
+            )  # it is given up when a new worker is killed before it serves
             while old & set(filter(alive, workers_of(self.server))) and time.monotonic() < until:
                 await asyncio.sleep(0.2)
 
@@ -466,11 +539,16 @@ class Faults:
 
 def outage(faults, since, until, kinds=("stop", "redis-kill", "redis-stop")):
     """For how long within a time failures of these kinds lasted, in s."""
-    return sum(max(0.0, min(fault.until, until) - max(fault.at, since)) for fault in faults if fault.kind in kinds)
+    return sum(
+        max(0.0, min(fault.until, until) - max(fault.at, since))
+        for fault in faults
+        if fault.kind in kinds
+    )
 
 
 # ---- evidence -----------------------------------------------------------------------------------------------
 # All that the checks look at, as plain data: Redis as it is at rest, and the transcripts.
+
 
 @dataclass
 class Seat:
@@ -479,7 +557,12 @@ class Seat:
     uid: str
     name: str
     score: int
-    log: list       # of each round (choice, ms, points), or None
+    log: list  # of each round (choice, ms, points), or None
+
+
+def read_answer(text):
+    """(choice, ms, points) of 'CHOICE:MS:POINTS', or None for '-'."""
+    return None if text == "-" else tuple(map(int, text.split(":")))
 
 
 class Stored:
@@ -487,32 +570,52 @@ class Stored:
 
     def __init__(self, game, fields):
         self.id, self.fields = game, fields
-        self.phase, self.reason = fields["phase"], fields.get("reason")
-        self.answer_ms, _, _, self.correct, self.speed = map(int, fields["rules"].split()[:5])
-        self.right = [part.split(":")[1].index("0") for part in fields["quiz"].split()]
+        plan, state = json.loads(fields["plan"]), json.loads(fields["state"])
+        self.phase, self.reason = state["phase"], state.get("reason")
+        self.answer_ms, _, _, self.correct, self.speed, *_ = plan["rules"]
+        self.right = [part.split(":")[1].index("0") for part in plan["quiz"].split()]
         self.result = json.loads(fields.get("result", "[]"))
-        self.seats = [Seat(fields[f"uid{i}"], fields[f"name{i}"], int(fields[f"score{i}"]), [
-            None if part == "-" else tuple(map(int, part.split(":"))) for part in fields[f"log{i}"].split()])
-            for i in range(1, int(fields["players"]) + 1)]
+        numbers = sorted(int(name) for name in fields if name.isdigit())
+        rounds = [fields[str(number)].split() for number in numbers]
+        self.seats = [
+            Seat(uid, name, player["score"], [read_answer(row[i]) for row in rounds])
+            for i, ((uid, name), player) in enumerate(
+                zip(plan["players"], state["players"], strict=True)
+            )
+        ]
 
     def points(self, number, choice, ms):
         """What an answer is worth, by the formula of the documents."""
-        right = self.right[number - 1:number] == [choice]
+        right = self.right[number - 1 : number] == [choice]
         return self.correct + self.speed * (self.answer_ms - ms) // self.answer_ms if right else 0
 
     def answers(self, number):
         """The answers of a round, as `reveal` shows them."""
-        return {seat.name: dict(zip(("choice", "ms", "points"), seat.log[number - 1]))
-                for seat in self.seats if number <= len(seat.log) and seat.log[number - 1]}
+        return {
+            seat.name: dict(zip(("choice", "ms", "points"), seat.log[number - 1]))
+            for seat in self.seats
+            if number <= len(seat.log) and seat.log[number - 1]
+        }
 
     def scores(self, number):
         """The scores after so many rounds."""
-        return {seat.name: sum(answer[2] for answer in seat.log[:number] if answer) for seat in self.seats}
+        return {
+            seat.name: sum(answer[2] for answer in seat.log[:number] if answer)
+            for seat in self.seats
+        }
 
     def ranking(self):
         """The ranking as `end` shows it."""
-        rows = [{"player": seat.name, "score": seat.score, "rank": part["rank"], "rating": part["rating"],
-                 "rating_change": part["change"]} for seat, part in zip(self.seats, self.result)]
+        rows = [
+            {
+                "player": seat.name,
+                "score": seat.score,
+                "rank": part["rank"],
+                "rating": part["rating"],
+                "rating_change": part["change"],
+            }
+            for seat, part in zip(self.seats, self.result)
+        ]
         return sorted(rows, key=lambda row: row["rank"])
 
 
@@ -520,24 +623,27 @@ class Stored:
 class Evidence:
     """What is left of a campaign."""
 
-    store: dict             # key -> {field: value}, {member: score} or text
-    types: dict             # key -> type
-    ttls: dict              # key -> s, -1 for none
-    workers: int            # how many run
-    transcripts: dict       # name -> [Entry]
+    store: dict  # key -> {field: value}, {member: score} or text
+    types: dict  # key -> type
+    ttls: dict  # key -> s, -1 for none
+    workers: int  # how many run
+    transcripts: dict  # name -> [Entry]
     faults: list
-    log: str = ""           # of the server
-    incidents: list = field(default_factory=list)       # what went wrong with the campaign itself
+    log: str = ""  # of the server
+    incidents: list = field(default_factory=list)  # what went wrong with the campaign itself
 
     @property
     def games(self):
         """{id: Stored}"""
-        return {key.split(":")[-1]: Stored(key.split(":")[-1], fields) for key, fields in self.of("game").items()}
+        return {
+            key.split(":")[-1]: Stored(key.split(":")[-1], fields)
+            for key, fields in self.of("game").items()
+        }
 
     @property
     def users(self):
         """{UID: fields}"""
-        return {key[len("user:{"):-1]: fields for key, fields in self.of("user").items()}
+        return {key[len("user:{") : -1]: fields for key, fields in self.of("user").items()}
 
     def of(self, kind):
         """{key: value} of the keys of a kind."""
@@ -545,33 +651,55 @@ class Evidence:
 
     def ended(self, uid):
         """[(game, seat, part of the result)] of a user's ended games."""
-        return [(game, seat, part) for game in self.games.values() if game.phase == "end"
-                for seat, part in zip(game.seats, game.result) if seat.uid == uid]
+        return [
+            (game, seat, part)
+            for game in self.games.values()
+            if game.phase == "end"
+            for seat, part in zip(game.seats, game.result)
+            if seat.uid == uid
+        ]
 
 
 def read_store(client):
     """(store, types, ttls) of a Redis."""
     types = {key: client.type(key) for key in client.scan_iter(count=1000)}
-    read = {"hash": client.hgetall, "zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
-            "string": lambda key: str(client.strlen(key))}
-    return {key: read[kind](key) for key, kind in types.items()}, types, {key: client.ttl(key) for key in types}
+    read = {
+        "hash": client.hgetall,
+        "zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
+        "string": lambda key: str(client.strlen(key)),
+    }
+    return (
+        {key: read[kind](key) for key, kind in types.items()},
+        types,
+        {key: client.ttl(key) for key in types},
+    )
 
 
 def key_table(text):
     """[(pattern as a regular expression, type, pattern)] of the table in the docstring of trivia.py."""
     rows = re.findall(r"^    (\w+:\{.+?) +(hash|zset|string) ", text, re.MULTILINE)
-    return [(re.compile(re.sub(r"[A-Z]+", "[^{}]+", re.sub(r"([{}])", r"\\\1", pattern))), kind, pattern)
-            for pattern, kind in rows]
+    return [
+        (
+            re.compile(re.sub(r"[A-Z]+", "[^{}]+", re.sub(r"([{}])", r"\\\1", pattern))),
+            kind,
+            pattern,
+        )
+        for pattern, kind in rows
+    ]
 
 
 # ---- checks -------------------------------------------------------------------------------------------------
 # Each yields what violates the sentence that is its name, with what is needed to find out why.
 
+
 def points_are_those_of_the_formula_and_add_up_to_the_score(evidence):
     for game in evidence.games.values():
         for seat in game.seats:
             for number, answer in enumerate(seat.log, 1):
-                if answer and (not 0 <= answer[1] <= game.answer_ms or answer[2] != game.points(number, *answer[:2])):
+                if answer and (
+                    not 0 <= answer[1] <= game.answer_ms
+                    or answer[2] != game.points(number, *answer[:2])
+                ):
                     yield f"game {game.id}, {seat.name}, round {number}: {answer}; right are {game.right}"
             if seat.score != sum(answer[2] for answer in seat.log if answer):
                 yield f"game {game.id}, {seat.name}: score {seat.score} of {seat.log}"
@@ -586,8 +714,10 @@ def what_the_phones_saw_is_what_is_stored(evidence):
             if (game := games.get(entry.frame["game"])) and game.phase == "end":
                 for key, expected in expectation(game, entry.frame).items():
                     if entry.frame[key] != expected:
-                        yield (f"game {game.id}, {name}, {entry.frame['type']}: {key} is {entry.frame[key]}, stored "
-                               f"{expected}{excerpt(transcript, entry.at)}")
+                        yield (
+                            f"game {game.id}, {name}, {entry.frame['type']}: {key} is {entry.frame[key]}, stored "
+                            f"{expected}{excerpt(transcript, entry.at)}"
+                        )
 
 
 def expectation(game, frame):
@@ -599,7 +729,11 @@ def expectation(game, frame):
         return {"scores": game.scores(None)}
     if not revealed:
         return {"scores": game.scores(max(0, number - 1))}
-    return {"correct": game.right[number - 1], "answers": game.answers(number), "scores": game.scores(number)}
+    return {
+        "correct": game.right[number - 1],
+        "answers": game.answers(number),
+        "scores": game.scores(number),
+    }
 
 
 def somebody_left(transcripts):
@@ -608,7 +742,11 @@ def somebody_left(transcripts):
         game = None
         for entry in transcript:
             game = entry.frame.get("game", game)
-            if entry.frame.get("returns_ms") == 0 or entry.way == "out" and entry.frame["type"] == "leave":
+            if (
+                entry.frame.get("returns_ms") == 0
+                or entry.way == "out"
+                and entry.frame["type"] == "leave"
+            ):
                 yield game
 
 
@@ -617,23 +755,41 @@ def ranks_follow_the_scores(evidence):
     for game in evidence.games.values():
         left, scores = game.id in given_up, [seat.score for seat in game.seats]
         expected = [1 + sum(other > score for other in scores) for score in scores]
-        if game.reason == "finished" and not left and [part["rank"] for part in game.result] != expected:
+        if (
+            game.reason == "finished"
+            and not left
+            and [part["rank"] for part in game.result] != expected
+        ):
             yield f"game {game.id}: scores {scores}, but {game.result}"
         for part in game.result:
-            if part["won"] and (part["rank"] != 1 or sum(other["rank"] == 1 for other in game.result) > 1):
+            if part["won"] and (
+                part["rank"] != 1 or sum(other["rank"] == 1 for other in game.result) > 1
+            ):
                 yield f"game {game.id}: won without being first alone: {game.result}"
 
 
 def an_acknowledged_answer_counts_once_and_as_sent(evidence):
     asked = {name: answers_of(transcript) for name, transcript in evidence.transcripts.items()}
-    for entry in itertools.chain.from_iterable(received(each, "answered") for each in evidence.transcripts.values()):
-        asked[entry.frame["player"]][entry.frame["game"], entry.frame["round"]].acknowledged = "answered"
-    seats = {(game.id, seat.name): (game, seat) for game in evidence.games.values() for seat in game.seats}
-    for name, (where, one) in ((name, item) for name, rounds in asked.items() for item in rounds.items()):
+    for entry in itertools.chain.from_iterable(
+        received(each, "answered") for each in evidence.transcripts.values()
+    ):
+        asked[entry.frame["player"]][
+            entry.frame["game"], entry.frame["round"]
+        ].acknowledged = "answered"
+    seats = {
+        (game.id, seat.name): (game, seat)
+        for game in evidence.games.values()
+        for seat in game.seats
+    }
+    for name, (where, one) in (
+        (name, item) for name, rounds in asked.items() for item in rounds.items()
+    ):
         number, (game, seat) = where[1], seats.get((where[0], name), (None, None))
         if game is None or number > len(seat.log) and game.reason != "finished":
-            continue        # the game was cut short before the reveal
-        if wrong := judge(evidence.transcripts[name], one, dict(enumerate(seat.log, 1)).get(number)):
+            continue  # the game was cut short before the reveal
+        if wrong := judge(
+            evidence.transcripts[name], one, dict(enumerate(seat.log, 1)).get(number)
+        ):
             at = one.sent[0].at if one.sent else 0
             yield f"game {game.id}, {name}, round {number}: {wrong}{excerpt(evidence.transcripts[name], at)}"
 
@@ -645,8 +801,11 @@ def judge(transcript, asked, stored):
     if stored is None:
         if asked.acknowledged:
             return f"acknowledged ({asked.acknowledged}), but not stored"
-        lost = [entry for entry in asked.intime if entry.frame["id"] not in asked.refused
-                and not excused(transcript, entry)]
+        lost = [
+            entry
+            for entry in asked.intime
+            if entry.frame["id"] not in asked.refused and not excused(transcript, entry)
+        ]
         return f"sent in time and not refused, but not stored: {lost[0]}" if lost else None
     if stored[0] not in choices:
         return f"stored {stored}, sent {choices}"
@@ -660,9 +819,14 @@ def excused(transcript, sent):
 
     While it lasts there is no excuse: what the server can't do, it says.
     """
-    later = [entry for entry in transcript if entry.connection == sent.connection and entry.at >= sent.at]
-    reveals = [entry.at for entry in received(later, "reveal")
-               if all(entry.frame[key] == sent.frame[key] for key in ("game", "round"))]
+    later = [
+        entry for entry in transcript if entry.connection == sent.connection and entry.at >= sent.at
+    ]
+    reveals = [
+        entry.at
+        for entry in received(later, "reveal")
+        if all(entry.frame[key] == sent.frame[key] for key in ("game", "round"))
+    ]
     return not reveals or any(entry.way == "lost" and entry.at < reveals[0] + 1 for entry in later)
 
 
@@ -672,15 +836,23 @@ def results_are_applied_exactly_once(evidence):
     wins = next((value for key, value in boards.items() if key.startswith("board:{wins}:")), {})
     for uid, user in evidence.users.items():
         ended, history = evidence.ended(uid), evidence.store.get(f"history:{{{uid}}}", {})
-        expected = {"games": len(ended), "wins": sum(part["won"] for *_, part in ended),
-                    "rating": 1500 + sum(part["change"] for *_, part in ended)}
+        expected = {
+            "games": len(ended),
+            "wins": sum(part["won"] for *_, part in ended),
+            "rating": 1500 + sum(part["change"] for *_, part in ended),
+        }
         found = {key: float(user.get(key, 1500 if key == "rating" else 0)) for key in expected}
         where = f"user {uid} {user['username']}"
         if any(abs(expected[key] - found[key]) > 0.01 for key in expected):
             yield f"{where}: {found}, but by his {len(ended)} games {expected}"
         if set(history) != (games := {game.id for game, *_ in ended}):
             yield f"{where}: history {sorted(history)}, games {sorted(games)}"
-        if ended and abs(rating.get(uid, 0) - found["rating"]) > 0.001 or not ended and uid in rating:
+        if (
+            ended
+            and abs(rating.get(uid, 0) - found["rating"]) > 0.001
+            or not ended
+            and uid in rating
+        ):
             yield f"{where}: {rating.get(uid)} on the leaderboard of ratings, but {found}"
         if wins.get(uid, 0) != found["wins"]:
             yield f"{where}: {wins.get(uid)} on the leaderboard of wins, but {found}"
@@ -695,14 +867,20 @@ def no_started_game_is_lost(evidence):
     for name, transcript in evidence.transcripts.items():
         for entry in received(transcript, "start", "update"):
             game = games.get(entry.frame["game"])
-            if game is None or game.phase != "end" or name not in [seat.name for seat in game.seats]:
+            if (
+                game is None
+                or game.phase != "end"
+                or name not in [seat.name for seat in game.seats]
+            ):
                 yield f"game {entry.frame['game']}, {name}: {game and game.fields}{excerpt(transcript, entry.at)}"
 
 
 def no_message_of_a_game_is_missing_or_twice(evidence):
     for name, transcript in evidence.transcripts.items():
-        for _, entries in itertools.groupby(sorted(received(transcript), key=lambda entry: entry.connection),
-                                            key=lambda entry: entry.connection):
+        for _, entries in itertools.groupby(
+            sorted(received(transcript), key=lambda entry: entry.connection),
+            key=lambda entry: entry.connection,
+        ):
             for game, entry, what in disorder([entry for entry in entries if "seq" in entry.frame]):
                 yield f"game {game}, {name}: {what}{excerpt(transcript, entry.at)}"
 
@@ -727,8 +905,10 @@ def no_phone_hears_nothing_for_too_long(evidence):
         for since, until, expected_s in silences(transcript):
             allowed = expected_s + MARGIN_S + outage(evidence.faults, since, until)
             if until - since > allowed:
-                yield (f"{name} heard nothing for {until - since:.1f} s, at most {allowed:.1f} s are allowed"
-                       f"{excerpt(transcript, since, 6, until - since + 4)}")
+                yield (
+                    f"{name} heard nothing for {until - since:.1f} s, at most {allowed:.1f} s are allowed"
+                    f"{excerpt(transcript, since, 6, until - since + 4)}"
+                )
 
 
 def silences(transcript):
@@ -749,23 +929,34 @@ def nothing_is_left_behind(evidence):
     for key in evidence.store:
         if re.match(BUSY, key):
             yield f"{key} holds {evidence.store[key]}"
-    if playing := {queue: n for queue, n in evidence.store.get("playing:{lobby}", {}).items() if int(n)}:
+    if playing := {
+        queue: n for queue, n in evidence.store.get("playing:{lobby}", {}).items() if int(n)
+    }:
         yield f"playing:{{lobby}} holds {playing}"
     if len(listed := evidence.store.get("workers:{lobby}", {})) != evidence.workers:
         yield f"workers:{{lobby}} holds {listed}, but {evidence.workers} run"
     for key in evidence.of("game"):
         if evidence.ttls[key] < 0:
             yield f"{key} has no expiry"
-    table = key_table(ast.get_docstring(ast.parse((ROOT / "trivia.py").read_text("utf-8")), clean=False))
+    table = key_table(
+        ast.get_docstring(ast.parse((ROOT / "trivia.py").read_text("utf-8")), clean=False)
+    )
     for key, kind in evidence.types.items():
         if not any(pattern.fullmatch(key) and kind == expected for pattern, expected, _ in table):
             yield f"{key}, a {kind}, is not in the table of keys"
 
 
 def unique_values_belong_to_those_who_have_them(evidence):
-    claimed = {(key.split(":")[1][1:], value): claim.split(" ")
-               for key, bucket in evidence.of("unique").items() for value, claim in bucket.items()}
-    had = {(name, user[name].casefold()): uid for uid, user in evidence.users.items() for name in ("username", "email")}
+    claimed = {
+        (key.split(":")[1][1:], value): claim.split(" ")
+        for key, bucket in evidence.of("unique").items()
+        for value, claim in bucket.items()
+    }
+    had = {
+        (name, user[name].casefold()): uid
+        for uid, user in evidence.users.items()
+        for name in ("username", "email")
+    }
     for what, claim in claimed.items():
         if had.get(what) != claim[0] or len(claim) != 2:
             yield f"{what} is claimed by {claim}, but {had.get(what)} has it"
@@ -783,11 +974,16 @@ def nobody_waits_long_without_a_connection(evidence):
 
 def nobody_is_signed_out_or_replaced_by_an_older_connection(evidence):
     for name, transcript in evidence.transcripts.items():
-        newest = 0      # the last connection for which there is no newer one, not even an attempt at it
+        newest = 0  # the last connection for which there is no newer one, not even an attempt at it
         for entry in transcript:
             newest = {"open": entry.connection, "try": 0}.get(entry.way, newest)
             code = entry.way == "lost" and entry.frame["code"]
-            if entry.frame.get("status") in (401, 403) or code == 4401 or code == 4409 and entry.connection == newest:
+            if (
+                entry.frame.get("status") in (401, 403)
+                or code == 4401
+                or code == 4409
+                and entry.connection == newest
+            ):
                 yield f"{name}: {entry}{excerpt(transcript, entry.at)}"
 
 
@@ -797,15 +993,25 @@ def everything_comes_to_rest(evidence):
 
 def the_server_logs_no_traceback(evidence):
     for found in re.finditer(r"Traceback \(most recent call last\)", evidence.log):
-        yield f"...{evidence.log[max(0, found.start() - 300):found.start() + 2500]}"
+        yield f"...{evidence.log[max(0, found.start() - 300) : found.start() + 2500]}"
 
 
-CHECKS = [points_are_those_of_the_formula_and_add_up_to_the_score, what_the_phones_saw_is_what_is_stored,
-          ranks_follow_the_scores, an_acknowledged_answer_counts_once_and_as_sent, results_are_applied_exactly_once,
-          no_started_game_is_lost, no_message_of_a_game_is_missing_or_twice, no_phone_hears_nothing_for_too_long,
-          nothing_is_left_behind, unique_values_belong_to_those_who_have_them, nobody_waits_long_without_a_connection,
-          nobody_is_signed_out_or_replaced_by_an_older_connection, everything_comes_to_rest,
-          the_server_logs_no_traceback]
+CHECKS = [
+    points_are_those_of_the_formula_and_add_up_to_the_score,
+    what_the_phones_saw_is_what_is_stored,
+    ranks_follow_the_scores,
+    an_acknowledged_answer_counts_once_and_as_sent,
+    results_are_applied_exactly_once,
+    no_started_game_is_lost,
+    no_message_of_a_game_is_missing_or_twice,
+    no_phone_hears_nothing_for_too_long,
+    nothing_is_left_behind,
+    unique_values_belong_to_those_who_have_them,
+    nobody_waits_long_without_a_connection,
+    nobody_is_signed_out_or_replaced_by_an_older_connection,
+    everything_comes_to_rest,
+    the_server_logs_no_traceback,
+]
 
 
 def violations(evidence):
@@ -815,21 +1021,32 @@ def violations(evidence):
 
 # ---- campaign -----------------------------------------------------------------------------------------------
 
+
 class Campaign:
     """Phones that play on a server to which failures are made, until so many games have ended."""
 
     def __init__(self, server, games, players, workers, kinds, every_s, seed, say=print):
         self.server, self.games, self.players, self.workers, self.seed, self.say = (
-            server, games, players, workers, seed, say)
+            server,
+            games,
+            players,
+            workers,
+            seed,
+            say,
+        )
         self.kinds, self.plans = kinds, schedule(seed, kinds, every_s)
         self.phones, self.faults, self.incidents = [], None, []
 
     async def run(self):
         """Plays; the Evidence."""
-        sessions = await asyncio.gather(*(asyncio.to_thread(self.server.register) for _ in range(self.players)))
+        sessions = await asyncio.gather(
+            *(asyncio.to_thread(self.server.register) for _ in range(self.players))
+        )
         await self._until(lambda: len(self._listed()) == self.workers, 30, "workers are up")
-        self.phones = [Phone(self.server, session, f"{self.seed} {i}", "drop" in self.kinds)
-                       for i, session in enumerate(sessions)]
+        self.phones = [
+            Phone(self.server, session, f"{self.seed} {i}", "drop" in self.kinds)
+            for i, session in enumerate(sessions)
+        ]
         self.faults = Faults(self.server, self.plans, self.phones)
         lives = [asyncio.ensure_future(phone.live()) for phone in self.phones]
         making = asyncio.ensure_future(self.faults.run())
@@ -848,7 +1065,11 @@ class Campaign:
 
     def ended(self):
         """The ids of all games whose end a phone has seen."""
-        return {entry.frame["game"] for phone in self.phones for entry in received(phone.transcript, "end")}
+        return {
+            entry.frame["game"]
+            for phone in self.phones
+            for entry in received(phone.transcript, "end")
+        }
 
     def _listed(self):
         with contextlib.suppress(redis.RedisError):
@@ -874,8 +1095,10 @@ class Campaign:
                 return self.incidents.append(f"only {len(ended)} games came to an end in time")
             if time.monotonic() > told + 5:
                 told = time.monotonic()
-                self.say(f"{len(ended)} games ended; {len(self.faults.log)} faults; phones: "
-                         f"{dict(Counter(phone.state for phone in self.phones))}")
+                self.say(
+                    f"{len(ended)} games ended; {len(self.faults.log)} faults; phones: "
+                    f"{dict(Counter(phone.state for phone in self.phones))}"
+                )
             await asyncio.sleep(0.25)
 
     async def _come_to_rest(self, lives):
@@ -884,9 +1107,11 @@ class Campaign:
         await asyncio.wait(lives, timeout=REST_S)
         for phone, life in zip(self.phones, lives):
             if not life.done():
-                self.incidents.append(f"{phone.name} does not come to rest; he is {phone.state}"
-                                      f"{excerpt(phone.transcript, phone.transcript[-1].at)}")
-                phone.note("lost", code=0)      # as far as he is concerned
+                self.incidents.append(
+                    f"{phone.name} does not come to rest; he is {phone.state}"
+                    f"{excerpt(phone.transcript, phone.transcript[-1].at)}"
+                )
+                phone.note("lost", code=0)  # as far as he is concerned
             life.cancel()
         self.say("all have left; the store comes to rest")
         await self._until(self._at_rest, REST_S, "the store is at rest")
@@ -904,27 +1129,59 @@ class Campaign:
         except redis.RedisError as error:
             store, types, ttls = {}, {}, {}
             self.incidents.append(f"Redis is gone: {error}")
-        return Evidence(store, types, ttls, len(workers_of(self.server)),
-                        {phone.name: phone.transcript for phone in self.phones}, self.faults.log, self.server.log,
-                        self.incidents)
+        return Evidence(
+            store,
+            types,
+            ttls,
+            len(workers_of(self.server)),
+            {phone.name: phone.transcript for phone in self.phones},
+            self.faults.log,
+            self.server.log,
+            self.incidents,
+        )
 
 
 def summary(evidence, found):
     """Figures of a campaign."""
     games, transcripts = evidence.games, evidence.transcripts.values()
-    waits = sorted(until - since for transcript in transcripts for since, until in waits_of(transcript)) or [0]
-    return {"games": len(games), "reasons": dict(Counter(game.reason for game in games.values())),
-            "rounds": sum(max(len(seat.log) for seat in game.seats) for game in games.values()),
-            "answers": sum(answer is not None for game in games.values() for seat in game.seats for answer in seat.log),
-            "faults": dict(Counter(fault.kind for fault in evidence.faults)),
-            "connections": sum(entry.way == "open" for transcript in transcripts for entry in transcript),
-            "closes": dict(Counter(entry.frame["code"] for transcript in transcripts for entry in transcript
-                                   if entry.way == "lost")),
-            "errors": dict(Counter(entry.frame["code"] for transcript in transcripts
-                                   for entry in received(transcript, "error"))),
-            "wait_s": {name: round(waits[int(share * (len(waits) - 1))], 3)
-                       for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1))},
-            "violations": dict(Counter(check for check, _ in found))}
+    waits = sorted(
+        until - since for transcript in transcripts for since, until in waits_of(transcript)
+    ) or [0]
+    return {
+        "games": len(games),
+        "reasons": dict(Counter(game.reason for game in games.values())),
+        "rounds": sum(max(len(seat.log) for seat in game.seats) for game in games.values()),
+        "answers": sum(
+            answer is not None
+            for game in games.values()
+            for seat in game.seats
+            for answer in seat.log
+        ),
+        "faults": dict(Counter(fault.kind for fault in evidence.faults)),
+        "connections": sum(
+            entry.way == "open" for transcript in transcripts for entry in transcript
+        ),
+        "closes": dict(
+            Counter(
+                entry.frame["code"]
+                for transcript in transcripts
+                for entry in transcript
+                if entry.way == "lost"
+            )
+        ),
+        "errors": dict(
+            Counter(
+                entry.frame["code"]
+                for transcript in transcripts
+                for entry in received(transcript, "error")
+            )
+        ),
+        "wait_s": {
+            name: round(waits[int(share * (len(waits) - 1))], 3)
+            for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1))
+        },
+        "violations": dict(Counter(check for check, _ in found)),
+    }
 
 
 def campaign(games, players=60, workers=4, kinds=KINDS, every_s=1.0, seed=None, say=print):
@@ -932,7 +1189,9 @@ def campaign(games, players=60, workers=4, kinds=KINDS, every_s=1.0, seed=None, 
     server = new_server(workers)
     try:
         server.start()
-        evidence = asyncio.run(Campaign(server, games, players, workers, kinds, every_s, seed, say).run())
+        evidence = asyncio.run(
+            Campaign(server, games, players, workers, kinds, every_s, seed, say).run()
+        )
     finally:
         server.close()
     found = violations(evidence)
@@ -940,6 +1199,7 @@ def campaign(games, players=60, workers=4, kinds=KINDS, every_s=1.0, seed=None, 
 
 
 # ---- registrations ------------------------------------------------------------------------------------------
+
 
 @dataclass
 class Account:
@@ -968,13 +1228,17 @@ class Applicant:
             self.surprises.append(f"{what}: {answer.status} {answer.body}")
         if answer is not None and answer.status != 503:
             return answer
-        time.sleep(self.random.uniform(0.05, 0.3))      # as a client should, rather than at once
+        time.sleep(self.random.uniform(0.05, 0.3))  # as a client should, rather than at once
         return None
 
     def register(self, name, password):
         """The Answer to a registration, or None."""
-        return self.ask("register", "POST", "/auth/register",
-                        {"username": name, "email": f"{name}@example.org", "password": password})
+        return self.ask(
+            "register",
+            "POST",
+            "/auth/register",
+            {"username": name, "email": f"{name}@example.org", "password": password},
+        )
 
     def step(self):
         """A new account; then perhaps another password, perhaps its deletion."""
@@ -995,8 +1259,13 @@ class Applicant:
         """Asks for a new password, until it is known whether it was set, or it fails three times."""
         for new in (f"password {secrets.token_hex(4)}" for _ in range(3)):
             old = self.random.choice(sorted(account.passwords))
-            answer = self.ask("password", "POST", "/auth/password", {"password": old, "new_password": new},
-                              token=account.token)
+            answer = self.ask(
+                "password",
+                "POST",
+                "/auth/password",
+                {"password": old, "new_password": new},
+                token=account.token,
+            )
             if answer is not None and answer.status == 204:
                 account.passwords = {new}
                 return
@@ -1006,7 +1275,9 @@ class Applicant:
     def delete(self, account):
         """Asks for the deletion of an account once."""
         for password in sorted(account.passwords):
-            answer = self.ask("delete", "DELETE", "/users/me", {"password": password}, token=account.token)
+            answer = self.ask(
+                "delete", "DELETE", "/users/me", {"password": password}, token=account.token
+            )
             if answer is None:
                 account.exists = None
             elif answer.status == 204:
@@ -1015,8 +1286,10 @@ class Applicant:
 
     def wrong(self, account):
         """What is wrong with an account, now that all is quiet; None if nothing is."""
-        statuses = [self.ask("login", "POST", "/auth/login", {"login": account.name, "password": password})
-                    for password in sorted(account.passwords)]
+        statuses = [
+            self.ask("login", "POST", "/auth/login", {"login": account.name, "password": password})
+            for password in sorted(account.passwords)
+        ]
         statuses = [answer and answer.status for answer in statuses]
         if account.exists is False and 200 in statuses:
             return f"{account} was deleted, and can sign in"
@@ -1040,16 +1313,24 @@ class Applicant:
     def _claim_ends(self, name):
         """Whether the claims on a name and its address are of a registration under way, and end in half a minute."""
         with contextlib.closing(self.server.redis) as client:
-            claims = [claim.split(" ") for key in client.scan_iter("unique:*", 1000)
-                      for claim in client.hmget(key, name, f"{name}@example.org") if claim]
-        return all(len(claim) == 3 and int(claim[2]) < 1000 * (time.time() + 31) for claim in claims)
+            claims = [
+                claim.split(" ")
+                for key in client.scan_iter("unique:*", 1000)
+                for claim in client.hmget(key, name, f"{name}@example.org")
+                if claim
+            ]
+        return all(
+            len(claim) == 3 and int(claim[2]) < 1000 * (time.time() + 31) for claim in claims
+        )
 
 
 def kill_redis(server, kills, seed, say):
     """Kills Redis so many times, about one time each second, each time after it has come back; [what is wrong]."""
     source = random.Random(seed)
     for i in range(1, kills + 1):
-        time.sleep(source.uniform(0.2, 1.2))        # not waiting for anything: this is when the next one is due
+        time.sleep(
+            source.uniform(0.2, 1.2)
+        )  # not waiting for anything: this is when the next one is due
         for pid in valkeys(server):
             os.kill(pid, signal.SIGKILL)
         until = time.monotonic() + 30
@@ -1070,6 +1351,7 @@ def registrations(kills, seed=None, applicants=6, patient=True, say=print):
     def work(person):
         while going:
             person.step()
+
     try:
         server.start()
         with ThreadPoolExecutor(applicants) as pool:
@@ -1084,33 +1366,62 @@ def registrations(kills, seed=None, applicants=6, patient=True, say=print):
         found = [("redis_comes_back", what) for what in wrong] or check_accounts(people)
     finally:
         server.close()
-    return found, dict(sum((person.outcomes for person in people), Counter(
-        accounts=sum(len(person.accounts) for person in people))))
+    return found, dict(
+        sum(
+            (person.outcomes for person in people),
+            Counter(accounts=sum(len(person.accounts) for person in people)),
+        )
+    )
 
 
 def check_accounts(people):
     """Looks at all accounts at rest; [(name of the check, what)]."""
     with ThreadPoolExecutor(32) as pool:
-        found = pool.map(lambda pair: pair[0].wrong(pair[1]),
-                         [(person, account) for person in people for account in person.accounts])
+        found = pool.map(
+            lambda pair: pair[0].wrong(pair[1]),
+            [(person, account) for person in people for account in person.accounts],
+        )
         wrong = [("accounts_are_as_they_were_acknowledged", what) for what in found if what]
-    return wrong + [("answers_are_as_documented", what) for person in people for what in person.surprises]
+    return wrong + [
+        ("answers_are_as_documented", what) for person in people for what in person.surprises
+    ]
 
 
 # ---- command line -------------------------------------------------------------------------------------------
+
 
 def options_of(arguments):
     """The parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("command", nargs="?", choices=("games", "registrations"), default="games")
-    parser.add_argument("--games", type=int, default=1000, help="how many must come to an end (default: %(default)s)")
+    parser.add_argument(
+        "--games",
+        type=int,
+        default=1000,
+        help="how many must come to an end (default: %(default)s)",
+    )
     parser.add_argument("--players", type=int, default=60, help="phones (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=4, help="of the server (default: %(default)s)")
-    parser.add_argument("--faults", default=",".join(KINDS), help="kinds of failures (default: %(default)s)")
-    parser.add_argument("--every", type=float, default=1, help="seconds between failures (default: %(default)s)")
-    parser.add_argument("--kills", type=int, default=200, help="of Redis, under registrations (default: %(default)s)")
-    parser.add_argument("--seed", default=secrets.token_hex(3), help="of the failures (default: a new one)")
-    parser.add_argument("--json", type=Path, help="a file for everything: transcripts, faults, games, violations")
+    parser.add_argument(
+        "--workers", type=int, default=4, help="of the server (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--faults", default=",".join(KINDS), help="kinds of failures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--every", type=float, default=1, help="seconds between failures (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--kills",
+        type=int,
+        default=200,
+        help="of Redis, under registrations (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", default=secrets.token_hex(3), help="of the failures (default: a new one)"
+    )
+    parser.add_argument(
+        "--json", type=Path, help="a file for everything: transcripts, faults, games, violations"
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.faults.split(",")) - set(KINDS):
         parser.error(f"--faults: {', '.join(unknown)}; expected some of {','.join(KINDS)}")
@@ -1124,18 +1435,28 @@ def main(arguments=None):
 
     def say(line):
         print(time.strftime("%H:%M:%S"), line, flush=True)
+
     evidence = None
     if options.command == "registrations":
         found, figures = registrations(options.kills, options.seed, say=say)
     else:
-        evidence, found, figures = campaign(options.games, options.players, options.workers, options.faults.split(","),
-                                            options.every, options.seed, say)
+        evidence, found, figures = campaign(
+            options.games,
+            options.players,
+            options.workers,
+            options.faults.split(","),
+            options.every,
+            options.seed,
+            say,
+        )
     for check, what in found[:100]:
         print(f"VIOLATED {check}: {what}")
     print(json.dumps(figures, indent=1))
     if options.json:
         rest = {} if evidence is None else dataclasses.asdict(evidence)
-        options.json.write_text(json.dumps({"seed": options.seed, "summary": figures, "violations": found} | rest))
+        options.json.write_text(
+            json.dumps({"seed": options.seed, "summary": figures, "violations": found} | rest)
+        )
     sys.exit(1 if found else 0)
 
 

@@ -40,8 +40,16 @@ FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
 _names = itertools.count(1)
 
 # They begin first, since each file stays with one process, and these wait for much.
-LONG = ["test_failures", "test_systemd", "test_end_to_end", "test_operating", "test_browser", "test_ops", "test_lab",
-        "test_chaos"]
+LONG = [
+    "test_failures",
+    "test_systemd",
+    "test_end_to_end",
+    "test_operating",
+    "test_browser",
+    "test_ops",
+    "test_lab",
+    "test_chaos",
+]
 
 
 def pytest_collection_modifyitems(items):
@@ -67,6 +75,7 @@ def at_once(count, act):
     def run(i):
         barrier.wait(30)
         return act(i)
+
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
 
@@ -94,7 +103,9 @@ class Answer:
         """Checks that it is a problem of RFC 9457, and returns it."""
         assert (self.status, self.json.get("code")) == (status, code), (self.status, self.body)
         assert self.headers["content-type"] == "application/problem+json"
-        assert {"type", "title", "status", "detail", "code"} <= self.json.keys() and self.json["status"] == status
+        assert {"type", "title", "status", "detail", "code"} <= self.json.keys() and self.json[
+            "status"
+        ] == status
         return self.json
 
 
@@ -105,13 +116,24 @@ class Valkey:
         self.folder = Path(tempfile.mkdtemp(prefix="v-", dir=FOLDER))
         self.path, self.log_file, self.process = self.folder / "s", self.folder / "log", None
         self.url = f"unix://trivia@{self.path}"
-        self.command = [program or get_binary_path(), ROOT / "redis.conf", "--unixsocket", self.path, *options]
+        self.command = [
+            program or get_binary_path(),
+            ROOT / "redis.conf",
+            "--unixsocket",
+            self.path,
+            *options,
+        ]
         self.client = redis_at(self.path)
 
     def start(self, env=None):
         with open(self.log_file, "ab") as log:
-            self.process = subprocess.Popen(list(map(str, self.command)), cwd=self.folder, env=os.environ | (env or {}),
-                                            stdout=log, stderr=log)
+            self.process = subprocess.Popen(
+                list(map(str, self.command)),
+                cwd=self.folder,
+                env=os.environ | (env or {}),
+                stdout=log,
+                stderr=log,
+            )
         wait_until(self._answers, 20)
         return self
 
@@ -134,7 +156,9 @@ class Valkey:
 
 def redis_at(path):
     """A client that gives up at once."""
-    return redis.Redis(unix_socket_path=str(path), decode_responses=True, retry=Retry(NoBackoff(), 0))
+    return redis.Redis(
+        unix_socket_path=str(path), decode_responses=True, retry=Retry(NoBackoff(), 0)
+    )
 
 
 class Server:
@@ -146,9 +170,19 @@ class Server:
         self.command = command or [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"]
         if workers > 1:
             self.command = [*self.command, "--workers", str(workers)]
-        self.env = {key: value for key, value in os.environ.items() if key not in ("REDIS_URL", "TRIVIA_LAB")} | {
-            "TRIVIA_DATA": str(self.data / "d"), "TRIVIA_SCHEMA": str(self.data / "schema.yaml"),
-            "PYTHONUNBUFFERED": "1"} | (env or {})
+        self.env = (
+            {
+                key: value
+                for key, value in os.environ.items()
+                if key not in ("REDIS_URL", "TRIVIA_LAB")
+            }
+            | {
+                "TRIVIA_DATA": str(self.data / "d"),
+                "TRIVIA_SCHEMA": str(self.data / "schema.yaml"),
+                "PYTHONUNBUFFERED": "1",
+            }
+            | (env or {})
+        )
         self.log_file = self.data / "server.log"
         self.process, self.pass_fds = None, pass_fds
 
@@ -156,9 +190,16 @@ class Server:
         self.log_file.write_text("")
         with open(self.log_file, "ab") as log:
             # A session of its own, so that all its workers can be ended together.
-            self.process = subprocess.Popen(self.command, cwd=ROOT, env=self.env, stdout=log, stderr=log,
-                                            stdin=subprocess.DEVNULL, start_new_session=True,
-                                            pass_fds=self.pass_fds)
+            self.process = subprocess.Popen(
+                self.command,
+                cwd=ROOT,
+                env=self.env,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                pass_fds=self.pass_fds,
+            )
         if wait:
             self.port = wait_until(self._ready, 40)
         return self
@@ -198,7 +239,9 @@ class Server:
                         pass
                 self.kill(signal.SIGKILL)
                 self.process.wait(10)
-                assert "no permissions" not in self.log.lower(), "redis.conf must let the server do what it does"
+                assert "no permissions" not in self.log.lower(), (
+                    "redis.conf must let the server do what it does"
+                )
         finally:
             with contextlib.suppress(redis.RedisError):
                 self.redis.shutdown(nosave=True)
@@ -213,7 +256,9 @@ class Server:
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         head = {} if data is None else {"Content-Type": "application/json"}
         head |= {"Authorization": f"Bearer {token}"} if token else {}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data, head | (headers or {}), method=method)
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", data, head | (headers or {}), method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=30) as response:
                 return Answer(response.status, response.headers, response.read().decode())
@@ -223,8 +268,11 @@ class Server:
     def register(self, name=None, **fields):
         """A new player: {token, expires_at, user}."""
         name = name or unique_name()
-        answer = self.http("POST", "/auth/register", {"username": name, "email": f"{name}@example.org",
-                                                      "password": PASSWORD} | fields)
+        answer = self.http(
+            "POST",
+            "/auth/register",
+            {"username": name, "email": f"{name}@example.org", "password": PASSWORD} | fields,
+        )
         assert answer.status == 201, answer.body
         return answer.json
 
@@ -240,6 +288,24 @@ class Server:
         return phones
 
 
+def stored_game(client, game):
+    """A game as Redis holds it: {plan, state, result, rounds by number}; {} if there is none."""
+    keys = client.keys(f"game:*:{game}")
+    if not keys:
+        return {}
+    fields = client.hgetall(keys[0])
+    return {
+        name: json.loads(fields[name]) for name in fields.keys() & {"plan", "state", "result"}
+    } | {"rounds": {int(name): text for name, text in fields.items() if name.isdigit()}}
+
+
+def change_state(client, game, **changes):
+    """Changes the state of a game behind the server's back."""
+    [key] = client.keys(f"game:*:{game}")
+    state = json.loads(client.hget(key, "state")) | changes
+    client.hset(key, "state", json.dumps(state))
+
+
 def unique_name():
     return f"p{next(_names)}-{secrets.token_hex(4)}"
 
@@ -247,7 +313,9 @@ def unique_name():
 class Phone:
     """A player's WebSocket. `frames` holds everything it ever got."""
 
-    def __init__(self, server, session, queue="random", headers=None, subprotocols=None, connected=True):
+    def __init__(
+        self, server, session, queue="random", headers=None, subprotocols=None, connected=True
+    ):
         self.server, self.session, self.queue = server, session, queue
         self.name, self.token = session["user"]["username"], session["token"]
         self.headers = {"Authorization": f"Bearer {self.token}"} if headers is None else headers
@@ -256,10 +324,15 @@ class Phone:
             self.connect()
 
     def connect(self, queue=None):
-        context = connect(f"ws://127.0.0.1:{self.server.port}/game/{queue or self.queue}", open_timeout=20,
-                          additional_headers=self.headers, subprotocols=self.subprotocols, close_timeout=2,
-                          ping_interval=None)
-        self.socket = context.__enter__()       # a phone outlives the block that connected it
+        context = connect(
+            f"ws://127.0.0.1:{self.server.port}/game/{queue or self.queue}",
+            open_timeout=20,
+            additional_headers=self.headers,
+            subprotocols=self.subprotocols,
+            close_timeout=2,
+            ping_interval=None,
+        )
+        self.socket = context.__enter__()  # a phone outlives the block that connected it
         return self
 
     def send(self, kind, **fields):
@@ -302,8 +375,8 @@ class Phone:
 
     def drop(self):
         """Lets go of the connection without a goodbye."""
-        with contextlib.suppress(OSError):      # it may be gone already
-            self.socket.socket.shutdown(socket.SHUT_RDWR)       # the client's thread closes it, and ends
+        with contextlib.suppress(OSError):  # it may be gone already
+            self.socket.socket.shutdown(socket.SHUT_RDWR)  # the client's thread closes it, and ends
 
     def close(self):
         self.socket.close()
@@ -322,6 +395,7 @@ def play_all(phones, choose=lambda question: 0):
 
     def run(i):
         ends[i] = phones[i].play(choose)
+
     threads = [threading.Thread(target=run, args=(i,)) for i in range(len(phones))]
     for thread in threads:
         thread.start()
@@ -349,31 +423,56 @@ def make_server():
     def make(*args, start=True, **options):
         made.append(Server(*args, **options))
         return made[-1].start() if start else made[-1]
+
     yield make
     for one in made:
         one.close()
 
 
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
-                  "--disable-sync", "--no-first-run", "--disable-quic"]
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-quic",
+]
 
 
 def debian_program(name, package):
     """Where a program is, which is installed if need be and if we may; skips the test where there is none."""
-    find = functools.partial(shutil.which, name, path=os.environ["PATH"] + ":/usr/sbin")      # which Debian's users lack
+    find = functools.partial(
+        shutil.which, name, path=os.environ["PATH"] + ":/usr/sbin"
+    )  # which Debian's users lack
     if not find() and os.geteuid() == 0 and shutil.which("apt-get"):
         with open(Path(tempfile.gettempdir()) / "trivia-tests.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)        # one of the test processes installs it, while the others wait
-            for command in (["update"], ["install", "-y", "--no-install-recommends", package]) if not find() else ():
-                subprocess.run(["apt-get", "-qq", *command], env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
-                               stdout=subprocess.DEVNULL, timeout=600, check=False)
-    return find() or pytest.skip(f"there is no {name}, and it can't be installed: as root, apt-get install {package}")
+            fcntl.flock(
+                lock, fcntl.LOCK_EX
+            )  # one of the test processes installs it, while the others wait
+            for command in (
+                (["update"], ["install", "-y", "--no-install-recommends", package])
+                if not find()
+                else ()
+            ):
+                subprocess.run(
+                    ["apt-get", "-qq", *command],
+                    env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"},
+                    stdout=subprocess.DEVNULL,
+                    timeout=600,
+                    check=False,
+                )
+    return find() or pytest.skip(
+        f"there is no {name}, and it can't be installed: as root, apt-get install {package}"
+    )
 
 
 @pytest.fixture(scope="module")
 def chromium():
     """A headless browser. Not for the whole session: Playwright keeps an event loop running in this thread."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=debian_program("chromium", "chromium"), args=CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(
+            executable_path=debian_program("chromium", "chromium"), args=CHROMIUM_FLAGS
+        )
         yield browser
         browser.close()

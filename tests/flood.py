@@ -34,8 +34,11 @@ class Flood:
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             data = json.dumps(body).encode()
-            writer.write(f"{method} {path} HTTP/1.0\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
-                         f"Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            writer.write(
+                f"{method} {path} HTTP/1.0\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
+                f"Content-Length: {len(data)}\r\n\r\n".encode()
+                + data
+            )
             head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
             return int(head.split(b" ", 2)[1]), answer
         finally:
@@ -44,13 +47,21 @@ class Flood:
     async def register(self):
         """The outcome, and the token of a new account or None."""
         name = f"f{secrets.token_hex(6)}"
-        status, answer = await self.http("POST", "/auth/register", {
-            "username": name, "email": f"{name}@example.org", "password": PASSWORD})
+        status, answer = await self.http(
+            "POST",
+            "/auth/register",
+            {"username": name, "email": f"{name}@example.org", "password": PASSWORD},
+        )
         return status, json.loads(answer)["token"] if status == 201 else None
 
     def socket(self, token, queue="rated"):
-        return connect(f"ws://{self.host}:{self.port}/game/{queue}", compression=None, open_timeout=20,
-                       additional_headers={"Authorization": f"Bearer {token}"}, close_timeout=1)
+        return connect(
+            f"ws://{self.host}:{self.port}/game/{queue}",
+            compression=None,
+            open_timeout=20,
+            additional_headers={"Authorization": f"Bearer {token}"},
+            close_timeout=1,
+        )
 
     # -- what the clients do, over and over
 
@@ -58,7 +69,13 @@ class Flood:
         self.seen[(await self.register())[0]] += 1
 
     async def logins(self, token):
-        self.seen[(await self.http("POST", "/auth/login", {"login": "nobody", "password": "wrong horse"}))[0]] += 1
+        self.seen[
+            (
+                await self.http(
+                    "POST", "/auth/login", {"login": "nobody", "password": "wrong horse"}
+                )
+            )[0]
+        ] += 1
 
     async def connections(self, token):
         try:
@@ -88,7 +105,7 @@ class Flood:
                     for frame in frames():
                         await socket.send(frame)
                         self.seen["sent"] += 1
-                    await asyncio.sleep(0)      # a send by itself gives nobody else a turn
+                    await asyncio.sleep(0)  # a send by itself gives nobody else a turn
                 await reading
         except ConnectionClosed:
             await reading
@@ -114,12 +131,18 @@ class Flood:
     async def run(self, kind, clients, seconds):
         tokens = [(await self.register())[1] for _ in range(min(clients, 100))]
         self.until = time.monotonic() + seconds
-        working = [asyncio.create_task(self.client(getattr(self, kind), tokens[i % len(tokens)])) for i in range(clients)]
+        working = [
+            asyncio.create_task(self.client(getattr(self, kind), tokens[i % len(tokens)]))
+            for i in range(clients)
+        ]
         while time.monotonic() < self.until:
             await asyncio.sleep(1)
             print(dict(self.seen), flush=True)
         await asyncio.wait(working, timeout=5)
-        print("in all, a second:", {what: round(count / seconds, 1) for what, count in self.seen.items()})
+        print(
+            "in all, a second:",
+            {what: round(count / seconds, 1) for what, count in self.seen.items()},
+        )
 
 
 KINDS = ["registrations", "logins", "connections", "strangers", "frames", "garbage", "joins"]
@@ -129,8 +152,12 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000")
-    parser.add_argument("--clients", type=int, default=50, help="how many at once (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20, help="for how long (default: %(default)s)")
+    parser.add_argument(
+        "--clients", type=int, default=50, help="how many at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=20, help="for how long (default: %(default)s)"
+    )
     options = parser.parse_args()
     uvloop.run(Flood(options.url).run(options.kind, options.clients, options.seconds))
 

@@ -91,21 +91,25 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 GUARD_FILE, GUARD_LIMIT = Path(__file__).with_name("load_guard.json"), 1.15
 PLAYERS_A_PROCESS = 5_000
-REGISTRATIONS = 16          # at a time; the server hashes a password in about 25 ms of CPU
-SEEDINGS = 200              # at a time
-TIMEOUT_S = 15              # of an HTTP request and of a handshake
-REST_S = 1.0                # between two games of a player, at most
-PATIENCE_S = 5              # a server that is silent for so long beyond what is due has lost the player
-LAG_S, LAG_LIMIT_MS, CPU_LIMIT = 0.1, 20, 0.9       # our own timer, and from where on we do not trust ourselves
-TOO_LATE_MS = 500           # who comes back to a question that ends so soon leaves it
-LINE_S = 5                  # between the lines of progress when there is no terminal
-ECHOES, ECHO_S = 200, 0.5   # connections to the echo, and how often each sends
-MIB = 2 ** 20
+REGISTRATIONS = 16  # at a time; the server hashes a password in about 25 ms of CPU
+SEEDINGS = 200  # at a time
+TIMEOUT_S = 15  # of an HTTP request and of a handshake
+REST_S = 1.0  # between two games of a player, at most
+PATIENCE_S = 5  # a server that is silent for so long beyond what is due has lost the player
+LAG_S, LAG_LIMIT_MS, CPU_LIMIT = (
+    0.1,
+    20,
+    0.9,
+)  # our own timer, and from where on we do not trust ourselves
+TOO_LATE_MS = 500  # who comes back to a question that ends so soon leaves it
+LINE_S = 5  # between the lines of progress when there is no terminal
+ECHOES, ECHO_S = 200, 0.5  # connections to the echo, and how often each sends
+MIB = 2**20
 
 CLOSE_RESTART, CLOSE_TRY_LATER = 1012, 1013
-CLOSE_LOST = 1006           # the connection ended without a code
-REFUSED_FOR_GOOD = {401, 403, 404, 4401, 4409}      # statuses and close codes
-EXPECTED = f"close {CLOSE_RESTART}"                 # the one kind that is no error
+CLOSE_LOST = 1006  # the connection ended without a code
+REFUSED_FOR_GOOD = {401, 403, 404, 4401, 4409}  # statuses and close codes
+EXPECTED = f"close {CLOSE_RESTART}"  # the one kind that is no error
 
 monotonic = time.monotonic
 
@@ -116,6 +120,7 @@ class Fatal(SystemExit):
 
 # ---- measures -----------------------------------------------------------------------------------------------
 # What is counted, and how durations are kept: they add up, whatever their number.
+
 
 class Histogram(Counter):
     """Durations, counted in steps of 2 %."""
@@ -136,21 +141,23 @@ class Histogram(Counter):
     def summary(self) -> dict:
         """As it is reported."""
         quantiles = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 1}
-        return {name: self.quantile_ms(share) for name, share in quantiles.items()} | {"count": self.total()}
+        return {name: self.quantile_ms(share) for name, share in quantiles.items()} | {
+            "count": self.total()
+        }
 
 
 class Tally:
     """What happened to some players in some time."""
 
     def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()       # answers, measured, rounds, reconnects, timeouts
+        self.counts: Counter[str] = Counter()  # answers, measured, rounds, reconnects, timeouts
         self.errors: Counter[str] = Counter()
         self.times: dict[str, Histogram] = defaultdict(Histogram)
-        self.started: set[str] = set()              # games
-        self.ended: dict[str, str] = {}             # game -> reason
-        self.missed: set[tuple[str, str]] = set()   # (game, token) of players who saw no end
-        self.states: Counter[str] = Counter()       # at its end: how many players are in which
-        self.cpu_s = 0.0                            # until then, of their process
+        self.started: set[str] = set()  # games
+        self.ended: dict[str, str] = {}  # game -> reason
+        self.missed: set[tuple[str, str]] = set()  # (game, token) of players who saw no end
+        self.states: Counter[str] = Counter()  # at its end: how many players are in which
+        self.cpu_s = 0.0  # until then, of their process
 
     def add(self, other: Tally) -> None:
         """Adds what happened to others, or at another time."""
@@ -170,7 +177,11 @@ class Board:
 
     def __init__(self, memory: Any) -> None:
         """Memory of six doubles a player."""
-        self.cells, self.half, self.players = memoryview(memory).cast("B").cast("d"), len(memory) // 2, len(memory) // 6
+        self.cells, self.half, self.players = (
+            memoryview(memory).cast("B").cast("d"),
+            len(memory) // 2,
+            len(memory) // 6,
+        )
 
     def note(self, what: int, player: int, round_id: float, at: float) -> None:
         """Notes that it happened to a player; round 0: that it did not."""
@@ -190,6 +201,7 @@ class Board:
 #   new --> away --connected--> joining --queued--> waiting --start--> playing --end--> resting --join--> joining
 #
 # and from each back to `away` when the connection is lost, or to `gone` when the server does not want him back.
+
 
 class Message(msgspec.Struct, gc=False):
     """What is read of a server's message; the rest is skipped."""
@@ -219,19 +231,47 @@ decode = msgspec.json.Decoder(Message).decode
 class Player(WSListener):
     """One player."""
 
-    __slots__ = ("crowd", "number", "name", "token", "transport", "timer", "state", "game", "seq", "round", "attempts",
-                 "close_code", "due_at", "asked_at", "lost_at", "alive_at", "others", "unheard", "game_id", "round_id", "whole")
+    __slots__ = (
+        "crowd",
+        "number",
+        "name",
+        "token",
+        "transport",
+        "timer",
+        "state",
+        "game",
+        "seq",
+        "round",
+        "attempts",
+        "close_code",
+        "due_at",
+        "asked_at",
+        "lost_at",
+        "alive_at",
+        "others",
+        "unheard",
+        "game_id",
+        "round_id",
+        "whole",
+    )
 
     def __init__(self, crowd: Crowd, number: int, name: str, token: str) -> None:
         self.crowd, self.number, self.name, self.token = crowd, number, name, token
         self.transport: WSTransport | None = None
         self.timer: asyncio.TimerHandle | None = None
-        self.state, self.game, self.seq, self.round, self.attempts, self.close_code = "new", "", 0, 0, 0, CLOSE_LOST
+        self.state, self.game, self.seq, self.round, self.attempts, self.close_code = (
+            "new",
+            "",
+            0,
+            0,
+            0,
+            CLOSE_LOST,
+        )
         self.due_at = self.asked_at = self.lost_at = self.alive_at = 0.0
-        self.others: list[int] = []             # the numbers of the opponents
-        self.unheard: list[int] = []            # ... of whose answer he has not been told
-        self.game_id = self.round_id = 0.0      # for the board, of the round with its game
-        self.whole = False                      # he missed nothing of this round
+        self.others: list[int] = []  # the numbers of the opponents
+        self.unheard: list[int] = []  # ... of whose answer he has not been told
+        self.game_id = self.round_id = 0.0  # for the board, of the round with its game
+        self.whole = False  # he missed nothing of this round
 
     def _become(self, state: str) -> None:
         self.crowd.states[self.state] -= 1
@@ -260,7 +300,10 @@ class Player(WSListener):
                 self._lost(f"HTTP {int(response.status)}", int(response.status))
             else:
                 number = getattr(error, "errno", None)
-                self._lost(f"connect: {os.strerror(number) if number else type(error).__name__}", CLOSE_LOST)
+                self._lost(
+                    f"connect: {os.strerror(number) if number else type(error).__name__}",
+                    CLOSE_LOST,
+                )
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self.transport, self.alive_at = transport, monotonic()
@@ -270,9 +313,11 @@ class Player(WSListener):
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         if transport is self.transport and not self.crowd.stopping:
             self.transport, self.whole, self.due_at = None, False, 0.0
-            self.crowd.board.note(Board.ANSWER, self.number, 0, 0)      # it may not have arrived
+            self.crowd.board.note(Board.ANSWER, self.number, 0, 0)  # it may not have arrived
             self.lost_at = self.lost_at or monotonic()
-            self._lost(f"close {self.close_code}" if self.close_code else "silence", self.close_code)
+            self._lost(
+                f"close {self.close_code}" if self.close_code else "silence", self.close_code
+            )
 
     def _lost(self, kind: str, code: int) -> None:
         """Counts an error, and connects again: at once after a restart, else after pauses that grow, unlike the others'."""
@@ -283,13 +328,21 @@ class Player(WSListener):
             return self._become("gone")
         if code == CLOSE_TRY_LATER:
             self.attempts = max(self.attempts, 3)
-        pause_s = 0 if code == CLOSE_RESTART else min(30, 0.5 * 2 ** self.attempts) * random.uniform(0.5, 1.5)
+        pause_s = (
+            0
+            if code == CLOSE_RESTART
+            else min(30, 0.5 * 2**self.attempts) * random.uniform(0.5, 1.5)
+        )
         self.attempts = min(self.attempts + 1, 10)
         self.connect_soon(pause_s)
 
     def drop_if_silent(self, now: float) -> None:
         """Gives up a connection on which the server has forgotten us."""
-        if self.transport and self.state != "resting" and now - self.alive_at > self.crowd.plan.silence_s:
+        if (
+            self.transport
+            and self.state != "resting"
+            and now - self.alive_at > self.crowd.plan.silence_s
+        ):
             self.close_code = 0
             self.transport.disconnect(False)
 
@@ -338,7 +391,9 @@ class Player(WSListener):
             self.game_id = zlib.crc32(self.game.encode()) * 1000.0
             self.crowd.tally.started.add(self.game)
             names = {player["username"] for player in message.players} - {self.name}
-            self.others = [numbers[name] for name in names if name in numbers]      # not those who are none of us
+            self.others = [
+                numbers[name] for name in names if name in numbers
+            ]  # not those who are none of us
         self.seq = message.seq
         self._become("playing")
 
@@ -410,7 +465,9 @@ class Player(WSListener):
         self.crowd.tally.counts["rounds"] += 1 / (len(self.others) + 1)
         if self.whole and message.round == self.round:
             self._note_skew(Board.REVEAL, now)
-            if len(message.answers) == len(self.others) + 1:    # else it was not an answer that caused it
+            if (
+                len(message.answers) == len(self.others) + 1
+            ):  # else it was not an answer that caused it
                 for number in self.unheard:
                     self._note_delivery(number, now)
 
@@ -441,9 +498,17 @@ class Player(WSListener):
             self._rest(random.uniform(1, 3))
 
 
-HANDLERS = {"queued": Player._on_queued, "start": Player._on_start, "question": Player._on_question,
-            "answered": Player._on_answered, "reveal": Player._on_reveal, "end": Player._on_end,
-            "update": Player._on_update, "cancelled": Player._on_cancelled, "error": Player._on_error}
+HANDLERS = {
+    "queued": Player._on_queued,
+    "start": Player._on_start,
+    "question": Player._on_question,
+    "answered": Player._on_answered,
+    "reveal": Player._on_reveal,
+    "end": Player._on_end,
+    "update": Player._on_update,
+    "cancelled": Player._on_cancelled,
+    "error": Player._on_error,
+}
 
 
 # ---- crowd --------------------------------------------------------------------------------------------------
@@ -457,10 +522,10 @@ class Target(NamedTuple):
     """Where the server is."""
 
     scheme: str
-    name: str                   # of the host, as the certificate has it
-    address: str                # its address, so that nobody has to ask for it again
+    name: str  # of the host, as the certificate has it
+    address: str  # its address, so that nobody has to ask for it again
     port: int
-    insecure: bool              # any certificate will do
+    insecure: bool  # any certificate will do
 
     def tls(self) -> ssl.SSLContext | None:
         """How to check certificates; None without TLS."""
@@ -479,14 +544,14 @@ class Plan(NamedTuple):
 
     target: Target
     queue: str
-    address: str                            # to connect from, or ''
-    accounts: list[tuple[str, str]]         # (username, token) of all players; of which ours are ...
+    address: str  # to connect from, or ''
+    accounts: list[tuple[str, str]]  # (username, token) of all players; of which ours are ...
     ours: slice
     think_s: float
     ramp_s: float
-    silence_s: float                        # how long the server may say nothing
-    numbers: dict[str, int]                 # username -> number of the player
-    echo_port: int                          # of the guard's echo; 0: none, or others talk to it
+    silence_s: float  # how long the server may say nothing
+    numbers: dict[str, int]  # username -> number of the player
+    echo_port: int  # of the guard's echo; 0: none, or others talk to it
 
 
 class Crowd:
@@ -496,11 +561,18 @@ class Crowd:
         self.plan, self.board, self.pipe = plan, board, pipe
         self.loop, self.stopped = asyncio.get_running_loop(), asyncio.Event()
         self.tally, self.stopping, self.tasks = Tally(), False, set()
-        self.players = [Player(self, number, *plan.accounts[number]) for number in range(len(plan.accounts))[plan.ours]]
+        self.players = [
+            Player(self, number, *plan.accounts[number])
+            for number in range(len(plan.accounts))[plan.ours]
+        ]
         self.states, self.started, self.asked = Counter(new=len(self.players)), 0, 0
         self.url, tls = plan.target.websocket(plan.queue), plan.target.tls()
-        self.options = {"socket_factory": self._socket if plan.address else None, "websocket_handshake_timeout": TIMEOUT_S,
-                        "read_buffer_init_size": 2048, "use_aiofastnet": bool(tls)}     # which takes a tenth more without TLS
+        self.options = {
+            "socket_factory": self._socket if plan.address else None,
+            "websocket_handshake_timeout": TIMEOUT_S,
+            "read_buffer_init_size": 2048,
+            "use_aiofastnet": bool(tls),
+        }  # which takes a tenth more without TLS
         if tls:
             self.options |= {"ssl_context": tls, "server_hostname": plan.target.name}
 
@@ -514,7 +586,9 @@ class Crowd:
 
     async def open(self, listener: Callable, token: str) -> None:
         """A connection of a player."""
-        await ws_connect(listener, self.url, extra_headers={"Authorization": f"Bearer {token}"}, **self.options)
+        await ws_connect(
+            listener, self.url, extra_headers={"Authorization": f"Bearer {token}"}, **self.options
+        )
 
     def spawn(self, work: Callable) -> None:
         """Starts a task and keeps it."""
@@ -537,7 +611,7 @@ class Crowd:
     def _on_command(self) -> None:
         try:
             command = self.pipe.recv()
-        except (EOFError, OSError):     # nobody listens any more
+        except (EOFError, OSError):  # nobody listens any more
             command = STOP
         self._leave() if command == STOP else self._play(command)
         report, self.tally = self.tally, Tally()
@@ -550,7 +624,7 @@ class Crowd:
             self.players[self.started].connect_soon(random.uniform(0, self.plan.ramp_s))
             self.started += 1
         self.asked += 1
-        for player in self.players[self.asked % 10::10]:        # a tenth of them each time
+        for player in self.players[self.asked % 10 :: 10]:  # a tenth of them each time
             player.drop_if_silent(monotonic())
 
     def _leave(self) -> None:
@@ -566,12 +640,15 @@ class Crowd:
 
 def run_crowd(pipe: Any, plan: Plan, memory: Any) -> None:
     """A process of players, from its start to its end."""
-    logging.getLogger("picows").setLevel(logging.CRITICAL)      # what it has to say is counted as an error
+    logging.getLogger("picows").setLevel(
+        logging.CRITICAL
+    )  # what it has to say is counted as an error
     raise_file_limit()
-    gc.disable()            # players live as long as we do, and messages are freed without it
+    gc.disable()  # players live as long as we do, and messages are freed without it
 
     async def work() -> None:
         await Crowd(plan, Board(memory), pipe).run()
+
     uvloop.run(work())
 
 
@@ -600,21 +677,35 @@ class Child:
 # ---- echo ---------------------------------------------------------------------------------------------------
 # What the guard compares with: uvicorn, as trivia.serve() runs it, with nothing behind it. Its clients are in the first crowd.
 
+
 def run_echo(pipe: Any) -> None:
     """Tells its port, and goes on until the pipe is closed."""
+
     async def echo(scope: dict, receive: Callable, send: Callable) -> None:
         await receive()
         await send({"type": "websocket.accept"})
         while (message := await receive())["type"] == "websocket.receive":
             await send({"type": "websocket.send", "text": message["text"]})
-    os.setsid()             # Ctrl-C is not for it, but it goes when we do
+
+    os.setsid()  # Ctrl-C is not for it, but it goes when we do
     threading.Thread(target=lambda: (pipe.poll(None), os._exit(0)), daemon=True).start()
     listener = socket.create_server(("127.0.0.1", 0), backlog=ECHOES)
     pipe.send(listener.getsockname()[1])
-    uvicorn.Server(uvicorn.Config(
-        echo, lifespan="off", loop="uvloop", http="httptools", ws="websockets-sansio", ws_max_size=64 * 1024,
-        ws_per_message_deflate=False, ws_ping_interval=25, ws_ping_timeout=20, access_log=False, log_level="warning",
-    )).run([listener])
+    uvicorn.Server(
+        uvicorn.Config(
+            echo,
+            lifespan="off",
+            loop="uvloop",
+            http="httptools",
+            ws="websockets-sansio",
+            ws_max_size=64 * 1024,
+            ws_per_message_deflate=False,
+            ws_ping_interval=25,
+            ws_ping_timeout=20,
+            access_log=False,
+            log_level="warning",
+        )
+    ).run([listener])
 
 
 class EchoClient(WSListener):
@@ -624,8 +715,12 @@ class EchoClient(WSListener):
         self.crowd = crowd
 
     def on_ws_connected(self, transport: WSTransport) -> None:
-        self.crowd.loop.call_later(ECHO_S * random.uniform(0.5, 1.5), transport.send, WSMsgType.TEXT,
-                                   b'{"type":"answer","round":1,"choice":1}')
+        self.crowd.loop.call_later(
+            ECHO_S * random.uniform(0.5, 1.5),
+            transport.send,
+            WSMsgType.TEXT,
+            b'{"type":"answer","round":1,"choice":1}',
+        )
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if frame.msg_type == WSMsgType.TEXT:
@@ -636,11 +731,22 @@ class EchoClient(WSListener):
 # ---- accounts -----------------------------------------------------------------------------------------------
 # The little that is asked over HTTP (the queues, accounts, what became of a game), and how accounts are made.
 
-def call(target: Target, method: str, path: str, body: dict | None = None, token: str = "") -> tuple[int, dict]:
+
+def call(
+    target: Target, method: str, path: str, body: dict | None = None, token: str = ""
+) -> tuple[int, dict]:
     """Status and answer of a request. Raises OSError."""
-    kind, options = (http.client.HTTPSConnection, {"context": tls}) if (tls := target.tls()) else (http.client.HTTPConnection, {})
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    with contextlib.closing(kind(target.name, target.port, timeout=TIMEOUT_S, **options)) as connection:
+    kind, options = (
+        (http.client.HTTPSConnection, {"context": tls})
+        if (tls := target.tls())
+        else (http.client.HTTPConnection, {})
+    )
+    headers = {"Content-Type": "application/json"} | (
+        {"Authorization": f"Bearer {token}"} if token else {}
+    )
+    with contextlib.closing(
+        kind(target.name, target.port, timeout=TIMEOUT_S, **options)
+    ) as connection:
         try:
             connection.request(method, path, json.dumps(body) if body else None, headers)
             response = connection.getresponse()
@@ -670,7 +776,9 @@ def read_queue(target: Target, name: str) -> dict:
     for queue in answer["queues"]:
         if queue["name"] == name:
             return queue
-    raise Fatal(f"--queue: found {name}; expected one of {', '.join(queue['name'] for queue in answer['queues'])}")
+    raise Fatal(
+        f"--queue: found {name}; expected one of {', '.join(queue['name'] for queue in answer['queues'])}"
+    )
 
 
 def new_user(name: str) -> dict:
@@ -686,17 +794,27 @@ def register(target: Target, name: str) -> tuple[str, str]:
     return name, answer["token"]
 
 
-def ensure_accounts(options: argparse.Namespace, target: Target, host: Host, console: Console) -> list[tuple[str, str]]:
+def ensure_accounts(
+    options: argparse.Namespace, target: Target, host: Host, console: Console
+) -> list[tuple[str, str]]:
     """(username, token) of as many players as are wanted: from the file, and new ones, which are added to it. Raises Fatal."""
     accounts, file, run = [], options.accounts, secrets.token_hex(4)
     if file:
         file.seek(0)
-        accounts = [tuple(line.split()) for line in file][:max(options.players)]
+        accounts = [tuple(line.split()) for line in file][: max(options.players)]
     if accounts and call(target, "GET", "/users/me", token=accounts[0][-1])[0] != 200:
-        raise Fatal(f"--accounts: the server does not know the tokens in {file.name}; remove it, to register anew")
+        raise Fatal(
+            f"--accounts: the server does not know the tokens in {file.name}; remove it, to register anew"
+        )
     names = [f"load{run}-{number}" for number in range(max(options.players) - len(accounts))]
-    made = seeded(host, names) if options.seed_accounts else many(lambda name: register(target, name), names)
-    for account in track(made, "accounts", len(names), console=console, transient=True, disable=not names):
+    made = (
+        seeded(host, names)
+        if options.seed_accounts
+        else many(lambda name: register(target, name), names)
+    )
+    for account in track(
+        made, "accounts", len(names), console=console, transient=True, disable=not names
+    ):
         accounts.append(account)
         if file:
             print(*account, file=file)
@@ -706,11 +824,16 @@ def ensure_accounts(options: argparse.Namespace, target: Target, host: Host, con
 def seeded(host: Host, names: list[str]) -> Iterable[tuple[str, str]]:
     """Accounts, made in the server's Redis by its own code; only that one password is hashed for all of them."""
     schema = host.folder / host.environment.get("TRIVIA_SCHEMA", ROOT / "schema.yaml")
-    os.environ.update(REDIS_URL=host.redis_url, TRIVIA_SCHEMA=str(schema), TRIVIA_LOG="warning")       # read as it is imported
+    os.environ.update(
+        REDIS_URL=host.redis_url, TRIVIA_SCHEMA=str(schema), TRIVIA_LOG="warning"
+    )  # read as it is imported
     sys.path.insert(0, str(ROOT))
     trivia = importlib.import_module("trivia")
     with asyncio.Runner() as runner:
-        store, schema = runner.run(trivia.reach_redis()), trivia.Schema(trivia.read_schema(trivia.SCHEMA_FILE))
+        store, schema = (
+            runner.run(trivia.reach_redis()),
+            trivia.Schema(trivia.read_schema(trivia.SCHEMA_FILE)),
+        )
         users = trivia.Users(store, schema)
         hashed = runner.run(users.passwords.hash(secrets.token_urlsafe()))
 
@@ -718,10 +841,16 @@ def seeded(host: Host, names: list[str]) -> Iterable[tuple[str, str]]:
             return hashed
 
         async def register_all(some: list[str]) -> list[dict]:
-            return await asyncio.gather(*(users.register(schema.new_user.load(new_user(name)), "127.0.0.1") for name in some))
+            return await asyncio.gather(
+                *(
+                    users.register(schema.new_user.load(new_user(name)), "127.0.0.1")
+                    for name in some
+                )
+            )
+
         users.passwords.hash = hash_once
         for first in range(0, len(names), SEEDINGS):
-            for session in runner.run(register_all(names[first:first + SEEDINGS])):
+            for session in runner.run(register_all(names[first : first + SEEDINGS])):
                 yield session["user"]["username"], session["token"]
         runner.run(store.close())
 
@@ -729,16 +858,17 @@ def seeded(host: Host, names: list[str]) -> Iterable[tuple[str, str]]:
 # ---- host ---------------------------------------------------------------------------------------------------
 # What the server uses, when it is on this host: CPU and memory of its processes and of its Redis.
 
+
 class Usage(NamedTuple):
     """What has been used up to a moment, and is held at it."""
 
     at: float
-    cpu_s: dict[str, float]             # by process, Redis among them
-    memory: dict[str, int]              # bytes, likewise
-    files: dict[str, int]               # how many are open; each connection is one
-    redis: dict[str, int]               # its counters
-    own_cpu_s: list[float]              # of our processes
-    echo_cpu_s: float                   # of the guard's echo
+    cpu_s: dict[str, float]  # by process, Redis among them
+    memory: dict[str, int]  # bytes, likewise
+    files: dict[str, int]  # how many are open; each connection is one
+    redis: dict[str, int]  # its counters
+    own_cpu_s: list[float]  # of our processes
+    echo_cpu_s: float  # of the guard's echo
 
 
 class Host:
@@ -746,23 +876,33 @@ class Host:
 
     def __init__(self, address: str, port: int, redis_url: str | None) -> None:
         self.address, self.port = address, port
-        self.processes: dict[str, psutil.Process] = {}      # those that live
-        self.cpu_s: dict[str, float] = {}                   # of those that lived, too
+        self.processes: dict[str, psutil.Process] = {}  # those that live
+        self.cpu_s: dict[str, float] = {}  # of those that lived, too
         self.root, self.environment, self.folder = None, {}, Path()
         with contextlib.suppress(psutil.Error, AttributeError):
             self.root = self._find()
             self.environment, self.folder = self.root.environ(), Path(self.root.cwd())
         data = self.folder / self.environment.get("TRIVIA_DATA", "data") / "redis.sock"
-        self.redis_url = redis_url or self.environment.get("REDIS_URL") or (f"unix://{data}" if self.root else "")
-        self.redis = redis.Redis.from_url(self.redis_url, socket_timeout=1) if self.redis_url else None
+        self.redis_url = (
+            redis_url
+            or self.environment.get("REDIS_URL")
+            or (f"unix://{data}" if self.root else "")
+        )
+        self.redis = (
+            redis.Redis.from_url(self.redis_url, socket_timeout=1) if self.redis_url else None
+        )
 
     def _find(self) -> psutil.Process | None:
         here = {one.address for some in psutil.net_if_addrs().values() for one in some}
-        pids = {one.pid for one in psutil.net_connections("tcp") if one.pid and self._listens(one) and self.address in here}
+        pids = {
+            one.pid
+            for one in psutil.net_connections("tcp")
+            if one.pid and self._listens(one) and self.address in here
+        }
         process = min(map(psutil.Process, pids), key=psutil.Process.create_time, default=None)
         with contextlib.suppress(psutil.Error):
             while process and any(map(self._listens, process.parent().net_connections())):
-                process = process.parent()      # a socket that several hold is told of one of them only
+                process = process.parent()  # a socket that several hold is told of one of them only
         return process
 
     def _listens(self, connection: Any) -> bool:
@@ -783,7 +923,9 @@ class Host:
         with contextlib.suppress(psutil.Error):
             process, name = psutil.Process(pid), f"{role} {pid}"
             is_redis = process.name().startswith(("valkey", "redis"))
-            if is_redis == (role == "redis") and "resource_tracker" not in " ".join(process.cmdline()):
+            if is_redis == (role == "redis") and "resource_tracker" not in " ".join(
+                process.cmdline()
+            ):
                 self.cpu_s[name], self.processes[name] = cpu_of(process), process
 
     def usage(self, own_cpu_s: list[float], echo_cpu_s: float) -> Usage:
@@ -798,20 +940,38 @@ class Host:
         """Redis's own, with the number of calls of each command as `calls:NAME`; {} without a Redis."""
         if not (info := self.info("everything")):
             return {}
-        return {"commands": info["total_commands_processed"], "bytes_in": info["total_net_input_bytes"],
-                "bytes_out": info["total_net_output_bytes"], "memory": info["used_memory"]} | {
-            f"calls:{name.removeprefix('cmdstat_')}": known["calls"] for name, known in info.items()
-            if name.startswith("cmdstat_")}
+        return {
+            "commands": info["total_commands_processed"],
+            "bytes_in": info["total_net_input_bytes"],
+            "bytes_out": info["total_net_output_bytes"],
+            "memory": info["used_memory"],
+        } | {
+            f"calls:{name.removeprefix('cmdstat_')}": known["calls"]
+            for name, known in info.items()
+            if name.startswith("cmdstat_")
+        }
 
     def description(self) -> dict:
         """What figures of this host depend on; {} when the server is elsewhere."""
         if not self.root:
             return {}
-        cpu, server = Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0], self.info("server")
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True)
-        return {"cpu": cpu or platform.machine(), "cores": psutil.cpu_count(), "kernel": platform.release(),
-                "python": platform.python_version(), "commit": commit.stdout.strip(),
-                server.get("server_name", "redis"): server.get("valkey_version", server.get("redis_version"))}
+        cpu, server = (
+            Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0],
+            self.info("server"),
+        )
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
+        )
+        return {
+            "cpu": cpu or platform.machine(),
+            "cores": psutil.cpu_count(),
+            "kernel": platform.release(),
+            "python": platform.python_version(),
+            "commit": commit.stdout.strip(),
+            server.get("server_name", "redis"): server.get(
+                "valkey_version", server.get("redis_version")
+            ),
+        }
 
     def info(self, section: str) -> dict:
         """What Redis says about itself; {} when it can't be asked."""
@@ -830,30 +990,35 @@ def cpu_of(process: psutil.Process) -> float:
 # ---- run ----------------------------------------------------------------------------------------------------
 # Starts the crowds, asks each second how they fare, and takes the steps.
 
+
 class Step:
     """So many players: their ramp, and the time over which figures are taken."""
 
     def __init__(self, players: int, begin: Usage) -> None:
         self.players, self.ramped = players, False
-        self.all, self.measured = Tally(), Tally()      # with the ramp, and without
-        self.begin = self.end = begin                   # of what is measured
+        self.all, self.measured = Tally(), Tally()  # with the ramp, and without
+        self.begin = self.end = begin  # of what is measured
         self.states: Counter[str] = Counter()
 
 
 class Run:
     """One run, from the start of its crowds to the last of their reports."""
 
-    def __init__(self, options: argparse.Namespace, plans: list[Plan], host: Host, echo: Child | None) -> None:
+    def __init__(
+        self, options: argparse.Namespace, plans: list[Plan], host: Host, echo: Child | None
+    ) -> None:
         self.options, self.host, self.echo = options, host, echo
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)       # which the crowds inherit: they end when we say so
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # which the crowds inherit: they end when we say so
         memory = multiprocessing.get_context("spawn").RawArray("d", 6 * len(plans[0].accounts))
         self.crowds = [Child(run_crowd, plan, memory) for plan in plans]
-        self.reports = [Tally() for _ in plans]         # the last of each crowd
+        self.reports = [Tally() for _ in plans]  # the last of each crowd
         self.total, self.second = Tally(), Tally()
-        self.counting = [self.total, self.second]       # the tallies to which reports are added
+        self.counting = [self.total, self.second]  # the tallies to which reports are added
         self.target, self.interrupted = 0, False
-        self._ask()                                     # they answer when they are ready
+        self._ask()  # they answer when they are ready
         self.first = self._usage()
         self.sampled_at, self.cpu_before = self.first.at, self.first.cpu_s
         self.steps: list[Step] = []
@@ -913,18 +1078,26 @@ class Run:
         return sum((report.states for report in self.reports), Counter())
 
     def _usage(self) -> Usage:
-        return self.host.usage([*(report.cpu_s for report in self.reports), time.process_time()],
-                               cpu_of(psutil.Process(self.echo.process.pid)) if self.echo else 0.0)
+        return self.host.usage(
+            [*(report.cpu_s for report in self.reports), time.process_time()],
+            cpu_of(psutil.Process(self.echo.process.pid)) if self.echo else 0.0,
+        )
 
     def _sample(self) -> dict:
         """What the last second was like."""
         now, cpu_s, second = monotonic(), self.host.cpu(), self.second
         passed_s, delivery = now - self.sampled_at, second.times["delivery"]
-        sample = {"second": round(now - self.first.at), **players_by_state(self.states()), "games_ended": len(self.total.ended),
-                  "answers_per_s": ratio(second.counts["answers"], passed_s), "p50_ms": delivery.quantile_ms(0.5),
-                  "p99_ms": delivery.quantile_ms(0.99), "late_p99_ms": second.times["lateness"].quantile_ms(0.99),
-                  "server_cores": ratio(sum(cpu_s.values()) - sum(self.cpu_before.values()), passed_s, 2),
-                  "errors": wrong(self.total.errors).total()}
+        sample = {
+            "second": round(now - self.first.at),
+            **players_by_state(self.states()),
+            "games_ended": len(self.total.ended),
+            "answers_per_s": ratio(second.counts["answers"], passed_s),
+            "p50_ms": delivery.quantile_ms(0.5),
+            "p99_ms": delivery.quantile_ms(0.99),
+            "late_p99_ms": second.times["lateness"].quantile_ms(0.99),
+            "server_cores": ratio(sum(cpu_s.values()) - sum(self.cpu_before.values()), passed_s, 2),
+            "errors": wrong(self.total.errors).total(),
+        }
         self.sampled_at, self.cpu_before = now, cpu_s
         second.__init__()
         self.samples.append(sample)
@@ -934,10 +1107,15 @@ class Run:
 # ---- figures ------------------------------------------------------------------------------------------------
 # What --json writes. The table on the screen has the same names.
 
+
 def players_by_state(states: Counter[str]) -> dict[str, int]:
     """How many players have a connection, play, and want to."""
     waiting = states["joining"] + states["waiting"]
-    return {"connected": states["playing"] + states["resting"] + waiting, "playing": states["playing"], "waiting": waiting}
+    return {
+        "connected": states["playing"] + states["resting"] + waiting,
+        "playing": states["playing"],
+        "waiting": waiting,
+    }
 
 
 def wrong(errors: Counter[str]) -> Counter[str]:
@@ -952,44 +1130,75 @@ def ratio(amount: float, count: float, digits: int = 1) -> float | None:
 
 def figures_of(run: Run, target: Target, rounds: int) -> dict:
     """All figures of a run. The server is asked about games whose end a player did not see."""
+
     def has_record(game_and_token: tuple[str, str]) -> bool:
         game, token = game_and_token
         with contextlib.suppress(OSError):
             return call(target, "GET", f"/games/{game}", token=token)[0] == 200
         return False
+
     missed, options = sorted(run.total.missed), run.options
     lost = [one for one, known in zip(missed, many(has_record, missed), strict=True) if not known]
-    return {"host": run.host.description(), "url": options.url, "queue": options.queue, "think_s": options.think,
-            "ramp_s": options.ramp, "processes": len(run.crowds), "errors": dict(wrong(run.total.errors)),
-            "games_lost": len({game for game, _ in lost}),
-            "games_ended_while_a_player_was_away": len({game for game, _ in set(missed) - set(lost)}),
-            "steps": [step_figures(step, run.first, rounds) for step in run.steps], "samples": run.samples}
+    return {
+        "host": run.host.description(),
+        "url": options.url,
+        "queue": options.queue,
+        "think_s": options.think,
+        "ramp_s": options.ramp,
+        "processes": len(run.crowds),
+        "errors": dict(wrong(run.total.errors)),
+        "games_lost": len({game for game, _ in lost}),
+        "games_ended_while_a_player_was_away": len({game for game, _ in set(missed) - set(lost)}),
+        "steps": [step_figures(step, run.first, rounds) for step in run.steps],
+        "samples": run.samples,
+    }
 
 
 def step_figures(step: Step, first: Usage, rounds: int) -> dict:
     """The figures of a step."""
     tally, seconds = step.measured if step.ramped else step.all, step.end.at - step.begin.at
     answers, times = tally.counts["answers"], tally.times
-    return {"players": step.players, "after_ramp": step.ramped, "seconds": round(seconds, 1), **players_by_state(step.states),
-            "games_started": len(tally.started), "games_ended": dict(Counter(tally.ended.values())),
-            "answers": answers, "answers_per_s": ratio(answers, seconds),
-            "measured_share": ratio(tally.counts["measured"], answers, 3),
-            **{f"{name}_ms": times[name].summary() for name in ("delivery", "lateness", "skew", "match")},
-            **{f"{name}_ms": step.all.times[name].summary() for name in ("connect", "away")},
-            "reconnects": step.all.counts["reconnects"], "told_to_reconnect": step.all.errors[EXPECTED],
-            "tickets_timed_out": tally.counts["timeouts"], "errors": dict(wrong(step.all.errors)),
-            **server_figures(first, step, seconds, answers),
-            **redis_figures(first.redis, step.begin.redis, step.end.redis, answers, tally.counts["rounds"] / rounds),
-            "load_tool": own_figures(step, tally, seconds), **guard_figures(step, tally)}
+    return {
+        "players": step.players,
+        "after_ramp": step.ramped,
+        "seconds": round(seconds, 1),
+        **players_by_state(step.states),
+        "games_started": len(tally.started),
+        "games_ended": dict(Counter(tally.ended.values())),
+        "answers": answers,
+        "answers_per_s": ratio(answers, seconds),
+        "measured_share": ratio(tally.counts["measured"], answers, 3),
+        **{
+            f"{name}_ms": times[name].summary()
+            for name in ("delivery", "lateness", "skew", "match")
+        },
+        **{f"{name}_ms": step.all.times[name].summary() for name in ("connect", "away")},
+        "reconnects": step.all.counts["reconnects"],
+        "told_to_reconnect": step.all.errors[EXPECTED],
+        "tickets_timed_out": tally.counts["timeouts"],
+        "errors": dict(wrong(step.all.errors)),
+        **server_figures(first, step, seconds, answers),
+        **redis_figures(
+            first.redis, step.begin.redis, step.end.redis, answers, tally.counts["rounds"] / rounds
+        ),
+        "load_tool": own_figures(step, tally, seconds),
+        **guard_figures(step, tally),
+    }
 
 
 def server_figures(first: Usage, step: Step, seconds: float, answers: int) -> dict:
     """What the processes of the server and its Redis used, in all and each."""
+
     def cpu(used_s: float) -> dict:
         return {"cores": ratio(used_s, seconds, 3), "us_per_answer": ratio(1e6 * used_s, answers)}
+
     used_s = cpu_used(step)
-    return {"server_and_redis": cpu(sum(used_s.values())),
-            "processes": {name: cpu(used) | memory_figures(name, first, step.end) for name, used in used_s.items()}}
+    return {
+        "server_and_redis": cpu(sum(used_s.values())),
+        "processes": {
+            name: cpu(used) | memory_figures(name, first, step.end) for name, used in used_s.items()
+        },
+    }
 
 
 def memory_figures(name: str, first: Usage, end: Usage) -> dict:
@@ -1001,7 +1210,10 @@ def memory_figures(name: str, first: Usage, end: Usage) -> dict:
         return memory
     connections = end.files[name] - first.files[name]
     grown_kib = (end.memory[name] - first.memory[name]) / 1024
-    return memory | {"connections": connections, "kib_per_connection": ratio(grown_kib, connections)}
+    return memory | {
+        "connections": connections,
+        "kib_per_connection": ratio(grown_kib, connections),
+    }
 
 
 def cpu_used(step: Step) -> dict[str, float]:
@@ -1015,22 +1227,38 @@ def redis_figures(first: dict, begin: dict, end: dict, answers: int, games: floa
         return {}
     used = {name: count - begin.get(name, 0) for name, count in end.items()}
     traffic = ("commands", "bytes_in", "bytes_out")
-    return {"redis_per_answer": {name: ratio(used[name], answers) for name in traffic},
-            "redis_per_game": {name: ratio(used[name], games, 0) for name in traffic},
-            "redis_calls_per_answer": {name.removeprefix("calls:"): ratio(count, answers, 2)
-                                       for name, count in Counter(used).most_common(10) if name.startswith("calls:")},
-            "redis_memory_mib": {"used": round(end["memory"] / MIB, 1),
-                                 "grown": round((end["memory"] - first.get("memory", 0)) / MIB, 1)}}
+    return {
+        "redis_per_answer": {name: ratio(used[name], answers) for name in traffic},
+        "redis_per_game": {name: ratio(used[name], games, 0) for name in traffic},
+        "redis_calls_per_answer": {
+            name.removeprefix("calls:"): ratio(count, answers, 2)
+            for name, count in Counter(used).most_common(10)
+            if name.startswith("calls:")
+        },
+        "redis_memory_mib": {
+            "used": round(end["memory"] / MIB, 1),
+            "grown": round((end["memory"] - first.get("memory", 0)) / MIB, 1),
+        },
+    }
 
 
 def own_figures(step: Step, tally: Tally, seconds: float) -> dict:
     """How busy we were ourselves, the busiest process of players and all of us."""
-    used_s = [now - before for now, before in zip(step.end.own_cpu_s, step.begin.own_cpu_s, strict=True)]
-    lag_ms = max((times.quantile_ms(0.99) for name, times in tally.times.items() if name.startswith("lag")), default=0.0)
+    used_s = [
+        now - before for now, before in zip(step.end.own_cpu_s, step.begin.own_cpu_s, strict=True)
+    ]
+    lag_ms = max(
+        (times.quantile_ms(0.99) for name, times in tally.times.items() if name.startswith("lag")),
+        default=0.0,
+    )
     busiest = ratio(max(used_s), seconds, 3) or 0.0
-    return {"lag_p99_ms": lag_ms, "busiest_cores": busiest, "cores": ratio(sum(used_s), seconds, 3),
-            "us_per_answer": ratio(1e6 * sum(used_s), tally.counts["answers"]),
-            "overloaded": lag_ms > LAG_LIMIT_MS or busiest > CPU_LIMIT}
+    return {
+        "lag_p99_ms": lag_ms,
+        "busiest_cores": busiest,
+        "cores": ratio(sum(used_s), seconds, 3),
+        "us_per_answer": ratio(1e6 * sum(used_s), tally.counts["answers"]),
+        "overloaded": lag_ms > LAG_LIMIT_MS or busiest > CPU_LIMIT,
+    }
 
 
 def guard_figures(step: Step, tally: Tally) -> dict:
@@ -1039,39 +1267,63 @@ def guard_figures(step: Step, tally: Tally) -> dict:
         return {}
     answer_us = 1e6 * sum(cpu_used(step).values()) / tally.counts["answers"]
     echo_us = 1e6 * (step.end.echo_cpu_s - step.begin.echo_cpu_s) / tally.counts["echoes"]
-    return {"guard": {"echo_us_per_message": round(echo_us, 1), "echoes_per_answer": round(answer_us / echo_us, 2)}}
+    return {
+        "guard": {
+            "echo_us_per_message": round(echo_us, 1),
+            "echoes_per_answer": round(answer_us / echo_us, 2),
+        }
+    }
 
 
 # ---- show ---------------------------------------------------------------------------------------------------
 # The summary, the progress while it runs, and the plot.
 
+
 def print_figures(figures: dict, console: Console) -> None:
     """The summary: a column for each step."""
-    table, columns = Table(show_header=False), [step | step["processes"] for step in figures["steps"]]
+    table, columns = (
+        Table(show_header=False),
+        [step | step["processes"] for step in figures["steps"]],
+    )
     for name in dict.fromkeys(name for column in columns for name in column if name != "processes"):
         table.add_row(name, *(in_words(column.get(name)) for column in columns))
     console.print(table, in_words(figures["host"]), sep="\n")
-    console.print(in_words({name: figures[name] for name in ("errors", "games_lost", "games_ended_while_a_player_was_away")}))
+    console.print(
+        in_words(
+            {
+                name: figures[name]
+                for name in ("errors", "games_lost", "games_ended_while_a_player_was_away")
+            }
+        )
+    )
     if any(step["load_tool"]["overloaded"] for step in figures["steps"]):
-        console.print("The load tool was held up itself: the latencies are the tool's, not the server's. Use more --processes, "
-                      "fewer --players, or a host with more cores.", style="bold")
+        console.print(
+            "The load tool was held up itself: the latencies are the tool's, not the server's. Use more --processes, "
+            "fewer --players, or a host with more cores.",
+            style="bold",
+        )
 
 
 def in_words(value: Any) -> str:
     """A figure, or some with their names."""
     if isinstance(value, dict):
-        return "  ".join(f"{in_words(one)} {name}" for name, one in value.items() if one is not None) or "none"
+        return (
+            "  ".join(f"{in_words(one)} {name}" for name, one in value.items() if one is not None)
+            or "none"
+        )
     return "-" if value is None else str(value)
 
 
 def play_shown(run: Run, console: Console) -> None:
     """Plays, and shows how it goes: a table in a terminal, else a line now and then."""
+
     def show(sample: dict) -> None:
         table = Table(*sample)
         table.add_row(*map(in_words, sample.values()))
         live.update(table, refresh=True)
         if not console.is_terminal and len(run.samples) % LINE_S == 0:
             console.print(in_words(sample))
+
     with Live(console=console, auto_refresh=False, transient=True) as live:
         run.play(show)
 
@@ -1080,51 +1332,151 @@ def plot(figures: dict, file: Any) -> None:
     """Latency and CPU against the number of players: of the steps as lines, of each second as dots."""
     from matplotlib.figure import Figure
 
-    steps, samples, drawn = figures["steps"], figures["samples"], Figure(figsize=(8, 8), layout="constrained")
+    steps, samples, drawn = (
+        figures["steps"],
+        figures["samples"],
+        Figure(figsize=(8, 8), layout="constrained"),
+    )
     latency, cpu = drawn.subplots(2, sharex=True)
 
     def line(axes: Any, label: str, value: Callable) -> None:
-        axes.plot([step["connected"] for step in steps], [value(step) for step in steps], "o-", label=label)
-    for name, share in (("delivery", "p50"), ("delivery", "p99"), ("delivery", "p999"), ("lateness", "p99")):
-        line(latency, f"{name} {share}", lambda step, name=name, share=share: step[f"{name}_ms"][share])
+        axes.plot(
+            [step["connected"] for step in steps],
+            [value(step) for step in steps],
+            "o-",
+            label=label,
+        )
+
+    for name, share in (
+        ("delivery", "p50"),
+        ("delivery", "p99"),
+        ("delivery", "p999"),
+        ("lateness", "p99"),
+    ):
+        line(
+            latency,
+            f"{name} {share}",
+            lambda step, name=name, share=share: step[f"{name}_ms"][share],
+        )
     for label, role in (("server in all", ""), ("Redis", "redis")):
-        line(cpu, label, lambda step, role=role: sum(used["cores"] for name, used in step["processes"].items()
-                                                     if name.startswith(role)))
+        line(
+            cpu,
+            label,
+            lambda step, role=role: sum(
+                used["cores"] for name, used in step["processes"].items() if name.startswith(role)
+            ),
+        )
     line(cpu, "load tool", lambda step: step["load_tool"]["cores"])
-    for axes, name, label in ((latency, "p99_ms", "delivery p99, each second"), (cpu, "server_cores", "server, each second")):
-        axes.scatter([sample["connected"] for sample in samples], [sample[name] or math.nan for sample in samples], 4, "gray",
-                     alpha=0.4, label=label)
+    for axes, name, label in (
+        (latency, "p99_ms", "delivery p99, each second"),
+        (cpu, "server_cores", "server, each second"),
+    ):
+        axes.scatter(
+            [sample["connected"] for sample in samples],
+            [sample[name] or math.nan for sample in samples],
+            4,
+            "gray",
+            alpha=0.4,
+            label=label,
+        )
         axes.grid(alpha=0.3)
         axes.legend()
     host = figures["host"]
-    latency.set(ylabel="ms", yscale="log", title=f"{host['cores']} cores of {host['cpu']}, which carry the load tool, too" if host
-                else figures["url"])
+    latency.set(
+        ylabel="ms",
+        yscale="log",
+        title=f"{host['cores']} cores of {host['cpu']}, which carry the load tool, too"
+        if host
+        else figures["url"],
+    )
     cpu.set(ylabel="cores used", xlabel="players connected", ylim=(0, None), xlim=(0, None))
     drawn.savefig(file)
 
 
 # ---- command line -------------------------------------------------------------------------------------------
 
+
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line. Exits with a message when it makes no sense."""
-    parser = argparse.ArgumentParser(prog="load.py", description=__doc__.partition("\n")[0],
-                                     epilog="What the figures mean stands at the head of this file.")
+    parser = argparse.ArgumentParser(
+        prog="load.py",
+        description=__doc__.partition("\n")[0],
+        epilog="What the figures mean stands at the head of this file.",
+    )
     add, file = parser.add_argument, argparse.FileType
-    add("url", nargs="?", default="http://127.0.0.1:8000", metavar="URL",
-        help="the server (default: %(default)s), or the JSON file of an earlier run, to show it again")
-    add("--players", type=ascending, default=[200], metavar="N[,N...]", help="how many; several numbers are taken in turn (200)")
+    add(
+        "url",
+        nargs="?",
+        default="http://127.0.0.1:8000",
+        metavar="URL",
+        help="the server (default: %(default)s), or the JSON file of an earlier run, to show it again",
+    )
+    add(
+        "--players",
+        type=ascending,
+        default=[200],
+        metavar="N[,N...]",
+        help="how many; several numbers are taken in turn (200)",
+    )
     add("--queue", default="random", help="the queue that they play in (%(default)s)")
-    add("--think", type=float, default=4.0, metavar="SECONDS", help="time to an answer, give or take a half (%(default)g)")
-    add("--ramp", type=float, default=10.0, metavar="SECONDS", help="within which the players of a step connect (%(default)g)")
-    add("--minutes", type=float, default=1.0, metavar="M", help="how long to measure after the ramp (%(default)g)")
-    add("--processes", type=int, metavar="N", help=f"how many hold the players (one for {PLAYERS_A_PROCESS} of them)")
-    add("--accounts", type=private_file, metavar="FILE", help="tokens of players for the next run, too; who is missing is added")
-    add("--seed-accounts", action="store_true", help="make those in the Redis of a server on this host: many times as fast")
+    add(
+        "--think",
+        type=float,
+        default=4.0,
+        metavar="SECONDS",
+        help="time to an answer, give or take a half (%(default)g)",
+    )
+    add(
+        "--ramp",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="within which the players of a step connect (%(default)g)",
+    )
+    add(
+        "--minutes",
+        type=float,
+        default=1.0,
+        metavar="M",
+        help="how long to measure after the ramp (%(default)g)",
+    )
+    add(
+        "--processes",
+        type=int,
+        metavar="N",
+        help=f"how many hold the players (one for {PLAYERS_A_PROCESS} of them)",
+    )
+    add(
+        "--accounts",
+        type=private_file,
+        metavar="FILE",
+        help="tokens of players for the next run, too; who is missing is added",
+    )
+    add(
+        "--seed-accounts",
+        action="store_true",
+        help="make those in the Redis of a server on this host: many times as fast",
+    )
     add("--insecure", action="store_true", help="with https://: take any certificate")
-    add("--server-port", type=int, metavar="PORT", help="the server's own, on this host, when URL is that of a proxy in front")
+    add(
+        "--server-port",
+        type=int,
+        metavar="PORT",
+        help="the server's own, on this host, when URL is that of a proxy in front",
+    )
     add("--redis", metavar="URL", help="the server's Redis (as the server's own environment says)")
-    add("--json", type=file("w"), metavar="FILE", help="write all figures there, also those of each second")
-    add("--plot", type=file("wb"), metavar="FILE.png", help="draw latency and CPU against players (needs matplotlib)")
+    add(
+        "--json",
+        type=file("w"),
+        metavar="FILE",
+        help="write all figures there, also those of each second",
+    )
+    add(
+        "--plot",
+        type=file("wb"),
+        metavar="FILE.png",
+        help="draw latency and CPU against players (needs matplotlib)",
+    )
     add("--guard", action="store_true", help=f"compare what an answer costs with {GUARD_FILE.name}")
     return parser.parse_args(arguments)
 
@@ -1151,20 +1503,40 @@ def read_target(url: str, insecure: bool) -> Target:
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        addresses = [info[4][0] for info in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)]
+        addresses = [
+            info[4][0] for info in socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
+        ]
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise Fatal(f"{url}: expected http://HOST:PORT or https://HOST:PORT ({error})") from None
-    return Target(parts.scheme, parts.hostname, min(addresses, key=lambda one: ":" in one), port, insecure)     # rather IPv4
+    return Target(
+        parts.scheme, parts.hostname, min(addresses, key=lambda one: ":" in one), port, insecure
+    )  # rather IPv4
 
 
-def make_plans(options: argparse.Namespace, target: Target, rules: dict, accounts: list, echo_port: int) -> list[Plan]:
+def make_plans(
+    options: argparse.Namespace, target: Target, rules: dict, accounts: list, echo_port: int
+) -> list[Plan]:
     """What each process is to do; the players are dealt out like cards."""
     count, numbers = options.processes, {name: number for number, (name, _) in enumerate(accounts)}
-    silence_s = PATIENCE_S + max(TIMEOUT_S, *(rules[f"{what}_seconds"] for what in ("wait", "start", "answer", "reveal")))
+    silence_s = PATIENCE_S + max(
+        TIMEOUT_S, *(rules[f"{what}_seconds"] for what in ("wait", "start", "answer", "reveal"))
+    )
     loopback = target.address.startswith("127.")
-    return [Plan(target, options.queue, f"127.0.0.{number % 250 + 1}" if loopback else "", accounts,
-                 slice(number, None, count), options.think, options.ramp, silence_s, numbers,
-                 0 if number else echo_port) for number in range(count)]
+    return [
+        Plan(
+            target,
+            options.queue,
+            f"127.0.0.{number % 250 + 1}" if loopback else "",
+            accounts,
+            slice(number, None, count),
+            options.think,
+            options.ramp,
+            silence_s,
+            numbers,
+            0 if number else echo_port,
+        )
+        for number in range(count)
+    ]
 
 
 def measure(options: argparse.Namespace, console: Console) -> dict:
@@ -1173,13 +1545,20 @@ def measure(options: argparse.Namespace, console: Console) -> dict:
     rules = read_queue(target, options.queue)
     options.processes = options.processes or math.ceil(max(options.players) / PLAYERS_A_PROCESS)
     if max(options.players) / options.processes > (room := raise_file_limit() - 100):
-        raise Fatal(f"--players: a process can hold {room} of them (ulimit -Hn); use more --processes")
+        raise Fatal(
+            f"--players: a process can hold {room} of them (ulimit -Hn); use more --processes"
+        )
     host = Host(target.address, options.server_port or target.port, options.redis)
     if (options.guard or options.seed_accounts) and not (host.root and host.counters()):
         raise Fatal("--guard, --seed-accounts: the server and its Redis must be on this host")
     accounts = ensure_accounts(options, target, host, console)
     echo = Child(run_echo) if options.guard else None
-    run = Run(options, make_plans(options, target, rules, accounts, echo.pipe.recv() if echo else 0), host, echo)
+    run = Run(
+        options,
+        make_plans(options, target, rules, accounts, echo.pipe.recv() if echo else 0),
+        host,
+        echo,
+    )
     play_shown(run, console)
     return figures_of(run, target, rules["rounds"])
 
@@ -1188,8 +1567,10 @@ def is_worse(figures: dict, kept: float) -> bool:
     """Says what the guard found."""
     found = figures["steps"][-1]["guard"]["echoes_per_answer"]
     worse = found > GUARD_LIMIT * kept
-    print(f"guard: an answer costs {found} echoes, {found / kept - 1:+.0%} to the {kept} kept in {GUARD_FILE.name}: "
-          + ("too much" if worse else "fine"))
+    print(
+        f"guard: an answer costs {found} echoes, {found / kept - 1:+.0%} to the {kept} kept in {GUARD_FILE.name}: "
+        + ("too much" if worse else "fine")
+    )
     return worse
 
 
@@ -1199,11 +1580,13 @@ def main() -> None:
     if not console.is_terminal:
         console.width = 200
     if options.plot:
-        importlib.import_module("matplotlib")       # which fails now, and not after the run
+        importlib.import_module("matplotlib")  # which fails now, and not after the run
     kept = json.loads(GUARD_FILE.read_text()) if options.guard else {"options": {}}
     vars(options).update(kept["options"])
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)       # also when started in the background by a shell
+        signal.signal(
+            number, signal.default_int_handler
+        )  # also when started in the background by a shell
     again = Path(options.url).is_file()
     figures = json.loads(Path(options.url).read_text()) if again else measure(options, console)
     print_figures(figures, console)

@@ -15,14 +15,15 @@ import os
 import secrets
 from time import monotonic
 
-import load
 import msgspec
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 from rich.console import Console
 from rich.table import Table
 
-MOST_S = 60         # that a rush may take
+import load
+
+MOST_S = 60  # that a rush may take
 LEAVE = b'{"type":"leave"}'
 
 
@@ -64,7 +65,7 @@ class Player(WSListener):
         self.crowd.note("idle")
 
     def _on_error(self, message: Message) -> None:
-        if message.code not in ("wrong_state", "not_playing"):      # the other one left first
+        if message.code not in ("wrong_state", "not_playing"):  # the other one left first
             self.crowd.fail(message.code)
 
 
@@ -100,8 +101,12 @@ class Crowd:
         return self.times
 
     async def connect(self, player: Player) -> None:
-        await ws_connect(lambda: player, self.url, extra_headers={"Authorization": f"Bearer {player.token}"},
-                         websocket_handshake_timeout=MOST_S)
+        await ws_connect(
+            lambda: player,
+            self.url,
+            extra_headers={"Authorization": f"Bearer {player.token}"},
+            websocket_handshake_timeout=MOST_S,
+        )
 
     async def join(self, player: Player) -> None:
         player.transport.send(WSMsgType.TEXT, b'{"type":"join","queue":"%s"}' % self.queue.encode())
@@ -120,23 +125,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000")
     parser.add_argument("--players", type=int, default=2000)
-    parser.add_argument("--times", type=int, default=5, help="how often all join at once (default: %(default)s)")
+    parser.add_argument(
+        "--times", type=int, default=5, help="how often all join at once (default: %(default)s)"
+    )
     parser.add_argument("--queue", default="random")
     options = parser.parse_args()
     target, console = load.read_target(options.url, False), Console()
     if load.raise_file_limit() < options.players + 100:
         raise load.Fatal("--players: more than this process may have open files")
     host, run = load.Host(target.address, target.port, None), secrets.token_hex(3)
-    tokens = [token for _, token in load.seeded(host, [f"rush{run}-{number}" for number in range(options.players)])]
+    tokens = [
+        token
+        for _, token in load.seeded(
+            host, [f"rush{run}-{number}" for number in range(options.players)]
+        )
+    ]
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        rows = runner.run(play(Crowd(target.websocket(options.queue), options.queue, tokens), options.times))
+        rows = runner.run(
+            play(Crowd(target.websocket(options.queue), options.queue, tokens), options.times)
+        )
     table = Table("", "half, s", "99 %, s", "all, s", "a second")
     for what, times in rows:
         times.sort()
-        table.add_row(what, *(f"{times[int(share * (len(times) - 1))]:.2f}" for share in (0.5, 0.99, 1)),
-                      f"{len(times) / times[-1]:,.0f} players")
+        table.add_row(
+            what,
+            *(f"{times[int(share * (len(times) - 1))]:.2f}" for share in (0.5, 0.99, 1)),
+            f"{len(times) / times[-1]:,.0f} players",
+        )
     console.print(table)
-    os._exit(0)     # without goodbyes
+    os._exit(0)  # without goodbyes
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ import sys
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import PASSWORD, Server, edited_schema, unique_name, wait_until
 from playwright.sync_api import expect
+
+from conftest import PASSWORD, Server, edited_schema, unique_name, wait_until
 from test_end_to_end import free_port, workers_of
 
 expect.set_options(timeout=20_000)
 
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
-SHOTS = os.environ.get("TRIVIA_SHOTS")          # a folder for screenshots, to look at
-SECONDS = 1000         # Playwright counts in ms
+SHOTS = os.environ.get("TRIVIA_SHOTS")  # a folder for screenshots, to look at
+SECONDS = 1000  # Playwright counts in ms
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,9 @@ class Tab:
 
     def on(self, screen, seconds=30):
         """Waits for a screen, on which nothing may overflow sideways."""
-        expect(self.find("body")).to_have_attribute("data-screen", screen, timeout=seconds * SECONDS)
+        expect(self.find("body")).to_have_attribute(
+            "data-screen", screen, timeout=seconds * SECONDS
+        )
         self.check_width(screen)
 
     def check_width(self, screen):
@@ -99,6 +102,7 @@ def open_tabs(chromium):
     def make(server, viewport=DESKTOP, count=2, **options):
         tabs.extend(Tab(chromium, server, viewport, **options) for _ in range(count))
         return tabs[-count:]
+
     yield make
     troubles, hosts = [tab.troubles for tab in tabs], {host for tab in tabs for host in tab.hosts}
     for tab in tabs:
@@ -120,13 +124,17 @@ def in_game(tabs):
 def play_round(ann, bob):
     """Ann answers first, Bob sees it; both see the reveal. Returns whether each was right."""
     ann.answer(0)
-    expect(bob.find(f'[data-player="{ann.name}"]').get_by_role("img", name="answered")).to_be_visible()
+    expect(
+        bob.find(f'[data-player="{ann.name}"]').get_by_role("img", name="answered")
+    ).to_be_visible()
     bob.answer(1)
     right = []
     for tab, chosen in ((ann, 0), (bob, 1)):
         expect(tab.find("button.choice.right")).to_have_count(1)
         right.append("right" in tab.choice(chosen).get_attribute("class"))
-        expect(tab.choice(chosen)).to_have_class(re.compile(r"\bright\b" if right[-1] else r"\bwrong\b"))
+        expect(tab.choice(chosen)).to_have_class(
+            re.compile(r"\bright\b" if right[-1] else r"\bwrong\b")
+        )
         expect(tab.find("button.choice.wrong")).to_have_count(0 if right[-1] else 1)
     return right
 
@@ -189,21 +197,25 @@ def test_a_reload_in_mid_game_resumes_it(long_games, open_tabs):
     ann.page.reload()
     ann.on("game")
     expect(ann.find("#question")).to_have_text(question)
-    expect(ann.choice(0)).to_be_disabled()      # the answer given before counts
+    expect(ann.choice(0)).to_be_disabled()  # the answer given before counts
     expect(ann.choice(0)).to_have_class(re.compile(r"\bown\b"))
     expect(bob.find("#question")).to_have_text(question)
     play_on(ann, bob)
 
 
 def test_a_deploy_in_mid_game_is_hardly_noticed(chromium, open_tabs, make_server):
-    server = make_server(edited_schema(answer_seconds=60, reveal_seconds=2, start_seconds=1, rounds=2),
-                         command=[sys.executable, "trivia.py", "--port", str(free_port()), "--workers", "2"])
+    server = make_server(
+        edited_schema(answer_seconds=60, reveal_seconds=2, start_seconds=1, rounds=2),
+        command=[sys.executable, "trivia.py", "--port", str(free_port()), "--workers", "2"],
+    )
     ann, bob = tabs = open_tabs(server, PHONE)
     in_game(tabs)
     question, old = ann.find("#question").inner_text(), workers_of(server)
     ann.answer(0)
     server.process.send_signal(signal.SIGHUP)
-    wait_until(lambda: not workers_of(server) & old and server.redis.zcard("workers:{lobby}") == 2, 60)
+    wait_until(
+        lambda: not workers_of(server) & old and server.redis.zcard("workers:{lobby}") == 2, 60
+    )
     for tab in tabs:
         expect(tab.find("#question")).to_have_text(question)
         tab.check_width("deployed")
@@ -212,17 +224,19 @@ def test_a_deploy_in_mid_game_is_hardly_noticed(chromium, open_tabs, make_server
 
 
 def test_a_search_can_be_cancelled(server, open_tabs):
-    ann, = open_tabs(server, PHONE, count=1)
+    (ann,) = open_tabs(server, PHONE, count=1)
     ann.register()
     ann.join("party")
     ann.on("searching")
-    wait_until(lambda: server.redis.zcard("queue:{lobby}:party"))       # or the browser notes that it never connected
+    wait_until(
+        lambda: server.redis.zcard("queue:{lobby}:party")
+    )  # or the browser notes that it never connected
     ann.find("#cancel").click()
     ann.on("lobby")
 
 
 def test_a_player_signs_in_again(server, open_tabs):
-    ann, = open_tabs(server, PHONE, count=1)
+    (ann,) = open_tabs(server, PHONE, count=1)
     ann.register()
     ann.find("#sign-out").click()
     ann.on("auth")
@@ -235,7 +249,7 @@ def test_a_player_signs_in_again(server, open_tabs):
 
 
 def test_mistakes_in_the_form_are_told_beside_the_field(server, open_tabs):
-    ann, = open_tabs(server, PHONE, count=1)
+    (ann,) = open_tabs(server, PHONE, count=1)
     ann.find("#username").fill("<b>")
     ann.find("#password").fill("short")
     ann.find("#submit").click()
@@ -244,4 +258,4 @@ def test_mistakes_in_the_form_are_told_beside_the_field(server, open_tabs):
         expect(ann.find(f"#{field}")).to_have_attribute("aria-invalid", "true")
     ann.on("auth")
     assert all("422" in trouble for trouble in ann.troubles), ann.troubles
-    ann.troubles.clear()        # the browser itself notes a refused request in its console
+    ann.troubles.clear()  # the browser itself notes a refused request in its console

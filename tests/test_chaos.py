@@ -5,22 +5,28 @@ import itertools
 import json
 from collections import Counter
 
-import chaos
 import pytest
+
+import chaos
 from chaos import Account, Applicant, Entry, Evidence, Fault
 from conftest import PASSWORD, Answer
 
 GAME, KEY = "1abcdefghijk", "game:{g2}:1abcdefghijk"
-RANKING = [{"player": "ann", "score": 145, "rank": 1, "rating": 1600.5, "rating_change": 100.5},
-           {"player": "bob", "score": 0, "rank": 2, "rating": 1399.5, "rating_change": -100.5}]
+RANKING = [
+    {"player": "ann", "score": 145, "rank": 1, "rating": 1600.5, "rating_change": 100.5},
+    {"player": "bob", "score": 0, "rank": 2, "rating": 1399.5, "rating_change": -100.5},
+]
 
 
 # ---- small runs
 
+
 def test_games_survive_failures_of_all_kinds():
     _, found, figures = chaos.campaign(10, players=12, workers=2, every_s=0.7, seed="tests")
     assert found == []
-    assert figures["games"] >= 10 and figures["answers"] > 40 and len(figures["faults"]) >= 5, figures
+    assert figures["games"] >= 10 and figures["answers"] > 40 and len(figures["faults"]) >= 5, (
+        figures
+    )
     assert any(code in figures["closes"] for code in (1006, 1012)), figures
 
 
@@ -33,6 +39,7 @@ def test_accounts_survive_kills_of_redis():
 def test_the_schedule_depends_on_the_seed_alone():
     def first(seed):
         return list(itertools.islice(chaos.schedule(seed, chaos.KINDS, 1), 200))
+
     assert first("a") == first("a") != first("b")
     assert {plan.kind for plan in first("a")} == set(chaos.KINDS)
     assert all(0.5 <= plan.pause_s <= 1.5 for plan in first("a"))
@@ -40,51 +47,136 @@ def test_the_schedule_depends_on_the_seed_alone():
 
 # ---- the checks can fail
 
+
 def transcript(name, other, choice):
     """What a phone saw of a game of one round; it began at 100 s."""
     game = {"game": GAME}
-    answers = {"ann": {"choice": 2, "ms": 300, "points": 145}, "bob": {"choice": 0, "ms": 500, "points": 0}}
-    rows = [(100.0, "try", {}), (100.0, "open", {}), (100.1, "in", {"type": "queued", "timeout_ms": 9000}),
-            (100.2, "in", {"type": "start", "seq": 1} | game),
-            (100.5, "in", {"type": "question", "seq": 2, "round": 1, "answer_ms": 3000} | game),
-            (100.9, "out", {"type": "answer", "id": 1, "round": 1, "choice": choice} | game),
-            (101.0, "in", {"type": "answered", "seq": 3, "round": 1, "player": other} | game),
-            (101.1, "in", {"type": "reveal", "seq": 4, "round": 1, "correct": 2, "answers": answers,
-                           "scores": {"ann": 145, "bob": 0}} | game),
-            (101.4, "in", {"type": "end", "seq": 5, "reason": "finished", "ranking": RANKING} | game),
-            (110.0, "lost", {"code": 1000})]
+    answers = {
+        "ann": {"choice": 2, "ms": 300, "points": 145},
+        "bob": {"choice": 0, "ms": 500, "points": 0},
+    }
+    rows = [
+        (100.0, "try", {}),
+        (100.0, "open", {}),
+        (100.1, "in", {"type": "queued", "timeout_ms": 9000}),
+        (100.2, "in", {"type": "start", "seq": 1} | game),
+        (100.5, "in", {"type": "question", "seq": 2, "round": 1, "answer_ms": 3000} | game),
+        (100.9, "out", {"type": "answer", "id": 1, "round": 1, "choice": choice} | game),
+        (101.0, "in", {"type": "answered", "seq": 3, "round": 1, "player": other} | game),
+        (
+            101.1,
+            "in",
+            {
+                "type": "reveal",
+                "seq": 4,
+                "round": 1,
+                "correct": 2,
+                "answers": answers,
+                "scores": {"ann": 145, "bob": 0},
+            }
+            | game,
+        ),
+        (101.4, "in", {"type": "end", "seq": 5, "reason": "finished", "ranking": RANKING} | game),
+        (110.0, "lost", {"code": 1000}),
+    ]
     return [Entry(at, int(way != "try"), way, copy.deepcopy(frame)) for at, way, frame in rows]
+
+
+def pack(flat):
+    """A game as Redis keeps it, from {name: text} with the fields of player I as nameI."""
+    *numbers, on_exit, kind = flat["rules"].split()
+    plan = {
+        "queue": flat["queue"],
+        "rules": [*map(int, numbers), on_exit, kind],
+        "quiz": flat["quiz"],
+        "players": [[flat[f"uid{i}"], flat[f"name{i}"]] for i in (1, 2)],
+    }
+    state = {name: flat[name] for name in ("phase", "reason")}
+    state["players"] = [{"score": int(flat[f"score{i}"])} for i in (1, 2)]
+    logs = flat["log1"].split(), flat["log2"].split()
+    rounds = itertools.zip_longest(*logs, fillvalue="-")
+    return {
+        "plan": json.dumps(plan),
+        "state": json.dumps(state),
+        "result": flat["result"],
+        "flat": json.dumps(flat),
+    } | {str(number): " ".join(answers) for number, answers in enumerate(rounds, 1)}
 
 
 def evidence():
     """Of one game, in which everything is as it should be."""
-    result = [{"rank": 1, "won": True, "rating": 1600.5, "change": 100.5, "sigma": 480},
-              {"rank": 2, "won": False, "rating": 1399.5, "change": -100.5, "sigma": 480}]
-    game = {"queue": "random", "rules": "3000 300 10000 100 50 forfeit rated", "quiz": "7:1302", "players": "2",
-            "phase": "end", "round": "1", "reason": "finished", "ended": "1000", "result": json.dumps(result),
-            "uid1": "A", "name1": "ann", "score1": "145", "log1": "2:300:145 ",
-            "uid2": "B", "name2": "bob", "score2": "0", "log2": "0:500:0 "}
-    store = {KEY: game, "history:{A}": {GAME: 1000}, "history:{B}": {GAME: 1000}, "playing:{lobby}": {"random": "0"},
-             "user:{A}": {"username": "ann", "email": "ann@x.org", "games": "1", "wins": "1", "rating": "1600.5"},
-             "user:{B}": {"username": "bob", "email": "bob@x.org", "games": "1", "rating": "1399.5"},
-             "board:{rating}": {"A": 1600.5, "B": 1399.5}, "board:{wins}:2026-W48": {"A": 1}, "seen:{A}": "10",
-             "unique:{username:1}": {"ann": "A op", "bob": "B op"}, "workers:{lobby}": {"w1": 1, "w2": 2},
-             "unique:{email:2}": {"ann@x.org": "A op", "bob@x.org": "B op"}}
+    result = [
+        {"rank": 1, "won": True, "rating": 1600.5, "change": 100.5, "sigma": 480},
+        {"rank": 2, "won": False, "rating": 1399.5, "change": -100.5, "sigma": 480},
+    ]
+    game = {
+        "queue": "random",
+        "rules": "3000 300 10000 100 50 forfeit rated",
+        "quiz": "7:1302",
+        "players": "2",
+        "phase": "end",
+        "round": "1",
+        "reason": "finished",
+        "ended": "1000",
+        "result": json.dumps(result),
+        "uid1": "A",
+        "name1": "ann",
+        "score1": "145",
+        "log1": "2:300:145 ",
+        "uid2": "B",
+        "name2": "bob",
+        "score2": "0",
+        "log2": "0:500:0 ",
+    }
+    store = {
+        KEY: pack(game),
+        "history:{A}": {GAME: 1000},
+        "history:{B}": {GAME: 1000},
+        "playing:{lobby}": {"random": "0"},
+        "user:{A}": {
+            "username": "ann",
+            "email": "ann@x.org",
+            "games": "1",
+            "wins": "1",
+            "rating": "1600.5",
+        },
+        "user:{B}": {"username": "bob", "email": "bob@x.org", "games": "1", "rating": "1399.5"},
+        "board:{rating}": {"A": 1600.5, "B": 1399.5},
+        "board:{wins}:2026-W48": {"A": 1},
+        "seen:{A}": "10",
+        "unique:{username:1}": {"ann": "A op", "bob": "B op"},
+        "workers:{lobby}": {"w1": 1, "w2": 2},
+        "unique:{email:2}": {"ann@x.org": "A op", "bob@x.org": "B op"},
+    }
     zsets = ("history", "board", "workers")
-    types = {key: "zset" if key.startswith(zsets) else "string" if key.startswith("seen") else "hash" for key in store}
-    return Evidence(store, types, {key: -1 for key in store} | {KEY: 1000}, 2,
-                    {"ann": transcript("ann", "bob", 2), "bob": transcript("bob", "ann", 0)}, [])
+    types = {
+        key: "zset" if key.startswith(zsets) else "string" if key.startswith("seen") else "hash"
+        for key in store
+    }
+    return Evidence(
+        store,
+        types,
+        {key: -1 for key in store} | {KEY: 1000},
+        2,
+        {"ann": transcript("ann", "bob", 2), "bob": transcript("bob", "ann", 0)},
+        [],
+    )
 
 
 def stored(key, **values):
     """Tampering with a hash or sorted set of the store; None removes a field."""
+
     def tamper(one):
         fields = one.store.setdefault(key, {})
+        if key == KEY:
+            one.store[key] = pack(json.loads(fields["flat"]) | values)
+            return
         fields.update(values)
         for name in [name for name, value in fields.items() if value is None]:
             del fields[name]
         one.types.setdefault(key, "hash")
         one.ttls.setdefault(key, -1)
+
     return tamper
 
 
@@ -95,24 +187,35 @@ def without(key):
 
 def frame(name, kind, **values):
     """Tampering with a frame of a transcript."""
+
     def tamper(one):
-        next(entry for entry in one.transcripts[name] if entry.frame.get("type") == kind).frame.update(values)
+        next(
+            entry for entry in one.transcripts[name] if entry.frame.get("type") == kind
+        ).frame.update(values)
+
     return tamper
 
 
 def seen(name, at, way, connection=1, **values):
     """Tampering by adding an entry to a transcript, at its time."""
+
     def tamper(one):
-        one.transcripts[name] = sorted([*one.transcripts[name], Entry(at, connection, way, values)],
-                                       key=lambda entry: entry.at)
+        one.transcripts[name] = sorted(
+            [*one.transcripts[name], Entry(at, connection, way, values)], key=lambda entry: entry.at
+        )
+
     return tamper
 
 
 def unseen(*kinds):
     """Tampering by removing frames of these types from all transcripts."""
+
     def tamper(one):
-        one.transcripts = {name: [entry for entry in entries if entry.frame.get("type") not in kinds]
-                           for name, entries in one.transcripts.items()}
+        one.transcripts = {
+            name: [entry for entry in entries if entry.frame.get("type") not in kinds]
+            for name, entries in one.transcripts.items()
+        }
+
     return tamper
 
 
@@ -137,58 +240,162 @@ def incident(one):
     one.incidents.append("the server has ended")
 
 
-POINTS, SAW = chaos.points_are_those_of_the_formula_and_add_up_to_the_score, chaos.what_the_phones_saw_is_what_is_stored
+POINTS, SAW = (
+    chaos.points_are_those_of_the_formula_and_add_up_to_the_score,
+    chaos.what_the_phones_saw_is_what_is_stored,
+)
 RANKS, COUNTS = chaos.ranks_follow_the_scores, chaos.an_acknowledged_answer_counts_once_and_as_sent
 ONCE, LOST = chaos.results_are_applied_exactly_once, chaos.no_started_game_is_lost
-ORDER, STALE = chaos.no_message_of_a_game_is_missing_or_twice, chaos.no_phone_hears_nothing_for_too_long
+ORDER, STALE = (
+    chaos.no_message_of_a_game_is_missing_or_twice,
+    chaos.no_phone_hears_nothing_for_too_long,
+)
 LEFT, UNIQUE = chaos.nothing_is_left_behind, chaos.unique_values_belong_to_those_who_have_them
-WAITS, SIGNED = (chaos.nobody_waits_long_without_a_connection,
-                 chaos.nobody_is_signed_out_or_replaced_by_an_older_connection)
+WAITS, SIGNED = (
+    chaos.nobody_waits_long_without_a_connection,
+    chaos.nobody_is_signed_out_or_replaced_by_an_older_connection,
+)
 RESTS, LOGS = chaos.everything_comes_to_rest, chaos.the_server_logs_no_traceback
 UNANSWERED = stored(KEY, log2="- ")
 MOVED = {"type": "user_return", "game": GAME, "player": "bob"}
 AWAY = [seen("ann", 110.1, "try"), seen("ann", 130, "open", 2)]
 
 
-@pytest.mark.parametrize("check, tampering", [
-    (POINTS, [stored(KEY, score1="146")]), (POINTS, [stored(KEY, log1="2:300:144 ")]),
-    (POINTS, [stored(KEY, log1="2:3001:100 ", score1="100")]), (POINTS, [stored(KEY, log2="0:500:1 ", score2="1")]),
-    (POINTS, [stored(KEY, log2="")]), (POINTS, [stored(KEY, log1="2:300:145 2:300:145 ", score1="290")]),
-    (SAW, [frame("ann", "reveal", correct=1)]), (SAW, [frame("bob", "reveal", answers={})]),
-    (SAW, [frame("bob", "reveal", scores={"ann": 0, "bob": 0})]), (SAW, [frame("ann", "end", ranking=RANKING[:1])]),
-    (SAW, [frame("ann", "end", reason="forfeit")]),
-    (SAW, [seen("bob", 101.05, "in", type="update", game=GAME, seq=3, round=1, phase="question", left_ms=1000,
-                scores={"ann": 145, "bob": 0})]),
-    (RANKS, [stored(KEY, score2="145")]),
-    (RANKS, [stored(KEY, result=json.dumps([{"rank": 1, "won": True, "change": 0, "rating": 0}] * 2))]),
-    (COUNTS, [UNANSWERED]), (COUNTS, [UNANSWERED, unseen("answered")]), (COUNTS, [stored(KEY, log2="1:500:0 ")]),
-    (COUNTS, [UNANSWERED, unseen("answered", "answer"), seen("bob", 101, "in", type="update", game=GAME, seq=3, round=1,
-                                                             phase="question", left_ms=2500, choice=0)]),
-    (COUNTS, [UNANSWERED, unseen("answered"), seen("bob", 101, "in", type="error", id=1, code="already_answered")]),
-    (COUNTS, [stored(KEY, log2="1:500:0 "),
-              seen("bob", 100.91, "out", type="answer", id=2, game=GAME, round=1, choice=1)]),
-    (ONCE, [stored("user:{A}", games="2")]), (ONCE, [stored("user:{A}", wins="0")]), (ONCE, [without("history:{B}")]),
-    (ONCE, [stored("user:{B}", rating="1500")]), (ONCE, [stored("board:{rating}", A=1500)]),
-    (ONCE, [stored("board:{rating}", B=None)]), (ONCE, [stored("board:{wins}:2026-W48", A=2)]),
-    (ONCE, [stored("history:{A}", another=1)]),
-    (LOST, [without(KEY)]), (LOST, [stored(KEY, phase="settle")]), (LOST, [without("history:{B}")]),
-    (LOST, [stored(KEY, name1="eve")]),
-    (ORDER, [frame("ann", "reveal", seq=3)]), (ORDER, [frame("ann", "start", seq=0)]),
-    (ORDER, [frame("ann", "reveal", seq=6), frame("ann", "end", seq=7), seen("ann", 109, "in", seq=8, **MOVED)]),
-    (STALE, [unseen("reveal", "end", "answered")]),
-    (STALE, [unseen("reveal", "end", "answered"), fault("redis-kill", 101, 102), fault("kill", 101, 109)]),
-    (STALE, [unseen("start", "question", "answer", "answered", "reveal", "end"),
-             frame("ann", "queued", timeout_ms=5000)]),
-    (LEFT, [stored("seats:{lobby}", A="w.1 1 - 0 - -")]), (LEFT, [stored("deadlines:{g1}", x=1)]),
-    (LEFT, [stored("playing:{lobby}", random="2")]), (LEFT, [stored("workers:{lobby}", w3=3)]), (LEFT, [ttl]),
-    (LEFT, [stored("user:A", x="1")]), (LEFT, [wrong_type]), (LEFT, [stored("queue:{lobby}:random", A=1)]),
-    (UNIQUE, [stored("unique:{username:1}", ann=None)]), (UNIQUE, [stored("unique:{username:1}", eve="E op")]),
-    (UNIQUE, [stored("unique:{username:1}", ann="B op")]), (UNIQUE, [stored("unique:{username:1}", bob="B op 9")]),
-    (WAITS, [*AWAY, seen("ann", 131, "in", 2, type="queued", timeout_ms=9000)]),
-    (SIGNED, [seen("ann", 111, "refused", status=401)]), (SIGNED, [seen("ann", 109, "lost", code=4401)]),
-    (SIGNED, [seen("ann", 109, "lost", code=4409)]),
-    (LOGS, [logged]), (RESTS, [incident]),
-])
+@pytest.mark.parametrize(
+    "check, tampering",
+    [
+        (POINTS, [stored(KEY, score1="146")]),
+        (POINTS, [stored(KEY, log1="2:300:144 ")]),
+        (POINTS, [stored(KEY, log1="2:3001:100 ", score1="100")]),
+        (POINTS, [stored(KEY, log2="0:500:1 ", score2="1")]),
+        (POINTS, [stored(KEY, log1="", log2="")]),
+        (POINTS, [stored(KEY, log1="2:300:145 2:300:145 ", score1="290")]),
+        (SAW, [frame("ann", "reveal", correct=1)]),
+        (SAW, [frame("bob", "reveal", answers={})]),
+        (SAW, [frame("bob", "reveal", scores={"ann": 0, "bob": 0})]),
+        (SAW, [frame("ann", "end", ranking=RANKING[:1])]),
+        (SAW, [frame("ann", "end", reason="forfeit")]),
+        (
+            SAW,
+            [
+                seen(
+                    "bob",
+                    101.05,
+                    "in",
+                    type="update",
+                    game=GAME,
+                    seq=3,
+                    round=1,
+                    phase="question",
+                    left_ms=1000,
+                    scores={"ann": 145, "bob": 0},
+                )
+            ],
+        ),
+        (RANKS, [stored(KEY, score2="145")]),
+        (
+            RANKS,
+            [
+                stored(
+                    KEY, result=json.dumps([{"rank": 1, "won": True, "change": 0, "rating": 0}] * 2)
+                )
+            ],
+        ),
+        (COUNTS, [UNANSWERED]),
+        (COUNTS, [UNANSWERED, unseen("answered")]),
+        (COUNTS, [stored(KEY, log2="1:500:0 ")]),
+        (
+            COUNTS,
+            [
+                UNANSWERED,
+                unseen("answered", "answer"),
+                seen(
+                    "bob",
+                    101,
+                    "in",
+                    type="update",
+                    game=GAME,
+                    seq=3,
+                    round=1,
+                    phase="question",
+                    left_ms=2500,
+                    choice=0,
+                ),
+            ],
+        ),
+        (
+            COUNTS,
+            [
+                UNANSWERED,
+                unseen("answered"),
+                seen("bob", 101, "in", type="error", id=1, code="already_answered"),
+            ],
+        ),
+        (
+            COUNTS,
+            [
+                stored(KEY, log2="1:500:0 "),
+                seen("bob", 100.91, "out", type="answer", id=2, game=GAME, round=1, choice=1),
+            ],
+        ),
+        (ONCE, [stored("user:{A}", games="2")]),
+        (ONCE, [stored("user:{A}", wins="0")]),
+        (ONCE, [without("history:{B}")]),
+        (ONCE, [stored("user:{B}", rating="1500")]),
+        (ONCE, [stored("board:{rating}", A=1500)]),
+        (ONCE, [stored("board:{rating}", B=None)]),
+        (ONCE, [stored("board:{wins}:2026-W48", A=2)]),
+        (ONCE, [stored("history:{A}", another=1)]),
+        (LOST, [without(KEY)]),
+        (LOST, [stored(KEY, phase="settle")]),
+        (LOST, [without("history:{B}")]),
+        (LOST, [stored(KEY, name1="eve")]),
+        (ORDER, [frame("ann", "reveal", seq=3)]),
+        (ORDER, [frame("ann", "start", seq=0)]),
+        (
+            ORDER,
+            [
+                frame("ann", "reveal", seq=6),
+                frame("ann", "end", seq=7),
+                seen("ann", 109, "in", seq=8, **MOVED),
+            ],
+        ),
+        (STALE, [unseen("reveal", "end", "answered")]),
+        (
+            STALE,
+            [
+                unseen("reveal", "end", "answered"),
+                fault("redis-kill", 101, 102),
+                fault("kill", 101, 109),
+            ],
+        ),
+        (
+            STALE,
+            [
+                unseen("start", "question", "answer", "answered", "reveal", "end"),
+                frame("ann", "queued", timeout_ms=5000),
+            ],
+        ),
+        (LEFT, [stored("seats:{lobby}", A="w.1 1 - 0 - -")]),
+        (LEFT, [stored("deadlines:{g1}", x=1)]),
+        (LEFT, [stored("playing:{lobby}", random="2")]),
+        (LEFT, [stored("workers:{lobby}", w3=3)]),
+        (LEFT, [ttl]),
+        (LEFT, [stored("user:A", x="1")]),
+        (LEFT, [wrong_type]),
+        (LEFT, [stored("queue:{lobby}:random", A=1)]),
+        (UNIQUE, [stored("unique:{username:1}", ann=None)]),
+        (UNIQUE, [stored("unique:{username:1}", eve="E op")]),
+        (UNIQUE, [stored("unique:{username:1}", ann="B op")]),
+        (UNIQUE, [stored("unique:{username:1}", bob="B op 9")]),
+        (WAITS, [*AWAY, seen("ann", 131, "in", 2, type="queued", timeout_ms=9000)]),
+        (SIGNED, [seen("ann", 111, "refused", status=401)]),
+        (SIGNED, [seen("ann", 109, "lost", code=4401)]),
+        (SIGNED, [seen("ann", 109, "lost", code=4409)]),
+        (LOGS, [logged]),
+        (RESTS, [incident]),
+    ],
+)
 def test_tampering_is_seen(check, tampering):
     one = evidence()
     for tamper in tampering:
@@ -196,15 +403,44 @@ def test_tampering_is_seen(check, tampering):
     assert list(check(one)) and check in chaos.CHECKS
 
 
-@pytest.mark.parametrize("excuses", [
-    [],
-    [seen("ann", 109, "try"), seen("ann", 109.1, "open", 2), seen("ann", 109.2, "lost", code=4409)],    # he replaced it
-    [seen("ann", 108, "in", seq=8, **MOVED), seen("ann", 108.1, "in", type="update", game=GAME, seq=8, round=1,
-                                                  phase="settle", left_ms=1, scores={"ann": 145, "bob": 0})],
-    [*AWAY, seen("ann", 131, "in", 2, type="queued", timeout_ms=9000), fault("redis-stop", 115, 122)],
-    [seen("bob", 100.8, "out", type="answer", id=9, game=GAME, round=1, choice=3),      # refused, then sent again
-     seen("bob", 100.85, "in", type="error", id=9, code="unavailable")],
-], ids=["none", "replaced", "hole", "outage", "refused"])
+@pytest.mark.parametrize(
+    "excuses",
+    [
+        [],
+        [
+            seen("ann", 109, "try"),
+            seen("ann", 109.1, "open", 2),
+            seen("ann", 109.2, "lost", code=4409),
+        ],  # he replaced it
+        [
+            seen("ann", 108, "in", seq=8, **MOVED),
+            seen(
+                "ann",
+                108.1,
+                "in",
+                type="update",
+                game=GAME,
+                seq=8,
+                round=1,
+                phase="settle",
+                left_ms=1,
+                scores={"ann": 145, "bob": 0},
+            ),
+        ],
+        [
+            *AWAY,
+            seen("ann", 131, "in", 2, type="queued", timeout_ms=9000),
+            fault("redis-stop", 115, 122),
+        ],
+        [
+            seen(
+                "bob", 100.8, "out", type="answer", id=9, game=GAME, round=1, choice=3
+            ),  # refused, then sent again
+            seen("bob", 100.85, "in", type="error", id=9, code="unavailable"),
+        ],
+    ],
+    ids=["none", "replaced", "hole", "outage", "refused"],
+)
 def test_what_is_excused_is_no_violation(excuses):
     one = evidence()
     for excuse in excuses:
@@ -212,10 +448,15 @@ def test_what_is_excused_is_no_violation(excuses):
     assert chaos.violations(one) == []
 
 
-@pytest.mark.parametrize("excuse", [
-    seen("bob", 100.95, "lost", code=1006), seen("bob", 102, "lost", code=1012),
-    seen("bob", 100.95, "in", type="error", id=1, code="late_answer"), unseen("reveal"),
-])
+@pytest.mark.parametrize(
+    "excuse",
+    [
+        seen("bob", 100.95, "lost", code=1006),
+        seen("bob", 102, "lost", code=1012),
+        seen("bob", 100.95, "in", type="error", id=1, code="late_answer"),
+        unseen("reveal"),
+    ],
+)
 def test_an_answer_may_be_lost_only_with_an_excuse(excuse):
     one = evidence()
     for tamper in (UNANSWERED, unseen("answered")):
@@ -235,10 +476,15 @@ def test_figures_tell_what_happened():
     fault("kill", 1, 2)(one)
     figures = chaos.summary(one, [("a", "x"), ("a", "y")])
     assert (figures["games"], figures["rounds"], figures["answers"]) == (1, 1, 2)
-    assert figures["faults"] == {"kill": 1} and figures["violations"] == {"a": 2} and figures["closes"] == {1000: 2}
+    assert (
+        figures["faults"] == {"kill": 1}
+        and figures["violations"] == {"a": 2}
+        and figures["closes"] == {1000: 2}
+    )
 
 
 # ---- accounts
+
 
 class Told:
     """A server that answers with these statuses, by path."""
@@ -250,11 +496,21 @@ class Told:
         return Answer(self.statuses[path.rpartition("/")[2]], {}, "")
 
 
-@pytest.mark.parametrize("exists, login, register, wrong", [
-    (True, 200, 409, None), (True, 401, 201, "can't sign in"), (True, 503, 201, "can't sign in"),
-    (False, 401, 201, None), (False, 200, 409, "was deleted"), (False, 401, 409, "can't be had"),
-    (None, 401, 201, None), (None, 200, 409, None), (None, 401, 409, "can't be had"), (None, 401, 422, "can't be had"),
-])
+@pytest.mark.parametrize(
+    "exists, login, register, wrong",
+    [
+        (True, 200, 409, None),
+        (True, 401, 201, "can't sign in"),
+        (True, 503, 201, "can't sign in"),
+        (False, 401, 201, None),
+        (False, 200, 409, "was deleted"),
+        (False, 401, 409, "can't be had"),
+        (None, 401, 201, None),
+        (None, 200, 409, None),
+        (None, 401, 409, "can't be had"),
+        (None, 401, 422, "can't be had"),
+    ],
+)
 def test_an_account_is_there_or_gone(monkeypatch, exists, login, register, wrong):
     monkeypatch.setattr(chaos, "FREE_S", 0)
     person = Applicant(Told(login=login, register=register), "", True)
@@ -273,13 +529,20 @@ def test_an_answer_that_is_no_refusal_for_now_is_told():
 
 # ---- the command line
 
+
 def test_violations_end_the_program_with_1(monkeypatch, capsys, tmp_path):
     one = evidence()
-    monkeypatch.setattr(chaos, "campaign", lambda *_: (one, [("a_check", "what was seen")], {"games": 1}))
+    monkeypatch.setattr(
+        chaos, "campaign", lambda *_: (one, [("a_check", "what was seen")], {"games": 1})
+    )
     with pytest.raises(SystemExit) as ended:
         chaos.main(["--games", "1", "--seed", "s", "--json", str(tmp_path / "all.json")])
     printed = capsys.readouterr().out
-    assert ended.value.code == 1 and "seed s" in printed and "VIOLATED a_check: what was seen" in printed
+    assert (
+        ended.value.code == 1
+        and "seed s" in printed
+        and "VIOLATED a_check: what was seen" in printed
+    )
     assert json.loads((tmp_path / "all.json").read_text())["transcripts"].keys() == {"ann", "bob"}
 
 

@@ -11,18 +11,39 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from conftest import FAST, PASSWORD, ROOT, Server, edited_schema, play_all, unique_name
 from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from conftest import FAST, PASSWORD, ROOT, Server, edited_schema, play_all, unique_name
 
 sys.path.insert(0, str(ROOT))
 import trivia  # noqa: E402 - to ask the app itself for its routes
 
 ROUTES = {
-    ("POST", "/auth/register"), ("POST", "/auth/login"), ("POST", "/auth/logout"), ("DELETE", "/auth/sessions"),
-    ("POST", "/auth/password"), ("GET", "/users/me"), ("PATCH", "/users/me"), ("DELETE", "/users/me"),
-    ("GET", "/users/me/export"), ("GET", "/users/me/games"), ("GET", "/users/{username}"), ("GET", "/games/{id}"),
-    ("GET", "/leaderboards/{name}"), ("GET", "/queues"), ("GET", "/health/live"), ("GET", "/health/ready")}
-OPEN = {"/auth/register", "/auth/login", "/users/{username}", "/queues", "/health/live", "/health/ready"}
+    ("POST", "/auth/register"),
+    ("POST", "/auth/login"),
+    ("POST", "/auth/logout"),
+    ("DELETE", "/auth/sessions"),
+    ("POST", "/auth/password"),
+    ("GET", "/users/me"),
+    ("PATCH", "/users/me"),
+    ("DELETE", "/users/me"),
+    ("GET", "/users/me/export"),
+    ("GET", "/users/me/games"),
+    ("GET", "/users/{username}"),
+    ("GET", "/games/{id}"),
+    ("GET", "/leaderboards/{name}"),
+    ("GET", "/queues"),
+    ("GET", "/health/live"),
+    ("GET", "/health/ready"),
+}
+OPEN = {
+    "/auth/register",
+    "/auth/login",
+    "/users/{username}",
+    "/queues",
+    "/health/live",
+    "/health/ready",
+}
 PROBLEM = "application/problem+json"
 
 
@@ -38,9 +59,12 @@ def strict(node):
 
 def validate(document, schema, value):
     """Checks a value against a schema that may refer to the document's components."""
-    closed = strict({"components": {"schemas": document["components"]["schemas"]}, "schema": schema})
-    jsonschema.Draft202012Validator(closed | {"$ref": "#/schema"},
-                                    format_checker=jsonschema.FormatChecker()).validate(value)
+    closed = strict(
+        {"components": {"schemas": document["components"]["schemas"]}, "schema": schema}
+    )
+    jsonschema.Draft202012Validator(
+        closed | {"$ref": "#/schema"}, format_checker=jsonschema.FormatChecker()
+    ).validate(value)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +83,7 @@ def asyncapi(server):
 
 # ---- OpenAPI ----------------------------------------------------------------------------------------------------
 
+
 def test_openapi_document_is_valid(openapi):
     assert openapi["openapi"].startswith("3.1.")
     assert list(OpenAPIV31SpecValidator(openapi).iter_errors()) == []
@@ -68,20 +93,31 @@ def test_openapi_document_is_valid(openapi):
 
 def test_openapi_document_lists_every_route_of_the_app_and_no_other(openapi):
     listed = {(method.upper(), path) for path, item in openapi["paths"].items() for method in item}
-    served = {(method, "/" + re.sub(r"<(\w+):str>", r"{\1}", route.path)) for route in trivia.app.router.routes
-              for method in route.methods - {"OPTIONS", "HEAD"} if route.path and not route.path.startswith(("docs", "metrics"))}
+    served = {
+        (method, "/" + re.sub(r"<(\w+):str>", r"{\1}", route.path))
+        for route in trivia.app.router.routes
+        for method in route.methods - {"OPTIONS", "HEAD"}
+        if route.path and not route.path.startswith(("docs", "metrics"))
+    }
     assert listed == ROUTES == served
 
 
 def test_every_operation_is_named_explained_and_says_who_may_call_it(openapi):
-    operations = [(path, operation) for path, item in openapi["paths"].items() for operation in item.values()]
+    operations = [
+        (path, operation) for path, item in openapi["paths"].items() for operation in item.values()
+    ]
     assert len({operation["operationId"] for _, operation in operations}) == len(ROUTES)
     for path, operation in operations:
-        assert operation["summary"] and all(response["description"] for response in operation["responses"].values())
+        assert operation["summary"] and all(
+            response["description"] for response in operation["responses"].values()
+        )
         needed = [] if path in OPEN else [{"bearer": []}] + [{}] * path.startswith("/leaderboards")
         assert operation.get("security", []) == needed
         assert ("401" in operation["responses"]) == (path not in OPEN or path == "/auth/login")
-    assert openapi["components"]["securitySchemes"]["bearer"] == {"type": "http", "scheme": "bearer"}
+    assert openapi["components"]["securitySchemes"]["bearer"] == {
+        "type": "http",
+        "scheme": "bearer",
+    }
 
 
 class Checked:
@@ -96,7 +132,7 @@ class Checked:
         assert answer.status == expect, answer.body
         response = self.document["paths"][where][method.lower()]["responses"][str(expect)]
         if "content" in response:
-            (kind, content), = response["content"].items()
+            ((kind, content),) = response["content"].items()
             assert answer.headers["content-type"] == kind
             validate(self.document, content["schema"], answer.json)
         else:
@@ -104,7 +140,10 @@ class Checked:
         for name, header in response.get("headers", {}).items():
             jsonschema.validate(int(answer.headers[name]), header["schema"])
         if expect >= 400:
-            assert answer.json["code"] in response["description"], (answer.json["code"], response["description"])
+            assert answer.json["code"] in response["description"], (
+                answer.json["code"],
+                response["description"],
+            )
         else:
             self.seen.add((method, where))
         return answer
@@ -126,20 +165,34 @@ def test_every_route_answers_as_documented(server, openapi):
     games = call("GET", "/users/me/games?limit=1", token=token, expect=200).json["games"]
     assert [game["id"] for game in games] == [end["game"]] and games[0]["ranking"] == end["ranking"]
     record = call("GET", f"/games/{end['game']}", token=token, where="/games/{id}", expect=200).json
-    assert len(record["rounds"]) == FAST["rounds"] and all(len(part["answers"]) == 2 for part in record["rounds"])
+    assert len(record["rounds"]) == FAST["rounds"] and all(
+        len(part["answers"]) == 2 for part in record["rounds"]
+    )
     for board in ("rating", "wins", "rating?around=me", "wins?limit=1&offset=1"):
-        page = call("GET", f"/leaderboards/{board}", token=token, where="/leaderboards/{name}", expect=200).json
+        page = call(
+            "GET", f"/leaderboards/{board}", token=token, where="/leaderboards/{name}", expect=200
+        ).json
         assert page["total"] >= len(page["entries"])
     assert call("GET", "/users/me/export", token=token, expect=200).json["games"] == [record]
     assert len(call("GET", "/queues", expect=200).json["queues"]) == 3
     call("GET", "/health/live", expect=200)
     call("GET", "/health/ready", expect=200)
     for key in ("login", "username", "email"):
-        again = call("POST", "/auth/login", {key: account.get(key, name), "password": PASSWORD}, expect=200).json
+        again = call(
+            "POST", "/auth/login", {key: account.get(key, name), "password": PASSWORD}, expect=200
+        ).json
     call("POST", "/auth/logout", token=again["token"], expect=204)
-    call("POST", "/auth/password", {"password": PASSWORD, "new_password": "another horse"}, token, expect=204)
+    call(
+        "POST",
+        "/auth/password",
+        {"password": PASSWORD, "new_password": "another horse"},
+        token,
+        expect=204,
+    )
     call("DELETE", "/auth/sessions", token=token, expect=204)
-    token = call("POST", "/auth/login", {"login": name, "password": "another horse"}, expect=200).json["token"]
+    token = call(
+        "POST", "/auth/login", {"login": name, "password": "another horse"}, expect=200
+    ).json["token"]
     call("DELETE", "/users/me", {"password": "another horse"}, token, expect=204)
     assert call.seen == ROUTES
     # The other player's views of a game with somebody who is erased.
@@ -153,32 +206,61 @@ def test_problems_are_as_documented(server, openapi):
     account = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
     session = server.register(name)
     token = session["token"]
-    for body, status in ((account, 409), (account | {"username": name.upper()}, 409), ({}, 422),
-                         (account | {"x": 1}, 422), (account | {"username": "a b"}, 422),
-                         (account | {"password": 5}, 422)):
+    for body, status in (
+        (account, 409),
+        (account | {"username": name.upper()}, 409),
+        ({}, 422),
+        (account | {"x": 1}, 422),
+        (account | {"username": "a b"}, 422),
+        (account | {"password": 5}, 422),
+    ):
         call("POST", "/auth/register", body, expect=status)
-    for path, method in (("/auth/register", "POST"), ("/auth/login", "POST"), ("/auth/password", "POST"),
-                         ("/users/me", "PATCH"), ("/users/me", "DELETE")):
+    for path, method in (
+        ("/auth/register", "POST"),
+        ("/auth/login", "POST"),
+        ("/auth/password", "POST"),
+        ("/users/me", "PATCH"),
+        ("/users/me", "DELETE"),
+    ):
         for raw in (b"{", b"[]", b"", b"\xff", b'{"a": NaN}', b'{"a": 1, "a": 2}'):
             call(method, path, raw=raw, headers=json_type, token=token, expect=400)
-        call(method, path, raw=b"{}", headers={"Content-Type": "text/plain"}, token=token, expect=415)
+        call(
+            method, path, raw=b"{}", headers={"Content-Type": "text/plain"}, token=token, expect=415
+        )
         call(method, path, raw=b" " * 20_000, headers=json_type, token=token, expect=413)
         call(method, path, {"password": 7, "avatar": 7}, token, expect=422)
     for method, path in sorted(ROUTES):
         if path not in OPEN and "leaderboards" not in path:
             for bad in (None, "x", token[:-1] + "?"):
-                answer = call(method, path.replace("{id}", "0" * 12), token=bad, where=path, expect=401)
+                answer = call(
+                    method, path.replace("{id}", "0" * 12), token=bad, where=path, expect=401
+                )
                 assert answer.headers["www-authenticate"] == "Bearer"
     call("GET", "/leaderboards/rating?around=me", where="/leaderboards/{name}", expect=401)
     call("GET", "/leaderboards/nope", where="/leaderboards/{name}", expect=404)
-    for query in ("limit=0", "limit=101", "limit=x", "limit=1&limit=2", "offset=-1", "around=you", "x=1", "limit="):
+    for query in (
+        "limit=0",
+        "limit=101",
+        "limit=x",
+        "limit=1&limit=2",
+        "offset=-1",
+        "around=you",
+        "x=1",
+        "limit=",
+    ):
         call("GET", f"/leaderboards/rating?{query}", where="/leaderboards/{name}", expect=422)
     for query in ("limit=0", "cursor=nope", "offset=1"):
         call("GET", f"/users/me/games?{query}", token=token, expect=422)
     call("GET", f"/users/{unique_name()}", where="/users/{username}", expect=404)
     for game in ("0" * 12, "nope", "%2F", "a%0Ab"):
         call("GET", f"/games/{game}", token=token, where="/games/{id}", expect=404)
-    call("POST", "/auth/password", {"password": "wrong", "new_password": "another horse"}, token, expect=403)
+    call(
+        "POST",
+        "/auth/password",
+        {"password": "wrong", "new_password": "another horse"},
+        token,
+        expect=403,
+    )
     call("DELETE", "/users/me", {"password": "wrong"}, token, expect=403)
     call("POST", "/auth/login", {"login": name}, expect=422)
     call("POST", "/auth/login", {"login": name, "email": name, "password": PASSWORD}, expect=422)
@@ -186,12 +268,15 @@ def test_problems_are_as_documented(server, openapi):
         answer = server.http("POST", "/auth/login", {"login": name, "password": "wrong"})
         if answer.status != 401:
             break
-    for path, body in (("/auth/login", {"login": name, "password": PASSWORD}),
-                       ("/auth/password", {"password": PASSWORD, "new_password": "another horse"})):
+    for path, body in (
+        ("/auth/login", {"login": name, "password": PASSWORD}),
+        ("/auth/password", {"password": PASSWORD, "new_password": "another horse"}),
+    ):
         assert int(call("POST", path, body, token, expect=429).headers["retry-after"]) > 0
 
 
 # ---- the page ---------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def page(chromium):
@@ -202,30 +287,44 @@ def page(chromium):
 def test_docs_page_shows_and_tries_all_operations_and_asks_nobody_else(server, page):
     asked, wrong = [], []
     page.on("request", lambda request: asked.append(request.url))
-    page.on("response", lambda response: wrong.append(response.url) if response.status >= 400 else None)
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on(
+        "response", lambda response: wrong.append(response.url) if response.status >= 400 else None
+    )
+    page.on(
+        "console", lambda message: wrong.append(message.text) if message.type == "error" else None
+    )
     page.on("pageerror", lambda error: wrong.append(str(error)))
     base = f"http://127.0.0.1:{server.port}"
     page.goto(f"{base}/docs", timeout=60_000)
     page.locator(".opblock").first.wait_for(timeout=60_000)
-    shown = {(block.locator(".opblock-summary-method").inner_text(),
-              block.locator(".opblock-summary-path").get_attribute("data-path"))
-             for block in page.locator(".opblock").all()}
+    shown = {
+        (
+            block.locator(".opblock-summary-method").inner_text(),
+            block.locator(".opblock-summary-path").get_attribute("data-path"),
+        )
+        for block in page.locator(".opblock").all()
+    }
     assert shown == ROUTES and page.title() == "Trivia"
     live = page.locator(".opblock", has=page.locator("[data-path='/health/live']"))
     live.locator(".opblock-summary-control").click()
     live.locator(".try-out__btn").click()
     live.locator(".execute").click()
-    live.locator(".live-responses-table .response-col_status", has_text="200").first.wait_for(timeout=30_000)
+    live.locator(".live-responses-table .response-col_status", has_text="200").first.wait_for(
+        timeout=30_000
+    )
     assert f"{base}/docs/openapi.json" in asked and f"{base}/health/live" in asked
     assert [url for url in asked if not url.startswith((f"{base}/", "data:", "blob:"))] == []
     # The one thing that may be missing is the icon that browsers ask for by themselves.
-    assert [text for text in wrong if "favicon.ico" not in text and "Failed to load resource" not in text] == []
+    assert [
+        text
+        for text in wrong
+        if "favicon.ico" not in text and "Failed to load resource" not in text
+    ] == []
 
 
 # ---- AsyncAPI ---------------------------------------------------------------------------------------------------
 
-SPECS = "6.11.1"    # of the npm package @asyncapi/specs, which carries the schema of AsyncAPI
+SPECS = "6.11.1"  # of the npm package @asyncapi/specs, which carries the schema of AsyncAPI
 
 
 @pytest.fixture
@@ -235,11 +334,20 @@ def asyncapi_schema(request):
     kept = Path(request.config.cache.mkdir("asyncapi-specs")) / f"{SPECS}.json"
     if not installed.exists() and not kept.exists():
         if shutil.which("npm") is None:
-            pytest.skip("the schema of AsyncAPI is not here and neither is npm: npm install --no-save @asyncapi/specs")
-        done = subprocess.run(["npm", "pack", "--silent", f"@asyncapi/specs@{SPECS}"], cwd=kept.parent, text=True,
-                              capture_output=True, timeout=90)
+            pytest.skip(
+                "the schema of AsyncAPI is not here and neither is npm: npm install --no-save @asyncapi/specs"
+            )
+        done = subprocess.run(
+            ["npm", "pack", "--silent", f"@asyncapi/specs@{SPECS}"],
+            cwd=kept.parent,
+            text=True,
+            capture_output=True,
+            timeout=90,
+        )
         if done.returncode:
-            pytest.skip(f"npm can't fetch the schema of AsyncAPI, @asyncapi/specs: {done.stderr[-200:]}")
+            pytest.skip(
+                f"npm can't fetch the schema of AsyncAPI, @asyncapi/specs: {done.stderr[-200:]}"
+            )
         with tarfile.open(kept.parent / done.stdout.split()[-1]) as archive:
             kept.write_bytes(archive.extractfile("package/schemas/3.0.0.json").read())
     return json.loads((installed if installed.exists() else kept).read_text("utf-8"))
@@ -261,6 +369,7 @@ def test_asyncapi_document_refers_only_to_what_is_in_it(asyncapi):
             node = list(node.values())
         for item in node if isinstance(node, list) else ():
             yield from references(item)
+
     for reference in set(references(asyncapi)):
         part = asyncapi
         for key in reference.removeprefix("#/").split("/"):
@@ -272,14 +381,21 @@ def test_asyncapi_document_refers_only_to_what_is_in_it(asyncapi):
 
 def test_asyncapi_document_has_a_channel_for_each_queue_with_all_messages(asyncapi, server):
     queues = {queue["name"] for queue in server.http("GET", "/queues").json["queues"]}
-    assert {channel["address"] for channel in asyncapi["channels"].values()} == {f"/game/{name}" for name in queues}
+    assert {channel["address"] for channel in asyncapi["channels"].values()} == {
+        f"/game/{name}" for name in queues
+    }
     messages = asyncapi["components"]["messages"]
     assert {name for name in messages if name.startswith("client.")} == {
-        f"client.{name}" for name in ("answer", "check", "emoji", "ping", "join", "leave")}
+        f"client.{name}" for name in ("answer", "check", "emoji", "ping", "join", "leave")
+    }
     assert {name for name in messages if name.startswith("server.")} == {
-        f"server.{name}" for name in (*trivia.SERVER_MESSAGES, "emoji")}
+        f"server.{name}" for name in (*trivia.SERVER_MESSAGES, "emoji")
+    }
     for name, message in messages.items():
-        assert message["payload"]["properties"]["type"] == {"const": name.partition(".")[2]} and message["summary"]
+        assert (
+            message["payload"]["properties"]["type"] == {"const": name.partition(".")[2]}
+            and message["summary"]
+        )
     for channel in asyncapi["channels"].values():
         assert channel["messages"].keys() == messages.keys()
 
@@ -320,7 +436,11 @@ def test_every_message_of_a_real_game_is_as_documented(server, asyncapi):
     frames = [frame for phone in (ann, bob) for frame in phone.frames]
     assert {frame["type"] for frame in frames} == {*trivia.SERVER_MESSAGES, "emoji"}
     for frame in frames:
-        validate(asyncapi, asyncapi["components"]["messages"][f"server.{frame['type']}"]["payload"], frame)
+        validate(
+            asyncapi,
+            asyncapi["components"]["messages"][f"server.{frame['type']}"]["payload"],
+            frame,
+        )
     for phone in (ann, bob):
         phone.close()
 
@@ -337,31 +457,56 @@ def forfeit(server, ann, bob):
 
 
 MESSAGES = [
-    {"type": "ping"}, {"type": "ping", "client_ms": 1}, {"type": "ping", "client_ms": -1.5},
+    {"type": "ping"},
+    {"type": "ping", "client_ms": 1},
+    {"type": "ping", "client_ms": -1.5},
     {"type": "ping", "client_ms": "1"},
-    {"type": "ping", "client_ms": 1e300}, {"type": "ping", "client_ms": True}, {"type": "ping", "client_ms": None},
-    {"type": "ping", "id": "a"}, {"type": "ping", "id": 5}, {"type": "ping", "id": 1.5}, {"type": "ping", "id": True},
-    {"type": "ping", "id": None}, {"type": "ping", "id": "x" * 64}, {"type": "ping", "id": "x" * 65},
+    {"type": "ping", "client_ms": 1e300},
+    {"type": "ping", "client_ms": True},
+    {"type": "ping", "client_ms": None},
+    {"type": "ping", "id": "a"},
+    {"type": "ping", "id": 5},
+    {"type": "ping", "id": 1.5},
+    {"type": "ping", "id": True},
+    {"type": "ping", "id": None},
+    {"type": "ping", "id": "x" * 64},
+    {"type": "ping", "id": "x" * 65},
     {"type": "ping", "id": []},
-    {"type": "ping", "more": 1}, {"type": "PING"}, {"type": 1}, {},
-    {"type": "answer", "round": 1, "choice": 0}, {"type": "answer", "round": 0, "choice": 0},
+    {"type": "ping", "more": 1},
+    {"type": "PING"},
+    {"type": 1},
+    {},
+    {"type": "answer", "round": 1, "choice": 0},
+    {"type": "answer", "round": 0, "choice": 0},
     {"type": "answer", "round": 1},
-    {"type": "answer", "round": 1000, "choice": 15}, {"type": "answer", "round": 1001, "choice": 0},
-    {"type": "answer", "round": 1.0, "choice": 0}, {"type": "answer", "round": 1, "choice": 16},
+    {"type": "answer", "round": 1000, "choice": 15},
+    {"type": "answer", "round": 1001, "choice": 0},
+    {"type": "answer", "round": 1.0, "choice": 0},
+    {"type": "answer", "round": 1, "choice": 16},
     {"type": "answer", "round": 1, "choice": 0, "game": "x" * 40},
     {"type": "answer", "round": 1, "choice": 0, "game": "x" * 41},
-    {"type": "emoji", "emoji": "👍"}, {"type": "emoji", "emoji": "x"}, {"type": "emoji"},
-    {"type": "join", "queue": "x" * 41}, {"type": "check", "x": None}]
+    {"type": "emoji", "emoji": "👍"},
+    {"type": "emoji", "emoji": "x"},
+    {"type": "emoji"},
+    {"type": "join", "queue": "x" * 41},
+    {"type": "check", "x": None},
+]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=json.dumps)
 def test_document_and_server_agree_on_what_a_phone_may_send(talker, asyncapi, message):
     messages = asyncapi["components"]["messages"]
     payloads = [entry["payload"] for name, entry in messages.items() if name.startswith("client.")]
-    allowed = any(jsonschema.Draft202012Validator(payload).is_valid(message) for payload in payloads)
+    allowed = any(
+        jsonschema.Draft202012Validator(payload).is_valid(message) for payload in payloads
+    )
     talker.socket.send(json.dumps(message))
     reply = talker.receive()
-    refused = reply["type"] == "error" and reply["code"] in ("invalid_message", "bad_message", "unknown_type")
+    refused = reply["type"] == "error" and reply["code"] in (
+        "invalid_message",
+        "bad_message",
+        "unknown_type",
+    )
     assert allowed != refused, reply
 
 
@@ -377,11 +522,22 @@ def talker(server):
 
 FIELDS = {
     "color": {"type": "string", "enum": ["red", "green", "blue"], "default": "green"},
-    "country": {"type": "string", "pattern": "^[A-Z]{2}$"}, "level": {"type": "integer", "minimum": 1, "default": 1},
-    "height": {"type": "number", "minimum": 0.001, "default": 1.8}, "newsletter": {"type": "boolean", "default": False},
-    "born": {"type": "string", "format": "date"}, "phone": {"type": "string", "unique": True, "private": True}}
-CHECKS = ["not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance",
-          "response_schema_conformance", "negative_data_rejection", "unsupported_method"]
+    "country": {"type": "string", "pattern": "^[A-Z]{2}$"},
+    "level": {"type": "integer", "minimum": 1, "default": 1},
+    "height": {"type": "number", "minimum": 0.001, "default": 1.8},
+    "newsletter": {"type": "boolean", "default": False},
+    "born": {"type": "string", "format": "date"},
+    "phone": {"type": "string", "unique": True, "private": True},
+}
+CHECKS = [
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "unsupported_method",
+]
 
 
 def widen(tree):
@@ -408,30 +564,57 @@ def test_snapshot_in_each_phase_is_as_documented(wide_server):
         ann.send("check")
         update = ann.expect("update")
         assert update["phase"] == phase
-        assert {"correct", "answers"} & update.keys() == ({"correct", "answers"} if phase == "reveal" else set())
+        assert {"correct", "answers"} & update.keys() == (
+            {"correct", "answers"} if phase == "reveal" else set()
+        )
         validate(asyncapi, asyncapi["components"]["messages"]["server.update"]["payload"], update)
         if phase == "question":
             for phone in (ann, bob):
                 phone.send("answer", round=1, choice=0)
 
 
-def test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented(wide_server, tmp_path):
+def test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented(
+    wide_server, tmp_path
+):
     pytest.importorskip("schemathesis", reason="schemathesis is not installed")
     sessions = [wide_server.register() for _ in range(2)]
     play_all([wide_server.phone(session=session) for session in sessions])
     refusals = "[400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 503]"
-    (tmp_path / "schemathesis.toml").write_text(f"[checks.negative_data_rejection]\nexpected-statuses = {refusals}\n")
+    (tmp_path / "schemathesis.toml").write_text(
+        f"[checks.negative_data_rejection]\nexpected-statuses = {refusals}\n"
+    )
     # Two operations end the session that is used, and get a run of their own.
     ending = ["/auth/logout", "/auth/sessions"]
-    runs = [(sessions[0], [f"--exclude-path={path}" for path in ending]),
-            (sessions[1], [f"--include-path={path}" for path in ending])]
-    command, address = Path(sys.executable).with_name("schemathesis"), f"http://127.0.0.1:{wide_server.port}"
+    runs = [
+        (sessions[0], [f"--exclude-path={path}" for path in ending]),
+        (sessions[1], [f"--include-path={path}" for path in ending]),
+    ]
+    command, address = (
+        Path(sys.executable).with_name("schemathesis"),
+        f"http://127.0.0.1:{wide_server.port}",
+    )
     for session, chosen in runs:
         done = subprocess.run(
-            [command, "run", f"{address}/docs/openapi.json", "--header", f"Authorization: Bearer {session['token']}",
-             "--seed=1", "--no-color", "--warnings=off", "--no-shrink", "--max-examples=30",
-             "--continue-on-failure", f"--checks={','.join(CHECKS)}", *chosen],
-            cwd=tmp_path, text=True, capture_output=True, timeout=150)
+            [
+                command,
+                "run",
+                f"{address}/docs/openapi.json",
+                "--header",
+                f"Authorization: Bearer {session['token']}",
+                "--seed=1",
+                "--no-color",
+                "--warnings=off",
+                "--no-shrink",
+                "--max-examples=30",
+                "--continue-on-failure",
+                f"--checks={','.join(CHECKS)}",
+                *chosen,
+            ],
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            timeout=150,
+        )
         assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
         assert int(re.search(r"(\d+) generated", done.stdout)[1]) > 10
     assert "Traceback" not in wide_server.log, wide_server.log[-4000:]
@@ -439,10 +622,13 @@ def test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented
 
 # -- the README
 
+
 def test_the_readme_names_only_what_there_is():
     text = (ROOT / "README.md").read_text("utf-8")
     tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", text))
     assert named and not [name for name in named if f"def {name}(" not in tests]
-    places = set(re.findall(r"\]\(([^)#:]+)\)", text)) | set(re.findall(r"\b(?:tests|examples|systemd)/[\w.-]+\w", text))
+    places = set(re.findall(r"\]\(([^)#:]+)\)", text)) | set(
+        re.findall(r"\b(?:tests|examples|systemd)/[\w.-]+\w", text)
+    )
     assert len(places) > 10 and not [place for place in places if not (ROOT / place).exists()]

@@ -14,8 +14,9 @@ from urllib.parse import quote
 
 import pytest
 import redis
-from conftest import PASSWORD, ROOT, Valkey, edited_schema, play_all, wait_until
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+from conftest import PASSWORD, ROOT, Valkey, edited_schema, play_all, wait_until
 
 UVICORN = [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"]
 TRIVIA = [sys.executable, "trivia.py"]
@@ -23,6 +24,7 @@ REDIS_PASSWORD = "p@ss/w:rd? 100%"
 
 
 # ---- helpers
+
 
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as probe:
@@ -34,7 +36,9 @@ def valkeys(server):
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if os.readlink(process / "cwd") == str(server.data / "d") and "valkey" in os.readlink(process / "exe"):
+            if os.readlink(process / "cwd") == str(server.data / "d") and "valkey" in os.readlink(
+                process / "exe"
+            ):
                 found.add(int(process.name))
     return found
 
@@ -57,8 +61,11 @@ def workers_of(server):
     """The pids of the workers under a supervisor."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):      # it may be gone by now
-            if parent(process.name) == server.process.pid and b"spawn_main" in (process / "cmdline").read_bytes():
+        with contextlib.suppress(OSError):  # it may be gone by now
+            if (
+                parent(process.name) == server.process.pid
+                and b"spawn_main" in (process / "cmdline").read_bytes()
+            ):
                 found.add(int(process.name))
     return found
 
@@ -81,9 +88,11 @@ def forfeit(server, winner, loser):
 
 def await_reconnect(phone, seconds=20):
     """Reconnects as a phone does: again and again until it works."""
+
     def attempt():
         with contextlib.suppress(OSError, InvalidHandshake, EOFError):
             return phone.connect()
+
     return wait_until(attempt, seconds)
 
 
@@ -101,12 +110,21 @@ def run(command, **env):
     """Runs a command to its end; returns its exit code and all that it printed."""
     ours = ("REDIS_URL", "TRIVIA_DATA", "TRIVIA_SCHEMA", "TRIVIA_LAB")
     clean = {key: value for key, value in os.environ.items() if key not in ours}
-    done = subprocess.run(command, cwd=ROOT, env=clean | env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True, timeout=60)
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=clean | env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+    )
     return done.returncode, done.stdout
 
 
 # ---- the embedded Redis
+
 
 def stop(server):
     server.stop()
@@ -119,7 +137,7 @@ def kill_server(server):
 
 
 def kill_valkey_and_server(server):
-    server.kill(signal.SIGSTOP)      # or it might start another Valkey
+    server.kill(signal.SIGSTOP)  # or it might start another Valkey
     os.kill(the_valkey(server), signal.SIGKILL)
     server.stop(signal.SIGKILL)
     wait_until(lambda: not valkeys(server))
@@ -131,7 +149,10 @@ def test_users_ratings_and_a_game_in_progress_survive(make_server, end):
     ann, bob = server.pair()
     forfeit(server, ann, bob)
     before, valkey = [me(server, phone) for phone in (ann, bob)], the_valkey(server)
-    assert before[0]["rating"] > before[1]["rating"] and (before[0]["wins"], before[1]["wins"]) == (1, 0)
+    assert before[0]["rating"] > before[1]["rating"] and (before[0]["wins"], before[1]["wins"]) == (
+        1,
+        0,
+    )
     for phone in (ann, bob):
         phone.send("join")
     question = [phone.expect("question") for phone in (ann, bob)][0]
@@ -140,7 +161,9 @@ def test_users_ratings_and_a_game_in_progress_survive(make_server, end):
     server.start()
     assert (the_valkey(server) == valkey) == (end is kill_server)
     assert [me(server, phone) for phone in (ann, bob)] == before
-    assert server.http("POST", "/auth/login", {"login": ann.name, "password": PASSWORD}).status == 200
+    assert (
+        server.http("POST", "/auth/login", {"login": ann.name, "password": PASSWORD}).status == 200
+    )
     assert server.http("GET", "/leaderboards/rating").json["entries"][0]["username"] == ann.name
     for phone in (ann, bob):
         update = phone.connect().expect("update")
@@ -208,6 +231,7 @@ def test_two_servers_started_at_once_share_a_folder_and_one_valkey(make_server):
 
 # ---- several workers
 
+
 @contextlib.contextmanager
 def frozen(pids):
     """Within, these processes do nothing: a new connection goes to another one."""
@@ -235,7 +259,7 @@ def test_four_workers_share_one_valkey_and_survive_the_death_of_one(make_server)
     valkey = the_valkey(server)
     workers = workers_of(server)
     assert len(workers) == 4 and parent(valkey) in workers
-    doomed = parent(valkey)      # whose end must not be the end of the Valkey
+    doomed = parent(valkey)  # whose end must not be the end of the Valkey
     ann, bob = phone_on(server, doomed), phone_on(server, min(workers - {doomed}))
     seats = server.redis.hvals("seats:{lobby}")
     assert len({seat.partition(".")[0] for seat in seats}) == 2, "they are with two workers"
@@ -251,7 +275,7 @@ def test_four_workers_share_one_valkey_and_survive_the_death_of_one(make_server)
     assert ann.expect("update")["scores"] == {ann.name: 0, bob.name: 0}
     ann.send("answer", round=1, choice=0)
     assert [end["reason"] for end in play_all([ann, bob])] == ["finished"] * 2
-    all_workers_up(server, 5)    # the supervisor has put another in its place
+    all_workers_up(server, 5)  # the supervisor has put another in its place
     assert the_valkey(server) == valkey
 
     server.process.terminate()
@@ -263,6 +287,7 @@ def test_four_workers_share_one_valkey_and_survive_the_death_of_one(make_server)
 
 
 # ---- a Redis elsewhere
+
 
 @contextlib.contextmanager
 def running_valkey(port):
@@ -281,46 +306,57 @@ def valkey():
         yield {"port": port, "socket": one.path, "password": quote(REDIS_PASSWORD, safe="")}
 
 
-@pytest.mark.parametrize("url, db", [
-    ("unix://:{password}@{socket}?db=3", 3),
-    ("redis://trivia:{password}@127.0.0.1:{port}/5", 5),
-])
+@pytest.mark.parametrize(
+    "url, db",
+    [("unix://:{password}@{socket}?db=3", 3), ("redis://trivia:{password}@127.0.0.1:{port}/5", 5)],
+)
 def test_redis_url_says_which_redis_is_used(make_server, valkey, url, db):
     server = make_server(env={"REDIS_URL": url.format(**valkey)})
     ann, bob = server.pair()
     assert play_all([ann, bob])[0]["reason"] == "finished"
     client = redis.Redis(port=valkey["port"], password=REDIS_PASSWORD, db=db)
     assert client.exists("bank:{bank}")
-    assert client.info("keyspace").keys() <= {"db3", "db5"} and client.info("keyspace")[f"db{db}"]["keys"] > 5
+    assert (
+        client.info("keyspace").keys() <= {"db3", "db5"}
+        and client.info("keyspace")[f"db{db}"]["keys"] > 5
+    )
     assert not (server.data / "d").exists(), "then there is no Redis of our own"
     server.stop()
-    assert client.ping() and REDIS_PASSWORD not in server.log and valkey["password"] not in server.log
+    assert (
+        client.ping() and REDIS_PASSWORD not in server.log and valkey["password"] not in server.log
+    )
 
 
 # ---- what can't start
 
+
 @contextlib.contextmanager
 def something_else():
     """The port of something that is no Redis."""
+
     def answer():
         with contextlib.suppress(OSError):
             connection, _ = listener.accept()
             connection.recv(100)
             connection.sendall(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n")
+
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=answer, daemon=True).start()
         yield listener.getsockname()[1]
 
 
-@pytest.mark.parametrize("url, says", [
-    ("redis://:SECRET@127.0.0.1:{closed}/1", "Connection refused"),
-    ("http://127.0.0.1:{port}", "REDIS_URL: .*redis://"),
-    ("redis://:SECRET@127.0.0.1:{port}", "WRONGPASS"),
-    ("redis://127.0.0.1:{port}", "NOAUTH"),
-    ("unix:///tmp/no-such.sock?password=SECRET", "No such file"),
-    ("redis://:{password}@127.0.0.1:{port}/99", "DB index"),
-    ("redis://127.0.0.1:{other}", "127.0.0.1:{other}: "),
-])
+@pytest.mark.parametrize(
+    "url, says",
+    [
+        ("redis://:SECRET@127.0.0.1:{closed}/1", "Connection refused"),
+        ("http://127.0.0.1:{port}", "REDIS_URL: .*redis://"),
+        ("redis://:SECRET@127.0.0.1:{port}", "WRONGPASS"),
+        ("redis://127.0.0.1:{port}", "NOAUTH"),
+        ("unix:///tmp/no-such.sock?password=SECRET", "No such file"),
+        ("redis://:{password}@127.0.0.1:{port}/99", "DB index"),
+        ("redis://127.0.0.1:{other}", "127.0.0.1:{other}: "),
+    ],
+)
 def test_a_redis_url_that_is_no_use_is_told_in_one_line(valkey, url, says):
     with something_else() as other:
         places = valkey | {"closed": free_port(), "other": other}
@@ -328,7 +364,9 @@ def test_a_redis_url_that_is_no_use_is_told_in_one_line(valkey, url, says):
     errors = logged_errors(printed)
     assert code == 3 and len(errors) == 2 and "startup failed" in errors[1], printed
     assert re.search(says.format(**places), errors[0]) and "Traceback" not in printed, printed
-    assert "SECRET" not in printed and valkey["password"] not in printed, "passwords don't belong into logs"
+    assert "SECRET" not in printed and valkey["password"] not in printed, (
+        "passwords don't belong into logs"
+    )
 
 
 def logged_errors(printed):
@@ -360,10 +398,16 @@ def files_of_something_else(folder):
     return folder
 
 
-@pytest.mark.parametrize("spoil, says", [
-    (too_long, "107 bytes"), (a_file, "expected a folder"), (beneath_a_file, "expected a folder"),
-    (lock_is_a_folder, "expected a folder"), (files_of_something_else, "did not start: .*appendonlydir"),
-])
+@pytest.mark.parametrize(
+    "spoil, says",
+    [
+        (too_long, "107 bytes"),
+        (a_file, "expected a folder"),
+        (beneath_a_file, "expected a folder"),
+        (lock_is_a_folder, "expected a folder"),
+        (files_of_something_else, "did not start: .*appendonlydir"),
+    ],
+)
 def test_a_data_folder_that_is_no_use_is_told_in_one_line(tmp_path, spoil, says):
     folder = spoil(tmp_path)
     code, printed = run(UVICORN, TRIVIA_DATA=str(folder))
@@ -372,40 +416,53 @@ def test_a_data_folder_that_is_no_use_is_told_in_one_line(tmp_path, spoil, says)
     assert "Traceback" not in printed and len(printed.splitlines()) == 4, printed
 
 
-@pytest.mark.parametrize("options, says", [
-    (["--port", "{taken}"], "in use"), (["--port", "99999"], "99999"), (["--workers", "0"], "workers"),
-    (["--host", "203.0.113.7"], "203.0.113.7"),
-])
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--port", "{taken}"], "in use"),
+        (["--port", "99999"], "99999"),
+        (["--workers", "0"], "workers"),
+        (["--host", "203.0.113.7"], "203.0.113.7"),
+    ],
+)
 def test_options_that_are_no_use_are_told_in_one_line(tmp_path, options, says):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         # So that it ends even if it does not mind the options.
         environment = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
-        code, printed = run([*TRIVIA, *(option.format(taken=port) for option in options)], **environment)
+        code, printed = run(
+            [*TRIVIA, *(option.format(taken=port) for option in options)], **environment
+        )
     assert code not in (0, 3) and "Traceback" not in printed, printed
     assert says in printed.splitlines()[-1] and "serving" not in printed, printed
 
 
 def test_workers_that_can_not_start_end_python_trivia_py_with_an_error():
-    code, printed = run([*TRIVIA, "--port", "0", "--workers", "2"], REDIS_URL=f"redis://127.0.0.1:{free_port()}")
+    code, printed = run(
+        [*TRIVIA, "--port", "0", "--workers", "2"], REDIS_URL=f"redis://127.0.0.1:{free_port()}"
+    )
     assert code != 0 and "[Errno 111]" in printed and "Traceback" not in printed, (code, printed)
 
 
 # ---- python trivia.py
+
 
 def terminate(server):
     server.process.terminate()
 
 
 def interrupt(server):
-    server.kill(signal.SIGINT)       # as Ctrl-C does: to the workers too
+    server.kill(signal.SIGINT)  # as Ctrl-C does: to the workers too
 
 
 @pytest.mark.parametrize("workers, ask_to_stop", [(1, terminate), (1, interrupt), (2, terminate)])
 def test_python_trivia_py_serves_and_ends_cleanly(make_server, workers, ask_to_stop):
     port = free_port() if workers > 1 else 0
     server = make_server(command=[*TRIVIA, "--port", str(port), "--workers", str(workers)])
-    assert f"serving on http://127.0.0.1:{server.port} with {workers} worker" in server.log.splitlines()[0]
+    assert (
+        f"serving on http://127.0.0.1:{server.port} with {workers} worker"
+        in server.log.splitlines()[0]
+    )
     assert port in (0, server.port)
     wait_until(lambda: server.redis.zcard("workers:{lobby}") == workers, 40)
     the_valkey(server)
@@ -416,14 +473,22 @@ def test_python_trivia_py_serves_and_ends_cleanly(make_server, workers, ask_to_s
     for phone in (*phones, *playing):
         phone.expect_close(1012)
     assert server.process.wait(15) in (0, -signal.SIGTERM, -signal.SIGINT, 130)
-    assert {json.loads(line)["level"] for line in server.log.splitlines()} == {"INFO"} and not valkeys(server), server.log
+    assert {json.loads(line)["level"] for line in server.log.splitlines()} == {
+        "INFO"
+    } and not valkeys(server), server.log
 
 
-@pytest.mark.parametrize("command, shows", [
-    ([*TRIVIA, "run", "--help"], ["--host", "--port", "--workers"]),
-    ([sys.executable, "examples/terminal.py", "play", "--help"], ["--url", "--queue", "--name"]),
-    ([sys.executable, "examples/terminal.py", "bot", "--help"], ["-n", "--games", "--think"]),
-])
+@pytest.mark.parametrize(
+    "command, shows",
+    [
+        ([*TRIVIA, "run", "--help"], ["--host", "--port", "--workers"]),
+        (
+            [sys.executable, "examples/terminal.py", "play", "--help"],
+            ["--url", "--queue", "--name"],
+        ),
+        ([sys.executable, "examples/terminal.py", "bot", "--help"], ["-n", "--games", "--think"]),
+    ],
+)
 def test_help_is_printed(command, shows):
     code, printed = run(command)
     assert code == 0 and all(option in printed for option in shows), printed
@@ -431,14 +496,21 @@ def test_help_is_printed(command, shows):
 
 # ---- other ASGI servers
 
-@pytest.mark.parametrize("command", [
-    ["daphne", "--bind", "127.0.0.1", "--port", "{port}", "trivia:app"],
-    ["hypercorn", "--bind", "127.0.0.1:{port}", "trivia:app"],
-], ids=["daphne", "hypercorn"])
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["daphne", "--bind", "127.0.0.1", "--port", "{port}", "trivia:app"],
+        ["hypercorn", "--bind", "127.0.0.1:{port}", "trivia:app"],
+    ],
+    ids=["daphne", "hypercorn"],
+)
 def test_a_game_under_another_asgi_server(make_server, command):
     pytest.importorskip(command[0])
     port = free_port()
-    server = make_server(command=[sys.executable, "-m", *(part.format(port=port) for part in command)])
+    server = make_server(
+        command=[sys.executable, "-m", *(part.format(port=port) for part in command)]
+    )
     ann, bob = server.pair()
     ann.send("emoji", emoji="🎉")
     bob.expect("emoji", player=ann.name)
@@ -446,7 +518,10 @@ def test_a_game_under_another_asgi_server(make_server, command):
     assert ends[0]["ranking"] == ends[1]["ranking"] and ends[0]["reason"] == "finished"
     assert wait_until(lambda: me(server, ann)["games"] == 1)
     page = server.http("GET", "/")
-    assert page.headers["content-type"] == "text/html; charset=utf-8" and page.headers["content-security-policy"]
+    assert (
+        page.headers["content-type"] == "text/html; charset=utf-8"
+        and page.headers["content-security-policy"]
+    )
     server.http("POST", "/auth/register", {"username": "x"}).refused(422, "invalid")
     server.http("GET", "/nowhere").refused(404, "not_found")
     server.http("POST", "/auth/register", raw=b"[" * 20_000).refused(413, "too_large")
@@ -458,8 +533,11 @@ def test_a_game_under_another_asgi_server(make_server, command):
 def test_an_asgi_server_without_lifespan_serves_as_soon_as_there_is_a_redis(make_server):
     pytest.importorskip("daphne")
     port, redis_port = free_port(), free_port()
-    server = make_server(command=[sys.executable, "-m", "daphne", "--port", str(port), "trivia:app"], start=False,
-                         env={"REDIS_URL": f"redis://127.0.0.1:{redis_port}"}).start(wait=False)
+    server = make_server(
+        command=[sys.executable, "-m", "daphne", "--port", str(port), "trivia:app"],
+        start=False,
+        env={"REDIS_URL": f"redis://127.0.0.1:{redis_port}"},
+    ).start(wait=False)
     server.port = port
     wait_until(lambda: "Listening on TCP" in server.log, 40)
     server.http("GET", "/health/ready").refused(503, "unavailable")
@@ -477,12 +555,27 @@ def test_the_server_of_sanic_itself_is_refused_with_a_reason():
 
 # ---- the terminal client
 
+
 def test_two_bots_play_against_the_server(server):
-    code, printed = run([sys.executable, "examples/terminal.py", "bot", "-n", "2", "--url",
-                         f"http://127.0.0.1:{server.port}", "--think", "0", "0.1"])
+    code, printed = run(
+        [
+            sys.executable,
+            "examples/terminal.py",
+            "bot",
+            "-n",
+            "2",
+            "--url",
+            f"http://127.0.0.1:{server.port}",
+            "--think",
+            "0",
+            "0.1",
+        ]
+    )
     assert code == 0 and "games finished: 1, late answers: 0, errors: 0" in printed, printed
 
 
 def test_bots_fail_with_one_line_where_no_server_is():
-    code, printed = run([sys.executable, "examples/terminal.py", "bot", "--url", f"http://127.0.0.1:{free_port()}"])
+    code, printed = run(
+        [sys.executable, "examples/terminal.py", "bot", "--url", f"http://127.0.0.1:{free_port()}"]
+    )
     assert code == 1 and "no connection to" in printed and "Traceback" not in printed, printed

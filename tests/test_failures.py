@@ -14,10 +14,19 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
 import trivia
 from conftest import PASSWORD, Phone, Valkey, edited_schema, play_all, unique_name, wait_until
-from test_end_to_end import all_workers_up, await_reconnect, free_port, frozen, me, phone_on, workers_of
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from test_end_to_end import (
+    all_workers_up,
+    await_reconnect,
+    free_port,
+    frozen,
+    me,
+    phone_on,
+    workers_of,
+)
 
 TRIVIA = [sys.executable, "trivia.py"]
 
@@ -30,8 +39,14 @@ class ClockedValkey(Valkey):
         self.clock = self.folder / "clock"
         library = Path(importlib.util.find_spec("libfaketime").submodule_search_locations[0])
         self.clock.write_text("+0\n")
-        return self.start({"LD_PRELOAD": str(library / "vendor/libfaketime/src/libfaketime.so.1"), "FAKETIME_NO_CACHE": "1",
-                           "FAKETIME_TIMESTAMP_FILE": str(self.clock), "FAKETIME_DONT_FAKE_MONOTONIC": "1"})
+        return self.start(
+            {
+                "LD_PRELOAD": str(library / "vendor/libfaketime/src/libfaketime.so.1"),
+                "FAKETIME_NO_CACHE": "1",
+                "FAKETIME_TIMESTAMP_FILE": str(self.clock),
+                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            }
+        )
 
     def set_clock(self, offset_s):
         self.clock.write_text(f"{offset_s:+}\n")
@@ -42,7 +57,13 @@ class Link:
     """The way to a Redis: it can be cut, stay closed, or break when it has carried a certain command there."""
 
     def __init__(self, target):
-        self.target, self.path, self.closed, self.last_words, self.mute = target, f"{target}-link", False, None, False
+        self.target, self.path, self.closed, self.last_words, self.mute = (
+            target,
+            f"{target}-link",
+            False,
+            None,
+            False,
+        )
         self.url = f"unix://trivia@{self.path}"
         self.ends, self.listener = [], socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
@@ -66,7 +87,10 @@ class Link:
         with contextlib.suppress(OSError):
             while (data := source.recv(65536)) and not self.mute:
                 if last := self.last_words is not None and self.last_words in data:
-                    self.last_words, self.mute = None, True     # at once, or the reply may be quicker than the cut
+                    self.last_words, self.mute = (
+                        None,
+                        True,
+                    )  # at once, or the reply may be quicker than the cut
                 sink.sendall(data)
                 if last:
                     self.cut()
@@ -93,9 +117,11 @@ def link(valkey):
 @pytest.fixture
 def apart(valkey, link, make_server):
     """Two servers on one Redis, the first by way of the link."""
+
     def make(edit=lambda tree: None):
         schema = edited_schema(edit, answer_seconds=60, rounds=2, reveal_seconds=0.3)
         return [make_server(schema, env={"REDIS_URL": way.url}) for way in (link, valkey)]
+
     return make
 
 
@@ -108,11 +134,15 @@ def valkey():
 @pytest.fixture
 def served(valkey, make_server):
     """Makes a server on that Valkey."""
+
     def make(workers=1, **options):
         if valkey.process is None:
             valkey.start()
-        schema = edited_schema(**{"answer_seconds": 60, "rounds": 2, "reveal_seconds": 0.3} | options)
+        schema = edited_schema(
+            **{"answer_seconds": 60, "rounds": 2, "reveal_seconds": 0.3} | options
+        )
         return make_server(schema, env={"REDIS_URL": valkey.url}, workers=workers)
+
     return make
 
 
@@ -131,13 +161,15 @@ def finish(phones):
         if (update := phone.expect("update"))["phase"] == "question" and "choice" not in update:
             phone.send("answer", round=update["round"], choice=0)
     ends = play_all(phones)
-    assert {end["reason"] for end in ends} == {"finished"} and ends[0]["ranking"] == ends[1]["ranking"]
+    assert {end["reason"] for end in ends} == {"finished"} and ends[0]["ranking"] == ends[1][
+        "ranking"
+    ]
     return ends[0]
 
 
 def unseen_ms(valkey, game):
     """For how long the clock of a game has not been written."""
-    lag, last = map(int, valkey.client.get(trivia.Keys.game(game)[2]).split(" "))
+    lag, last = map(int, valkey.client.get(trivia.Keys.game_keys(game)[2]).split(" "))
     seconds, micros = valkey.client.time()
     return seconds * 1000 + micros // 1000 - lag - last
 
@@ -147,6 +179,7 @@ def ready(server):
 
 
 # ---- Redis and the way to it
+
 
 def test_a_worker_that_loses_its_connection_brings_its_players_up_to_date(served, valkey):
     server = served()
@@ -159,7 +192,11 @@ def test_a_worker_that_loses_its_connection_brings_its_players_up_to_date(served
     for _ in range(3):
         valkey.client.client_kill_filter(_type="pubsub")
         updates = [phone.expect("update") for phone in (ann, bob)]
-        assert updates[0]["choice"] == 1 and "choice" not in updates[1] and updates[0]["answered"] == [ann.name]
+        assert (
+            updates[0]["choice"] == 1
+            and "choice" not in updates[1]
+            and updates[0]["answered"] == [ann.name]
+        )
         assert updates[0]["question"]["text"] == question["text"]
         waiting.expect("queued")
     bob.send("answer", round=1, choice=0)
@@ -176,8 +213,11 @@ def test_while_redis_is_down_all_are_told_at_once_and_time_stands_still(served, 
     valkey.kill()
     began = time.monotonic()
     wait_until(lambda: server.http("GET", "/users/me", token=ann.token).status == 503)
-    refused = server.http("POST", "/auth/register", {"username": unique_name(), "email": "x@example.org",
-                                                     "password": PASSWORD}).refused(503, "unavailable")
+    refused = server.http(
+        "POST",
+        "/auth/register",
+        {"username": unique_name(), "email": "x@example.org", "password": PASSWORD},
+    ).refused(503, "unavailable")
     assert "try again" in refused["detail"]
     ann.refused("unavailable", "answer", round=1, choice=0)
     ann.refused("unavailable", "check", id=7)
@@ -185,10 +225,15 @@ def test_while_redis_is_down_all_are_told_at_once_and_time_stands_still(served, 
         server.phone(session=session).receive()
     assert "503" in str(told.value) or "1013" in str(told.value)
     assert server.http("GET", "/health/live").status == 200
-    wait_until(lambda: time.monotonic() - began > 4)     # longer than what the clock of games takes for a hiccup
+    wait_until(
+        lambda: time.monotonic() - began > 4
+    )  # longer than what the clock of games takes for a hiccup
     valkey.start()
     updates = [phone.expect("update", 20) for phone in (ann, bob)]
-    assert all(update["left_ms"] > left["left_ms"] - 3500 for update in updates), (left["left_ms"], updates)
+    assert all(update["left_ms"] > left["left_ms"] - 3500 for update in updates), (
+        left["left_ms"],
+        updates,
+    )
     ann.send("answer", round=1, choice=0)
     bob.expect("answered")
     bob.send("answer", round=1, choice=0)
@@ -215,12 +260,13 @@ def test_a_redis_that_is_slow_is_not_taken_for_lost_and_a_silent_one_is(valkey, 
     async def scene():
         redis = trivia.Redis(valkey.url, [], lambda events: None)
         await redis.connect()
-        monkeypatch.setattr(trivia, "MAX_PENDING", 0)       # it can't even be asked
+        monkeypatch.setattr(trivia, "MAX_PENDING", 0)  # it can't even be asked
         await redis._probe()
         assert not redis.connection.transport.is_closing()
         redis.connection.heard_at_s -= trivia.CALL_SECONDS
         await redis._probe()
         assert redis.connection.transport.is_closing()
+
     valkey.start()
     asyncio.run(scene())
 
@@ -232,15 +278,21 @@ def test_a_redis_without_memory_takes_nothing_and_the_games_wait(served, valkey)
     body = {"username": unique_name(), "email": "y@example.org", "password": PASSWORD}
     server.http("POST", "/auth/register", body).refused(503, "unavailable")
     ann.refused("unavailable", "answer", round=1, choice=0)
-    assert server.http("GET", "/users/me", token=ann.token).status == 200, "what is there can be read"
+    assert server.http("GET", "/users/me", token=ann.token).status == 200, (
+        "what is there can be read"
+    )
     assert ready(server)
     assert server.log.count("OOM") == 1 and "Traceback" not in server.log, server.log
     frames = len(bob.frames)
-    wait_until(lambda: unseen_ms(valkey, bob.frames[-1]["game"]) > 3500, 20)        # longer than what is taken for a hiccup
+    wait_until(
+        lambda: unseen_ms(valkey, bob.frames[-1]["game"]) > 3500, 20
+    )  # longer than what is taken for a hiccup
     valkey.client.config_set("maxmemory", 10**9)
     assert server.http("POST", "/auth/register", body).status == 201
     bob.send("check")
-    assert bob.expect("update")["phase"] == "question" and len(bob.frames) == frames + 1, "nothing was said twice"
+    assert bob.expect("update")["phase"] == "question" and len(bob.frames) == frames + 1, (
+        "nothing was said twice"
+    )
     finish([ann, bob])
 
 
@@ -248,8 +300,10 @@ def test_a_redis_that_became_a_replica_is_left_until_it_is_the_master(served, va
     server = served()
     ann, bob = in_question(server)
     valkey.client.replicaof("127.0.0.1", free_port())
-    wait_until(lambda: "is a replica" in server.log)
-    server.http("POST", "/auth/login", {"login": ann.name, "password": PASSWORD}).refused(503, "unavailable")
+    wait_until(lambda: "is a read-only replica" in server.log)
+    server.http("POST", "/auth/login", {"login": ann.name, "password": PASSWORD}).refused(
+        503, "unavailable"
+    )
     assert not ready(server)
     valkey.client.replicaof("NO", "ONE")
     for phone in (ann, bob):
@@ -266,9 +320,13 @@ def test_no_acknowledged_account_is_lost_when_redis_is_killed(served, valkey):
         while not stop.is_set():
             name = unique_name()
             with contextlib.suppress(OSError):
-                answer = server.http("POST", "/auth/register", {"username": name, "email": f"{name}@example.org",
-                                                                "password": PASSWORD})
+                answer = server.http(
+                    "POST",
+                    "/auth/register",
+                    {"username": name, "email": f"{name}@example.org", "password": PASSWORD},
+                )
                 kept.extend([answer.json] * (answer.status == 201))
+
     threads = [threading.Thread(target=register) for _ in range(3)]
     for thread in threads:
         thread.start()
@@ -283,7 +341,10 @@ def test_no_acknowledged_account_is_lost_when_redis_is_killed(served, valkey):
             thread.join(30)
     wait_until(lambda: ready(server), 20)
     for session in kept:
-        assert server.http("GET", "/users/me", token=session["token"]).json["username"] == session["user"]["username"]
+        assert (
+            server.http("GET", "/users/me", token=session["token"]).json["username"]
+            == session["user"]["username"]
+        )
 
 
 def test_a_join_whose_reply_is_lost_leaves_nobody_in_a_game_without_knowing(apart, link, valkey):
@@ -292,9 +353,14 @@ def test_a_join_whose_reply_is_lost_leaves_nobody_in_a_game_without_knowing(apar
     ann.expect("queued")
     ann.send("leave")
     ann.expect("cancelled")
-    link.last_words = trivia.JOIN.sha.encode()
+    link.last_words = trivia.LIBRARY.function("join").encode()
     ann.refused("unavailable", "join")
-    wait_until(lambda: (valkey.client.hget("seats:{lobby}", ann.token[:8]) or "").split(" ")[2:3] == ["-"], 20)
+    wait_until(
+        lambda: (
+            (valkey.client.hget("seats:{lobby}", ann.token[:12]) or "").split(" ")[2:3] == ["-"]
+        ),
+        20,
+    )
     bob = two.phone()
     bob.expect("queued")
     ann.send("join")
@@ -302,7 +368,9 @@ def test_a_join_whose_reply_is_lost_leaves_nobody_in_a_game_without_knowing(apar
     finish([phone for phone in (ann, bob) if phone.expect("question")])
 
 
-def test_who_loses_his_place_in_a_full_queue_while_redis_was_away_is_told_and_may_join_again(apart, link, valkey):
+def test_who_loses_his_place_in_a_full_queue_while_redis_was_away_is_told_and_may_join_again(
+    apart, link, valkey
+):
     one, two = apart(lambda tree: tree["limits"].update(queue_length=1))
     ann = one.phone()
     ann.expect("queued")
@@ -332,13 +400,15 @@ def test_a_session_that_ended_while_redis_was_away_is_found_out(apart, link):
     ann.expect_close(4401, 20)
 
 
-def test_a_player_whom_a_failure_of_ours_keeps_from_knowing_where_he_stands_is_sent_away(apart, link, valkey):
+def test_a_player_whom_a_failure_of_ours_keeps_from_knowing_where_he_stands_is_sent_away(
+    apart, link, valkey
+):
     one, _ = apart()
     ann = one.phone(queue="rated")
     ann.expect("queued")
     ann.send("ping", client_ms=1)
-    ann.expect("pong")      # so his arrival is done with
-    key = f"user:{{{ann.token[:8]}}}"
+    ann.expect("pong")  # so his arrival is done with
+    key = f"user:{{{ann.token[:12]}}}"
     valkey.client.rename(key, "kept{x}")
     valkey.client.set(key, "no hash")
     link.cut()
@@ -347,7 +417,9 @@ def test_a_player_whom_a_failure_of_ours_keeps_from_knowing_where_he_stands_is_s
     ann.connect().expect("queued")
 
 
-def test_who_tries_to_start_without_memory_leaves_no_connections_behind_and_can_be_ended(served, valkey):
+def test_who_tries_to_start_without_memory_leaves_no_connections_behind_and_can_be_ended(
+    served, valkey
+):
     server = served(workers=2)
     all_workers_up(server, 2)
     before = workers_of(server)
@@ -367,8 +439,13 @@ def test_a_worker_that_starts_while_redis_is_away_waits_and_the_others_live_on(s
     waiting = phone_on(server, max(before))
     valkey.kill()
     os.kill(min(before), signal.SIGKILL)
-    wait_until(lambda: len(workers_of(server) - before) == 1, 20)       # uvicorn has put another in its place
-    wait_until(lambda: server.log.count('"message": "redis: ') >= 2 and workers_of(server) > {max(before)}, 20)
+    wait_until(
+        lambda: len(workers_of(server) - before) == 1, 20
+    )  # uvicorn has put another in its place
+    wait_until(
+        lambda: server.log.count('"message": "redis: ') >= 2 and workers_of(server) > {max(before)},
+        20,
+    )
     valkey.start()
     waiting.expect("queued", 20)
     all_workers_up(server, 3)
@@ -378,6 +455,7 @@ def test_a_worker_that_starts_while_redis_is_away_waits_and_the_others_live_on(s
 
 
 # ---- time
+
 
 @pytest.mark.parametrize("hours", [(1,), (-1,), (-24, 0, 48)])
 def test_a_game_does_not_notice_that_the_clock_is_set(served, valkey, hours):
@@ -402,9 +480,13 @@ def test_a_game_does_not_notice_that_the_clock_is_set(served, valkey, hours):
     # Nobody was taken for dead, and tickets are still there.
     assert "worker is dead" not in server.log
     other = server.phone(queue="rated")
-    assert {phone.expect("start", 20)["game"] for phone in (waiting, other)} == {waiting.frames[-1]["game"]}
+    assert {phone.expect("start", 20)["game"] for phone in (waiting, other)} == {
+        waiting.frames[-1]["game"]
+    }
     # And no allowance is used up for hours.
-    assert server.http("POST", "/auth/login", {"login": ann.name, "password": PASSWORD}).status == 200
+    assert (
+        server.http("POST", "/auth/login", {"login": ann.name, "password": PASSWORD}).status == 200
+    )
 
 
 def test_a_ticket_times_out_although_the_clock_was_set_back(served, valkey):
@@ -418,9 +500,14 @@ def test_a_ticket_times_out_although_the_clock_was_set_back(served, valkey):
 
 # ---- workers that stop
 
+
 def test_a_worker_that_ends_sends_its_players_away_a_few_at_a_time(make_server):
-    server = make_server(edited_schema(answer_seconds=60, wait_seconds=300,
-                                       players={"min": 8, "max": 8}, fill_seconds=300), command=[*TRIVIA, "--port", "0"])
+    server = make_server(
+        edited_schema(
+            answer_seconds=60, wait_seconds=300, players={"min": 8, "max": 8}, fill_seconds=300
+        ),
+        command=[*TRIVIA, "--port", "0"],
+    )
     sessions = [server.register() for _ in range(6)]
     phones = [server.phone(session=session) for session in sessions]
     for phone in phones:
@@ -435,31 +522,39 @@ def test_a_worker_that_ends_sends_its_players_away_a_few_at_a_time(make_server):
 
 def test_the_pace_of_sending_away_is_bounded_both_ways():
     """A few go at once, many within DRAIN_SECONDS."""
+
     async def measure(count):
-        hub = trivia.Hub("w", None, SimpleNamespace(limits=SimpleNamespace(send_seconds=5)), None, None, None)
+        schema = SimpleNamespace(limits=SimpleNamespace(send_seconds=5))
+        hub = trivia.Hub("w", None, schema, None, None, None, lambda send: None)
         closed = []
 
         async def send(message):
             closed.append((hub.loop.time(), message))
+
         for n in range(count):
-            one = trivia.Socket.__new__(trivia.Socket)
+            one = trivia.Connection.__new__(trivia.Connection)
             one.closing, one._send, one.hub = False, send, hub
             hub.sockets[str(n)] = one
         began = hub.loop.time()
         await hub.drain()
         await asyncio.sleep(0.01)
         return closed, hub.loop.time() - began
+
     closed, took = asyncio.run(measure(3))
     assert len(closed) == 3 and took < 1
     closed, took = asyncio.run(measure(1000))
     assert len(closed) == 1000 and 1.5 < took < 2 * trivia.DRAIN_SECONDS
     assert closed[499][0] - closed[0][0] > 0.3 * took, "evenly"
-    assert {(message["type"], message["code"]) for _, message in closed} == {("websocket.close", 1012)}
+    assert {(message["type"], message["code"]) for _, message in closed} == {
+        ("websocket.close", 1012)
+    }
 
 
 def test_a_second_sigterm_does_not_cut_the_goodbyes_short(make_server):
     """A supervisor repeats to its workers what the terminal or systemd has told all of them already."""
-    server = supervised(make_server, 1, wait_seconds=300, players={"min": 8, "max": 8}, fill_seconds=300)
+    server = supervised(
+        make_server, 1, wait_seconds=300, players={"min": 8, "max": 8}, fill_seconds=300
+    )
     phones = [server.phone() for _ in range(3)]
     for phone in phones:
         phone.expect("queued")
@@ -474,24 +569,30 @@ def test_a_second_sigterm_does_not_cut_the_goodbyes_short(make_server):
 
 def test_a_worker_that_ends_takes_nobody_new():
     async def ask():
-        hub = trivia.Hub("w", None, SimpleNamespace(limits=SimpleNamespace(send_seconds=1)), None, None, None)
-        hub.draining, one, sent = True, trivia.Socket.__new__(trivia.Socket), []
+        schema = SimpleNamespace(limits=SimpleNamespace(send_seconds=1))
+        hub = trivia.Hub("w", None, schema, None, None, None, lambda send: None)
+        hub.draining, one, sent = True, trivia.Connection.__new__(trivia.Connection), []
 
         async def send(message):
             sent.append(message)
+
         one.hub, one.closing, one._send, one.queue = hub, False, send, SimpleNamespace(name="q")
         with pytest.raises(trivia.Problem) as refused:
             await hub._admit({"headers": [], "path": "/game/q"}, [])
         hub.schema.queues = {"q": None}
         await one._on_join({})
         return refused.value.detail, sent
+
     detail, (close,) = asyncio.run(ask())
     assert "restarts" in detail and close["code"] == 1012
 
 
 def supervised(make_server, workers, **queue):
     """`python trivia.py` with several workers, all of them up."""
-    server = make_server(edited_schema(**queue), command=[*TRIVIA, "--port", str(free_port()), "--workers", str(workers)])
+    server = make_server(
+        edited_schema(**queue),
+        command=[*TRIVIA, "--port", str(free_port()), "--workers", str(workers)],
+    )
     wait_until(lambda: server.redis.zcard("workers:{lobby}") == workers, 40)
     return server
 
@@ -531,6 +632,7 @@ def test_workers_are_replaced_one_by_one_and_new_rules_hold_for_new_games(make_s
 
     def change(tree):
         tree["queues"]["fresh"] = tree["queues"].pop("random") | {"rounds": 1}
+
     (server.data / "schema.yaml").write_text(edited_schema(change), "utf-8")
     server.process.send_signal(signal.SIGHUP)
     waits = []
@@ -573,12 +675,15 @@ def test_a_worker_that_hung_for_long_is_left_by_its_players_and_disturbs_nobody(
         bob.send("answer", round=1, choice=0)
         finish([again, bob])
     assert me(server, ann)["games"] == me(server, bob)["games"] == 1
-    with contextlib.suppress(ConnectionClosed, TimeoutError):       # the old one hears nothing more of the game
+    with contextlib.suppress(
+        ConnectionClosed, TimeoutError
+    ):  # the old one hears nothing more of the game
         while (frame := ann.receive(2))["type"] != "end":
             assert frame["type"] in ("answered", "question", "reveal", "user_exit", "update"), frame
 
 
 # ---- too much of something
+
 
 def test_who_connects_again_and_again_is_slowed_down(make_server):
     server = make_server()
@@ -596,18 +701,23 @@ def test_who_connects_again_and_again_is_slowed_down(make_server):
             except ConnectionClosed:
                 return phone.socket.protocol.close_code
         pytest.fail("he is never refused")
+
     told = json.loads(until_refused().body)
     assert (told["status"], told["code"]) == (429, "too_many_attempts")
-    assert until_refused(headers={}, subprotocols=["trivia.v1", f"bearer.{session['token']}"]) == 4429
-    wait_until(lambda: not server.redis.hexists("seats:{lobby}", session["token"][:8]))      # or the others might meet him
+    assert (
+        until_refused(headers={}, subprotocols=["trivia.v1", f"bearer.{session['token']}"]) == 4429
+    )
+    wait_until(
+        lambda: not server.redis.hexists("seats:{lobby}", session["token"][:12])
+    )  # or the others might meet him
     ann, bob = server.pair()
     finish([ann, bob])
-    wait_until(lambda: server.redis.pttl(f"limit:{{connect:{session['token'][:8]}}}") < 19_900, 20)
+    wait_until(lambda: server.redis.pttl(f"limit:{{connect:{session['token'][:12]}}}") < 19_900, 20)
     server.phone(session=session).expect("queued")
 
 
 def test_of_a_crowd_a_few_get_in_at_a_time_and_the_others_are_told_to_come_again(monkeypatch):
-    monkeypatch.setattr(trivia, "DOOR_SECONDS", 0.05)
+    monkeypatch.setattr(trivia, "ADMISSION_SECONDS", 0.05)
     scope = {"path": "/game/random", "headers": [(b"authorization", b"Bearer t")]}
 
     async def scene():
@@ -617,16 +727,29 @@ def test_of_a_crowd_a_few_get_in_at_a_time_and_the_others_are_told_to_come_again
             inside.append(token)
             await opened.wait()
             return "uid", {":turn": "7"}
-        users = SimpleNamespace(authenticate=authenticate, count_connection=lambda uid: asyncio.sleep(0))
-        schema = SimpleNamespace(limits=SimpleNamespace(connections=1000), origins=[], queues={"random": "the queue"})
-        hub = trivia.Hub("w", None, schema, users, None, None)
-        crowd = [asyncio.create_task(hub._admit(scope, [])) for _ in range(trivia.MAX_ADMISSIONS + 20)]
+
+        users = SimpleNamespace(
+            authenticate=authenticate, count_connection=lambda uid: asyncio.sleep(0)
+        )
+        schema = SimpleNamespace(
+            limits=SimpleNamespace(connections=1000), origins=[], queues={"random": "the queue"}
+        )
+        hub = trivia.Hub("w", None, schema, users, None, None, lambda send: None)
+        crowd = [
+            asyncio.create_task(hub._admit(scope, [])) for _ in range(trivia.MAX_ADMISSIONS + 20)
+        ]
         while sum(one.done() for one in crowd) < 20:
             await asyncio.sleep(0)
         refused = [one.exception() for one in crowd if one.done()]
         assert len(inside) == trivia.MAX_ADMISSIONS and len(refused) == 20
-        assert all((one.status_code, one.code) == (503, "unavailable") and 1 <= one.retry_after <= 5 for one in refused)
+        assert all(
+            (one.status_code, one.code) == (503, "unavailable") and 1 <= one.retry_after <= 5
+            for one in refused
+        )
         opened.set()
-        for one in [one for one in crowd if not one.done()] + [hub._admit(scope, []) for _ in crowd]:
+        for one in [one for one in crowd if not one.done()] + [
+            hub._admit(scope, []) for _ in crowd
+        ]:
             assert await one == ("the queue", "uid", 7, "t")
+
     asyncio.run(asyncio.wait_for(scene(), 20))

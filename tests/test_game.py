@@ -9,11 +9,24 @@ import sys
 import time
 
 import pytest
-from conftest import PASSWORD, ROOT, Server, edited_schema, play_all, wait_until
 
-NEVER = 60      # seconds of a phase that a test does not want to end by itself
+from conftest import (
+    PASSWORD,
+    ROOT,
+    Server,
+    change_state,
+    edited_schema,
+    play_all,
+    stored_game,
+    wait_until,
+)
+
+NEVER = 60  # seconds of a phase that a test does not want to end by itself
 SEAT_MS = 30_000
-BANK = {html.unescape(item["question"]): item for item in json.loads((ROOT / "questions.json").read_text("utf-8"))}
+BANK = {
+    html.unescape(item["question"]): item
+    for item in json.loads((ROOT / "questions.json").read_text("utf-8"))
+}
 IMPORTED = "A category of the tests"
 
 # What this file plays: queues that differ from the standard one of two players in what a test needs.
@@ -31,14 +44,30 @@ QUEUES = {
     "narrow": {"categories": ["History"], "difficulties": ["hard"], "rounds": 4},
     "growing": {"categories": ["Space", IMPORTED], "difficulties": ["hard"], "rounds": 5},
 }
-STANDARD = {"players": 2, "match": "fifo", "rounds": 3, "start_seconds": 0.05, "answer_seconds": NEVER,
-            "reveal_seconds": 0.05, "wait_seconds": NEVER, "scoring": {"correct": 100, "speed": 50}, "rated": True,
-            "on_exit": "forfeit", "seat_seconds": SEAT_MS // 1000}
-KEYS = {    # every key of a message about a game
-    "queued": "queue timeout_ms", "start": "game seq queue players rounds starts_ms",
-    "question": "game seq round text choices category difficulty answer_ms", "answered": "game seq round player",
-    "reveal": "game seq round correct answers scores reveal_ms", "end": "game seq reason ranking",
-    "user_exit": "game seq player returns_ms", "user_return": "game seq player", "emoji": "game seq player emoji"}
+STANDARD = {
+    "players": 2,
+    "match": "fifo",
+    "rounds": 3,
+    "start_seconds": 0.05,
+    "answer_seconds": NEVER,
+    "reveal_seconds": 0.05,
+    "wait_seconds": NEVER,
+    "scoring": {"correct": 100, "speed": 50},
+    "rated": True,
+    "on_exit": "forfeit",
+    "seat_seconds": SEAT_MS // 1000,
+}
+KEYS = {  # every key of a message about a game
+    "queued": "queue timeout_ms",
+    "start": "game seq queue players rounds starts_ms",
+    "question": "game seq round text choices category difficulty answer_ms",
+    "answered": "game seq round player",
+    "reveal": "game seq round correct answers scores reveal_ms",
+    "end": "game seq reason ranking",
+    "user_exit": "game seq player returns_ms",
+    "user_return": "game seq player",
+    "emoji": "game seq player emoji",
+}
 
 
 def add_queues(tree):
@@ -66,9 +95,12 @@ def sit(hall):
         starts = [phone.expect("start") for phone in phones]
         for phone, start in zip(phones, starts):
             phone.game = start["game"]
-            assert {player["username"] for player in start["players"]} == {one.name for one in phones}
+            assert {player["username"] for player in start["players"]} == {
+                one.name for one in phones
+            }
         assert len({phone.game for phone in phones}) == 1
         return phones
+
     yield seat
     for phone in seated:
         phone.close()
@@ -109,8 +141,8 @@ def check(phone):
 
 def state(hall, phone):
     """What the store holds about a player's game and seat."""
-    [key] = hall.redis.keys(f"game:*:{phone.game}")
-    return hall.redis.hgetall(key), hall.redis.hget("seats:{lobby}", phone.token[:8])
+    seat = hall.redis.hget("seats:{lobby}", phone.token[:12])
+    return stored_game(hall.redis, phone.game), seat
 
 
 def me(hall, phone):
@@ -140,45 +172,79 @@ def assert_no_secret(phone):
             revealed = frame["round"]
         elif kind == "update":
             assert not {"correct", "answers"} & frame.keys(), frame
-            assert frame.get("question", {}).keys() <= {"round", "text", "choices", "category", "difficulty"}
+            assert frame.get("question", {}).keys() <= {
+                "round",
+                "text",
+                "choices",
+                "category",
+                "difficulty",
+            }
         asked = frame.get("question", frame) if kind in ("question", "update") else {}
         if "text" in asked and asked["round"] > revealed:
             answer = html.unescape(BANK[asked["text"]]["correct_answer"])
             assert asked["choices"].count(answer) == 1, asked
-            rest = frame | {"question": asked | {"choices": [], "text": ""}, "choices": [], "text": ""}
+            rest = frame | {
+                "question": asked | {"choices": [], "text": ""},
+                "choices": [],
+                "text": "",
+            }
             assert json.dumps(answer) not in json.dumps(rest), frame
 
 
 # ---- a whole game
 
+
 def test_all_messages_of_a_whole_game_come_in_order_and_complete(sit):
     ann, bob = sit("duel")
     start = ann.frames[-1]
-    assert start == bob.frames[-1] and start["rounds"] == 3 and start["queue"] == "duel" and start["starts_ms"] == 50
+    assert (
+        start == bob.frames[-1]
+        and start["rounds"] == 3
+        and start["queue"] == "duel"
+        and start["starts_ms"] == 50
+    )
     assert start["players"][0].keys() == {"username", "avatar", "wins", "games", "rating"}
     scores = {ann.name: 0, bob.name: 0}
     for number in (1, 2, 3):
         asked, same = ann.receive(), bob.receive()
-        assert asked.items() >= {"type": "question", "round": number, "answer_ms": NEVER * 1000}.items()
+        assert (
+            asked.items()
+            >= {"type": "question", "round": number, "answer_ms": NEVER * 1000}.items()
+        )
         assert asked | {"seq": 0} == same | {"seq": 0}
         ann.send("answer", round=number, choice=right(asked), game=ann.game)
         answered = bob.receive()
-        assert answered == {"seq": same["seq"] + 1, "type": "answered", "game": ann.game, "round": number,
-                            "player": ann.name}
+        assert answered == {
+            "seq": same["seq"] + 1,
+            "type": "answered",
+            "game": ann.game,
+            "round": number,
+            "player": ann.name,
+        }
         bob.send("answer", round=number, choice=wrong(asked))
         reveal, again = ann.receive(), bob.receive()
         assert (reveal["seq"], again["seq"]) == (asked["seq"] + 1, asked["seq"] + number + 1)
         assert reveal | {"seq": 0} == again | {"seq": 0}
-        assert reveal["type"] == "reveal" and reveal["round"] == number and reveal["correct"] == right(asked)
+        assert (
+            reveal["type"] == "reveal"
+            and reveal["round"] == number
+            and reveal["correct"] == right(asked)
+        )
         assert reveal["answers"].keys() == scores.keys() and reveal["reveal_ms"] == 50
-        assert reveal["answers"][bob.name] | {"ms": 0} == {"choice": wrong(asked), "points": 0, "ms": 0}
+        assert reveal["answers"][bob.name] | {"ms": 0} == {
+            "choice": wrong(asked),
+            "points": 0,
+            "ms": 0,
+        }
         scores[ann.name] += reveal["answers"][ann.name]["points"]
         assert reveal["scores"] == scores
     ends = ann.receive(), bob.receive()
     assert ends[0] | {"seq": 0} == ends[1] | {"seq": 0}
     assert ends[0]["type"] == "end" and ends[0]["reason"] == "finished"
     assert [(row["player"], row["score"], row["rank"]) for row in ends[0]["ranking"]] == [
-        (ann.name, scores[ann.name], 1), (bob.name, 0, 2)]
+        (ann.name, scores[ann.name], 1),
+        (bob.name, 0, 2),
+    ]
     for phone in (ann, bob):
         assert_contiguous(phone)
         assert_no_secret(phone)
@@ -204,8 +270,10 @@ def test_the_right_answer_is_in_no_frame_before_its_reveal(sit):
 def test_choices_are_shuffled(hall, sit):
     games = [sit("duel") for _ in range(4)]
     play_all([phone for phones in games for phone in phones])
-    places = [frame["correct"] for ann, _ in games for frame in ann.frames if frame["type"] == "reveal"]
-    assert len(places) == 12 and len(set(places)) > 1       # by chance equal once in 4 million runs
+    places = [
+        frame["correct"] for ann, _ in games for frame in ann.frames if frame["type"] == "reveal"
+    ]
+    assert len(places) == 12 and len(set(places)) > 1  # by chance equal once in 4 million runs
 
 
 def test_the_questions_are_those_of_the_bank(sit):
@@ -213,7 +281,10 @@ def test_the_questions_are_those_of_the_bank(sit):
     play_all([ann, bob])
     for asked in (frame for frame in ann.frames if frame["type"] == "question"):
         item = BANK[asked["text"]]
-        assert (asked["category"], asked["difficulty"]) == (html.unescape(item["category"]), item["difficulty"])
+        assert (asked["category"], asked["difficulty"]) == (
+            html.unescape(item["category"]),
+            item["difficulty"],
+        )
         answers = item["correct_answer"], *item["incorrect_answers"]
         assert sorted(asked["choices"]) == sorted(map(html.unescape, answers))
 
@@ -224,7 +295,7 @@ def test_points_follow_the_scoring_of_the_queue(sit, queue, answer_ms):
     asked, _ = questions([ann, bob])
     ann.send("answer", round=1, choice=right(asked))
     bob.expect("answered")
-    time.sleep(0.05)        # so that the two times differ; how much does not matter
+    time.sleep(0.05)  # so that the two times differ; how much does not matter
     bob.send("answer", round=1, choice=right(asked))
     answers = ann.expect("reveal")["answers"]
     for row in answers.values():
@@ -236,13 +307,17 @@ def test_points_follow_the_scoring_of_the_queue(sit, queue, answer_ms):
 def test_eight_players_play_one_game(sit):
     phones = sit("octet", 8)
     ends = play_all(phones, lambda question: right(question) if question["round"] == 1 else 0)
-    assert len({json.dumps(end["ranking"]) for end in ends}) == 1 and ends[0]["reason"] == "finished"
+    assert (
+        len({json.dumps(end["ranking"]) for end in ends}) == 1 and ends[0]["reason"] == "finished"
+    )
     ranking = ends[0]["ranking"]
     assert {row["player"] for row in ranking} == {phone.name for phone in phones}
-    assert [row["score"] for row in ranking] == sorted((row["score"] for row in ranking), reverse=True)
+    assert [row["score"] for row in ranking] == sorted(
+        (row["score"] for row in ranking), reverse=True
+    )
     for row in ranking:
         assert row["rank"] == 1 + sum(other["score"] > row["score"] for other in ranking)
-        assert row.keys() == {"player", "score", "rank"}        # the queue is not rated
+        assert row.keys() == {"player", "score", "rank"}  # the queue is not rated
     for phone in phones:
         assert_contiguous(phone)
         assert_no_secret(phone)
@@ -253,11 +328,11 @@ def test_eight_players_play_one_game(sit):
 def test_a_connection_that_joined_but_never_entered_is_gone_with_its_worker(hall, sit):
     """Its worker died between the two; the connection before it stands in the game, and is gone too."""
     ann, bob = sit("stubborn")
-    uid = ann.token[:8]
+    uid = ann.token[:12]
     _, turn, *rest = hall.redis.hget("seats:{lobby}", uid).split(" ")
     hall.redis.hset("seats:{lobby}", uid, " ".join(["0000000000.1", str(int(turn) + 1), *rest]))
     ann.drop()
-    hall.redis.zadd("workers:{lobby}", {"0000000000": 1})       # silent since 1970
+    hall.redis.zadd("workers:{lobby}", {"0000000000": 1})  # silent since 1970
     assert bob.expect("user_exit")["player"] == ann.name
     ann.connect("stubborn")
     assert set(ann.expect("update")["connected"]) == {ann.name, bob.name}
@@ -268,7 +343,10 @@ def test_join_on_the_same_socket_plays_again(sit):
     phones = sit("duel")
     first = play_all(phones)
     starts = play_again(phones)
-    assert starts[0]["game"] == starts[1]["game"] != first[0]["game"] and starts[0]["seq"] == starts[1]["seq"] == 1
+    assert (
+        starts[0]["game"] == starts[1]["game"] != first[0]["game"]
+        and starts[0]["seq"] == starts[1]["seq"] == 1
+    )
     assert [end["reason"] for end in play_all(phones)] == ["finished", "finished"]
 
 
@@ -276,7 +354,7 @@ def test_join_without_a_queue_means_the_one_played_before(hall, sit):
     ann, bob = sit("stubborn")
     ann.close()
     bob.expect("user_exit")
-    ann.connect("duel")     # resumes the game, whatever the route says
+    ann.connect("duel")  # resumes the game, whatever the route says
     assert ann.expect("update")["queue"] == "stubborn"
     ann.send("leave")
     assert ann.expect("cancelled") == {"type": "cancelled", "queue": "stubborn", "reason": "left"}
@@ -285,6 +363,7 @@ def test_join_without_a_queue_means_the_one_played_before(hall, sit):
 
 
 # ---- the end of a question
+
 
 def test_a_question_is_revealed_as_soon_as_all_connected_have_answered(sit):
     ann, bob = sit("duel")
@@ -295,7 +374,7 @@ def test_a_question_is_revealed_as_soon_as_all_connected_have_answered(sit):
     bob.expect("question", round=2)
     ann.send("answer", round=2, choice=0)
     bob.expect("answered")
-    bob.drop()      # and with him the one who was waited for
+    bob.drop()  # and with him the one who was waited for
     assert ann.expect("user_exit")["player"] == bob.name
     assert ann.expect("reveal", round=2)["answers"].keys() == {ann.name}
     assert time.monotonic() - began < NEVER / 2
@@ -311,8 +390,10 @@ def test_the_deadline_reveals_what_somebody_did_not_answer(sit, capsys):
         reveal = ann.expect("reveal", round=number)
         late.append(time.monotonic() - opened - 0.4)
         assert reveal["answers"].keys() == {ann.name} and reveal["scores"][bob.name] == 0
-    with capsys.disabled():     # the figure is of interest, also when the test passes
-        print(f"\n  revealed {', '.join(f'{seconds * 1000:.0f}' for seconds in late)} ms after the deadline")
+    with capsys.disabled():  # the figure is of interest, also when the test passes
+        print(
+            f"\n  revealed {', '.join(f'{seconds * 1000:.0f}' for seconds in late)} ms after the deadline"
+        )
     assert all(-0.3 < seconds < 1 for seconds in late)
     assert ann.expect("end")["reason"] == "finished"
 
@@ -328,6 +409,7 @@ def test_a_game_goes_on_when_nobody_answers(sit):
 
 # ---- answers that are refused
 
+
 def test_the_first_answer_counts(hall, sit):
     ann, bob = sit("duel")
     asked, _ = questions([ann, bob])
@@ -335,13 +417,16 @@ def test_the_first_answer_counts(hall, sit):
     bob.expect("answered")
     before = state(hall, ann)
     for choice in (right(asked), wrong(asked), 15):
-        assert ann.refused("already_answered", "answer", round=1, choice=choice, id=choice)["id"] == choice
+        assert (
+            ann.refused("already_answered", "answer", round=1, choice=choice, id=choice)["id"]
+            == choice
+        )
     assert state(hall, ann) == before
     bob.send("answer", round=1, choice=right(asked))
     assert ann.expect("reveal")["answers"][ann.name]["choice"] == wrong(asked)
 
 
-REFUSED = [     # (queue, phase, fields of the answer, code)
+REFUSED = [  # (queue, phase, fields of the answer, code)
     ("slow_start", "start", {"round": 1, "choice": 0}, "wrong_round"),
     ("slow_start", "start", {"round": 1, "choice": 0, "game": "another"}, "wrong_game"),
     ("duel", "question", {"round": 2, "choice": 0}, "wrong_round"),
@@ -359,14 +444,16 @@ REFUSED = [     # (queue, phase, fields of the answer, code)
 
 
 @pytest.mark.parametrize(("queue", "phase", "fields", "code"), REFUSED)
-def test_an_answer_that_does_not_fit_is_refused_without_effect(hall, sit, queue, phase, fields, code):
+def test_an_answer_that_does_not_fit_is_refused_without_effect(
+    hall, sit, queue, phase, fields, code
+):
     ann, bob = sit(queue)
     if phase == "question":
         questions([ann, bob])
     elif phase == "reveal":
         answer_all([ann, bob], choice=1)
     before = state(hall, ann)
-    assert before[0]["phase"] == phase
+    assert before[0]["state"]["phase"] == phase
     assert ann.refused(code, "answer", **fields, id="x")["id"] == "x"
     assert state(hall, ann) == before
 
@@ -374,8 +461,8 @@ def test_an_answer_that_does_not_fit_is_refused_without_effect(hall, sit, queue,
 def test_an_answer_after_the_deadline_is_refused_even_if_the_reveal_is_late(hall, sit):
     ann, bob = sit("duel")
     questions([ann, bob])
-    [key] = hall.redis.keys(f"game:*:{ann.game}")
-    hall.redis.hset(key, "deadline", 1)     # long ago; but it stays in the list of deadlines as one to come
+    # Long ago; but it stays in the list of deadlines as one to come.
+    change_state(hall.redis, ann.game, deadline=1)
     before = state(hall, ann)
     ann.refused("late_answer", "answer", round=1, choice=0)
     assert state(hall, ann) == before
@@ -384,7 +471,7 @@ def test_an_answer_after_the_deadline_is_refused_even_if_the_reveal_is_late(hall
 def test_an_answer_after_the_end_is_refused(hall, sit):
     ann, bob = sit("duel")
     play_all([ann, bob])
-    wait_until(lambda: hall.redis.hget("seats:{lobby}", ann.token[:8]).endswith(" -"))     # released
+    wait_until(lambda: hall.redis.hget("seats:{lobby}", ann.token[:12]).endswith(" -"))  # released
     before = state(hall, ann)
     ann.refused("wrong_state", "answer", round=3, choice=0, game=ann.game)
     assert state(hall, ann) == before
@@ -401,12 +488,23 @@ def test_a_late_answer_to_a_round_that_is_over_is_refused_in_the_next(hall, sit)
 
 # ---- check
 
+
 def test_check_before_the_first_question_tells_the_start(sit):
     ann, bob = sit("slow_start")
     update, start = check(ann), ann.frames[-2]
-    assert update.items() >= {"phase": "start", "round": 0, "rounds": 3, "seq": 1, "queue": "slow_start",
-                              "game": ann.game, "players": start["players"],
-                              "scores": {ann.name: 0, bob.name: 0}}.items()
+    assert (
+        update.items()
+        >= {
+            "phase": "start",
+            "round": 0,
+            "rounds": 3,
+            "seq": 1,
+            "queue": "slow_start",
+            "game": ann.game,
+            "players": start["players"],
+            "scores": {ann.name: 0, bob.name: 0},
+        }.items()
+    )
     assert sorted(update["connected"]) == sorted([ann.name, bob.name])
     assert NEVER * 500 < update["left_ms"] <= NEVER * 1000
     assert not {"question", "choice", "correct", "answers"} & update.keys()
@@ -416,13 +514,22 @@ def test_check_during_a_question_is_enough_to_go_on(sit):
     ann, bob = sit("duel")
     asked, _ = questions([ann, bob])
     update = check(ann)
-    assert update["question"] == {key: asked[key] for key in ("round", "text", "choices", "category", "difficulty")}
-    assert update.items() >= {"phase": "question", "round": 1, "seq": asked["seq"], "answered": []}.items()
+    assert update["question"] == {
+        key: asked[key] for key in ("round", "text", "choices", "category", "difficulty")
+    }
+    assert (
+        update.items()
+        >= {"phase": "question", "round": 1, "seq": asked["seq"], "answered": []}.items()
+    )
     assert NEVER * 500 < update["left_ms"] <= NEVER * 1000 and "choice" not in update
     ann.send("answer", round=update["round"], choice=right(update["question"]), game=update["game"])
     bob.expect("answered")
     again = check(ann)
-    assert again["choice"] == right(asked) and again["answered"] == [ann.name] and again["seq"] == asked["seq"]
+    assert (
+        again["choice"] == right(asked)
+        and again["answered"] == [ann.name]
+        and again["seq"] == asked["seq"]
+    )
     theirs = check(bob)
     assert "choice" not in theirs and theirs["answered"] == [ann.name]
     bob.send("answer", round=1, choice=wrong(asked))
@@ -436,7 +543,8 @@ def test_check_during_a_reveal_tells_what_the_reveal_told(sit):
     bob.send("answer", round=1, choice=wrong(asked))
     reveal, update = ann.expect("reveal"), check(ann)
     assert {key: update[key] for key in ("round", "correct", "answers", "scores", "seq")} == {
-        key: reveal[key] for key in ("round", "correct", "answers", "scores", "seq")}
+        key: reveal[key] for key in ("round", "correct", "answers", "scores", "seq")
+    }
     assert update["phase"] == "reveal" and update["choice"] == right(asked)
     assert update["question"]["text"] == asked["text"]
     assert NEVER * 500 < update["left_ms"] <= NEVER * 1000
@@ -453,7 +561,10 @@ def test_check_changes_nothing(hall, sit):
 
 # ---- connections that are lost
 
-@pytest.mark.parametrize(("queue", "phase"), [("slow_start", "start"), ("duel", "question"), ("slow_reveal", "reveal")])
+
+@pytest.mark.parametrize(
+    ("queue", "phase"), [("slow_start", "start"), ("duel", "question"), ("slow_reveal", "reveal")]
+)
 def test_who_reconnects_gets_the_update_first_and_opponents_see_it(sit, queue, phase):
     ann, bob = sit(queue)
     if phase != "start":
@@ -465,15 +576,25 @@ def test_who_reconnects_gets_the_update_first_and_opponents_see_it(sit, queue, p
         bob.expect("reveal")
     ann.drop()
     left = bob.receive()
-    assert left | {"seq": 0} == {"seq": 0, "type": "user_exit", "game": ann.game, "player": ann.name,
-                                 "returns_ms": SEAT_MS}
+    assert left | {"seq": 0} == {
+        "seq": 0,
+        "type": "user_exit",
+        "game": ann.game,
+        "player": ann.name,
+        "returns_ms": SEAT_MS,
+    }
     assert check(bob)["connected"] == [bob.name]
     ann.connect()
     update = ann.receive()
     assert update["type"] == "update" and update["phase"] == phase
     assert update.get("choice") == (None if phase == "start" else 1)
     assert sorted(update["connected"]) == sorted([ann.name, bob.name])
-    assert bob.receive() == {"seq": left["seq"] + 1, "type": "user_return", "game": ann.game, "player": ann.name}
+    assert bob.receive() == {
+        "seq": left["seq"] + 1,
+        "type": "user_return",
+        "game": ann.game,
+        "player": ann.name,
+    }
     bob.send("emoji", emoji="👏")
     assert ann.expect("emoji")["seq"] == update["seq"] + 1
 
@@ -512,10 +633,18 @@ def test_who_never_comes_back_forfeits_to_the_other(hall, sit):
     questions([ann, bob])
     ann.drop()
     exits = [bob.expect("user_exit"), bob.expect("user_exit")]
-    assert [(frame["player"], frame["returns_ms"]) for frame in exits] == [(ann.name, 300), (ann.name, 0)]
+    assert [(frame["player"], frame["returns_ms"]) for frame in exits] == [
+        (ann.name, 300),
+        (ann.name, 0),
+    ]
     end = bob.expect("end")
-    assert end["reason"] == "forfeit" and [row["player"] for row in end["ranking"]] == [bob.name, ann.name]
-    assert [row["rank"] for row in end["ranking"]] == [1, 2] and end["ranking"][0]["rating_change"] > 0
+    assert end["reason"] == "forfeit" and [row["player"] for row in end["ranking"]] == [
+        bob.name,
+        ann.name,
+    ]
+    assert [row["rank"] for row in end["ranking"]] == [1, 2] and end["ranking"][0][
+        "rating_change"
+    ] > 0
     assert (me(hall, bob)["wins"], me(hall, ann)["wins"]) == (1, 0)
     assert_contiguous(bob)
 
@@ -528,7 +657,10 @@ def test_a_forfeit_is_lost_even_by_who_leads(sit):
     assert ann.expect("reveal")["scores"][ann.name] > 0
     ann.send("leave")
     end = ann.expect("end")
-    assert end["reason"] == "forfeit" and [row["player"] for row in end["ranking"]] == [bob.name, ann.name]
+    assert end["reason"] == "forfeit" and [row["player"] for row in end["ranking"]] == [
+        bob.name,
+        ann.name,
+    ]
     assert end["ranking"][1]["score"] > end["ranking"][0]["score"] == 0
 
 
@@ -539,8 +671,11 @@ def test_the_others_play_on_when_one_never_comes_back(hall, sit):
     for phone in (bob, cleo):
         assert [phone.expect("user_exit")["returns_ms"] for _ in range(2)] == [300, 0]
     end = play_on([bob, cleo], 1)
-    assert end["reason"] == "finished" and {row["player"]: row["rank"] for row in end["ranking"]}[ann.name] == 3
-    ann.connect()       # his seat is gone, so he is a newcomer to the queue
+    assert (
+        end["reason"] == "finished"
+        and {row["player"]: row["rank"] for row in end["ranking"]}[ann.name] == 3
+    )
+    ann.connect()  # his seat is gone, so he is a newcomer to the queue
     assert ann.receive()["type"] == "queued"
 
 
@@ -557,13 +692,14 @@ def test_everybody_away_does_not_stop_the_game(hall, sit):
     ann.drop()
     bob.drop()
     [key] = hall.redis.keys(f"game:*:{ann.game}")
-    wait_until(lambda: hall.redis.hget(key, "phase") == "end")
-    assert hall.redis.hget(key, "reason") in ("forfeit", "abandoned")
+    wait_until(lambda: stored_game(hall.redis, ann.game)["state"]["phase"] == "end")
+    assert stored_game(hall.redis, ann.game)["state"]["reason"] in ("forfeit", "abandoned")
     assert hall.redis.zscore(f"deadlines:{key.split(':')[1]}", ann.game) is None
-    wait_until(lambda: not hall.redis.hmget("seats:{lobby}", ann.token[:8], bob.token[:8])[0])
+    wait_until(lambda: not hall.redis.hmget("seats:{lobby}", ann.token[:12], bob.token[:12])[0])
 
 
 # ---- leaving
+
 
 def test_leaving_a_game_of_two_ends_it_for_both(hall, sit):
     ann, bob = sit("duel")
@@ -571,7 +707,11 @@ def test_leaving_a_game_of_two_ends_it_for_both(hall, sit):
     ann.send("leave")
     exit_, end = bob.receive(), bob.receive()
     assert (exit_["type"], exit_["player"], exit_["returns_ms"]) == ("user_exit", ann.name, 0)
-    assert end["type"] == "end" and end["reason"] == "forfeit" and end["ranking"][0]["player"] == bob.name
+    assert (
+        end["type"] == "end"
+        and end["reason"] == "forfeit"
+        and end["ranking"][0]["player"] == bob.name
+    )
     mine = ann.receive()
     assert mine["ranking"] == end["ranking"] and mine["type"] == "end"
     for phone in (ann, bob):
@@ -595,7 +735,7 @@ def test_leaving_a_game_of_three_lets_the_others_play_on(hall, sit):
     ends = play_all([bob, cleo])
     assert ends[0]["reason"] == "finished" and ends[0]["ranking"][-1]["player"] == ann.name
     ann.send("ping")
-    assert ann.receive()["type"] == "pong"      # and no message of the game in between
+    assert ann.receive()["type"] == "pong"  # and no message of the game in between
     wait_until(lambda: me(hall, ann)["games"] == 1)
 
 
@@ -607,7 +747,11 @@ def test_who_left_may_play_elsewhere_while_the_others_go_on(hall, sit):
     ann.expect("queued")
     dan = hall.phone(queue="friendly")
     other = ann.expect("start")
-    assert other["game"] != ann.game and other["seq"] == 1 and dan.expect("start")["game"] == other["game"]
+    assert (
+        other["game"] != ann.game
+        and other["seq"] == 1
+        and dan.expect("start")["game"] == other["game"]
+    )
     assert {end["game"] for end in play_all([bob, cleo])} == {bob.game}
     assert {end["game"] for end in play_all([ann, dan])} == {other["game"]}
     dan.close()
@@ -637,6 +781,7 @@ def test_a_game_that_everybody_leaves_is_abandoned(hall, sit):
 
 # ---- relay
 
+
 def test_an_emoji_reaches_the_opponents_only_and_names_its_player(sit):
     ann, bob, cleo = sit("trio", 3)
     questions([ann, bob, cleo])
@@ -645,8 +790,9 @@ def test_an_emoji_reaches_the_opponents_only_and_names_its_player(sit):
         ann.send("emoji", emoji=face)
     for phone in (bob, cleo):
         frames = [phone.receive() for _ in faces]
-        assert [(frame["type"], frame["player"], frame["emoji"], frame["game"]) for frame in frames] == [
-            ("emoji", ann.name, face, ann.game) for face in faces]
+        assert [
+            (frame["type"], frame["player"], frame["emoji"], frame["game"]) for frame in frames
+        ] == [("emoji", ann.name, face, ann.game) for face in faces]
         assert_contiguous(phone)
     ann.send("ping")
     assert ann.receive()["type"] == "pong"
@@ -655,14 +801,21 @@ def test_an_emoji_reaches_the_opponents_only_and_names_its_player(sit):
 
 # ---- what a game leaves behind
 
+
 def test_a_rated_game_moves_the_ratings(hall, sit):
     ann, bob = sit("duel")
     end = win(ann, bob)
     rows = {row["player"]: row for row in end["ranking"]}
-    assert rows[ann.name]["rating_change"] > 1 and abs(sum(row["rating_change"] for row in rows.values())) < 0.01
+    assert (
+        rows[ann.name]["rating_change"] > 1
+        and abs(sum(row["rating_change"] for row in rows.values())) < 0.01
+    )
     for phone in (ann, bob):
-        assert me(hall, phone)["rating"] == rows[phone.name]["rating"] == pytest.approx(
-            1500 + rows[phone.name]["rating_change"], abs=0.002)
+        assert (
+            me(hall, phone)["rating"]
+            == rows[phone.name]["rating"]
+            == pytest.approx(1500 + rows[phone.name]["rating_change"], abs=0.002)
+        )
         assert hall.http("GET", f"/users/{phone.name}").json["rating"] == rows[phone.name]["rating"]
 
 
@@ -680,7 +833,10 @@ def test_a_draw_between_newcomers_moves_no_rating_and_is_no_win(hall, sit):
     end = ann.expect("end")
     assert [row["rank"] for row in end["ranking"]] == [1, 1]
     assert all(abs(row["rating_change"]) < 0.001 for row in end["ranking"])
-    assert [(me(hall, phone)["wins"], me(hall, phone)["games"]) for phone in (ann, bob)] == [(0, 1), (0, 1)]
+    assert [(me(hall, phone)["wins"], me(hall, phone)["games"]) for phone in (ann, bob)] == [
+        (0, 1),
+        (0, 1),
+    ]
 
 
 def test_an_unrated_game_moves_no_rating_but_counts(hall, sit):
@@ -697,22 +853,34 @@ def test_wins_games_history_and_boards_follow_a_game(hall, sit):
     assert me(hall, ann).items() >= {"wins": 1, "games": 1}.items()
     assert me(hall, bob).items() >= {"wins": 0, "games": 1}.items()
     assert board(hall, "wins", ann) == 1 and board(hall, "wins", bob) is None
-    assert [board(hall, "rating", phone) for phone in (ann, bob)] == [me(hall, phone)["rating"] for phone in (ann, bob)]
+    assert [board(hall, "rating", phone) for phone in (ann, bob)] == [
+        me(hall, phone)["rating"] for phone in (ann, bob)
+    ]
     for phone in (ann, bob):
         [game] = hall.http("GET", "/users/me/games", token=phone.token).json["games"]
-        assert game.items() >= {"id": ann.game, "queue": "duel", "reason": "finished",
-                                "ranking": end["ranking"]}.items()
+        assert (
+            game.items()
+            >= {
+                "id": ann.game,
+                "queue": "duel",
+                "reason": "finished",
+                "ranking": end["ranking"],
+            }.items()
+        )
         record = hall.http("GET", f"/games/{ann.game}", token=phone.token).json
         reveals = [frame for frame in phone.frames if frame["type"] == "reveal"]
         assert [(row["correct"], row["answers"]) for row in record["rounds"]] == [
-            (frame["correct"], frame["answers"]) for frame in reveals]
+            (frame["correct"], frame["answers"]) for frame in reveals
+        ]
     other = hall.register()
     hall.http("GET", f"/games/{ann.game}", token=other["token"]).refused(404, "not_found")
 
 
 def board(hall, name, phone):
     """A player's value on a leaderboard, or None."""
-    entries = hall.http("GET", f"/leaderboards/{name}?around=me&limit=5", token=phone.token).json["entries"]
+    entries = hall.http("GET", f"/leaderboards/{name}?around=me&limit=5", token=phone.token).json[
+        "entries"
+    ]
     return next((entry["value"] for entry in entries if entry["username"] == phone.name), None)
 
 
@@ -726,25 +894,35 @@ def test_the_export_does_not_tell_questions_to_come(hall, sit):
     ann, bob = sit("slow_reveal")
     asked, _ = questions([ann, bob])
     told = hall.http("GET", "/users/me/export", token=ann.token).json
-    assert set(told["questions_seen"]) <= {asked["text"]}, "it tells the questions of rounds that have not begun"
+    assert set(told["questions_seen"]) <= {asked["text"]}, (
+        "it tells the questions of rounds that have not begun"
+    )
     assert told["games"] == []
 
 
 def test_a_result_that_is_applied_again_counts_once(hall, sit):
     ann, bob = sit("duel")
     win(ann, bob)
-    people = [phone.token[:8] for phone in (ann, bob)]
+    people = [phone.token[:12] for phone in (ann, bob)]
 
     def store():
-        return [[hall.redis.hgetall(f"user:{{{uid}}}"), hall.redis.zrange(f"history:{{{uid}}}", 0, -1, withscores=True),
-                 hall.redis.zscore("board:{rating}", uid)] for uid in people] + [board(hall, "wins", ann)]
+        return [
+            [
+                hall.redis.hgetall(f"user:{{{uid}}}"),
+                hall.redis.zrange(f"history:{{{uid}}}", 0, -1, withscores=True),
+                hall.redis.zscore("board:{rating}", uid),
+            ]
+            for uid in people
+        ] + [board(hall, "wins", ann)]
+
     before = store()
     [key] = hall.redis.keys(f"game:*:{ann.game}")
     # As if a worker had died after it applied the result, before it ended the game.
-    hall.redis.hset(key, mapping={"phase": "settle", "deadline": 0, "conn1": "", "conn2": "", "gone1": "", "gone2": "",
-                                  "seq1": 9, "seq2": 9, "ans1": "", "ans2": ""})
+    ended = stored_game(hall.redis, ann.game)["state"]
+    seats = [player | {"seq": 9, "turn": 1} for player in ended["players"]]
+    change_state(hall.redis, ann.game, phase="settle", deadline=0, players=seats)
     hall.redis.zadd(f"deadlines:{key.split(':')[1]}", {ann.game: 0})
-    wait_until(lambda: hall.redis.hget(key, "phase") == "end")
+    wait_until(lambda: stored_game(hall.redis, ann.game)["state"]["phase"] == "end")
     wait_until(lambda: hall.redis.zscore(f"deadlines:{key.split(':')[1]}", ann.game) is None)
     assert store() == before
 
@@ -759,12 +937,15 @@ def test_a_player_who_is_erased_in_mid_game_leaves_no_name_in_its_record(hall, s
     record = hall.http("GET", f"/games/{game['id']}", token=bob.token)
     assert record.status == 200 and ann.name not in record.body
     [key] = hall.redis.keys(f"game:*:{ann.game}")
-    assert ann.token[:8] not in hall.redis.hgetall(key).values()
+    assert ann.token[:12] not in "".join(hall.redis.hgetall(key).values())
 
 
 def test_players_in_games_are_counted_and_counted_off(hall, sit):
     def playing():
-        return {row["name"]: row["playing"] for row in hall.http("GET", "/queues").json["queues"]}["octet"]
+        return {row["name"]: row["playing"] for row in hall.http("GET", "/queues").json["queues"]}[
+            "octet"
+        ]
+
     before = playing()
     phones = sit("octet", 8)
     assert playing() == before + 8
@@ -774,56 +955,99 @@ def test_players_in_games_are_counted_and_counted_off(hall, sit):
 
 # ---- the bank
 
+
 def test_questions_do_not_repeat_until_the_bank_runs_low_and_then_there_are_enough(sit):
     phones, seen = sit("narrow"), []
-    pool = {text for text, item in BANK.items() if (item["category"], item["difficulty"]) == ("History", "hard")}
+    pool = {
+        text
+        for text, item in BANK.items()
+        if (item["category"], item["difficulty"]) == ("History", "hard")
+    }
     for game in range(4):
         if game:
             play_again(phones)
         before = len(phones[0].frames)
         play_all(phones)
-        asked = [frame["text"] for frame in phones[0].frames[before:] if frame["type"] == "question"]
+        asked = [
+            frame["text"] for frame in phones[0].frames[before:] if frame["type"] == "question"
+        ]
         assert len(asked) == len(set(asked)) == 4 and set(asked) <= pool
         seen += asked
     assert len(pool) == 12 and set(seen[:12]) == pool
 
 
 def item(text, category=IMPORTED, difficulty="hard", **changes):
-    return {"type": "multiple", "difficulty": difficulty, "category": category, "question": text,
-            "correct_answer": "Caf&eacute;", "incorrect_answers": ["&lt;b&gt;", "B &amp; B", "&quot;C&quot;"]} | changes
+    return {
+        "type": "multiple",
+        "difficulty": difficulty,
+        "category": category,
+        "question": text,
+        "correct_answer": "Caf&eacute;",
+        "incorrect_answers": ["&lt;b&gt;", "B &amp; B", "&quot;C&quot;"],
+    } | changes
 
 
 def test_a_running_server_takes_up_imported_questions(hall, sit, tmp_path):
     mark = secrets.token_hex(4)
     old = next(iter(BANK))
     items = [item(f"{mark} &ldquo;{n}&rdquo; &amp; co?") for n in "abc"]
-    items += [item(f"  {mark} “A” & CO?"), item(old.upper()), item(f"{mark} d", difficulty="trivial"),
-              item(f"{mark} e", incorrect_answers=[]), item(f"{mark} f", incorrect_answers=["Café"]), "text", item("")]
+    items += [
+        item(f"  {mark} “A” & CO?"),
+        item(old.upper()),
+        item(f"{mark} d", difficulty="trivial"),
+        item(f"{mark} e", incorrect_answers=[]),
+        item(f"{mark} f", incorrect_answers=["Café"]),
+        "text",
+        item(""),
+    ]
     (tmp_path / "new.json").write_text(json.dumps({"response_code": 0, "results": items}))
     done = import_file(hall, tmp_path / "new.json")
-    assert done.returncode == 1 and "3 added, 2 duplicates, 5 refused" in done.stdout, (done.stdout, done.stderr)
-    assert [line.split(":")[0].strip() for line in done.stdout.splitlines()[1:]] == [f"item {n}" for n in range(6, 11)]
+    assert done.returncode == 1 and "3 added, 2 duplicates, 5 refused" in done.stdout, (
+        done.stdout,
+        done.stderr,
+    )
+    assert [line.split(":")[0].strip() for line in done.stdout.splitlines()[1:]] == [
+        f"item {n}" for n in range(6, 11)
+    ]
     phones = sit("growing")
-    for game in range(3):       # 12 that came with the server and 3 new ones: after 3 games of 5 all were asked
+    for game in range(
+        3
+    ):  # 12 that came with the server and 3 new ones: after 3 games of 5 all were asked
         if game:
             play_again(phones)
         play_all(phones)
     asked = {frame["text"]: frame for frame in phones[0].frames if frame["type"] == "question"}
     new = [frame for text, frame in asked.items() if text.startswith(mark)]
-    assert len(asked) == 15 and sorted(frame["text"] for frame in new) == [f"{mark} “{n}” & co?" for n in "abc"]
+    assert len(asked) == 15 and sorted(frame["text"] for frame in new) == [
+        f"{mark} “{n}” & co?" for n in "abc"
+    ]
     for frame in new:
-        assert sorted(frame["choices"]) == sorted(["Café", "<b>", "B & B", '"C"']) and frame["category"] == IMPORTED
+        assert (
+            sorted(frame["choices"]) == sorted(["Café", "<b>", "B & B", '"C"'])
+            and frame["category"] == IMPORTED
+        )
 
 
 def import_file(hall, file):
-    return subprocess.run([sys.executable, ROOT / "trivia.py", "import", str(file)], cwd=file.parent, env=hall.env,
-                          capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, ROOT / "trivia.py", "import", str(file)],
+        cwd=file.parent,
+        env=hall.env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
-def test_questions_that_differ_in_a_sign_are_two_and_those_that_are_there_stay_as_they_are(hall, tmp_path):
+def test_questions_that_differ_in_a_sign_are_two_and_those_that_are_there_stay_as_they_are(
+    hall, tmp_path
+):
     mark, before = secrets.token_hex(4), hall.redis.hgetall("bank:{bank}")
     signs = [item(f"{mark}: what is 7 {sign} 3?", "Mathematics") for sign in "+×÷="]
     (tmp_path / "signs.json").write_text(json.dumps(signs + list(BANK.values())[:20]))
     done = import_file(hall, tmp_path / "signs.json")
-    assert (done.returncode, hall.redis.hgetall("bank:{bank}").items() >= before.items()) == (0, True)
+    assert (done.returncode, hall.redis.hgetall("bank:{bank}").items() >= before.items()) == (
+        0,
+        True,
+    )
     assert "4 added, 20 duplicates, 0 refused" in done.stdout, done.stdout

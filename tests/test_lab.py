@@ -1,14 +1,20 @@
 """The lab: an opponent of ours, and faults that a script makes happen on a phone's own connection."""
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
 import time
 
 import pytest
-import trivia
-from conftest import ROOT, Server, edited_schema, wait_until
 from websockets.exceptions import ConnectionClosed
+
+from conftest import ROOT, Server, edited_schema, wait_until
+
+spec = importlib.util.spec_from_file_location("lab", ROOT / "examples" / "lab.py")
+lab_module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(lab_module)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,7 @@ def enter(lab):
             phone.send("join", queue="lab", script=script)
         made.append(phone)
         return phone
+
     yield enter
     for phone in made:
         phone.close()
@@ -51,7 +58,11 @@ def question(phone, number):
 
 def counted(phone, frames=slice(None)):
     """The seq of the game's messages, in the order they came."""
-    return [frame["seq"] for frame in phone.frames[frames] if "seq" in frame and frame["type"] != "update"]
+    return [
+        frame["seq"]
+        for frame in phone.frames[frames]
+        if "seq" in frame and frame["type"] != "update"
+    ]
 
 
 def test_a_whole_game_against_the_opponent_counts_for_nothing(lab, enter):
@@ -59,18 +70,27 @@ def test_a_whole_game_against_the_opponent_counts_for_nothing(lab, enter):
     start = phone.expect("start")
     assert start["queue"] == "lab" and len(start["players"]) == 2
     end = phone.play()
-    assert end["reason"] == "finished" and len(end["ranking"]) == 2 and "rating" not in end["ranking"][0]
+    assert (
+        end["reason"] == "finished"
+        and len(end["ranking"]) == 2
+        and "rating" not in end["ranking"][0]
+    )
     assert counted(phone) == list(range(1, len(counted(phone)) + 1))
     me = lab.http("GET", "/users/me", token=phone.token).json
     assert (me["games"], me["wins"], me["rating"]) == (0, 0, 1500)
     assert lab.http("GET", "/users/me/games", token=phone.token).json["games"] == []
     assert lab.http("GET", "/leaderboards/rating").json["total"] == 0
     assert lab.http("GET", f"/games/{start['game']}", token=phone.token).json["queue"] == "lab"
-    other = next(player["username"] for player in start["players"] if player["username"] != phone.name)
-    lab.http("GET", f"/users/{other}").refused(404, "not_found")
+    other = next(
+        player["username"] for player in start["players"] if player["username"] != phone.name
+    )
+    wait_until(lambda: lab.http("GET", f"/users/{other}").status == 404)
     game = next(key for key in lab.redis.keys("game:*") if key.endswith(start["game"]))
-    uid = next(lab.redis.hget(game, f"uid{i}") for i in (1, 2) if lab.redis.hget(game, f"name{i}") == other)
-    wait_until(lambda: not lab.redis.exists(f"user:{{{uid}}}", f"seen:{{{uid}}}", f"history:{{{uid}}}"))
+    players = json.loads(lab.redis.hget(game, "plan"))["players"]
+    [uid] = [uid for uid, name in players if name == other]
+    wait_until(
+        lambda: not lab.redis.exists(f"user:{{{uid}}}", f"seen:{{{uid}}}", f"history:{{{uid}}}")
+    )
     phone.send("join")
     assert phone.expect("start")["game"] != start["game"], "again, with the same script"
 
@@ -173,20 +193,66 @@ def test_an_opponent_leaves_for_good(enter):
     question(phone, 2)
 
 
-@pytest.mark.parametrize("script", ["drop", "drop=3", "latency@3", "latency=", "silent@1", "whatever@2", "drop@3&silent"])
+@pytest.mark.parametrize(
+    "script", ["drop", "drop=3", "latency@3", "latency=", "silent@1", "whatever@2", "drop@3&silent"]
+)
 def test_a_script_with_a_mistake_is_refused_with_what_there_is(enter, script):
     error = enter(script).expect("error")
     assert error["code"] == "bad_script" and "latency=MS" in error["message"]
 
 
-def test_the_words_are_separated_as_one_likes():
-    assert trivia.parse_script(" drop@3, latency=800;silent ") == {"drop": 3, "latency": 800, "silent": 1}
-    assert trivia.parse_script("") == {}
+def test_a_script_with_a_mistake_in_the_address_leads_into_no_queue(enter):
+    phone = enter("whatever@2", by="address")
+    assert phone.expect("error")["code"] == "bad_script"
+    phone.send("join", script="latency=20", id=1)
+    phone.expect("start")
+    assert [frame["type"] for frame in phone.frames[-4:]] == ["error", "queued", "start"]
+
+
+def test_a_mistake_in_a_join_names_the_message_and_leaves_the_last_script_in_force(enter):
+    phone = enter("silent")
+    phone.expect("start")
+    phone.send("leave")
+    phone.expect("cancelled")
+    phone.send("join", script="nonsense", id="mine")
+    assert phone.expect("error")["id"] == "mine"
+    phone.send("join")
+    question(phone, 1)
+    phone.send("answer", round=1, choice=0)
+    assert phone.expect("reveal", 20)["answers"].keys() == {phone.name}
+
+
+def test_a_join_that_the_server_refuses_changes_no_script(enter):
+    phone = enter("silent")
+    question(phone, 1)
+    phone.refused("wrong_state", "join", script="drop@2")
+    phone.send("answer", round=1, choice=0)
+    assert question(phone, 2)["round"] == 2
+
+
+def test_an_opponent_erases_the_account_when_the_server_stops(make_server):
+    server = make_server(edited_schema(), env={"TRIVIA_LAB": "1"})
+    phone = server.phone(queue="lab")
+    players = phone.expect("start")["players"]
+    server.stop()
+    phone.close()
+    server.start()
+    (other,) = (player["username"] for player in players if player["username"] != phone.name)
+    server.http("GET", f"/users/{other}").refused(404, "not_found")
+
+
+def test_the_words_are_separated_by_commas_semicolons_or_spaces():
+    assert lab_module.parse_script(" drop@3, latency=800;silent ") == {
+        "drop": 3,
+        "latency": 800,
+        "silent": 1,
+    }
+    assert lab_module.parse_script("") == {}
 
 
 def test_the_documents_list_the_words(lab):
     described = lab.http("GET", "/docs/asyncapi.json").body
-    assert all(word in described for word in trivia.FAULTS)
+    assert all(word in described for word in lab_module.FAULTS)
 
 
 def test_without_the_variable_there_is_no_lab(server):
@@ -197,14 +263,38 @@ def test_without_the_variable_there_is_no_lab(server):
     phone.refused("invalid_message", "join", queue="random", script="drop@1")
 
 
-@pytest.mark.parametrize("value, edit, says", [
-    ("yes", lambda tree: None, "TRIVIA_LAB: found yes; expected 1 or 0"),
-    ("1", lambda tree: tree["queues"].update(lab=tree["queues"]["random"]), "queues.lab: found a name that can't be used"),
-    ("", lambda tree: tree["queues"].update(lab=tree["queues"]["random"]), "queues.lab: found a name that can't be used"),
-])
+@pytest.mark.parametrize(
+    "value, edit, says",
+    [
+        ("yes", lambda tree: None, "TRIVIA_LAB: found yes; expected 1 or 0"),
+        (
+            "1",
+            lambda tree: tree["queues"].update(lab=tree["queues"]["random"]),
+            "queues.lab: found a name that can't be used",
+        ),
+        (
+            "",
+            lambda tree: tree["queues"].update(lab=tree["queues"]["random"]),
+            "queues.lab: found a name that can't be used",
+        ),
+    ],
+)
 def test_a_lab_that_can_not_be_opened_is_told_in_one_line(tmp_path, value, edit, says):
     (tmp_path / "schema.yaml").write_text(edited_schema(edit), "utf-8")
-    done = subprocess.run([sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"], cwd=ROOT, timeout=60, text=True,
-                          env=os.environ | {"TRIVIA_LAB": value, "TRIVIA_SCHEMA": str(tmp_path / "schema.yaml"),
-                                            "TRIVIA_DATA": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert done.returncode == 1 and says in done.stdout and "Traceback" not in done.stdout, done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"],
+        cwd=ROOT,
+        timeout=60,
+        text=True,
+        env=os.environ
+        | {
+            "TRIVIA_LAB": value,
+            "TRIVIA_SCHEMA": str(tmp_path / "schema.yaml"),
+            "TRIVIA_DATA": str(tmp_path),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 1 and says in done.stdout and "Traceback" not in done.stdout, (
+        done.stdout
+    )

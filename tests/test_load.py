@@ -10,32 +10,71 @@ from conftest import ROOT, wait_until
 
 def start(server, *options):
     """The load tool, playing on a server."""
-    return subprocess.Popen([sys.executable, str(ROOT / "tests" / "load.py"), "--think", "0.2", "--ramp", "0.5", *options,
-                             f"http://127.0.0.1:{server.port}"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "tests" / "load.py"),
+            "--think",
+            "0.2",
+            "--ramp",
+            "0.5",
+            *options,
+            f"http://127.0.0.1:{server.port}",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 def test_a_short_run_gives_figures_of_everything(make_server, tmp_path):
     server, file = make_server(), tmp_path / "figures.json"
-    tool = start(server, "--players", "4,12", "--minutes", "0.05", "--processes", "2", "--seed-accounts", "--json", str(file))
+    tool = start(
+        server,
+        "--players",
+        "4,12",
+        "--minutes",
+        "0.05",
+        "--processes",
+        "2",
+        "--seed-accounts",
+        "--json",
+        str(file),
+    )
     assert (tool.communicate(timeout=60)[0].count("Traceback"), tool.returncode) == (0, 0)
     figures = json.loads(file.read_text())
     few, many = figures["steps"]
-    assert (few["connected"], many["connected"], figures["errors"], figures["games_lost"]) == (4, 12, {}, 0), figures
+    assert (few["connected"], many["connected"], figures["errors"], figures["games_lost"]) == (
+        4,
+        12,
+        {},
+        0,
+    ), figures
     assert few["answers"] > 4 and many["answers"] > 12 and 0.8 < many["measured_share"] < 1.2, many
     assert many["games_started"] and many["games_ended"].keys() == {"finished"}, many
     for name in ("delivery", "lateness", "skew", "connect"):
         times = many[f"{name}_ms"]
-        assert times["count"] and 0 <= times["p50"] <= times["p99"] <= times["max"] < 10_000, (name, times)
+        assert times["count"] and 0 <= times["p50"] <= times["p99"] <= times["max"] < 10_000, (
+            name,
+            times,
+        )
     (worker,) = (used for name, used in many["processes"].items() if name.startswith("server"))
     assert worker["us_per_answer"] > 10 and worker["mib"] > 20 and worker["connections"] == 12, many
-    assert any(name.startswith("redis") and used["us_per_answer"] > 1 for name, used in many["processes"].items()), many
-    assert many["redis_per_game"]["commands"] > 20 and many["redis_per_answer"]["bytes_in"] > 50, many
+    assert any(
+        name.startswith("redis") and used["us_per_answer"] > 1
+        for name, used in many["processes"].items()
+    ), many
+    assert many["redis_per_game"]["commands"] > 20 and many["redis_per_answer"]["bytes_in"] > 50, (
+        many
+    )
     assert many["load_tool"]["us_per_answer"] > 10 and figures["samples"], many
 
 
 def test_a_server_that_dies_is_an_error(make_server, tmp_path):
     server, file = make_server(), tmp_path / "figures.json"
-    tool = start(server, "--players", "4", "--minutes", "0.03", "--seed-accounts", "--json", str(file))
+    tool = start(
+        server, "--players", "4", "--minutes", "0.03", "--seed-accounts", "--json", str(file)
+    )
     wait_until(lambda: server.redis.hget("playing:{lobby}", "random") == "4", 40)
     server.kill(9)
     output = tool.communicate(timeout=60)[0]

@@ -12,9 +12,19 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
-from conftest import ROOT, Phone, Server, edited_schema, play_all, unique_name, wait_until
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+
+from conftest import (
+    ROOT,
+    Phone,
+    Server,
+    edited_schema,
+    play_all,
+    stored_game,
+    unique_name,
+    wait_until,
+)
 
 sys.path.insert(0, str(ROOT))
 
@@ -23,15 +33,22 @@ from trivia import Keys
 
 DUEL = {"players": 2, "match": "fifo", "wait_seconds": 60}
 NEAR = {"players": 2, "match": "rating", "window": 100, "widen": 0, "wait_seconds": 60}
-QUEUES = {      # each test has one of its own, so that they may run side by side
-    **{f"duel{i}": DUEL for i in range(10)}, "lonely": DUEL,
-    "duel10": DUEL | {"seat_seconds": 60}, "duel11": DUEL | {"seat_seconds": 60},
-    "trio": DUEL | {"players": 3}, "counted": DUEL | {"players": 3},
+QUEUES = {  # each test has one of its own, so that they may run side by side
+    **{f"duel{i}": DUEL for i in range(10)},
+    "lonely": DUEL,
+    "duel10": DUEL | {"seat_seconds": 60},
+    "duel11": DUEL | {"seat_seconds": 60},
+    "trio": DUEL | {"players": 3},
+    "counted": DUEL | {"players": 3},
     "group": DUEL | {"players": {"min": 2, "max": 8}, "fill_seconds": 0.6},
     "eight": DUEL | {"players": {"min": 2, "max": 8}, "fill_seconds": 600},
     "three": DUEL | {"players": {"min": 3, "max": 8}, "fill_seconds": 0.3},
-    "near": NEAR, "narrow": NEAR, "widening": NEAR | {"window": 50, "widen": 400}, "full": NEAR | {"window": 0},
-    "brief": DUEL | {"wait_seconds": 0.7}, "briefly": NEAR | {"wait_seconds": 0.7},
+    "near": NEAR,
+    "narrow": NEAR,
+    "widening": NEAR | {"window": 50, "widen": 400},
+    "full": NEAR | {"window": 0},
+    "brief": DUEL | {"wait_seconds": 0.7},
+    "briefly": NEAR | {"wait_seconds": 0.7},
 }
 QUEUE_LENGTH = 9
 
@@ -39,9 +56,12 @@ QUEUE_LENGTH = 9
 def schema_with(queues, **limits):
     def edit(tree):
         model = tree["queues"]["random"]
-        tree["queues"] |= {name: {key: value for key, value in model.items() if key != "players"} | spec
-                           for name, spec in queues.items()}
+        tree["queues"] |= {
+            name: {key: value for key, value in model.items() if key != "players"} | spec
+            for name, spec in queues.items()
+        }
         tree["limits"].update(limits)
+
     return edited_schema(edit, seat_seconds=1, on_exit="forfeit")
 
 
@@ -54,9 +74,11 @@ def running(schema=None, **options):
     finally:
         server.kill(signal.SIGKILL)
         server.process.wait(10)
-        if (socket := server.data / "d" / "redis.sock").exists():       # else Redis is another server's
+        if (socket := server.data / "d" / "redis.sock").exists():  # else Redis is another server's
             with contextlib.suppress(redis.RedisError):
-                redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)).shutdown(nosave=True)
+                redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)).shutdown(
+                    nosave=True
+                )
         shutil.rmtree(server.data, ignore_errors=True)
 
 
@@ -82,9 +104,15 @@ def doomed(lobby):
 
 def enlist(server, rating=None):
     """A player with a session, written as the server would; a registration costs its hash of a password."""
-    uid, secret, name = secrets.token_urlsafe(6), secrets.token_urlsafe(24), unique_name()
-    fields = {"username": name, ":created": 1, f"session:{trivia.digest(secret)}": int(time.time()) + 3600}
-    server.redis.hset(Keys.user(uid), mapping=fields | ({} if rating is None else {"rating": rating}))
+    uid, secret, name = secrets.token_urlsafe(9), secrets.token_urlsafe(24), unique_name()
+    fields = {
+        "username": name,
+        ":created": 1,
+        f"session:{trivia.digest(secret)}": int(time.time()) + 3600,
+    }
+    server.redis.hset(
+        Keys.user(uid), mapping=fields | ({} if rating is None else {"rating": rating})
+    )
     return {"token": uid + secret, "user": {"username": name}}
 
 
@@ -96,19 +124,23 @@ def enter(server, queue, rating=None, session=None):
 
 
 def uid_of(phone):
-    return phone.token[:8]
+    return phone.token[:12]
 
 
 def seat(server, phone):
     text = server.redis.hget(Keys.seats, uid_of(phone))
-    return text and dict(zip(("conn", "turn", "queue", "since", "rating", "game"), text.split(" "), strict=True))
+    return text and dict(
+        zip(("conn", "turn", "queue", "since", "rating", "game"), text.split(" "), strict=True)
+    )
 
 
 def started(*phones):
     """The `start` that all of them got: of one game, with exactly these players."""
     starts = [phone.expect("start") for phone in phones]
     assert len({start["game"] for start in starts}) == 1
-    assert sorted(player["username"] for player in starts[0]["players"]) == sorted(phone.name for phone in phones)
+    assert sorted(player["username"] for player in starts[0]["players"]) == sorted(
+        phone.name for phone in phones
+    )
     assert all(start["seq"] == 1 and start["players"] == starts[0]["players"] for start in starts)
     return starts[0]
 
@@ -131,7 +163,9 @@ def look_now(server, phone):
 
 
 def counts(server, queue):
-    entry = next(entry for entry in server.http("GET", "/queues").json["queues"] if entry["name"] == queue)
+    entry = next(
+        entry for entry in server.http("GET", "/queues").json["queues"] if entry["name"] == queue
+    )
     return entry["waiting"], entry["playing"]
 
 
@@ -141,6 +175,7 @@ def close(*phones):
 
 
 # ---- who is matched
+
 
 def test_whoever_waits_longest_is_matched_first(lobby):
     first = enter(lobby, "trio")
@@ -158,7 +193,10 @@ def test_the_start_says_who_plays_what(lobby):
     ann, bob = enter(lobby, "duel1", rating=1612.5), enter(lobby, "duel1")
     start = started(ann, bob)
     assert start["queue"] == "duel1" and start["rounds"] == 3 and start["starts_ms"] == 100
-    assert {player["username"]: player["rating"] for player in start["players"]} == {ann.name: 1612.5, bob.name: 1500}
+    assert {player["username"]: player["rating"] for player in start["players"]} == {
+        ann.name: 1612.5,
+        bob.name: 1500,
+    }
     assert all("email" not in player and "password" not in player for player in start["players"])
 
 
@@ -181,7 +219,7 @@ def test_a_group_of_eight_starts_at_once_and_the_ninth_waits(lobby):
 
 def test_fewer_than_the_least_do_not_start_however_long_they_wait(lobby):
     ann, bob = enter(lobby, "three"), enter(lobby, "three")
-    time.sleep(0.4)         # fill_seconds, and a little
+    time.sleep(0.4)  # fill_seconds, and a little
     look_now(lobby, ann)
     look_now(lobby, bob)
     still_waits(lobby, ann, bob)
@@ -189,7 +227,11 @@ def test_fewer_than_the_least_do_not_start_however_long_they_wait(lobby):
 
 
 def test_the_nearest_rating_is_matched(lobby):
-    low, high, far = enter(lobby, "near", 1390), enter(lobby, "near", 1530), enter(lobby, "near", 1900)
+    low, high, far = (
+        enter(lobby, "near", 1390),
+        enter(lobby, "near", 1530),
+        enter(lobby, "near", 1900),
+    )
     still_waits(lobby, low, high, far)
     started(high, enter(lobby, "near", 1480))
     started(low, enter(lobby, "near", 1480))
@@ -213,6 +255,7 @@ def test_the_window_widens_while_they_wait(lobby):
 
 
 # ---- never twice, never with himself, never with the gone
+
 
 def test_a_newer_connection_takes_the_place_of_the_older(lobby):
     session = enlist(lobby)
@@ -243,9 +286,11 @@ def test_a_late_close_of_the_older_connection_changes_nothing_in_a_game(lobby):
     session = enlist(lobby)
     old, bob = enter(lobby, "duel5", session=session), enter(lobby, "duel5")
     old.expect("question"), bob.expect("question")
-    new = Phone(lobby, session, "duel6")            # whichever queue is named: the game goes on
+    new = Phone(lobby, session, "duel6")  # whichever queue is named: the game goes on
     update = new.expect("update")
-    assert update["queue"] == "duel5" and sorted(update["connected"]) == sorted((old.name, bob.name))
+    assert update["queue"] == "duel5" and sorted(update["connected"]) == sorted(
+        (old.name, bob.name)
+    )
     old.expect_close(4409)
     bob.send("answer", round=1, choice=0)
     assert new.expect("answered")["seq"] == update["seq"] + 1
@@ -258,11 +303,18 @@ def test_a_late_close_of_the_older_connection_changes_nothing_in_a_game(lobby):
 def test_many_connections_of_a_player_at_once_are_one_ticket(lobby):
     session = enlist(lobby)
     with ThreadPoolExecutor(6) as pool:
-        phones = list(pool.map(lambda i: Phone(lobby, session, ("duel6", "duel7")[i % 2]), range(6)))
+        phones = list(
+            pool.map(lambda i: Phone(lobby, session, ("duel6", "duel7")[i % 2]), range(6))
+        )
     uid = uid_of(phones[0])
 
     def tickets():
-        return [queue for queue in ("duel6", "duel7") if lobby.redis.zscore(Keys.queue(queue), uid) is not None]
+        return [
+            queue
+            for queue in ("duel6", "duel7")
+            if lobby.redis.zscore(Keys.queue(queue), uid) is not None
+        ]
+
     # The ticket in the other queue goes when its connection has been closed.
     wait_until(lambda: tickets() == [(seat(lobby, phones[0]) or {}).get("queue")])
     other = enter(lobby, tickets()[0])
@@ -282,11 +334,15 @@ def test_nobody_is_matched_with_a_connection_that_is_gone(lobby, leave):
 
 
 def test_who_waited_or_played_on_a_worker_that_was_killed_is_gone_and_may_come_back(lobby, doomed):
-    waiting, rated, third = (enter(doomed, queue, session=enlist(lobby, 3000)) for queue in ("duel9", "near", "full"))
+    waiting, rated, third = (
+        enter(doomed, queue, session=enlist(lobby, 3000)) for queue in ("duel9", "near", "full")
+    )
     playing, other = enter(doomed, "duel10", session=enlist(lobby)), enter(lobby, "duel10")
     game = started(playing, other)["game"]
     playing.expect("question"), other.expect("question")
-    worker, = {seat(lobby, phone)["conn"].split(".")[0] for phone in (waiting, rated, third, playing)}
+    (worker,) = {
+        seat(lobby, phone)["conn"].split(".")[0] for phone in (waiting, rated, third, playing)
+    }
     doomed.kill(signal.SIGKILL)
     doomed.process.wait(10)
     wait_until(lambda: lobby.redis.pubsub_numsub(f"worker:{worker}")[0][1] == 0)
@@ -307,11 +363,15 @@ def test_who_waited_or_played_on_a_worker_that_was_killed_is_gone_and_may_come_b
     play_all([back, other])
 
     # The others miss its heartbeat ten times.
-    wait_until(lambda: lobby.redis.zscore(Keys.workers, worker) is None and not seat(lobby, third), 30)
+    wait_until(
+        lambda: lobby.redis.zscore(Keys.workers, worker) is None and not seat(lobby, third), 30
+    )
     assert lobby.redis.zscore(Keys.queue("full"), uid_of(third)) is None
 
 
-def test_a_connection_on_a_worker_that_hung_does_not_take_the_game_back_from_a_newer_one(lobby, beside):
+def test_a_connection_on_a_worker_that_hung_does_not_take_the_game_back_from_a_newer_one(
+    lobby, beside
+):
     ann, bob = enter(beside, "duel11", session=enlist(lobby)), enter(lobby, "duel11")
     started(ann, bob)
     ann.expect("question"), bob.expect("question")
@@ -333,7 +393,9 @@ def test_a_worker_that_others_took_for_dead_sends_its_players_away(lobby, beside
     ann = enter(beside, "lonely", session=enlist(lobby))
     beside.kill(signal.SIGSTOP)
     try:
-        wait_until(lambda: not seat(lobby, ann), 30)        # the others have missed its heartbeat ten times
+        wait_until(
+            lambda: not seat(lobby, ann), 30
+        )  # the others have missed its heartbeat ten times
         assert lobby.redis.zscore(Keys.queue("lonely"), uid_of(ann)) is None
     finally:
         beside.kill(signal.SIGCONT)
@@ -344,6 +406,7 @@ def test_a_worker_that_others_took_for_dead_sends_its_players_away(lobby, beside
 
 
 # ---- how a ticket ends
+
 
 @pytest.mark.parametrize("queue", ["brief", "briefly"])
 def test_a_ticket_that_found_nobody_is_cancelled_and_the_player_may_join_again(lobby, queue):
@@ -387,8 +450,9 @@ def test_after_the_end_one_plays_again_on_the_same_socket_in_any_queue(lobby):
     assert len(set(games)) == 3
     wait_until(lambda: seat(lobby, ann)["game"] == "-")
     assert lobby.redis.zrange(Keys.history(uid_of(ann)), 0, -1) == games
-    assert [frame["seq"] for frame in ann.frames if "seq" in frame and frame["game"] == games[1]] == list(
-        range(1, 1 + len([frame for frame in ann.frames if frame.get("game") == games[1]])))
+    assert [
+        frame["seq"] for frame in ann.frames if "seq" in frame and frame["game"] == games[1]
+    ] == list(range(1, 1 + len([frame for frame in ann.frames if frame.get("game") == games[1]])))
 
 
 def test_a_full_queue_takes_nobody_more_but_those_who_are_in_it(lobby):
@@ -422,7 +486,7 @@ def test_the_queues_count_who_waits_and_plays_and_come_back_to_zero(lobby):
     assert counts(lobby, "counted") == (1, 2)
     phones[1].drop()
     phones[2].expect("user_exit", player=phones[1].name)
-    assert counts(lobby, "counted") == (1, 2)          # his seat is kept
+    assert counts(lobby, "counted") == (1, 2)  # his seat is kept
     phones[2].expect("end", reason="forfeit")
     phones[3].close()
     wait_until(lambda: counts(lobby, "counted") == (0, 0))
@@ -430,10 +494,11 @@ def test_the_queues_count_who_waits_and_plays_and_come_back_to_zero(lobby):
 
 # ---- matches
 
+
 def test_a_match_whose_worker_died_is_formed_by_another(lobby):
     phones = enter(lobby, "narrow", 5000), enter(lobby, "narrow", 7000)
     game = trivia.new_game_id()
-    for phone in phones:        # as the script that matched them leaves it
+    for phone in phones:  # as the script that matched them leaves it
         place = seat(lobby, phone) | {"game": game}
         lobby.redis.hset(Keys.seats, uid_of(phone), " ".join(place.values()))
         lobby.redis.zrem(Keys.queue("narrow"), uid_of(phone))
@@ -448,9 +513,11 @@ def test_a_match_whose_worker_died_is_formed_by_another(lobby):
     # Once more, late: the game is there already, and nothing happens.
     lobby.redis.zadd(Keys.forming, {match: 1})
     wait_until(lambda: lobby.redis.zscore(Keys.forming, match) is None)
-    assert lobby.redis.hget(Keys.game(game)[0], "phase") == "end"
+    assert stored_game(lobby.redis, game)["state"]["phase"] == "end"
     wait_until(lambda: counts(lobby, "narrow")[1] == 0)
-    assert [lobby.redis.zrange(Keys.history(uid_of(phone)), 0, -1) for phone in phones] == [[game]] * 2
+    assert [lobby.redis.zrange(Keys.history(uid_of(phone)), 0, -1) for phone in phones] == [
+        [game]
+    ] * 2
     close(*phones)
 
 
@@ -466,7 +533,7 @@ def test_a_match_that_is_formed_late_does_not_take_a_player_out_of_what_he_does_
     lobby.redis.zadd(Keys.forming, {f"{game} narrow {uid_of(ann)} {uid_of(bob)}": 1})
     bob.expect("start")
     wait_until(lambda: not lobby.redis.exists(Keys.forming))
-    assert lobby.redis.hget(Keys.game(game)[0], "conn1") == ""
+    assert "conn" not in stored_game(lobby.redis, game)["state"]["players"][0]
     still_waits(lobby, ann)
     bob.expect("end")
     close(ann, bob)
@@ -482,6 +549,7 @@ def test_a_hundred_players_who_join_four_workers_at_once_are_each_matched_once()
             barrier.wait(60)
             phone = Phone(server, sessions[i], "crowd")
             starts[i] = phone, phone.expect("start", 40)
+
         with ThreadPoolExecutor(100) as pool:
             list(pool.map(come, range(100)))
         games = Counter(start["game"] for _, start in starts)
@@ -497,5 +565,8 @@ def test_a_hundred_players_who_join_four_workers_at_once_are_each_matched_once()
             phone.drop()
         wait_until(lambda: counts(server, "crowd") == (0, 0), 30)
         wait_until(lambda: not server.redis.exists(Keys.seats))
-        assert sum(server.redis.zcard(Keys.history(session["token"][:8])) for session in sessions) == 100
+        assert (
+            sum(server.redis.zcard(Keys.history(session["token"][:12])) for session in sessions)
+            == 100
+        )
         assert "Traceback" not in server.log

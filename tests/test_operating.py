@@ -18,15 +18,37 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
 import trivia
 from conftest import FOLDER, PASSWORD, Server, debian_program, edited_schema, play_all, wait_until
-from prometheus_client.parser import text_string_to_metric_families
-from test_end_to_end import TRIVIA, UVICORN, free_port, frozen, phone_on, run, running_valkey, the_valkey, valkeys, workers_of
+from test_end_to_end import (
+    TRIVIA,
+    UVICORN,
+    free_port,
+    frozen,
+    phone_on,
+    run,
+    running_valkey,
+    the_valkey,
+    valkeys,
+    workers_of,
+)
 from test_failures import ClockedValkey, in_question
 
 TOKEN = "t0ken-of-the-operator"
-GAUGES = {"workers", "connections", "worker_resident_bytes", "worker_cpu_seconds", "queue_waiting", "queue_playing", "redis_up",
-          "redis_memory_bytes", "redis_memory_limit_bytes", "redis_commands"}
+GAUGES = {
+    "workers",
+    "connections",
+    "worker_resident_bytes",
+    "worker_cpu_seconds",
+    "queue_waiting",
+    "queue_playing",
+    "redis_up",
+    "redis_memory_bytes",
+    "redis_memory_limit_bytes",
+    "redis_commands",
+}
 BAD = b"\xff\xfe".decode("latin-1")
 
 
@@ -41,23 +63,39 @@ def running(*arguments, **options):
 
 def families(server, token=TOKEN):
     answer = server.http("GET", "/metrics", token=token)
-    assert answer.status == 200 and answer.headers["content-type"].startswith("text/plain"), answer.body
+    assert answer.status == 200 and answer.headers["content-type"].startswith("text/plain"), (
+        answer.body
+    )
     return {family.name: family for family in text_string_to_metric_families(answer.body)}
 
 
 def scraped(server):
     """{"NAME LABEL ...": value}, without `trivia_` and the buckets."""
-    return {" ".join((sample.name.removeprefix("trivia_"), *(value for _, value in sorted(sample.labels.items())))): sample.value
-            for family in families(server).values() for sample in family.samples if "le" not in sample.labels}
+    return {
+        " ".join(
+            (
+                sample.name.removeprefix("trivia_"),
+                *(value for _, value in sorted(sample.labels.items())),
+            )
+        ): sample.value
+        for family in families(server).values()
+        for sample in family.samples
+        if "le" not in sample.labels
+    }
 
 
 # ---- metrics
 
+
 @pytest.fixture(scope="module")
 def counted():
     """Two workers, and a token for the operator."""
-    with running(edited_schema(rounds=3), command=[*TRIVIA, "--port", str(free_port())], workers=2,
-                 env={"TRIVIA_OPS_TOKEN": TOKEN}) as server:
+    with running(
+        edited_schema(rounds=3),
+        command=[*TRIVIA, "--port", str(free_port())],
+        workers=2,
+        env={"TRIVIA_OPS_TOKEN": TOKEN},
+    ) as server:
         wait_until(lambda: scraped(server)["workers"] == 2, 40)
         yield server
 
@@ -85,16 +123,32 @@ def play_a_game(server):
     play_all(phones)
     for phone in phones:
         phone.close()
-    return {"connects_total": 2, "closes_total gone": 2, "answers_total": 6, "answer_seconds_count": 6,
-            "messages_total answer": 6, "messages_total ping": 1, "messages_total emoji": 1, "messages_total join": 1,
-            "errors_total bad_json": 1, "errors_total wrong_state": 1, "errors_total unknown_type": 1,
-            "games_started_total random": 1, "games_ended_total random finished": 1, "queue_wait_seconds_count random": 2,
-            "deliveries_total": sum(len(phone.frames) for phone in phones), "requests_total register 201": 2}
+    return {
+        "connects_total": 2,
+        "closes_total gone": 2,
+        "answers_total": 6,
+        "answer_seconds_count": 6,
+        "messages_total answer": 6,
+        "messages_total ping": 1,
+        "messages_total emoji": 1,
+        "messages_total join": 1,
+        "errors_total bad_json": 1,
+        "errors_total wrong_state": 1,
+        "errors_total unknown_type": 1,
+        "games_started_total random": 1,
+        "games_ended_total random finished": 1,
+        "queue_wait_seconds_count random": 2,
+        "deliveries_total": sum(len(phone.frames) for phone in phones),
+        "requests_total register 201": 2,
+    }
 
 
 def grown(server, before, *additions):
     """Waits until all workers say that the sums have grown by exactly these; what one of them says then."""
-    wanted = {name: before.get(name, 0) + sum(by.get(name, 0) for by in additions) for name in additions[0]}
+    wanted = {
+        name: before.get(name, 0) + sum(by.get(name, 0) for by in additions)
+        for name in additions[0]
+    }
     with contextlib.suppress(pytest.fail.Exception):
         wait_until(lambda: all(wanted.items() <= page.items() for page in from_each(server)), 8)
     page = scraped(server)
@@ -105,9 +159,17 @@ def grown(server, before, *additions):
 def test_a_game_is_counted_exactly_by_all_workers_together_over_a_restart_and_a_death(counted):
     before, first = scraped(counted), play_a_game(counted)
     skews = list(counted.redis.scan_iter("skew:*"))
-    assert skews and all(0 < counted.redis.ttl(key) <= 20 and counted.redis.type(key) == "string" for key in skews)
+    assert skews and all(
+        0 < counted.redis.ttl(key) <= 20 and counted.redis.type(key) == "string" for key in skews
+    )
     after = grown(counted, before, first)
-    for name in ("answer_seconds", "delivery_seconds", "delivery_skew_seconds", "deadline_lateness_seconds", "redis_seconds"):
+    for name in (
+        "answer_seconds",
+        "delivery_seconds",
+        "delivery_skew_seconds",
+        "deadline_lateness_seconds",
+        "redis_seconds",
+    ):
         assert after[f"{name}_count"] > before.get(f"{name}_count", 0), name
         assert 0 <= after[f"{name}_sum"] - before.get(f"{name}_sum", 0) < 20, name
 
@@ -120,11 +182,15 @@ def test_a_game_is_counted_exactly_by_all_workers_together_over_a_restart_and_a_
     wait_until(lambda: scraped(counted)["workers"] == 2, 40)
     grown(counted, before, first)
     second = play_a_game(counted)
-    connections = set(grown(counted, before, first, second)) & {f"connections {name}" for name in workers_in(counted)}
+    connections = set(grown(counted, before, first, second)) & {
+        f"connections {name}" for name in workers_in(counted)
+    }
     assert len(connections) == 2
 
     os.kill(min(workers_of(counted)), signal.SIGKILL)
-    wait_until(lambda: len(workers_in(counted)) == 2 and not connections <= scraped(counted).keys(), 40)
+    wait_until(
+        lambda: len(workers_in(counted)) == 2 and not connections <= scraped(counted).keys(), 40
+    )
     wait_until(lambda: scraped(counted)["workers"] == counted.redis.hlen("loads:{metrics}") == 2)
     grown(counted, before, first, second)
 
@@ -134,15 +200,30 @@ def workers_in(server):
 
 
 def test_what_redis_refuses_is_added_later_and_nothing_twice():
-    async def call(command, key, field, value):
-        if field == "errors b":
+    added = []
+
+    async def run(name, keys, *pairs):
+        assert (name, keys) == ("add_metrics", (trivia.Keys.metrics,))
+        if refuses:
             raise trivia.Unavailable("OOM")
+        added.append(pairs)
+
+    async def call(*command):
+        assert command[:3] == ("HSET", trivia.Keys.loads, "w")
+
+    redis, hub = SimpleNamespace(run=run, call=call), SimpleNamespace(sockets={})
+    worker = SimpleNamespace(redis=redis, worker="w", hub=hub)
+    worker._add_portion = lambda portion: trivia.Server._add_portion(worker, portion)
+    trivia.take_sums()
     trivia.count("errors", "a")
-    trivia.count("errors", "b")
-    worker = SimpleNamespace(redis=SimpleNamespace(call=call), worker="w", hub=SimpleNamespace(sockets={}))
-    with contextlib.suppress(trivia.Unavailable):
+    trivia.observe("redis_seconds", 0.25)
+    expected = dict(trivia._sums)
+    for refuses in (True, False):
         asyncio.run(trivia.Server._add_up(worker))
-    assert trivia.take_sums() == {("errors", "b"): 1}
+        assert trivia.take_sums() == (expected if refuses else {})
+        for key, value in expected.items() if refuses else ():
+            trivia.count_many(key[0], value, *key[1:])
+    assert added == [("errors a", 1, "redis_seconds le 9", 1, "redis_seconds sum 0", 0.25)]
 
 
 def test_workers_that_are_being_buried_are_not_alive(counted):
@@ -160,7 +241,10 @@ def test_every_metric_is_described_on_the_page(server):
     assert all(family.documentation for family in found.values())
     for name, (labels, text) in trivia.METRICS.items():
         family = found[f"trivia_{name}"]
-        assert (family.type, family.documentation) == ("histogram" if name.endswith("_seconds") else "counter", text)
+        assert (family.type, family.documentation) == (
+            "histogram" if name.endswith("_seconds") else "counter",
+            text,
+        )
         assert all(set(sample.labels) - {"le"} == set(labels.split()) for sample in family.samples)
 
 
@@ -168,22 +252,44 @@ def test_buckets_are_cumulative_and_their_sum_is_what_was_observed():
     for seconds in (0, 0.0005, 0.0006, 3, 70):
         trivia.observe("request_seconds", seconds, "route")
     sums = {" ".join(map(str, key)): str(value) for key, value in trivia.take_sums().items()}
-    [family] = [family for family in trivia.families(sums) if family.name == "trivia_request_seconds"]
-    *_, most, everything, total = values = [sample.value for sample in family.samples if not sample.name.endswith("_count")]
-    assert values[:-1] == sorted(values[:-1]) and (values[0], most, everything) == (2, 4, 5) and not trivia.take_sums()
+    [family] = [
+        family for family in trivia.families(sums) if family.name == "trivia_request_seconds"
+    ]
+    *_, most, everything, total = values = [
+        sample.value for sample in family.samples if not sample.name.endswith("_count")
+    ]
+    assert (
+        values[:-1] == sorted(values[:-1])
+        and (values[0], most, everything) == (2, 4, 5)
+        and not trivia.take_sums()
+    )
     assert total == pytest.approx(73.0011)
 
 
-@pytest.mark.parametrize("header, value", [
-    *((header, "127.0.0.1") for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")), ("Host", "quiz.your.org")])
+@pytest.mark.parametrize(
+    "header, value",
+    [
+        *((header, "127.0.0.1") for header in ("X-Forwarded-For", "Forwarded", "Via", "X-Real-IP")),
+        ("Host", "quiz.your.org"),
+    ],
+)
 def test_without_a_token_metrics_are_for_this_host_only(server, header, value):
     server.http("GET", "/metrics", headers={header: value}).refused(404, "not_found")
 
 
-@pytest.mark.parametrize("authorization", [None, "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, f"Bearer {BAD}"])
+@pytest.mark.parametrize(
+    "authorization", [None, "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, f"Bearer {BAD}"]
+)
 def test_with_a_token_metrics_are_for_who_has_it(counted, authorization):
-    counted.http("GET", "/metrics", headers=authorization and {"Authorization": authorization}).refused(401, "not_authenticated")
-    assert counted.http("GET", "/metrics", token=TOKEN, headers={"X-Forwarded-For": "203.0.113.7"}).status == 200
+    counted.http(
+        "GET", "/metrics", headers=authorization and {"Authorization": authorization}
+    ).refused(401, "not_authenticated")
+    assert (
+        counted.http(
+            "GET", "/metrics", token=TOKEN, headers={"X-Forwarded-For": "203.0.113.7"}
+        ).status
+        == 200
+    )
 
 
 @pytest.mark.parametrize("logged", ["json"], indirect=True)
@@ -195,10 +301,16 @@ def test_what_is_counted_while_redis_is_away_is_not_lost(logged, end):
 
     def errors():
         return int(logged.redis.hget("metrics:{metrics}", "errors not_found") or 0)
-    before, valkey, folder, other = errors(), the_valkey(logged), logged.data / "d", logged.data / "away"
+
+    before, valkey, folder, other = (
+        errors(),
+        the_valkey(logged),
+        logged.data / "d",
+        logged.data / "away",
+    )
     refuse(1)
     wait_until(lambda: errors() == before + 1)
-    if end == signal.SIGKILL:       # our own is started again at once, unless it can't be
+    if end == signal.SIGKILL:  # our own is started again at once, unless it can't be
         folder.rename(other)
         folder.touch()
     os.kill(valkey, end)
@@ -217,14 +329,20 @@ def test_what_is_counted_while_redis_is_away_is_not_lost(logged, end):
 
 # ---- log
 
-LINE = re.compile(r"[\d-]{10} [\d:,]{12} (?P<level>[A-Z]+) (?P<logger>[\w.]+) (?P<message>.*?)(?:  (?P<ids>(\w+=\S+ ?)+))?")
+LINE = re.compile(
+    r"[\d-]{10} [\d:,]{12} (?P<level>[A-Z]+) (?P<logger>[\w.]+) (?P<message>.*?)(?:  (?P<ids>(\w+=\S+ ?)+))?"
+)
 ON_A_TERMINAL = f"import pty; pty.spawn({UVICORN!r})"
 
 
 @pytest.fixture(scope="module", params=["json", "terminal"])
 def logged(request):
     """A server that logs all, into a file or on a terminal."""
-    command = [*TRIVIA, "--port", "0"] if request.param == "json" else [sys.executable, "-c", ON_A_TERMINAL]
+    command = (
+        [*TRIVIA, "--port", "0"]
+        if request.param == "json"
+        else [sys.executable, "-c", ON_A_TERMINAL]
+    )
     with running(command=command, env={"TRIVIA_LOG": "debug", "TRIVIA_OPS_TOKEN": TOKEN}) as server:
         server.form = request.param
         yield server
@@ -242,7 +360,11 @@ def parsed(server, line):
 def lines(server, since=0):
     """The whole lines of the log, but for tracebacks on a terminal."""
     whole = server.log[since:].replace("\r", "").rpartition("\n")[0]
-    return [parsed(server, line) for line in whole.splitlines() if server.form == "json" or line[:2] == "20"]
+    return [
+        parsed(server, line)
+        for line in whole.splitlines()
+        if server.form == "json" or line[:2] == "20"
+    ]
 
 
 def mark(server):
@@ -256,15 +378,30 @@ def test_every_line_of_the_log_is_of_one_form(logged):
     found = lines(logged)
     assert all({"level", "logger", "message"} <= line.keys() for line in found)
     assert [line["message"] for line in found if line.get("worker")] == ["worker serves"]
-    assert logged.form == "terminal" or all(re.match(r"\d{4}-\d\d-\d\dT", line["timestamp"]) for line in found)
+    assert logged.form == "terminal" or all(
+        re.match(r"\d{4}-\d\d-\d\dT", line["timestamp"]) for line in found
+    )
 
 
-@pytest.mark.parametrize("given, taken", [
-    ("abc-123_X.y", True), ("a" * 64, True), (None, False), ("a" * 65, False), ("short12", False), ("with space", False),
-    ('quote"quote', False), (f"latin-{BAD}", False), ("", False)])
+@pytest.mark.parametrize(
+    "given, taken",
+    [
+        ("abc-123_X.y", True),
+        ("a" * 64, True),
+        (None, False),
+        ("a" * 65, False),
+        ("short12", False),
+        ("with space", False),
+        ('quote"quote', False),
+        (f"latin-{BAD}", False),
+        ("", False),
+    ],
+)
 def test_a_request_has_an_id_in_its_answer_and_in_the_log(logged, given, taken):
     since = mark(logged)
-    answer = logged.http("GET", "/queues", headers=None if given is None else {"X-Request-Id": given})
+    answer = logged.http(
+        "GET", "/queues", headers=None if given is None else {"X-Request-Id": given}
+    )
     made = answer.headers["x-request-id"]
     assert made == given if taken else re.fullmatch("[0-9a-f]{16}", made)
     mark(logged)
@@ -275,7 +412,7 @@ def test_a_request_has_an_id_in_its_answer_and_in_the_log(logged, given, taken):
 
 def test_a_failure_of_ours_is_an_error_with_the_id_of_its_answer_and_a_traceback(logged):
     ann, since = logged.register(), mark(logged)
-    logged.redis.set(f"history:{{{ann['token'][:8]}}}", "of another type")
+    logged.redis.set(f"history:{{{ann['token'][:12]}}}", "of another type")
     answer = logged.http("GET", "/users/me/games", token=ann["token"])
     answer.refused(500, "internal")
     mark(logged)
@@ -283,80 +420,145 @@ def test_a_failure_of_ours_is_an_error_with_the_id_of_its_answer_and_a_traceback
     first, *rest = logged.log[since:].replace("\r", "").splitlines()
     line = parsed(logged, first)
     assert (line["level"], line["message"]) == ("ERROR", "GET /users/me/games failed")
-    assert (line["request"], line["player"]) == (answer.headers["x-request-id"], ann["token"][:8])
+    assert (line["request"], line["player"]) == (answer.headers["x-request-id"], ann["token"][:12])
     assert "Traceback" in (line["exc_info"] if logged.form == "json" else rest[0])
 
 
-@pytest.mark.parametrize("action, line", [
-    ("register", "registered"), ("login", "signed in"), ("wrong", "wrong password"), ("password", "password changed"),
-    ("everywhere", "all sessions ended"), ("erase", "erased")])
-def test_what_happens_to_an_account_is_in_the_log_with_its_id_and_nothing_secret_is(logged, action, line):
+@pytest.mark.parametrize(
+    "action, line",
+    [
+        ("register", "registered"),
+        ("login", "signed in"),
+        ("wrong", "wrong password"),
+        ("password", "password changed"),
+        ("everywhere", "all sessions ended"),
+        ("erase", "erased"),
+    ],
+)
+def test_what_happens_to_an_account_is_in_the_log_with_its_id_and_nothing_secret_is(
+    logged, action, line
+):
     since, address, new, phones = mark(logged), "203.0.113.77", "another passw0rd", []
     head = {"X-Forwarded-For": address}
     ann = logged.register("name-" + action)
-    token, uid = ann["token"], ann["token"][:8]
+    token, uid = ann["token"], ann["token"][:12]
     login = {"login": f"name-{action}@example.org", "password": PASSWORD}
-    request = {"register": ("GET", "/users/name-register"), "login": ("POST", "/auth/login", login),
-               "wrong": ("POST", "/auth/login", login | {"password": "wrong horse"}), "everywhere": ("DELETE", "/auth/sessions"),
-               "password": ("POST", "/auth/password", {"password": PASSWORD, "new_password": new}),
-               "erase": ("DELETE", "/users/me", {"password": PASSWORD})}[action]
-    for connect in ({"headers": head | {"Authorization": f"Bearer {token}"}},
-                    {"headers": head, "subprotocols": ["trivia.v1", f"bearer.{token}"]}):
+    request = {
+        "register": ("GET", "/users/name-register"),
+        "login": ("POST", "/auth/login", login),
+        "wrong": ("POST", "/auth/login", login | {"password": "wrong horse"}),
+        "everywhere": ("DELETE", "/auth/sessions"),
+        "password": ("POST", "/auth/password", {"password": PASSWORD, "new_password": new}),
+        "erase": ("DELETE", "/users/me", {"password": PASSWORD}),
+    }[action]
+    for connect in (
+        {"headers": head | {"Authorization": f"Bearer {token}"}},
+        {"headers": head, "subprotocols": ["trivia.v1", f"bearer.{token}"]},
+    ):
         phones.append(logged.phone(session=ann, **connect))
         phones[-1].receive()
     assert logged.http(*request, token=token, headers=head).status in (200, 204, 401)
     mark(logged)
     [found] = [one for one in lines(logged, since) if one["message"] == line]
     assert (found["level"], found["player"], len(found["request"])) == ("INFO", uid, 16)
-    for secret in (token, token[8:], PASSWORD, new, "wrong horse", "example.org", f"name-{action}", address):
+    for secret in (
+        token,
+        token[12:],
+        PASSWORD,
+        new,
+        "wrong horse",
+        "example.org",
+        f"name-{action}",
+        address,
+    ):
         assert secret not in logged.log[since:], secret
     phones[1].close()
 
 
 def test_what_others_do_wrong_is_no_error_in_the_log(logged):
     since, phone = mark(logged), logged.phone()
-    for method, path, body in (("GET", "/nothing", None), ("POST", "/queues", b""), ("POST", "/auth/login", b"{"),
-                               ("POST", "/auth/login", b"\xff"), ("GET", "/users/" + "x" * 600, None), ("GET", "/users/me", None),
-                               ("POST", "/auth/login", b'{"login": "nobody", "password": "x"}'),
-                               ("POST", "/auth/register", b"x" * 99999)):
-        assert 400 <= logged.http(method, path, raw=body, headers={"Authorization": f"Bearer {BAD}"}).status < 500
-    for frame in ("{", b"\xff\xfe", '{"type": "frob"}', '{"type": "answer", "round": 1, "choice": 0}'):
+    for method, path, body in (
+        ("GET", "/nothing", None),
+        ("POST", "/queues", b""),
+        ("POST", "/auth/login", b"{"),
+        ("POST", "/auth/login", b"\xff"),
+        ("GET", "/users/" + "x" * 600, None),
+        ("GET", "/users/me", None),
+        ("POST", "/auth/login", b'{"login": "nobody", "password": "x"}'),
+        ("POST", "/auth/register", b"x" * 99999),
+    ):
+        assert (
+            400
+            <= logged.http(
+                method, path, raw=body, headers={"Authorization": f"Bearer {BAD}"}
+            ).status
+            < 500
+        )
+    for frame in (
+        "{",
+        b"\xff\xfe",
+        '{"type": "frob"}',
+        '{"type": "answer", "round": 1, "choice": 0}',
+    ):
         phone.socket.send(frame)
         phone.expect("error")
     upgrade = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade, close\r\nupgrade: "
-    for attempt in (b"\x00garbage\r\n\r\n", upgrade + b"h2c\r\n\r\n",
-                    b"GET /docs/ui/swagger-ui.css HTTP/1.0\r\nif-modified-since: somebody's text\r\n\r\n"):
+    for attempt in (
+        b"\x00garbage\r\n\r\n",
+        upgrade + b"h2c\r\n\r\n",
+        b"GET /docs/ui/swagger-ui.css HTTP/1.0\r\nif-modified-since: somebody's text\r\n\r\n",
+    ):
         with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as raw:
             raw.sendall(attempt)
-            while raw.recv(65536):      # it is closed
+            while raw.recv(65536):  # it is closed
                 pass
-    phone.socket.socket.sendall(b"\xff" * 50)       # no frame at all
+    phone.socket.socket.sendall(b"\xff" * 50)  # no frame at all
     mark(logged)
     assert {line["level"] for line in lines(logged, since)} <= {"DEBUG", "INFO"}, logged.log[since:]
     assert "Traceback" not in logged.log[since:]
 
 
-@pytest.mark.parametrize("command, name, value, says", [
-    (TRIVIA, "TRIVIA_LOG", "loud", "found loud; expected debug, info, warning or error"),
-    (UVICORN, "TRIVIA_OPS_TOKEN", "short-but-secret"[:15], "found 15 characters; expected 16 or more, without spaces"),
-    (TRIVIA, "TRIVIA_OPS_TOKEN", "sixteen or more with spaces", "found 27 characters")])
+@pytest.mark.parametrize(
+    "command, name, value, says",
+    [
+        (TRIVIA, "TRIVIA_LOG", "loud", "found loud; expected debug, info, warning or error"),
+        (
+            UVICORN,
+            "TRIVIA_OPS_TOKEN",
+            "short-but-secret"[:15],
+            "found 15 characters; expected 16 or more, without spaces",
+        ),
+        (TRIVIA, "TRIVIA_OPS_TOKEN", "sixteen or more with spaces", "found 27 characters"),
+    ],
+)
 def test_a_variable_that_is_no_use_is_told_in_one_line(command, name, value, says):
     code, printed = run(command, **{name: value})
-    assert code == 1 and printed.startswith(f"{name}: {says}") and len(printed.splitlines()) == 1, printed
+    assert code == 1 and printed.startswith(f"{name}: {says}") and len(printed.splitlines()) == 1, (
+        printed
+    )
     assert name != "TRIVIA_OPS_TOKEN" or value not in printed
 
 
 def test_what_libraries_log_has_the_same_form():
-    code, printed = run([sys.executable, "-c", "import trivia; trivia.logging.getLogger('asyncio').error('never retrieved')"])
+    code, printed = run(
+        [
+            sys.executable,
+            "-c",
+            "import trivia; trivia.logging.getLogger('asyncio').error('never retrieved')",
+        ]
+    )
     assert json.loads(printed)["message"] == "never retrieved" and not code
 
 
 # ---- doctor
 
+
 def told(printed):
     """{what was looked at: (fine, found, remedy)} from what the doctor printed."""
-    return {found[2]: (found[1] == "fine", found[3], found[4] or "")
-            for found in re.finditer(r"^(fine|MEND)  (.+?): (.*)(?:\n      (.*))?", printed, re.M)}
+    return {
+        found[2]: (found[1] == "fine", found[3], found[4] or "")
+        for found in re.finditer(r"^(fine|MEND)  (.+?): (.*)(?:\n      (.*))?", printed, re.M)
+    }
 
 
 def mended(findings):
@@ -371,9 +573,26 @@ def one(findings, what):
 @contextlib.contextmanager
 def tls(folder, port):
     """A way to a port by TLS; its port. Who trusts FOLDER/cert trusts it."""
-    subprocess.run([debian_program("openssl", "openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj",
-                    "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", f"{folder}/key",
-                    "-out", f"{folder}/cert"], check=True, capture_output=True)
+    subprocess.run(
+        [
+            debian_program("openssl", "openssl"),
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-keyout",
+            f"{folder}/key",
+            "-out",
+            f"{folder}/cert",
+        ],
+        check=True,
+        capture_output=True,
+    )
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(f"{folder}/cert", f"{folder}/key")
 
@@ -384,7 +603,10 @@ def tls(folder, port):
 
     async def meet(reader, writer):
         far_reader, far_writer = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(carry(reader, far_writer), carry(far_reader, writer), return_exceptions=True)
+        await asyncio.gather(
+            carry(reader, far_writer), carry(far_reader, writer), return_exceptions=True
+        )
+
     loop = asyncio.new_event_loop()
     listener = loop.run_until_complete(asyncio.start_server(meet, "127.0.0.1", 0, ssl=context))
     threading.Thread(target=loop.run_forever, daemon=True).start()
@@ -396,11 +618,27 @@ def tls(folder, port):
 
 def test_the_doctor_finds_a_server_as_it_should_be_in_order(counted, tmp_path):
     with tls(tmp_path, counted.port) as port:
-        code, printed = run([*TRIVIA, "doctor", f"https://localhost:{port}"], TRIVIA_DATA=str(counted.data / "d"),
-                            SSL_CERT_FILE=f"{tmp_path}/cert")
+        code, printed = run(
+            [*TRIVIA, "doctor", f"https://localhost:{port}"],
+            TRIVIA_DATA=str(counted.data / "d"),
+            SSL_CERT_FILE=f"{tmp_path}/cert",
+        )
     found = told(printed)
-    fine = {"Redis", "append-only file", "fsync", "last writes of the file", "eviction", "socket of Redis", "clock of Redis",
-            "workers", "lab", "TLS", "server behind it", "WebSocket behind it", "metrics"}
+    fine = {
+        "Redis",
+        "append-only file",
+        "fsync",
+        "last writes of the file",
+        "eviction",
+        "socket of Redis",
+        "clock of Redis",
+        "workers",
+        "lab",
+        "TLS",
+        "server behind it",
+        "WebSocket behind it",
+        "metrics",
+    }
     assert fine <= found.keys() - mended(found), printed
     assert code == int(bool(mended(found))) and found["Redis"][1].startswith("valkey ")
     assert all(line[:6] in ("fine  ", "MEND  ", "      ") for line in printed.splitlines()), printed
@@ -409,16 +647,31 @@ def test_the_doctor_finds_a_server_as_it_should_be_in_order(counted, tmp_path):
 def test_the_doctor_finds_what_is_wrong_with_redis_and_says_where_to_mend_it(tmp_path):
     with contextlib.closing(ClockedValkey().start_with_clock()) as valkey:
         valkey.set_clock(5)
-        for name, value in (("appendonly", "no"), ("appendfsync", "no"), ("maxmemory", 0), ("maxmemory-policy", "allkeys-lru")):
+        for name, value in (
+            ("appendonly", "no"),
+            ("appendfsync", "no"),
+            ("maxmemory", 0),
+            ("maxmemory-policy", "allkeys-lru"),
+        ):
             valkey.client.config_set(name, value)
         os.chmod(valkey.path, 0o777)
         os.chmod(valkey.folder, 0o755)
-        code, printed = run([*TRIVIA, "doctor", f"http://127.0.0.1:{free_port()}"], REDIS_URL=valkey.url, TRIVIA_LAB="1")
+        code, printed = run(
+            [*TRIVIA, "doctor", f"http://127.0.0.1:{free_port()}"],
+            REDIS_URL=valkey.url,
+            TRIVIA_LAB="1",
+        )
     found = told(printed)
     remedies = {
-        "append-only file": "redis.conf", "fsync": "redis.conf", "eviction": "redis.conf", "memory of Redis": "redis.conf",
-        "socket of Redis": "unixsocketperm in redis.conf", "clock of Redis": "systemd-timesyncd", "lab": "TRIVIA_LAB",
-        "workers": "systemctl start trivia"} | dict.fromkeys(("TLS", "server behind it", "WebSocket behind it"), "nginx.conf")
+        "append-only file": "redis.conf",
+        "fsync": "redis.conf",
+        "eviction": "redis.conf",
+        "memory of Redis": "redis.conf",
+        "socket of Redis": "unixsocketperm in redis.conf",
+        "clock of Redis": "systemd-timesyncd",
+        "lab": "TRIVIA_LAB",
+        "workers": "systemctl start trivia",
+    } | dict.fromkeys(("TLS", "server behind it", "WebSocket behind it"), "nginx.conf")
     assert code == 1 and remedies.keys() <= mended(found), printed
     for what, remedy in remedies.items():
         assert remedy in found[what][2], what
@@ -431,13 +684,19 @@ def test_the_doctor_leaves_the_host_as_it_was(make_server):
     assert code == 1 and {"workers"} <= mended(told(printed)) and not valkeys(server), printed
 
 
-@pytest.mark.parametrize("url, what, says", [
-    ("unix:///tmp/no-such.sock", "Redis", "No such file"), ("redis://:SECRET@127.0.0.1:{closed}", "Redis", "Connect call failed"),
-    ("nonsense", "Redis", "REDIS_URL"), ("redis://:SEC/RET@127.0.0.1:{closed}", "Redis", "REDIS_URL"),
-    ("redis://:S@SECRET@127.0.0.1:{closed}", "Redis", "Connect call failed"),
-    ("redis://weak:{password}@127.0.0.1:{port}", "Redis", "NOPERM"),
-    ("redis://127.0.0.1:{open}", "password of Redis", "none"),
-    ("redis://:{password}@127.0.0.1:{port}", "password of Redis", "set")])
+@pytest.mark.parametrize(
+    "url, what, says",
+    [
+        ("unix:///tmp/no-such.sock", "Redis", "No such file"),
+        ("redis://:SECRET@127.0.0.1:{closed}", "Redis", "Connect call failed"),
+        ("nonsense", "Redis", "REDIS_URL"),
+        ("redis://:SEC/RET@127.0.0.1:{closed}", "Redis", "REDIS_URL"),
+        ("redis://:S@SECRET@127.0.0.1:{closed}", "Redis", "Connect call failed"),
+        ("redis://weak:{password}@127.0.0.1:{port}", "Redis", "NOPERM"),
+        ("redis://127.0.0.1:{open}", "password of Redis", "none"),
+        ("redis://:{password}@127.0.0.1:{port}", "password of Redis", "set"),
+    ],
+)
 def test_the_doctor_on_a_redis_elsewhere(elsewhere, monkeypatch, url, what, says):
     monkeypatch.setattr(trivia, "REDIS_URL", url.format(closed=free_port(), **elsewhere))
     found = one(asyncio.run(trivia.look_at_redis()), what)
@@ -445,38 +704,78 @@ def test_the_doctor_on_a_redis_elsewhere(elsewhere, monkeypatch, url, what, says
     assert "SEC" not in str(found)
 
 
-NET, PAGES, LIMITS = "proc/sys/net/", "sys/kernel/mm/transparent_hugepage/enabled", "Max open files  {}  65536  files\n"
-GOOD = {NET + "core/somaxconn": "65535", NET + "ipv4/tcp_max_syn_backlog": "65535",
-        NET + "ipv4/ip_local_port_range": "10240\t65535", "proc/sys/vm/overcommit_memory": "1", PAGES: "always [madvise] never",
-        "proc/7/cmdline": "python\0trivia.py\0", "proc/7/limits": LIMITS.format(20256)}
+NET, PAGES, LIMITS = (
+    "proc/sys/net/",
+    "sys/kernel/mm/transparent_hugepage/enabled",
+    "Max open files  {}  65536  files\n",
+)
+GOOD = {
+    NET + "core/somaxconn": "65535",
+    NET + "ipv4/tcp_max_syn_backlog": "65535",
+    NET + "ipv4/ip_local_port_range": "10240\t65535",
+    "proc/sys/vm/overcommit_memory": "1",
+    PAGES: "always [madvise] never",
+    "proc/7/cmdline": "python\0trivia.py\0",
+    "proc/7/limits": LIMITS.format(20256),
+}
 
 
-@pytest.mark.parametrize("what, file, value, remedy", [
-    ("open files of the server", "proc/7/limits", LIMITS.format(20255), "LimitNOFILE= in systemd/trivia.service"),
-    ("net.core.somaxconn", NET + "core/somaxconn", "4096", "trivia.sysctl"),
-    ("net.ipv4.tcp_max_syn_backlog", NET + "ipv4/tcp_max_syn_backlog", None, "trivia.sysctl"),
-    ("ports for the proxy", NET + "ipv4/ip_local_port_range", "32768\t60999", "trivia.sysctl"),
-    ("vm.overcommit_memory", "proc/sys/vm/overcommit_memory", "0", "trivia.sysctl"),
-    ("transparent huge pages", PAGES, "[always] madvise never", "trivia.tmpfiles"),
-    ("clock", "adjtimex", 5, "systemd-timesyncd"), ("clock", "adjtimex", -1, "systemd-timesyncd")])
+@pytest.mark.parametrize(
+    "what, file, value, remedy",
+    [
+        (
+            "open files of the server",
+            "proc/7/limits",
+            LIMITS.format(20255),
+            "LimitNOFILE= in systemd/trivia.service",
+        ),
+        ("net.core.somaxconn", NET + "core/somaxconn", "4096", "trivia.sysctl"),
+        ("net.ipv4.tcp_max_syn_backlog", NET + "ipv4/tcp_max_syn_backlog", None, "trivia.sysctl"),
+        ("ports for the proxy", NET + "ipv4/ip_local_port_range", "32768\t60999", "trivia.sysctl"),
+        ("vm.overcommit_memory", "proc/sys/vm/overcommit_memory", "0", "trivia.sysctl"),
+        ("transparent huge pages", PAGES, "[always] madvise never", "trivia.tmpfiles"),
+        ("clock", "adjtimex", 5, "systemd-timesyncd"),
+        ("clock", "adjtimex", -1, "systemd-timesyncd"),
+    ],
+)
 def test_the_doctor_on_the_kernel(monkeypatch, tmp_path, what, file, value, remedy):
     def look(host):
         for name, text in host.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).unlink(missing_ok=True) if text is None else (tmp_path / name).write_text(str(text))
-        monkeypatch.setattr(trivia.ctypes, "CDLL", lambda _: SimpleNamespace(adjtimex=lambda _: host.get("adjtimex", 0)))
-        return [finding for finding in trivia.look_at_kernel(SimpleNamespace(limits=SimpleNamespace(connections=20_000)))
-                if not finding.fine]
+            (tmp_path / name).unlink(missing_ok=True) if text is None else (
+                tmp_path / name
+            ).write_text(str(text))
+        monkeypatch.setattr(
+            trivia.ctypes,
+            "CDLL",
+            lambda _: SimpleNamespace(adjtimex=lambda _: host.get("adjtimex", 0)),
+        )
+        return [
+            finding
+            for finding in trivia.look_at_kernel(
+                SimpleNamespace(limits=SimpleNamespace(connections=20_000))
+            )
+            if not finding.fine
+        ]
+
     monkeypatch.setattr(trivia, "Path", lambda path: Path(f"{tmp_path}{path}"))
     assert not look(GOOD)
     [found] = look(GOOD | {file: value})
     assert found.what.startswith(what) and remedy in str(found)
 
 
-@pytest.mark.parametrize("command, is_server", [
-    ("/opt/trivia/.venv/bin/python trivia.py --workers 2", True), ("python /opt/trivia/.venv/bin/uvicorn trivia:app", True),
-    ("python3.11 -u ./trivia.py run", True), ("python trivia.py", True), ("vim trivia.py", False),
-    ("timeout 9 python trivia.py doctor", False), ("python trivia.py backup x", False)])
+@pytest.mark.parametrize(
+    "command, is_server",
+    [
+        ("/opt/trivia/.venv/bin/python trivia.py --workers 2", True),
+        ("python /opt/trivia/.venv/bin/uvicorn trivia:app", True),
+        ("python3.11 -u ./trivia.py run", True),
+        ("python trivia.py", True),
+        ("vim trivia.py", False),
+        ("timeout 9 python trivia.py doctor", False),
+        ("python trivia.py backup x", False),
+    ],
+)
 def test_the_doctor_tells_a_server_from_other_processes(monkeypatch, tmp_path, command, is_server):
     (tmp_path / "proc/7").mkdir(parents=True)
     (tmp_path / "proc/7/cmdline").write_text(command.replace(" ", "\0") + "\0")
@@ -485,30 +784,68 @@ def test_the_doctor_tells_a_server_from_other_processes(monkeypatch, tmp_path, c
     assert (trivia.open_files()[0] == 5) == is_server
 
 
-INFO = {"used_memory": "1000000", "redis_version": "7.0.15", "aof_last_write_status": "ok", "aof_last_bgrewrite_status": "ok",
-        "aof_current_size": "1000000", "total_system_memory": "4000000000"}
-CONFIG = {"maxmemory": "1000000000", "appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction", "dir": "/"}
+INFO = {
+    "used_memory": "1000000",
+    "redis_version": "7.0.15",
+    "aof_last_write_status": "ok",
+    "aof_last_bgrewrite_status": "ok",
+    "aof_current_size": "1000000",
+    "total_system_memory": "4000000000",
+}
+CONFIG = {
+    "maxmemory": "1000000000",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "maxmemory-policy": "noeviction",
+    "dir": "/",
+}
 
 
-@pytest.mark.parametrize("what, info, config, free", [
-    ("last writes of the file", {"aof_last_bgrewrite_status": "err"}, {}, 1e10), ("fsync", {}, {"appendfsync": "no"}, 1e10),
-    ("last writes of the file", {"aof_last_write_status": "err"}, {}, 1e10), ("disk", {}, {}, 1e9),
-    ("disk", {"aof_current_size": "5000000000"}, {}, 1e10), ("memory of Redis", {"used_memory": "800000001"}, {}, 1e10),
-    ("memory of Redis", {}, {"maxmemory": str(1 << 60)}, 1e10)])
+@pytest.mark.parametrize(
+    "what, info, config, free",
+    [
+        ("last writes of the file", {"aof_last_bgrewrite_status": "err"}, {}, 1e10),
+        ("fsync", {}, {"appendfsync": "no"}, 1e10),
+        ("last writes of the file", {"aof_last_write_status": "err"}, {}, 1e10),
+        ("disk", {}, {}, 1e9),
+        ("disk", {"aof_current_size": "5000000000"}, {}, 1e10),
+        ("memory of Redis", {"used_memory": "800000001"}, {}, 1e10),
+        ("memory of Redis", {}, {"maxmemory": str(1 << 60)}, 1e10),
+    ],
+)
 def test_the_doctor_on_a_redis_that_is_not_well(monkeypatch, what, info, config, free):
     monkeypatch.setattr(trivia.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
-    assert [finding.what for finding in trivia._redis_findings(INFO | info, CONFIG | config) if not finding.fine] == [what]
+    assert [
+        finding.what
+        for finding in trivia._redis_findings(INFO | info, CONFIG | config)
+        if not finding.fine
+    ] == [what]
     monkeypatch.setattr(trivia.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e10))
     assert all(finding.fine for finding in trivia._redis_findings(INFO, CONFIG))
 
 
-@pytest.mark.parametrize("url", [
-    "localhost:{port}", "127.0.0.1", "http://[::1", "http://127.0.0.1:port", "http://", "https://127.0.0.1:{port}",
-    "http://127.0.0.1:{closed}", "http://" + "ä" * 70, "http://a b"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:{port}",
+        "127.0.0.1",
+        "http://[::1",
+        "http://127.0.0.1:port",
+        "http://",
+        "https://127.0.0.1:{port}",
+        "http://127.0.0.1:{closed}",
+        "http://" + "ä" * 70,
+        "http://a b",
+    ],
+)
 def test_the_doctor_on_an_address_that_does_not_lead_to_the_server(server, url):
     url = url.format(port=server.port, closed=free_port())
     findings = list(trivia.look_at_front(url))
-    assert not one(findings, "TLS").fine and not one(findings, "server").fine and not one(findings, "WebSocket").fine
+    assert (
+        not one(findings, "TLS").fine
+        and not one(findings, "server").fine
+        and not one(findings, "WebSocket").fine
+    )
 
 
 def test_the_doctor_on_a_server_that_is_open(server):
@@ -518,31 +855,43 @@ def test_the_doctor_on_a_server_that_is_open(server):
 
 # ---- backup
 
+
 @pytest.fixture(scope="module")
 def elsewhere():
     """Redis with a password, where `weak` may do little; and one without: {port, password, open}."""
     with running_valkey(port := free_port()) as locked, running_valkey(unlocked := free_port()):
         locked.client.set("key", "value")
-        locked.client.execute_command("ACL", "SETUSER", "weak", "on", ">p/w", "~*", "&*", "+@all", "-sync", "-info")
+        locked.client.execute_command(
+            "ACL", "SETUSER", "weak", "on", ">p/w", "~*", "&*", "+@all", "-sync", "-info"
+        )
         locked.client.execute_command("ACL", "SETUSER", "default", ">p/w")
         yield {"port": port, "password": "p%2Fw", "open": unlocked}
 
 
 def everything(server, sessions):
     """What the players have, as they see it."""
+
     def ask(path):
         return server.http("GET", path, token=session["token"]).json
-    found = {"bank": server.redis.hgetall("bank:{bank}"), "wins": server.http("GET", "/leaderboards/wins?limit=100").json}
+
+    found = {
+        "bank": server.redis.hgetall("bank:{bank}"),
+        "wins": server.http("GET", "/leaderboards/wins?limit=100").json,
+    }
     for session in sessions:
         export, games = ask("/users/me/export"), ask("/users/me/games")
         export["questions_seen"].sort(key=str)
-        found[session["token"]] = export, games, ask("/leaderboards/rating?around=me"), [
-            ask(f"/games/{game['id']}") for game in games["games"]]
+        found[session["token"]] = (
+            export,
+            games,
+            ask("/leaderboards/rating?around=me"),
+            [ask(f"/games/{game['id']}") for game in games["games"]],
+        )
     return found
 
 
 def destroy(server):
-    server.kill(signal.SIGSTOP)      # or it might start another Valkey
+    server.kill(signal.SIGSTOP)  # or it might start another Valkey
     os.kill(the_valkey(server), signal.SIGKILL)
     server.stop(signal.SIGKILL)
     wait_until(lambda: not valkeys(server))
@@ -552,8 +901,16 @@ def destroy(server):
 def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make_server, tmp_path):
     server = make_server(edited_schema(answer_seconds=60))
     env = {"TRIVIA_DATA": str(server.data / "d")}
-    more = [{"question": f"What is {i} + {i}?", "correct_answer": str(2 * i), "incorrect_answers": ["-1"], "category": "Sums",
-             "difficulty": "easy"} for i in range(1000, 1010)]
+    more = [
+        {
+            "question": f"What is {i} + {i}?",
+            "correct_answer": str(2 * i),
+            "incorrect_answers": ["-1"],
+            "category": "Sums",
+            "difficulty": "easy",
+        }
+        for i in range(1000, 1010)
+    ]
     (tmp_path / "more.json").write_text(json.dumps(more))
     assert "10 added" in run([*TRIVIA, "import", str(tmp_path / "more.json")], **env)[1]
     phones = [phone for _ in range(14) for phone in server.pair()]
@@ -562,7 +919,12 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
     playing[0].send("answer", round=1, choice=1)
     playing[1].expect("answered")
     sessions = [phone.session for phone in (*phones, *playing)]
-    wait_until(lambda: all(server.http("GET", "/users/me", token=phone.token).json["games"] == 1 for phone in phones))
+    wait_until(
+        lambda: all(
+            server.http("GET", "/users/me", token=phone.token).json["games"] == 1
+            for phone in phones
+        )
+    )
     before = everything(server, sessions)
 
     chatting = threading.Event()
@@ -570,15 +932,20 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
     def chat():
         while not chatting.wait(0.15):
             playing[0].send("emoji", emoji="🎉")
+
     talk = threading.Thread(target=chat)
     talk.start()
     code, printed = run([*TRIVIA, "backup", str(tmp_path / "kept")], **env)
     chatting.set()
     talk.join()
     file = Path(printed.strip())
-    assert code == 0 and file.stat().st_mode & 0o777 == 0o600 and os.listdir(tmp_path / "kept") == [file.name], printed
+    assert (
+        code == 0
+        and file.stat().st_mode & 0o777 == 0o600
+        and os.listdir(tmp_path / "kept") == [file.name]
+    ), printed
     playing[1].expect("emoji")
-    playing[1].send("leave")        # what comes after it is lost
+    playing[1].send("leave")  # what comes after it is lost
     assert playing[0].expect("end")["reason"] == "forfeit"
     assert server.http("DELETE", "/users/me", {"password": PASSWORD}, phones[0].token).status == 204
     server.register()
@@ -586,7 +953,9 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
     destroy(server)
     code, printed = run([*TRIVIA, "restore", str(file)], **env)
     assert code == 0 and "start the server" in printed, printed
-    assert not run([*TRIVIA, "backup", str(tmp_path / "again")], **env)[0] and not valkeys(server), "it was not running"
+    assert not run([*TRIVIA, "backup", str(tmp_path / "again")], **env)[0] and not valkeys(
+        server
+    ), "it was not running"
     server.start()
     assert everything(server, sessions) == before
     for session in sessions[::6]:
@@ -600,15 +969,24 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
     assert [end["reason"] for end in play_all(playing)] == ["finished"] * 2
 
 
-@pytest.mark.parametrize("url, says", [
-    ("redis://:{password}@127.0.0.1:{port}", None), ("redis://default:{password}@localhost:{port}/3", None),
-    ("rediss://:{password}@localhost:{tls}", None), ("redis://127.0.0.1:{open}", None),
-    ("redis://weak:{password}@127.0.0.1:{port}", "NOPERM.*sync"), ("redis://127.0.0.1:{closed}", "Connect call failed"),
-    ("redis://:wrong@127.0.0.1:{port}", "WRONGPASS")])
+@pytest.mark.parametrize(
+    "url, says",
+    [
+        ("redis://:{password}@127.0.0.1:{port}", None),
+        ("redis://default:{password}@localhost:{port}/3", None),
+        ("rediss://:{password}@localhost:{tls}", None),
+        ("redis://127.0.0.1:{open}", None),
+        ("redis://weak:{password}@127.0.0.1:{port}", "NOPERM.*sync"),
+        ("redis://127.0.0.1:{closed}", "Connect call failed"),
+        ("redis://:wrong@127.0.0.1:{port}", "WRONGPASS"),
+    ],
+)
 def test_a_backup_of_a_redis_elsewhere(elsewhere, monkeypatch, tmp_path, capsys, url, says):
     with tls(tmp_path, elsewhere["port"]) as port:
         monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/cert")
-        monkeypatch.setattr(trivia, "REDIS_URL", url.format(tls=port, closed=free_port(), **elsewhere))
+        monkeypatch.setattr(
+            trivia, "REDIS_URL", url.format(tls=port, closed=free_port(), **elsewhere)
+        )
         if says:
             with pytest.raises(trivia.Fatal, match=says):
                 asyncio.run(trivia.backup(tmp_path / "kept"))
@@ -618,7 +996,9 @@ def test_a_backup_of_a_redis_elsewhere(elsewhere, monkeypatch, tmp_path, capsys,
 
 
 @pytest.mark.parametrize("folder", ["file", "file/folder", "/proc/nothing"])
-def test_a_backup_into_a_folder_that_is_no_use_is_told_in_one_line(elsewhere, monkeypatch, tmp_path, folder):
+def test_a_backup_into_a_folder_that_is_no_use_is_told_in_one_line(
+    elsewhere, monkeypatch, tmp_path, folder
+):
     (tmp_path / "file").touch()
     monkeypatch.setattr(trivia, "REDIS_URL", f"redis://127.0.0.1:{elsewhere['open']}")
     with pytest.raises(trivia.Fatal, match="backup: "):
@@ -639,11 +1019,22 @@ def test_a_backup_that_breaks_off_is_no_backup(monkeypatch, tmp_path):
 WHOLE = b"REDIS0010" + bytes(20) + b"\xff12345678"
 
 
-@pytest.mark.parametrize("content, data, says", [
-    (None, "d", "No such file"), (b"", "d", "no backup"), (b"{}", "d", "no backup"), (WHOLE[:9], "d", "not whole"),
-    (WHOLE[:-1], "d", "not whole"), (WHOLE, "taken", "is there, and would be lost"), (WHOLE, "file/d", "Not a directory"),
-    (WHOLE, "d", None)])
-def test_only_a_backup_is_brought_back_and_nothing_is_overwritten(monkeypatch, tmp_path, content, data, says):
+@pytest.mark.parametrize(
+    "content, data, says",
+    [
+        (None, "d", "No such file"),
+        (b"", "d", "not a backup"),
+        (b"{}", "d", "not a backup"),
+        (WHOLE[:9], "d", "is incomplete"),
+        (WHOLE[:-1], "d", "is incomplete"),
+        (WHOLE, "taken", "already exists"),
+        (WHOLE, "file/d", "Not a directory"),
+        (WHOLE, "d", None),
+    ],
+)
+def test_only_a_backup_is_brought_back_and_nothing_is_overwritten(
+    monkeypatch, tmp_path, content, data, says
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "taken/appendonlydir").mkdir(parents=True)
     (tmp_path / "file").touch()
@@ -653,14 +1044,21 @@ def test_only_a_backup_is_brought_back_and_nothing_is_overwritten(monkeypatch, t
     if says:
         with pytest.raises(trivia.Fatal, match=f"restore: .*{says}"):
             trivia.restore(Path("x.rdb"))
-        assert not (tmp_path / "d").exists() and not list((tmp_path / "taken/appendonlydir").iterdir())
+        assert not (tmp_path / "d").exists() and not list(
+            (tmp_path / "taken/appendonlydir").iterdir()
+        )
     else:
         trivia.restore(Path("x.rdb"))
         assert (tmp_path / "d").stat().st_mode & 0o777 == 0o700
-        assert sorted(os.listdir(tmp_path / "d/appendonlydir")) == ["appendonly.aof.1.base.rdb", "appendonly.aof.manifest"]
+        assert sorted(os.listdir(tmp_path / "d/appendonlydir")) == [
+            "appendonly.aof.1.base.rdb",
+            "appendonly.aof.manifest",
+        ]
 
 
-def test_a_server_on_a_backup_that_is_damaged_says_so_in_one_line(elsewhere, monkeypatch, tmp_path, capsys):
+def test_a_server_on_a_backup_that_is_damaged_says_so_in_one_line(
+    elsewhere, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(trivia, "REDIS_URL", f"redis://127.0.0.1:{elsewhere['open']}")
     asyncio.run(trivia.backup(tmp_path))
     file = Path(capsys.readouterr().out.strip())
@@ -671,7 +1069,11 @@ def test_a_server_on_a_backup_that_is_damaged_says_so_in_one_line(elsewhere, mon
     trivia.restore(file)
     code, printed = run(TRIVIA, TRIVIA_DATA=str(tmp_path / "d"))
     errors = [json.loads(line) for line in printed.splitlines() if '"ERROR"' in line]
-    assert code == 3 and "the Redis server did not start" in errors[0]["message"] and "Traceback" not in printed, printed
+    assert (
+        code == 3
+        and "the Redis server did not start" in errors[0]["message"]
+        and "Traceback" not in printed
+    ), printed
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root only")
@@ -685,7 +1087,12 @@ def test_root_follows_no_link_that_the_user_of_redis_left_there():
     (data / "appendonlydir.part").symlink_to(precious)
     (folder / "x.rdb").write_bytes(WHOLE)
     code, printed = run([*TRIVIA, "restore", str(folder / "x.rdb")], TRIVIA_DATA=str(data))
-    assert code and "Permission denied" in printed and not os.listdir(precious) and precious.stat().st_uid == 0, printed
+    assert (
+        code
+        and "Permission denied" in printed
+        and not os.listdir(precious)
+        and precious.stat().st_uid == 0
+    ), printed
     (data / "appendonlydir.part").unlink()
     code, printed = run([*TRIVIA, "restore", str(folder / "x.rdb")], TRIVIA_DATA=str(data))
     assert not code and {path.stat().st_uid for path in data.rglob("*")} == {65534}, printed
@@ -693,10 +1100,14 @@ def test_root_follows_no_link_that_the_user_of_redis_left_there():
 
 
 def test_there_is_no_backup_of_nothing(tmp_path):
-    code, printed = run([*TRIVIA, "backup", str(tmp_path / "kept")], TRIVIA_DATA=str(tmp_path / "d"))
+    code, printed = run(
+        [*TRIVIA, "backup", str(tmp_path / "kept")], TRIVIA_DATA=str(tmp_path / "d")
+    )
     assert code and "holds nothing" in printed and not os.listdir(tmp_path), printed
 
 
 def test_files_of_our_own_redis_are_for_nobody_else(make_server):
     server = make_server()
-    assert not [path for path in server.data.glob("d/appendonlydir/*") if path.stat().st_mode & 0o077]
+    assert not [
+        path for path in server.data.glob("d/appendonlydir/*") if path.stat().st_mode & 0o077
+    ]

@@ -7,9 +7,10 @@ import re
 import sys
 
 import pytest
-from conftest import ROOT, Server, edited_schema, play_all, wait_until
 from playwright.sync_api import expect
 from prometheus_client.parser import text_string_to_metric_families
+
+from conftest import ROOT, Server, edited_schema, play_all, wait_until
 from test_end_to_end import free_port
 
 expect.set_options(timeout=20_000)
@@ -18,8 +19,8 @@ TOKEN = "an operator's token: not for phones".replace(" ", "-")
 WRONG = "another-token-of-good-length"
 WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 360, "height": 740}
 OPEN = {"TRIVIA_OPS_TOKEN": TOKEN}
-SHOTS = os.environ.get("TRIVIA_SHOTS")          # a folder for screenshots, to look at
-PAGE, DASHBOARD = ROOT / "examples" / "ops.html", ROOT / "examples" / "grafana.json"
+SHOTS = os.environ.get("TRIVIA_SHOTS")  # a folder for screenshots, to look at
+PAGE, DASHBOARD = ROOT / "pages" / "ops.html", ROOT / "examples" / "grafana.json"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 
@@ -35,8 +36,12 @@ def watched():
 
 def samples(server):
     """What /metrics tells: {(name, *values of the labels): value}, without buckets."""
-    return {(one.name, *one.labels.values()): one.value for family in families(server) for one in family.samples
-            if "le" not in one.labels}
+    return {
+        (one.name, *one.labels.values()): one.value
+        for family in families(server)
+        for one in family.samples
+        if "le" not in one.labels
+    }
 
 
 def families(server):
@@ -59,7 +64,9 @@ class Desk:
     def note(self, message):
         self.lines.append(message.text)
         # The browser itself notes a request that failed, or was refused.
-        if message.type in ("error", "warning") and not message.text.startswith("Failed to load resource"):
+        if message.type in ("error", "warning") and not message.text.startswith(
+            "Failed to load resource"
+        ):
             self.troubles.append(message.text)
 
     def sign_in(self, token=TOKEN):
@@ -82,18 +89,30 @@ class Desk:
     def row(self, table, *labels):
         """A row as {column: text}, or {} if it is not there; `lately` is what happened while the page was open."""
         heads, *rows = self.page.get_by_role("table", name=table, exact=True).evaluate(
-            "(table) => [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent))")
+            "(table) => [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent))"
+        )
         heads = ["lately" if head.endswith(" min") else head for head in heads]
-        return next((dict(zip(heads, row, strict=True)) for row in rows if tuple(row[:len(labels)]) == labels), {})
+        return next(
+            (
+                dict(zip(heads, row, strict=True))
+                for row in rows
+                if tuple(row[: len(labels)]) == labels
+            ),
+            {},
+        )
 
     def check_width(self, name):
         wide = self.page.evaluate("""() => [...document.querySelectorAll('body *')]
             .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > one.closest('body, .box, figure')
                 .getBoundingClientRect().right + 1)
             .map((one) => one.outerHTML.slice(0, 100))""")
-        assert self.page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not wide, wide
+        assert (
+            self.page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not wide
+        ), wide
         if SHOTS:
-            self.page.screenshot(path=f"{SHOTS}/ops-{self.page.viewport_size['width']}-{name}.png", full_page=True)
+            self.page.screenshot(
+                path=f"{SHOTS}/ops-{self.page.viewport_size['width']}-{name}.png", full_page=True
+            )
 
     def close(self):
         told = [self.page.title(), self.page.content(), *self.urls, *self.lines]
@@ -112,6 +131,7 @@ def open_desk(chromium):
     def make(server, viewport=WIDE, **options):
         desks.append(Desk(chromium, server, viewport, **options))
         return desks[-1]
+
     yield make
     for desk in desks:
         desk.close()
@@ -136,16 +156,25 @@ def test_the_page_shows_what_is_played_and_what_metrics_tells(make_server, open_
     server = make_server(edited_schema(answer_seconds=60), env=OPEN)
     desk = open_desk(server).sign_in().live()
     code = play_and_err(desk, server)
-    wait_until(lambda: desk.total("answers") == "6" and desk.total("games") == "1 / 1" and desk.total("links") == "2 / 2", 30)
+    wait_until(
+        lambda: (
+            desk.total("answers") == "6"
+            and desk.total("games") == "1 / 1"
+            and desk.total("links") == "2 / 2"
+        ),
+        30,
+    )
     told = samples(server)
     assert told["trivia_answers_total",] == 6 and told["trivia_games_started_total", "random"] == 1
-    assert desk.total("frames") == f"{told['trivia_deliveries_total',]:.0f} / 7"        # the one in error came from a phone, too
+    assert (
+        desk.total("frames") == f"{told['trivia_deliveries_total',]:.0f} / 7"
+    )  # the one in error came from a phone, too
     assert desk.row("Messages from phones", "answer")["in all"] == "7"
     assert desk.row("Errors", code)["in all"] == f"{told['trivia_errors_total', code]:.0f}" == "1"
     assert desk.row("Games ended", "random", "finished")["lately"] == "1"
     assert desk.row("Queues", "random")["playing"] == "0"
     assert desk.row("HTTP requests", "register", "201")["in all"] == "2"
-    worker, = (labels[0] for name, *labels in told if name == "trivia_connections")
+    (worker,) = (labels[0] for name, *labels in told if name == "trivia_connections")
     assert re.fullmatch(r"(?!0\.0 )[\d.]+ %", desk.row("Workers", worker)["CPU"])
     for name in ("wait", "delivery", "judging", "redis"):
         expect(desk.chart(name).locator("dd").first).to_have_text(re.compile(r"^[\d.]+ m?s$"))
@@ -176,23 +205,38 @@ def test_the_token_lasts_over_a_reload_and_can_be_forgotten(watched, open_desk):
 
 
 def test_a_server_that_is_gone_is_told_and_found_again(make_server, open_desk):
-    server = make_server(env=OPEN, command=[sys.executable, "-m", "uvicorn", "trivia:app", "--port", str(free_port())])
+    server = make_server(
+        env=OPEN,
+        command=[sys.executable, "-m", "uvicorn", "trivia:app", "--port", str(free_port())],
+    )
     desk = open_desk(server).sign_in().live()
     server.stop()
-    expect(desk.page.get_by_role("alert")).to_contain_text("The server can’t be reached. Trying again every 2 s.")
+    expect(desk.page.get_by_role("alert")).to_contain_text(
+        "The server can’t be reached. Trying again every 2 s."
+    )
     expect(desk.page.locator("#age")).to_have_text(re.compile(r"^Data ([4-9]|\d\d) s old\."))
     server.start()
     desk.live()
     expect(desk.page.get_by_role("alert")).to_be_hidden()
 
 
-@pytest.mark.parametrize(("viewport", "scheme"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide-light", "phone-dark"])
+@pytest.mark.parametrize(
+    ("viewport", "scheme"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide-light", "phone-dark"]
+)
 def test_everything_fits_and_has_a_name_and_a_role(watched, open_desk, viewport, scheme):
     desk = open_desk(watched, viewport, color_scheme=scheme).sign_in().live()
     page = desk.page
     watched.http("GET", "/nowhere")
     wait_until(lambda: desk.row("Errors", "not_found"))
-    for title in ("Queues", "Workers", "HTTP requests", "Games ended", "Errors", "Connections closed", "Messages from phones"):
+    for title in (
+        "Queues",
+        "Workers",
+        "HTTP requests",
+        "Games ended",
+        "Errors",
+        "Connections closed",
+        "Messages from phones",
+    ):
         expect(page.get_by_role("table", name=title, exact=True)).to_be_visible()
     expect(page.get_by_role("rowheader", name="not_found")).to_be_visible()
     expect(page.get_by_role("heading", level=1)).to_have_text("Trivia operations")
@@ -234,11 +278,15 @@ def test_counters_and_percentiles_are_told_as_prometheus_tells_them(watched, ope
     desk = open_desk(watched)
     desk.page.route("**/metrics", lambda route: route.fulfill(body=text, content_type="text/plain"))
     desk.sign_in().live()
-    expect(desk.chart("delivery").locator("dd")).to_have_text(["–", "–"])       # nothing was delivered meanwhile
+    expect(desk.chart("delivery").locator("dd")).to_have_text(
+        ["–", "–"]
+    )  # nothing was delivered meanwhile
 
     # One began anew, one is new, with all that a label may hold; half of the deliveries took up to 0.1 s, the others up to 0.2 s.
-    text = ('trivia_redis_up 1\ntrivia_errors_total{code="old"} 2\n'
-            'trivia_errors_total{code="a \\"b\\\\c} 1"} 1.5e+03 1700000000\n' + HISTOGRAM.format(60, 70))
+    text = (
+        'trivia_redis_up 1\ntrivia_errors_total{code="old"} 2\n'
+        'trivia_errors_total{code="a \\"b\\\\c} 1"} 1.5e+03 1700000000\n' + HISTOGRAM.format(60, 70)
+    )
     expect(desk.chart("delivery").locator("dd")).to_have_text(["100 ms", "198 ms"])
     assert desk.row("Errors", "old")["lately"] == desk.row("Errors", "old")["in all"] == "2"
     assert desk.row("Errors", 'a "b\\c} 1')["lately"] == "1,500"
@@ -248,7 +296,7 @@ def test_counters_and_percentiles_are_told_as_prometheus_tells_them(watched, ope
     expect(desk.chart("errors").locator("dd")).to_have_text("–")
     text = 'trivia_redis_up 1\ntrivia_errors_total{code="old"} 3\n' + HISTOGRAM.format(60, 70)
     expect(desk.page.get_by_role("listitem")).to_have_text("Nothing out of the ordinary.")
-    assert desk.row("Errors", "old")["lately"] == "3"        # not again all that there ever were
+    assert desk.row("Errors", "old")["lately"] == "3"  # not again all that there ever were
 
 
 def test_a_server_without_metrics_or_in_trouble_is_told(watched, open_desk):
@@ -288,8 +336,12 @@ def named(text):
 def served(server):
     """The names that /metrics declares: {name of a sample: name of its metric}."""
     endings = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
-    return {one.name + ending: one.name for one in families(server) if one.name.startswith("trivia_")
-            for ending in endings[one.type]}
+    return {
+        one.name + ending: one.name
+        for one in families(server)
+        if one.name.startswith("trivia_")
+        for ending in endings[one.type]
+    }
 
 
 def test_page_and_dashboard_name_what_metrics_serves(watched):
@@ -313,14 +365,19 @@ def test_the_dashboard_is_as_grafana_needs_it():
     board = json.loads(DASHBOARD.read_text("utf-8"))
     assert board["schemaVersion"] >= 38 and board["uid"] and board["title"] and "id" not in board
     variables = {one["name"]: one for one in board["templating"]["list"]}
-    assert variables["datasource"]["type"] == "datasource" and variables["datasource"]["query"] == "prometheus"
+    assert (
+        variables["datasource"]["type"] == "datasource"
+        and variables["datasource"]["query"] == "prometheus"
+    )
     assert variables["instance"]["datasource"] == SOURCE
     assert len({panel["id"] for panel in panels()}) == len(panels())
     for panel in panels():
         assert panel["type"] in ("row", "stat", "timeseries") and panel["title"]
         if panel["type"] != "row":
             assert panel["datasource"] == SOURCE
-            assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) >= 1
+            assert (
+                len({target["refId"] for target in panel["targets"]}) == len(panel["targets"]) >= 1
+            )
             assert all("instance='$instance'" in expression for expression in expressions(panel))
 
 
@@ -331,4 +388,7 @@ def test_no_two_panels_overlap():
     for one, other in itertools.combinations(panels(), 2):
         a, b = one["gridPos"], other["gridPos"]
         beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
-        assert beside or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"], (one["title"], other["title"])
+        assert beside or a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"], (
+            one["title"],
+            other["title"],
+        )

@@ -18,12 +18,23 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import FOLDER, ROOT, Answer, Phone, Server, at_once, debian_program, edited_schema, play_all, unique_name, \
-    wait_until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 import trivia
+from conftest import (
+    FOLDER,
+    ROOT,
+    Answer,
+    Phone,
+    Server,
+    at_once,
+    debian_program,
+    edited_schema,
+    play_all,
+    unique_name,
+    wait_until,
+)
 
 CONF = (ROOT / "examples" / "nginx.conf").read_text()
 BY_THE_PROXY = "An answer of the proxy."
@@ -44,30 +55,71 @@ class Proxy:
 
     def __init__(self, server, **edits):
         self.server, self.edits, self.process = server, edits, None
-        program, self.openssl = debian_program("nginx", "nginx"), debian_program("openssl", "openssl")
+        program, self.openssl = (
+            debian_program("nginx", "nginx"),
+            debian_program("openssl", "openssl"),
+        )
         self.folder = Path(tempfile.mkdtemp(prefix="nginx-", dir=FOLDER))
         self.port, self.plain_port = free_ports()
         self.file, self.tls = self.folder / "nginx.conf", self._certificate()
         self.file.write_text(self._text())
-        self.command = [program, "-p", self.folder, "-c", self.file, "-e", self.folder / "error.log"]
+        self.command = [
+            program,
+            "-p",
+            self.folder,
+            "-c",
+            self.file,
+            "-e",
+            self.folder / "error.log",
+        ]
 
     def _certificate(self):
-        subprocess.run([self.openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt",
-                        "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", "-subj", "/CN=trivia.example.org",
-                        "-addext", "subjectAltName=DNS:trivia.example.org,IP:127.0.0.1",
-                        "-keyout", "privkey.pem", "-out", "fullchain.pem"], cwd=self.folder, check=True, capture_output=True)
+        subprocess.run(
+            [
+                self.openssl,
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:prime256v1",
+                "-nodes",
+                "-days",
+                "2",
+                "-subj",
+                "/CN=trivia.example.org",
+                "-addext",
+                "subjectAltName=DNS:trivia.example.org,IP:127.0.0.1",
+                "-keyout",
+                "privkey.pem",
+                "-out",
+                "fullchain.pem",
+            ],
+            cwd=self.folder,
+            check=True,
+            capture_output=True,
+        )
         return ssl.create_default_context(cafile=self.folder / "fullchain.pem")
 
     def _text(self):
         text, folder = CONF, str(self.folder)
         places = {
-            "/etc/letsencrypt/live/trivia.example.org": folder, "/var/www/html": folder, "/var/log/nginx": folder,
-            "/run/nginx.pid": f"{folder}/pid", "127.0.0.1:8000 ": f"127.0.0.1:{self.server.port} ",
-            "listen 443 ": f"listen {self.port} ", "listen [::]:443 ": f"listen [::]:{self.port} ",
-            "listen 80 ": f"listen {self.plain_port} ", "listen [::]:80 ": f"listen [::]:{self.plain_port} ",
+            "/etc/letsencrypt/live/trivia.example.org": folder,
+            "/var/www/html": folder,
+            "/var/log/nginx": folder,
+            "/run/nginx.pid": f"{folder}/pid",
+            "127.0.0.1:8000 ": f"127.0.0.1:{self.server.port} ",
+            "listen 443 ": f"listen {self.port} ",
+            "listen [::]:443 ": f"listen [::]:{self.port} ",
+            "listen 80 ": f"listen {self.plain_port} ",
+            "listen [::]:80 ": f"listen [::]:{self.plain_port} ",
             # Nothing is written there, but nginx makes these folders, and not everybody may at Debian's place.
-            "access_log off;": "access_log off;" + "".join(
-                f"{kind}_temp_path {folder};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))}
+            "access_log off;": "access_log off;"
+            + "".join(
+                f"{kind}_temp_path {folder};"
+                for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+            ),
+        }
         for old, new in (places | self.edits).items():
             assert old in text, old
             text = text.replace(old, new)
@@ -80,7 +132,7 @@ class Proxy:
 
     def _answers(self):
         assert self.process.poll() is None, self.log
-        with contextlib.suppress(OSError):      # it listens before its workers answer
+        with contextlib.suppress(OSError):  # it listens before its workers answer
             return self.http("GET", "/health/ready")
 
     @property
@@ -92,11 +144,14 @@ class Proxy:
 
     def http(self, method, path, body=None, address="127.0.0.1", headers=None, raw=None):
         """One request from an address of this host."""
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=self.tls,
-                                                 source_address=(address, 0))
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", self.port, timeout=30, context=self.tls, source_address=(address, 0)
+        )
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         with contextlib.closing(connection):
-            connection.request(method, path, data, {"Content-Type": "application/json"} | (headers or {}))
+            connection.request(
+                method, path, data, {"Content-Type": "application/json"} | (headers or {})
+            )
             response = connection.getresponse()
             return Answer(response.status, response.headers, response.read().decode())
 
@@ -104,7 +159,10 @@ class Proxy:
         """A TLS connection, for what is no HTTP."""
         tls = ssl.create_default_context(cafile=self.folder / "fullchain.pem")
         tls.set_alpn_protocols([protocol])
-        return tls.wrap_socket(socket.create_connection(("127.0.0.1", self.port), timeout=30), server_hostname="127.0.0.1")
+        return tls.wrap_socket(
+            socket.create_connection(("127.0.0.1", self.port), timeout=30),
+            server_hostname="127.0.0.1",
+        )
 
     def phone(self, session=None, **options):
         return SecurePhone(self, session or self.server.register(), **options)
@@ -113,7 +171,7 @@ class Proxy:
         if self.process is not None:
             self.process.terminate()
             self.process.wait(20)
-            print(self.log)         # pytest shows it of a test that failed
+            print(self.log)  # pytest shows it of a test that failed
         shutil.rmtree(self.folder)
 
 
@@ -125,9 +183,16 @@ class SecurePhone(Phone):
         super().__init__(proxy, session, **options)
 
     def connect(self, queue=None):
-        self.socket = connect(f"wss://127.0.0.1:{self.server.port}/game/{queue or self.queue}", ssl=self.server.tls,
-                              additional_headers=self.headers, subprotocols=self.subprotocols, open_timeout=20,
-                              close_timeout=2, source_address=(self.address, 0), compression="deflate").__enter__()
+        self.socket = connect(
+            f"wss://127.0.0.1:{self.server.port}/game/{queue or self.queue}",
+            ssl=self.server.tls,
+            additional_headers=self.headers,
+            subprotocols=self.subprotocols,
+            open_timeout=20,
+            close_timeout=2,
+            source_address=(self.address, 0),
+            compression="deflate",
+        ).__enter__()
         return self
 
 
@@ -158,10 +223,12 @@ def proxy(shared):
 def make_proxy():
     """Makes further ones."""
     with contextlib.ExitStack() as made:
+
         def make(server, **edits):
             proxy = Proxy(server, **edits)
             made.callback(proxy.close)
             return proxy.start()
+
         yield make
 
 
@@ -184,9 +251,13 @@ def problem(answer, status, code):
 
 # ---- games
 
+
 def test_a_game_is_played_over_tls_without_compression(mortal):
     session = mortal.server.register()
-    phones = [mortal.phone(), mortal.phone(session, headers={}, subprotocols=["trivia.v1", f"bearer.{session['token']}"])]
+    phones = [
+        mortal.phone(),
+        mortal.phone(session, headers={}, subprotocols=["trivia.v1", f"bearer.{session['token']}"]),
+    ]
     ends = play_all(phones)
     assert [end["reason"] for end in ends] == ["finished"] * 2
     assert [phone.socket.protocol.extensions for phone in phones] == [[], []]
@@ -195,7 +266,9 @@ def test_a_game_is_played_over_tls_without_compression(mortal):
 def test_a_page_of_this_host_may_connect_and_no_other(proxy):
     session = proxy.server.register()
     token = {"Authorization": f"Bearer {session['token']}"}
-    proxy.phone(session, headers=token | {"Origin": f"https://127.0.0.1:{proxy.port}"}).expect("queued")
+    proxy.phone(session, headers=token | {"Origin": f"https://127.0.0.1:{proxy.port}"}).expect(
+        "queued"
+    )
     with pytest.raises(InvalidStatus) as refused:
         proxy.phone(session, headers=token | {"Origin": "https://elsewhere.example.org"})
     assert refused.value.response.status_code == 403
@@ -223,12 +296,16 @@ def test_a_restart_of_the_server_reaches_the_phone_as_what_it_is(mortal):
 
 # ---- addresses
 
+
 def test_the_server_sees_the_phones_address_and_nobody_gives_himself_another(proxy):
     """Who has guessed wrong too often from one address may not go on, not even with a forged header; others may."""
     name, here, there = proxy.server.register()["user"]["username"], some_address(), some_address()
 
     def guess(address, **headers):
-        return proxy.http("POST", "/auth/login", {"login": name, "password": "wrong"}, address, headers).status
+        return proxy.http(
+            "POST", "/auth/login", {"login": name, "password": "wrong"}, address, headers
+        ).status
+
     assert {guess(here) for _ in range(10)} == {401}
     assert guess(here) == 429
     assert guess(here, **{"X-Forwarded-For": there}) == 429
@@ -238,14 +315,20 @@ def test_the_server_sees_the_phones_address_and_nobody_gives_himself_another(pro
 
 def test_a_stranger_does_not_choose_what_the_log_calls_his_request(proxy):
     answer = proxy.http("GET", "/health/ready", headers={"X-Request-Id": "0" * 32})
-    assert re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"]) and answer.headers["x-request-id"] != "0" * 32
+    assert (
+        re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
+        and answer.headers["x-request-id"] != "0" * 32
+    )
 
 
 def test_one_address_that_sends_many_passwords_is_slowed_down(proxy):
     here, there = some_address(), some_address()
 
     def guess(address):
-        return proxy.http("POST", "/auth/login", {"login": unique_name(), "password": "wrong"}, address)
+        return proxy.http(
+            "POST", "/auth/login", {"login": unique_name(), "password": "wrong"}, address
+        )
+
     answers = at_once(80, lambda i: guess(here))
     refused = [answer for answer in answers if answer.status == 429]
     assert 80 - len(refused) >= 51 and refused
@@ -269,10 +352,15 @@ def test_one_address_has_only_so_many_connections(shared, make_proxy):
 
 # ---- bounds
 
-@pytest.mark.parametrize("lines", [["X: " + "x" * 5000], ["X: " + "x" * 3000] * 8], ids=["a long line", "many"])
+
+@pytest.mark.parametrize(
+    "lines", [["X: " + "x" * 5000], ["X: " + "x" * 3000] * 8], ids=["a long line", "many"]
+)
 def test_huge_headers_do_not_reach_the_server(proxy, lines):
     with proxy.raw() as client:
-        client.sendall("\r\n".join(["GET /health/ready HTTP/1.1", "Host: x", *lines, "", ""]).encode())
+        client.sendall(
+            "\r\n".join(["GET /health/ready HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+        )
         assert client.recv(100).startswith(b"HTTP/1.1 400 ")
 
 
@@ -288,22 +376,30 @@ def test_headers_that_do_not_arrive_end_the_connection(shared, make_proxy, sent)
 def test_a_body_that_is_too_large_is_refused_by_the_server_and_a_huge_one_before_it(proxy):
     def send(size):
         return proxy.http("POST", "/auth/login", raw=b"x" * size)
+
     assert send(20_000).refused(413, "too_large")["detail"] != BY_THE_PROXY
     problem(send(70 * 1024), 413, "too_large")
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/ops", "/metrics/", "//metrics", "/%6detrics", "/health/../metrics", "/ops?x=1"])
+@pytest.mark.parametrize(
+    "path",
+    ["/metrics", "/ops", "/metrics/", "//metrics", "/%6detrics", "/health/../metrics", "/ops?x=1"],
+)
 def test_what_is_for_the_operator_is_not_served_outside(proxy, path):
     problem(proxy.http("GET", path), 404, "not_found")
 
 
 # ---- the server is away
 
+
 def test_a_server_that_is_gone_is_told_at_once(mortal):
     session = mortal.server.register()
     mortal.server.stop()
     before = time.monotonic()
-    assert problem(mortal.http("GET", "/health/ready"), 502, "unavailable").headers["retry-after"] == "1"
+    assert (
+        problem(mortal.http("GET", "/health/ready"), 502, "unavailable").headers["retry-after"]
+        == "1"
+    )
     with pytest.raises(InvalidStatus) as refused:
         mortal.phone(session)
     assert refused.value.response.status_code == 502
@@ -312,8 +408,13 @@ def test_a_server_that_is_gone_is_told_at_once(mortal):
 
 def test_a_server_that_hangs_is_given_up_in_time(make_server, make_proxy):
     server = make_server(edited_schema(), command=COMMAND)
-    proxy = make_proxy(server, **{"proxy_read_timeout 20s": "proxy_read_timeout 1s",
-                                  "proxy_read_timeout 60s": "proxy_read_timeout 2s"})
+    proxy = make_proxy(
+        server,
+        **{
+            "proxy_read_timeout 20s": "proxy_read_timeout 1s",
+            "proxy_read_timeout 60s": "proxy_read_timeout 2s",
+        },
+    )
     phone = proxy.phone()
     phone.expect("queued")
     server.kill(signal.SIGSTOP)
@@ -324,12 +425,16 @@ def test_a_server_that_hangs_is_given_up_in_time(make_server, make_proxy):
 
 # ---- the rest
 
+
 def test_plain_http_is_sent_to_https(proxy):
     connection = http.client.HTTPConnection("127.0.0.1", proxy.plain_port, timeout=10)
     with contextlib.closing(connection):
         connection.request("POST", "/auth/login?a=1", b"{}")
         answer = connection.getresponse()
-    assert (answer.status, answer.headers["location"]) == (308, "https://trivia.example.org/auth/login?a=1")
+    assert (answer.status, answer.headers["location"]) == (
+        308,
+        "https://trivia.example.org/auth/login?a=1",
+    )
 
 
 def test_what_proves_the_name_to_a_certificate_authority_is_served_in_the_clear(proxy):
@@ -348,23 +453,35 @@ def test_requests_may_come_over_http_2(proxy):
 
 
 def test_browsers_are_told_to_keep_to_https(proxy):
-    assert proxy.http("GET", "/health/ready").headers["strict-transport-security"] == "max-age=31536000"
+    assert (
+        proxy.http("GET", "/health/ready").headers["strict-transport-security"]
+        == "max-age=31536000"
+    )
 
 
 def test_the_play_page_comes_with_its_policy(proxy):
     answer = proxy.http("GET", "/")
-    assert answer.status == 200 and "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    assert (
+        answer.status == 200
+        and "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+    )
 
 
 def test_numbers_that_must_agree_agree():
     def number(pattern, text=CONF):
         return int(re.search(pattern, text)[1])
+
     limits = yaml.safe_load((ROOT / "schema.yaml").read_text())["limits"]
     source = (ROOT / "trivia.py").read_text()
     units = {file.name: file.read_text() for file in (ROOT / "systemd").iterdir()}
     assert 2 * limits["body_bytes"] <= 1024 * number(r"client_max_body_size (\d+)k")
-    assert number(r"/game/.*\n.*\n.*\n *proxy_read_timeout (\d+)s") > number(r"ws_ping_interval=(\d+)", source)
+    assert number(r"/game/.*\n.*\n.*\n *proxy_read_timeout (\d+)s") > number(
+        r"ws_ping_interval=(\d+)", source
+    )
     assert re.findall(r"listen .* backlog=(\d+)", CONF) == [str(trivia.BACKLOG)] * 4
     assert number(r"sndbuf=(\d+)k") == number(r"SO_SNDBUF, (\d+) \* 1024", source)
-    assert re.search(r"server (\S+) max_fails", CONF)[1] == re.search("ListenStream=(.*)", units["trivia.socket"])[1]
+    assert (
+        re.search(r"server (\S+) max_fails", CONF)[1]
+        == re.search("ListenStream=(.*)", units["trivia.socket"])[1]
+    )
     assert number(r"worker_rlimit_nofile (\d+)") > number(r"worker_connections (\d+)") > 2 * 30_000

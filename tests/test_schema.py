@@ -12,16 +12,17 @@ from datetime import date
 import jsonschema
 import pytest
 import yaml
-from conftest import FAST, ROOT, edited_schema, play_all, unique_name
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
+
+from conftest import FAST, ROOT, edited_schema, play_all, unique_name
 
 sys.path.insert(0, str(ROOT))
 import trivia  # noqa: E402 - what `check` does is called here without a new process for each case
 
 SHIPPED = (ROOT / "schema.yaml").read_text("utf-8")
-GONE = object()         # stands in an edit for: this key is removed
+GONE = object()  # stands in an edit for: this key is removed
 TEXT = {"type": "string"}
 
 
@@ -47,7 +48,9 @@ def check(file, text=None):
     try:
         trivia.main(["check", str(file)])
     except SystemExit as stop:
-        assert isinstance(stop.code, str) and stop.code, stop.code    # Python prints it to stderr and exits with 1
+        assert isinstance(stop.code, str) and stop.code, (
+            stop.code
+        )  # Python prints it to stderr and exits with 1
         return stop.code
     return ""
 
@@ -56,10 +59,12 @@ def line_of(text, path):
     """The line of a path, or of the nearest thing above it, in a file that yaml.safe_dump wrote."""
     lines, at = text.split("\n"), 0
     for depth, key in enumerate(path.split(".")):
-        if key.isdigit():       # an item of a list, which begins on the line after its name
+        if key.isdigit():  # an item of a list, which begins on the line after its name
             return at + 1 + int(key)
         inside = ("  " * depth, "  " * (depth - 1) + "- ")
-        block = itertools.takewhile(lambda i, inside=inside: lines[i].startswith(inside), range(at, len(lines)))
+        block = itertools.takewhile(
+            lambda i, inside=inside: lines[i].startswith(inside), range(at, len(lines))
+        )
         found = next((i for i in block if lines[i].startswith("  " * depth + f"{key}:")), None)
         if found is None:
             return max(at, 1)
@@ -74,28 +79,41 @@ def file(tmp_path):
 
 # ---- the command ------------------------------------------------------------------------------------------------
 
+
 def run(*arguments, **env):
-    return subprocess.run([sys.executable, "trivia.py", "check", *map(str, arguments)], cwd=ROOT, text=True,
-                          capture_output=True, timeout=60, env={"PATH": "/usr/bin:/bin"} | env)
+    return subprocess.run(
+        [sys.executable, "trivia.py", "check", *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        timeout=60,
+        env={"PATH": "/usr/bin:/bin"} | env,
+    )
 
 
 def test_check_exits_with_0_for_the_shipped_schema():
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("schema.yaml: fine: 7 user fields, 2 leaderboards, 3 queues, 6 client messages\n")
+    assert done.stdout.endswith(
+        "schema.yaml: fine: 7 user fields, 2 leaderboards, 3 queues, 6 client messages\n"
+    )
 
 
 def test_check_exits_with_1_and_its_message_goes_to_stderr(file):
     file.write_text(changed({"queues.party.rounds": "ten"})[0])
     for done in (run(file), run(TRIVIA_SCHEMA=str(file))):
         assert (done.returncode, done.stdout) == (1, "")
-        assert re.fullmatch(rf'{file}:\d+: queues\.party\.rounds: found "ten"; expected .*integer.*\n', done.stderr)
+        assert re.fullmatch(
+            rf'{file}:\d+: queues\.party\.rounds: found "ten"; expected .*integer.*\n', done.stderr
+        )
 
 
 def test_json_schema_is_valid_and_accepts_the_shipped_schema_but_not_a_mistake():
     done = run("--json-schema")
     schema = json.loads(done.stdout)
-    assert done.returncode == 0 and schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert (
+        done.returncode == 0 and schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    )
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
     validator.validate(yaml.safe_load(SHIPPED))
@@ -112,7 +130,7 @@ def test_missing_file_a_folder_and_a_file_that_is_not_utf8_are_named(tmp_path):
 # ---- mistakes ---------------------------------------------------------------------------------------------------
 
 X = "users.fields.x"
-MISTAKES = [    # edits, the path of the one mistake, what the message holds
+MISTAKES = [  # edits, the path of the one mistake, what the message holds
     # keys
     ({"limits.conections": 5}, "limits.conections", "expected connections?"),
     ({"queues.party.scorings": {}}, "queues.party.scorings", "expected scoring?"),
@@ -134,7 +152,11 @@ MISTAKES = [    # edits, the path of the one mistake, what the message holds
     ({"queues.party.answer_seconds": 0}, "queues.party.answer_seconds", "more than 0"),
     ({"queues.party.answer_seconds": math.nan}, "queues.party.answer_seconds", ""),
     ({"queues.rated.window": math.inf}, "queues.rated.window", ""),
-    ({"queues.party.difficulties": ["easy", "nasty"]}, "queues.party.difficulties", '"nasty"; expected one of easy, '),
+    (
+        {"queues.party.difficulties": ["easy", "nasty"]},
+        "queues.party.difficulties",
+        '"nasty"; expected one of easy, ',
+    ),
     ({"limits.connections": -5}, "limits.connections", "found -5; expected at least 1"),
     ({"limits.login_seconds": 0}, "limits.login_seconds", "at least 1"),
     ({"limits.connections": None}, "limits.connections", "integer"),
@@ -144,7 +166,7 @@ MISTAKES = [    # edits, the path of the one mistake, what the message holds
     ({"title": 2024}, "title", "string"),
     ({"leaderboards.wins.period": "year"}, "leaderboards.wins.period", "one of day, week, month"),
     # queues
-    ({"queues.party.players": {"min": 5, "max": 3}}, "queues.party.players", "min up to max"),
+    ({"queues.party.players": {"min": 5, "max": 3}}, "queues.party.players", "min at most max"),
     ({"queues.party.players": 1}, "queues.party.players", "2"),
     ({"queues.party.players": {"min": 2}}, "queues.party.players", "max"),
     ({"queues.party.players": {"min": 2, "max": 9}}, "queues.party.players", "8"),
@@ -164,24 +186,60 @@ MISTAKES = [    # edits, the path of the one mistake, what the message holds
     ({X: {"type": "integer", "unique": True}}, X, '"string"'),
     ({X: {"type": "integer", "minimum": 5, "maximum": 4}}, f"{X}.minimum", "maximum"),
     ({X: TEXT | {"minLength": 9, "maxLength": 8}}, f"{X}.minLength", "maxLength"),
-    ({X: TEXT | {"minLength": 300}}, f"{X}.minLength", "255"),      # what a string without maxLength has
+    (
+        {X: TEXT | {"minLength": 300}},
+        f"{X}.minLength",
+        "255",
+    ),  # what a string without maxLength has
     ({X: {"type": "number", "minimum": math.nan}}, f"{X}.minimum", ""),
     ({X: {"type": "number", "maximum": math.inf}}, f"{X}.maximum", ""),
-    ({X: TEXT | {"enum": ["on", False]}}, f"{X}.enum", "false"),    # YAML reads an unquoted `no` so
+    ({X: TEXT | {"enum": ["on", False]}}, f"{X}.enum", "false"),  # YAML reads an unquoted `no` so
     ({X: {"type": "integer", "enum": ["a"]}}, f"{X}.enum", '"a"'),
-    ({X: TEXT | {"enum": ["a"], "default": "b"}}, f"{X}.default", '"b"; expected a value that the field takes'),
-    ({X: TEXT | {"enum": ["a"], "default": ""}}, f"{X}.default", '""; expected a value that the field takes'),
+    (
+        {X: TEXT | {"enum": ["a"], "default": "b"}},
+        f"{X}.default",
+        '"b"; expected a value that the field takes',
+    ),
+    (
+        {X: TEXT | {"enum": ["a"], "default": ""}},
+        f"{X}.default",
+        '""; expected a value that the field takes',
+    ),
     ({X: TEXT | {"default": 5}}, f"{X}.default", "5; expected a value that the field takes"),
-    ({X: {"type": "integer", "default": ""}}, f"{X}.default", '""; expected a value that the field takes'),
-    ({X: {"type": "integer", "default": 1.5}}, f"{X}.default", "1.5; expected a value that the field takes"),
-    ({X: {"type": "integer", "default": True}}, f"{X}.default", "true; expected a value that the field takes"),
-    ({X: {"type": "boolean", "default": "yes"}}, f"{X}.default", '"yes"; expected a value that the field takes'),
+    (
+        {X: {"type": "integer", "default": ""}},
+        f"{X}.default",
+        '""; expected a value that the field takes',
+    ),
+    (
+        {X: {"type": "integer", "default": 1.5}},
+        f"{X}.default",
+        "1.5; expected a value that the field takes",
+    ),
+    (
+        {X: {"type": "integer", "default": True}},
+        f"{X}.default",
+        "true; expected a value that the field takes",
+    ),
+    (
+        {X: {"type": "boolean", "default": "yes"}},
+        f"{X}.default",
+        '"yes"; expected a value that the field takes',
+    ),
     ({X: {"type": "number", "default": math.nan}}, f"{X}.default", ""),
-    ({X: TEXT | {"format": "date", "default": "2020-02-31"}}, f"{X}.default", "a value that the field takes"),
-    ({X: TEXT | {"unique": True, "default": "a"}}, X, ""),          # every player would have the same
+    (
+        {X: TEXT | {"format": "date", "default": "2020-02-31"}},
+        f"{X}.default",
+        "a value that the field takes",
+    ),
+    ({X: TEXT | {"unique": True, "default": "a"}}, X, ""),  # every player would have the same
     ({"users.fields.created_at": {"type": "integer"}}, "users.fields.created_at", ""),
     ({"users.fields.login": TEXT | {"unique": True}}, "users.fields.login", ""),
-    ({"users.required": ["username", "email", "password", "nick"]}, "users.required", "the name of a field"),
+    (
+        {"users.required": ["username", "email", "password", "nick"]},
+        "users.required",
+        "the name of a field",
+    ),
     ({"users.required": ["username", "password", "password"]}, "users.required", ""),
     # what the server itself uses
     ({"users.fields.username": GONE}, "users.fields.username", "found nothing"),
@@ -193,18 +251,33 @@ MISTAKES = [    # edits, the path of the one mistake, what the message holds
     ({"users.fields.username.private": True}, "users.fields.username", ""),
     ({"users.fields.password.writeOnly": GONE}, "users.fields.password", "writeOnly"),
     ({"users.fields.password.readOnly": True}, "users.fields.password", ""),
-    ({"users.fields.password.unique": True}, "users.fields.password", ""),   # its claim would keep it in the clear
+    (
+        {"users.fields.password.unique": True},
+        "users.fields.password",
+        "",
+    ),  # its claim would keep it in the clear
     ({"users.fields.wins.type": "number"}, "users.fields.wins", "integer"),
     ({"users.fields.games": GONE}, "users.fields.games", "found nothing"),
     ({"users.fields.rating.readOnly": GONE}, "users.fields.rating", "readOnly"),
     ({"users.fields.rating.default": GONE}, "users.fields.rating", "default"),
     ({"users.required": ["username", "email"]}, "users.required", "password"),
     # leaderboards
-    ({"leaderboards.new": {"field": "nope"}}, "leaderboards.new.field", "a numeric user field: wins, "),
-    ({"leaderboards.new": {"field": "email"}}, "leaderboards.new.field", "a numeric user field: wins, "),
+    (
+        {"leaderboards.new": {"field": "nope"}},
+        "leaderboards.new.field",
+        "a numeric user field: wins, ",
+    ),
+    (
+        {"leaderboards.new": {"field": "email"}},
+        "leaderboards.new.field",
+        "a numeric user field: wins, ",
+    ),
     ({"leaderboards.new": {}}, "leaderboards.new.field", "found nothing"),
-    ({X: {"type": "integer", "private": True, "default": 0}, "leaderboards.new": {"field": "x"}},
-     "leaderboards.new.field", "x"),
+    (
+        {X: {"type": "integer", "private": True, "default": 0}, "leaderboards.new": {"field": "x"}},
+        "leaderboards.new.field",
+        "x",
+    ),
     # messages
     ({"messages.client.ping": GONE}, "messages.client.ping", "found nothing"),
     ({"messages.server.reveal": GONE}, "messages.server.reveal", "found nothing"),
@@ -216,22 +289,47 @@ MISTAKES = [    # edits, the path of the one mistake, what the message holds
     ({"messages.client.emoji.fields.player": TEXT}, "messages.client.emoji.fields.player", ""),
     ({"messages.client.emoji.fields.game": TEXT}, "messages.client.emoji.fields.game", ""),
     ({"messages.client.check.fields": {"id": TEXT}}, "messages.client.check.fields.id", ""),
-    ({"messages.client.emoji.required": ["emojy"]}, "messages.client.emoji.required", "the name of a field"),
+    (
+        {"messages.client.emoji.required": ["emojy"]},
+        "messages.client.emoji.required",
+        "the name of a field",
+    ),
     ({"messages.client.join.fields": {}}, "messages.client.join.fields.queue", "found nothing"),
-    ({"messages.client.answer.fields.choice": TEXT}, "messages.client.answer.fields.choice", "integer"),
-    ({"messages.client.join.fields.queue": {"type": "integer"}}, "messages.client.join.fields.queue", "string"),
+    (
+        {"messages.client.answer.fields.choice": TEXT},
+        "messages.client.answer.fields.choice",
+        "integer",
+    ),
+    (
+        {"messages.client.join.fields.queue": {"type": "integer"}},
+        "messages.client.join.fields.queue",
+        "string",
+    ),
     ({"messages.client.answer.required": ["round"]}, "messages.client.answer.required", "choice"),
     # What is documented of the server's messages must be JSON Schema, of fields that are there.
     ({"messages.server.pong.fields.server_ms": 3}, "messages.server.pong.fields.server_ms", "3"),
-    ({"messages.server.pong.fields.server_ms": {"type": "int"}}, "messages.server.pong.fields.server_ms", '"int"'),
-    ({"messages.server.pong.fields.server_ms": {"enum": [date(2020, 1, 2)]}},
-     "messages.server.pong.fields.server_ms", ""),
-    ({"messages.server.pong.required": ["nope"]}, "messages.server.pong.required", "the name of a field"),
+    (
+        {"messages.server.pong.fields.server_ms": {"type": "int"}},
+        "messages.server.pong.fields.server_ms",
+        '"int"',
+    ),
+    (
+        {"messages.server.pong.fields.server_ms": {"enum": [date(2020, 1, 2)]}},
+        "messages.server.pong.fields.server_ms",
+        "",
+    ),
+    (
+        {"messages.server.pong.required": ["nope"]},
+        "messages.server.pong.required",
+        "the name of a field",
+    ),
 ]
 
 
 def title(edits):
-    return " and ".join(f"{path}={'GONE' if value is GONE else value}"[:60] for path, value in edits.items())
+    return " and ".join(
+        f"{path}={'GONE' if value is GONE else value}"[:60] for path, value in edits.items()
+    )
 
 
 @pytest.mark.parametrize("edits, path, words", MISTAKES, ids=[title(row[0]) for row in MISTAKES])
@@ -248,26 +346,50 @@ def test_mistake_is_reported_once_with_line_path_and_what_was_expected(file, edi
     assert len(lines) == 1, said
 
 
-SEVERAL = {"limits.connections": -5, "limits.conections": 3, "queues.party.rounds": "ten", "queues.rated.on_exit": GONE,
-           "queues.rated.scoring": GONE, "users.fields.x": {"type": "string", "pattern": "("}}
+SEVERAL = {
+    "limits.connections": -5,
+    "limits.conections": 3,
+    "queues.party.rounds": "ten",
+    "queues.rated.on_exit": GONE,
+    "queues.rated.scoring": GONE,
+    "users.fields.x": {"type": "string", "pattern": "("},
+}
 
 
 def test_all_mistakes_are_reported_at_once_in_the_order_of_lines(file):
     said = check(file, changed(SEVERAL)[0]).split("\n")
     found = [re.match(r".+?:(\d+): ([^:]+): ", line).groups() for line in said]
     assert sorted(path for _, path in found) == sorted(
-        ["limits.connections", "limits.conections", "queues.party.rounds", "queues.rated.on_exit",
-         "queues.rated.scoring", "users.fields.x.pattern"])
+        [
+            "limits.connections",
+            "limits.conections",
+            "queues.party.rounds",
+            "queues.rated.on_exit",
+            "queues.rated.scoring",
+            "users.fields.x.pattern",
+        ]
+    )
     assert [int(line) for line, _ in found] == sorted(int(line) for line, _ in found)
 
 
 def test_mistake_of_form_does_not_hide_those_of_meaning(file):
-    said = check(file, changed({"limits.connections": -5, "leaderboards.new": {"field": "nope"},
-                                "messages.client.wave": {}})[0])
-    assert all(path in said for path in ("limits.connections", "leaderboards.new.field", "messages.client.wave"))
+    said = check(
+        file,
+        changed(
+            {
+                "limits.connections": -5,
+                "leaderboards.new": {"field": "nope"},
+                "messages.client.wave": {},
+            }
+        )[0],
+    )
+    assert all(
+        path in said
+        for path in ("limits.connections", "leaderboards.new.field", "messages.client.wave")
+    )
 
 
-NOT_A_SCHEMA = [    # text, the line, words of the message
+NOT_A_SCHEMA = [  # text, the line, words of the message
     ("", 1, "found null"),
     ("# nothing\n", 1, "found null"),
     ("- users\n- queues\n", 1, 'found ["users", "queues"]'),
@@ -296,47 +418,69 @@ NOT_A_SCHEMA = [    # text, the line, words of the message
 
 
 @pytest.mark.parametrize("text, line, words", NOT_A_SCHEMA, ids=lambda value: str(value)[:24])
-def test_file_that_is_no_schema_gets_a_message_with_a_line_and_no_traceback(file, text, line, words):
+def test_file_that_is_no_schema_gets_a_message_with_a_line_and_no_traceback(
+    file, text, line, words
+):
     said = check(file, text)
-    first = re.match(rf"{re.escape(str(file))}:(\d+): (not YAML: .+|.+: found .+; expected .+)", said)
+    first = re.match(
+        rf"{re.escape(str(file))}:(\d+): (not YAML: .+|.+: found .+; expected .+)", said
+    )
     assert first and int(first[1]) == line and words in first[0], said
 
 
 def test_key_that_stands_twice_is_reported_with_the_line_of_the_second(file):
     lines = SHIPPED.split("\n")
     at = lines.index("  random:")
-    said = check(file, "\n".join([*lines[:at + 1], "    rated: false", *lines[at + 1:], "title: again"]))
+    said = check(
+        file, "\n".join([*lines[: at + 1], "    rated: false", *lines[at + 1 :], "title: again"])
+    )
     second = at + 1 + next(i for i, line in enumerate(lines[at:], 1) if line == "    rated: true")
     # The file ends with a line break, and one line was put in before it.
-    found = [re.fullmatch(rf"{file}:(\d+): ([^:]+): found (.+); expected .+", line).groups()
-             for line in said.split("\n")]
+    found = [
+        re.fullmatch(rf"{file}:(\d+): ([^:]+): found (.+); expected .+", line).groups()
+        for line in said.split("\n")
+    ]
     # The file ends with a line break, and one line was put in before it.
     assert [(int(line), path) for line, path, _ in found] == [
-        (second, "queues.random.rated"), (len(lines) + 2, "title")]
+        (second, "queues.random.rated"),
+        (len(lines) + 2, "title"),
+    ]
     assert all("twice" in what for *_, what in found)
 
 
 def test_lines_count_in_a_file_with_comments_and_windows_line_ends(file):
     text = SHIPPED.replace("bad_messages: 20 ", "bad_messages: no ").replace("\n", "\r\n")
     line = 1 + next(i for i, line in enumerate(text.split("\r\n")) if "bad_messages: no" in line)
-    assert check(file, text).startswith(f"{file}:{line}: limits.bad_messages: found false; expected type ")
+    assert check(file, text).startswith(
+        f"{file}:{line}: limits.bad_messages: found false; expected type "
+    )
 
 
 def test_merge_keys_and_aliases_may_be_used(file):
     text = SHIPPED.replace("  random:\n", "  random: &random\n").replace(
-        "  party:\n", "  blitz:\n    <<: *random\n    rounds: 3\n  party:\n")
+        "  party:\n", "  blitz:\n    <<: *random\n    rounds: 3\n  party:\n"
+    )
     assert check(file, text) == ""
-    assert trivia.read_schema(file)["queues"]["blitz"] == yaml.safe_load(SHIPPED)["queues"]["random"] | {"rounds": 3}
+    assert trivia.read_schema(file)["queues"]["blitz"] == yaml.safe_load(SHIPPED)["queues"][
+        "random"
+    ] | {"rounds": 3}
 
 
-@pytest.mark.parametrize("edits", [
-    {"leaderboards": {}}, {"users.fields.email": GONE, "users.required": ["username", "password"]}, {"origins": GONE},
-    {"queues.random.players": {"min": 3, "max": 3}, "queues.random.fill_seconds": 5},
-    {"users.fields.x": {"type": "integer", "maximum": -5}},
-    {"users.fields.x": {"type": "number", "minimum": -3, "maximum": -1, "default": -2}},
-    {"users.fields.x": {"type": "string", "minLength": 300, "maxLength": 400}},
-    {"messages.client.wave": {"relay": "opponents"}}, {"title": GONE, "description": GONE},
-], ids=lambda edits: ", ".join(edits))
+@pytest.mark.parametrize(
+    "edits",
+    [
+        {"leaderboards": {}},
+        {"users.fields.email": GONE, "users.required": ["username", "password"]},
+        {"origins": GONE},
+        {"queues.random.players": {"min": 3, "max": 3}, "queues.random.fill_seconds": 5},
+        {"users.fields.x": {"type": "integer", "maximum": -5}},
+        {"users.fields.x": {"type": "number", "minimum": -3, "maximum": -1, "default": -2}},
+        {"users.fields.x": {"type": "string", "minLength": 300, "maxLength": 400}},
+        {"messages.client.wave": {"relay": "opponents"}},
+        {"title": GONE, "description": GONE},
+    ],
+    ids=lambda edits: ", ".join(edits),
+)
 def test_schema_that_is_only_unusual_is_fine_and_can_be_documented(file, edits):
     text, tree = changed(edits)
     assert check(file, text) == ""
@@ -344,34 +488,89 @@ def test_schema_that_is_only_unusual_is_fine_and_can_be_documented(file, edits):
 
 
 def test_whole_number_written_with_a_point_means_the_same(file):
-    text, _ = changed({"queues.party.rounds": 3.0, "queues.party.players": 2.0, "limits.connections": 100.0})
-    said = check(file, text)    # JSON Schema takes 3.0 for an integer; range(3.0) in the middle of a game does not
+    text, _ = changed(
+        {"queues.party.rounds": 3.0, "queues.party.players": 2.0, "limits.connections": 100.0}
+    )
+    said = check(
+        file, text
+    )  # JSON Schema takes 3.0 for an integer; range(3.0) in the middle of a game does not
     if not said:
         tree = trivia.read_schema(file)
-        assert type(tree["queues"]["party"]["rounds"]) is int and type(tree["limits"]["connections"]) is int
+        assert (
+            type(tree["queues"]["party"]["rounds"]) is int
+            and type(tree["limits"]["connections"]) is int
+        )
         assert type(tree["queues"]["party"]["players"]) is int
 
 
 # ---- any YAML at all --------------------------------------------------------------------------------------------
 
-FUZZ = {"deadline": None, "derandomize": True, "database": None,
-        "phases": [Phase.generate],     # to shrink a failure takes minutes
-        "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
-SCALARS = (st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6) | st.dates()
-           | st.binary(max_size=3) | st.sampled_from(["", "string", "(", "a{9}", "username", "opponents", -1, 2.0]))
-KEYS = SCALARS | st.sampled_from(["type", "default", "fields", "relay", "required", "min", "max", "field", "enum"])
-VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
-                      max_leaves=8)
-FRAGMENTS = st.lists(st.sampled_from(list("-?:,[]{}#&*!|>'\"%@ \n\t\r\0x0._~<") + [
-    "users", "fields", "<<", "!!int", "!!map", "!!set", "!!binary", "&a", "*a", ": ", "\n  ", "2020-01-01", "0x_",
-    "1e9", ".inf", "---", "...", "= ", "\ufeff", "\u2028", "é", "users: ", "title: ", "queues:\n  a: "]),
-    max_size=30).map("".join)
+FUZZ = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "phases": [Phase.generate],  # to shrink a failure takes minutes
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.dates()
+    | st.binary(max_size=3)
+    | st.sampled_from(["", "string", "(", "a{9}", "username", "opponents", -1, 2.0])
+)
+KEYS = SCALARS | st.sampled_from(
+    ["type", "default", "fields", "relay", "required", "min", "max", "field", "enum"]
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
+    max_leaves=8,
+)
+FRAGMENTS = st.lists(
+    st.sampled_from(
+        list("-?:,[]{}#&*!|>'\"%@ \n\t\r\0x0._~<")
+        + [
+            "users",
+            "fields",
+            "<<",
+            "!!int",
+            "!!map",
+            "!!set",
+            "!!binary",
+            "&a",
+            "*a",
+            ": ",
+            "\n  ",
+            "2020-01-01",
+            "0x_",
+            "1e9",
+            ".inf",
+            "---",
+            "...",
+            "= ",
+            "\ufeff",
+            "\u2028",
+            "é",
+            "users: ",
+            "title: ",
+            "queues:\n  a: ",
+        ]
+    ),
+    max_size=30,
+).map("".join)
 
 
 def documents_of(tree):
     """Makes the documents of a schema, as the app does at its start; they must be JSON."""
     schema = trivia.Schema(tree)
-    return [json.loads(json.dumps(make(schema), allow_nan=False)) for make in (trivia.openapi, trivia.asyncapi)]
+    return [
+        json.loads(json.dumps(make(schema), allow_nan=False))
+        for make in (trivia.openapi, trivia.asyncapi)
+    ]
 
 
 @settings(max_examples=120, **FUZZ)
@@ -383,7 +582,9 @@ def test_any_text_gets_a_clear_message(file, text):
 def paths(tree, path=()):
     """Every path of a tree."""
     yield path
-    for key in tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ():
+    for key in (
+        tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+    ):
         yield from paths(tree[key], (*path, key))
 
 
@@ -399,7 +600,9 @@ def test_any_value_anywhere_in_the_schema_gets_a_clear_message_or_makes_good_doc
     text = yaml.safe_dump(tree, allow_unicode=True, sort_keys=False)
     said = check(file, text)
     if said:
-        assert all(re.match(rf"{re.escape(str(file))}(:\d+)?: .+", line) for line in said.split("\n")), said
+        assert all(
+            re.match(rf"{re.escape(str(file))}(:\d+)?: .+", line) for line in said.split("\n")
+        ), said
     else:
         documents_of(trivia.read_schema(file))
 
@@ -418,7 +621,10 @@ SMALL = small_schema()
 
 # ---- the server with a wrong schema -----------------------------------------------------------------------------
 
-@pytest.mark.parametrize("command", [None, [sys.executable, "trivia.py", "--port", "0"]], ids=["uvicorn", "trivia.py"])
+
+@pytest.mark.parametrize(
+    "command", [None, [sys.executable, "trivia.py", "--port", "0"]], ids=["uvicorn", "trivia.py"]
+)
 def test_server_refuses_to_start_with_the_message_of_check_and_no_traceback(make_server, command):
     server = make_server(changed(SEVERAL)[0], command, start=False)
     server.start(wait=False)
@@ -431,14 +637,21 @@ def test_server_refuses_to_start_when_a_queue_wants_questions_that_are_not_there
     server = make_server(changed({"queues.party.categories": ["Astrologie"]})[0], start=False)
     server.start(wait=False)
     assert server.process.wait(40) != 0
-    assert "queues.party: the bank holds 0 questions" in server.log and "Traceback" not in server.log
+    assert (
+        "queues.party: the bank holds 0 questions" in server.log and "Traceback" not in server.log
+    )
 
 
 # ---- the server with another schema -----------------------------------------------------------------------------
 # No Python is touched between the two starts.
 
 NEW_FIELDS = {
-    "color": {"type": "string", "enum": ["red", "green", "blue"], "default": "green", "description": "Of the shirt."},
+    "color": {
+        "type": "string",
+        "enum": ["red", "green", "blue"],
+        "default": "green",
+        "description": "Of the shirt.",
+    },
     "country": {"type": "string", "pattern": "^[A-Z]{2}$", "description": "ISO 3166 code."},
     "motto": {"type": "string", "maxLength": 40, "default": "hello"},
     "born": {"type": "string", "format": "date"},
@@ -451,18 +664,35 @@ NEW_FIELDS = {
     "shoe": {"type": "integer", "default": 40},
 }
 DEFAULTS = {name: rule.get("default") for name, rule in NEW_FIELDS.items()}
-BLITZ = {"description": "Three at once.", "players": {"min": 2, "max": 3}, "fill_seconds": 60, "match": "fifo",
-         "wait_seconds": 90, "scoring": {"correct": 7, "speed": 0}, "rated": False, "on_exit": "continue",
-         "seat_seconds": 9}
-WAVE = {"description": "Waves.", "relay": "opponents", "required": ["strength"], "fields": {
-    "strength": {"type": "integer", "minimum": 1, "maximum": 5}, "note": {"type": "string", "maxLength": 10}}}
+BLITZ = {
+    "description": "Three at once.",
+    "players": {"min": 2, "max": 3},
+    "fill_seconds": 60,
+    "match": "fifo",
+    "wait_seconds": 90,
+    "scoring": {"correct": 7, "speed": 0},
+    "rated": False,
+    "on_exit": "continue",
+    "seat_seconds": 9,
+}
+WAVE = {
+    "description": "Waves.",
+    "relay": "opponents",
+    "required": ["strength"],
+    "fields": {
+        "strength": {"type": "integer", "minimum": 1, "maximum": 5},
+        "note": {"type": "string", "maxLength": 10},
+    },
+}
 
 
 def grow(tree):
     """The edit of schema.yaml that the tests below are about."""
     tree["users"]["fields"] |= NEW_FIELDS
-    tree["leaderboards"] |= {"level": {"field": "level", "description": "The most seasoned."},
-                             "climbers": {"field": "rating", "period": "day"}}
+    tree["leaderboards"] |= {
+        "level": {"field": "level", "description": "The most seasoned."},
+        "climbers": {"field": "rating", "period": "day"},
+    }
     tree["queues"]["blitz"] = BLITZ | FAST | {"rounds": 2}
     tree["messages"]["client"] |= {"wave": WAVE, "nod": {"relay": "opponents"}}
 
@@ -471,7 +701,10 @@ def grow(tree):
 def grown():
     """A server that was restarted with more in its schema, and two players of the time before, who have played."""
     from conftest import Server
-    server = Server(edited_schema(lambda tree: tree["users"]["fields"].update(shoe={"type": "string"})))
+
+    server = Server(
+        edited_schema(lambda tree: tree["users"]["fields"].update(shoe={"type": "string"}))
+    )
     try:
         server.start()
         old, odd = [server.register() for _ in range(2)], server.register(shoe="wide")
@@ -479,21 +712,65 @@ def grown():
         server.stop()
         (server.data / "schema.yaml").write_text(edited_schema(grow), "utf-8")
         server.start()
-        yield types.SimpleNamespace(server=server, old=old, odd=odd, documents={
-            name: server.http("GET", f"/docs/{name}.json").json for name in ("openapi", "asyncapi")})
+        yield types.SimpleNamespace(
+            server=server,
+            old=old,
+            odd=odd,
+            documents={
+                name: server.http("GET", f"/docs/{name}.json").json
+                for name in ("openapi", "asyncapi")
+            },
+        )
     finally:
         server.close()
 
 
-GOOD = [("color", "blue"), ("country", "DE"), ("motto", "héllo wörld 🎉"), ("motto", ""), ("born", "2001-02-28"),
-        ("level", 99), ("level", 1), ("latitude", 52.5), ("latitude", -90), ("latitude", 52.5200066),
-        ("steps", -12345678901), ("newsletter", False), ("newsletter", True), ("secret", "x"), ("phone", "")]
-BAD = [("color", "black"), ("color", ""), ("color", 1), ("color", None), ("country", "DEU"), ("country", "DE\n"),
-       ("country", "de"), ("motto", "x" * 41), ("motto", "a\0b"), ("motto", ["x"]), ("born", "2001-02-30"),
-       ("born", "yesterday"), ("level", 0), ("level", 100), ("level", 1.5), ("level", "5"), ("level", True),
-       ("latitude", 90.01), ("latitude", "1"), ("latitude", False), ("steps", 2**53 + 1), ("steps", "1"),
-       ("newsletter", 1),
-       ("newsletter", "true"), ("newsletter", None), ("phone", "1" * 21), ("unheard", "of")]
+GOOD = [
+    ("color", "blue"),
+    ("country", "DE"),
+    ("motto", "héllo wörld 🎉"),
+    ("motto", ""),
+    ("born", "2001-02-28"),
+    ("level", 99),
+    ("level", 1),
+    ("latitude", 52.5),
+    ("latitude", -90),
+    ("latitude", 52.5200066),
+    ("steps", -12345678901),
+    ("newsletter", False),
+    ("newsletter", True),
+    ("secret", "x"),
+    ("phone", ""),
+]
+BAD = [
+    ("color", "black"),
+    ("color", ""),
+    ("color", 1),
+    ("color", None),
+    ("country", "DEU"),
+    ("country", "DE\n"),
+    ("country", "de"),
+    ("motto", "x" * 41),
+    ("motto", "a\0b"),
+    ("motto", ["x"]),
+    ("born", "2001-02-30"),
+    ("born", "yesterday"),
+    ("level", 0),
+    ("level", 100),
+    ("level", 1.5),
+    ("level", "5"),
+    ("level", True),
+    ("latitude", 90.01),
+    ("latitude", "1"),
+    ("latitude", False),
+    ("steps", 2**53 + 1),
+    ("steps", "1"),
+    ("newsletter", 1),
+    ("newsletter", "true"),
+    ("newsletter", None),
+    ("phone", "1" * 21),
+    ("unheard", "of"),
+]
 
 
 def player_of(server, session, path="/users/me"):
@@ -512,13 +789,20 @@ def test_new_field_is_accepted_stored_and_served(grown, name, value):
     changed = server.http("PATCH", "/users/me", {name: value}, other["token"])
     assert (changed.status, changed.json[name]) == (200, value)
     seen = server.http("GET", f"/users/{other['user']['username']}").json
-    assert seen.get(name, "not shown") == ("not shown" if NEW_FIELDS[name].get("private") else value)
+    assert seen.get(name, "not shown") == (
+        "not shown" if NEW_FIELDS[name].get("private") else value
+    )
 
 
 @pytest.mark.parametrize("name, value", BAD, ids=lambda value: repr(value)[:20])
 def test_new_field_refuses_what_its_rule_does_not_allow(grown, name, value):
     server, new = grown.server, unique_name()
-    body = {"username": new, "email": f"{new}@example.org", "password": "correct horse", name: value}
+    body = {
+        "username": new,
+        "email": f"{new}@example.org",
+        "password": "correct horse",
+        name: value,
+    }
     assert name in server.http("POST", "/auth/register", body).refused(422, "invalid")["errors"]
     assert server.http("GET", f"/users/{new}").status == 404
     old = grown.old[0]
@@ -531,15 +815,20 @@ def test_new_field_refuses_what_its_rule_does_not_allow(grown, name, value):
 def test_old_users_have_the_default_of_new_fields_and_keep_what_they_had(grown):
     for old in grown.old:
         user = player_of(grown.server, old)
-        assert user == old["user"] | DEFAULTS | {key: user[key] for key in ("wins", "games", "rating")}
+        assert user == old["user"] | DEFAULTS | {
+            key: user[key] for key in ("wins", "games", "rating")
+        }
         assert user["games"] == 1
         shown = grown.server.http("GET", f"/users/{user['username']}").json
-        assert shown == {key: value for key, value in user.items()
-                         if key not in ("created_at", "email", "secret", "phone")}
+        assert shown == {
+            key: value
+            for key, value in user.items()
+            if key not in ("created_at", "email", "secret", "phone")
+        }
 
 
 def test_stored_value_that_the_new_type_can_not_hold_gives_way_to_the_default(grown):
-    assert player_of(grown.server, grown.odd)["shoe"] == 40      # it was a string, "wide"
+    assert player_of(grown.server, grown.odd)["shoe"] == 40  # it was a string, "wide"
 
 
 def test_default_can_be_chosen_again(grown):
@@ -547,32 +836,50 @@ def test_default_can_be_chosen_again(grown):
     back = {"color": "green", "level": 1, "newsletter": True, "motto": "hello"}
     assert grown.server.http("PATCH", "/users/me", back, session["token"]).status == 200
     assert back.items() <= player_of(grown.server, session).items()
-    kept = grown.server.redis.hgetall("user:{" + session["token"][:8] + "}")
-    assert "username" in kept and not back.keys() & kept.keys()     # a default is not stored: it may change
+    kept = grown.server.redis.hgetall("user:{" + session["token"][:12] + "}")
+    assert (
+        "username" in kept and not back.keys() & kept.keys()
+    )  # a default is not stored: it may change
 
 
 def test_unique_field_is_taken_once_whatever_its_letter_case(grown):
     server, number = grown.server, unique_name()
     session = server.register(phone=number)
     name = unique_name()
-    again = {"username": name, "email": f"{name}@example.org", "password": "correct horse", "phone": number.upper()}
-    assert list(server.http("POST", "/auth/register", again).refused(409, "phone_taken")["errors"]) == ["phone"]
+    again = {
+        "username": name,
+        "email": f"{name}@example.org",
+        "password": "correct horse",
+        "phone": number.upper(),
+    }
+    assert list(
+        server.http("POST", "/auth/register", again).refused(409, "phone_taken")["errors"]
+    ) == ["phone"]
     other = server.register()
     server.http("PATCH", "/users/me", {"phone": number}, other["token"]).refused(409, "phone_taken")
     assert player_of(server, other)["phone"] is None
     for body in ({"phone": number}, {"login": number}):
         signed_in = server.http("POST", "/auth/login", body | {"password": "correct horse"})
-        assert signed_in.status == 200 and signed_in.json["user"]["username"] == session["user"]["username"]
-    assert server.http("PATCH", "/users/me", {"phone": unique_name()}, session["token"]).status == 200
+        assert (
+            signed_in.status == 200
+            and signed_in.json["user"]["username"] == session["user"]["username"]
+        )
+    assert (
+        server.http("PATCH", "/users/me", {"phone": unique_name()}, session["token"]).status == 200
+    )
     assert server.http("PATCH", "/users/me", {"phone": number}, other["token"]).status == 200
-    assert server.http("POST", "/auth/register", again | {"phone": ""}).status == 201   # no value is nobody's
+    assert (
+        server.http("POST", "/auth/register", again | {"phone": ""}).status == 201
+    )  # no value is nobody's
 
 
 def test_private_fields_are_shown_to_their_owner_alone(grown):
     server = grown.server
     owner = server.register(secret="s3cret", phone=unique_name())
     assert player_of(server, owner)["secret"] == "s3cret"
-    shown = server.http("GET", f"/users/{owner['user']['username']}", token=server.register()["token"]).json
+    shown = server.http(
+        "GET", f"/users/{owner['user']['username']}", token=server.register()["token"]
+    ).json
     assert not {"secret", "phone", "email"} & shown.keys()
     phones = [server.phone(session=owner, queue="random"), server.phone()]
     players = phones[1].expect("start")["players"]
@@ -594,14 +901,16 @@ def test_new_leaderboard_is_served_from_the_field_and_follows_it(grown):
     server = grown.server
     sessions = [server.register(level=level) for level in (98, 97, 1)]
     names = [session["user"]["username"] for session in sessions]
-    assert not set(names) & board(grown, "level")[0].keys()     # who has finished no game is not on it
+    assert not set(names) & board(grown, "level")[0].keys()  # who has finished no game is not on it
     play_all([server.phone(session=session, queue="blitz") for session in sessions])
     entries, page = board(grown, "level")
     assert [entries[name]["value"] for name in names] == [98, 97, 1] and page["period"] is None
     assert entries[names[0]]["rank"] < entries[names[1]]["rank"] < entries[names[2]]["rank"]
     assert server.http("PATCH", "/users/me", {"level": 99}, sessions[2]["token"]).status == 200
     entries, _ = board(grown, "level")
-    assert entries[names[2]]["value"] == 99 and entries[names[2]]["rank"] < entries[names[0]]["rank"]
+    assert (
+        entries[names[2]]["value"] == 99 and entries[names[2]]["rank"] < entries[names[0]]["rank"]
+    )
 
 
 def test_new_leaderboard_with_a_period_counts_from_the_default_of_its_field(grown):
@@ -609,7 +918,9 @@ def test_new_leaderboard_with_a_period_counts_from_the_default_of_its_field(grow
     end = play_all(phones)[0]
     entries, page = board(grown, "climbers")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", page["period"])
-    for row in end["ranking"]:      # of players who began at the default rating; a gain of nothing is not listed
+    for row in end[
+        "ranking"
+    ]:  # of players who began at the default rating; a gain of nothing is not listed
         listed = entries.get(row["player"], {"value": 0})["value"]
         assert listed == pytest.approx(row["rating_change"], abs=0.01)
 
@@ -626,7 +937,10 @@ def test_new_queue_is_listed_with_its_rules_and_can_be_played(grown):
     assert listed["blitz"].items() >= (BLITZ | FAST | {"rounds": 2}).items()
     phones = [server.phone(queue="blitz") for _ in range(3)]
     ends = play_all(phones)
-    assert ends[0]["ranking"] == ends[1]["ranking"] == ends[2]["ranking"] and len(ends[0]["ranking"]) == 3
+    assert (
+        ends[0]["ranking"] == ends[1]["ranking"] == ends[2]["ranking"]
+        and len(ends[0]["ranking"]) == 3
+    )
     assert all("rating" not in row and row["score"] in (0, 7, 14) for row in ends[0]["ranking"])
     start = next(frame for frame in phones[0].frames if frame["type"] == "start")
     assert (start["queue"], start["rounds"], len(start["players"])) == ("blitz", 2, 3)
@@ -640,17 +954,34 @@ def test_new_message_is_validated_and_relayed_to_the_opponents(grown):
     ann, bob = grown.server.pair()
     question = bob.expect("question")
     ann.expect("question")
-    for fields, wrong in (({}, "strength"), ({"strength": 6}, "strength"), ({"strength": "3"}, "strength"),
-                          ({"strength": 3, "note": "x" * 11}, "note"), ({"strength": 3, "player": "me"}, "player"),
-                          ({"strength": 3, "seq": 1}, "seq"), ({"strength": 3, "game": question["game"]}, "game")):
+    for fields, wrong in (
+        ({}, "strength"),
+        ({"strength": 6}, "strength"),
+        ({"strength": "3"}, "strength"),
+        ({"strength": 3, "note": "x" * 11}, "note"),
+        ({"strength": 3, "player": "me"}, "player"),
+        ({"strength": 3, "seq": 1}, "seq"),
+        ({"strength": 3, "game": question["game"]}, "game"),
+    ):
         assert list(ann.refused("invalid_message", "wave", **fields)["errors"]) == [wrong]
     ann.send("wave", strength=3, note='"}\\ é🎉', id=7)
-    assert bob.receive() == {"type": "wave", "game": question["game"], "seq": question["seq"] + 1, "player": ann.name,
-                             "strength": 3, "note": '"}\\ é🎉'}
+    assert bob.receive() == {
+        "type": "wave",
+        "game": question["game"],
+        "seq": question["seq"] + 1,
+        "player": ann.name,
+        "strength": 3,
+        "note": '"}\\ é🎉',
+    }
     ann.send("nod")
-    assert bob.receive() == {"type": "nod", "game": question["game"], "seq": question["seq"] + 2, "player": ann.name}
+    assert bob.receive() == {
+        "type": "nod",
+        "game": question["game"],
+        "seq": question["seq"] + 2,
+        "player": ann.name,
+    }
     ann.send("ping", client_ms=1)
-    assert ann.receive()["type"] == "pong"      # nothing came back to the sender before it
+    assert ann.receive()["type"] == "pong"  # nothing came back to the sender before it
     idle = grown.server.phone(queue="rated")
     idle.expect("queued")
     idle.refused("wrong_state", "nod")
@@ -666,25 +997,46 @@ def test_new_fields_boards_queues_and_messages_are_documented(grown):
             plain = {key: value for key, value in rule.items() if key not in ("unique", "private")}
             assert schemas[form]["properties"][name].items() >= plain.items()
     assert set(NEW_FIELDS) <= schemas["User"]["properties"].keys()
-    assert set(NEW_FIELDS) & schemas["Player"]["properties"].keys() == set(NEW_FIELDS) - {"secret", "phone"}
+    assert set(NEW_FIELDS) & schemas["Player"]["properties"].keys() == set(NEW_FIELDS) - {
+        "secret",
+        "phone",
+    }
     assert "phone" in schemas["Login"]["properties"]
     parameter = openapi["paths"]["/leaderboards/{name}"]["get"]["parameters"][0]
     assert parameter["schema"]["enum"] == ["rating", "wins", "level", "climbers"]
     channel = asyncapi["channels"]["game_blitz"]
     assert channel["address"] == "/game/blitz" and channel["description"] == BLITZ["description"]
     assert {"client.wave", "server.wave", "client.nod", "server.nod"} <= channel["messages"].keys()
-    sent, relayed = (asyncapi["components"]["messages"][f"{side}.wave"]["payload"] for side in ("client", "server"))
-    assert sent["properties"].items() >= WAVE["fields"].items() and sent["additionalProperties"] is False
+    sent, relayed = (
+        asyncapi["components"]["messages"][f"{side}.wave"]["payload"]
+        for side in ("client", "server")
+    )
+    assert (
+        sent["properties"].items() >= WAVE["fields"].items()
+        and sent["additionalProperties"] is False
+    )
     assert set(relayed["required"]) == {"type", "game", "seq", "player", "strength"}
-    operations = {action: asyncapi["operations"][f"blitz_{action}"]["messages"] for action in ("receive", "send")}
+    operations = {
+        action: asyncapi["operations"][f"blitz_{action}"]["messages"]
+        for action in ("receive", "send")
+    }
     for action, side in (("receive", "client"), ("send", "server")):
         assert {"$ref": f"#/channels/game_blitz/messages/{side}.wave"} in operations[action]
 
 
 def test_old_user_without_a_field_that_became_required_still_is_as_documented():
-    _, tree = changed({"users.fields.team": {"type": "string", "maxLength": 20},
-                       "users.required": ["username", "email", "password", "team"]})
+    _, tree = changed(
+        {
+            "users.fields.team": {"type": "string", "maxLength": 20},
+            "users.required": ["username", "email", "password", "team"],
+        }
+    )
     schema = trivia.Schema(tree)
-    for name, view in (("User", schema.own_view({"username": "old", "email": "a@example.org"}) | {"created_at": 1}),
-                       ("Player", schema.public_view({"username": "old"}))):
+    for name, view in (
+        (
+            "User",
+            schema.own_view({"username": "old", "email": "a@example.org"}) | {"created_at": 1},
+        ),
+        ("Player", schema.public_view({"username": "old"})),
+    ):
         jsonschema.Draft202012Validator(trivia.components(schema)[name]).validate(view)

@@ -14,10 +14,10 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT, debian_program, edited_schema, wait_until
-from test_end_to_end import workers_of
 
 import trivia
+from conftest import ROOT, debian_program, edited_schema, wait_until
+from test_end_to_end import workers_of
 
 UNITS = ROOT / "systemd"
 # What systemd does between fork and exec; the socket comes as any number.
@@ -32,8 +32,11 @@ HANG = "import signal, time\nsignal.signal(signal.SIGUSR2, lambda *_: time.sleep
 
 # ---- the units
 
+
 def unit(name):
-    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters="=", comment_prefixes="#")
+    parser = configparser.ConfigParser(
+        strict=False, interpolation=None, delimiters="=", comment_prefixes="#"
+    )
     parser.optionxform = str
     parser.read(UNITS / name)
     return parser
@@ -55,8 +58,13 @@ def installed(tmp_path):
 
 
 def analyze(*arguments):
-    done = subprocess.run([debian_program("systemd-analyze", "systemd"), *map(str, arguments)], text=True,
-                          capture_output=True, env=os.environ | {"SYSTEMD_COLORS": "0"}, timeout=60)
+    done = subprocess.run(
+        [debian_program("systemd-analyze", "systemd"), *map(str, arguments)],
+        text=True,
+        capture_output=True,
+        env=os.environ | {"SYSTEMD_COLORS": "0"},
+        timeout=60,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -68,38 +76,63 @@ def test_systemd_finds_nothing_wrong_with_the_units(installed):
 
 @pytest.mark.parametrize("name", ["trivia.service", "trivia-redis.service"])
 def test_a_service_is_exposed_at_most_by_1_5_of_10(installed, name):
-    code, printed = analyze("security", "--offline=true", "--threshold=15", "--no-pager", installed / name)
+    code, printed = analyze(
+        "security", "--offline=true", "--threshold=15", "--no-pager", installed / name
+    )
     assert code == 0, printed
 
 
 def test_numbers_that_must_agree_agree():
     service, redis = unit("trivia.service")["Service"], unit("trivia-redis.service")["Service"]
-    assert unit("trivia.socket")["Socket"]["Backlog"] == sysctl("net.core.somaxconn") == str(trivia.BACKLOG)
+    assert (
+        unit("trivia.socket")["Socket"]["Backlog"]
+        == sysctl("net.core.somaxconn")
+        == str(trivia.BACKLOG)
+    )
     # The drain, uvicorn's wait for what is left, the last call to Redis, and some time to end.
     assert int(service["TimeoutStopSec"]) >= trivia.DRAIN_SECONDS + 10 + trivia.CALL_SECONDS + 5
-    assert int(service["WatchdogSec"]) > 20 + trivia.DRAIN_SECONDS + 10 + trivia.CALL_SECONDS, "a worker's part of a reload"
+    assert int(service["WatchdogSec"]) > 20 + trivia.DRAIN_SECONDS + 10 + trivia.CALL_SECONDS, (
+        "a worker's part of a reload"
+    )
     schema = yaml.safe_load((ROOT / "schema.yaml").read_text())
     assert int(service["LimitNOFILE"]) > schema["limits"]["connections"] + 1000
-    conf = dict(line.split(" ", 1) for line in (ROOT / "redis.conf").read_text().splitlines() if line[:1].isalpha())
-    assert service["Environment"] == f"REDIS_URL=unix://trivia@{conf['unixsocket']}" and conf["user"].startswith("trivia on ")
+    conf = dict(
+        line.split(" ", 1)
+        for line in (ROOT / "redis.conf").read_text().splitlines()
+        if line[:1].isalpha()
+    )
+    assert service["Environment"] == f"REDIS_URL=unix://trivia@{conf['unixsocket']}" and conf[
+        "user"
+    ].startswith("trivia on ")
     assert conf["unixsocket"] == f"/run/{redis['RuntimeDirectory']}/redis.sock"
     assert redis["WorkingDirectory"] == f"/var/lib/{redis['StateDirectory']}"
     assert redis["MemoryMax"] == "2G" and conf["maxmemory"] == "1gb"
     assert int(redis["LimitNOFILE"]) > int(conf["maxclients"]) + 100
     users = (UNITS / "trivia.sysusers").read_text()
-    assert {service["User"], redis["User"], redis["Group"]} == set(re.findall(r"^u (\S+)", users, re.M))
+    assert {service["User"], redis["User"], redis["Group"]} == set(
+        re.findall(r"^u (\S+)", users, re.M)
+    )
 
 
 def test_huge_pages_are_left_to_who_asks_for_them(tmp_path):
     pages = tmp_path / "sys/kernel/mm/transparent_hugepage/enabled"
     pages.parent.mkdir(parents=True)
     pages.write_text("always")
-    subprocess.run([debian_program("systemd-tmpfiles", "systemd"), "--create", f"--root={tmp_path}", UNITS / "trivia.tmpfiles"],
-                   check=True, timeout=20)
+    subprocess.run(
+        [
+            debian_program("systemd-tmpfiles", "systemd"),
+            "--create",
+            f"--root={tmp_path}",
+            UNITS / "trivia.tmpfiles",
+        ],
+        check=True,
+        timeout=20,
+    )
     assert pages.read_text().strip() == "madvise"
 
 
 # ---- what is said
+
 
 class Systemd:
     """The listening socket, and what the server tells."""
@@ -114,8 +147,13 @@ class Systemd:
     def server(self, *listeners, workers=1, env=None, **options):
         fds = [one.fileno() for one in listeners or self.listeners]
         command = [sys.executable, "-c", LEND, ",".join(map(str, fds)), "--workers", str(workers)]
-        return self.make_server(edited_schema(), command=command, pass_fds=fds,
-                                env={"NOTIFY_SOCKET": self.path} | (env or {}), **options)
+        return self.make_server(
+            edited_schema(),
+            command=command,
+            pass_fds=fds,
+            env={"NOTIFY_SOCKET": self.path} | (env or {}),
+            **options,
+        )
 
     def hear(self, seconds=30):
         """The next message, as a dict; None when none comes in time."""
@@ -126,7 +164,11 @@ class Systemd:
     def expect(self, seconds=30, **values):
         """The next message that has these values; pings before it are passed over."""
         deadline = time.monotonic() + seconds
-        while (news := self.hear(max(0.01, deadline - time.monotonic()))) == {"WATCHDOG": "1"} != values:
+        while (
+            (news := self.hear(max(0.01, deadline - time.monotonic())))
+            == {"WATCHDOG": "1"}
+            != values
+        ):
             pass
         assert news is not None and values.items() <= news.items(), news
         return news
@@ -137,7 +179,9 @@ class Systemd:
 
     def knock(self, listener=None):
         """A client that has connected and asked; it may have to wait for the answer."""
-        client = socket.create_connection((listener or self.listeners[0]).getsockname()[:2], timeout=30)
+        client = socket.create_connection(
+            (listener or self.listeners[0]).getsockname()[:2], timeout=30
+        )
         client.sendall(b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         return client
 
@@ -153,6 +197,7 @@ def make_systemd(tmp_path, make_server):
     def make(**options):
         made.append(Systemd(tmp_path, make_server, **options))
         return made[-1]
+
     yield make
     for one in made:
         one.close()
@@ -174,7 +219,7 @@ def test_it_is_ready_when_it_serves_and_not_before(make_systemd, workers, abstra
     server = systemd.server(workers=workers, start=False)
     (server.data / "d").mkdir()
     with open(server.data / "d" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)        # workers wait for their Redis
+        fcntl.flock(lock, fcntl.LOCK_EX)  # workers wait for their Redis
         server.start(wait=False)
         early = systemd.knock()
         wait_until(lambda: len(workers_of(server)) == workers)
@@ -185,9 +230,11 @@ def test_it_is_ready_when_it_serves_and_not_before(make_systemd, workers, abstra
 
 def test_what_connections_inherit_is_set_on_the_passed_socket(systemd):
     systemd.server()
-    listener, = systemd.listeners
+    (listener,) = systemd.listeners
     assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
-    assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 64 * 1024       # the kernel doubles it
+    assert (
+        listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 64 * 1024
+    )  # the kernel doubles it
 
 
 def test_several_sockets_are_served(systemd):
@@ -201,8 +248,13 @@ def test_several_sockets_are_served(systemd):
         assert answer(systemd.knock(listener)) == b"HTTP/1.1 200 OK\r\n"
 
 
-@pytest.mark.parametrize("family, kind, shown", [
-    (socket.AF_UNIX, socket.SOCK_STREAM, "AF_UNIX SOCK_STREAM"), (socket.AF_INET, socket.SOCK_DGRAM, "AF_INET SOCK_DGRAM")])
+@pytest.mark.parametrize(
+    "family, kind, shown",
+    [
+        (socket.AF_UNIX, socket.SOCK_STREAM, "AF_UNIX SOCK_STREAM"),
+        (socket.AF_INET, socket.SOCK_DGRAM, "AF_INET SOCK_DGRAM"),
+    ],
+)
 def test_a_passed_socket_of_another_kind_is_refused(systemd, family, kind, shown):
     with socket.socket(family, kind) as other:
         server = systemd.server(other, start=False).start(wait=False)
@@ -211,7 +263,10 @@ def test_a_passed_socket_of_another_kind_is_refused(systemd, family, kind, shown
 
 
 def test_sockets_passed_to_another_process_are_let_be(make_server):
-    server = make_server(command=[sys.executable, "trivia.py", "--port", "0"], env={"LISTEN_PID": "1", "LISTEN_FDS": "1"})
+    server = make_server(
+        command=[sys.executable, "trivia.py", "--port", "0"],
+        env={"LISTEN_PID": "1", "LISTEN_FDS": "1"},
+    )
     assert server.http("GET", "/health/ready").status == 200
 
 
@@ -272,13 +327,20 @@ def test_workers_that_die_while_they_are_asked_are_replaced_at_once(systemd):
 def test_a_worker_whose_loop_hangs_says_where_and_is_replaced(systemd, tmp_path):
     """Also when systemd does not read what it is told, and its socket has filled up."""
     (tmp_path / "sitecustomize.py").write_text(HANG)
-    server = systemd.server(workers=2, env={"WATCHDOG_USEC": "4000000", "PYTHONPATH": str(tmp_path)})
+    server = systemd.server(
+        workers=2, env={"WATCHDOG_USEC": "4000000", "PYTHONPATH": str(tmp_path)}
+    )
     old = wait_until(lambda: server.redis.zcard("workers:{lobby}") == 2 and workers_of(server), 30)
     time.sleep(3)
     assert workers_of(server) == old, "who does not hang is let be"
     hung = min(old)
     os.kill(hung, signal.SIGUSR2)
-    now = wait_until(lambda: hung not in workers_of(server) and len(workers_of(server)) == 2 and workers_of(server), 30)
+    now = wait_until(
+        lambda: (
+            hung not in workers_of(server) and len(workers_of(server)) == 2 and workers_of(server)
+        ),
+        30,
+    )
     assert old & now == old - {hung}
     assert "Timeout (0:00:02)!" in server.log and "sitecustomize.py" in server.log
     assert answer(systemd.knock()) == b"HTTP/1.1 200 OK\r\n"

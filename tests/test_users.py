@@ -11,11 +11,23 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
-from conftest import PASSWORD, ROOT, Answer, Phone, Server, at_once, edited_schema, play_all, unique_name, wait_until
+
+from conftest import (
+    PASSWORD,
+    ROOT,
+    Answer,
+    Phone,
+    Server,
+    at_once,
+    edited_schema,
+    play_all,
+    unique_name,
+    wait_until,
+)
 
 sys.path.insert(0, str(ROOT))
 import trivia  # noqa: E402
@@ -27,9 +39,11 @@ _addresses = itertools.count(1)
 @pytest.fixture(scope="module")
 def small():
     """A server with small limits, which the tests of this file share; they leave nobody in a queue."""
+
     def edit(tree):
         tree["limits"] |= {"sessions_per_user": 3}
         tree["queues"]["rated"]["window"] = 10_000
+
     running = Server(edited_schema(edit, rounds=1))
     try:
         yield running.start()
@@ -55,6 +69,7 @@ def resident(server):
 
 # -- helpers
 
+
 def raw_redis(server):
     return redis.Redis(unix_socket_path=str(server.data / "d" / "redis.sock"))
 
@@ -66,8 +81,12 @@ def store(server):
     with link.pipeline(transaction=False) as pipe:
         for key in keys:
             pipe.type(key)
-        read = {b"hash": pipe.hgetall, b"string": pipe.get, b"none": pipe.get,
-                b"zset": lambda key: pipe.zrange(key, 0, -1, withscores=True)}
+        read = {
+            b"hash": pipe.hgetall,
+            b"string": pipe.get,
+            b"none": pipe.get,
+            b"zset": lambda key: pipe.zrange(key, 0, -1, withscores=True),
+        }
         for key, kind in zip(keys, pipe.execute()):
             read[kind](key)
         return dict(zip(keys, pipe.execute()))
@@ -75,12 +94,15 @@ def store(server):
 
 def mentions(server, *words):
     """The keys in whose name or content one of the words stands."""
-    return [key.decode() for key, content in store(server).items()
-            if any(word.lower().encode() in repr((key, content)).lower().encode() for word in words)]
+    return [
+        key.decode()
+        for key, content in store(server).items()
+        if any(word.lower().encode() in repr((key, content)).lower().encode() for word in words)
+    ]
 
 
 def uid_of(session):
-    return session["token"][:8]
+    return session["token"][:12]
 
 
 def email_of(session):
@@ -95,8 +117,12 @@ def stranger():
 
 def call_from(server, address, method, path, body=None, token=None):
     """A request from an address."""
-    link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30, source_address=(address, 0))
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    link = http.client.HTTPConnection(
+        "127.0.0.1", server.port, timeout=30, source_address=(address, 0)
+    )
+    headers = {"Content-Type": "application/json"} | (
+        {"Authorization": f"Bearer {token}"} if token else {}
+    )
     try:
         link.request(method, path, json.dumps(body), headers)
         response = link.getresponse()
@@ -134,8 +160,12 @@ def win(server, winner, loser, queue="random"):
 
 def busy_hashing(server, sessions, count):
     """Threads that keep the server's password hashing busy for a while."""
-    threads = [threading.Thread(target=login, args=(server, session["user"]["username"], PASSWORD, stranger()))
-               for session, _ in zip(itertools.cycle(sessions), range(count))]
+    threads = [
+        threading.Thread(
+            target=login, args=(server, session["user"]["username"], PASSWORD, stranger())
+        )
+        for session, _ in zip(itertools.cycle(sessions), range(count))
+    ]
     for thread in threads:
         thread.start()
     return threads
@@ -148,17 +178,29 @@ def board(server, name, query="", token=None):
 
 
 def listed(server, name):
-    return {entry["username"]: entry["value"] for entry in board(server, name, "?limit=100")["entries"]}
+    return {
+        entry["username"]: entry["value"] for entry in board(server, name, "?limit=100")["entries"]
+    }
 
 
 # -- registration
+
 
 def test_registration_signs_in(server):
     name = unique_name()
     session = server.register(name, avatar="https://example.org/a.png")
     assert session["user"] == me(server, session["token"]).json
-    assert session["user"].items() >= {"username": name, "email": f"{name}@example.org", "wins": 0, "games": 0,
-                                       "rating": 1500, "avatar": "https://example.org/a.png"}.items()
+    assert (
+        session["user"].items()
+        >= {
+            "username": name,
+            "email": f"{name}@example.org",
+            "wins": 0,
+            "games": 0,
+            "rating": 1500,
+            "avatar": "https://example.org/a.png",
+        }.items()
+    )
     assert "password" not in session["user"]
     assert abs(session["expires_at"] - time.time() - 30 * 86400) < 60
     assert abs(session["user"]["created_at"] - time.time()) < 60
@@ -167,25 +209,43 @@ def test_registration_signs_in(server):
 @pytest.mark.parametrize("variant", [str, str.upper, str.title, str.swapcase])
 def test_a_username_is_taken_in_any_letter_case(server, resident, variant):
     name = resident["user"]["username"]
-    problem = server.http("POST", "/auth/register", {"username": variant(name), "email": f"{unique_name()}@example.org",
-                                                     "password": PASSWORD}).refused(409, "username_taken")
+    problem = server.http(
+        "POST",
+        "/auth/register",
+        {"username": variant(name), "email": f"{unique_name()}@example.org", "password": PASSWORD},
+    ).refused(409, "username_taken")
     assert set(problem["errors"]) == {"username"}
 
 
-@pytest.mark.parametrize("mine, theirs", [("plain", "PLAIN"), ("plain", "\uff50lain"), ("kelvin", "\u212aelvin"),
-                                          ("ren\u00e9", "REN\u00c9"), ("stra\u00dfe", "STRASSE"), ("nos", "no\u017f")])
+@pytest.mark.parametrize(
+    "mine, theirs",
+    [
+        ("plain", "PLAIN"),
+        ("plain", "\uff50lain"),
+        ("kelvin", "\u212aelvin"),
+        ("ren\u00e9", "REN\u00c9"),
+        ("stra\u00dfe", "STRASSE"),
+        ("nos", "no\u017f"),
+    ],
+)
 def test_an_email_is_taken_in_any_letter_case_and_unicode_form(server, mine, theirs):
     tail = f"-{unique_name()}@example.org"
     server.register(email=mine + tail)
-    problem = server.http("POST", "/auth/register", {"username": unique_name(), "email": theirs + tail.upper(),
-                                                     "password": PASSWORD}).refused(409, "email_taken")
+    problem = server.http(
+        "POST",
+        "/auth/register",
+        {"username": unique_name(), "email": theirs + tail.upper(), "password": PASSWORD},
+    ).refused(409, "email_taken")
     assert set(problem["errors"]) == {"email"}
 
 
 def test_both_taken_values_are_named(server, resident):
     taken = resident["user"]
-    problem = server.http("POST", "/auth/register", {"username": taken["username"], "email": taken["email"],
-                                                     "password": PASSWORD}).refused(409, "username_taken")
+    problem = server.http(
+        "POST",
+        "/auth/register",
+        {"username": taken["username"], "email": taken["email"], "password": PASSWORD},
+    ).refused(409, "username_taken")
     assert set(problem["errors"]) == {"username", "email"}
 
 
@@ -193,22 +253,52 @@ def test_both_taken_values_are_named(server, resident):
 def test_a_refused_registration_leaves_the_other_value_free(server, resident, clash):
     taken, fresh = resident["user"], unique_name()
     body = {"username": fresh, "email": f"{fresh}@example.org", "password": PASSWORD}
-    server.http("POST", "/auth/register", body | {clash: taken[clash]}).refused(409, f"{clash}_taken")
+    server.http("POST", "/auth/register", body | {clash: taken[clash]}).refused(
+        409, f"{clash}_taken"
+    )
     assert not mentions(server, fresh)
     assert server.http("POST", "/auth/register", body).status == 201
 
 
-@pytest.mark.parametrize("field, value", [
-    ("username", "ab"), ("username", "a" * 21), ("username", "a b c"), ("username", "\uff41nna"),
-    ("username", "anna\n"), ("username", "an/na"), ("username", ""), ("username", None), ("username", 5),
-    ("username", ["anna"]),
-    ("email", "anna"), ("email", "anna@localhost"), ("email", "a@b@example.org"), ("email", "anna@example.org\n"),
-    ("email", "an na@example.org"), ("email", "a" * 250 + "@example.org"), ("email", "@example.org"), ("email", None),
-    ("password", "1234567"), ("password", "x" * 129), ("password", "with\0nul...."), ("password", 12345678),
-    ("avatar", "javascript:alert(1)"), ("avatar", "ftp://example.org/a"), ("avatar", "https://a.org/" + "a" * 200),
-    ("avatar", "https://example.org/\"onload="), ("avatar", "//example.org/a"),
-    ("wins", 5), ("rating", 3000), ("games", 1), ("created_at", 1), (":sigma", "1"), ("session:x", "1"),
-    ("nonsense", True)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("username", "ab"),
+        ("username", "a" * 21),
+        ("username", "a b c"),
+        ("username", "\uff41nna"),
+        ("username", "anna\n"),
+        ("username", "an/na"),
+        ("username", ""),
+        ("username", None),
+        ("username", 5),
+        ("username", ["anna"]),
+        ("email", "anna"),
+        ("email", "anna@localhost"),
+        ("email", "a@b@example.org"),
+        ("email", "anna@example.org\n"),
+        ("email", "an na@example.org"),
+        ("email", "a" * 250 + "@example.org"),
+        ("email", "@example.org"),
+        ("email", None),
+        ("password", "1234567"),
+        ("password", "x" * 129),
+        ("password", "with\0nul...."),
+        ("password", 12345678),
+        ("avatar", "javascript:alert(1)"),
+        ("avatar", "ftp://example.org/a"),
+        ("avatar", "https://a.org/" + "a" * 200),
+        ("avatar", 'https://example.org/"onload='),
+        ("avatar", "//example.org/a"),
+        ("wins", 5),
+        ("rating", 3000),
+        ("games", 1),
+        ("created_at", 1),
+        (":sigma", "1"),
+        ("session:x", "1"),
+        ("nonsense", True),
+    ],
+)
 def test_registration_refuses_a_wrong_field(server, field, value):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD} | {field: value}
@@ -222,13 +312,25 @@ def test_registration_requires(server, missing):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
     del body[missing]
-    assert set(server.http("POST", "/auth/register", body).refused(422, "invalid")["errors"]) == {missing}
+    assert set(server.http("POST", "/auth/register", body).refused(422, "invalid")["errors"]) == {
+        missing
+    }
 
 
 def simultaneous(server, count=100):
     name = unique_name()
-    answers = at_once(count, lambda i: server.http("POST", "/auth/register", {
-        "username": name.upper() if i % 2 else name, "email": f"{name}.{i}@example.org", "password": PASSWORD}))
+    answers = at_once(
+        count,
+        lambda i: server.http(
+            "POST",
+            "/auth/register",
+            {
+                "username": name.upper() if i % 2 else name,
+                "email": f"{name}.{i}@example.org",
+                "password": PASSWORD,
+            },
+        ),
+    )
     assert sorted(answer.status for answer in answers) == [201] + [409] * (count - 1)
     assert {answer.json["code"] for answer in answers if answer.status == 409} == {"username_taken"}
     winner = next(answer.json for answer in answers if answer.status == 201)
@@ -246,6 +348,7 @@ def test_of_simultaneous_registrations_at_four_workers_one_succeeds(crowd):
 
 
 # -- claims of registrations that died
+
 
 def claim(server, name, value, content):
     server.redis.hset(trivia.Keys.unique(name, trivia.fold(value)), trivia.fold(value), content)
@@ -273,10 +376,14 @@ def test_a_claim_without_a_user_holds_until_its_time_and_then_is_free(server, fi
 @pytest.mark.parametrize("field", ["username", "email"])
 @pytest.mark.parametrize("whose", ["nobody", "a user with another value"])
 @pytest.mark.parametrize("how", ["registration", "change"])
-def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(server, resident, field, whose, how):
+def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(
+    server, resident, field, whose, how
+):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
-    claim(server, field, body[field], ("deadUID0" if whose == "nobody" else uid_of(resident)) + " op")
+    claim(
+        server, field, body[field], ("deadUID0" if whose == "nobody" else uid_of(resident)) + " op"
+    )
     login(server, body[field]).refused(401, "bad_credentials")
     if how == "registration":
         answer = server.http("POST", "/auth/register", body)
@@ -285,15 +392,26 @@ def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(server, resi
         session = server.register()
         answer, uid = patch(server, session, {field: body[field]}), uid_of(session)
     assert answer.status in (200, 201) and claimed(server, field, body[field]) == uid
-    assert login(server, body[field]).status == 200 and me(server, resident["token"]).json == resident["user"]
+    assert (
+        login(server, body[field]).status == 200
+        and me(server, resident["token"]).json == resident["user"]
+    )
 
 
 @pytest.mark.parametrize("held", ["deadUID0 op 1", "deadUID0 op"])
 def test_of_simultaneous_registrations_of_a_void_claim_one_succeeds(server, held):
     name = unique_name()
     claim(server, "username", name, held)
-    statuses = at_once(20, lambda i: server.http("POST", "/auth/register", {
-        "username": name, "email": f"{unique_name()}@example.org", "password": PASSWORD}).status)
+    statuses = at_once(
+        20,
+        lambda i: (
+            server.http(
+                "POST",
+                "/auth/register",
+                {"username": name, "email": f"{unique_name()}@example.org", "password": PASSWORD},
+            ).status
+        ),
+    )
     assert sorted(statuses) == [201] + [409] * 19
 
 
@@ -302,43 +420,68 @@ def test_a_void_claim_of_a_user_who_exists_is_confirmed(server, field):
     session = server.register()
     value = session["user"][field]
     claim(server, field, value, f"{uid_of(session)} op {int(time.time() * 1000) - 1}")
-    assert login(server, value).status == 200       # the player does not notice
-    body = {"username": unique_name(), "email": f"{unique_name()}@example.org", "password": PASSWORD} | {field: value}
+    assert login(server, value).status == 200  # the player does not notice
+    body = {
+        "username": unique_name(),
+        "email": f"{unique_name()}@example.org",
+        "password": PASSWORD,
+    } | {field: value}
     server.http("POST", "/auth/register", body).refused(409, f"{field}_taken")
     assert claimed(server, field, value) == uid_of(session)
 
 
-def test_claims_by_script(server):
+def fcall(server, name, keys, *args):
+    """Runs a function of trivia.lua, as the server runs it."""
+    return server.redis.fcall(trivia.LIBRARY.function(name), len(keys), *keys, *args)
+
+
+def test_claims_by_function(server):
     key, later = f"unique:{{test:{unique_name()}}}", 30_000
 
     def take(uid, ms=later, void=""):
-        return server.redis.eval(trivia.CLAIM.text, 1, key, "value", uid, f"op-{next(operations)}", ms, void)
+        return fcall(server, "claim", (key,), "value", uid, f"op-{next(operations)}", ms, void)
 
     def settle(claim, confirm):
-        return server.redis.eval(trivia.SETTLE_CLAIM.text, 1, key, "value", claim, confirm)
+        return fcall(server, "settle_claim", (key,), "value", claim, confirm)
+
     operations = itertools.count(1)
-    assert settle("ann op-0 1", 1) == 0             # nothing to settle
+    assert settle("ann op-0 1", 1) == 0  # nothing to settle
     first, second = take("ann"), take("ann")
-    assert first[0] == second[0] == "claimed" and first[1] != second[1] == server.redis.hget(key, "value")
-    assert settle(first[1], 1) == settle(first[1], 0) == 0          # his own later operation has it
+    assert first[0] == second[0] == "claimed" and first[1] != second[1] == server.redis.hget(
+        key, "value"
+    )
+    assert settle(first[1], 1) == settle(first[1], 0) == 0  # his own later operation has it
     assert take("bob") == ["pending"]
     server.redis.hset(key, "value", "ann op 1")
     assert take("bob") == ["held", "ann op 1"]
-    assert take("bob", void="ann op 2") == ["held", "ann op 1"]     # it was replaced meanwhile
+    assert take("bob", void="ann op 2") == ["held", "ann op 1"]  # it was replaced meanwhile
     outcome, claim = take("bob", void="ann op 1")
     assert outcome == "claimed" and settle("ann op 1", 0) == 0 and settle(claim, 1) == 1
     confirmed = claim.rpartition(" ")[0]
     assert server.redis.hget(key, "value") == confirmed and take("ann") == ["held", confirmed]
-    assert settle(claim, 0) == 0 and settle(confirmed, 1) == settle(confirmed, 0) == 1 and not server.redis.exists(key)
+    assert (
+        settle(claim, 0) == 0
+        and settle(confirmed, 1) == settle(confirmed, 0) == 1
+        and not server.redis.exists(key)
+    )
 
 
 # -- signing in
 
-@pytest.mark.parametrize("by", [
-    lambda user: {"username": user["username"]}, lambda user: {"username": user["username"].upper()},
-    lambda user: {"email": user["email"]}, lambda user: {"email": user["email"].upper()},
-    lambda user: {"login": user["username"]}, lambda user: {"login": user["email"]},
-    lambda user: {"login": user["email"].title()}, lambda user: {"login": "\uff50" + user["username"][1:]}])
+
+@pytest.mark.parametrize(
+    "by",
+    [
+        lambda user: {"username": user["username"]},
+        lambda user: {"username": user["username"].upper()},
+        lambda user: {"email": user["email"]},
+        lambda user: {"email": user["email"].upper()},
+        lambda user: {"login": user["username"]},
+        lambda user: {"login": user["email"]},
+        lambda user: {"login": user["email"].title()},
+        lambda user: {"login": "\uff50" + user["username"][1:]},
+    ],
+)
 def test_signing_in_by(server, by):
     session = server.register()
     answer = server.http("POST", "/auth/login", by(session["user"]) | {"password": PASSWORD})
@@ -347,7 +490,9 @@ def test_signing_in_by(server, by):
     assert me(server, answer.json["token"]).status == me(server, session["token"]).status == 200
 
 
-@pytest.mark.parametrize("fields", [{}, {"login": "anna", "username": "anna"}, {"username": "a", "email": "b"}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"login": "anna", "username": "anna"}, {"username": "a", "email": "b"}]
+)
 def test_signing_in_takes_one_name(server, fields):
     server.http("POST", "/auth/login", fields | {"password": PASSWORD}).refused(422, "invalid")
 
@@ -358,18 +503,31 @@ def test_an_unknown_user_and_a_wrong_password_get_the_same_answer(server):
     assert wrong.refused(401, "bad_credentials") == unknown.refused(401, "bad_credentials")
     different = {"date", "content-length", "x-request-id"}
     assert {k: v for k, v in wrong.headers.items() if k not in different} == {
-        k: v for k, v in unknown.headers.items() if k not in different}
+        k: v for k, v in unknown.headers.items() if k not in different
+    }
 
 
 @pytest.mark.parametrize("known", [True, False])
 def test_a_hash_is_computed_whether_or_not_there_is_an_account(known):
     passwords = trivia.Passwords(10)
     kept, computed = passwords.hasher.hash(PASSWORD) if known else None, []
-    hasher, passwords.hasher = passwords.hasher, type("Spy", (), {
-        "verify": lambda self, kept, password: computed.append(kept) or hasher.verify(kept, password)})()
+    hasher, passwords.hasher = (
+        passwords.hasher,
+        type(
+            "Spy",
+            (),
+            {
+                "verify": lambda self, kept, password: (
+                    computed.append(kept) or hasher.verify(kept, password)
+                )
+            },
+        )(),
+    )
     assert not asyncio.run(passwords.verify(kept, WRONG))
     assert asyncio.run(passwords.verify(kept, PASSWORD)) == known
-    assert len(computed) == 2 and all(one.split("$")[:4] == hasher.hash("x").split("$")[:4] for one in computed)
+    assert len(computed) == 2 and all(
+        one.split("$")[:4] == hasher.hash("x").split("$")[:4] for one in computed
+    )
 
 
 def test_passwords_are_kept_as_argon2id(server):
@@ -379,9 +537,13 @@ def test_passwords_are_kept_as_argon2id(server):
     assert not mentions(server, "a very particular secret")
 
 
-@pytest.mark.parametrize("password", [PASSWORD + " ", " " + PASSWORD, PASSWORD.upper(), PASSWORD[:-1], "", "x" * 4000])
+@pytest.mark.parametrize(
+    "password", [PASSWORD + " ", " " + PASSWORD, PASSWORD.upper(), PASSWORD[:-1], "", "x" * 4000]
+)
 def test_a_password_that_is_nearly_right_is_wrong(server, resident, password):
-    login(server, resident["user"]["username"], password, stranger()).refused(401, "bad_credentials")
+    login(server, resident["user"]["username"], password, stranger()).refused(
+        401, "bad_credentials"
+    )
 
 
 @pytest.mark.parametrize("password", ["x" * 128, "пароль пароль", "🐎🔋📎🐎🔋📎🐎🔋", "        "])
@@ -391,6 +553,7 @@ def test_any_characters_make_a_password(server, password):
 
 
 # -- throttling of failed logins
+
 
 def locked_out(server, name, address):
     """Tries wrong passwords until there is a 429."""
@@ -432,7 +595,9 @@ def test_a_stranger_cannot_lock_the_player_out(server):
 def test_tries_from_many_addresses_use_up_the_account_s_allowance(server):
     session = server.register()
     for _ in range(3):
-        login(server, session["user"]["username"], WRONG, stranger()).refused(401, "bad_credentials")
+        login(server, session["user"]["username"], WRONG, stranger()).refused(
+            401, "bad_credentials"
+        )
     left = int(server.redis.get(trivia.Keys.limit("account", uid_of(session)))) - time.time() * 1000
     assert 3 * 2000 - 5000 < left <= 3 * 2000
 
@@ -457,28 +622,40 @@ def test_simultaneous_wrong_passwords_are_throttled_too(server):
     assert set(codes) == {401, 429} and 10 <= codes.count(401) <= 13
 
 
-@pytest.mark.parametrize("method, path, more", [("POST", "/auth/password", {"new_password": "another horse"}),
-                                                ("DELETE", "/users/me", {})])
+@pytest.mark.parametrize(
+    "method, path, more",
+    [("POST", "/auth/password", {"new_password": "another horse"}), ("DELETE", "/users/me", {})],
+)
 def test_guessing_the_password_from_within_a_session_is_throttled(server, method, path, more):
     session, here = server.register(), stranger()
     codes = []
     while 429 not in codes and len(codes) < 20:
-        codes.append(call_from(server, here, method, path, {"password": WRONG} | more, session["token"]).status)
+        codes.append(
+            call_from(
+                server, here, method, path, {"password": WRONG} | more, session["token"]
+            ).status
+        )
     assert codes[:10] == [403] * 10 and codes[-1] == 429
-    assert call_from(server, here, method, path, {"password": PASSWORD} | more, session["token"]).status == 429
+    assert (
+        call_from(
+            server, here, method, path, {"password": PASSWORD} | more, session["token"]
+        ).status
+        == 429
+    )
     assert me(server, session["token"]).status == 200
 
 
 # -- sessions
 
+
 def test_tokens_are_kept_as_digests_only(server):
     session = server.register()
     token = session["token"]
-    assert mentions(server, uid_of(session))            # the search does find what is there
-    assert not mentions(server, token) and not mentions(server, token[8:])
+    assert mentions(server, uid_of(session))  # the search does find what is there
+    assert not mentions(server, token) and not mentions(server, token[12:])
     files = [path.read_bytes() for path in (server.data / "d").rglob("*") if path.is_file()]
     assert any(uid_of(session).encode() in content for content in files)
-    assert not any(token[8:].encode() in content for content in files)
+    assert not any(token[12:].encode() in content for content in files)
     assert token not in server.log
 
 
@@ -501,10 +678,16 @@ def test_logout_everywhere_ends_all_sessions(server):
     assert login(server, session["user"]["username"]).status == 200
 
 
-@pytest.mark.parametrize("end", [
-    lambda server, session: server.http("POST", "/auth/logout", token=session["token"]),
-    lambda server, session: server.http("DELETE", "/auth/sessions", token=session["token"]),
-    lambda server, session: server.http("DELETE", "/users/me", {"password": PASSWORD}, session["token"])])
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda server, session: server.http("POST", "/auth/logout", token=session["token"]),
+        lambda server, session: server.http("DELETE", "/auth/sessions", token=session["token"]),
+        lambda server, session: server.http(
+            "DELETE", "/users/me", {"password": PASSWORD}, session["token"]
+        ),
+    ],
+)
 def test_the_end_of_a_session_closes_its_socket(small, end):
     session = small.register()
     phone = Phone(small, session, "rated")
@@ -528,7 +711,7 @@ def test_a_session_that_did_not_end_keeps_its_socket(small):
 
 
 def session_field(session):
-    return trivia.Keys.user(uid_of(session)), f"session:{trivia.digest(session['token'][8:])}"
+    return trivia.Keys.user(uid_of(session)), f"session:{trivia.digest(session['token'][12:])}"
 
 
 def test_a_session_slides_on_while_it_is_used(server):
@@ -573,9 +756,16 @@ def test_a_player_has_only_so_many_sessions_however_simultaneously_he_signs_in(s
     assert 1 <= len(alive) <= 3
 
 
-@pytest.mark.parametrize("change", [
-    lambda token: token[:-1], lambda token: token + "A", lambda token: token[:8] + "A" * 32,
-    lambda token: "A" * 8 + token[8:], lambda token: token.swapcase()])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda token: token[:-1],
+        lambda token: token + "A",
+        lambda token: token[:12] + "A" * 32,
+        lambda token: "A" * 8 + token[12:],
+        lambda token: token.swapcase(),
+    ],
+)
 def test_a_token_that_is_nearly_right_is_refused(server, resident, change):
     signed_out(server, change(resident["token"]))
 
@@ -596,13 +786,18 @@ def test_revocation_survives_the_sudden_death_of_server_and_redis(small):
 
 # -- change of password
 
+
 def test_a_new_password_ends_the_other_sessions(server):
     session = server.register()
     name, others = session["user"]["username"], []
     for _ in range(2):
         others.append(login(server, name).json["token"])
-    answer = server.http("POST", "/auth/password", {"password": PASSWORD, "new_password": "battery staple"},
-                         session["token"])
+    answer = server.http(
+        "POST",
+        "/auth/password",
+        {"password": PASSWORD, "new_password": "battery staple"},
+        session["token"],
+    )
     assert (answer.status, answer.body) == (204, "")
     assert me(server, session["token"]).status == 200
     signed_out(server, *others)
@@ -610,13 +805,18 @@ def test_a_new_password_ends_the_other_sessions(server):
     assert login(server, name, "battery staple").status == 200
 
 
-@pytest.mark.parametrize("body, status, code", [
-    ({"password": WRONG, "new_password": "battery staple"}, 403, "wrong_password"),
-    ({"password": PASSWORD, "new_password": "short"}, 422, "invalid"),
-    ({"password": PASSWORD, "new_password": "x" * 129}, 422, "invalid"),
-    ({"password": PASSWORD, "new_password": None}, 422, "invalid"),
-    ({"password": PASSWORD}, 422, "invalid"), ({"new_password": "battery staple"}, 422, "invalid"),
-    ({"password": PASSWORD, "new_password": "battery staple", "username": "x"}, 422, "invalid")])
+@pytest.mark.parametrize(
+    "body, status, code",
+    [
+        ({"password": WRONG, "new_password": "battery staple"}, 403, "wrong_password"),
+        ({"password": PASSWORD, "new_password": "short"}, 422, "invalid"),
+        ({"password": PASSWORD, "new_password": "x" * 129}, 422, "invalid"),
+        ({"password": PASSWORD, "new_password": None}, 422, "invalid"),
+        ({"password": PASSWORD}, 422, "invalid"),
+        ({"new_password": "battery staple"}, 422, "invalid"),
+        ({"password": PASSWORD, "new_password": "battery staple", "username": "x"}, 422, "invalid"),
+    ],
+)
 def test_a_change_of_password_that_is_refused_changes_nothing(server, body, status, code):
     session = server.register()
     other = login(server, session["user"]["username"]).json
@@ -630,8 +830,13 @@ def test_a_login_under_way_does_not_outlive_the_old_password(small):
     guard = trivia.Keys.limit("login", f"{uid_of(session)}:{trivia.digest('127.0.0.1', 6)}")
     threads = busy_hashing(small, busy, 10)
     with ThreadPoolExecutor(1) as pool:
-        changed = pool.submit(small.http, "POST", "/auth/password",
-                              {"password": PASSWORD, "new_password": "battery staple"}, session["token"])
+        changed = pool.submit(
+            small.http,
+            "POST",
+            "/auth/password",
+            {"password": PASSWORD, "new_password": "battery staple"},
+            session["token"],
+        )
         wait_until(lambda: small.redis.exists(guard))
         threads += busy_hashing(small, busy, 10)
         # The old password was found right; the new one waits to be hashed. Now someone signs in with the old one.
@@ -645,11 +850,14 @@ def test_a_login_under_way_does_not_outlive_the_old_password(small):
 
 # -- changes of the account
 
+
 def patch(server, session, body):
     return server.http("PATCH", "/users/me", body, session["token"])
 
 
-@pytest.mark.parametrize("field, new", [("username", unique_name), ("email", lambda: f"{unique_name()}@example.org")])
+@pytest.mark.parametrize(
+    "field, new", [("username", unique_name), ("email", lambda: f"{unique_name()}@example.org")]
+)
 def test_a_unique_field_moves_and_the_old_value_becomes_free(server, field, new):
     session, value = server.register(), new()
     old = session["user"][field]
@@ -658,7 +866,11 @@ def test_a_unique_field_moves_and_the_old_value_becomes_free(server, field, new)
     login(server, old).refused(401, "bad_credentials")
     assert login(server, value).json["user"][field] == value
     assert not mentions(server, old + "'") and claimed(server, field, old) is None
-    heir = {"username": unique_name(), "email": f"{unique_name()}@example.org", "password": PASSWORD} | {field: old}
+    heir = {
+        "username": unique_name(),
+        "email": f"{unique_name()}@example.org",
+        "password": PASSWORD,
+    } | {field: old}
     assert server.http("POST", "/auth/register", heir).status == 201
 
 
@@ -667,27 +879,49 @@ def test_the_spelling_of_a_name_changes(server):
     name = session["user"]["username"].upper()
     assert patch(server, session, {"username": name}).json["username"] == name
     assert server.http("GET", f"/users/{name.lower()}").json["username"] == name
-    server.http("POST", "/auth/register", {"username": name.lower(), "email": f"{unique_name()}@example.org",
-                                           "password": PASSWORD}).refused(409, "username_taken")
+    server.http(
+        "POST",
+        "/auth/register",
+        {"username": name.lower(), "email": f"{unique_name()}@example.org", "password": PASSWORD},
+    ).refused(409, "username_taken")
 
 
 @pytest.mark.parametrize("clash, free", [("username", "email"), ("email", "username")])
 def test_a_taken_value_is_refused_and_nothing_changes(server, clash, free):
     session, taken, fresh = server.register(), server.register()["user"], unique_name()
-    body = {clash: taken[clash].upper(), free: fresh + "@example.org" * (free == "email"), "avatar": "https://a.org/"}
+    body = {
+        clash: taken[clash].upper(),
+        free: fresh + "@example.org" * (free == "email"),
+        "avatar": "https://a.org/",
+    }
     assert set(patch(server, session, body).refused(409, f"{clash}_taken")["errors"]) == {clash}
     assert me(server, session["token"]).json == session["user"]
     assert not mentions(server, fresh)
     assert login(server, taken[clash]).json["user"] == taken
 
 
-@pytest.mark.parametrize("body", [
-    {"wins": 5}, {"games": 5}, {"rating": 5}, {"created_at": 5}, {"nonsense": 5}, {":sigma": "5"}, {"uid": "AAAAAAAA"},
-    {"password": "battery staple"}, {"username": None}, {"email": ""}, {"username": "a b"},
-    {"avatar": "data:text/html,x"}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"wins": 5},
+        {"games": 5},
+        {"rating": 5},
+        {"created_at": 5},
+        {"nonsense": 5},
+        {":sigma": "5"},
+        {"uid": "AAAAAAAA"},
+        {"password": "battery staple"},
+        {"username": None},
+        {"email": ""},
+        {"username": "a b"},
+        {"avatar": "data:text/html,x"},
+    ],
+)
 def test_a_change_of_what_is_not_his_to_change_is_refused(server, resident, body):
     before = server.redis.hgetall(trivia.Keys.user(uid_of(resident)))
-    problem = patch(server, resident, {"avatar": "https://example.org/a"} | body).refused(422, "invalid")
+    problem = patch(server, resident, {"avatar": "https://example.org/a"} | body).refused(
+        422, "invalid"
+    )
     assert set(problem["errors"]) == set(body)
     assert server.redis.hgetall(trivia.Keys.user(uid_of(resident))) == before
 
@@ -702,7 +936,10 @@ def test_a_default_is_not_kept(server):
 def test_of_simultaneous_changes_of_a_name_only_one_name_stays_taken(server):
     session = server.register()
     old, names = session["user"]["username"], [unique_name() for _ in range(6)]
-    assert {answer.status for answer in at_once(6, lambda i: patch(server, session, {"username": names[i]}))} == {200}
+    assert {
+        answer.status
+        for answer in at_once(6, lambda i: patch(server, session, {"username": names[i]}))
+    } == {200}
     name = me(server, session["token"]).json["username"]
     assert login(server, name).status == 200
     for free in {old, *names} - {name}:
@@ -720,14 +957,16 @@ def test_of_simultaneous_changes_to_one_name_one_succeeds(server):
 
 def change(server, session, user, data, users=trivia.Users):
     """A change as a worker makes it who has read the user before."""
+
     async def act():
-        store = trivia.Redis(f"unix://{server.data / 'd' / 'redis.sock'}", [], lambda events: None)
+        store = trivia.Redis(f"unix://{server.data / 'd' / 'redis.sock'}", "", lambda events: None)
         await store.connect()
         try:
             schema = trivia.Schema(trivia.read_schema(server.data / "schema.yaml"))
             return await users(store, schema).change(uid_of(session), user, data)
         finally:
             await store.close()
+
     return asyncio.run(act())
 
 
@@ -743,13 +982,20 @@ def test_a_refused_change_does_not_release_a_name_that_another_change_has_given_
 
 def test_a_name_that_he_takes_back_at_the_same_time_stays_his(server):
     session, name = server.register(), unique_name()
-    old, before = session["user"]["username"], server.redis.hgetall(trivia.Keys.user(uid_of(session)))
+    old, before = (
+        session["user"]["username"],
+        server.redis.hgetall(trivia.Keys.user(uid_of(session))),
+    )
 
     class Overtaken(trivia.Users):
         async def _settle(self, uid, values, claims):
-            if values == {"username": old}:     # it is about to release the old name; now he has changed back
-                assert (await asyncio.to_thread(patch, server, session, {"username": old})).status == 200
+            # It is about to release the old name; now the player has changed back.
+            if values == {"username": old}:
+                assert (
+                    await asyncio.to_thread(patch, server, session, {"username": old})
+                ).status == 200
             return await super()._settle(uid, values, claims)
+
     change(server, session, before, {"username": name}, Overtaken)
     assert me(server, session["token"]).json["username"] == old
     assert claimed(server, "username", old) == uid_of(session)
@@ -758,16 +1004,26 @@ def test_a_name_that_he_takes_back_at_the_same_time_stays_his(server):
 
 # -- the public profile
 
-@pytest.mark.parametrize("spell", [str, str.upper, lambda name: "%70" + name[1:], lambda name: "%EF%BD%90" + name[1:]])
+
+@pytest.mark.parametrize(
+    "spell", [str, str.upper, lambda name: "%70" + name[1:], lambda name: "%EF%BD%90" + name[1:]]
+)
 def test_a_public_profile_shows_no_private_field(server, resident, spell):
     answer = server.http("GET", "/users/" + spell(resident["user"]["username"]))
     assert answer.status == 200
-    assert answer.json == {name: resident["user"][name] for name in ("username", "avatar", "wins", "games", "rating")}
+    assert answer.json == {
+        name: resident["user"][name] for name in ("username", "avatar", "wins", "games", "rating")
+    }
     assert email_of(resident) not in answer.body and uid_of(resident) not in answer.body
 
 
 def test_there_is_no_profile_by_email_or_id(server, resident):
-    for name in (email_of(resident), email_of(resident).replace("@", "%40"), uid_of(resident), unique_name()):
+    for name in (
+        email_of(resident),
+        email_of(resident).replace("@", "%40"),
+        uid_of(resident),
+        unique_name(),
+    ):
         server.http("GET", f"/users/{name}").refused(404, "not_found")
 
 
@@ -775,7 +1031,11 @@ def test_opponents_see_no_private_field(small):
     ann, bob = small.pair()
     text = json.dumps(ann.frames + bob.frames)
     for phone in (ann, bob):
-        assert "@example.org" not in text and uid_of(phone.session) not in text and phone.token not in text
+        assert (
+            "@example.org" not in text
+            and uid_of(phone.session) not in text
+            and phone.token not in text
+        )
     ann.send("leave")
     bob.expect("end")
     ann.close(), bob.close()
@@ -783,8 +1043,15 @@ def test_opponents_see_no_private_field(small):
 
 # -- erasure
 
-@pytest.mark.parametrize("body, status, code", [({"password": WRONG}, 403, "wrong_password"), ({}, 422, "invalid"),
-                                                (None, 415, "unsupported_media_type")])
+
+@pytest.mark.parametrize(
+    "body, status, code",
+    [
+        ({"password": WRONG}, 403, "wrong_password"),
+        ({}, 422, "invalid"),
+        (None, 415, "unsupported_media_type"),
+    ],
+)
 def test_an_erasure_asks_for_the_password(server, resident, body, status, code):
     server.http("DELETE", "/users/me", body, resident["token"]).refused(status, code)
     assert me(server, resident["token"]).json == resident["user"]
@@ -797,8 +1064,11 @@ def erase(server, session):
 
 def traces(server, session):
     """Keys that say something of a person. Who tried in vain to sign in lately is gone by itself, soon."""
-    return [key for key in mentions(server, uid_of(session), session["user"]["username"], email_of(session))
-            if not key.startswith("limit:")]
+    return [
+        key
+        for key in mentions(server, uid_of(session), session["user"]["username"], email_of(session))
+        if not key.startswith("limit:")
+    ]
 
 
 def test_an_erasure_leaves_no_trace_of_the_person(small):
@@ -817,13 +1087,20 @@ def test_an_erasure_leaves_no_trace_of_the_person(small):
     for game, place in zip(games, (0, 1)):
         record = small.http("GET", f"/games/{game}", token=bob["token"])
         players = [row["player"] for row in record.json["ranking"]]
-        assert players[1 - place] == bob["user"]["username"] and players[place] not in (name, "", None)
+        assert players[1 - place] == bob["user"]["username"] and players[place] not in (
+            name,
+            "",
+            None,
+        )
         assert name not in record.body
     assert name not in small.http("GET", "/users/me/games", token=bob["token"]).body
     # The name begins anew.
     heir = small.register(name)
     assert heir["user"].items() >= {"wins": 0, "games": 0, "rating": 1500, "avatar": ""}.items()
-    assert small.http("GET", "/users/me/games", token=heir["token"]).json == {"games": [], "cursor": None}
+    assert small.http("GET", "/users/me/games", token=heir["token"]).json == {
+        "games": [],
+        "cursor": None,
+    }
 
 
 def test_an_erasure_in_the_midst_of_a_game_leaves_no_trace(small):
@@ -843,7 +1120,7 @@ def test_an_erasure_reaches_every_game(small):
     ann, bob = small.register(), small.register()
     games = [win(small, ann, bob) for _ in range(6)]
     assert len(my_games(small, ann, "?limit=3")["games"]) == 3
-    small.redis.delete(trivia.Keys.game(games[2])[0])       # one has expired
+    small.redis.delete(trivia.Keys.game(games[2]))  # one has expired
     erase(small, ann)
     wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(ann)))
     assert traces(small, ann) == []
@@ -883,18 +1160,27 @@ def test_nobody_can_take_the_name_of_an_anonymous_seat(small):
     wait_until(lambda: not traces(small, ann))
     seat = small.http("GET", f"/games/{game}", token=bob["token"]).json["ranking"][0]["player"]
     # He would be mixed up with it in games that list answers by name.
-    small.http("POST", "/auth/register", {"username": seat, "email": f"{unique_name()}@example.org",
-                                          "password": PASSWORD}).refused(422, "invalid")
+    small.http(
+        "POST",
+        "/auth/register",
+        {"username": seat, "email": f"{unique_name()}@example.org", "password": PASSWORD},
+    ).refused(422, "invalid")
 
 
 def test_a_second_erasure_finds_nobody(server):
     session = server.register()
-    statuses = at_once(4, lambda i: server.http("DELETE", "/users/me", {"password": PASSWORD}, session["token"]).status)
+    statuses = at_once(
+        4,
+        lambda i: (
+            server.http("DELETE", "/users/me", {"password": PASSWORD}, session["token"]).status
+        ),
+    )
     assert 204 in statuses and set(statuses) <= {204, 401, 403}
     wait_until(lambda: not traces(server, session))
 
 
 # -- export
+
 
 def test_an_export_holds_everything(small):
     ann, bob = small.pair()
@@ -904,12 +1190,18 @@ def test_an_export_holds_everything(small):
     login(small, ann.name)
     ann.close(), bob.close()
     export = small.http("GET", "/users/me/export", token=ann.token).json
-    assert export["user"] == me(small, ann.token).json and export["user"]["email"] == email_of(ann.session)
-    assert len(export["sessions"]) == 2 and all(one["expires_at"] > time.time() for one in export["sessions"])
+    assert export["user"] == me(small, ann.token).json and export["user"]["email"] == email_of(
+        ann.session
+    )
+    assert len(export["sessions"]) == 2 and all(
+        one["expires_at"] > time.time() for one in export["sessions"]
+    )
     assert export["games"] == [small.http("GET", f"/games/{game}", token=ann.token).json]
     [played] = export["games"][0]["rounds"]
     assert (played["text"], played["choices"]) == (questions[0]["text"], questions[0]["choices"])
-    assert played["answers"].keys() == {ann.name, bob.name} and played["correct"] in range(len(played["choices"]))
+    assert played["answers"].keys() == {ann.name, bob.name} and played["correct"] in range(
+        len(played["choices"])
+    )
     assert export["questions_seen"] == [questions[0]["text"]]
 
 
@@ -918,10 +1210,11 @@ def test_an_export_holds_nothing_of_others(small):
     win(small, ann, bob)
     text = small.http("GET", "/users/me/export", token=ann["token"]).body
     assert email_of(bob) not in text and uid_of(bob) not in text and "argon2" not in text
-    assert ann["token"] not in text and trivia.digest(ann["token"][8:]) not in text
+    assert ann["token"] not in text and trivia.digest(ann["token"][12:]) not in text
 
 
 # -- past games
+
 
 @pytest.fixture(scope="module")
 def veteran(small):
@@ -952,7 +1245,9 @@ def test_own_games_are_listed_newest_first_and_only_so_many(small, veteran):
     first = page["games"][0]
     assert (first["queue"], first["reason"]) == ("random", "forfeit")
     assert [(row["player"], row["rank"]) for row in first["ranking"]] == [
-        (ann["user"]["username"], 1), (bob["user"]["username"], 2)]
+        (ann["user"]["username"], 1),
+        (bob["user"]["username"], 2),
+    ]
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4, 5, 100])
@@ -976,13 +1271,13 @@ def test_games_are_listed_for_game_days(small):
     assert [game["id"] for game in my_games(small, ann)["games"]] == games[::-1]
     games.append(win(small, ann, bob))
     assert [game["id"] for game in my_games(small, ann)["games"]] == games[::-1]
-    assert all(29 * 86400 < small.redis.ttl(trivia.Keys.game(game)[0]) <= 30 * 86400 for game in games)
+    assert all(29 * 86400 < small.redis.ttl(trivia.Keys.game(game)) <= 30 * 86400 for game in games)
 
 
 def test_a_game_that_has_expired_is_passed_over(small):
     ann, bob = small.register(), small.register()
     games = [win(small, ann, bob) for _ in range(3)]
-    small.redis.delete(trivia.Keys.game(games[1])[0])
+    small.redis.delete(trivia.Keys.game(games[1]))
     assert [game["id"] for game in my_games(small, ann)["games"]] == [games[2], games[0]]
     page = my_games(small, ann, f"?limit=1&cursor={games[1]}")
     assert [game["id"] for game in page["games"]] == [games[0]] and page["cursor"] is None
@@ -995,13 +1290,26 @@ def test_a_new_game_does_not_shift_the_next_page(small):
     games = [win(small, ann, bob) for _ in range(3)]
     cursor = my_games(small, ann, "?limit=1")["cursor"]
     win(small, ann, bob)
-    assert [game["id"] for game in my_games(small, ann, f"?cursor={cursor}")["games"]] == games[1::-1]
+    assert [game["id"] for game in my_games(small, ann, f"?cursor={cursor}")["games"]] == games[
+        1::-1
+    ]
 
 
-@pytest.mark.parametrize("query, field", [
-    ("?cursor=", "cursor"), ("?cursor=nonsense", "cursor"), ("?cursor=" + "a" * 41, "cursor"),
-    ("?cursor=abcdefghijkl", "cursor"), ("?cursor=a&cursor=b", "cursor"), ("?limit=0", "limit"),
-    ("?limit=101", "limit"), ("?limit=-1", "limit"), ("?limit=1e1", "limit"), ("?offset=1", "offset")])
+@pytest.mark.parametrize(
+    "query, field",
+    [
+        ("?cursor=", "cursor"),
+        ("?cursor=nonsense", "cursor"),
+        ("?cursor=" + "a" * 41, "cursor"),
+        ("?cursor=abcdefghijkl", "cursor"),
+        ("?cursor=a&cursor=b", "cursor"),
+        ("?limit=0", "limit"),
+        ("?limit=101", "limit"),
+        ("?limit=-1", "limit"),
+        ("?limit=1e1", "limit"),
+        ("?offset=1", "offset"),
+    ],
+)
 def test_a_page_that_cannot_be_is_refused(small, veteran, query, field):
     answer = small.http("GET", f"/users/me/games{query}", token=veteran[0]["token"])
     assert set(answer.refused(422, "invalid")["errors"]) == {field}
@@ -1009,19 +1317,33 @@ def test_a_page_that_cannot_be_is_refused(small, veteran, query, field):
 
 def test_the_cursor_of_another_player_is_refused(small, veteran):
     other = small.register()
-    small.http("GET", f"/users/me/games?cursor={veteran[1][3]}", token=other["token"]).refused(422, "invalid")
+    small.http("GET", f"/users/me/games?cursor={veteran[1][3]}", token=other["token"]).refused(
+        422, "invalid"
+    )
 
 
 def test_a_game_is_shown_to_its_players_only(small, veteran):
     ann, games, bob = veteran
     path = f"/games/{games[-1]}"
-    assert small.http("GET", path, token=ann["token"]).json == small.http("GET", path, token=bob["token"]).json
+    assert (
+        small.http("GET", path, token=ann["token"]).json
+        == small.http("GET", path, token=bob["token"]).json
+    )
     small.http("GET", path, token=small.register()["token"]).refused(404, "not_found")
     small.http("GET", path).refused(401, "not_authenticated")
 
 
-@pytest.mark.parametrize("spoil", [str.upper, lambda game: game + "%0a", lambda game: game[:-1], lambda game: "a" * 12,
-                                   lambda game: "%00", lambda game: "..%2f" + game])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        str.upper,
+        lambda game: game + "%0a",
+        lambda game: game[:-1],
+        lambda game: "a" * 12,
+        lambda game: "%00",
+        lambda game: "..%2f" + game,
+    ],
+)
 def test_a_game_that_is_not_there_is_not_found(small, veteran, spoil):
     game = veteran[1][-1] if re.search("[a-z]", veteran[1][-1]) else "abcdefghijkl"
     small.http("GET", f"/games/{spoil(game)}", token=veteran[0]["token"]).refused(404, "not_found")
@@ -1037,6 +1359,7 @@ def test_a_running_game_is_not_shown(small):
 
 
 # -- leaderboards
+
 
 def rank(server, session, rating):
     """Puts a player on the leaderboard by his rating, as a game would."""
@@ -1057,20 +1380,41 @@ def test_the_top_of_a_leaderboard(ladder):
     server, sessions = ladder
     names = [session["user"]["username"] for session in sessions]
     assert board(server, "rating", "?limit=3") == {
-        "leaderboard": "rating", "period": None, "total": 7,
-        "entries": [{"rank": i + 1, "username": names[i], "value": 3000.5 - 100 * i} for i in range(3)]}
+        "leaderboard": "rating",
+        "period": None,
+        "total": 7,
+        "entries": [
+            {"rank": i + 1, "username": names[i], "value": 3000.5 - 100 * i} for i in range(3)
+        ],
+    }
     assert [entry["username"] for entry in board(server, "rating")["entries"]] == names
 
 
-@pytest.mark.parametrize("query, ranks", [("?limit=2&offset=5", [6, 7]), ("?offset=6", [7]), ("?offset=7", []),
-                                          ("?limit=1", [1]), ("?offset=1000000", [])])
+@pytest.mark.parametrize(
+    "query, ranks",
+    [
+        ("?limit=2&offset=5", [6, 7]),
+        ("?offset=6", [7]),
+        ("?offset=7", []),
+        ("?limit=1", [1]),
+        ("?offset=1000000", []),
+    ],
+)
 def test_a_page_of_a_leaderboard(ladder, query, ranks):
     page = board(ladder[0], "rating", query)
     assert [entry["rank"] for entry in page["entries"]] == ranks and page["total"] == 7
 
 
-@pytest.mark.parametrize("place, limit, ranks", [(3, 3, [3, 4, 5]), (3, 1, [4]), (0, 3, [1, 2, 3]), (6, 3, [6, 7]),
-                                                 (3, 100, [1, 2, 3, 4, 5, 6, 7])])
+@pytest.mark.parametrize(
+    "place, limit, ranks",
+    [
+        (3, 3, [3, 4, 5]),
+        (3, 1, [4]),
+        (0, 3, [1, 2, 3]),
+        (6, 3, [6, 7]),
+        (3, 100, [1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
 def test_the_page_around_me(ladder, place, limit, ranks):
     server, sessions = ladder
     page = board(server, "rating", f"?around=me&limit={limit}", sessions[place]["token"])
@@ -1081,7 +1425,9 @@ def test_the_page_around_me(ladder, place, limit, ranks):
 def test_around_me_needs_me(ladder):
     server, sessions = ladder
     server.http("GET", "/leaderboards/rating?around=me").refused(401, "not_authenticated")
-    server.http("GET", "/leaderboards/rating?around=you", token=sessions[0]["token"]).refused(422, "invalid")
+    server.http("GET", "/leaderboards/rating?around=you", token=sessions[0]["token"]).refused(
+        422, "invalid"
+    )
     newcomer = server.register()
     page = board(server, "rating", "?around=me", newcomer["token"])
     assert page["entries"] == [] and page["total"] == 7
@@ -1093,7 +1439,9 @@ def test_an_unknown_leaderboard_is_not_found(ladder, name):
 
 
 def test_a_token_that_is_bad_is_refused_even_where_none_is_needed(ladder):
-    ladder[0].http("GET", "/leaderboards/rating", token="nonsense").refused(401, "not_authenticated")
+    ladder[0].http("GET", "/leaderboards/rating", token="nonsense").refused(
+        401, "not_authenticated"
+    )
 
 
 def test_games_move_the_leaderboards(small):
@@ -1103,7 +1451,9 @@ def test_games_move_the_leaderboards(small):
     users = {name: small.http("GET", f"/users/{name}").json for name in names}
     assert [(users[name]["wins"], users[name]["games"]) for name in names] == [(1, 1), (0, 1)]
     assert users[names[0]]["rating"] > 1500 > users[names[1]]["rating"]
-    shown = wait_until(lambda: (all_ := listed(small, "rating")) and set(names) <= set(all_) and all_)
+    shown = wait_until(
+        lambda: (all_ := listed(small, "rating")) and set(names) <= set(all_) and all_
+    )
     assert {name: shown[name] for name in names} == {name: users[name]["rating"] for name in names}
     weekly = listed(small, "wins")
     assert weekly[names[0]] == 1 and names[1] not in weekly
@@ -1122,7 +1472,9 @@ def test_a_weekly_leaderboard_begins_anew(small):
     assert field.split(" ")[1:] == ["0"]
     small.redis.hset(trivia.Keys.user(uid), "board:wins", f"{last} 0")
     small.redis.zrem(trivia.Keys.board("wins", trivia.period_of("week", time.time())), uid)
-    assert patch(small, ann, {"avatar": "https://example.org/a"}).status == 200     # brings leaderboards up to date
+    assert (
+        patch(small, ann, {"avatar": "https://example.org/a"}).status == 200
+    )  # brings leaderboards up to date
     assert name not in listed(small, "wins")
     win(small, ann, bob)
     assert listed(small, "wins")[name] == 1
@@ -1135,19 +1487,28 @@ def test_a_weekly_leaderboard_does_not_stay_for_ever(small):
     assert 7 * 86400 < left <= 14 * 86400
 
 
-@pytest.mark.parametrize("kind, before, after", [
-    ("day", "2026-02-28T23:59:59", "2026-03-01T00:00:00"), ("week", "2026-11-29T23:59:59", "2026-11-30T00:00:00"),
-    ("week", "2027-01-03T23:59:59", "2027-01-04T00:00:00"), ("month", "2026-09-30T23:59:59", "2026-10-01T00:00:00"),
-    ("month", "2026-12-31T23:59:59", "2027-01-01T00:00:00"), ("week", "2024-12-29T23:59:59", "2024-12-30T00:00:00")])
+@pytest.mark.parametrize(
+    "kind, before, after",
+    [
+        ("day", "2026-02-28T23:59:59", "2026-03-01T00:00:00"),
+        ("week", "2026-11-29T23:59:59", "2026-11-30T00:00:00"),
+        ("week", "2027-01-03T23:59:59", "2027-01-04T00:00:00"),
+        ("month", "2026-09-30T23:59:59", "2026-10-01T00:00:00"),
+        ("month", "2026-12-31T23:59:59", "2027-01-01T00:00:00"),
+        ("week", "2024-12-29T23:59:59", "2024-12-30T00:00:00"),
+    ],
+)
 def test_periods_follow_each_other(kind, before, after):
-    first, then = (trivia.period_of(kind, datetime.fromisoformat(when).replace(tzinfo=timezone.utc).timestamp())
-                   for when in (before, after))
+    first, then = (
+        trivia.period_of(kind, datetime.fromisoformat(when).replace(tzinfo=UTC).timestamp())
+        for when in (before, after)
+    )
     assert first < then
 
 
 @pytest.mark.parametrize("kind, longest", [("day", 1), ("week", 7), ("month", 31)])
 def test_a_period_is_one_stretch_of_time_and_sorts_as_such(kind, longest):
-    days = [datetime(2024, 1, 1, 12, tzinfo=timezone.utc) + timedelta(days=i) for i in range(1500)]
+    days = [datetime(2024, 1, 1, 12, tzinfo=UTC) + timedelta(days=i) for i in range(1500)]
     periods = [trivia.period_of(kind, day.timestamp()) for day in days]
     assert periods == sorted(periods)
     assert max(periods.count(period) for period in set(periods)) == longest
@@ -1155,17 +1516,31 @@ def test_a_period_is_one_stretch_of_time_and_sorts_as_such(kind, longest):
 
 # -- the script that applies results
 
-def apply(server, uid, game="g1", wins=1, change=10, sigma="400", period="2026-W47", keep=86_400_000, ended=1000):
+
+def apply(
+    server,
+    uid,
+    game="g1",
+    wins=1,
+    change=10,
+    sigma="400",
+    period="2026-W47",
+    keep=86_400_000,
+    ended=1000,
+):
     keys = trivia.Keys.user(uid), trivia.Keys.history(uid)
-    return server.redis.eval(trivia.APPLY_RESULT.text, 2, *keys, game, ended, keep, wins, change, sigma, 1500,
-                             "wins", "wins", period, 0)
+    boards = "wins", "wins", period, 0
+    result = game, ended, keep, wins, change, sigma, 1500
+    return fcall(server, "apply_result", keys, *result, *boards)[0]
 
 
 @pytest.fixture
 def somebody(server):
     """The id of a user whom nothing else touches."""
     uid = "t" + unique_name()
-    server.redis.hset(trivia.Keys.user(uid), mapping={"username": uid, "wins": 5, "board:wins": "2026-W46 3"})
+    server.redis.hset(
+        trivia.Keys.user(uid), mapping={"username": uid, "wins": 5, "board:wins": "2026-W46 3"}
+    )
     yield uid
     server.redis.delete(trivia.Keys.user(uid), trivia.Keys.history(uid))
 
@@ -1173,25 +1548,42 @@ def somebody(server):
 def test_a_result_is_applied_once(server, somebody):
     assert apply(server, somebody) == 1
     applied = server.redis.hgetall(trivia.Keys.user(somebody))
-    assert applied == {"username": somebody, "wins": "6", "games": "1", "rating": "1510", ":sigma": "400",
-                       "board:wins": "2026-W47 5"}
+    assert applied == {
+        "username": somebody,
+        "wins": "6",
+        "games": "1",
+        "rating": "1510",
+        ":sigma": "400",
+        "board:wins": "2026-W47 5",
+    }
     assert apply(server, somebody) == 0
     assert server.redis.hgetall(trivia.Keys.user(somebody)) == applied
 
 
 def test_a_result_in_the_same_week_keeps_where_the_week_began(server, somebody):
     assert apply(server, somebody, period="2026-W46") == 1
-    assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "board:wins") == ["6", "2026-W46 3"]
+    assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "board:wins") == [
+        "6",
+        "2026-W46 3",
+    ]
 
 
 def test_a_late_result_does_not_bring_back_an_earlier_week(server, somebody):
     assert apply(server, somebody, period="2026-W45") == 1
-    assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "board:wins") == ["6", "2026-W46 3"]
+    assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "board:wins") == [
+        "6",
+        "2026-W46 3",
+    ]
 
 
 def test_an_unrated_defeat_counts_as_a_game_only(server, somebody):
     assert apply(server, somebody, wins=0, change=0, sigma="") == 1
-    assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "games", "rating", ":sigma") == ["5", "1", None, None]
+    assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "games", "rating", ":sigma") == [
+        "5",
+        "1",
+        None,
+        None,
+    ]
 
 
 def test_games_are_remembered_for_so_long(server, somebody):
@@ -1203,7 +1595,9 @@ def test_games_are_remembered_for_so_long(server, somebody):
 def test_a_result_of_someone_who_is_gone_makes_nothing(server):
     uid = "t" + unique_name()
     assert apply(server, uid) == 0
-    assert not server.redis.exists(trivia.Keys.user(uid)) and not server.redis.exists(trivia.Keys.history(uid))
+    assert not server.redis.exists(trivia.Keys.user(uid)) and not server.redis.exists(
+        trivia.Keys.history(uid)
+    )
 
 
 def test_simultaneous_applications_of_one_result_apply_it_once(server, somebody):
@@ -1213,10 +1607,21 @@ def test_simultaneous_applications_of_one_result_apply_it_once(server, somebody)
 
 # -- who may call
 
-@pytest.mark.parametrize("method, path", [
-    ("GET", "/users/me"), ("PATCH", "/users/me"), ("DELETE", "/users/me"), ("GET", "/users/me/export"),
-    ("GET", "/users/me/games"), ("GET", "/games/abcdefghijkl"), ("POST", "/auth/logout"), ("DELETE", "/auth/sessions"),
-    ("POST", "/auth/password")])
+
+@pytest.mark.parametrize(
+    "method, path",
+    [
+        ("GET", "/users/me"),
+        ("PATCH", "/users/me"),
+        ("DELETE", "/users/me"),
+        ("GET", "/users/me/export"),
+        ("GET", "/users/me/games"),
+        ("GET", "/games/abcdefghijkl"),
+        ("POST", "/auth/logout"),
+        ("DELETE", "/auth/sessions"),
+        ("POST", "/auth/password"),
+    ],
+)
 def test_a_route_about_the_caller_needs_a_session(server, method, path):
     answer = server.http(method, path, {})
     answer.refused(401, "not_authenticated")

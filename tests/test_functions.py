@@ -1,6 +1,9 @@
-"""Scripts: what each returns, writes and publishes, also when run twice or by many; the key table; any order."""
+"""Functions: what each returns, writes and publishes, also when run twice or by many; the key table;
+any order."""
 
+import asyncio
 import contextlib
+import functools
 import itertools
 import json
 import re
@@ -8,43 +11,196 @@ import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from types import SimpleNamespace
 
 import pytest
-from conftest import PASSWORD, ROOT, Phone, Server, Valkey, at_once, edited_schema, play_all, wait_until
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from conftest import (
+    PASSWORD,
+    ROOT,
+    Phone,
+    Server,
+    Valkey,
+    at_once,
+    debian_program,
+    edited_schema,
+    play_all,
+    wait_until,
+)
 
 sys.path.insert(0, str(ROOT))
 
 import trivia
-from trivia import Keys
+from trivia import LIBRARY, Keys
 
-SCRIPTS = {name: value for name, value in vars(trivia).items() if isinstance(value, trivia.Script)}
-QUIZ = "7:0123 8:1032 9:10"                     # the right choices are 0, 1 and 1
+QUIZ = "7:0123 8:1032 9:10"  # the right choices are 0, 1 and 1
 RIGHT = {1: 0, 2: 1, 3: 1}
-NOBODY = ""         # runs a script, so that all events are published
+NOBODY = ""  # runs a script, so that all events are published
 ANSWER_MS, REVEAL_MS, SEAT_MS, TURN = 60_000, 20_000, 30_000, 3
-LOBBY = (Keys.seats, Keys.queue("q"), Keys.due, Keys.forming, Keys.workers, Keys.playing, Keys.lobby_clock)
+LOBBY = (
+    Keys.seats,
+    Keys.queue("q"),
+    Keys.due,
+    Keys.forming,
+    Keys.workers,
+    Keys.playing,
+    Keys.lobby_clock,
+)
+
+
+GAME_FUNCTIONS = {
+    "create_game",
+    "advance",
+    "answer",
+    "exit_game",
+    "enter_game",
+    "relay",
+    "finish_game",
+}
+
+
+def value_of(reply):
+    """The phase of a transition that may return {'settle', field, value, ...}."""
+    return reply[0] if isinstance(reply, list) and reply[0] == "settle" else reply
+
+
+def without_events(reply, convert):
+    """Converts the value of a reply that may bring events."""
+    if isinstance(reply, list) and reply[:1] == ["events"]:
+        return ["events", convert(reply[1]), *reply[2:]]
+    return convert(reply)
 
 
 class Store(Valkey):
-    """A Valkey of our own that scripts are run in."""
+    """A Valkey of a test's own, in which functions run."""
 
     def load(self):
-        for script in SCRIPTS.values():
-            assert self.client.script_load(script.text) == script.sha
+        self.client.function_load(LIBRARY.text, replace=True)
         return self
 
-    def run(self, script, keys, *args):
-        return self.client.evalsha(script.sha, len(keys), *keys, *args)
+    def call(self, name, keys, *args):
+        return self.client.fcall(LIBRARY.function(name), len(keys), *keys, *args)
+
+    def run(self, name, keys, *args):
+        """Runs a function; game functions get their caller as the last argument."""
+        if name in GAME_FUNCTIONS:
+            args = args[-1], *args[:-1]
+        return getattr(self, f"run_{name}", functools.partial(self.call, name))(keys, *args)
+
+    def run_create_game(self, keys, caller, queue, rules, quiz, start_ms, start, *people):
+        *numbers, on_exit, kind = rules.split(" ")
+        seats = [people[i : i + 4] for i in range(0, len(people), 4)]
+        plan = {
+            "queue": queue,
+            "rules": [*map(int, numbers), on_exit, kind],
+            "quiz": quiz,
+            "players": [[uid, name] for uid, name, *_ in seats],
+        }
+        connections = [item for _, _, conn, turn in seats for item in (conn, turn)]
+        text = json.dumps(plan)
+        return self.call("create_game", keys, caller, text, start_ms, start, *connections)
+
+    def run_advance(self, keys, caller):
+        game, deadlines, clock = keys
+        reply = self.call("advance", (deadlines, clock, game), caller)
+        return without_events(reply, lambda outcomes: value_of(outcomes[0]))
+
+    def run_exit_game(self, keys, *args):
+        return without_events(self.call("exit_game", keys, *args), value_of)
+
+    def run_finish_game(self, keys, caller, ranking, ttl, erased):
+        return self.call("finish_game", keys, caller, ranking, ttl, *erased.split())
+
+    def run_heartbeat(self, keys, worker, *silent):
+        return self.call("heartbeat", (*keys, Keys.libraries), worker, LIBRARY.digest, *silent)
+
+    def run_release(self, keys, uid, game):
+        return self.call("release", keys, game, uid)
+
+    def run_due_games(self, keys, grace=0, most=500):
+        return self.call("due_games", keys, grace, most)
+
+    def run_apply_result(self, keys, *args):
+        applied, *fields = self.call("apply_result", keys, *args)
+        assert dict(zip(fields[::2], fields[1::2], strict=True)) == self.client.hgetall(keys[0])
+        return applied
+
+    def run_open_session(self, keys, *args):
+        reply = self.call("open_session", keys, *args)
+        return reply and reply[0]
 
     def now(self):
         seconds, micros = self.client.time()
         return seconds * 1000 + micros // 1000
+
+
+def flat(fields):
+    """A stored game as {name: text}, with the fields of player I as nameI; {} if there is none."""
+    if not fields:
+        return {}
+    plan, state = json.loads(fields["plan"]), json.loads(fields["state"])
+    logs = [text.split() for number, text in sorted(fields.items()) if number.isdigit()]
+    found = {
+        "queue": plan["queue"],
+        "rules": " ".join(map(str, plan["rules"])),
+        "quiz": plan["quiz"],
+        "players": len(plan["players"]),
+    }
+    found |= {name: value for name, value in state.items() if name != "players"}
+    for i, ((uid, name), player) in enumerate(
+        zip(plan["players"], state["players"], strict=True), 1
+    ):
+        found |= {
+            f"uid{i}": uid,
+            f"name{i}": name,
+            f"conn{i}": player.get("conn", ""),
+            f"turn{i}": player.get("turn", ""),
+            f"gone{i}": "left" if player.get("left") else player.get("kept", ""),
+            f"seq{i}": player.get("seq", ""),
+            f"score{i}": player["score"],
+            f"ans{i}": " ".join(map(str, player.get("answer", ()))),
+            f"log{i}": "".join(f"{log[i - 1]} " for log in logs),
+        }
+    return {name: str(value) for name, value in found.items()}
+
+
+def set_flat(client, key, fields):
+    """Changes fields of a stored game, named as in flat()."""
+    plan, state = json.loads(client.hget(key, "plan")), json.loads(client.hget(key, "state"))
+    for name, value in fields.items():
+        field, number = re.fullmatch(r"([a-z]+)(\d*)", name).groups()
+        if field == "rules":
+            *numbers, on_exit, kind = value.split(" ")
+            plan["rules"] = [*map(int, numbers), on_exit, kind]
+        elif not number:
+            state[field] = value
+        else:
+            set_player(state["players"][int(number) - 1], field, value)
+    client.hset(key, mapping={"plan": json.dumps(plan), "state": json.dumps(state)})
+
+
+def set_player(player, field, value):
+    if field == "ans":
+        player["answer"] = [int(part) for part in value.split()]
+    elif field == "gone":
+        player.pop("conn", None)
+        player |= {"left": True} if value == "left" else {"kept": int(value)}
+    elif field == "conn" and not value:
+        player.pop("conn", None)
+    else:
+        player[field] = value
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +217,19 @@ def store(module_store):
 
 
 class Worker:
-    """What subscribes as a worker does, and beats."""
+    """What subscribes as a worker does, and shows that it lives."""
 
     def __init__(self, store, name=None):
         self.store, self.id, self.numbers = store, name or secrets.token_hex(3), itertools.count(1)
+        self.channels = [name for name in Keys.channels(self.id) if name.startswith("worker:")]
         self.pubsub = store.client.pubsub()
-        self.pubsub.subscribe(f"worker:{self.id}")
-        assert self.pubsub.get_message(timeout=10)["type"] == "subscribe"
+        self.pubsub.ssubscribe(*self.channels)
+        for _ in self.channels:
+            assert self.pubsub.get_message(timeout=10)["type"] == "ssubscribe"
         self.beat()
 
     def beat(self, *dead):
-        return self.store.run(trivia.BEAT, (Keys.workers,), self.id, *dead)
+        return self.store.run("heartbeat", (Keys.workers,), self.id, *dead)
 
     def connection(self):
         return f"{self.id}.{next(self.numbers)}"
@@ -79,7 +237,8 @@ class Worker:
     def events(self):
         """What was published since the last call: (kind, game, {connection: seq}, body), in order."""
         found, mark = [], secrets.token_hex(8)
-        self.store.client.publish(f"worker:{self.id}", mark)        # it comes behind all that was published before
+        # It comes behind all that was published before.
+        self.store.client.spublish(self.channels[0], mark)
         while (message := self.pubsub.get_message(timeout=10))["data"] != mark:
             head, body = message["data"].split("\n", 1)
             kind, game, moved, *targets = head.split(" ")
@@ -94,7 +253,7 @@ class Worker:
     def die(self):
         self.pubsub.close()
         # The server has to notice that the connection is gone.
-        wait_until(lambda: self.store.client.pubsub_numsub(f"worker:{self.id}")[0][1] == 0)
+        wait_until(lambda: not self.store.client.pubsub_shardnumsub(self.channels[0])[0][1])
 
 
 @pytest.fixture
@@ -105,6 +264,7 @@ def workers(store):
     def make():
         made.append(Worker(store))
         return made[-1]
+
     yield make
     for worker in made:
         worker.pubsub.close()
@@ -117,72 +277,157 @@ def worker(workers):
 
 # ---- contracts
 
-def stripped(text):
-    """A comment's words without what stands in parentheses."""
-    return re.sub(r"\([^()]*\)", "", text)
+SOURCE = (ROOT / "trivia.lua").read_text("utf-8")
+REGISTERED = re.findall(r"^register\('(\w+)', \1[,)]", SOURCE, re.M)
 
 
-def count(listing):
-    """How many a contract lists: (how many, how many more each time, or 0)."""
-    fixed, _, more = listing.partition(", then ")
-    items = [item for item in fixed.split(",") if item.strip()]
-    number = sum(1 + (" and " in item) for item in items)       # "least and most players"
-    return number, len(re.split(r",", re.sub(r" for each .*| pairs.*", "", more))) if more else 0
+def contract(name):
+    """The comment in front of a function, and its body."""
+    before, _, after = SOURCE.partition(f"\nlocal function {name}(")
+    assert after, name
+    comment = []
+    for line in reversed(before.splitlines()):
+        if not line.startswith("--"):
+            break
+        comment.insert(0, line)
+    return "\n".join(comment) + "\n", after.partition("\nend\n")[0]
 
 
-def contract(script):
-    """(number of KEYS, (number of ARGV, step of the rest)) that the comment at a script's head declares."""
-    comment = " ".join(line[2:].strip() for line in script.text.splitlines() if line.startswith("--"))
-    comment = re.sub(r" +", " ", stripped(comment)) + " "
-    if "KEYS and ARGV 1 to 9 as JOIN" in comment:
-        assert re.search(r"ARGV 10:", comment)
-        return contract(trivia.JOIN)[0], (10, 0)
-    keys = re.search(r"KEYS: (.*?)[.;] ", comment)
-    arguments = re.search(r"ARGV: (.*?)[.;] ", comment)
-    assert keys, f"no KEYS in: {comment}"
-    return count(keys[1])[0], count(arguments[1]) if arguments else (0, 0)
+def declared(name, kind):
+    return re.findall(rf"^-- {kind} (\S+)", contract(name)[0], re.M)
 
 
-def last(script):
-    """How many more are taken from the end of ARGV, before the others are read."""
-    return script.text.count("table.remove(ARGV)")
+def unpacked(name, kind):
+    """The names that a function's body, or the helper that it calls first, takes from keys or args."""
+    body = contract(name)[1]
+    if "read_search(keys, args)" in body:
+        body = re.search(r"local function read_search\(.*?^end$", SOURCE, re.M | re.S)[0] + body
+    listed = re.findall(rf"local ([\w, ]+) = unpack\({kind}(?:, \d+)?\)", body)
+    names = [one.strip() for names in listed for one in names.split(",")]
+    names += [one for _, one in sorted(re.findall(rf"{kind}\[(\d+)\]()", body))]
+    return names
 
 
-def use(script):
-    """The same of what a script's code reads."""
-    code = "\n".join(line.split("--")[0] for line in script.text.splitlines())
-    keys = max(map(int, re.findall(r"KEYS\[(\d+)\]", code)), default=0)
-    for names in re.findall(r"local ([\w, ]+) = unpack\(KEYS\)", code):
-        keys = max(keys, len(names.split(",")))
-    fixed = max(map(int, re.findall(r"ARGV\[(\d+)\]", code)), default=0)
-    each = re.search(r"for i = (\d+)(?: \+ 2 \* same)?, #ARGV, (\d+)", code)
-    if each:
-        return keys, (int(each[1]) - 1, int(each[2]))
-    if rest := re.search(r"\(#ARGV - (\d+)\) / (\d+)", code):
-        return keys, (int(rest[1]), int(rest[2]))
-    return keys, (fixed, 0)
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_function_has_a_contract_that_says_what_it_returns(name):
+    comment, _ = contract(name)
+    assert comment.startswith(f"-- {name}: ") and "-- Returns " in comment
+    assert declared(name, "KEYS")
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_reads_the_keys_and_arguments_of_its_contract(name):
-    assert contract(SCRIPTS[name]) == use(SCRIPTS[name])
+@pytest.mark.parametrize("name", REGISTERED)
+def test_a_function_takes_the_keys_and_arguments_of_its_contract(name):
+    body = contract(name)[1]
+    keys = [key for key in declared(name, "KEYS") if key != "..."]
+    taken = unpacked(name, "keys")
+    # Game functions hand `keys` on to new_call, which takes the deadlines and the clock.
+    assert keys[: len(taken)] == taken
+    assert len(keys) == len(taken) or "new_call(keys" in body or "new_call({'', " in body
+    for argument in declared(name, "ARGS"):
+        if argument == "...":
+            assert re.search(r"unpack\(args, |#args", body)
+        else:
+            assert argument in unpacked(name, "args") or re.search(r"args\[\d+\]", body)
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_makes_no_key_by_itself(name):
-    assert not re.search(r"redis\.call\('\w+', *['(]", SCRIPTS[name].text.replace("redis.call('TIME')", "").replace(
-        "redis.call('PUBLISH', 'worker:'", "").replace("redis.call('PUBSUB', 'NUMSUB'", ""))
+def test_every_function_is_registered():
+    defined = re.findall(r"^local function (\w+)", SOURCE, re.M)
+    with_contract = [name for name in defined if contract(name)[0].startswith(f"-- {name}: ")]
+    assert sorted(REGISTERED) == sorted(with_contract) and len(REGISTERED) > 25
 
 
-def test_the_python_around_each_script_passes_what_its_contract_declares(played):
+def test_a_function_touches_only_keys_that_it_is_given():
+    named = re.findall(r"call\('(\w+)', ['(]", SOURCE)
+    assert set(named) == {"PUBSUB"}, named
+
+
+def test_the_python_around_each_function_passes_what_its_contract_declares(played):
     seen = set()
-    for sha, keys, arguments in played.calls:
-        name = next(name for name, script in SCRIPTS.items() if script.sha == sha)
-        declared, (fixed, step) = contract(SCRIPTS[name])
-        more = len(arguments) - fixed - last(SCRIPTS[name])
-        assert len(keys) == declared and (more % step == 0 <= more if step else more == 0), (name, keys, arguments)
+    for full_name, keys, arguments in played.calls:
+        name = full_name.removesuffix(f"_{LIBRARY.digest}")
+        for kind, given in (("KEYS", keys), ("ARGS", arguments)):
+            listed = declared(name, kind)
+            fixed = [one for one in listed if one != "..."]
+            assert len(given) >= len(fixed), (name, given)
+            assert "..." in listed or len(given) == len(fixed), (name, given)
         seen.add(name)
-    assert seen == SCRIPTS.keys()
+    assert set(REGISTERED) - seen <= {"begin_format"}
+
+
+def test_luacheck_finds_nothing():
+    program = debian_program("luacheck", "lua-check")
+    options = ["--std", "lua51", "--globals", "redis", "cjson", "--max-line-length", "100"]
+    done = subprocess.run(
+        [program, "trivia.lua", *options], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_codes_of_an_answer_have_texts():
+    codes = re.search(r"-- Returns 'ok', or the code of what is wrong: (.*?)\. Then", SOURCE, re.S)
+    names = re.findall(r"\w+_\w+", codes[1])
+    assert len(names) == 5 and set(names) <= trivia.REFUSALS.keys()
+
+
+# ---- the library
+
+
+def test_a_new_user_is_written_only_where_there_is_none(store):
+    key = Keys.user("u1")
+    create = lambda name: store.run("create_user", (key,), "s", 1000, "addr", "username", name)
+    outcomes = at_once(8, lambda i: create(f"n{i}"))
+    [first] = [i for i, outcome in enumerate(outcomes) if outcome]
+    fields = store.client.hgetall(key)
+    assert fields["username"] == f"n{first}" and int(fields["session:s"]) == outcomes[first]
+    assert int(fields[":created"]) + 1000 == outcomes[first] and fields[":from"] == "addr"
+
+
+def test_a_format_is_written_once_and_empties_what_it_is_given(store):
+    store.client.set("old", 1)
+    assert store.run("begin_format", (Keys.format, "old"), 2) == 1
+    assert store.client.get(Keys.format) == "2" and not store.client.exists("old")
+    store.client.set("old", 1)
+    assert store.run("begin_format", (Keys.format, "old"), 3) == 0
+    assert store.client.get(Keys.format) == "2" and store.client.exists("old")
+
+
+def test_metrics_are_added(store):
+    for _ in range(2):
+        assert store.run("add_metrics", (Keys.metrics,), "a", 1, "b x", 0.5) == 2
+    assert store.client.hgetall(Keys.metrics) == {"a": "2", "b x": "1"}
+
+
+def test_a_server_gets_lost_functions_again_without_a_restart(make_server):
+    server = make_server()
+    ann, bob = server.pair()
+    server.redis.function_flush()
+    assert not server.redis.function_list()
+    assert [end["reason"] for end in play_all([ann, bob])] == ["finished"] * 2
+    assert LIBRARY.name in str(server.redis.function_list())
+    server.redis.function_flush()
+    server.redis.flushall()
+    assert server.register()["user"]["games"] == 0
+
+
+def test_a_library_goes_when_no_living_worker_names_it(make_server):
+    server = make_server()
+    for name in ("aaaaaaaa", "bbbbbbbb"):
+        text = (ROOT / "trivia.lua").read_text("utf-8").replace("DIGEST", name)
+        server.redis.function_load(text)
+    server.redis.hset(Keys.libraries, "another", "aaaaaaaa")
+
+    async def drop():
+        redis = trivia.Redis(f"unix://{server.data / 'd' / 'redis.sock'}", "", lambda events: None)
+        await redis.connect()
+        await redis.drop_unused_libraries()
+        await redis.close()
+
+    asyncio.run(drop())
+    listed = str(server.redis.function_list())
+    assert "trivia_aaaaaaaa" in listed and LIBRARY.name in listed
+    assert "trivia_bbbbbbbb" not in listed
+    ann, bob = server.pair()
+    assert [end["reason"] for end in play_all([ann, bob])] == ["finished"] * 2
 
 
 # ---- questions
@@ -192,20 +437,35 @@ BANK = (Keys.bank, Keys.fingerprints)
 
 def test_a_question_is_added_found_again_and_replaced(store):
     def add(digest, text, replace=0):
-        return store.run(trivia.ADD_QUESTION, BANK, digest, text, replace)
-    assert [add("a", "one"), add("b", "two"), add("a", "three"), add("a", "one", 1), add("a", "three", 1),
-            add("a", "three", 1)] == ["added", "added", "duplicate", "duplicate", "changed", "duplicate"]
+        return store.run("add_question", BANK, digest, text, replace)
+
+    assert [
+        add("a", "one"),
+        add("b", "two"),
+        add("a", "three"),
+        add("a", "one", 1),
+        add("a", "three", 1),
+        add("a", "three", 1),
+    ] == ["added", "added", "duplicate", "duplicate", "changed", "duplicate"]
     assert store.client.hgetall(Keys.bank) == {"0": "three", "1": "two"}
     assert store.client.hgetall(Keys.fingerprints) == {"a": "0", "b": "1"}
 
 
 def test_questions_added_at_once_get_a_number_each(store):
-    outcomes = at_once(12, lambda i: [store.run(trivia.ADD_QUESTION, BANK, f"d{i // 2}-{j}", f"q{i // 2}-{j}", 0)
-                                      for j in range(10)])
+    outcomes = at_once(
+        12,
+        lambda i: [
+            store.run("add_question", BANK, f"d{i // 2}-{j}", f"q{i // 2}-{j}", 0)
+            for j in range(10)
+        ],
+    )
     assert sum(outcome.count("added") for outcome in outcomes) == 60
     numbers = store.client.hgetall(Keys.fingerprints)
     assert sorted(map(int, numbers.values())) == list(range(60))
-    assert all(store.client.hget(Keys.bank, number) == f"q{digest[1:]}" for digest, number in numbers.items())
+    assert all(
+        store.client.hget(Keys.bank, number) == f"q{digest[1:]}"
+        for digest, number in numbers.items()
+    )
 
 
 # ---- accounts
@@ -214,11 +474,11 @@ CLAIM_KEY = Keys.unique("username", "ann")
 
 
 def claim(store, uid, void="", operation="op", ms=30_000):
-    return store.run(trivia.CLAIM, (CLAIM_KEY,), "ann", uid, operation, ms, void)
+    return store.run("claim", (CLAIM_KEY,), "ann", uid, operation, ms, void)
 
 
 def settle_claim(store, text, confirm):
-    return store.run(trivia.SETTLE_CLAIM, (CLAIM_KEY,), "ann", text, confirm)
+    return store.run("settle_claim", (CLAIM_KEY,), "ann", text, confirm)
 
 
 def standing(store):
@@ -233,7 +493,7 @@ def test_a_claim_is_one_users_until_it_is_void(store):
     assert claim(store, "u2") == ["pending"] == claim(store, "u2", "u1")
     store.client.hset(CLAIM_KEY, "ann", f"u1 op {store.now() - 1}")
     assert claim(store, "u2") == ["held", standing(store)]
-    assert claim(store, "u2", "u1 op 123") == ["held", standing(store)]     # not what stands there
+    assert claim(store, "u2", "u1 op 123") == ["held", standing(store)]  # not what stands there
     assert claim(store, "u2", standing(store))[0] == "claimed" and standing(store).startswith("u2 ")
     assert store.client.ttl(CLAIM_KEY) == -1
 
@@ -244,14 +504,22 @@ def test_a_users_later_claim_takes_the_place_of_his_earlier_one(store, before):
     store.client.hset(CLAIM_KEY, "ann", before)
     outcome, text = claim(store, "u1", operation="new")
     assert outcome == "claimed" and text.startswith("u1 new ") and standing(store) == text
-    assert settle_claim(store, before, 0) == settle_claim(store, before, 1) == 0 and standing(store) == text
+    assert (
+        settle_claim(store, before, 0) == settle_claim(store, before, 1) == 0
+        and standing(store) == text
+    )
     assert claim(store, "u2", before) == ["pending"]
 
 
 def test_a_confirmed_claim_is_replaced_by_who_names_it_only(store):
     """Whose user is gone, or has another value now; the caller has looked."""
     store.client.hset(CLAIM_KEY, "ann", "u2 op")
-    assert claim(store, "u3") == claim(store, "u3", "u1 op 1") == claim(store, "u3", "u2 op 1") == ["held", "u2 op"]
+    assert (
+        claim(store, "u3")
+        == claim(store, "u3", "u1 op 1")
+        == claim(store, "u3", "u2 op 1")
+        == ["held", "u2 op"]
+    )
     assert claim(store, "u3", "u2 op")[0] == "claimed" and standing(store).startswith("u3 ")
     # What the second of two has looked at stands there no more.
     assert claim(store, "u4", "u2 op") == ["pending"]
@@ -274,10 +542,22 @@ def test_of_claims_made_at_once_one_wins(store, void):
     assert standing(store).startswith(f"u{outcomes.index('claimed') + 1} ")
 
 
-@pytest.mark.parametrize("held, confirm, returned, after", [
-    ("u1 op 123", 1, 1, "u1 op"), ("u1 op 123", 0, 1, None), ("u1 op", 1, 0, "u1 op"), ("u1 op", 0, 0, "u1 op"),
-    ("u1 on 123", 0, 0, "u1 on 123"), ("u2 op 123", 1, 0, "u2 op 123"), (None, 1, 0, None), (None, 0, 0, None)])
-def test_a_claim_is_confirmed_or_released_only_as_it_was_read(store, held, confirm, returned, after):
+@pytest.mark.parametrize(
+    "held, confirm, returned, after",
+    [
+        ("u1 op 123", 1, 1, "u1 op"),
+        ("u1 op 123", 0, 1, None),
+        ("u1 op", 1, 0, "u1 op"),
+        ("u1 op", 0, 0, "u1 op"),
+        ("u1 on 123", 0, 0, "u1 on 123"),
+        ("u2 op 123", 1, 0, "u2 op 123"),
+        (None, 1, 0, None),
+        (None, 0, 0, None),
+    ],
+)
+def test_a_claim_is_confirmed_or_released_only_as_it_was_read(
+    store, held, confirm, returned, after
+):
     if held:
         store.client.hset(CLAIM_KEY, "ann", held)
     assert settle_claim(store, "u1 op 123", confirm) == returned and standing(store) == after
@@ -294,7 +574,7 @@ def sessions(store, key):
 
 
 def open_session(store, name, most=3, ttl=1000, password="hash"):
-    return store.run(trivia.OPEN_SESSION, (Keys.user("u1"),), name, ttl, most, "addr", password)
+    return store.run("open_session", (Keys.user("u1"),), name, ttl, most, "addr", password)
 
 
 def test_a_session_is_opened_only_for_a_user_with_the_password_that_was_checked(store):
@@ -323,83 +603,151 @@ def test_sessions_opened_at_once_keep_to_the_number(store):
     assert len(sessions(store, key)) == 5
 
 
-@pytest.mark.parametrize("left, ttl, found, renewed", [
-    (None, 1000, False, False), (-1, 1000, False, False), (0, 1000, False, False), (1000, 1000, True, False),
-    (905, 1000, True, False), (895, 1000, True, True), (10, 1000, True, True),
-    (2_592_000 - 86_000, 2_592_000, True, False), (2_592_000 - 86_500, 2_592_000, True, True)])
+@pytest.mark.parametrize(
+    "left, ttl, found, renewed",
+    [
+        (None, 1000, False, False),
+        (-1, 1000, False, False),
+        (0, 1000, False, False),
+        (1000, 1000, True, False),
+        (905, 1000, True, False),
+        (895, 1000, True, True),
+        (10, 1000, True, True),
+        (2_592_000 - 86_000, 2_592_000, True, False),
+        (2_592_000 - 86_500, 2_592_000, True, True),
+    ],
+)
 def test_a_session_is_found_and_made_longer_once_a_day(store, left, ttl, found, renewed):
     now = int(store.client.time()[0])
     key = make_user(store, wins=3, **({} if left is None else {"session:s": now + left}))
-    fields = store.run(trivia.AUTHENTICATE, (key,), "s", ttl, 0)
+    fields = store.run("authenticate", (key,), "s", ttl, 0)
     assert (fields is not None) == found
     if found:
         user = dict(zip(fields[::2], fields[1::2]))
         assert user["username"] == "u1" and user["wins"] == "3"
         assert user == store.client.hgetall(key)
         assert (int(user["session:s"]) >= now + ttl) == (renewed or left == ttl)
-        assert store.run(trivia.AUTHENTICATE, (key,), "s", ttl, 0) == fields or renewed
+        assert store.run("authenticate", (key,), "s", ttl, 0) == fields or renewed
 
 
 def test_each_connection_of_a_user_gets_the_next_turn(store):
     key = make_user(store, **{"session:s": 2**40})
-    turns = [fields[fields.index(":turn") + 1] for fields in at_once(
-        8, lambda i: store.run(trivia.AUTHENTICATE, (key,), "s", 1000, 1))]
+    turns = [
+        fields[fields.index(":turn") + 1]
+        for fields in at_once(8, lambda i: store.run("authenticate", (key,), "s", 1000, 1))
+    ]
     assert sorted(turns) == list("12345678") and store.client.hget(key, ":turn") == "8"
-    assert store.run(trivia.AUTHENTICATE, (key,), "wrong", 1000, 1) is None and store.client.hget(key, ":turn") == "8"
+    assert (
+        store.run("authenticate", (key,), "wrong", 1000, 1) is None
+        and store.client.hget(key, ":turn") == "8"
+    )
 
 
-@pytest.mark.parametrize("which, left", [("", {"a", "b", "c"}), ("*", set()), ("-b", {"b"}), ("-z", set())])
+@pytest.mark.parametrize(
+    "which, left", [("", {"a", "b", "c"}), ("*", set()), ("-b", {"b"}), ("-z", set())]
+)
 def test_a_change_of_a_user_ends_the_sessions_it_names(store, which, left):
     key = make_user(store, avatar="x", wins=1, **{"session:a": 1, "session:b": 2, "session:c": 3})
     for _ in range(2):
-        assert store.run(trivia.CHANGE_USER, (key,), which, 0, "avatar", "\0", "email", "e") == 1
-        assert store.client.hmget(key, "avatar", "email", "wins", "username") == [None, "e", "1", "u1"]
+        assert store.run("change_user", (key,), which, 0, "avatar", "\0", "email", "e") == 1
+        assert store.client.hmget(key, "avatar", "email", "wins", "username") == [
+            None,
+            "e",
+            "1",
+            "u1",
+        ]
         assert sessions(store, key) == left
 
 
 def test_of_changes_made_at_once_from_one_state_one_is_made(store):
     key = make_user(store, avatar="a")
-    outcomes = at_once(12, lambda i: store.run(trivia.CHANGE_USER, (key,), "", 1, "avatar", "a", "avatar", f"a{i}"))
-    assert sorted(outcomes) == [-1] * 11 + [1] and store.client.hget(key, "avatar") == f"a{outcomes.index(1)}"
+    outcomes = at_once(
+        12, lambda i: store.run("change_user", (key,), "", 1, "avatar", "a", "avatar", f"a{i}")
+    )
+    assert (
+        sorted(outcomes) == [-1] * 11 + [1]
+        and store.client.hget(key, "avatar") == f"a{outcomes.index(1)}"
+    )
 
 
-@pytest.mark.parametrize("read, done", [
-    (["avatar", "a"], 1), (["avatar", "a", "email", ""], 1), (["avatar", ""], -1), (["email", "e"], -1),
-    (["avatar", "a", "email", "e"], -1), ([], 1)])
+@pytest.mark.parametrize(
+    "read, done",
+    [
+        (["avatar", "a"], 1),
+        (["avatar", "a", "email", ""], 1),
+        (["avatar", ""], -1),
+        (["email", "e"], -1),
+        (["avatar", "a", "email", "e"], -1),
+        ([], 1),
+    ],
+)
 def test_a_user_who_has_changed_since_he_was_read_is_not_changed(store, read, done):
     key = make_user(store, avatar="a", **{"session:s": 1})
     before = store.client.hgetall(key)
-    assert store.run(trivia.CHANGE_USER, (key,), "*", len(read) // 2, *read, "wins", "9") == done
+    assert store.run("change_user", (key,), "*", len(read) // 2, *read, "wins", "9") == done
     assert (store.client.hgetall(key) == before) == (done == -1)
     assert store.client.hget(key, "wins") == ("9" if done == 1 else None)
 
 
 def test_a_user_who_is_gone_is_not_changed(store):
-    assert store.run(trivia.CHANGE_USER, (Keys.user("u1"),), "*", 0, "avatar", "x") == 0
+    assert store.run("change_user", (Keys.user("u1"),), "*", 0, "avatar", "x") == 0
     assert not store.client.exists(Keys.user("u1"))
 
 
 def test_a_user_is_erased_once_and_his_last_fields_are_returned(store):
     key = make_user(store, avatar="x", **{"session:a": 1})
     before = store.client.hgetall(key)
-    outcomes = [fields for fields in at_once(4, lambda i: store.run(trivia.ERASE_USER, (key,))) if fields]
+    outcomes = [
+        fields for fields in at_once(4, lambda i: store.run("erase_user", (key,))) if fields
+    ]
     assert [dict(zip(fields[::2], fields[1::2])) for fields in outcomes] == [before]
     assert store.client.dbsize() == 0
 
 
-def apply(store, game, ended=1000, keep=86_400_000, wins=0, change=0.0, sigma="", boards=(), uid="u1"):
-    return store.run(trivia.APPLY_RESULT, (Keys.user(uid), Keys.history(uid)), game, ended, keep, wins, change, sigma,
-                     1500, *boards)
+def apply(
+    store, game, ended=1000, keep=86_400_000, wins=0, change=0.0, sigma="", boards=(), uid="u1"
+):
+    return store.run(
+        "apply_result",
+        (Keys.user(uid), Keys.history(uid)),
+        game,
+        ended,
+        keep,
+        wins,
+        change,
+        sigma,
+        1500,
+        *boards,
+    )
 
 
 def test_a_result_is_applied_once(store):
     key = make_user(store)
-    assert [apply(store, "g1", 100, wins=1, change=12.5, sigma=480.25) for _ in range(3)] == [1, 0, 0]
-    assert store.client.hmget(key, "games", "wins", "rating", ":sigma") == ["1", "1", "1512.5", "480.25"]
+    assert [apply(store, "g1", 100, wins=1, change=12.5, sigma=480.25) for _ in range(3)] == [
+        1,
+        0,
+        0,
+    ]
+    assert store.client.hmget(key, "games", "wins", "rating", ":sigma") == [
+        "1",
+        "1",
+        "1512.5",
+        "480.25",
+    ]
     assert apply(store, "g2", 200, change=-2.25, sigma=470) == 1
-    assert store.client.hmget(key, "games", "wins", "rating", ":sigma") == ["2", "1", "1510.25", "470"]
-    assert store.client.zrange(Keys.history("u1"), 0, -1, withscores=True) == [("g1", 100), ("g2", 200)] \
-        or store.client.zrange(Keys.history("u1"), 0, -1, withscores=True) == [["g1", 100], ["g2", 200]]
+    assert store.client.hmget(key, "games", "wins", "rating", ":sigma") == [
+        "2",
+        "1",
+        "1510.25",
+        "470",
+    ]
+    assert store.client.zrange(Keys.history("u1"), 0, -1, withscores=True) == [
+        ("g1", 100),
+        ("g2", 200),
+    ] or store.client.zrange(Keys.history("u1"), 0, -1, withscores=True) == [
+        ["g1", 100],
+        ["g2", 200],
+    ]
 
 
 def test_a_result_of_an_unrated_game_moves_no_rating_and_a_defeat_no_wins(store):
@@ -426,7 +774,12 @@ def test_the_history_keeps_the_games_of_so_long(store):
     history = lambda: store.client.zrange(Keys.history("u1"), 0, -1)
     assert history() == ["a", "b", "c", "d"]
     assert apply(store, "e", 2500, keep=1500) == 1 and history() == ["b", "c", "d", "e"]
-    assert apply(store, "d", 5000, keep=1500) == 0 and history() == ["b", "c", "d", "e"]    # applied before
+    assert apply(store, "d", 5000, keep=1500) == 0 and history() == [
+        "b",
+        "c",
+        "d",
+        "e",
+    ]  # applied before
     assert apply(store, "f", 9000, keep=1500) == 1 and history() == ["f"]
 
 
@@ -441,15 +794,28 @@ def test_a_board_remembers_the_value_at_the_beginning_of_its_period(store):
     key = make_user(store, wins=7)
 
     def board(game, period):
-        assert apply(store, game, wins=1, boards=("weekly", "wins", period, 0, "daily", "games", "2026-01-01", 5)) == 1
+        assert (
+            apply(
+                store,
+                game,
+                wins=1,
+                boards=("weekly", "wins", period, 0, "daily", "games", "2026-01-01", 5),
+            )
+            == 1
+        )
         return store.client.hget(key, "board:weekly")
-    assert [board("a", "2026-W01"), board("b", "2026-W01"), board("c", "2026-W02"), board("d", "2026-W01")] == [
-        "2026-W01 7", "2026-W01 7", "2026-W02 9", "2026-W02 9"]
+
+    assert [
+        board("a", "2026-W01"),
+        board("b", "2026-W01"),
+        board("c", "2026-W02"),
+        board("d", "2026-W01"),
+    ] == ["2026-W01 7", "2026-W01 7", "2026-W02 9", "2026-W02 9"]
     assert store.client.hget(key, "board:daily") == "2026-01-01 5"
 
 
 def limit(store, take=1, interval=1000, burst=3, who="u1"):
-    return store.run(trivia.LIMIT, (Keys.limit("login", who),), interval, burst, take)
+    return store.run("take_allowance", (Keys.limit("login", who),), interval, burst, take)
 
 
 def test_an_allowance_is_used_up_comes_back_and_expires(store):
@@ -457,7 +823,7 @@ def test_an_allowance_is_used_up_comes_back_and_expires(store):
     assert [limit(store, interval=60_000) for _ in range(3)] == [0, 0, 0]
     wait = limit(store, interval=60_000)
     assert 50_000 < wait <= 60_000
-    assert 170_000 < store.client.pttl(key) <= 180_000          # the refused one took nothing
+    assert 170_000 < store.client.pttl(key) <= 180_000  # the refused one took nothing
     assert limit(store, -1, interval=60_000) == 0 and limit(store, interval=60_000) == 0
     for _ in range(5):
         assert limit(store, -1, interval=60_000) == 0
@@ -489,20 +855,33 @@ _turns = {}
 
 
 def join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=100, game=None):
-    return store.run(trivia.JOIN, lobby_keys(name), uid, name, game or trivia.new_game_id(), *rules, conn, rating, over,
-                     longest, turn_of(conn))
+    return store.run(
+        "join",
+        lobby_keys(name),
+        uid,
+        name,
+        game or trivia.new_game_id(),
+        *rules,
+        conn,
+        rating,
+        over,
+        longest,
+        turn_of(conn),
+    )
 
 
 def check_ticket(store, uid, rules=FIFO, name="q", message="bye", game=None):
-    return store.run(trivia.CHECK_TICKET, lobby_keys(name), uid, name, game or trivia.new_game_id(), *rules, message)
+    return store.run(
+        "check_ticket", lobby_keys(name), uid, name, game or trivia.new_game_id(), *rules, message
+    )
 
 
 def leave(store, uid, conn, gone=0, name="q"):
-    return store.run(trivia.LEAVE, (Keys.seats, Keys.queue(name), Keys.due), uid, name, conn, gone)
+    return store.run("leave", (Keys.seats, Keys.queue(name), Keys.due), uid, name, conn, gone)
 
 
 def release(store, uid, game):
-    return store.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, game)
+    return store.run("release", (Keys.seats, Keys.playing), uid, game)
 
 
 def seat(store, uid):
@@ -514,7 +893,9 @@ def waited(store, uid, ms, name="q"):
     """Makes a ticket so much older."""
     old = seat(store, uid)
     since = int(old.since) - ms
-    store.client.hset(Keys.seats, uid, f"{old.conn} {old.turn} {old.queue} {since} {old.rating} {old.game}")
+    store.client.hset(
+        Keys.seats, uid, f"{old.conn} {old.turn} {old.queue} {since} {old.rating} {old.game}"
+    )
     if store.client.zscore(Keys.queue(name), uid) == float(old.since):
         store.client.zadd(Keys.queue(name), {uid: since})
 
@@ -536,7 +917,9 @@ def test_the_second_to_join_is_matched_with_the_first(store, worker):
     assert no_tickets(store) and store.client.hgetall(Keys.playing) == {"q": "2"}
     assert 1500 < store.client.zscore(Keys.forming, match) - store.now() <= 2000
     assert join(store, "u2", second) == ["game", "abcdefghijkl"]
-    assert store.client.hgetall(Keys.playing) == {"q": "2"} and store.client.zcard(Keys.forming) == 1
+    assert (
+        store.client.hgetall(Keys.playing) == {"q": "2"} and store.client.zcard(Keys.forming) == 1
+    )
     assert worker.events() == []
 
 
@@ -544,10 +927,16 @@ def test_joining_again_with_the_same_connection_changes_nothing(store, worker):
     conn = worker.connection()
     join(store, "u1", conn)
     waited(store, "u1", 5000)
-    before = store.client.hgetall(Keys.seats), store.client.zrange(Keys.queue("q"), 0, -1, withscores=True)
+    before = (
+        store.client.hgetall(Keys.seats),
+        store.client.zrange(Keys.queue("q"), 0, -1, withscores=True),
+    )
     outcome, left = join(store, "u1", conn)
     assert outcome == "queued" and 50_000 < left <= 55_000
-    assert (store.client.hgetall(Keys.seats), store.client.zrange(Keys.queue("q"), 0, -1, withscores=True)) == before
+    assert (
+        store.client.hgetall(Keys.seats),
+        store.client.zrange(Keys.queue("q"), 0, -1, withscores=True),
+    ) == before
     assert worker.events() == []
 
 
@@ -574,7 +963,10 @@ def test_an_older_connection_that_comes_late_takes_nothing_from_a_newer(store, w
     assert store.client.hgetall(Keys.seats) == before and two.events() == []
     assert not store.client.exists(Keys.queue("other"))
     _, match = join(store, "u2", one.connection())
-    assert join(store, "u1", old) == ["stale"] and join(store, "u1", new) == ["game", match.split(" ")[0]]
+    assert join(store, "u1", old) == ["stale"] and join(store, "u1", new) == [
+        "game",
+        match.split(" ")[0],
+    ]
 
 
 def test_the_seat_keeps_the_turn_of_its_connection(store, worker):
@@ -613,7 +1005,9 @@ def test_a_game_in_progress_is_returned_to_whatever_queue_is_asked_for(store, wo
     join(store, "u1", one.connection())
     _, match = join(store, "u2", one.connection())
     game, conn = match.split(" ")[0], two.connection()
-    assert join(store, "u1", conn, name="other") == ["game", game] and seat(store, "u1").conn == conn
+    assert (
+        join(store, "u1", conn, name="other") == ["game", game] and seat(store, "u1").conn == conn
+    )
     assert one.kinds() == ["replaced"]
     assert join(store, "u1", conn, name="other", over="another") == ["game", game]
     assert join(store, "u1", conn, name="other", over=game)[0] == "queued"
@@ -624,11 +1018,19 @@ def test_a_game_in_progress_is_returned_to_whatever_queue_is_asked_for(store, wo
 def test_a_full_queue_takes_nobody_more(store, worker):
     rules = (2, 2, 0, 60_000, 0, 0)
     conn = worker.connection()
-    assert [join(store, f"u{i}", worker.connection(), rules, rating=i * 100, longest=3)[0] for i in range(4)] == [
-        "queued"] * 3 + ["full"]
+    assert [
+        join(store, f"u{i}", worker.connection(), rules, rating=i * 100, longest=3)[0]
+        for i in range(4)
+    ] == ["queued"] * 3 + ["full"]
     assert join(store, "u9", conn, rules, rating=9000, longest=3) == ["full"]
-    assert vars(seat(store, "u9")) == {"conn": conn, "turn": str(turn_of(conn)), "queue": "-", "since": "0",
-                                      "rating": "-", "game": "-"}
+    assert vars(seat(store, "u9")) == {
+        "conn": conn,
+        "turn": str(turn_of(conn)),
+        "queue": "-",
+        "since": "0",
+        "rating": "-",
+        "game": "-",
+    }
     assert store.client.zcard(Keys.queue("q")) == store.client.zcard(Keys.due) == 3
 
 
@@ -644,17 +1046,27 @@ def test_fifo_takes_who_has_waited_longest(store, worker):
     rules = (3, 3, 0, 60_000, -1, 0)
     for i in range(2):
         join(store, f"u{i}", worker.connection(), rules)
-    for i in range(2, 5):       # a game of three would be formed, so they stand there by hand
-        store.client.hset(Keys.seats, f"u{i}", f"{worker.connection()} 1 q {store.now() - 1000 * i} 1500 -")
+    for i in range(2, 5):  # a game of three would be formed, so they stand there by hand
+        store.client.hset(
+            Keys.seats, f"u{i}", f"{worker.connection()} 1 q {store.now() - 1000 * i} 1500 -"
+        )
         store.client.zadd(Keys.queue("q"), {f"u{i}": store.now() - 1000 * i})
     assert join(store, "u9", worker.connection(), rules)[1].split(" ")[2:] == ["u9", "u4", "u3"]
     assert set(store.client.zrange(Keys.queue("q"), 0, -1)) == {"u0", "u1", "u2"}
 
 
-@pytest.mark.parametrize("ratings, mine, opponent", [
-    ({"a": 1400, "b": 1590, "c": 1450}, 1500, "c"), ({"a": 1601, "b": 1399}, 1500, None), ({"a": 1600}, 1500, "a"),
-    ({"a": 1400}, 1500, "a"), ({"a": 1500, "b": 1501}, 1500, "a"), ({"a": 1399.999}, 1500, None),
-    ({"a": -20}, -100, "a")])
+@pytest.mark.parametrize(
+    "ratings, mine, opponent",
+    [
+        ({"a": 1400, "b": 1590, "c": 1450}, 1500, "c"),
+        ({"a": 1601, "b": 1399}, 1500, None),
+        ({"a": 1600}, 1500, "a"),
+        ({"a": 1400}, 1500, "a"),
+        ({"a": 1500, "b": 1501}, 1500, "a"),
+        ({"a": 1399.999}, 1500, None),
+        ({"a": -20}, -100, "a"),
+    ],
+)
 def test_the_nearest_rating_in_the_window_is_matched(store, worker, ratings, mine, opponent):
     for uid, rating in ratings.items():
         store.client.hset(Keys.seats, uid, f"{worker.connection()} 1 q {store.now()} {rating} -")
@@ -674,9 +1086,16 @@ def test_the_window_widens_with_waiting(store, worker):
 
 
 def test_players_of_one_rating_are_in_a_match_once(store, worker):
-    rules, rating = (3, 3, 0, 60_000, 100, 0), "1512.12345678999"      # Lua writes it with fourteen digits
-    assert [join(store, uid, worker.connection(), rules, rating=rating)[0] for uid in ("u1", "u2")] == ["queued"] * 2
-    assert sorted(join(store, "u3", worker.connection(), rules, rating=rating)[1].split(" ")[2:]) == ["u1", "u2", "u3"]
+    rules, rating = (
+        (3, 3, 0, 60_000, 100, 0),
+        "1512.12345678999",
+    )  # Lua writes it with fourteen digits
+    assert [
+        join(store, uid, worker.connection(), rules, rating=rating)[0] for uid in ("u1", "u2")
+    ] == ["queued"] * 2
+    assert sorted(
+        join(store, "u3", worker.connection(), rules, rating=rating)[1].split(" ")[2:]
+    ) == ["u1", "u2", "u3"]
 
 
 def test_a_group_starts_when_it_is_full_or_the_least_have_waited(store, worker):
@@ -695,7 +1114,7 @@ def test_a_group_starts_when_it_is_full_or_the_least_have_waited(store, worker):
 
 
 def hang(store, worker):
-    store.client.zrem(Keys.workers, worker.id)      # which the others do that have heard nothing of it
+    store.client.zrem(Keys.workers, worker.id)  # which the others do that have heard nothing of it
 
 
 @pytest.mark.parametrize("lose", [lambda store, worker: worker.die(), hang])
@@ -704,7 +1123,9 @@ def test_nobody_is_matched_with_a_connection_of_a_lost_worker(store, workers, lo
     join(store, "u1", lost.connection())
     lose(store, lost)
     assert join(store, "u2", alive.connection())[0] == "queued" and not seat(store, "u1")
-    assert store.client.zrange(Keys.queue("q"), 0, -1) == ["u2"] and store.client.zrange(Keys.due, 0, -1) == ["q u2"]
+    assert store.client.zrange(Keys.queue("q"), 0, -1) == ["u2"] and store.client.zrange(
+        Keys.due, 0, -1
+    ) == ["q u2"]
     assert join(store, "u3", alive.connection())[1].split(" ")[2:] == ["u3", "u2"]
 
 
@@ -734,7 +1155,9 @@ def test_a_ticket_that_stands_for_nobody_is_gone(store, workers, state):
         lost.die()
     before = store.client.hgetall(Keys.seats)
     assert check_ticket(store, "u1") == ["gone"] == check_ticket(store, "u1")
-    assert no_tickets(store) and store.client.hgetall(Keys.seats) == ({} if state == "dead" else before)
+    assert no_tickets(store) and store.client.hgetall(Keys.seats) == (
+        {} if state == "dead" else before
+    )
 
 
 def test_a_ticket_that_waited_too_long_is_cancelled_with_a_message(store, worker):
@@ -751,7 +1174,7 @@ def test_a_ticket_that_waited_too_long_is_cancelled_with_a_message(store, worker
 
 def test_a_ticket_is_looked_at_ever_later_and_at_its_end(store, worker):
     join(store, "u1", worker.connection())
-    for ms, later in ((0, 1000), (8000, 3000), (48_000, 4000)):      # the last one: its end
+    for ms, later in ((0, 1000), (8000, 3000), (48_000, 4000)):  # the last one: its end
         waited(store, "u1", ms)
         assert check_ticket(store, "u1") == ["waiting"]
         assert later - 300 < store.client.zscore(Keys.due, "q u1") - store.now() <= later + 10
@@ -775,7 +1198,11 @@ def test_leaving_tells_of_a_game_and_a_lost_connection_is_forgotten(store, worke
     assert leave(store, "u1", conn, 1) == ["game", game] and seat(store, "u1").conn == "-"
     assert leave(store, "u1", conn, 1) == ["stale"] and seat(store, "u1").game == game
     assert release(store, "u1", game) == 1 and not seat(store, "u1")
-    assert release(store, "u2", "another") == 0 and release(store, "u2", game) == 1 and seat(store, "u2").queue == "-"
+    assert (
+        release(store, "u2", "another") == 0
+        and release(store, "u2", game) == 1
+        and seat(store, "u2").queue == "-"
+    )
     assert release(store, "u1", game) == release(store, "u2", game) == 0
     assert store.client.hgetall(Keys.playing) == {"q": "0"}
 
@@ -785,14 +1212,18 @@ def test_players_who_join_at_once_are_each_matched_once(store, worker, rules):
     conns = [worker.connection() for _ in range(24)]
     outcomes = at_once(24, lambda i: [join(store, f"u{i}", conns[i], rules) for _ in range(2)])
     matches = store.client.zrange(Keys.forming, 0, -1)
-    assert sorted(match for outcome in outcomes for kind, match in outcome if kind == "matched") == sorted(matches)
+    assert sorted(
+        match for outcome in outcomes for kind, match in outcome if kind == "matched"
+    ) == sorted(matches)
     people = [uid for match in matches for uid in match.split(" ")[2:]]
     assert len(people) == len(set(people)) == 24 and no_tickets(store)
     assert {seat(store, uid).game for uid in people} == {match.split(" ")[0] for match in matches}
     assert store.client.hgetall(Keys.playing) == {"q": "24"}
 
 
-def test_a_player_who_joins_at_once_with_many_connections_is_not_matched_with_himself(store, worker):
+def test_a_player_who_joins_at_once_with_many_connections_is_not_matched_with_himself(
+    store, worker
+):
     conns = [worker.connection() for _ in range(16)]
     newest = max(conns, key=turn_of)
     outcomes = at_once(16, lambda i: join(store, "u1", conns[i], name="qr"[i % 2])[0])
@@ -804,12 +1235,12 @@ def test_a_player_who_joins_at_once_with_many_connections_is_not_matched_with_hi
 def test_the_holder_of_a_connection_is_told_to_look_at_its_session(store, worker):
     conn = worker.connection()
     join(store, "u1", conn)
-    assert [store.run(trivia.WHOSE_CONNECTION, (Keys.seats,), uid) for uid in ("u1", "nobody")] == [1, 1]
+    assert [store.run("revoke", (Keys.seats,), uid) for uid in ("u1", "nobody")] == [1, 1]
     assert worker.events() == [("revoked", "-", {conn: 0}, "")]
 
 
 def due_tickets(store):
-    return store.run(trivia.DUE_TICKETS, (Keys.due, Keys.forming, Keys.lobby_clock))
+    return store.run("due_tickets", (Keys.due, Keys.forming, Keys.lobby_clock))
 
 
 def test_what_is_due_in_the_lobby_is_handed_out_once(store):
@@ -836,15 +1267,19 @@ def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, 
     assert set(store.client.zrange(Keys.workers, 0, -1)) == {"dead:dead", "back", one.id, two.id}
     mark = int(store.client.zscore(Keys.workers, "dead:dead"))
     assert one.beat("dead", "5")[1] == one.beat("dead:dead", str(mark - 1))[1] == []
-    assert two.beat("dead:dead", str(mark))[1] == ["dead"], "whose burial the other one did not finish"
+    assert two.beat("dead:dead", str(mark))[1] == ["dead"], (
+        "whose burial the other one did not finish"
+    )
     store.client.zrem(Keys.workers, one.id)
     assert one.beat()[0] == 0 and one.beat()[0] == 1
 
 
 # ---- time
 
-CLOCKS = [(Keys.shard(0)[1], Keys.shard(0)[0], lambda store: store.run(trivia.DUE_GAMES, Keys.shard(0))[1:]),
-          (Keys.lobby_clock, Keys.due, due_tickets)]
+CLOCKS = [
+    (Keys.shard(0)[1], Keys.shard(0)[0], lambda store: store.run("due_games", Keys.shard(0))[1:]),
+    (Keys.lobby_clock, Keys.due, due_tickets),
+]
 
 
 def clock_of(store, key):
@@ -854,7 +1289,9 @@ def clock_of(store, key):
 
 @pytest.mark.parametrize("key, pending, look", CLOCKS)
 @pytest.mark.parametrize("jump_ms", [-3_600_000, -1000, 3_600_000, 4000])
-def test_time_stands_still_while_the_clock_is_set_or_nothing_runs(store, key, pending, look, jump_ms):
+def test_time_stands_still_while_the_clock_is_set_or_nothing_runs(
+    store, key, pending, look, jump_ms
+):
     """As the clock would jump now, it has jumped since it was last seen."""
     store.client.zadd(pending, {"q later": store.now() - jump_ms + 2000})
     seen = store.now() - jump_ms
@@ -875,7 +1312,9 @@ def test_a_steady_clock_is_written_once_a_second_and_keeps_its_lag(store, key, p
     now = store.now()
     store.client.set(key, f"500 {now - 600}")
     look(store)
-    assert clock_of(store, key) in [(500, now - 600), (500, store.now() - 500)], "too early to write it again"
+    assert clock_of(store, key) in [(500, now - 600), (500, store.now() - 500)], (
+        "too early to write it again"
+    )
     store.client.set(key, f"500 {store.now() - 2500}")
     look(store)
     lag, last = clock_of(store, key)
@@ -884,11 +1323,24 @@ def test_a_steady_clock_is_written_once_a_second_and_keeps_its_lag(store, key, p
 
 def test_a_new_game_on_an_empty_shard_begins_on_the_clock_of_redis(store, worker):
     game = trivia.new_game_id()
-    store.client.set(Keys.game(game)[2], f"5000 {store.now() - 100_000}")
-    store.run(trivia.CREATE_GAME, Keys.game(game), "q", "1 1 1 1 1 continue rated", QUIZ, 3000, "{}", "u1", "n1", "-", 1,
-              NOBODY)
-    assert clock_of(store, Keys.game(game)[2])[0] == 0
-    assert 0 <= store.now() + 3000 - int(store.client.hget(Keys.game(game)[0], "deadline")) < 2000
+    store.client.set(Keys.game_keys(game)[2], f"5000 {store.now() - 100_000}")
+    store.run(
+        "create_game",
+        Keys.game_keys(game),
+        "q",
+        "1 1 1 1 1 continue rated",
+        QUIZ,
+        3000,
+        "{}",
+        "u1",
+        "n1",
+        "-",
+        1,
+        NOBODY,
+    )
+    assert clock_of(store, Keys.game_keys(game)[2])[0] == 0
+    deadline = int(flat(store.client.hgetall(Keys.game(game)))["deadline"])
+    assert 0 <= store.now() + 3000 - deadline < 2000
 
 
 def test_an_answer_given_as_the_clock_is_set_back_counts_with_the_time_it_took(store, worker, game):
@@ -896,7 +1348,7 @@ def test_an_answer_given_as_the_clock_is_set_back_counts_with_the_time_it_took(s
     lag, last = clock_of(store, game.keys[2])
     # The clock jumps an hour back: all that is stored is an hour ahead of it.
     for field in ("opened", "deadline"):
-        store.client.hincrby(game.key, field, 3_600_000)
+        game.set(**{field: int(getattr(game, field)) + 3_600_000})
     store.client.set(game.keys[2], f"0 {last + 3_600_000}")
     assert game.answer(1, 0) == "ok"
     choice, ms, points = map(int, game.ans1.split(" "))
@@ -905,34 +1357,37 @@ def test_an_answer_given_as_the_clock_is_set_back_counts_with_the_time_it_took(s
 
 # ---- a game
 
+
 class Play:
     """A game on the store."""
 
     def __init__(self, store, conns, on_exit="forfeit", quiz=QUIZ):
-        self.store, self.conns, self.id, self.caller = store, list(conns), trivia.new_game_id(), NOBODY
-        self.key, self.deadlines, _ = self.keys = Keys.game(self.id)
+        self.store, self.conns, self.id = store, list(conns), trivia.new_game_id()
+        self.caller = NOBODY
+        self.key, self.deadlines, _ = self.keys = Keys.game_keys(self.id)
         rules = f"{ANSWER_MS} {REVEAL_MS} {SEAT_MS} 100 50 {on_exit} rated"
         # The turn says that they came with their third connection.
         people = [x for i, conn in enumerate(self.conns, 1) for x in (f"u{i}", f"n{i}", conn, TURN)]
         start = json.dumps({"type": "start", "game": self.id})
         self.creation = ("q", rules, quiz, 3000, start, *people)
-        self.created = self.run(trivia.CREATE_GAME, *self.creation)
+        self.created = self.run("create_game", *self.creation)
 
-    def run(self, script, *args):
-        return self.store.run(script, self.keys, *args, self.caller)
+    def run(self, name, *args):
+        return self.store.run(name, self.keys, *args, self.caller)
 
     def __getattr__(self, name):
-        return self.store.client.hget(self.key, name)
+        return flat(self.store.client.hgetall(self.key)).get(name)
 
     def set(self, **fields):
-        if fields:
-            self.store.client.hset(self.key, mapping=fields)
+        set_flat(self.store.client, self.key, fields)
 
     def snapshot(self):
-        return self.store.client.hgetall(self.key), self.store.client.zscore(self.deadlines, self.id)
+        return self.store.client.hgetall(self.key), self.store.client.zscore(
+            self.deadlines, self.id
+        )
 
     def advance(self):
-        return self.run(trivia.ADVANCE)
+        return self.run("advance")
 
     def next(self):
         """The phase after this one, whose deadline passes."""
@@ -946,16 +1401,16 @@ class Play:
         return self
 
     def answer(self, i, choice, round=None):
-        return self.run(trivia.ANSWER, self.conns[i - 1], round or self.round, choice)
+        return self.run("answer", self.conns[i - 1], round or self.round, choice)
 
     def enter(self, uid, conn, turn=TURN):
-        return self.run(trivia.ENTER_GAME, uid, conn, turn)
+        return self.run("enter_game", uid, conn, turn)
 
     def exit(self, i, leaving=0):
-        return self.run(trivia.EXIT_GAME, self.conns[i - 1], leaving)
+        return self.run("exit_game", self.conns[i - 1], leaving)
 
     def finish(self, ranking="[]", erased=""):
-        return self.run(trivia.FINISH, ranking, 1000, erased)
+        return self.run("finish_game", ranking, 1000, erased)
 
     def left_ms(self):
         return self.store.client.zscore(self.deadlines, self.id) - self.store.now()
@@ -985,10 +1440,25 @@ def test_a_game_is_created_once_and_told_to_its_players(store, workers):
     start = game.creation[4]
     assert one.events() == [("start", game.id, {a: 1, c: 1}, start)]
     assert two.events() == [("start", game.id, {b: 1}, start)]
-    assert (game.phase, game.round, game.players, game.conn4, game.seq4) == ("start", "0", "4", "", "0")
-    assert [game.gone1, game.score1, game.log1, game.ans1, game.turn1, game.turn4] == ["", "0", "", "", "3", "3"]
-    assert SEAT_MS - 2000 < int(game.gone4) - store.now() <= SEAT_MS and 2000 < game.left_ms() <= 3000
-    assert untouched(game, lambda: game.run(trivia.CREATE_GAME, *game.creation)) == 0
+    assert (game.phase, game.round, game.players, game.conn4, game.seq4) == (
+        "start",
+        "0",
+        "4",
+        "",
+        "0",
+    )
+    assert [game.gone1, game.score1, game.log1, game.ans1, game.turn1, game.turn4] == [
+        "",
+        "0",
+        "",
+        "",
+        "3",
+        "3",
+    ]
+    assert (
+        SEAT_MS - 2000 < int(game.gone4) - store.now() <= SEAT_MS and 2000 < game.left_ms() <= 3000
+    )
+    assert untouched(game, lambda: game.run("create_game", *game.creation)) == 0
     assert one.events() == two.events() == [] and store.client.ttl(game.key) == -1
 
 
@@ -1004,48 +1474,64 @@ def test_events_for_players_of_the_worker_that_runs_a_script_come_with_its_reply
         """The value of a reply that brings one event, to the first player."""
         mark, value, event = reply
         head, body = event.split("\n")
-        assert mark == "events" and re.fullmatch(rf"{kind} {game.id} \d{{10}}\.\d{{6}} {number}:{seq}", head), reply
+        assert mark == "events" and re.fullmatch(
+            rf"{kind} {game.id} \d{{10}}\.\d{{6}} {number}:{seq}", head
+        ), reply
         assert kind == "question" or json.loads(body)["type"] == kind
         return value
+
     assert told(game.next(), "question", 2) == "question"
     assert game.answer(1, 0) == "ok", "of his own answer he is told nothing"
     assert told(game.answer(2, 0), "reveal", 3) == "ok"
-    assert told(game.run(trivia.RELAY, b, "wave", ""), "wave", 4) == "ok"
+    assert told(game.run("relay", b, "wave", ""), "wave", 4) == "ok"
     assert told(game.exit(2), "user_exit", 5) == "reveal"
     assert told(game.enter("u2", b), "user_return", 6)[0] == "ok"
     assert told(game.exit(2, leaving=1), "user_exit", 7) == "settle"
     assert told(game.finish(), "end", 8) == 1
-    assert [kind for kind, *_ in two.events()] == ["question", "answered", "reveal", "end"] and one.events() == []
+    assert [kind for kind, *_ in two.events()] == [
+        "question",
+        "answered",
+        "reveal",
+        "end",
+    ] and one.events() == []
     store.client.delete(game.key)
-    assert told(game.run(trivia.CREATE_GAME, *game.creation), "start", 1) == 1
+    assert told(game.run("create_game", *game.creation), "start", 1) == 1
 
 
 def test_a_game_created_at_once_by_many_begins_once(store, worker):
     game = Play(store, [worker.connection(), worker.connection()])
     store.client.delete(game.key)
     worker.events()
-    assert sum(at_once(8, lambda i: game.run(trivia.CREATE_GAME, *game.creation))) == 1 and worker.kinds() == ["start"]
+    assert sum(
+        at_once(8, lambda i: game.run("create_game", *game.creation))
+    ) == 1 and worker.kinds() == ["start"]
 
 
-def test_due_games_are_handed_out_once_at_a_time(store):
+def test_due_games_are_returned_and_left_as_they_are(store):
     (key, _), now = Keys.shard(0), store.now()
     store.client.zadd(key, {f"g{i}": now - i for i in range(40)} | {"later": now + 60_000})
-    handed = at_once(4, lambda i: store.run(trivia.DUE_GAMES, Keys.shard(0)))
-    assert sorted(game for games in handed for game in games[1::2]) == sorted(f"g{i}" for i in range(40))
-    assert all(i <= late < i + 5000 for games in handed for i, late in ((int(game[1:]), late) for game, late in zip(
-        games[1::2], games[2::2])))
-    assert store.client.zscore(key, "later") == now + 60_000
-    put_off = store.client.zrange(key, 0, -1, withscores=True)[:40]
-    assert all(now < score <= store.now() + 1000 for _, score in put_off)
-    store.client.zadd(key, {game: now for game, _ in put_off})
-    assert len(store.run(trivia.DUE_GAMES, Keys.shard(0))[1::2]) == 40
+    before = store.client.zrange(key, 0, -1, withscores=True)
+    for games in at_once(4, lambda i: store.run("due_games", Keys.shard(0))):
+        assert games[0] == 0
+        late = dict(zip(games[1::2], games[2::2], strict=True))
+        assert late.keys() == {f"g{i}" for i in range(40)}
+        assert all(i <= late[f"g{i}"] < i + 5000 for i in range(40))
+    assert store.client.zrange(key, 0, -1, withscores=True) == before
+    assert len(store.run("due_games", Keys.shard(0), 0, 7)[1::2]) == 7
+
+
+def test_games_of_other_shards_are_due_only_after_a_grace(store):
+    (key, _), now = Keys.shard(0), store.now()
+    store.client.zadd(key, {"long": now - 9000, "just": now})
+    assert store.run("due_games", Keys.shard(0), 8000, 500)[1::2] == ["long"]
+    assert store.run("due_games", Keys.shard(0), 60_000, 500) == [0]
 
 
 def test_it_is_told_when_the_first_game_will_be_due(store):
     key, _ = Keys.shard(0)
-    assert store.run(trivia.DUE_GAMES, Keys.shard(0)) == []
+    assert store.run("due_games", Keys.shard(0)) == []
     store.client.zadd(key, {"later": store.now() + 60_000, "much later": store.now() + 90_000})
-    [wait_ms] = store.run(trivia.DUE_GAMES, Keys.shard(0))
+    [wait_ms] = store.run("due_games", Keys.shard(0))
     assert 0 < wait_ms <= 60_000
 
 
@@ -1055,26 +1541,46 @@ def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
     seqs, expected = itertools.count(2), []
     for number, (question, order) in enumerate((("7", "0123"), ("8", "1032"), ("9", "10")), 1):
         assert game.next() == "question" and ANSWER_MS - 2000 < game.left_ms() <= ANSWER_MS
-        expected.append(("question", game.id, {a: (n := next(seqs)), b: n}, f"{number} {question} {order} {ANSWER_MS}"))
+        expected.append(
+            (
+                "question",
+                game.id,
+                {a: (n := next(seqs)), b: n},
+                f"{number} {question} {order} {ANSWER_MS}",
+            )
+        )
         assert untouched(game, game.advance) == "question"
         assert game.next() == "reveal" and REVEAL_MS - 2000 < game.left_ms() <= REVEAL_MS
         expected.append(("reveal", game.id, {a: (n := next(seqs)), b: n}, None))
         assert untouched(game, game.advance) == "reveal"
-    assert game.next() == "settle" and game.reason == "finished" and 0 <= store.now() - int(game.ended) < 5000
+    assert (
+        game.next() == "settle"
+        and game.reason == "finished"
+        and 0 <= store.now() - int(game.ended) < 5000
+    )
     events = worker.events()
-    assert [(*event[:3], event[3] if event[0] == "question" else None) for event in events] == expected
+    assert [
+        (*event[:3], event[3] if event[0] == "question" else None) for event in events
+    ] == expected
     body = json.loads(events[1][3])
-    assert body == {"type": "reveal", "game": game.id, "round": 1, "correct": 0, "answers": {},
-                    "scores": {"n1": 0, "n2": 0}, "reveal_ms": REVEAL_MS}
+    assert body == {
+        "type": "reveal",
+        "game": game.id,
+        "round": 1,
+        "correct": 0,
+        "answers": {},
+        "scores": {"n1": 0, "n2": 0},
+        "reveal_ms": REVEAL_MS,
+    }
     assert [game.log1, game.log2] == ["- - - "] * 2
     assert game.advance() == game.advance() == "settle" and 1000 < game.left_ms() <= 2000
 
 
 def test_advance_removes_the_deadline_of_a_game_that_is_not_there(store):
     game = trivia.new_game_id()
-    keys = Keys.game(game)
+    keys = Keys.game_keys(game)
     store.client.zadd(keys[1], {game: 1})
-    assert store.run(trivia.ADVANCE, keys, NOBODY) == "missing" and store.client.keys() == [keys[2]]
+    assert store.run("advance", keys, NOBODY) == "missing" and store.client.keys() == [keys[2]]
 
 
 def test_a_deadline_met_by_many_at_once_moves_the_game_once(store, worker, game):
@@ -1091,15 +1597,28 @@ def test_a_seat_is_given_up_when_its_time_is_over(store, worker):
     worker.events()
     assert untouched(game, game.advance) == "question"
     game.set(gone1=1)
-    assert game.advance() == "question" and game.gone1 == "left" and ANSWER_MS - 5000 < game.left_ms()
-    (kind, _, targets, body), = worker.events()
-    assert (kind, json.loads(body)["player"], json.loads(body)["returns_ms"]) == ("user_exit", "n1", 0)
+    assert (
+        game.advance() == "question" and game.gone1 == "left" and game.left_ms() > ANSWER_MS - 5000
+    )
+    ((kind, _, targets, body),) = worker.events()
+    assert (kind, json.loads(body)["player"], json.loads(body)["returns_ms"]) == (
+        "user_exit",
+        "n1",
+        0,
+    )
     assert set(targets) == set(game.conns[1:])
     assert untouched(game, game.advance) == "question"
 
 
-@pytest.mark.parametrize("on_exit, left, reason", [
-    ("forfeit", 1, "forfeit"), ("forfeit", 2, "abandoned"), ("continue", 1, None), ("continue", 2, "abandoned")])
+@pytest.mark.parametrize(
+    "on_exit, left, reason",
+    [
+        ("forfeit", 1, "forfeit"),
+        ("forfeit", 2, "abandoned"),
+        ("continue", 1, None),
+        ("continue", 2, "abandoned"),
+    ],
+)
 @pytest.mark.parametrize("how", ["expired", "left"])
 def test_a_deserted_game_ends_as_its_queue_says(store, worker, on_exit, left, reason, how):
     game = Play(store, [worker.connection(), worker.connection()], on_exit).to_round(2)
@@ -1112,13 +1631,26 @@ def test_a_deserted_game_ends_as_its_queue_says(store, worker, on_exit, left, re
     assert (phase == "settle", game.reason) == (bool(expected), expected)
 
 
-@pytest.mark.parametrize("round, choice, prepare, code", [
-    (2, 1, None, "ok"), (2, 3, None, "ok"), (2, 0, None, "ok"), (2, 4, None, "no_such_choice"),
-    (2, 15, None, "no_such_choice"), (3, 0, None, "wrong_round"), (1, 0, None, "late_answer"),
-    (2, 1, {"deadline": 1}, "late_answer"), (2, 1, {"phase": "reveal"}, "late_answer"),
-    (2, 1, {"phase": "settle"}, "late_answer"), (2, 1, {"ans1": "0 5 0"}, "already_answered"),
-    (2, 1, {"conn1": ""}, "not_playing"), (2, 1, {"conn1": "x.9"}, "not_playing"),
-    (2, 1, {"gone1": "left"}, "not_playing"), (1, 1, {"ans1": "0 5 0"}, "late_answer")])
+@pytest.mark.parametrize(
+    "round, choice, prepare, code",
+    [
+        (2, 1, None, "ok"),
+        (2, 3, None, "ok"),
+        (2, 0, None, "ok"),
+        (2, 4, None, "no_such_choice"),
+        (2, 15, None, "no_such_choice"),
+        (3, 0, None, "wrong_round"),
+        (1, 0, None, "late_answer"),
+        (2, 1, {"deadline": 1}, "late_answer"),
+        (2, 1, {"phase": "reveal"}, "late_answer"),
+        (2, 1, {"phase": "settle"}, "late_answer"),
+        (2, 1, {"ans1": "0 5 0"}, "already_answered"),
+        (2, 1, {"conn1": ""}, "not_playing"),
+        (2, 1, {"conn1": "x.9"}, "not_playing"),
+        (2, 1, {"gone1": "left"}, "not_playing"),
+        (1, 1, {"ans1": "0 5 0"}, "late_answer"),
+    ],
+)
 def test_an_answer_is_judged(worker, game, round, choice, prepare, code):
     game.to_round(2)
     if prepare:
@@ -1132,26 +1664,28 @@ def test_an_answer_is_judged(worker, game, round, choice, prepare, code):
     given, ms, points = map(int, game.ans1.split(" "))
     assert given == choice and 0 <= ms < 5000
     assert points == (100 + 50 * (ANSWER_MS - ms) // ANSWER_MS if choice == RIGHT[2] else 0)
-    (kind, _, targets, body), = worker.events()
+    ((kind, _, targets, body),) = worker.events()
     assert kind == "answered" and set(targets) == {game.conns[1]}
     assert json.loads(body) == {"type": "answered", "game": game.id, "round": 2, "player": "n1"}
     assert untouched(game, lambda: game.answer(1, 1, 2)) == "already_answered"
 
 
-@pytest.mark.parametrize("ago, points", [(0, 150), (ANSWER_MS // 2, 125), (ANSWER_MS * 2, 100), (-ANSWER_MS, 150)])
+@pytest.mark.parametrize(
+    "ago, points", [(0, 150), (ANSWER_MS // 2, 125), (ANSWER_MS * 2, 100), (-ANSWER_MS, 150)]
+)
 def test_points_fall_with_the_time_that_the_answer_took(store, game, ago, points):
     game.to_round(1).set(opened=store.now() - ago)
     assert game.answer(1, 0) == "ok"
-    assert 0 <= points - int(game.ans1.split(" ")[2]) <= 4        # 60 s for 50 points: up to 4 s late
+    assert 0 <= points - int(game.ans1.split(" ")[2]) <= 4  # 60 s for 50 points: up to 4 s late
 
 
 def test_an_answer_to_a_game_that_is_not_there_is_refused(store):
-    keys = Keys.game("00aaaaaaaaaa")
-    assert store.run(trivia.ANSWER, keys, "w.1", 1, 0, NOBODY) == "not_playing"
-    assert store.run(trivia.EXIT_GAME, keys, "w.1", 0, NOBODY) == "missing"
-    assert store.run(trivia.ENTER_GAME, keys, "u1", "w.1", 1, NOBODY) == ["missing"]
-    assert store.run(trivia.RELAY, keys, "w.1", "emoji", "", NOBODY) == "not_playing"
-    assert store.run(trivia.FINISH, keys, "[]", 10, "u1", NOBODY) == 0
+    keys = Keys.game_keys("00aaaaaaaaaa")
+    assert store.run("answer", keys, "w.1", 1, 0, NOBODY) == "not_playing"
+    assert store.run("exit_game", keys, "w.1", 0, NOBODY) == "missing"
+    assert store.run("enter_game", keys, "u1", "w.1", 1, NOBODY) == ["missing"]
+    assert store.run("relay", keys, "w.1", "emoji", "", NOBODY) == "not_playing"
+    assert store.run("finish_game", keys, "[]", 10, "u1", NOBODY) == 0
     assert store.client.keys() == [keys[2]]
 
 
@@ -1165,8 +1699,14 @@ def test_the_last_answer_reveals_the_round(worker, game):
     assert (answered[0], reveal[0]) == ("answered", "reveal") and reveal[2][b] == answered[2][b] + 1
     body = json.loads(reveal[3])
     points = body["answers"]["n1"]["points"]
-    assert 100 < points <= 150 and body["scores"] == {"n1": points, "n2": 0} == {"n1": int(game.score1), "n2": 0}
-    assert body["correct"] == 1 and {k: v["choice"] for k, v in body["answers"].items()} == {"n1": 1, "n2": 0}
+    assert 100 < points <= 150 and body["scores"] == {"n1": points, "n2": 0} == {
+        "n1": int(game.score1),
+        "n2": 0,
+    }
+    assert body["correct"] == 1 and {k: v["choice"] for k, v in body["answers"].items()} == {
+        "n1": 1,
+        "n2": 0,
+    }
     assert game.answer(1, 1) == "late_answer"
 
 
@@ -1174,7 +1714,10 @@ def test_of_answers_given_at_once_the_first_counts(worker, game):
     game.to_round(1)
     codes = at_once(8, lambda i: game.answer(1, i % 4))
     assert sorted(codes) == ["already_answered"] * 7 + ["ok"]
-    assert game.ans1.split(" ")[0] == str(codes.index("ok") % 4) and worker.kinds() == ["question", "answered"]
+    assert game.ans1.split(" ")[0] == str(codes.index("ok") % 4) and worker.kinds() == [
+        "question",
+        "answered",
+    ]
 
 
 def test_the_last_two_answers_at_once_reveal_once(worker, game):
@@ -1185,7 +1728,8 @@ def test_the_last_two_answers_at_once_reveal_once(worker, game):
 
 def a_while_later(game, i, ms):
     """As if so much time had passed since player i lost his connection."""
-    game.store.client.hincrby(game.key, f"gone{i}", -ms)
+    kept = int(getattr(game, f"gone{i}")) - ms
+    game.set(**{f"gone{i}": kept})
 
 
 def test_a_question_waits_a_moment_for_the_only_one_without_an_answer_who_went(worker, game):
@@ -1227,7 +1771,9 @@ def test_a_question_that_nobody_sees_stays_open(worker, game):
     assert game.advance() == "question" and game.left_ms() > SEAT_MS - 4000
 
 
-def test_a_question_closes_when_the_only_one_without_an_answer_was_on_a_worker_that_died(store, workers):
+def test_a_question_closes_when_the_only_one_without_an_answer_was_on_a_worker_that_died(
+    store, workers
+):
     alive, lost = workers(), workers()
     game = Play(store, [alive.connection(), lost.connection()], "continue").to_round(1)
     alive.events()
@@ -1245,7 +1791,7 @@ def test_an_exit_is_told_and_happens_once(store, worker, leaving, on_exit):
     worker.events()
     ends = leaving and on_exit == "forfeit"
     assert game.exit(1, leaving) == ("settle" if ends else "question")
-    (kind, _, targets, body), = worker.events()
+    ((kind, _, targets, body),) = worker.events()
     assert kind == "user_exit" and set(targets) == {game.conns[1]}
     returns = json.loads(body)["returns_ms"]
     assert returns == 0 if leaving else SEAT_MS - 10 <= returns <= SEAT_MS
@@ -1261,7 +1807,7 @@ def test_an_exit_from_a_game_that_is_over_is_stale(worker, game, phase):
 
 def entered(reply):
     assert reply[0] == "ok"
-    return dict(zip(reply[2::2], reply[3::2]))
+    return flat({"plan": reply[2], "state": reply[3]})
 
 
 def test_a_player_comes_back_and_the_others_are_told_once(store, workers):
@@ -1274,13 +1820,17 @@ def test_a_player_comes_back_and_the_others_are_told_once(store, workers):
     reply = game.enter("u1", again, TURN + 1)
     assert abs(int(reply[1]) - store.now()) < 5000
     fields = entered(reply)
-    assert fields == store.client.hgetall(game.key)
+    assert fields == flat(store.client.hgetall(game.key))
     assert (fields["conn1"], fields["gone1"], fields["turn1"]) == (again, "", str(TURN + 1))
-    (kind, _, targets, body), = one.events()
-    assert (kind, list(targets), json.loads(body)["player"]) == ("user_return", [game.conns[1]], "n1")
+    ((kind, _, targets, body),) = one.events()
+    assert (kind, list(targets), json.loads(body)["player"]) == (
+        "user_return",
+        [game.conns[1]],
+        "n1",
+    )
     assert untouched(game, lambda: game.enter("u1", again, TURN + 1))[0] == "ok"
     assert one.events() == two.events() == []
-    assert game.left_ms() > SEAT_MS     # the seat's own deadline is gone
+    assert game.left_ms() > SEAT_MS  # the seat's own deadline is gone
     game.exit(2)
     assert two.events()[0][2] == {again: int(fields["seq1"]) + 1}
 
@@ -1288,7 +1838,7 @@ def test_a_player_comes_back_and_the_others_are_told_once(store, workers):
 def test_a_connection_that_replaces_another_is_not_a_return(worker, game):
     new = worker.connection()
     assert game.enter("u1", new, TURN + 1)[0] == "ok" and worker.events() == []
-    assert untouched(game, lambda: game.exit(1)) == "stale"        # the older one, late
+    assert untouched(game, lambda: game.exit(1)) == "stale"  # the older one, late
     assert (game.conn1, game.turn1) == (new, str(TURN + 1))
 
 
@@ -1298,12 +1848,14 @@ def test_a_connection_that_was_replaced_cannot_take_the_game_back(worker, game, 
     for turn in range(TURN + 1, TURN + (3 if newer == "entered twice" else 2)):
         game.enter("u1", new := worker.connection(), turn)
     if newer == "gone":
-        assert game.run(trivia.EXIT_GAME, new, 0) == "start"
+        assert game.run("exit_game", new, 0) == "start"
     worker.events()
     for turn in (TURN, 0):
         assert untouched(game, lambda: game.enter("u1", game.conns[0], turn)) == ["stale"]
     assert worker.events() == [] and game.enter("u1", new, turn := int(game.turn1))[0] == "ok"
-    assert game.enter("u2", worker.connection(), TURN)[0] == "ok"      # each player has turns of his own
+    assert (
+        game.enter("u2", worker.connection(), TURN)[0] == "ok"
+    )  # each player has turns of his own
 
 
 def test_of_connections_that_enter_at_once_the_newest_stays(worker, game):
@@ -1313,23 +1865,33 @@ def test_of_connections_that_enter_at_once_the_newest_stays(worker, game):
     assert set(outcomes) <= {"ok", "stale"} and worker.events() == []
 
 
-@pytest.mark.parametrize("uid, prepare", [("stranger", {}), ("u1", {"gone1": "left"}), ("u1", {"phase": "end"})])
+@pytest.mark.parametrize(
+    "uid, prepare", [("stranger", {}), ("u1", {"gone1": "left"}), ("u1", {"phase": "end"})]
+)
 def test_a_game_that_is_over_for_him_lets_nobody_in(worker, game, uid, prepare):
     game.set(**prepare)
     for turn in (0, TURN, TURN + 1):
-        assert untouched(game, lambda: game.enter(uid, "w.9", turn)) == ["over"] and worker.events() == []
+        assert (
+            untouched(game, lambda: game.enter(uid, "w.9", turn)) == ["over"]
+            and worker.events() == []
+        )
 
 
 def test_a_message_is_relayed_to_the_opponents_only(worker, game):
-    assert game.run(trivia.RELAY, game.conns[0], "emoji", '"emoji":"\u2764"') == "ok"
-    assert game.run(trivia.RELAY, game.conns[0], "wave", "") == "ok"
-    assert game.run(trivia.RELAY, "w.9", "emoji", "") == "not_playing"
+    assert game.run("relay", game.conns[0], "emoji", '"emoji":"\u2764"') == "ok"
+    assert game.run("relay", game.conns[0], "wave", "") == "ok"
+    assert game.run("relay", "w.9", "emoji", "") == "not_playing"
     events = worker.events()
     assert [(kind, targets, json.loads(body)) for kind, _, targets, body in events] == [
-        ("emoji", {game.conns[1]: 2}, {"type": "emoji", "game": game.id, "player": "n1", "emoji": "\u2764"}),
-        ("wave", {game.conns[1]: 3}, {"type": "wave", "game": game.id, "player": "n1"})]
+        (
+            "emoji",
+            {game.conns[1]: 2},
+            {"type": "emoji", "game": game.id, "player": "n1", "emoji": "\u2764"},
+        ),
+        ("wave", {game.conns[1]: 3}, {"type": "wave", "game": game.id, "player": "n1"}),
+    ]
     game.set(phase="end")
-    assert untouched(game, lambda: game.run(trivia.RELAY, game.conns[0], "emoji", "")) == "not_playing"
+    assert untouched(game, lambda: game.run("relay", game.conns[0], "emoji", "")) == "not_playing"
 
 
 @pytest.mark.parametrize("phase", ["start", "question", "reveal", "end"])
@@ -1343,80 +1905,120 @@ def test_a_finished_game_keeps_what_is_looked_up_later_and_expires(store, worker
     game.exit(1, 1)
     worker.events()
     assert sum(at_once(6, lambda i: game.finish('[{"player":"n2"}]'))) == 1
-    (kind, _, targets, body), = worker.events()
+    ((kind, _, targets, body),) = worker.events()
     assert kind == "end" and set(targets) == set(game.conns)
-    assert json.loads(body) == {"type": "end", "game": game.id, "reason": "forfeit", "ranking": [{"player": "n2"}]}
-    kept = {"queue", "rules", "quiz", "players", "phase", "round", "reason", "ended"}
-    kept |= {f"{name}{i}" for name in ("uid", "name", "score", "log") for i in (1, 2)}
-    assert store.client.hgetall(game.key).keys() == kept
+    assert json.loads(body) == {
+        "type": "end",
+        "game": game.id,
+        "reason": "forfeit",
+        "ranking": [{"player": "n2"}],
+    }
+    assert store.client.hgetall(game.key).keys() == {"plan", "state"}
+    state = json.loads(store.client.hget(game.key, "state"))
+    assert state.keys() == {"phase", "round", "reason", "ended", "players"}
+    assert [player.keys() for player in state["players"]] == [{"score", "left"}, {"score"}]
     assert not store.client.exists(game.deadlines) and 990 <= store.client.ttl(game.key) <= 1000
     assert game.advance() == "end" and not store.client.exists(game.deadlines)
     assert 990 <= store.client.ttl(game.key) <= 1000
 
 
-@pytest.mark.parametrize("erased, left", [
-    ("", ["u1 n1", "u2 n2"]), ("u2", ["u1 n1", " (erased 2)"]), ("u1 u2", [" (erased 1)", " (erased 2)"]),
-    ("u u22 xu1 1", ["u1 n1", "u2 n2"])])
+@pytest.mark.parametrize(
+    "erased, left",
+    [
+        ("", ["u1 n1", "u2 n2"]),
+        ("u2", ["u1 n1", " (erased 2)"]),
+        ("u1 u2", [" (erased 1)", " (erased 2)"]),
+        ("u u22 xu1 1", ["u1 n1", "u2 n2"]),
+    ],
+)
 def test_who_was_erased_during_the_game_is_taken_out_of_it_at_its_end(worker, game, erased, left):
     game.to_round(1)
     game.exit(1, 1)
     worker.events()
     assert game.finish('[{"player":"n2"}]', erased) == 1
     assert [f"{game.uid1} {game.name1}", f"{game.uid2} {game.name2}"] == left
-    (kind, _, targets, body), = worker.events()
+    ((kind, _, targets, body),) = worker.events()
     # Until it is over the players know each other by name.
-    assert kind == "end" and set(targets) == set(game.conns) and json.loads(body)["ranking"] == [{"player": "n2"}]
+    assert (
+        kind == "end"
+        and set(targets) == set(game.conns)
+        and json.loads(body)["ranking"] == [{"player": "n2"}]
+    )
     assert untouched(game, lambda: game.finish("[]", "u1 u2")) == 0
 
 
 def test_a_player_is_taken_out_of_a_game(store, game):
     game.set(phase="end")
-    for uid, returned, left in (("nobody", 0, "u2 n2"), ("u2", 1, " (erased 2)"), ("u2", 0, " (erased 2)")):
-        assert store.run(trivia.FORGET_PLAYER, (game.key,), uid) == returned
+    for uid, returned, left in (
+        ("nobody", 0, "u2 n2"),
+        ("u2", 1, " (erased 2)"),
+        ("u2", 0, " (erased 2)"),
+    ):
+        assert store.run("forget_player", (game.key,), uid) == returned
         assert [game.uid1, game.name1, f"{game.uid2} {game.name2}"] == ["u1", "n1", left]
-    assert store.run(trivia.FORGET_PLAYER, Keys.game("00aaaaaaaaaa")[:1], "u1") == 0
-    assert not store.client.exists(Keys.game("00aaaaaaaaaa")[0])
+    assert store.run("forget_player", (Keys.game("00aaaaaaaaaa"),), "u1") == 0
+    assert not store.client.exists(Keys.game("00aaaaaaaaaa"))
 
 
 @pytest.mark.parametrize("lost_players", [1, 2])
-def test_players_of_a_worker_that_died_are_told_of_behind_the_event_that_found_it_out(store, workers, lost_players):
+def test_players_of_a_worker_that_died_are_told_of_behind_the_event_that_found_it_out(
+    store, workers, lost_players
+):
     """Whichever order the script goes through the workers in: each player's events are numbered in order."""
     for _ in range(4):
         alive, other, lost = workers(), workers(), workers()
-        game = Play(store, [alive.connection(), other.connection(), *(lost.connection() for _ in range(lost_players))])
+        game = Play(
+            store,
+            [
+                alive.connection(),
+                other.connection(),
+                *(lost.connection() for _ in range(lost_players)),
+            ],
+        )
         alive.events(), other.events()
         lost.die()
         assert game.next() == "question"
         for one in (alive, other):
             events = one.events()
             assert [kind for kind, *_ in events] == ["question"] + ["user_exit"] * lost_players
-            assert [seq for *_, targets, _ in events for seq in targets.values()] == list(range(2, 3 + lost_players))
+            assert [seq for *_, targets, _ in events for seq in targets.values()] == list(
+                range(2, 3 + lost_players)
+            )
         assert game.conn3 == "" and SEAT_MS - 5000 < int(game.gone3) - store.now() <= SEAT_MS
 
 
 @pytest.mark.parametrize("lost_players", [1, 2])
-def test_players_of_a_worker_that_died_stay_where_they_are_in_a_game_that_is_being_settled(store, workers, lost_players):
+def test_players_of_a_worker_that_died_stay_where_they_are_in_a_game_that_is_being_settled(
+    store, workers, lost_players
+):
     alive, lost = workers(), workers()
     game = Play(store, [alive.connection(), *(lost.connection() for _ in range(lost_players))])
     while game.next() != "settle":
         pass
     alive.events()
     lost.die()
-    assert game.run(trivia.RELAY, game.conns[0], "emoji", "") == "ok"
+    assert game.run("relay", game.conns[0], "emoji", "") == "ok"
     assert game.conn2 == game.conns[1] and game.gone2 == "" and alive.events() == []
     assert game.finish() == 1 and alive.kinds() == ["end"] and game.phase == "end"
 
 
 # ---- the key table
 
+
 def parse_table(text):
     """{pattern: (type, lives until)} of the table in the docstring; a row goes on in lines without a pattern."""
     lines = text.split("    pattern  ", 1)[1].split("\n\n")[0].splitlines()
-    kind_at, until_at = (("    pattern  " + lines[0]).index(word) for word in ("type", "lives until"))
+    kind_at, until_at = (
+        ("    pattern  " + lines[0]).index(word) for word in ("type", "lives until")
+    )
     rows = {}
     for line in lines[1:]:
         if pattern := line[:kind_at].strip():
-            kind, content, until = line[kind_at:].split(" ")[0], line[:until_at], line[until_at:].strip()
+            kind, content, until = (
+                line[kind_at:].split(" ")[0],
+                line[:until_at],
+                line[until_at:].strip(),
+            )
             last = rows[pattern] = [kind, content, until]
         else:
             last[1] += line[:until_at]
@@ -1425,37 +2027,71 @@ def parse_table(text):
 
 
 TABLE = parse_table(trivia.__doc__)
-WORDS = {"UID": r"[\w-]{8}", "FIELD": r"(username|email)", "BUCKET": r"\d+", "WHAT": r"(login|address|account|connect)",
-         "WHO": r"[^{}]+", "NAME": r"[a-z_]+", "SHARD": r"[0-3]", "ID": r"[0-9a-z]{12}",
-         "PERIOD": r"\d{4}-W?\d\d(-\d\d)?", "GAME": r"[0-9a-z]{12}"}
+WORDS = {
+    "UID": r"[\w-]{12}",
+    "FIELD": r"(username|email)",
+    "WHAT": r"(login|address|account|connect)",
+    "WHO": r"[^{}]+",
+    "NAME": r"[a-z_]+",
+    "SHARD": r"[0-3]",
+    "ID": r"[0-9a-z]{12}",
+    "PERIOD": r"\d{4}-W?\d\d(-\d\d)?",
+    "GAME": r"[0-9a-z]{12}",
+    "N": r"\d+",
+}
 CONN, MS = r"([0-9a-f]{10}\.\d+)", r"\d{13}"
-CONTENT = {     # what members and values look like, where the table says more than a name
-    "seats:{lobby}": rf"[\w-]{{8}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)",
-    "due:{lobby}": rf"[a-z]+ [\w-]{{8}}={MS}", "queue:{lobby}:NAME": rf"[\w-]{{8}}=({MS}|[\d.]+)",
-    "workers:{lobby}": rf"(dead:)?[0-9a-f]{{10}}={MS}", "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{8}})+={MS}",
-    "clock:{lobby}": rf"=\d+ {MS}", "clock:{gSHARD}": rf"=\d+ {MS}", "playing:{lobby}": r"[a-z]+=\d+",
+CONTENT = {  # what members and values look like, where the table says more than a name
+    "seats:{lobby}": rf"[\w-]{{12}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)",
+    "due:{lobby}": rf"[a-z]+ [\w-]{{12}}={MS}",
+    "queue:{lobby}:NAME": rf"[\w-]{{12}}=({MS}|[\d.]+)",
+    "workers:{lobby}": rf"(dead:)?[0-9a-f]{{10}}={MS}",
+    "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{12}})+={MS}",
+    "clock:{lobby}": rf"=\d+ {MS}",
+    "clock:{gSHARD}": rf"=\d+ {MS}",
+    "playing:{lobby}": r"[a-z]+=\d+",
     "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}",
     "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
-    "unique:{FIELD:BUCKET}": rf"[^ ]+=[\w-]{{8}} [\w-]{{4}}( {MS})?", "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
-    "boards:{boards}": r"[a-z_]+=[a-z_]+", "fingerprints:{bank}": r"[\w=-]+=\d+", "board:{NAME}": r"[\w-]{8}=[\d.]+",
-    "board:{NAME}:PERIOD": r"[\w-]{8}=[\d.]+", "metrics:{metrics}": r"[a-z_]+( [\w-]+)*=[\d.e-]+",
-    "loads:{metrics}": r"[0-9a-f]{10}=\d+ \d+ [\d.]+"}
-USER_FIELDS = r":created|:turn|:sigma|:from|session:[\w-]+|board:[a-z_]+|" + "|".join(trivia.USER_FIELDS) + "|email|avatar"
+    "unique:{FIELD:N}": rf"[^ ]+=[\w-]{{12}} [\w-]{{4}}( {MS})?",
+    "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
+    "boards:{boards}": r"[a-z_]+=[a-z_]+",
+    "fingerprints:{bank}": r"[\w=-]+=\d+",
+    "board:{NAME}": r"[\w-]{12}=[\d.]+",
+    "board:{NAME}:PERIOD": r"[\w-]{12}=[\d.]+",
+    "metrics:{metrics}": r"[a-z_]+( [\w-]+)*=[\d.e-]+",
+    "libraries:{lobby}": r"[0-9a-f]{10}=[0-9a-f]{8}",
+    "loads:{metrics}": r"[0-9a-f]{10}=\d+ \d+ [\d.]+",
+}
+USER_FIELDS = (
+    r":created|:turn|:sigma|:from|session:[\w-]+|board:[a-z_]+|"
+    + "|".join(trivia.USER_FIELDS)
+    + "|email|avatar"
+)
 
 
-def game_fields():
-    """A pattern for the fields of a game's hash, from the comment that heads the section."""
-    text = (ROOT / "trivia.py").read_text("utf-8")
-    text = text.split("# A game is one hash", 1)[1].split("# An event is published")[0]
-    words = re.findall(r"[a-z]+I?\b", re.sub(r"\([^()]*\)", "", text.split("#\n", 1)[1].replace("#", " ")).replace(
-        "and for each player, I from 1:", ""))
-    return "|".join(word[:-1] + r"[1-8]" if word.endswith("I") else word for word in words)
+GAME_FIELDS = r"plan|state|result|[1-9]\d*"
+PLAN_FIELDS = {"queue", "rules", "quiz", "players"}
+STATE_FIELDS = {"phase", "round", "opened", "deadline", "reason", "ended", "players"}
+PLAYER_FIELDS = {"conn", "turn", "kept", "left", "seq", "score", "answer"}
 
 
 def table_row(key):
     """The row of the table that documents a key."""
-    found = [pattern for pattern in TABLE if re.fullmatch(re.sub("|".join(WORDS), lambda m: WORDS[m[0]], re.escape(
-        pattern).replace(r"\{", "{").replace(r"\}", "}").replace("{", r"\{").replace("}", r"\}")), key)]
+    found = [
+        pattern
+        for pattern in TABLE
+        if re.fullmatch(
+            re.sub(
+                "|".join(WORDS),
+                lambda m: WORDS[m[0]],
+                re.escape(pattern)
+                .replace(r"\{", "{")
+                .replace(r"\}", "}")
+                .replace("{", r"\{")
+                .replace("}", r"\}"),
+            ),
+            key,
+        )
+    ]
     assert len(found) == 1, f"{key} is documented by {found or 'nothing'}"
     return found[0]
 
@@ -1468,10 +2104,12 @@ def read_store(client):
         if kind == "hash":
             content = client.hgetall(key)
         elif kind == "zset":
-            content = {name: f"{score:.17g}" for name, score in client.zrange(key, 0, -1, withscores=True)}
+            content = {
+                name: f"{score:.17g}" for name, score in client.zrange(key, 0, -1, withscores=True)
+            }
         else:
             content = {}
-        if kind != "none":      # it may have gone since the scan
+        if kind != "none":  # it may have gone since the scan
             found[key] = kind, content, ttl
     return found
 
@@ -1488,8 +2126,11 @@ def call_recorder(store):
         with stream.makefile(encoding="latin-1") as lines:
             for line in lines:
                 words = re.findall(r'"((?:[^"\\]|\\.)*)"', line)
-                if words and words[0].upper() == "EVALSHA":
-                    calls.append((words[1], words[3:3 + int(words[2])], words[3 + int(words[2]):]))
+                if words and words[0].upper() == "FCALL":
+                    calls.append(
+                        (words[1], words[3 : 3 + int(words[2])], words[3 + int(words[2]) :])
+                    )
+
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     return calls
@@ -1502,12 +2143,17 @@ def played():
     try:
         store.start()
         calls = call_recorder(store)
-        server = Server(edited_schema(lambda tree: tree["queues"]["party"].update(fill_seconds=0.3), seat_seconds=0.3),
-                        env={"REDIS_URL": store.url}).start()
+        server = Server(
+            edited_schema(
+                lambda tree: tree["queues"]["party"].update(fill_seconds=0.3), seat_seconds=0.3
+            ),
+            env={"REDIS_URL": store.url},
+        ).start()
         samples, frames = {}, []
 
         def look(name):
             samples[name] = read_store(store.client)
+
         look("empty")
         people = [server.register() for _ in range(4)]
         phone = lambda i, queue: Phone(server, people[i], queue)
@@ -1517,7 +2163,7 @@ def played():
         look("waiting")
         # A ticket is looked at after a second; make that now.
         store.client.zadd(Keys.due, {name: 1 for name in store.client.zrange(Keys.due, 0, -1)})
-        wait_until(lambda: any(sha == trivia.CHECK_TICKET.sha for sha, *_ in calls))
+        wait_until(lambda: any(name.startswith("check_ticket_") for name, *_ in calls))
         alone.send("leave")
         alone.expect("cancelled", reason="left")
 
@@ -1541,7 +2187,7 @@ def played():
             one.expect("start")
         bob.send("leave")
         assert [one.expect("end")["reason"] for one in (back, bob)] == ["forfeit"] * 2
-        wait_until(lambda: store.client.zcard(Keys.history(people[1]["token"][:8])) == 2)
+        wait_until(lambda: store.client.zcard(Keys.history(people[1]["token"][:12])) == 2)
         look("won by forfeit")
 
         party = [phone(i, "party") for i in range(4)]
@@ -1552,20 +2198,39 @@ def played():
         play_all(party[:3])
         look("settled twice")
 
-        server.http("POST", "/auth/login", {"login": people[1]["user"]["username"], "password": "wrong password"})
+        server.http(
+            "POST",
+            "/auth/login",
+            {"login": people[1]["user"]["username"], "password": "wrong password"},
+        )
         look("a login failed")
-        server.http("PATCH", "/users/me", {"avatar": "https://example.org/a.png"}, people[1]["token"])
-        server.http("POST", "/auth/logout", token=server.http(
-            "POST", "/auth/login", {"login": people[2]["user"]["username"], "password": PASSWORD}).json["token"])
+        server.http(
+            "PATCH", "/users/me", {"avatar": "https://example.org/a.png"}, people[1]["token"]
+        )
+        server.http(
+            "POST",
+            "/auth/logout",
+            token=server.http(
+                "POST",
+                "/auth/login",
+                {"login": people[2]["user"]["username"], "password": PASSWORD},
+            ).json["token"],
+        )
         for one in (*party, back, bob, alone):
             frames.append(one.frames)
             one.close()
         wait_until(lambda: not store.client.exists(Keys.seats))
         look("all have left")
-        assert server.http("DELETE", "/users/me", {"password": PASSWORD}, people[0]["token"]).status == 204
+        assert (
+            server.http("DELETE", "/users/me", {"password": PASSWORD}, people[0]["token"]).status
+            == 204
+        )
         look("one is erased")
         for person in people[1:]:
-            assert server.http("DELETE", "/users/me", {"password": PASSWORD}, person["token"]).status == 204
+            assert (
+                server.http("DELETE", "/users/me", {"password": PASSWORD}, person["token"]).status
+                == 204
+            )
         server.stop()
         look("the end")
         yield SimpleNamespace(calls=calls, samples=samples, people=people, frames=frames)
@@ -1579,11 +2244,11 @@ def played():
 
 def test_every_row_of_the_key_table_was_met_and_every_key_is_documented(played):
     met = {table_row(key) for sample in played.samples.values() for key in sample}
-    assert met | {"forming:{lobby}"} == TABLE.keys()        # which lasts some milliseconds only
+    assert met | {"forming:{lobby}"} == TABLE.keys()  # which lasts some milliseconds only
 
 
 def test_keys_have_the_type_and_the_content_that_the_table_says(played):
-    fields = {"user:{UID}": USER_FIELDS, "game:{gSHARD}:ID": game_fields()}
+    fields = {"user:{UID}": USER_FIELDS, "game:{gSHARD}:ID": GAME_FIELDS}
     for name, sample in played.samples.items():
         for key, (kind, content, _) in sample.items():
             row = table_row(key)
@@ -1592,27 +2257,41 @@ def test_keys_have_the_type_and_the_content_that_the_table_says(played):
                 if row in fields:
                     assert re.fullmatch(fields[row], member), (name, key, member)
                 else:
-                    assert re.fullmatch(CONTENT[row], f"{member}={value}"), (name, key, member, value)
+                    assert re.fullmatch(CONTENT[row], f"{member}={value}"), (
+                        name,
+                        key,
+                        member,
+                        value,
+                    )
 
 
 def test_every_field_of_a_game_that_is_documented_was_met(played):
-    games = [content for sample in played.samples.values() for key, (_, content, _) in sample.items()
-             if key.startswith("game:")]
-    met = {re.sub(r"[1-8]$", "[1-8]", name) for name in itertools.chain(*games)}
-    assert met == set(game_fields().split("|"))
+    plans, states, players = set(), set(), set()
+    for sample in played.samples.values():
+        for key, (_, content, _) in sample.items():
+            if key.startswith("game:"):
+                plans |= json.loads(content["plan"]).keys()
+                state = json.loads(content["state"])
+                states |= state.keys()
+                players |= set(itertools.chain(*state["players"]))
+    assert (plans, states, players) == (PLAN_FIELDS, STATE_FIELDS, PLAYER_FIELDS)
+    text = (ROOT / "trivia.lua").read_text("utf-8").split("A game is a hash of three parts")[1]
+    documented = text.split("In memory a game is a table")[0]
+    for field in PLAN_FIELDS | STATE_FIELDS | PLAYER_FIELDS | {"result"}:
+        assert re.search(rf"\b{field}\b", documented), field
 
 
 def test_keys_expire_as_the_table_says_and_no_others(played):
     for name, sample in played.samples.items():
         for key, (_, content, ttl) in sample.items():
-            until = TABLE[table_row(key)][2]
+            until = TABLE[table_row(key)][2].strip()
             if until == "then":
                 expected = 0 <= ttl <= 3600
             elif until == "20 s":
                 expected = 0 <= ttl <= 20
             elif until == "twice the period":
                 expected = 7 * 86400 < ttl <= 2 * 7 * 86400
-            elif "game_days" in until and content["phase"] == "end":
+            elif "game_days" in until and json.loads(content["state"])["phase"] == "end":
                 expected = 29 * 86400 < ttl <= 30 * 86400
             else:
                 expected = ttl == -1
@@ -1623,12 +2302,24 @@ def test_a_user_keeps_only_what_differs_from_the_default(played):
     for sample in played.samples.values():
         for key, (_, content, _) in sample.items():
             if key.startswith("user:"):
-                assert "" not in content.values() and "0" not in content.values() and content[":created"].isdigit()
+                assert (
+                    "" not in content.values()
+                    and "0" not in content.values()
+                    and content[":created"].isdigit()
+                )
 
 
 def test_nothing_is_left_over_after_everybody_is_gone(played):
-    rows = {table_row(key): content for key, (_, content, _) in played.samples["all have left"].items()}
-    gone = {"seats:{lobby}", "queue:{lobby}:NAME", "due:{lobby}", "forming:{lobby}", "deadlines:{gSHARD}"}
+    rows = {
+        table_row(key): content for key, (_, content, _) in played.samples["all have left"].items()
+    }
+    gone = {
+        "seats:{lobby}",
+        "queue:{lobby}:NAME",
+        "due:{lobby}",
+        "forming:{lobby}",
+        "deadlines:{gSHARD}",
+    }
     assert not gone & rows.keys()
     assert set(rows["playing:{lobby}"].values()) == {"0"} and len(rows["workers:{lobby}"]) == 1
 
@@ -1636,13 +2327,25 @@ def test_nothing_is_left_over_after_everybody_is_gone(played):
 def test_nothing_of_an_erased_user_is_left(played):
     before, after = played.samples["all have left"], played.samples["one is erased"]
     person = played.people[0]
-    uid = person["token"][:8]
+    uid = person["token"][:12]
     for word in (uid, person["user"]["username"], person["user"]["email"]):
-        assert word in json.dumps(before) and word not in json.dumps({
-            key: value for key, value in after.items() if not key.startswith("limit:")})
+        assert word in json.dumps(before) and word not in json.dumps(
+            {key: value for key, value in after.items() if not key.startswith("limit:")}
+        )
     left = {table_row(key) for key in played.samples["the end"]}
-    assert left <= {"bank:{bank}", "fingerprints:{bank}", "boards:{boards}", "game:{gSHARD}:ID", "playing:{lobby}",
-                    "limit:{WHAT:WHO}", "clock:{lobby}", "clock:{gSHARD}", "metrics:{metrics}", "skew:{GAME}"}
+    assert left <= {
+        "bank:{bank}",
+        "fingerprints:{bank}",
+        "boards:{boards}",
+        "game:{gSHARD}:ID",
+        "playing:{lobby}",
+        "limit:{WHAT:WHO}",
+        "clock:{lobby}",
+        "clock:{gSHARD}",
+        "metrics:{metrics}",
+        "skew:{GAME}",
+        "format:{lobby}",
+    }
 
 
 def test_phones_are_told_the_right_answer_only_in_the_reveal(played):
@@ -1652,19 +2355,60 @@ def test_phones_are_told_the_right_answer_only_in_the_reveal(played):
         revealed = frame["type"] == "reveal" or frame.get("phase") == "reveal"
         assert revealed == ("correct" in frame) == ("answers" in frame), frame
         assert frame["type"] != "question" or frame.keys() == {
-            "type", "game", "seq", "round", "text", "choices", "category", "difficulty", "answer_ms"}
+            "type",
+            "game",
+            "seq",
+            "round",
+            "text",
+            "choices",
+            "category",
+            "difficulty",
+            "answer_ms",
+        }
     assert {"question", "reveal", "update", "answered"} <= kinds
 
 
 # ---- any order
 
-PEOPLE, QUEUES = [f"p{i}" for i in range(6)], {"duel": FIFO, "near": NEAR, "trio": (2, 3, 0, 60_000, -1, 0)}
-HARMLESS = {"type", "game", "round", "player", "returns_ms", "emoji"}     # what may be told while a question is open
-WEIGHTS = {"connect": 4, "join_again": 3, "leave": 2, "leave_late": 2, "check_ticket": 2, "form": 4, "answer": 9,
-           "advance": 8, "expire_seats": 1, "check": 2, "relay": 1, "apply_one": 2, "finish": 5, "worker_dies": 1,
-           "worker_comes": 1, "beat": 1, "enter_late": 2, "clock_jumps": 1}
-DRAWN = {"uid": st.sampled_from(PEOPLE), "queue": st.sampled_from(sorted(QUEUES)), "n": st.integers(0, 59),
-         "flag": st.booleans(), "again": st.booleans()}
+PEOPLE, QUEUES = (
+    [f"p{i}" for i in range(6)],
+    {"duel": FIFO, "near": NEAR, "trio": (2, 3, 0, 60_000, -1, 0)},
+)
+HARMLESS = {
+    "type",
+    "game",
+    "round",
+    "player",
+    "returns_ms",
+    "emoji",
+}  # what may be told while a question is open
+WEIGHTS = {
+    "connect": 4,
+    "join_again": 3,
+    "leave": 2,
+    "leave_late": 2,
+    "check_ticket": 2,
+    "form": 4,
+    "answer": 9,
+    "advance": 8,
+    "expire_seats": 1,
+    "check": 2,
+    "relay": 1,
+    "apply_one": 2,
+    "finish": 5,
+    "worker_dies": 1,
+    "worker_comes": 1,
+    "beat": 1,
+    "enter_late": 2,
+    "clock_jumps": 1,
+}
+DRAWN = {
+    "uid": st.sampled_from(PEOPLE),
+    "queue": st.sampled_from(sorted(QUEUES)),
+    "n": st.integers(0, 59),
+    "flag": st.booleans(),
+    "again": st.booleans(),
+}
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -1680,12 +2424,15 @@ class AnyOrder(RuleBasedStateMachine):
         self.store.client.flushall()
         _turns.clear()
         # Names without chance, so that a failure can be repeated: the order of a Lua table is that of hashes.
-        self.names, self.game_ids = map("w{}".format, itertools.count(1)), map("{:012}".format, itertools.count(1))
+        self.names, self.game_ids = (
+            map("w{}".format, itertools.count(1)),
+            map("{:012}".format, itertools.count(1)),
+        )
         self.workers = [Worker(self.store, next(self.names)) for _ in range(2)]
-        self.conns = {}             # UID -> (connection, queue)
-        self.retired = []           # (UID, connection, queue) of connections that may still do something late
-        self.heard = {}             # (game, connection) -> last seq it got
-        self.over = {}              # UID -> game that is over for him
+        self.conns = {}  # UID -> (connection, queue)
+        self.retired = []  # (UID, connection, queue) of connections that may still do something late
+        self.heard = {}  # (game, connection) -> last seq it got
+        self.over = {}  # UID -> game that is over for him
         self.games, self.applied = {}, set()
         for uid in PEOPLE:
             make_user(self.store, uid)
@@ -1695,17 +2442,21 @@ class AnyOrder(RuleBasedStateMachine):
             worker.pubsub.close()
 
     def run(self, script, keys, *args, twice=False):
-        args = (*args, *[NOBODY] * script.tells)
+        if script in GAME_FUNCTIONS:
+            args = (*args, NOBODY)
         result = self.store.run(script, keys, *args)
         if twice:
             self.store.run(script, keys, *args)
         return result
 
     def fields(self, game):
-        return self.store.client.hgetall(Keys.game(game)[0])
+        return flat(self.store.client.hgetall(Keys.game(game)))
 
     def phase(self, game):
-        return self.store.client.hget(Keys.game(game)[0], "phase")
+        return self.fields(game).get("phase")
+
+    def set(self, game, **fields):
+        set_flat(self.store.client, Keys.game(game), fields)
 
     def running(self):
         return [game for game in self.games if self.phase(game) != "end"]
@@ -1720,7 +2471,12 @@ class AnyOrder(RuleBasedStateMachine):
             self.connect(SimpleNamespace(uid=uid, queue=queue, n=n, again=False))
         self.form(SimpleNamespace(n=0, again=False))
 
-    @rule(action=st.sampled_from([action for action, weight in WEIGHTS.items() for _ in range(weight)]), **DRAWN)
+    @rule(
+        action=st.sampled_from(
+            [action for action, weight in WEIGHTS.items() for _ in range(weight)]
+        ),
+        **DRAWN,
+    )
     def act(self, action, **drawn):
         getattr(self, action)(SimpleNamespace(**drawn))
 
@@ -1734,7 +2490,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def join_again(self, drawn):
         if here := self.current_seat(drawn.uid):
-            if here.queue == "-":           # from idle; another queue may be named
+            if here.queue == "-":  # from idle; another queue may be named
                 self.conns[drawn.uid] = here.conn, drawn.queue
             self.join(drawn.uid, drawn.again)
 
@@ -1752,13 +2508,21 @@ class AnyOrder(RuleBasedStateMachine):
             self.join_once(uid, conn, queue)
 
     def join_once(self, uid, conn, queue):
-        outcome = join(self.store, uid, conn, QUEUES[queue], queue, over=self.over.get(uid, ""), game=next(self.game_ids))
+        outcome = join(
+            self.store,
+            uid,
+            conn,
+            QUEUES[queue],
+            queue,
+            over=self.over.get(uid, ""),
+            game=next(self.game_ids),
+        )
         assert outcome != ["stale"], "it is his newest"
         return outcome
 
     def enter(self, uid, conn, game):
         self.listen()
-        reply = self.run(trivia.ENTER_GAME, Keys.game(game), uid, conn, turn_of(conn))
+        reply = self.run("enter_game", Keys.game_keys(game), uid, conn, turn_of(conn))
         if reply[0] == "ok":
             fields = entered(reply)
             i = next(i for i in range(1, 9) if fields.get(f"uid{i}") == uid)
@@ -1783,9 +2547,9 @@ class AnyOrder(RuleBasedStateMachine):
             outcome = leave(self.store, uid, conn, int(gone), queue)
             # Without `exits` the worker died between the two.
             if outcome[0] == "game" and outcome[1] in self.games and (exits or not gone):
-                phase = self.run(trivia.EXIT_GAME, Keys.game(outcome[1]), conn, int(not gone))
+                phase = self.run("exit_game", Keys.game_keys(outcome[1]), conn, int(not gone))
                 if not gone and phase not in ("settle", "stale"):
-                    self.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, outcome[1])
+                    self.run("release", (Keys.seats, Keys.playing), uid, outcome[1])
 
     def enter_late(self, drawn):
         """A connection that is gone still comes to its game; it must not stand above a newer one."""
@@ -1796,30 +2560,47 @@ class AnyOrder(RuleBasedStateMachine):
                 game = self.pick(mine, drawn.n // 8)
                 i, before = self.games[game].index(uid) + 1, self.fields(game)
                 outcome = self.enter(uid, conn, game)
-                if turn_of(conn) < int(before.get(f"turn{i}", 0)):
+                if turn_of(conn) < int(before.get(f"turn{i}") or 0):
                     assert outcome in ("stale", "over") and self.fields(game) == before
-                self.run(trivia.EXIT_GAME, Keys.game(game), conn, 0, twice=drawn.again)
+                self.run("exit_game", Keys.game_keys(game), conn, 0, twice=drawn.again)
 
     def check_ticket(self, drawn):
         here = seat(self.store, drawn.uid)
         if here and here.queue == drawn.queue and here.game == "-":
             waited(self.store, drawn.uid, (0, 5000, 70_000)[drawn.n % 3], drawn.queue)
-        check_ticket(self.store, drawn.uid, QUEUES[drawn.queue], drawn.queue, game=next(self.game_ids))
+        check_ticket(
+            self.store, drawn.uid, QUEUES[drawn.queue], drawn.queue, game=next(self.game_ids)
+        )
 
     def form(self, drawn):
         for match in self.store.client.zrange(Keys.forming, 0, -1):
             game, queue, *uids = match.split(" ")
             assert len(set(uids)) == len(uids) >= 2
             rules = f"60000 20000 30000 100 50 {'continue' if queue == 'trio' else 'forfeit'} rated"
-            seats = [here if here and here.game == game else SimpleNamespace(conn="-", turn=0)
-                     for here in (seat(self.store, uid) for uid in uids)]
-            people = [x for uid, here in zip(uids, seats) for x in (uid, uid.upper(), here.conn, here.turn)]
+            seats = [
+                here if here and here.game == game else SimpleNamespace(conn="-", turn=0)
+                for here in (seat(self.store, uid) for uid in uids)
+            ]
+            people = [
+                x
+                for uid, here in zip(uids, seats)
+                for x in (uid, uid.upper(), here.conn, here.turn)
+            ]
             if game not in self.games:
                 self.heard |= {(game, here.conn): 0 for here in seats}
             self.games[game] = uids
-            self.run(trivia.CREATE_GAME, Keys.game(game), queue, rules, QUIZ, 3000, '{"type":"start"}', *people,
-                     twice=drawn.again)
-            if not drawn.again:     # else the worker died before it could remove the match
+            self.run(
+                "create_game",
+                Keys.game_keys(game),
+                queue,
+                rules,
+                QUIZ,
+                3000,
+                '{"type":"start"}',
+                *people,
+                twice=drawn.again,
+            )
+            if not drawn.again:  # else the worker died before it could remove the match
                 self.store.client.zrem(Keys.forming, match)
 
     # -- games
@@ -1833,22 +2614,29 @@ class AnyOrder(RuleBasedStateMachine):
             uid = self.games[game][drawn.n // 4 % len(self.games[game])]
             number = int(self.fields(game)["round"]) + (drawn.n == 1) - (drawn.n == 2)
             if uid in self.conns and number:
-                self.run(trivia.ANSWER, Keys.game(game), self.conns[uid][0], number, drawn.n % 5, twice=drawn.again)
+                self.run(
+                    "answer",
+                    Keys.game_keys(game),
+                    self.conns[uid][0],
+                    number,
+                    drawn.n % 5,
+                    twice=drawn.again,
+                )
 
     def advance(self, drawn):
         if self.games:
             game = self.some_game(drawn)
-            for _ in range(8 if drawn.n % 6 == 1 else 1):       # to its end, or a step
+            for _ in range(8 if drawn.n % 6 == 1 else 1):  # to its end, or a step
                 if self.phase(game) != "end" and drawn.n % 6:
-                    self.store.client.hset(Keys.game(game)[0], "deadline", 1)
-                self.run(trivia.ADVANCE, Keys.game(game), twice=drawn.again)
+                    self.set(game, deadline=1)
+                self.run("advance", Keys.game_keys(game), twice=drawn.again)
 
     def expire_seats(self, drawn):
         for game in self.running():
             for name, value in self.fields(game).items():
                 if name.startswith("gone") and value.isdigit():
-                    self.store.client.hset(Keys.game(game)[0], name, 1)
-            self.run(trivia.ADVANCE, Keys.game(game), twice=drawn.again)
+                    self.set(game, **{name: 1})
+            self.run("advance", Keys.game_keys(game), twice=drawn.again)
 
     def check(self, drawn):
         here = self.current_seat(drawn.uid)
@@ -1859,7 +2647,7 @@ class AnyOrder(RuleBasedStateMachine):
     def relay(self, drawn):
         here = seat(self.store, drawn.uid)
         if here and here.game in self.games:
-            self.run(trivia.RELAY, Keys.game(here.game), here.conn, "emoji", '"emoji":"x"')
+            self.run("relay", Keys.game_keys(here.game), here.conn, "emoji", '"emoji":"x"')
 
     def settled(self):
         return [game for game in self.games if self.phase(game) in ("settle", "end")]
@@ -1871,7 +2659,9 @@ class AnyOrder(RuleBasedStateMachine):
 
     def apply(self, game, uid, again):
         for _ in range(1 + again):
-            fresh = apply(self.store, game, 1000, 86_400_000, int(uid == self.games[game][0]), 1, 400, uid=uid)
+            fresh = apply(
+                self.store, game, 1000, 86_400_000, int(uid == self.games[game][0]), 1, 400, uid=uid
+            )
             assert fresh == ((game, uid) not in self.applied)
             self.applied.add((game, uid))
 
@@ -1880,9 +2670,11 @@ class AnyOrder(RuleBasedStateMachine):
             game = self.pick(settled, drawn.n)
             for uid in self.games[game]:
                 self.apply(game, uid, drawn.again)
-            self.run(trivia.FINISH, Keys.game(game), "[]", 1000, "", twice=drawn.again)
-            for uid in self.games[game][:8 if drawn.flag else drawn.n % 3]:      # the worker may die in its midst
-                self.run(trivia.RELEASE, (Keys.seats, Keys.playing), uid, game, twice=drawn.again)
+            self.run("finish_game", Keys.game_keys(game), "[]", 1000, "", twice=drawn.again)
+            for uid in self.games[game][
+                : 8 if drawn.flag else drawn.n % 3
+            ]:  # the worker may die in its midst
+                self.run("release", (Keys.seats, Keys.playing), uid, game, twice=drawn.again)
 
     # -- workers
 
@@ -1912,9 +2704,12 @@ class AnyOrder(RuleBasedStateMachine):
             lag, last = map(int, self.store.client.get(key).split(" "))
             self.store.client.set(key, f"{lag + (3_600_000 if drawn.flag else -3_600_000)} {last}")
         for game in self.running():
-            self.run(trivia.ADVANCE, Keys.game(game), twice=drawn.again)
-            fields, (_, now) = self.fields(game), clock_of(self.store, Keys.game(game)[2])
-            assert fields["phase"] == "settle" or 0 < int(fields["deadline"]) - now <= 61_000, (fields, now)
+            self.run("advance", Keys.game_keys(game), twice=drawn.again)
+            fields, (_, now) = self.fields(game), clock_of(self.store, Keys.game_keys(game)[2])
+            assert fields["phase"] == "settle" or 0 < int(fields["deadline"]) - now <= 61_000, (
+                fields,
+                now,
+            )
 
     # -- what always holds
 
@@ -1933,7 +2728,12 @@ class AnyOrder(RuleBasedStateMachine):
                     if (game, conn) == entered:
                         assert seq <= self.heard[entered], (kind, conn, seq, self.heard[entered])
                         continue
-                    assert seq == self.heard[game, conn] + 1, (kind, conn, seq, self.heard[game, conn])
+                    assert seq == self.heard[game, conn] + 1, (
+                        kind,
+                        conn,
+                        seq,
+                        self.heard[game, conn],
+                    )
                     self.heard[game, conn] = seq
                 if kind not in ("question", "reveal", "start", "end", "replaced", "cancelled"):
                     assert json.loads(body).keys() <= HARMLESS
@@ -1948,21 +2748,39 @@ class AnyOrder(RuleBasedStateMachine):
             elif queue != "-":
                 assert self.store.client.zscore(Keys.queue(queue), uid) is not None
                 assert self.store.client.zscore(Keys.due, f"{queue} {uid}") is not None
-        counted = {queue: int(number) for queue, number in self.store.client.hgetall(Keys.playing).items()}
+        counted = {
+            queue: int(number) for queue, number in self.store.client.hgetall(Keys.playing).items()
+        }
         assert {queue: number for queue, number in counted.items() if number} == playing
-        seated = [fields[f"uid{i}"] for fields in map(self.fields, self.running())
-                  for i in range(1, int(fields["players"]) + 1) if fields[f"gone{i}"] != "left"]
+        seated = [
+            fields[f"uid{i}"]
+            for fields in map(self.fields, self.running())
+            for i in range(1, int(fields["players"]) + 1)
+            if fields[f"gone{i}"] != "left"
+        ]
         assert len(seated) == len(set(seated))
 
     def scores_are_what_the_logs_say(self):
         for game, uids in self.games.items():
             fields = self.fields(game)
-            assert int(fields["players"]) == len(uids) == len({fields[f"uid{i}"] for i in range(1, len(uids) + 1)})
-            assert (self.store.client.zscore(Keys.game(game)[1], game) is None) == (fields["phase"] == "end")
+            assert (
+                int(fields["players"])
+                == len(uids)
+                == len({fields[f"uid{i}"] for i in range(1, len(uids) + 1)})
+            )
+            assert (self.store.client.zscore(Keys.game_keys(game)[1], game) is None) == (
+                fields["phase"] == "end"
+            )
             for i in range(1, len(uids) + 1):
                 log = fields[f"log{i}"].split()
-                assert len(log) == int(fields["round"]) - (fields["phase"] == "question" or self.cut_short(fields, log))
-                points = [self.points(number, entry) for number, entry in enumerate(log, 1) if entry != "-"]
+                assert len(log) == int(fields["round"]) - (
+                    fields["phase"] == "question" or self.cut_short(fields, log)
+                )
+                points = [
+                    self.points(number, entry)
+                    for number, entry in enumerate(log, 1)
+                    if entry != "-"
+                ]
                 assert int(fields[f"score{i}"]) == sum(points)
 
     def cut_short(self, fields, log):
@@ -1985,7 +2803,16 @@ class AnyOrder(RuleBasedStateMachine):
 
 def test_whatever_happens_in_whatever_order_nothing_is_lost_or_counted_twice(store):
     AnyOrder.store = store
-    run_state_machine_as_test(AnyOrder, settings=settings(
-        max_examples=12, stateful_step_count=50, deadline=None, database=None,
-        phases=[Phase.generate],        # to shrink a failure may take minutes; add Phase.shrink to look into one
-        suppress_health_check=list(HealthCheck)))
+    run_state_machine_as_test(
+        AnyOrder,
+        settings=settings(
+            max_examples=12,
+            stateful_step_count=50,
+            deadline=None,
+            database=None,
+            phases=[
+                Phase.generate
+            ],  # to shrink a failure may take minutes; add Phase.shrink to look into one
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

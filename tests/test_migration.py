@@ -1,0 +1,203 @@
+"""Data of format 1, as trivia.py 1.0 wrote it, is carried over at the first start."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from conftest import PASSWORD, ROOT, Server, play_all, redis_at
+
+SNAPSHOT = ROOT / "tests" / "data" / "format1.rdb"
+FACTS = json.loads((ROOT / "tests" / "data" / "format1.json").read_text())
+RUNNING = FACTS["running"][0].rpartition(":")[2]
+
+
+def restored(server):
+    """Puts the snapshot into the folder of a server that has not started."""
+    command = [sys.executable, "trivia.py", "restore", str(SNAPSHOT)]
+    subprocess.run(command, cwd=ROOT, env=server.env, check=True, stdout=subprocess.PIPE)
+    return server
+
+
+@pytest.fixture(scope="module")
+def migrated():
+    """A server that has started on the snapshot, with two workers."""
+    server = Server(workers=2)
+    try:
+        yield restored(server).start()
+    finally:
+        server.close()
+
+
+def players(migrated, path):
+    """Returns what each player of the snapshot gets at a path: {name: (answer, token)}."""
+    tokens = FACTS["tokens"]
+    return {name: migrated.http("GET", path, token=token) for name, token in tokens.items()}
+
+
+def test_the_data_has_the_new_format(migrated):
+    assert migrated.redis.get("format:{lobby}") == "2"
+
+
+def test_accounts_and_sessions_are_as_they_were(migrated):
+    found = players(migrated, "/users/me")
+    assert {name: answer.json for name, answer in found.items()} == FACTS["users"]
+
+
+def test_each_player_can_still_sign_in(migrated):
+    for name in FACTS["users"]:
+        answer = migrated.http("POST", "/auth/login", {"login": name, "password": PASSWORD})
+        assert answer.status == 200, (name, answer.body)
+
+
+def test_finished_games_are_in_the_histories_and_read_as_before(migrated):
+    for name, answer in players(migrated, "/users/me/games").items():
+        kept = [game for game in answer.json["games"] if game["id"] != RUNNING]
+        assert kept == FACTS["games"][name]["games"], name
+    for game, record in FACTS["records"].items():
+        owner = next(
+            name
+            for name, page in FACTS["games"].items()
+            if game in [row["id"] for row in page["games"]]
+        )
+        answer = migrated.http("GET", f"/games/{game}", token=FACTS["tokens"][owner])
+        assert answer.json == record
+
+
+def test_leaderboards_are_as_they_were(migrated):
+    for name, board in FACTS["boards"].items():
+        assert migrated.http("GET", f"/leaderboards/{name}?limit=100").json == board
+
+
+def test_a_running_game_ends_as_abandoned_and_moves_no_rating(migrated):
+    for name in ("old4", "old5"):
+        token = FACTS["tokens"][name]
+        record = migrated.http("GET", f"/games/{RUNNING}", token=token).json
+        assert record["reason"] == "abandoned"
+        assert all("rating_change" not in row for row in record["ranking"])
+        assert migrated.http("GET", "/users/me", token=token).json == FACTS["users"][name]
+
+
+def test_nothing_of_the_old_format_is_left(migrated):
+    redis = migrated.redis
+    for key in redis.scan_iter("game:*:*"):
+        assert "rules" not in redis.hkeys(key), key
+        game = key.rpartition(":")[2]
+        assert key == f"game:{{g{int(game[:2], 36)}}}:{game}"
+    assert not list(redis.scan_iter("deadlines:*"))
+    assert redis.hlen("playing:{lobby}") == 0
+    assert not redis.zrange("queue:{lobby}:random", 0, -1)
+
+
+def test_the_players_of_the_snapshot_play_on(migrated):
+    pair = ("old0", "old6")
+    sessions = [{"token": FACTS["tokens"][name], "user": FACTS["users"][name]} for name in pair]
+    ends = play_all([migrated.phone(session=session) for session in sessions])
+    assert all(end["reason"] == "finished" for end in ends)
+    games = migrated.http("GET", "/users/me", token=sessions[0]["token"]).json["games"]
+    assert games == FACTS["users"]["old0"]["games"] + 1
+
+
+def start_embedded(server):
+    """Starts only the embedded Redis of a server. Returns a client that may do everything."""
+    code = "import trivia; trivia.EmbeddedRedis(trivia.DATA).start()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=server.env, check=True)
+    return redis_at(server.data / "d" / "redis.sock")
+
+
+def uid_of(redis, name):
+    """Returns the UID of a player of the snapshot."""
+    found = [key for key in redis.scan_iter("user:*") if redis.hget(key, "username") == name]
+    return found[0].removeprefix("user:{").removesuffix("}")
+
+
+def old_settlement(uids):
+    """Returns a game of format 1, won by the first player, whose settlement has begun."""
+    game = {
+        "queue": "random",
+        "rules": "5000 100 20000 100 50 forfeit rated",
+        "quiz": "7:0123",
+        "players": "2",
+        "phase": "settle",
+        "round": "1",
+        "opened": "1764384000000",
+        "deadline": "1764384002000",
+        "reason": "finished",
+        "ended": "1764384001000",
+    }
+    for i, uid, score, log in ((1, uids[0], "120", "0:10:120 "), (2, uids[1], "0", "- ")):
+        seat = {"uid": uid, "name": f"n{i}", "conn": f"w.{i}", "turn": "1", "gone": "", "seq": "3"}
+        seat |= {"score": score, "ans": "", "log": log}
+        game |= {f"{field}{i}": value for field, value in seat.items()}
+    return game
+
+
+def test_a_settlement_that_was_cut_short_is_completed_once(make_server):
+    server = restored(make_server(start=False))
+    redis = start_embedded(server)
+    uids = [uid_of(redis, name) for name in ("old6", "old7")]
+    redis.hset("game:{g1}:zz0123456789", mapping=old_settlement(uids))
+    redis.zadd("deadlines:{g1}", {"zz0123456789": 1764384002000})
+    redis.zadd(f"history:{{{uids[1]}}}", {"zz0123456789": 1764384001000})  # applied before the end
+    server.start()
+    first, second = (
+        server.http("GET", "/users/me", token=FACTS["tokens"][name]).json
+        for name in ("old6", "old7")
+    )
+    assert (first["games"], first["wins"]) == (1, 1)
+    assert first["rating"] > 1500
+    assert (second["games"], second["rating"]) == (0, 1500)
+    record = server.http("GET", "/games/zz0123456789", token=FACTS["tokens"]["old6"]).json
+    assert record["reason"] == "finished"
+    assert record["rounds"][0]["answers"] == {"n1": {"choice": 0, "ms": 10, "points": 120}}
+    assert not redis.exists("deadlines:{g1}")
+
+
+def test_a_migration_that_was_cut_short_begins_again(make_server):
+    server = restored(make_server(start=False)).start()
+    server.stop()
+    redis = start_embedded(server)
+    redis.delete("format:{lobby}")
+    redis.hset("seats:{lobby}", "nobody", "w.1 1 - 0 - -")
+    server.start()
+    assert redis.get("format:{lobby}") == "2"
+    assert not redis.hexists("seats:{lobby}", "nobody")
+    for name, token in FACTS["tokens"].items():
+        assert server.http("GET", "/users/me", token=token).json == FACTS["users"][name]
+
+
+def test_a_tool_does_not_migrate(make_server):
+    server = restored(make_server(start=False))
+    command = [sys.executable, "trivia.py", "import", "questions.json"]
+    done = subprocess.run(command, cwd=ROOT, env=server.env, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "the data has format 1; trivia.py 2.0.0 reads format 2" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_newer_format_is_refused_in_one_line(make_server):
+    server = make_server()
+    server.redis.set("format:{lobby}", "3")
+    server.stop()
+    server.start(wait=False)
+    assert server.process.wait(20) != 0
+    lines = [line for line in server.log.splitlines() if "format" in line]
+    assert len(lines) == 1
+    assert "the data has format 3; trivia.py 2.0.0 reads format 2" in lines[0]
+    assert "Traceback" not in server.log
+
+
+def test_workers_of_the_old_format_that_live_are_named(make_server):
+    server = restored(make_server(start=False))
+    redis = start_embedded(server)
+    redis.zadd("workers:{lobby}", {"0123456789": 1})
+    listener = redis.pubsub()
+    listener.subscribe("worker:0123456789")
+    listener.get_message(timeout=5)
+    server.start(wait=False)
+    assert server.process.wait(20) != 0
+    assert "workers of trivia.py 1.x still run on this data: 0123456789. Stop them" in server.log
+    listener.close()
+    server.start()
+    assert server.http("GET", "/users/me", token=FACTS["tokens"]["old0"]).status == 200

@@ -1,0 +1,1312 @@
+#!lua name=trivia_DIGEST
+-- The game inside Redis: one function library, every change of shared state.
+--
+-- trivia.py loads this file with FUNCTION LOAD. It replaces DIGEST by a digest of the text, in the
+-- name of the library and of each function. So two versions serve side by side while workers are
+-- replaced.
+--
+-- Rules for every function:
+--   * It is atomic. It checks everything before its first write, and it may run twice or late.
+--   * It touches only keys that it is given. All of them share one hash tag.
+--   * Its contract stands in front of it. A test compares KEYS and ARGS with the code.
+--   * It uses the clock of Redis. Times are ms since 1970 and durations are ms, unless a name says
+--     otherwise.
+--
+-- To add a function: write the contract, write it, register it at the end of this file, and grant
+-- the commands that it calls in redis.conf.
+
+-- While a library loads, there is no redis.call, and of Lua next to nothing.
+local function call(...) return redis.call(...) end
+
+local TAKE_OVER_MS = 2000       -- after it, another worker repeats a settlement or forms a match
+local GRACE_MS = 2000           -- a round waits so long for a player who lost their connection
+local CLOCK_WRITE_MS = 1000     -- between writes of a clock
+local CLOCK_GAP_MS = 3000       -- a longer gap between two looks at a clock stops game time
+
+-- ==== helpers ====================================================================================
+
+local function wall_clock()
+  local time = call('TIME')
+  local ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  return ms, string.format('%s.%06d', time[1], time[2])
+end
+
+-- Returns game time (ms), the clock of Redis (ms), and the same as 'SECONDS.MICROSECONDS'. Game
+-- time follows the clock of Redis. It pauses over any gap (the clock was set, a failover, nothing
+-- ran for 3 s), so that no question expires unseen. `pending` is the key of what waits for this
+-- time: if it is empty, game time jumps to the clock. The key `clock` holds 'LAG TIME'.
+local function game_clock(clock, pending)
+  local wall, precise = wall_clock()
+  local lag, last = string.match(call('GET', clock) or '', '^(%S+) (%S+)$')
+  local known_lag, seen = tonumber(lag or 0), tonumber(last or 0)
+  local now = wall - known_lag
+  if now < seen or now > seen + CLOCK_GAP_MS then
+    local waits = last and call('ZCARD', pending) > 0
+    now = waits and seen or wall
+  end
+  if now ~= wall - known_lag or now >= seen + CLOCK_WRITE_MS then
+    call('SET', clock, string.format('%.0f %.0f', wall - now, now))
+  end
+  return now, wall, precise
+end
+
+-- A connection is 'WORKER.NUMBER'.
+local function worker_of(conn)
+  return string.match(conn, '^(.+)%.(.+)$')
+end
+
+local function channel(tag, worker)
+  return 'worker:{' .. tag .. '}:' .. worker
+end
+
+local function tag_of(key)
+  return string.match(key, '{(.-)}')
+end
+
+-- ==== format =====================================================================================
+
+-- begin_format: ends a migration: empties the lobby and writes the format of the data.
+-- KEYS format  version of all that is stored
+-- KEYS ...     keys to delete
+-- ARGS new     the format that the data has from now on
+-- Returns 1, or 0 if the data has a format; then nothing is done.
+-- Atomic, so that no worker empties the lobby of another one that serves players already.
+local function begin_format(keys, args)
+  local format = unpack(keys)
+  local new = unpack(args)
+  if call('EXISTS', format) == 1 then return 0 end
+  for i = 2, #keys do call('DEL', keys[i]) end
+  call('SET', format, new)
+  return 1
+end
+
+-- ==== questions ==================================================================================
+
+-- add_question: adds a question to the bank, or finds that its text is there already.
+-- KEYS bank          number -> question (JSON)
+-- KEYS fingerprints  digest of the text -> number
+-- ARGS digest        of the text
+-- ARGS question      JSON
+-- ARGS replace       1: replaces what the text had before
+-- Returns 'added', 'changed' or 'duplicate'.
+-- Atomic, so that a number is given once.
+local function add_question(keys, args)
+  local bank, fingerprints = unpack(keys)
+  local digest, question, replace = unpack(args)
+  local number = call('HGET', fingerprints, digest)
+  if not number then
+    number = call('HLEN', fingerprints)
+    call('HSET', fingerprints, digest, number)
+    call('HSET', bank, number, question)
+    return 'added'
+  end
+  if replace ~= '1' or call('HGET', bank, number) == question then return 'duplicate' end
+  call('HSET', bank, number, question)
+  return 'changed'
+end
+
+-- ==== users ======================================================================================
+
+-- claim: claims a unique value for a user who is being written. It also renews a claim of the same
+-- user, so that no earlier operation releases it.
+-- KEYS bucket     folded value -> claim
+-- ARGS value      folded
+-- ARGS uid        user
+-- ARGS operation  random; tells claims of one user apart
+-- ARGS claim_ms   how long a claim is protected before it is confirmed
+-- ARGS void       the claim that may be replaced, or ''
+-- Returns {'claimed', claim}, {'pending'} while another user's claim is new, or {'held', claim}:
+-- the caller checks whether that user has the value, and calls again to replace the claim if not.
+-- Atomic, so that one caller gets the value.
+local function claim(keys, args)
+  local bucket = unpack(keys)
+  local value, uid, operation, claim_ms, void = unpack(args)
+  local now = wall_clock()
+  local held = call('HGET', bucket, value)
+  if held and held ~= void then
+    local owner, _, expires = string.match(held, '^(%S+) (%S+) ?(%d*)$')
+    local left = expires ~= '' and expires - now or -1
+    -- More than claim_ms is left only if the clock was set back.
+    if owner ~= uid and left >= 0 and left <= tonumber(claim_ms) then return {'pending'} end
+    if owner ~= uid then return {'held', held} end
+  end
+  local new_claim = string.format('%s %s %.0f', uid, operation, now + claim_ms)
+  call('HSET', bucket, value, new_claim)
+  return {'claimed', new_claim}
+end
+
+-- settle_claim: confirms or releases a claim, if it still stands as it was read.
+-- KEYS bucket   folded value -> claim
+-- ARGS value    folded
+-- ARGS claimed  the claim as it was read
+-- ARGS confirm  1 confirms, 0 releases
+-- Returns 1 if it did.
+-- Atomic, so that it never acts on a later claim.
+local function settle_claim(keys, args)
+  local bucket = unpack(keys)
+  local value, claimed, confirm = unpack(args)
+  if call('HGET', bucket, value) ~= claimed then return 0 end
+  if confirm == '1' then
+    call('HSET', bucket, value, string.match(claimed, '^%S+ %S+'))
+  else
+    call('HDEL', bucket, value)
+  end
+  return 1
+end
+
+-- create_user: writes a new user with their first session.
+-- KEYS user    the user
+-- ARGS digest  of the session's token
+-- ARGS ttl     seconds that the session lasts
+-- ARGS from    digest of the address
+-- ARGS ...     field, value of each field
+-- Returns the expiry of the session (s), or false if there is such a user already; then nothing is
+-- written.
+-- Atomic, so that no user is overwritten.
+local function create_user(keys, args)
+  local user = unpack(keys)
+  local digest, ttl, from = unpack(args)
+  if call('EXISTS', user) == 1 then return false end
+  local now = tonumber(call('TIME')[1])
+  local session = 'session:' .. digest
+  call('HSET', user, ':created', now, ':from', from, session, now + ttl, unpack(args, 4))
+  return now + ttl
+end
+
+local function is_session(field)
+  return string.sub(field, 1, 8) == 'session:'
+end
+
+-- open_session: opens a session. It ends sessions that have expired, and the oldest beyond a
+-- number.
+-- KEYS user      the user
+-- ARGS digest    of the session's token
+-- ARGS ttl       seconds that the session lasts
+-- ARGS most      how many sessions a user may have
+-- ARGS from      digest of the address
+-- ARGS password  the hash that was checked
+-- Returns {expiry (s), field, value, ...} with the fields of the user. Returns false if the
+-- password has changed, or the user was erased, while the hash was computed.
+-- Atomic, so that an old password opens no session.
+local function open_session(keys, args)
+  local user = unpack(keys)
+  local digest, ttl, most, from, password = unpack(args)
+  if call('HGET', user, 'password') ~= password then return false end
+  local now = tonumber(call('TIME')[1])
+  local fields, sessions = call('HGETALL', user), {}
+  for i = 1, #fields, 2 do
+    if is_session(fields[i]) then
+      sessions[#sessions + 1] = {field = fields[i], expires = tonumber(fields[i + 1])}
+    end
+  end
+  table.sort(sessions, function(a, b) return a.expires > b.expires end)
+  for i, session in ipairs(sessions) do
+    if i >= tonumber(most) or session.expires <= now then call('HDEL', user, session.field) end
+  end
+  call('HSET', user, 'session:' .. digest, now + ttl, ':from', from)
+  return {now + ttl, unpack(fields)}
+end
+
+-- authenticate: finds the user of a session. It extends the session at most once a day.
+-- KEYS user      the user
+-- ARGS digest    of the session's token
+-- ARGS ttl       seconds that a session lasts
+-- ARGS connects  1 for a WebSocket, which gets the next turn
+-- Returns {field, value, ...} of the user, or false.
+-- Atomic, so that each connection gets a turn of its own.
+local function authenticate(keys, args)
+  local user = unpack(keys)
+  local digest, ttl, connects = unpack(args)
+  local now, session = tonumber(call('TIME')[1]), 'session:' .. digest
+  local expires = tonumber(call('HGET', user, session) or 0)
+  if expires <= now then return false end
+  if now + ttl - expires > math.min(86400, ttl / 10) then call('HSET', user, session, now + ttl) end
+  if connects == '1' then call('HINCRBY', user, ':turn', 1) end
+  return call('HGETALL', user)
+end
+
+-- change_user: changes fields of a user, and may end sessions, if the user still is as they were
+-- read.
+-- KEYS user      the user
+-- ARGS sessions  which end: '' none, '*' all, '-DIGEST' all but that one
+-- ARGS same      how many fields must be as they were read
+-- ARGS ...       field, value of each field that must be the same ('' if it held nothing), then
+--                field, value of each change (a NUL removes the field)
+-- Returns 1, 0 if there is no such user, or -1 if they have changed.
+-- Atomic, so that a new password never stands beside the sessions of the old one, and each of two
+-- changes knows what it replaces.
+local function change_user(keys, args)
+  local user = unpack(keys)
+  local sessions, same = unpack(args)
+  if call('HEXISTS', user, 'username') == 0 then return 0 end
+  local first_change = 3 + 2 * same
+  for i = 3, first_change - 1, 2 do
+    if (call('HGET', user, args[i]) or '') ~= args[i + 1] then return -1 end
+  end
+  for i = first_change, #args, 2 do
+    if args[i + 1] == '\0' then
+      call('HDEL', user, args[i])
+    else
+      call('HSET', user, args[i], args[i + 1])
+    end
+  end
+  if sessions == '' then return 1 end
+  local spared = 'session:' .. string.sub(sessions, 2)
+  for _, field in ipairs(call('HKEYS', user)) do
+    if is_session(field) and field ~= spared then call('HDEL', user, field) end
+  end
+  return 1
+end
+
+-- erase_user: removes a user.
+-- KEYS user  the user
+-- Returns {field, value, ...} as the last change left them.
+-- Atomic, so that no change falls between the reading and the removal.
+local function erase_user(keys)
+  local user = unpack(keys)
+  local fields = call('HGETALL', user)
+  call('DEL', user)
+  return fields
+end
+
+-- apply_result: applies the result of a game to one of its players, once, however often it runs.
+-- KEYS user     the player
+-- KEYS history  game -> time of its end
+-- ARGS game     id
+-- ARGS ended    when it ended
+-- ARGS keep     ms for which games are kept
+-- ARGS wins     0 or 1
+-- ARGS change   of the rating
+-- ARGS sigma    new uncertainty of the rating, or '' if the game is not rated
+-- ARGS initial  rating of a new user
+-- ARGS ...      name, field, period, default of each leaderboard with a period
+-- Returns {1 if it was applied now, field, value, ...} with the fields of the user; {0} if there
+-- is no such user.
+-- Atomic: the entry in the history says whether it was applied.
+local function apply_result(keys, args)
+  local user, history = unpack(keys)
+  local game, ended, keep, wins, change, sigma, initial = unpack(args)
+  if call('HEXISTS', user, 'username') == 0 then return {0} end
+  if call('ZADD', history, 'NX', ended, game) == 0 then
+    return {0, unpack(call('HGETALL', user))}
+  end
+  call('ZREMRANGEBYSCORE', history, '-inf', ended - keep)
+  for i = 8, #args, 4 do
+    local board, field, period, default = 'board:' .. args[i], args[i + 1], args[i + 2], args[i + 3]
+    local last = string.match(call('HGET', user, board) or '', '^%S+') or ''
+    -- A result that comes late counts for the period that has begun since.
+    if last < period then
+      call('HSET', user, board, period .. ' ' .. (call('HGET', user, field) or default))
+    end
+  end
+  call('HINCRBY', user, 'games', 1)
+  if wins ~= '0' then call('HINCRBY', user, 'wins', wins) end
+  if sigma ~= '' then
+    call('HSETNX', user, 'rating', initial)
+    call('HINCRBYFLOAT', user, 'rating', change)
+    call('HSET', user, ':sigma', sigma)
+  end
+  return {1, unpack(call('HGETALL', user))}
+end
+
+-- take_allowance: takes from an allowance of `burst` at once and one more each interval, or gives
+-- back to it.
+-- Source: the generic cell rate algorithm of ITU-T I.371. The key holds the time at which the
+-- allowance is whole again, and expires then.
+-- KEYS limit     the allowance
+-- ARGS interval  ms
+-- ARGS burst     how many at once
+-- ARGS take      1 takes, -1 gives back
+-- Returns 0, or the ms to wait.
+-- Atomic, so that no two callers take the same one.
+local function take_allowance(keys, args)
+  local limit = unpack(keys)
+  local interval, burst, take = tonumber(args[1]), tonumber(args[2]), tonumber(args[3])
+  local now = wall_clock()
+  -- More than all is never used up, even if the clock was set back.
+  local used = math.max((call('GET', limit) or now) - now, 0)
+  used = math.min(used, burst * interval)
+  local whole = now + used + take * interval
+  local excess = whole - now - burst * interval
+  if take > 0 and excess > 0 then return excess end
+  if whole <= now then
+    call('DEL', limit)
+  else
+    call('SET', limit, string.format('%.0f', whole), 'PX', whole - now)
+  end
+  return 0
+end
+
+-- ==== lobby ======================================================================================
+
+local function read_seat(seats, uid)
+  local text = call('HGET', seats, uid)
+  if not text then return nil end
+  local form = '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$'
+  local conn, turn, queue, since, rating, game = string.match(text, form)
+  return {
+    conn = conn, turn = tonumber(turn), queue = queue,
+    since = tonumber(since), rating = rating, game = game,
+  }
+end
+
+local function write_seat(seats, uid, seat)
+  call('HSET', seats, uid,
+    table.concat({seat.conn, seat.turn, seat.queue, seat.since, seat.rating, seat.game}, ' '))
+end
+
+local function write_idle_seat(seats, uid, conn, turn)
+  local idle = {conn = conn, turn = turn, queue = '-', since = 0, rating = '-', game = '-'}
+  write_seat(seats, uid, idle)
+end
+
+-- Sends an event about the lobby to one connection.
+local function tell(conn, kind, body)
+  local worker, number = worker_of(conn)
+  if not worker then return end
+  local event = kind .. ' - 0 ' .. number .. ':0\n' .. body
+  call('SPUBLISH', channel('lobby', worker), event)
+end
+
+-- What join and check_ticket share: the player, their queue and its rules.
+local function read_search(keys, args)
+  local seats, queue, due, forming, workers, playing, clock = unpack(keys)
+  local uid, name, new_game, least, most, fill, wait, window, widen = unpack(args)
+  return {
+    seats = seats, queue = queue, due = due, forming = forming, workers = workers,
+    playing = playing, uid = uid, name = name, new_game = new_game,
+    least = tonumber(least), most = tonumber(most), fill = tonumber(fill), wait = tonumber(wait),
+    window = tonumber(window), widen = tonumber(widen),
+    now = game_clock(clock, due), alive = {},
+  }
+end
+
+-- Tells whether the worker of a connection lives. A killed worker is unsubscribed at once. A hung
+-- one is removed from `workers` by the others.
+local function is_alive(search, conn)
+  local worker = worker_of(conn)
+  if not worker then return false end
+  if search.alive[worker] == nil then
+    search.alive[worker] = call('ZSCORE', search.workers, worker)
+      and call('PUBSUB', 'SHARDNUMSUB', channel('lobby', worker))[2] > 0
+  end
+  return search.alive[worker]
+end
+
+local function drop_ticket(search, uid)
+  call('ZREM', search.queue, uid)
+  call('ZREM', search.due, search.name .. ' ' .. uid)
+end
+
+-- Returns the UIDs that a player may be matched with, the best first. Stale tickets among them are
+-- skipped later, so it looks at some more than a game needs.
+local function candidates(search, seat)
+  local most = search.most + 16
+  if search.window < 0 then return call('ZRANGE', search.queue, 0, most) end
+  local rating = tonumber(seat.rating)
+  local reach = search.window + search.widen * (search.now - seat.since) / 1000
+  local below_rating = string.format('(%.17g', rating)
+  local sides = {
+    call('ZRANGEBYSCORE', search.queue, rating, rating + reach,
+      'WITHSCORES', 'LIMIT', 0, most),
+    call('ZREVRANGEBYSCORE', search.queue, below_rating, rating - reach,
+      'WITHSCORES', 'LIMIT', 0, most),
+  }
+  local found = {}
+  for _, side in ipairs(sides) do
+    for i = 1, #side, 2 do
+      found[#found + 1] = {uid = side[i], distance = math.abs(side[i + 1] - rating)}
+    end
+  end
+  table.sort(found, function(a, b) return a.distance < b.distance end)
+  for i, candidate in ipairs(found) do found[i] = candidate.uid end
+  return found
+end
+
+-- Removes the ticket of a candidate that stands for nobody. Returns the candidate's seat if it does
+-- stand.
+local function seat_of_candidate(search, uid)
+  local seat = read_seat(search.seats, uid)
+  if not seat or seat.queue ~= search.name or seat.game ~= '-' then
+    drop_ticket(search, uid)
+    return nil
+  end
+  if not is_alive(search, seat.conn) then
+    drop_ticket(search, uid)
+    call('HDEL', search.seats, uid)
+    return nil
+  end
+  return seat
+end
+
+-- Seats a group in a new game. Returns the match: 'GAME QUEUE UID...'.
+local function seat_group(search, group, members)
+  for _, uid in ipairs(group) do
+    drop_ticket(search, uid)
+    members[uid].game = search.new_game
+    write_seat(search.seats, uid, members[uid])
+  end
+  local match = search.new_game .. ' ' .. search.name .. ' ' .. table.concat(group, ' ')
+  call('HINCRBY', search.playing, search.name, #group)
+  call('ZADD', search.forming, search.now + TAKE_OVER_MS, match)
+  return match
+end
+
+-- Looks for opponents. Returns the match, or nil if there are too few.
+local function seek(search, seat)
+  local group, members, oldest = {search.uid}, {[search.uid] = seat}, seat.since
+  for _, uid in ipairs(candidates(search, seat)) do
+    if #group == search.most then break end
+    local other = uid ~= search.uid and seat_of_candidate(search, uid)
+    if other then
+      group[#group + 1] = uid
+      members[uid] = other
+      oldest = math.min(oldest, other.since)
+    end
+  end
+  local enough = #group >= search.least and search.now - oldest >= search.fill
+  if #group < search.most and not enough then return nil end
+  return seat_group(search, group, members)
+end
+
+-- Sets when a ticket is checked again: ever later the longer it waits, since its window must grow
+-- by a share of itself to be worth another look.
+local function check_again(search, seat)
+  local waited = search.now - seat.since
+  local at = math.min(search.now + 1000 + math.floor(waited / 4), seat.since + search.wait)
+  if search.least < search.most and waited < search.fill then
+    at = math.min(at, seat.since + search.fill)
+  end
+  call('ZADD', search.due, at, search.name .. ' ' .. search.uid)
+end
+
+-- join: takes a player's connection into a queue, or back to the game that they are in.
+-- KEYS seats     UID -> what the player does
+-- KEYS queue     UID -> since (fifo) or rating
+-- KEYS due       tickets by the time of their next check
+-- KEYS forming   matches whose game is not formed yet
+-- KEYS workers   living workers
+-- KEYS playing   queue -> players in games
+-- KEYS clock     of the lobby
+-- ARGS uid       player
+-- ARGS name      of the queue
+-- ARGS new_game  id for a new game
+-- ARGS least     players
+-- ARGS most      players
+-- ARGS fill      after which fewer than `most` may start
+-- ARGS wait      after which the ticket ends
+-- ARGS window    of ratings; -1: fifo
+-- ARGS widen     of the window, a second
+-- ARGS conn      connection
+-- ARGS rating    of the player
+-- ARGS over      game that is over for the player, or ''
+-- ARGS longest   players that the queue may hold
+-- ARGS turn      fencing token of the connection: a higher turn is newer
+-- Returns {'game', id}, {'full'}, {'queued', ms until the ticket ends}, {'matched', match}, or
+-- {'stale'} if a newer connection of the player is there. Run again by the same connection it
+-- changes nothing.
+-- Events: replaced, to an older connection of the player.
+-- Atomic, so that nobody is in two games, or matched with themselves, or matched twice.
+local function join(keys, args)
+  local search = read_search(keys, args)
+  local conn, rating, over, longest, turn = unpack(args, 10)
+  local seats, uid, since = search.seats, search.uid, search.now
+  turn = tonumber(turn)
+  local seat = read_seat(seats, uid)
+  if seat then
+    if seat.turn > turn then return {'stale'} end
+    if seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
+    if seat.game ~= '-' and seat.game ~= over then
+      seat.conn, seat.turn = conn, turn
+      write_seat(seats, uid, seat)
+      return {'game', seat.game}
+    end
+    if seat.game ~= '-' then
+      call('HINCRBY', search.playing, seat.queue, -1)
+    elseif seat.queue == search.name then
+      since = seat.since
+    end
+  end
+  if call('ZCARD', search.queue) >= tonumber(longest) and not call('ZSCORE', search.queue, uid) then
+    write_idle_seat(seats, uid, conn, turn)
+    return {'full'}
+  end
+  seat = {conn = conn, turn = turn, queue = search.name, since = since, rating = rating, game = '-'}
+  write_seat(seats, uid, seat)
+  call('ZADD', search.queue, search.window < 0 and since or rating, uid)
+  local match = seek(search, seat)
+  if match then return {'matched', match} end
+  check_again(search, seat)
+  return {'queued', since + search.wait - search.now}
+end
+
+-- check_ticket: checks a ticket that is due. It is matched, ended, or checked again later.
+-- KEYS seats     UID -> what the player does
+-- KEYS queue     UID -> since (fifo) or rating
+-- KEYS due       tickets by the time of their next check
+-- KEYS forming   matches whose game is not formed yet
+-- KEYS workers   living workers
+-- KEYS playing   queue -> players in games
+-- KEYS clock     of the lobby
+-- ARGS uid       player
+-- ARGS name      of the queue
+-- ARGS new_game  id for a new game
+-- ARGS least     players
+-- ARGS most      players
+-- ARGS fill      after which fewer than `most` may start
+-- ARGS wait      after which the ticket ends
+-- ARGS window    of ratings; -1: fifo
+-- ARGS widen     of the window, a second
+-- ARGS message   for a ticket that has waited too long
+-- Returns {'matched', match}, {'gone'}, {'timeout'} or {'waiting'}.
+-- Events: cancelled, to the player, after a timeout.
+-- Atomic, as join is.
+local function check_ticket(keys, args)
+  local search = read_search(keys, args)
+  local message = args[10]
+  local seat = read_seat(search.seats, search.uid)
+  if not seat or seat.queue ~= search.name or seat.game ~= '-' then
+    drop_ticket(search, search.uid)
+    return {'gone'}
+  end
+  if not is_alive(search, seat.conn) then
+    drop_ticket(search, search.uid)
+    call('HDEL', search.seats, search.uid)
+    return {'gone'}
+  end
+  local match = seek(search, seat)
+  if match then return {'matched', match} end
+  if search.now - seat.since < search.wait then
+    check_again(search, seat)
+    return {'waiting'}
+  end
+  drop_ticket(search, search.uid)
+  write_idle_seat(search.seats, search.uid, seat.conn, seat.turn)
+  tell(seat.conn, 'cancelled', message)
+  return {'timeout'}
+end
+
+-- leave: gives up a player's ticket, or tells which game they are in. For a connection that was
+-- replaced it only removes a ticket in another queue than the one of the newer connection.
+-- KEYS seats  UID -> what the player does
+-- KEYS queue  UID -> since (fifo) or rating
+-- KEYS due    tickets by the time of their next check
+-- ARGS uid    player
+-- ARGS name   of the queue
+-- ARGS conn   connection
+-- ARGS gone   1 if the connection is gone, 0 if it stays
+-- Returns {'stale'}, {'game', id} or {'left'}.
+-- Atomic, so that a match and a departure never cross.
+local function leave(keys, args)
+  local seats, queue, due = unpack(keys)
+  local uid, name, conn, gone = unpack(args)
+  local seat = read_seat(seats, uid)
+  local mine = seat and seat.conn == conn
+  if mine and seat.game ~= '-' then
+    if gone == '1' then
+      seat.conn = '-'
+      write_seat(seats, uid, seat)
+    end
+    return {'game', seat.game}
+  end
+  if mine or not seat or seat.queue ~= name then
+    call('ZREM', queue, uid)
+    call('ZREM', due, name .. ' ' .. uid)
+  end
+  if not mine then return {'stale'} end
+  if gone == '1' then
+    call('HDEL', seats, uid)
+  else
+    write_idle_seat(seats, uid, conn, seat.turn)
+  end
+  return {'left'}
+end
+
+-- release: frees players from a game, as far as they are still in it.
+-- KEYS seats    UID -> what the player does
+-- KEYS playing  queue -> players in games
+-- ARGS game     id
+-- ARGS ...      UID of each player
+-- Returns how many were in it.
+-- Atomic, so that a player is counted out once.
+local function release(keys, args)
+  local seats, playing = unpack(keys)
+  local game = unpack(args)
+  local released = 0
+  for i = 2, #args do
+    local uid = args[i]
+    local seat = read_seat(seats, uid)
+    if seat and seat.game == game then
+      released = released + 1
+      call('HINCRBY', playing, seat.queue, -1)
+      if seat.conn == '-' then
+        call('HDEL', seats, uid)
+      else
+        write_idle_seat(seats, uid, seat.conn, seat.turn)
+      end
+    end
+  end
+  return released
+end
+
+-- revoke: tells the worker of a player's connection to check whether the session still stands.
+-- KEYS seats  UID -> what the player does
+-- ARGS uid    player
+-- Returns 1.
+-- Events: revoked, to the player's connection.
+local function revoke(keys, args)
+  local seats = unpack(keys)
+  local uid = unpack(args)
+  local seat = read_seat(seats, uid)
+  if seat then tell(seat.conn, 'revoked', '') end
+  return 1
+end
+
+-- heartbeat: shows that a worker lives, and marks workers as dead whose heartbeat has stood still.
+-- The callers compare heartbeats and ask no clock, which may be set. A caller that hangs counts
+-- nothing meanwhile.
+-- KEYS workers    worker -> last heartbeat; 'dead:WORKER' while it is reaped
+-- KEYS libraries  worker -> digest of its function library
+-- ARGS worker     the caller
+-- ARGS library    digest of the caller's library
+-- ARGS ...        name, last heartbeat of each worker that is taken for dead
+-- Returns {1 if the worker was known, {dead worker to be reaped by the caller, ...}, {name,
+-- heartbeat, ...}}. The name 'dead:WORKER' gets a heartbeat only here. So another worker reaps it
+-- if the caller dies.
+-- Atomic, so that one caller reaps a worker.
+local function heartbeat(keys, args)
+  local workers, libraries = unpack(keys)
+  local worker, library = unpack(args)
+  local now, dead = wall_clock(), {}
+  for i = 3, #args, 2 do
+    if call('ZSCORE', workers, args[i]) == args[i + 1] then
+      call('ZREM', workers, args[i])
+      local name = string.gsub(args[i], '^dead:', '')
+      call('ZADD', workers, now, 'dead:' .. name)
+      dead[#dead + 1] = name
+    end
+  end
+  local added = call('ZADD', workers, now, worker)
+  call('HSET', libraries, worker, library)
+  return {1 - added, dead, call('ZRANGE', workers, 0, -1, 'WITHSCORES')}
+end
+
+-- due_tickets: returns what is due in the lobby. It postpones each a little, so that one worker
+-- gets it. If that worker dies, another one gets it then.
+-- KEYS due      tickets by the time of their next check
+-- KEYS forming  matches whose game is not formed yet
+-- KEYS clock    of the lobby
+-- Returns {{'QUEUE UID', ...}, {match, ...}}.
+-- Atomic, so that each is handed out once at a time.
+local function due_tickets(keys)
+  local due, forming, clock = unpack(keys)
+  local tickets = call('ZCARD', due)
+  if tickets + call('ZCARD', forming) == 0 then return {{}, {}} end
+  local now = game_clock(clock, tickets > 0 and due or forming)
+  local function take(key, later)
+    local entries = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 500)
+    for _, entry in ipairs(entries) do call('ZADD', key, now + later, entry) end
+    return entries
+  end
+  return {take(due, 1000), take(forming, TAKE_OVER_MS)}
+end
+
+-- ==== game =======================================================================================
+--
+-- A game is a hash of three parts:
+--   plan   JSON; fixed when the game begins:
+--          queue
+--          rules    [answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind]
+--          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
+--          players  [[uid, name], ...]
+--   state  JSON; what moves:
+--          phase    start | question | reveal | settle | end
+--          round    from 1; 0 before the first question
+--          opened   when the question was opened
+--          deadline of the phase
+--          reason   finished | forfeit | abandoned; from `settle` on, as is `ended`
+--          ended    by the clock of Redis
+--          players  in the order of the plan, each with:
+--            conn    connection; absent while there is none
+--            turn    fencing token of that connection
+--            kept    time until which an empty seat is kept; absent while there is a connection
+--            left    true: gone for good
+--            seq     events sent to the player
+--            score   points of the closed rounds
+--            answer  [choice, ms, points] of the open question
+--   1, 2...  the answers of each closed round: 'CHOICE:MS:POINTS' or '-' of each player
+-- and, from `settle` on, `result` (JSON, written by the first worker that computes it).
+--
+-- In memory a game is a table: plan, state, key, id, and what the call has done so far. `load` is
+-- the only parser and `save` the only writer of `state`. The plan is written by create_game, and by
+-- forget_player.
+--
+-- Events: 'KIND GAME TIME NUMBER:SEQ NUMBER:SEQ ...\nBODY', one for each worker that holds players.
+-- TIME is that of Redis in seconds, NUMBER belongs to a connection, BODY is the message without its
+-- `seq`. `question` carries 'ROUND NUMBER ORDER MS' instead, since workers have the bank. A worker
+-- that receives nothing is dead; its players have lost their connection. For the worker that calls,
+-- events come with the reply: {'events', reply, event...}. The reason: Redis reserves 16 KiB of
+-- output buffer for each event that a connection publishes to itself.
+
+local RULES = {'answer_ms', 'reveal_ms', 'seat_ms', 'correct', 'speed', 'on_exit', 'kind'}
+
+local function new_call(keys, caller)
+  local now, wall, precise = game_clock(keys[3], keys[2])
+  return {now = now, wall = wall, precise = precise, deadlines = keys[2], caller = caller, own = {}}
+end
+
+local function new_game(moment, key, plan, state)
+  local game = {
+    at = moment, key = key, id = string.match(key, '}:(.+)$'), tag = tag_of(key),
+    plan = plan, state = state, players = state.players,
+  }
+  for i, rule in ipairs(RULES) do game[rule] = plan.rules[i] end
+  return game
+end
+
+-- Returns a game, or nil if there is none.
+local function load(moment, key)
+  local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
+  if not plan then return nil end
+  return new_game(moment, key, cjson.decode(plan), cjson.decode(state))
+end
+
+-- A round waits until this time for a player whose seat is kept until `kept`: a phone reconnects at
+-- once.
+local function waits_until(game, kept)
+  return kept - game.seat_ms + math.min(GRACE_MS, game.seat_ms)
+end
+
+-- Returns when something happens by itself: the end of the phase, or of the time that an empty seat
+-- is waited for or kept.
+local function next_deadline(game)
+  local state, at = game.state, game.state.deadline
+  if state.phase == 'settle' then return at end
+  for _, player in ipairs(game.players) do
+    if player.kept then
+      local waits = waits_until(game, player.kept)
+      local ends_wait = state.phase == 'question' and waits > game.at.now
+      at = math.min(at, ends_wait and waits or player.kept)
+    end
+  end
+  return at
+end
+
+local function save(game)
+  if game.changed then
+    local fields = {'state', cjson.encode(game.state)}
+    if game.closed_round then
+      fields[3], fields[4] = game.state.round, game.closed_round
+    end
+    call('HSET', game.key, unpack(fields))
+  end
+  if game.moved then call('ZADD', game.at.deadlines, next_deadline(game), game.id) end
+end
+
+local function reply(moment, value)
+  if #moment.own == 0 then return value end
+  return {'events', value, unpack(moment.own)}
+end
+
+local function quoted(game, i)
+  return cjson.encode(game.plan.players[i][2])
+end
+
+local function message(game, kind, rest)
+  return '{"type":"' .. kind .. '","game":"' .. game.id .. '",' .. rest .. '}'
+end
+
+local vacate
+
+-- Sends an event to all connected players but one. Returns nothing; players of a dead worker are
+-- vacated afterwards, so that all get the event itself before what follows from it.
+local function emit(game, kind, body, except)
+  local targets = {}
+  for i, player in ipairs(game.players) do
+    if player.conn and i ~= except then
+      local worker, number = worker_of(player.conn)
+      player.seq = player.seq + 1
+      targets[worker] = (targets[worker] or '') .. ' ' .. number .. ':' .. player.seq
+      game.changed = true
+    end
+  end
+  local lost
+  for worker, list in pairs(targets) do
+    local event = kind .. ' ' .. game.id .. ' ' .. game.at.precise .. list .. '\n' .. body
+    if worker == game.at.caller then
+      game.at.own[#game.at.own + 1] = event
+    elseif call('SPUBLISH', channel(game.tag, worker), event) == 0 then
+      lost = lost or {}
+      lost[worker] = true
+    end
+  end
+  if not lost or game.state.phase == 'settle' then return end
+  for i, player in ipairs(game.players) do
+    if player.conn and lost[(worker_of(player.conn))] then
+      vacate(game, i, game.at.now + game.seat_ms)
+    end
+  end
+end
+
+-- Takes the connection of a player away. `kept` is the time until which the seat is kept, or nil:
+-- they left for good.
+function vacate(game, i, kept)
+  local player = game.players[i]
+  player.conn, player.kept, player.left = nil, kept, not kept or nil
+  game.changed, game.moved = true, true
+  local returns_ms = kept and math.max(0, kept - game.at.now) or 0
+  emit(game, 'user_exit', message(game, 'user_exit',
+    '"player":' .. quoted(game, i) .. ',"returns_ms":' .. returns_ms), i)
+end
+
+-- Returns number and order of the question of a round, or nil behind the last one.
+local function question_of(game, round)
+  return string.match(game.plan.quiz, '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)')
+end
+
+local function begin_phase(game, phase, ms)
+  game.state.phase, game.state.deadline = phase, game.at.now + ms
+  game.changed, game.moved = true, true
+end
+
+local function settle(game, reason)
+  game.state.reason, game.state.ended = reason, game.at.wall
+  begin_phase(game, 'settle', TAKE_OVER_MS)
+end
+
+local function open_question(game)
+  local state = game.state
+  local number, order = question_of(game, state.round + 1)
+  if not number then return settle(game, 'finished') end
+  state.round, state.opened = state.round + 1, game.at.now
+  for _, player in ipairs(game.players) do player.answer = nil end
+  begin_phase(game, 'question', game.answer_ms)
+  emit(game, 'question', table.concat({state.round, number, order, game.answer_ms}, ' '))
+end
+
+local function reveal(game)
+  local round = game.state.round
+  local _, order = question_of(game, round)
+  local answers, scores, closed = {}, {}, {}
+  for i, player in ipairs(game.players) do
+    closed[i] = '-'
+    if player.answer then
+      local choice, ms, points = unpack(player.answer)
+      player.score = player.score + points
+      closed[i] = choice .. ':' .. ms .. ':' .. points
+      answers[#answers + 1] = string.format('%s:{"choice":%d,"points":%d,"ms":%d}',
+        quoted(game, i), choice, points, ms)
+    end
+    scores[i] = quoted(game, i) .. ':' .. player.score
+  end
+  game.closed_round = table.concat(closed, ' ')
+  begin_phase(game, 'reveal', game.reveal_ms)
+  local rest = string.format(
+    '"round":%d,"correct":%d,"answers":{%s},"scores":{%s},"reveal_ms":%d',
+    round, string.find(order, '0') - 1, table.concat(answers, ','), table.concat(scores, ','),
+    game.reveal_ms)
+  emit(game, 'reveal', message(game, 'reveal', rest))
+end
+
+-- Closes the question early if all have answered who are connected, or were a moment ago, and there
+-- is such a player.
+local function reveal_if_all_answered(game)
+  local expected = false
+  for _, player in ipairs(game.players) do
+    local away = player.left or player.kept and waits_until(game, player.kept) <= game.at.now
+    if not away then
+      if not player.answer then return end
+      expected = true
+    end
+  end
+  if expected and game.state.phase == 'question' then reveal(game) end
+end
+
+-- Ends the game if too few players are left to go on. Returns whether it did.
+local function settle_if_deserted(game)
+  local left = 0
+  for _, player in ipairs(game.players) do
+    if player.left then left = left + 1 end
+  end
+  if left == #game.players then
+    settle(game, 'abandoned')
+  elseif left == #game.players - 1 and game.on_exit == 'forfeit' then
+    settle(game, 'forfeit')
+  else
+    return false
+  end
+  return true
+end
+
+-- Returns the number of the player with this connection.
+local function player_with(game, conn)
+  for i, player in ipairs(game.players) do
+    if player.conn == conn then return i end
+  end
+end
+
+-- Returns what a caller must know afterwards: the phase, or {'settle', field, value, ...} with the
+-- game to be settled.
+local function outcome(game)
+  if game.state.phase ~= 'settle' then return game.state.phase end
+  return {'settle', unpack(call('HGETALL', game.key))}
+end
+
+-- create_game: begins a game. It writes the game and sends `start`.
+-- KEYS key        the game
+-- KEYS deadlines  of its shard
+-- KEYS clock      of its shard
+-- ARGS caller     worker that calls
+-- ARGS plan       JSON, see above
+-- ARGS start_ms   until the first question
+-- ARGS start      the message
+-- ARGS ...        connection ('-' if there is none), turn of each player
+-- Returns 1, or 0 if the game is there already; then nothing is done.
+-- Events: start, to all.
+-- Atomic, so that a match becomes one game.
+local function create_game(keys, args)
+  local key = unpack(keys)
+  local caller, plan, start_ms, start = unpack(args)
+  local moment = new_call(keys, caller)
+  if call('EXISTS', key) == 1 then return 0 end
+  local players, seats = {}, cjson.decode(plan)
+  for i = 5, #args, 2 do
+    local conn = args[i] ~= '-' and args[i] or nil
+    players[#players + 1] = {conn = conn, turn = tonumber(args[i + 1]), seq = 0, score = 0}
+  end
+  local game = new_game(moment, key, seats, {phase = 'start', round = 0, players = players})
+  for _, player in ipairs(players) do
+    if not player.conn then player.kept = moment.now + game.seat_ms end
+  end
+  call('HSET', key, 'plan', plan)
+  begin_phase(game, 'start', start_ms)
+  emit(game, 'start', start)
+  save(game)
+  return reply(moment, 1)
+end
+
+-- due_games: returns games whose deadline has passed. It changes nothing: a worker advances the
+-- games of its own shards, and those of other shards only when they are so late that their worker
+-- must be dead.
+-- KEYS deadlines  of a shard
+-- KEYS clock      of the shard
+-- ARGS grace      ms that a deadline must have passed
+-- ARGS most       games to return
+-- Returns {ms until the first deadline, game, ms by which it is late, ...}, or {} if no game runs.
+local function due_games(keys, args)
+  local deadlines, clock = unpack(keys)
+  local grace, most = unpack(args)
+  local first = call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2]
+  if not first then return {} end
+  local now = game_clock(clock, deadlines)
+  if tonumber(first) > now - grace then return {math.max(0, first - now)} end
+  local due = call('ZRANGEBYSCORE', deadlines, '-inf', now - grace, 'WITHSCORES', 'LIMIT', 0, most)
+  for i = 2, #due, 2 do due[i] = now - due[i] end
+  return {0, unpack(due)}
+end
+
+local function advance_one(game)
+  local state, now = game.state, game.at.now
+  if state.phase == 'settle' then
+    if state.deadline <= now then begin_phase(game, 'settle', TAKE_OVER_MS) end
+    return
+  end
+  for i, player in ipairs(game.players) do
+    if player.kept and player.kept <= now then vacate(game, i, nil) end
+  end
+  if settle_if_deserted(game) then return end
+  reveal_if_all_answered(game)
+  if state.deadline > now then return end
+  if state.phase == 'question' then reveal(game) else open_question(game) end
+end
+
+-- advance: does what is due in games of one shard: gives up seats whose time is over, ends phases.
+-- KEYS deadlines  of the shard
+-- KEYS clock      of the shard
+-- KEYS ...        the games
+-- ARGS caller     worker that calls
+-- Returns for each game its phase, 'missing', or {'settle', field, value, ...}: the caller settles
+-- the game.
+-- Events: question, reveal, user_exit.
+-- Atomic for each game. Run again, or late, it finds nothing due.
+local function advance(keys, args)
+  local deadlines, clock = unpack(keys)
+  local caller = unpack(args)
+  local moment = new_call({'', deadlines, clock}, caller)
+  local outcomes = {}
+  for i = 3, #keys do
+    local game = load(moment, keys[i])
+    if game and game.state.phase ~= 'end' then
+      advance_one(game)
+      game.moved = true         -- else a wrong entry among the deadlines would be due for ever
+      save(game)
+      outcomes[#outcomes + 1] = outcome(game)
+    else
+      call('ZREM', deadlines, string.match(keys[i], '}:(.+)$'))
+      outcomes[#outcomes + 1] = game and 'end' or 'missing'
+    end
+  end
+  return reply(moment, outcomes)
+end
+
+-- Returns what is wrong with an answer, or nil.
+local function refusal(game, i, round, choice)
+  local state = game.state
+  if not i then return 'not_playing' end
+  if round > state.round then return 'wrong_round' end
+  local is_open = state.phase == 'question' and game.at.now <= state.deadline
+  if round < state.round or not is_open then return 'late_answer' end
+  if game.players[i].answer then return 'already_answered' end
+  local _, order = question_of(game, round)
+  if choice >= #order then return 'no_such_choice' end
+end
+
+-- Returns the points for an answer after so many ms.
+local function points_for(game, choice, ms)
+  local _, order = question_of(game, game.state.round)
+  if string.sub(order, choice + 1, choice + 1) ~= '0' then return 0 end
+  return game.correct + math.floor(game.speed * (game.answer_ms - ms) / game.answer_ms)
+end
+
+-- answer: judges a player's answer to the open question. The last expected answer reveals the
+-- round.
+-- KEYS key        the game
+-- KEYS deadlines  of its shard
+-- KEYS clock      of its shard
+-- ARGS caller     worker that calls
+-- ARGS conn       connection of the player
+-- ARGS round      from 1
+-- ARGS choice     from 0, as the phone shows the choices
+-- Returns 'ok', or the code of what is wrong: not_playing, wrong_round, late_answer,
+-- already_answered, no_such_choice. Then nothing is done.
+-- Events: answered, to the others; or reveal, to all.
+-- Atomic, so that the first answer counts.
+local function answer(keys, args)
+  local key = unpack(keys)
+  local caller, conn, round, choice = unpack(args)
+  choice = tonumber(choice)
+  local moment = new_call(keys, caller)
+  local game = load(moment, key)
+  if not game then return 'not_playing' end
+  local i = player_with(game, conn)
+  local wrong = refusal(game, i, tonumber(round), choice)
+  if wrong then return wrong end
+  -- The clock of the host may have been set back since the question opened.
+  local ms = math.max(0, math.min(game.answer_ms, moment.now - game.state.opened))
+  game.players[i].answer = {choice, ms, points_for(game, choice, ms)}
+  game.changed = true
+  reveal_if_all_answered(game)
+  if game.state.phase == 'question' then
+    local rest = '"round":' .. game.state.round .. ',"player":' .. quoted(game, i)
+    emit(game, 'answered', message(game, 'answered', rest), i)
+    -- The event may have shown that the last expected player is gone.
+    if game.moved then reveal_if_all_answered(game) end
+  end
+  save(game)
+  return reply(moment, 'ok')
+end
+
+-- exit_game: takes the connection of a player away, for a while or for good.
+-- KEYS key        the game
+-- KEYS deadlines  of its shard
+-- KEYS clock      of its shard
+-- ARGS caller     worker that calls
+-- ARGS conn       connection of the player
+-- ARGS leaving    1: for good
+-- Returns 'missing', 'stale' for a connection that was replaced, the phase, or {'settle', field,
+-- value, ...}: the caller settles the game.
+-- Events: user_exit, to the others; reveal, if they all have answered.
+-- Atomic, so that an exit happens once.
+local function exit_game(keys, args)
+  local key = unpack(keys)
+  local caller, conn, leaving = unpack(args)
+  local moment = new_call(keys, caller)
+  local game = load(moment, key)
+  if not game then return 'missing' end
+  local i = player_with(game, conn)
+  if not i or game.state.phase == 'end' or game.state.phase == 'settle' then return 'stale' end
+  vacate(game, i, leaving ~= '1' and moment.now + game.seat_ms or nil)
+  if settle_if_deserted(game) then
+    if leaving == '1' then game.players[i].conn = conn end      -- so that they see the end
+  else
+    reveal_if_all_answered(game)
+  end
+  save(game)
+  return reply(moment, outcome(game))
+end
+
+-- enter_game: brings a player's connection into their game, for the first time or again. It also
+-- gives a snapshot.
+-- KEYS key        the game
+-- KEYS deadlines  of its shard
+-- KEYS clock      of its shard
+-- ARGS caller     worker that calls
+-- ARGS uid        player
+-- ARGS conn       connection
+-- ARGS turn       fencing token of the connection
+-- Returns {'missing'}, {'over'} if they have no seat in it, {'stale'} if a newer connection is
+-- there, or {'ok', now, plan, state}.
+-- Events: user_return, to the others.
+-- Atomic, so that the newest of several connections stays.
+local function enter_game(keys, args)
+  local key = unpack(keys)
+  local caller, uid, conn, turn = unpack(args)
+  turn = tonumber(turn)
+  local moment = new_call(keys, caller)
+  local game = load(moment, key)
+  if not game then return {'missing'} end
+  local i
+  for n, seat in ipairs(game.plan.players) do
+    if seat[1] == uid then i = n end
+  end
+  local player = game.players[i]
+  if not player or player.left or game.state.phase == 'end' then return {'over'} end
+  if turn < player.turn then return {'stale'} end
+  if player.conn ~= conn then
+    local was_away = not player.conn
+    player.conn, player.turn, player.kept = conn, turn, nil
+    game.changed, game.moved = true, true
+    if was_away then
+      emit(game, 'user_return', message(game, 'user_return', '"player":' .. quoted(game, i)), i)
+    end
+    save(game)
+  end
+  return reply(moment, {'ok', moment.now, unpack(call('HMGET', key, 'plan', 'state'))})
+end
+
+-- relay: passes a player's message on to their opponents.
+-- KEYS key        the game
+-- KEYS deadlines  of its shard
+-- KEYS clock      of its shard
+-- ARGS caller     worker that calls
+-- ARGS conn       connection of the player
+-- ARGS kind       type of the message
+-- ARGS fields     the message's own fields as JSON: '"emoji":"x"'
+-- Returns 'ok' or 'not_playing'.
+-- Events: the message, to the others.
+-- Atomic, so that each gets it in the order of their `seq`.
+local function relay(keys, args)
+  local key = unpack(keys)
+  local caller, conn, kind, fields = unpack(args)
+  local moment = new_call(keys, caller)
+  local game = load(moment, key)
+  local i = game and player_with(game, conn)
+  if not i or game.state.phase == 'end' then return 'not_playing' end
+  local rest = '"player":' .. quoted(game, i)
+  if fields ~= '' then rest = rest .. ',' .. fields end
+  emit(game, kind, message(game, kind, rest), i)
+  reveal_if_all_answered(game)
+  save(game)
+  return reply(moment, 'ok')
+end
+
+local function write_erased(game, i, uid)
+  game.plan.players[i] = {uid, '(erased ' .. i .. ')'}
+end
+
+-- finish_game: ends a settled game. It tells the players, and keeps what is looked up later.
+-- KEYS key        the game
+-- KEYS deadlines  of its shard
+-- KEYS clock      of its shard
+-- ARGS caller     worker that calls
+-- ARGS ranking    JSON
+-- ARGS ttl        seconds for which the game is kept
+-- ARGS ...        UID of each player who was erased since the game began
+-- Returns 1, or 0 if it was done before.
+-- Events: end, to all.
+-- Atomic, so that a game ends once.
+local function finish_game(keys, args)
+  local key, deadlines = unpack(keys)
+  local caller, ranking, ttl = unpack(args)
+  local moment = new_call(keys, caller)
+  local game = load(moment, key)
+  if not game or game.state.phase ~= 'settle' then return 0 end
+  local state = game.state
+  emit(game, 'end', message(game, 'end', '"reason":"' .. state.reason .. '","ranking":' .. ranking))
+  for n = 4, #args do
+    for i, seat in ipairs(game.plan.players) do
+      if seat[1] == args[n] then write_erased(game, i, '') end
+    end
+  end
+  local players = {}
+  for i, player in ipairs(game.players) do
+    players[i] = {score = player.score, left = player.left}
+  end
+  local kept = {
+    phase = 'end', round = state.round, reason = state.reason, ended = state.ended,
+    players = players,
+  }
+  call('HSET', key, 'plan', cjson.encode(game.plan), 'state', cjson.encode(kept))
+  call('ZREM', deadlines, game.id)
+  call('EXPIRE', key, ttl)
+  return reply(moment, 1)
+end
+
+-- forget_player: removes a person from a game that has ended, or whose end is being settled; that
+-- still needs the UID.
+-- KEYS key  the game
+-- ARGS uid   player
+-- Returns 1 if they were in it.
+-- Atomic, so that a settlement in between keeps its players.
+local function forget_player(keys, args)
+  local key = unpack(keys)
+  local uid = unpack(args)
+  local game = load({}, key)
+  for i, seat in ipairs(game and game.plan.players or {}) do
+    if seat[1] == uid then
+      write_erased(game, i, game.state.phase == 'end' and '' or uid)
+      call('HSET', key, 'plan', cjson.encode(game.plan))
+      return 1
+    end
+  end
+  return 0
+end
+
+-- ==== metrics ====================================================================================
+
+-- add_metrics: adds what a worker counted to the sums of all workers.
+-- KEYS metrics  'METRIC LABEL ...' -> sum
+-- ARGS ...      name, value of each metric
+-- Returns how many were added.
+local function add_metrics(keys, args)
+  local metrics = unpack(keys)
+  for i = 1, #args, 2 do call('HINCRBYFLOAT', metrics, args[i], args[i + 1]) end
+  return #args / 2
+end
+
+-- ==== registration ===============================================================================
+-- Redis refuses a function as a whole when memory is full, unless it has the flag allow-oom. Those
+-- that have it free memory, or write next to nothing and let a player in.
+
+local function register(name, callback, ...)
+  redis.register_function{function_name = name .. '_DIGEST', callback = callback, flags = {...}}
+end
+
+register('begin_format', begin_format)
+register('add_question', add_question)
+register('claim', claim)
+register('settle_claim', settle_claim)
+register('create_user', create_user)
+register('open_session', open_session)
+register('authenticate', authenticate, 'allow-oom')
+register('change_user', change_user)
+register('erase_user', erase_user)
+register('apply_result', apply_result)
+register('take_allowance', take_allowance)
+register('join', join)
+register('check_ticket', check_ticket)
+register('leave', leave, 'allow-oom')
+register('release', release, 'allow-oom')
+register('revoke', revoke)
+register('heartbeat', heartbeat)
+register('due_tickets', due_tickets)
+register('create_game', create_game)
+register('due_games', due_games)
+register('advance', advance)
+register('answer', answer)
+register('exit_game', exit_game)
+register('enter_game', enter_game)
+register('relay', relay)
+register('finish_game', finish_game)
+register('forget_player', forget_player)
+register('add_metrics', add_metrics)
