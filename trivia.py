@@ -6301,8 +6301,10 @@ class EmbeddedRedis:
                 while self._ping().startswith(b"-LOADING"):
                     time.sleep(0.05)
         except OSError as error:
-            text = f"TRIVIA_DATA: {self.folder}: {error.strerror}; expected a writable folder"
-            raise Fatal(text) from None
+            raise Fatal(
+                f"TRIVIA_DATA: {self.folder}: {error.strerror}; "
+                "expected a folder that can be written"
+            ) from None
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

@@ -2177,6 +2177,8 @@ def played():
         back = phone(0, "random")
         back.expect("update")
         bob.send("answer", round=1, choice=0)
+        back.expect("answered")
+        look("playing, one has answered")
         back.send("answer", round=1, choice=0)
         look("playing")
         play_all([back, bob], lambda question: 0)
