@@ -261,6 +261,8 @@ def test_without_the_variable_there_is_no_lab(server):
     phone = server.phone()
     phone.expect("queued")
     phone.refused("invalid_message", "join", queue="random", script="drop@1")
+    phone.close()
+    wait_until(lambda: not server.redis.exists("queue:{lobby}:random"))  # others share this server
 
 
 @pytest.mark.parametrize(
