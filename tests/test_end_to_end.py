@@ -4,10 +4,13 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
+import tempfile
 import threading
 from pathlib import Path
 from urllib.parse import quote
@@ -16,7 +19,8 @@ import pytest
 import redis
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-from conftest import PASSWORD, ROOT, Valkey, edited_schema, play_all, wait_until
+import trivia
+from conftest import FOLDER, PASSWORD, ROOT, Valkey, edited_schema, play_all, redis_at, wait_until
 
 UVICORN = [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"]
 TRIVIA = [sys.executable, "trivia.py"]
@@ -211,6 +215,65 @@ def test_any_folder_will_do_and_the_shipped_schema_is_the_default(make_server):
     assert not valkeys(server) and (server.data / "d" / "appendonlydir").is_dir()
 
 
+def loaded_by(pid):
+    """The names of the libraries that a process has loaded."""
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    return {Path(line.split()[-1]).name for line in maps.splitlines() if "/" in line}
+
+
+@pytest.fixture
+def start_valkey():
+    """Starts the embedded Redis on a folder of its own and returns its pid."""
+    with contextlib.ExitStack() as started:
+
+        def start():
+            folder = Path(tempfile.mkdtemp(prefix="v-", dir=FOLDER))
+            started.callback(shutil.rmtree, folder, ignore_errors=True)
+            embedded = trivia.EmbeddedRedis(folder)
+            embedded.start()
+            client = redis_at(embedded.socket_path)
+            started.callback(client.shutdown, nosave=True)
+            return client.info("server")["process_id"]
+
+        yield start
+
+
+def test_the_valkey_runs_on_a_fast_allocator(server):
+    assert "libmimalloc.so" in {name[:14] for name in loaded_by(the_valkey(server))}
+
+
+def test_the_valkey_runs_on_libc_where_no_other_allocator_is(start_valkey, monkeypatch):
+    monkeypatch.setattr(trivia, "allocator", lambda: None)
+    assert not re.search("mimalloc|jemalloc", " ".join(loaded_by(start_valkey())))
+
+
+def test_the_valkey_starts_though_the_allocator_is_damaged(start_valkey, monkeypatch, tmp_path):
+    (tmp_path / "libmimalloc.so").write_text("no library")
+    monkeypatch.setattr(trivia, "allocator", lambda: tmp_path / "libmimalloc.so")
+    assert "libmimalloc.so" not in loaded_by(start_valkey())
+
+
+def test_the_valkey_starts_though_it_crashes_with_the_allocator(
+    start_valkey, monkeypatch, tmp_path
+):
+    compiler = shutil.which("cc") or pytest.skip("there is no C compiler")
+    library = tmp_path / "libcrash.so"
+    source = "__attribute__((constructor)) void crash(void) { __builtin_trap(); }"
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library]
+    subprocess.run(command, input=source, text=True, check=True)
+    monkeypatch.setattr(trivia, "allocator", lambda: library)
+    assert "libcrash.so" not in loaded_by(start_valkey())
+
+
+def test_the_valkey_loads_what_the_operator_preloads_as_well(start_valkey, monkeypatch):
+    packages = Path(sysconfig.get_path("platlib"))
+    [own] = packages.glob("libfaketime/vendor/libfaketime/src/libfaketime.so.1")
+    monkeypatch.setenv("LD_PRELOAD", str(own))
+    names = loaded_by(start_valkey())
+    assert own.name in names
+    assert any(name.startswith("libmimalloc.so") for name in names)
+
+
 def test_two_servers_started_at_once_share_a_folder_and_one_valkey(make_server):
     one = make_server(start=False)
     two = make_server(start=False, env={"TRIVIA_DATA": one.env["TRIVIA_DATA"]})
@@ -303,6 +366,8 @@ def valkey():
     with running_valkey(port := free_port()) as one:
         for user in ("trivia", "default"):
             one.client.execute_command("ACL", "SETUSER", user, f">{REDIS_PASSWORD}")
+        strict = "on", f">{REDIS_PASSWORD}", "~*", "&*", "+@all", "-function"
+        one.client.execute_command("ACL", "SETUSER", "strict", *strict)
         yield {"port": port, "socket": one.path, "password": quote(REDIS_PASSWORD, safe="")}
 
 
@@ -355,6 +420,10 @@ def something_else():
         ("unix:///tmp/no-such.sock?password=SECRET", "No such file"),
         ("redis://:{password}@127.0.0.1:{port}/99", "DB index"),
         ("redis://127.0.0.1:{other}", "127.0.0.1:{other}: "),
+        (
+            "redis://strict:{password}@127.0.0.1:{port}",
+            "can't load trivia.lua: NOPERM .*; use the user trivia of redis.conf",
+        ),
     ],
 )
 def test_a_redis_url_that_is_no_use_is_told_in_one_line(valkey, url, says):
