@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import threading
 from pathlib import Path
@@ -253,21 +252,25 @@ def test_the_valkey_starts_though_the_allocator_is_damaged(start_valkey, monkeyp
     assert "libmimalloc.so" not in loaded_by(start_valkey())
 
 
+def compiled(file, source):
+    """Makes a library of C code."""
+    compiler = shutil.which("cc") or pytest.skip("there is no C compiler")
+    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", file]
+    subprocess.run(command, input=source, text=True, check=True)
+    return file
+
+
 def test_the_valkey_starts_though_it_crashes_with_the_allocator(
     start_valkey, monkeypatch, tmp_path
 ):
-    compiler = shutil.which("cc") or pytest.skip("there is no C compiler")
-    library = tmp_path / "libcrash.so"
-    source = "__attribute__((constructor)) void crash(void) { __builtin_trap(); }"
-    command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", library]
-    subprocess.run(command, input=source, text=True, check=True)
+    code = "__attribute__((constructor)) void crash(void) { __builtin_trap(); }"
+    library = compiled(tmp_path / "libcrash.so", code)
     monkeypatch.setattr(trivia, "allocator", lambda: library)
-    assert "libcrash.so" not in loaded_by(start_valkey())
+    assert library.name not in loaded_by(start_valkey())
 
 
-def test_the_valkey_loads_what_the_operator_preloads_as_well(start_valkey, monkeypatch):
-    packages = Path(sysconfig.get_path("platlib"))
-    [own] = packages.glob("libfaketime/vendor/libfaketime/src/libfaketime.so.1")
+def test_the_valkey_loads_what_the_operator_preloads_as_well(start_valkey, monkeypatch, tmp_path):
+    own = compiled(tmp_path / "libown.so", "int own;")
     monkeypatch.setenv("LD_PRELOAD", str(own))
     names = loaded_by(start_valkey())
     assert own.name in names
