@@ -837,13 +837,18 @@ def public_rule(rule: dict) -> dict:
 
 _TEXT = {"type": "string"}
 _BOOL = {"type": "boolean"}
-_COUNT = {"type": "integer", "minimum": 1}
 _SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": 86400}
-_SCALAR = {"type": ["string", "number", "boolean"]}
+_NUMBER_OF_FIELD = {"type": "number", "minimum": -EXACT, "maximum": EXACT}
+_SCALAR = _NUMBER_OF_FIELD | {"type": ["string", "number", "boolean"]}
 _NAMES = {"type": "array", "items": _TEXT, "uniqueItems": True}
 _NAME = {"pattern": "^[a-z][a-z0-9_]{0,31}$"}
 DIFFICULTIES = ["easy", "medium", "hard"]
 LAB_QUEUE = "lab"
+
+
+def _whole(least: int, greatest: int) -> dict:
+    """Describes a whole number. Without a greatest value a mistyped one could mean `never`."""
+    return {"type": "integer", "minimum": least, "maximum": greatest}
 
 
 def _object(required: str = "", /, **properties: dict) -> dict:
@@ -895,10 +900,10 @@ FIELD = _UNIQUE_RULE | _object(
     description=_TEXT,
     format={"enum": ["email", "password", "uri", "date", "date-time"]},
     pattern={"type": "string", "format": "regex"},
-    minLength={"type": "integer", "minimum": 0},
-    maxLength=_COUNT | {"maximum": 4000},
-    minimum={"type": "number"},
-    maximum={"type": "number"},
+    minLength=_whole(0, 4000),
+    maxLength=_whole(1, 4000),
+    minimum=_NUMBER_OF_FIELD,
+    maximum=_NUMBER_OF_FIELD,
     enum={"type": "array", "items": _SCALAR, "minItems": 1},
     default=_SCALAR,
     examples={"type": "array", "items": _SCALAR},
@@ -916,8 +921,9 @@ USER_FIELDS = {  # the server itself reads or writes these
     "games": _COUNTED,
     "rating": {"allOf": [_with(FIELD, type="number", readOnly=True), {"required": ["default"]}]},
 }
-_PLAYERS = {"type": "integer", "minimum": 2, "maximum": 8}
-_POINTS = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
+_PLAYERS = _whole(2, 8)
+_POINTS = _whole(0, 1_000_000)
+_RATING_POINTS = {"type": "number", "minimum": 0, "maximum": 1_000_000}
 _RATING_QUEUE_RULE = {"if": _with({}, match="rating"), "then": {"required": ["window", "widen"]}}
 _PLAYER_RANGE_RULE = {
     "if": {"properties": {"players": {"type": "object"}}, "required": ["players"]},
@@ -931,11 +937,11 @@ QUEUE = {"allOf": [_RATING_QUEUE_RULE, _PLAYER_RANGE_RULE]} | _object(
     | _PLAYERS
     | {"type": ["integer", "object"]},
     match={"enum": ["fifo", "rating"]},
-    window={"type": "number", "minimum": 0},
-    widen={"type": "number", "minimum": 0},
+    window=_RATING_POINTS,
+    widen=_RATING_POINTS,
     fill_seconds=_SECONDS,
     wait_seconds=_SECONDS,
-    rounds=_COUNT | {"maximum": 100},
+    rounds=_whole(1, 100),
     start_seconds=_SECONDS,
     answer_seconds=_SECONDS,
     reveal_seconds=_SECONDS,
@@ -998,14 +1004,24 @@ HANDLED = {
     "join": _handled("fields", queue="string"),
     "leave": _handled(""),
 }
-LIMITS = (
-    "connections message_bytes messages_per_second message_burst bad_messages outbox_messages "
-    "send_seconds idle_seconds queue_length body_bytes body_seconds session_days "
-    "sessions_per_user login_failures login_seconds hashing_queue game_days"
-)
-# The fast path takes frames of up to 125 bytes without checking this limit.
-_LIMIT_RULES = dict.fromkeys(LIMITS.split(), _COUNT) | {
-    "message_bytes": {"type": "integer", "minimum": 125}
+LIMITS = {
+    "connections": _whole(1, 1_000_000),
+    "message_bytes": _whole(125, 1_048_576),  # the fast path does not check frames of 125 bytes
+    "messages_per_second": _whole(1, 1000),
+    "message_burst": _whole(1, 10_000),
+    "bad_messages": _whole(1, 10_000),
+    "outbox_messages": _whole(1, 10_000),
+    "send_seconds": _whole(1, 3600),
+    "idle_seconds": _whole(1, 86_400),
+    "queue_length": _whole(1, 1_000_000),
+    "body_bytes": _whole(1, 16_777_216),
+    "body_seconds": _whole(1, 3600),
+    "session_days": _whole(1, 3650),
+    "sessions_per_user": _whole(1, 1000),
+    "login_failures": _whole(1, 1_000_000),
+    "login_seconds": _whole(1, 86_400),
+    "hashing_queue": _whole(1, 10_000),
+    "game_days": _whole(1, 3650),
 }
 FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _object(
     "users leaderboards queues messages limits",
@@ -1026,7 +1042,7 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
         client=_named(RELAYED, HANDLED, propertyNames=_names_except(*SERVER_MESSAGES)),
         server=_object(" ".join(SERVER_MESSAGES), **dict.fromkeys(SERVER_MESSAGES, SERVER_MESSAGE)),
     ),
-    limits=_object(LIMITS, **_LIMIT_RULES),
+    limits=_object(" ".join(LIMITS), **LIMITS),
 )
 
 Mistake = tuple[tuple, str, str]  # path, what was found, what was expected

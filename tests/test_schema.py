@@ -1,5 +1,6 @@
 """schema.yaml: what `check` says about mistakes, and that an edit of it alone changes what the server does."""
 
+import functools
 import itertools
 import json
 import math
@@ -501,6 +502,49 @@ def test_whole_number_written_with_a_point_means_the_same(file):
             and type(tree["limits"]["connections"]) is int
         )
         assert type(tree["queues"]["party"]["players"]) is int
+
+
+# ---- numbers
+
+
+def numbers_of(schema, path=()):
+    """Yields (path, rule) of every number that a schema allows; '*' stands for any name."""
+    kinds = schema.get("type", ())
+    if {"integer", "number"} & ({kinds} if isinstance(kinds, str) else set(kinds)):
+        yield path, schema
+    for part in schema.get("allOf", ()):
+        yield from numbers_of(part, path)
+    for name, part in schema.get("properties", {}).items():
+        yield from numbers_of(part, (*path, name)) if isinstance(part, dict) else ()
+    for key, name in (("additionalProperties", "*"), ("items", "0")):
+        if isinstance(schema.get(key), dict):
+            yield from numbers_of(schema[key], (*path, name))
+
+
+NUMBERS = {".".join(path): rule for path, rule in numbers_of(trivia.FILE_SCHEMA)}
+
+
+def test_every_number_that_the_file_may_hold_has_a_maximum():
+    assert {f"limits.{name}" for name in trivia.LIMITS} < NUMBERS.keys()
+    assert [path for path, rule in NUMBERS.items() if "maximum" not in rule] == []
+    assert max(rule["maximum"] for rule in NUMBERS.values()) == 2**53
+
+
+def test_a_huge_number_anywhere_in_the_file_is_a_mistake(file):
+    tree = yaml.safe_load(SHIPPED)
+    tree["users"]["fields"]["rating"] |= {"minimum": 0, "maximum": 5000, "examples": [3]}
+    tree["messages"]["client"]["emoji"]["fields"]["emoji"] |= {"minLength": 1, "maxLength": 9}
+    huge = set()
+    for path in list(paths(tree)):
+        *above, last = path or (None,)
+        part = functools.reduce(lambda part, key: part[key], above, tree)
+        if path and type(part[last]) in (int, float) and path[:2] != ("messages", "server"):
+            part[last] = 10**17
+            huge.add(".".join(map(str, path)))
+    said = check(file, yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
+    found = {line.split(": ")[1] for line in said.split("\n") if "expected at most" in line}
+    assert huge - found == set()
+    assert len(found) > 60
 
 
 # ---- any YAML at all --------------------------------------------------------------------------------------------
