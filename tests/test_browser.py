@@ -22,11 +22,17 @@ SECONDS = 1000  # Playwright counts in ms
 @pytest.fixture(scope="module")
 def long_games():
     """A server whose rounds are long enough to look around in them."""
-    running = Server(edited_schema(answer_seconds=60, reveal_seconds=2, start_seconds=1, rounds=2))
+    times = {"answer_seconds": 60, "reveal_seconds": 2, "start_seconds": 1, "rounds": 2}
+    running = Server(edited_schema(add_constructor, **times))
     try:
         yield running.start()
     finally:
         running.close()
+
+
+def add_constructor(tree):
+    """Adds a queue whose name every object of JavaScript has."""
+    tree["queues"]["constructor"] = dict(tree["queues"]["random"])
 
 
 class Tab:
@@ -185,6 +191,33 @@ def test_a_whole_game_in_two_browsers(long_games, open_tabs, viewport):
     ann.find("#home").click()
     ann.on("lobby")
     expect(ann.find("#me-games")).to_have_text("2")
+
+
+def test_names_that_every_object_of_javascript_has_are_names_like_others(long_games, open_tabs):
+    ann, bob = tabs = open_tabs(long_games)
+    ann.name, bob.name = "constructor", "__proto__"
+    for tab in tabs:
+        tab.register()
+        tab.join("constructor")
+    for tab in tabs:
+        tab.on("game")
+        for name in (ann.name, bob.name):
+            assert tab.score(name) == 0
+    bob.page.reload()
+    bob.on("game")
+    right = play_round(ann, bob)
+    for tab in tabs:
+        for name, was_right in zip((ann.name, bob.name), right, strict=True):
+            assert (tab.score(name) > 0) == was_right
+    for tab in tabs:
+        expect(tab.find("#round")).to_contain_text("2 of 2")
+    play_round(ann, bob)
+    for tab in tabs:
+        tab.on("result")
+        expect(tab.find("[data-rank] .name")).to_have_count(2)
+        tab.find("#home").click()
+        tab.on("lobby")
+        expect(tab.find("#board .me .name")).to_have_text(tab.name)
 
 
 def test_a_reload_in_mid_game_resumes_it(long_games, open_tabs):

@@ -137,6 +137,11 @@ def open_desk(chromium):
         desk.close()
 
 
+def add_constructor(tree):
+    """Adds a queue whose name every object of JavaScript has."""
+    tree["queues"]["constructor"] = dict(tree["queues"]["random"])
+
+
 def play_and_err(desk, server):
     """Two phones play a game of three rounds; one of them is refused a message. Returns the code of that."""
     ann, bob = phones = server.pair()
@@ -153,7 +158,7 @@ def play_and_err(desk, server):
 
 
 def test_the_page_shows_what_is_played_and_what_metrics_tells(make_server, open_desk):
-    server = make_server(edited_schema(answer_seconds=60), env=OPEN)
+    server = make_server(edited_schema(add_constructor, answer_seconds=60), env=OPEN)
     desk = open_desk(server).sign_in().live()
     code = play_and_err(desk, server)
     wait_until(
@@ -173,6 +178,7 @@ def test_the_page_shows_what_is_played_and_what_metrics_tells(make_server, open_
     assert desk.row("Errors", code)["in all"] == f"{told['trivia_errors_total', code]:.0f}" == "1"
     assert desk.row("Games ended", "random", "finished")["lately"] == "1"
     assert desk.row("Queues", "random")["playing"] == "0"
+    assert desk.row("Queues", "constructor")["playing"] == "0"
     assert desk.row("HTTP requests", "register", "201")["in all"] == "2"
     (worker,) = (labels[0] for name, *labels in told if name == "trivia_connections")
     assert re.fullmatch(r"(?!0\.0 )[\d.]+ %", desk.row("Workers", worker)["CPU"])
