@@ -124,7 +124,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from importlib import metadata
 from pathlib import Path
@@ -681,14 +681,60 @@ def _without_control_characters(text: str) -> bool:
     return not any(unicodedata.category(character) == "Cc" for character in text)
 
 
+# The ABNF of RFC 3339, section 5.6, in which letter case does not count. fullmatch it.
+_FULL_DATE = r"([0-9]{4})-([0-9]{2})-([0-9]{2})"
+_DATE = re.compile(_FULL_DATE)
+_DATE_TIME = re.compile(
+    _FULL_DATE + r"T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]+)?"
+    r"(?:Z|([+-])([0-9]{2}):([0-9]{2}))",
+    re.IGNORECASE | re.ASCII,
+)
+
+
+def is_date(text: str) -> bool:
+    """Tells whether a text is a full-date of RFC 3339."""
+    found = _DATE.fullmatch(text)
+    return found is not None and _datetime(*found.groups()) is not None
+
+
+def is_date_time(text: str) -> bool:
+    """Tells whether a text is a date-time of RFC 3339.
+
+    A second 60 is a leap second: it exists only at the end of a month in UTC.
+    """
+    found = _DATE_TIME.fullmatch(text)
+    if found is None:
+        return False
+    year, month, day, hour, minute, second, sign, *offset = found.groups(default="0")
+    hours, minutes = map(int, offset)
+    is_leap_second = second == "60"
+    local = _datetime(year, month, day, hour, minute, "59" if is_leap_second else second)
+    if local is None or hours > 23 or minutes > 59:
+        return False
+    distance = timedelta(hours=hours, minutes=minutes)
+    in_utc = local + distance if sign == "-" else local - distance
+    after = in_utc + timedelta(seconds=1)
+    return not is_leap_second or (after.day, after.hour, after.minute) == (1, 0, 0)
+
+
+def _datetime(year: str, *rest: str) -> datetime | None:
+    """Returns a time, in a year of the same calendar that Python has: RFC 3339 has a year 0."""
+    try:
+        return datetime(2000 + int(year) % 400, *map(int, rest))
+    except ValueError:
+        return None
+
+
 # An email address needs two labels after the @. marshmallow's own check accepts a@localhost.
 _EMAIL = re.compile(r"[^@\s]{1,64}@([a-z0-9-]+\.)+[a-z0-9-]{2,}", re.IGNORECASE)
 _OPTIONAL_WEB_ADDRESS = re.compile(f"({WEB_ADDRESS})?")
 FORMATS = {  # a format that is not listed here is documented, but not checked
     "email": _validator(_EMAIL.fullmatch, "Must be an email address."),
     "uri": _validator(_OPTIONAL_WEB_ADDRESS.fullmatch, "Must be an http or https address."),
-    "date": marshmallow.fields.Date(format="iso").deserialize,
-    "date-time": marshmallow.fields.DateTime(format="iso").deserialize,
+    "date": _validator(is_date, "Must be a date of RFC 3339, such as 2026-11-29."),
+    "date-time": _validator(
+        is_date_time, "Must be a time of RFC 3339, such as 2026-11-29T20:15:00Z."
+    ),
 }
 
 

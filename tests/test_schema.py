@@ -11,6 +11,7 @@ import types
 from datetime import date
 
 import jsonschema
+import marshmallow
 import pytest
 import yaml
 from hypothesis import HealthCheck, Phase, given, settings
@@ -545,6 +546,68 @@ def test_a_huge_number_anywhere_in_the_file_is_a_mistake(file):
     found = {line.split(": ")[1] for line in said.split("\n") if "expected at most" in line}
     assert huge - found == set()
     assert len(found) > 60
+
+
+# ---- dates and times
+
+RFC_3339 = [  # format, text, whether it is in the grammar of RFC 3339
+    ("date", "2024-02-29", True),
+    ("date", "0000-02-29", True),
+    ("date", "9999-12-31", True),
+    ("date", "2023-02-29", False),
+    ("date", "1900-02-29", False),
+    ("date", "2024-00-10", False),
+    ("date", "2024-13-01", False),
+    ("date", "20240229", False),
+    ("date", "2024-W09-4", False),
+    ("date", "2024-060", False),
+    ("date", "2024-2-9", False),
+    ("date", "2024-02-29T00:00:00Z", False),
+    ("date", " 2024-02-29", False),
+    ("date", "٢٠٢٤-٠٢-٢٩", False),
+    ("date", "", False),
+    ("date-time", "2024-02-29T20:15:00Z", True),
+    ("date-time", "2024-02-29t20:15:00z", True),
+    ("date-time", "2024-02-29T20:15:00.5z", True),
+    ("date-time", "2024-02-29T20:15:00.123456789012Z", True),
+    ("date-time", "2024-02-29T20:15:00+05:45", True),
+    ("date-time", "2024-02-29T20:15:00-00:00", True),
+    ("date-time", "0000-01-01T00:00:00+23:59", True),
+    ("date-time", "9999-12-31T23:59:59-23:59", True),
+    ("date-time", "2016-12-31T23:59:60Z", True),
+    ("date-time", "2017-01-01T00:59:60.25+01:00", True),
+    ("date-time", "2015-06-30T15:59:60-08:00", True),
+    ("date-time", "2016-12-31T23:58:60Z", False),
+    ("date-time", "2016-12-30T23:59:60Z", False),
+    ("date-time", "2016-12-31T23:59:60+01:00", False),
+    ("date-time", "2024-02-29T20:15:61Z", False),
+    ("date-time", "2024-02-29T24:00:00Z", False),
+    ("date-time", "2024-02-29T20:60:00Z", False),
+    ("date-time", "2023-02-29T20:15:00Z", False),
+    ("date-time", "2024-02-29T20:15:00", False),
+    ("date-time", "2024-02-29T20:15Z", False),
+    ("date-time", "2024-02-29 20:15:00Z", False),
+    ("date-time", "2024-02-29T20:15:00.Z", False),
+    ("date-time", "2024-02-29T20:15:00,5Z", False),
+    ("date-time", "2024-02-29T20:15:00+0545", False),
+    ("date-time", "2024-02-29T20:15:00+05", False),
+    ("date-time", "2024-02-29T20:15:00+24:00", False),
+    ("date-time", "2024-02-29T20:15:00+05:60", False),
+    ("date-time", "2024-02-29T20:15:00\u221205:45", False),
+    ("date-time", "20240229T201500Z", False),
+    ("date-time", "2024-02-29", False),
+]
+
+
+@pytest.mark.parametrize("kind, text, valid", RFC_3339)
+def test_dates_and_times_are_those_of_rfc_3339(kind, text, valid):
+    form = trivia.Form({"when": TEXT | {"format": kind}})
+    if valid:
+        assert form.load({"when": text}) == {"when": text}
+        return
+    with pytest.raises(marshmallow.ValidationError) as refusal:
+        form.load({"when": text})
+    assert "RFC 3339, such as 2026-" in refusal.value.messages["when"][0]
 
 
 # ---- any YAML at all --------------------------------------------------------------------------------------------
