@@ -614,6 +614,7 @@ def gauges(
 # If plain_test can't obey it as well, plain_test must return None for such a field.
 
 EXACT = 2**53  # bound of numbers without minimum or maximum; a double is exact up to it
+INT32 = 2**31  # generated clients read an integer that reaches this only with `format: int64`
 TEXT_LENGTH = 255  # bound of texts without maxLength
 MAX_KEY = 60  # characters of an unknown key that an error repeats
 WEB_ADDRESS = r"https?://[^\s\"'<>\\]+"
@@ -864,7 +865,10 @@ def public_rule(rule: dict) -> dict:
     """Returns a field as plain JSON Schema: without our own keywords, with its implied bounds."""
     plain = {key: value for key, value in rule.items() if key not in ("unique", "private")}
     if rule["type"] in ("integer", "number"):
-        return {"minimum": -EXACT, "maximum": EXACT} | plain
+        least, greatest = _bounds(rule)
+        is_long = rule["type"] == "integer" and max(-least, greatest) >= INT32
+        width = {"format": "int64"} if is_long else {}
+        return {"minimum": least, "maximum": greatest} | width | plain
     if plain.get("format") == "uri":  # our check also accepts '', and only two schemes
         del plain["format"]
         plain["pattern"] = f"^({WEB_ADDRESS})?$"
@@ -4907,6 +4911,7 @@ _INTEGER = {"type": "integer"}
 _NUMBER = {"type": "number"}
 _STRING_OR_NULL = {"type": ["string", "null"]}
 _EPOCH_SECONDS = _INTEGER | {"description": "Seconds since 1970."}
+_TIME_NAME = re.compile(r"(.+_)?(ms|at)")
 BEARER_SCHEME = {"bearer": {"type": "http", "scheme": "bearer"}}
 _WEBSOCKET_SERVER = {
     "host": "localhost:8000",
@@ -4976,7 +4981,7 @@ def _game_components() -> dict[str, dict]:
     summary = {
         "id": _STRING,
         "queue": _STRING,
-        "ended_ms": _INTEGER,
+        "ended_ms": _INTEGER | {"description": "Milliseconds since 1970."},
         "reason": {"enum": ["finished", "forfeit", "abandoned"]},
         "ranking": _list_of(_ranking_row()),
     }
@@ -5038,11 +5043,29 @@ def _queues_component() -> dict:
 def _export_component() -> dict:
     export = {
         "user": _ref("User"),
-        "sessions": _list_of(_object_of({"expires_at": _INTEGER})),
+        "sessions": _list_of(_object_of({"expires_at": _EPOCH_SECONDS})),
         "games": _list_of(_ref("GameRecord")),
         "questions_seen": _list_of(_STRING),
     }
     return _object_of(export)
+
+
+def _with_long_times(part: Any) -> Any:
+    """Returns a part of a document in which each integer that holds a time says `format: int64`.
+
+    Without that, generated clients read a time in ms since 1970 into 32 bits. Times are known by
+    their names, which end in `ms` or `at`.
+    """
+    if isinstance(part, list):
+        return [_with_long_times(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    found = {key: _with_long_times(value) for key, value in part.items()}
+    for name, rule in found.items():
+        is_integer = isinstance(rule, dict) and rule.get("type") == "integer"
+        if is_integer and _TIME_NAME.fullmatch(name):
+            found[name] = {"format": "int64"} | rule
+    return found
 
 
 def _object_of(properties: dict, optional: Iterable[str] = ()) -> dict:
@@ -5073,13 +5096,14 @@ def openapi(schema: Schema) -> dict:
         " The game itself is played over a WebSocket, "
         "which [asyncapi.json](/docs/asyncapi.json) describes."
     )
-    return {
+    document = {
         "openapi": "3.1.0",
         "info": _info(schema, schema.tree.get("description", "") + game_hint),
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {"schemas": schemas | components(schema), "securitySchemes": BEARER_SCHEME},
     }
+    return _with_long_times(document)
 
 
 def _info(schema: Schema, description: str) -> dict:
@@ -5169,7 +5193,7 @@ def asyncapi(schema: Schema) -> dict:
         "`Authorization: Bearer TOKEN`, or from a browser with the subprotocols "
         f"`{SUBPROTOCOL}` and `bearer.TOKEN`. Frames are text, of JSON."
     )
-    return {
+    document = {
         "asyncapi": "3.0.0",
         "info": _info(schema, sign_in),
         "defaultContentType": JSON,
@@ -5184,6 +5208,7 @@ def asyncapi(schema: Schema) -> dict:
             "securitySchemes": BEARER_SCHEME,
         },
     }
+    return _with_long_times(document)
 
 
 def _messages(schema: Schema) -> dict[str, dict]:

@@ -1,6 +1,7 @@
 """/docs: the documents are valid, describe what the server really answers and sends, and are shown without internet."""
 
 import copy
+import itertools
 import json
 import re
 import shutil
@@ -79,6 +80,30 @@ def asyncapi(server):
     answer = server.http("GET", "/docs/asyncapi.json")
     assert answer.status == 200 and answer.headers["content-type"] == "application/json"
     return answer.json
+
+
+def integers_of(part, name=""):
+    """Yields (name, rule) of every integer of a document."""
+    if isinstance(part, dict) and part.get("type") == "integer":
+        yield name, part
+    pairs = part.items() if isinstance(part, dict) else enumerate(part)
+    for key, value in pairs:
+        if isinstance(value, (dict, list)):
+            yield from integers_of(value, key)
+
+
+def test_integers_that_outgrow_32_bits_say_so(openapi, asyncapi):
+    found = {name: set() for name in ("expires_at", "created_at", "ended_ms", "server_ms", "ms")}
+    found |= {"wins": set(), "rank": set(), "seq": set()}
+    for name, rule in itertools.chain(integers_of(openapi), integers_of(asyncapi)):
+        outgrows = max(-rule.get("minimum", 0), rule.get("maximum", 0)) >= 2**31
+        is_time = re.search(r"(^|_)(ms|at)$", str(name))
+        assert rule.get("format") == ("int64" if outgrows or is_time else None), (name, rule)
+        if name in found:
+            found[name].add(rule.get("format"))
+    rank, seq = found.pop("rank"), found.pop("seq")
+    assert rank == seq == {None}
+    assert all(formats == {"int64"} for formats in found.values()), found
 
 
 # ---- OpenAPI ----------------------------------------------------------------------------------------------------
