@@ -714,32 +714,32 @@ end
 -- ==== game =======================================================================================
 --
 -- A game is a hash of three parts:
---   plan   JSON; fixed when the game begins:
---          queue
+--   plan   fixed when the game begins: [queue, rules, quiz, [player, ...]]
 --          rules    [answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind]
 --          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
---          players  [[uid, name], ...]
---   state  JSON; what moves:
+--          player   [uid, name]
+--   state  what moves: [phase, round, deadline, [player, ...], reason, ended]
 --          phase    start | question | reveal | settle | end
 --          round    from 1; 0 before the first question
---          opened   when the question was opened
 --          deadline of the phase
+--          player   [conn, turn, seq, score, kept, choice, ms, points], in the order of the plan:
+--            conn   connection; '' while there is none
+--            turn   fencing token of that connection
+--            seq    events sent to the player
+--            score  points of the closed rounds
+--            kept   time until which an empty seat is kept; -1: left for good; else 0
+--            choice, ms, points   the answer to the open question, if there is one
 --          reason   finished | forfeit | abandoned; from `settle` on, as is `ended`
 --          ended    by the clock of Redis
---          players  in the order of the plan, each with:
---            conn    connection; absent while there is none
---            turn    fencing token of that connection
---            kept    time until which an empty seat is kept; absent while there is a connection
---            left    true: gone for good
---            seq     events sent to the player
---            score   points of the closed rounds
---            answer  [choice, ms, points] of the open question
 --   1, 2...  the answers of each closed round: 'CHOICE:MS:POINTS' or '-' of each player
--- and, from `settle` on, `result` (JSON, written by the first worker that computes it).
+-- and, from `settle` on, `result`, written by the first worker that computes it.
+-- plan, state and result are JSON. The first two are arrays, which take half the memory of objects.
+-- A player without answer ends with `score` or `kept`.
 --
--- In memory a game is a table: plan, state, key, id, and what the call has done so far. `load` is
--- the only parser and `save` the only writer of `state`. The plan is written by create_game, and by
--- forget_player.
+-- In memory a game is a table: plan, state, key, id, and what the call has done so far. There each
+-- value has its name: a player who has left has `left` instead of `kept`, and an `answer` {choice,
+-- ms, points}. The four functions below are the only parsers and writers. Their Python twins are in
+-- the section on keys and format.
 --
 -- Events: 'KIND GAME TIME NUMBER:SEQ NUMBER:SEQ ...\nBODY', one for each worker that holds players.
 -- TIME is that of Redis in seconds, NUMBER belongs to a connection, BODY is the message without its
@@ -749,6 +749,47 @@ end
 -- output buffer for each event that a connection publishes to itself.
 
 local RULES = {'answer_ms', 'reveal_ms', 'seat_ms', 'correct', 'speed', 'on_exit', 'kind'}
+
+local function read_plan(text)
+  local queue, rules, quiz, players = unpack(cjson.decode(text))
+  return {queue = queue, rules = rules, quiz = quiz, players = players}
+end
+
+local function write_plan(plan)
+  return cjson.encode({plan.queue, plan.rules, plan.quiz, plan.players})
+end
+
+local function read_state(text)
+  local phase, round, deadline, players, reason, ended = unpack(cjson.decode(text))
+  for i, player in ipairs(players) do
+    local conn, turn, seq, score, kept, choice, ms, points = unpack(player)
+    kept = kept or 0
+    players[i] = {
+      conn = conn ~= '' and conn or nil, turn = turn, seq = seq, score = score,
+      kept = kept > 0 and kept or nil, left = kept < 0 or nil,
+      answer = choice and {choice, ms, points},
+    }
+  end
+  return {
+    phase = phase, round = round, deadline = deadline, players = players,
+    reason = reason, ended = ended,
+  }
+end
+
+local function write_state(state)
+  local players = {}
+  for i, player in ipairs(state.players) do
+    local fields = {player.conn or '', player.turn, player.seq, player.score}
+    if player.answer or player.left or player.kept then
+      fields[5] = player.left and -1 or player.kept or 0
+    end
+    if player.answer then fields[6], fields[7], fields[8] = unpack(player.answer) end
+    players[i] = fields
+  end
+  return cjson.encode({
+    state.phase, state.round, state.deadline, players, state.reason, state.ended,
+  })
+end
 
 local function new_call(keys, caller)
   local now, wall, precise = game_clock(keys[3], keys[2])
@@ -768,7 +809,7 @@ end
 local function load(moment, key)
   local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
   if not plan then return nil end
-  return new_game(moment, key, cjson.decode(plan), cjson.decode(state))
+  return new_game(moment, key, read_plan(plan), read_state(state))
 end
 
 -- A round waits until this time for a player whose seat is kept until `kept`: a phone reconnects at
@@ -794,7 +835,7 @@ end
 
 local function save(game)
   if game.changed then
-    local fields = {'state', cjson.encode(game.state)}
+    local fields = {'state', write_state(game.state)}
     if game.closed_round then
       fields[3], fields[4] = game.state.round, game.closed_round
     end
@@ -878,7 +919,7 @@ local function open_question(game)
   local state = game.state
   local number, order = question_of(game, state.round + 1)
   if not number then return settle(game, 'finished') end
-  state.round, state.opened = state.round + 1, game.at.now
+  state.round = state.round + 1
   for _, player in ipairs(game.players) do player.answer = nil end
   begin_phase(game, 'question', game.answer_ms)
   emit(game, 'question', table.concat({state.round, number, order, game.answer_ms}, ' '))
@@ -957,7 +998,7 @@ end
 -- KEYS deadlines  of its shard
 -- KEYS clock      of its shard
 -- ARGS caller     worker that calls
--- ARGS plan       JSON, see above
+-- ARGS plan       see above
 -- ARGS start_ms   until the first question
 -- ARGS start      the message
 -- ARGS ...        connection ('-' if there is none), turn of each player
@@ -969,12 +1010,13 @@ local function create_game(keys, args)
   local caller, plan, start_ms, start = unpack(args)
   local moment = new_call(keys, caller)
   if call('EXISTS', key) == 1 then return 0 end
-  local players, seats = {}, cjson.decode(plan)
+  local players = {}
   for i = 5, #args, 2 do
     local conn = args[i] ~= '-' and args[i] or nil
     players[#players + 1] = {conn = conn, turn = tonumber(args[i + 1]), seq = 0, score = 0}
   end
-  local game = new_game(moment, key, seats, {phase = 'start', round = 0, players = players})
+  local state = {phase = 'start', round = 0, players = players}
+  local game = new_game(moment, key, read_plan(plan), state)
   for _, player in ipairs(players) do
     if not player.conn then player.kept = moment.now + game.seat_ms end
   end
@@ -1092,7 +1134,8 @@ local function answer(keys, args)
   local wrong = refusal(game, i, tonumber(round), choice)
   if wrong then return wrong end
   -- The clock of the host may have been set back since the question opened.
-  local ms = math.max(0, math.min(game.answer_ms, moment.now - game.state.opened))
+  local opened = game.state.deadline - game.answer_ms
+  local ms = math.max(0, math.min(game.answer_ms, moment.now - opened))
   game.players[i].answer = {choice, ms, points_for(game, choice, ms)}
   game.changed = true
   reveal_if_all_answered(game)
@@ -1228,15 +1271,11 @@ local function finish_game(keys, args)
       if seat[1] == args[n] then write_erased(game, i, '') end
     end
   end
-  local players = {}
+  state.phase, state.deadline = 'end', 0
   for i, player in ipairs(game.players) do
-    players[i] = {score = player.score, left = player.left}
+    state.players[i] = {turn = 0, seq = 0, score = player.score, left = player.left}
   end
-  local kept = {
-    phase = 'end', round = state.round, reason = state.reason, ended = state.ended,
-    players = players,
-  }
-  call('HSET', key, 'plan', cjson.encode(game.plan), 'state', cjson.encode(kept))
+  call('HSET', key, 'plan', write_plan(game.plan), 'state', write_state(state))
   call('ZREM', deadlines, game.id)
   call('EXPIRE', key, ttl)
   return reply(moment, 1)
@@ -1255,7 +1294,7 @@ local function forget_player(keys, args)
   for i, seat in ipairs(game and game.plan.players or {}) do
     if seat[1] == uid then
       write_erased(game, i, game.state.phase == 'end' and '' or uid)
-      call('HSET', key, 'plan', cjson.encode(game.plan))
+      call('HSET', key, 'plan', write_plan(game.plan))
       return 1
     end
   end

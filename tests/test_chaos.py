@@ -8,6 +8,7 @@ from collections import Counter
 import pytest
 
 import chaos
+import trivia
 from chaos import Account, Applicant, Entry, Evidence, Fault
 from conftest import PASSWORD, Answer
 
@@ -85,19 +86,16 @@ def transcript(name, other, choice):
 def pack(flat):
     """A game as Redis keeps it, from {name: text} with the fields of player I as nameI."""
     *numbers, on_exit, kind = flat["rules"].split()
-    plan = {
-        "queue": flat["queue"],
-        "rules": [*map(int, numbers), on_exit, kind],
-        "quiz": flat["quiz"],
-        "players": [[flat[f"uid{i}"], flat[f"name{i}"]] for i in (1, 2)],
-    }
+    rules = [*map(int, numbers), on_exit, kind]
+    people = [[flat[f"uid{i}"], flat[f"name{i}"]] for i in (1, 2)]
     state = {name: flat[name] for name in ("phase", "reason")}
-    state["players"] = [{"score": int(flat[f"score{i}"])} for i in (1, 2)]
+    state |= {name: int(flat[name]) for name in ("round", "ended")} | {"deadline": 0}
+    state["players"] = [{"turn": 0, "seq": 0, "score": int(flat[f"score{i}"])} for i in (1, 2)]
     logs = flat["log1"].split(), flat["log2"].split()
     rounds = itertools.zip_longest(*logs, fillvalue="-")
     return {
-        "plan": json.dumps(plan),
-        "state": json.dumps(state),
+        "plan": trivia.write_plan(flat["queue"], rules, flat["quiz"], people),
+        "state": trivia.write_state(state),
         "result": flat["result"],
         "flat": json.dumps(flat),
     } | {str(number): " ".join(answers) for number, answers in enumerate(rounds, 1)}

@@ -1,7 +1,6 @@
 """The lab: an opponent of ours, and faults that a script makes happen on a phone's own connection."""
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import time
 import pytest
 from websockets.exceptions import ConnectionClosed
 
+import trivia
 from conftest import ROOT, Server, edited_schema, wait_until
 
 spec = importlib.util.spec_from_file_location("lab", ROOT / "examples" / "lab.py")
@@ -86,7 +86,7 @@ def test_a_whole_game_against_the_opponent_counts_for_nothing(lab, enter):
     )
     wait_until(lambda: lab.http("GET", f"/users/{other}").status == 404)
     game = next(key for key in lab.redis.keys("game:*") if key.endswith(start["game"]))
-    players = json.loads(lab.redis.hget(game, "plan"))["players"]
+    players = trivia.parse_plan(lab.redis.hget(game, "plan"))["players"]
     [uid] = [uid for uid, name in players if name == other]
     wait_until(
         lambda: not lab.redis.exists(f"user:{{{uid}}}", f"seen:{{{uid}}}", f"history:{{{uid}}}")
