@@ -667,6 +667,7 @@ class Evidence:
 def read_store(client):
     """(store, types, ttls) of a Redis."""
     types = {key: client.type(key) for key in client.scan_iter(count=1000)}
+    types = {key: kind for key, kind in types.items() if kind != "none"}  # it has just expired
     read = {
         "hash": client.hgetall,
         "zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
