@@ -22,6 +22,7 @@ local TAKE_OVER_MS = 2000       -- after it, another worker repeats a settlement
 local GRACE_MS = 2000           -- a round waits so long for a player who lost their connection
 local CLOCK_WRITE_MS = 1000     -- between writes of a clock
 local CLOCK_GAP_MS = 3000       -- a longer gap between two looks at a clock stops game time
+local KNOWN_ADDRESSES = 8       -- so many addresses of a user's sign-ins are kept
 
 -- ==== helpers ====================================================================================
 
@@ -177,6 +178,15 @@ local function is_session(field)
   return string.sub(field, 1, 8) == 'session:'
 end
 
+-- Puts an address in front of those that a user signed in from, without a second copy of it.
+local function remember_address(user, address)
+  local known = {address}
+  for other in string.gmatch(call('HGET', user, ':from') or '', '%S+') do
+    if other ~= address and #known < KNOWN_ADDRESSES then known[#known + 1] = other end
+  end
+  call('HSET', user, ':from', table.concat(known, ' '))
+end
+
 -- open_session: opens a session. It ends sessions that have expired, and the oldest beyond a
 -- number.
 -- KEYS user      the user
@@ -203,7 +213,8 @@ local function open_session(keys, args)
   for i, session in ipairs(sessions) do
     if i >= tonumber(most) or session.expires <= now then call('HDEL', user, session.field) end
   end
-  call('HSET', user, 'session:' .. digest, now + ttl, ':from', from)
+  remember_address(user, from)
+  call('HSET', user, 'session:' .. digest, now + ttl)
   return {now + ttl, unpack(fields)}
 end
 
@@ -316,7 +327,7 @@ end
 -- KEYS limit     the allowance
 -- ARGS interval  ms
 -- ARGS burst     how many at once
--- ARGS take      1 takes, -1 gives back
+-- ARGS take      how many; a negative number gives back
 -- Returns 0, or the ms to wait.
 -- Atomic, so that no two callers take the same one.
 local function take_allowance(keys, args)

@@ -34,9 +34,10 @@ time may lag behind that clock.
     format:{lobby}       string  version of all stored formats                    never
     user:{UID}           hash    fields of schema.yaml that differ from their     erased
                                  default; :created (s); :sigma (uncertainty of
-                                 the rating); :from (digest of the address of
-                                 the last login); :turn (number of connections
-                                 so far); session:DIGEST -> expiry (s);
+                                 the rating); :from (digests of the addresses
+                                 of the last sign-ins, newest first); :turn
+                                 (number of connections so far);
+                                 session:DIGEST -> expiry (s);
                                  board:NAME -> "PERIOD VALUE-AT-ITS-START"
     history:{UID}        zset    game id -> time of its end                       erased
     seen:{UID}           string  bitmap of the questions that the player was      erased
@@ -73,9 +74,9 @@ time may lag behind that clock.
     worker:{TAG}:ID, bank:{bank}   channels, not keys: events of a worker; the bank has grown
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
-schema), store (keys and format, client), play (questions, users, leaderboards, lobby, game,
-migration), wire (connections, hub, routes, documents), process (worker, app, adapter, embedded
-Redis, commands, doctor, backup).
+schema), store (keys and format, client), play (questions, passwords, users, leaderboards, lobby,
+game, migration), wire (connections, hub, routes, documents), process (worker, app, adapter,
+embedded Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -207,6 +208,7 @@ DRAIN_PAUSE_S = 0.002       # pause between two of these closes, if DRAIN_SECOND
 BACKLOG = 65_535            # connections that may wait in the kernel; net.core.somaxconn limits it
 ACCEPTS_PER_TURN = 16       # connections that a worker accepts in one turn of its event loop
 CONNECT_ALLOWANCE = 100, 200    # ms, times: a player connects 200 times at once, then per 100 ms
+REFUSED_REGISTRATION = 4    # counts as so many tries to register
 CLAIM_MS = 30_000           # a unique value is reserved so long for an unfinished registration
 # fmt: on
 
@@ -1068,6 +1070,8 @@ LIMITS = {
     "body_seconds": _whole(1, 3600),
     "session_days": _whole(1, 3650),
     "sessions_per_user": _whole(1, 1000),
+    "registrations": _whole(1, 1_000_000),
+    "registration_seconds": _whole(1, 86_400),
     "login_failures": _whole(1, 1_000_000),
     "login_seconds": _whole(1, 86_400),
     "hashing_queue": _whole(1, 10_000),
@@ -2371,6 +2375,234 @@ def question_items(file: Path) -> list:
     return items
 
 
+# ---- passwords -----------------------------------------------------------------------------------
+# Hashes passwords with argon2id in a few threads, and bounds how often passwords may be tried.
+#
+# Invariants: each address has an equal share of the hashing threads, however much it asks for.
+# Whether a try is allowed depends only on the address and on what the caller typed, never on the
+# account behind it. Each try that passes costs the same work, with or without an account. So no
+# answer and no time tells which private value belongs to whom, or who has an account.
+
+
+def digest(text: str, size: int = 16) -> str:
+    """Returns a one-way digest of a token or an address. A random token needs no slow hash."""
+    raw = hashlib.blake2b(text.encode(), digest_size=size).digest()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def address_digest(address: str) -> str:
+    """Returns what allowances and accounts keep of an address."""
+    return digest(address, 6)
+
+
+class HashJob(NamedTuple):
+    """Work that waits for a hashing thread."""
+
+    work: Callable
+    arguments: tuple
+    done: asyncio.Future
+
+
+class Passwords:
+    """Hashes with argon2id. Source of the parameters: OWASP, Password Storage Cheat Sheet.
+
+    Addresses take turns: each waits in a lane of its own. When the queue is full, the longest lane
+    loses its last job. So an address that asks for very much keeps nobody else waiting.
+    """
+
+    def __init__(self, queue: int) -> None:
+        self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+        self.idle = max(1, (os.cpu_count() or 2) // 2)  # threads
+        self.threads = ThreadPoolExecutor(self.idle, "argon2", self._yield_to_games)
+        self.queue = queue
+        self.waiting = 0
+        self.lanes: dict[str, deque[HashJob]] = {}  # by address, in the order of their turns
+        # In a thread, since it would be 30 ms of each start.
+        self.hash_of_nobody = self.threads.submit(self.hasher.hash, secrets.token_urlsafe())
+
+    @staticmethod
+    def _yield_to_games() -> None:
+        """Lowers the priority of the thread, so that a flood of sign-ins slows only sign-ins."""
+        with contextlib.suppress(OSError):  # a sandbox may forbid it
+            os.nice(10)
+
+    async def _run(self, address: str, work: Callable, *arguments: str) -> Any:
+        """Runs the work in a thread, when the turn of the address comes. Raises Problem."""
+        if self.waiting >= self.queue:
+            self._make_room(len(self.lanes.get(address, ())))
+        job = HashJob(work, arguments, asyncio.get_running_loop().create_future())
+        self.lanes.setdefault(address, deque()).append(job)
+        self.waiting += 1
+        self._start_jobs()
+        return await job.done
+
+    def _make_room(self, lane_length: int) -> None:
+        """Drops the last job of the longest lane. Raises Problem if that would not be fairer."""
+        text = "Too many sign-ins at once; try again shortly."
+        problem = Problem("unavailable", text, retry_after=2)
+        longest = max(self.lanes.values(), key=len)
+        if len(longest) <= lane_length + 1:
+            raise problem
+        self.waiting -= 1
+        _set_reply(longest.pop().done, problem)
+
+    def _start_jobs(self) -> None:
+        while self.idle and self.lanes:
+            address = next(iter(self.lanes))
+            lane = self.lanes.pop(address)
+            job = lane.popleft()
+            if lane:
+                self.lanes[address] = lane  # its next turn comes after that of all others
+            self.waiting -= 1
+            self.idle -= 1
+            loop = asyncio.get_running_loop()
+            running = loop.run_in_executor(self.threads, job.work, *job.arguments)
+            running.add_done_callback(functools.partial(self._finish, job.done))
+
+    def _finish(self, done: asyncio.Future, running: asyncio.Future) -> None:
+        self.idle += 1
+        self._start_jobs()
+        _set_reply(done, running.exception() or running.result())
+
+    async def hash(self, password: str, address: str) -> str:
+        """Returns the hash to keep."""
+        return await self._run(address, self.hasher.hash, password)
+
+    async def verify(self, kept: str | None, password: str, address: str) -> bool:
+        """Tells whether the password is right. Without an account (None) it takes as long."""
+        try:
+            right = await self._run(address, self._verify, kept, password)
+        except argon2.exceptions.VerificationError:
+            return False
+        return right and kept is not None
+
+    def _verify(self, kept: str | None, password: str) -> bool:
+        return self.hasher.verify(kept or self.hash_of_nobody.result(), password)
+
+
+class Allowance(NamedTuple):
+    """So many at once, and one more after each interval."""
+
+    key: str
+    interval_ms: int
+    burst: int
+
+
+class Allowances:
+    """Takes from allowances that all workers share. Each gives back what was not used."""
+
+    def __init__(self, redis: Redis, limits: types.SimpleNamespace) -> None:
+        self.redis = redis
+        self.limits = limits
+
+    async def take(self, *allowances: Allowance) -> int:
+        """Takes one of each in turn. Returns 0, or the ms to wait; then nothing is taken."""
+        for position, allowance in enumerate(allowances):
+            wait_ms = await self.change(allowance, 1)
+            if wait_ms:
+                await self.give_back(*allowances[:position])
+                return wait_ms
+        return 0
+
+    async def give_back(self, *allowances: Allowance) -> None:
+        """Gives back one of each."""
+        await asyncio.gather(*(self.change(allowance, -1) for allowance in allowances))
+
+    def change(self, allowance: Allowance, take: int) -> Awaitable[int]:
+        """Takes so many, or gives them back if negative. Returns 0, or the ms to wait."""
+        key, interval_ms, burst = allowance
+        return self.redis.run("take_allowance", (key,), interval_ms, burst, take)
+
+    def connections(self, uid: str) -> Allowance:
+        """Bounds how often a user connects."""
+        return Allowance(Keys.limit("connect", uid), *CONNECT_ALLOWANCE)
+
+    def registrations(self, address: str) -> Allowance:
+        """Bounds the registrations from an address, made or refused."""
+        key = Keys.limit("register", address_digest(address))
+        return Allowance(key, self.limits.registration_seconds * 1000, self.limits.registrations)
+
+    def tries_in_session(self, uid: str, token: str) -> Allowance:
+        """Bounds the passwords that a signed-in caller tries. Nobody else can use it up."""
+        _, secret = split_token(token)
+        key = Keys.limit("session", f"{uid}:{digest(secret, 6)}")
+        return Allowance(key, self.limits.login_seconds * 1000, self.limits.login_failures)
+
+    def tries_of_name(self, typed: str, address: str) -> Allowance:
+        """Bounds the tries to sign in by a name from one address."""
+        key = Keys.limit("login", f"{typed}:{address}")
+        return Allowance(key, self.limits.login_seconds * 1000, self.limits.login_failures)
+
+    def shared_tries(self, typed: str, address: str) -> tuple[Allowance, Allowance]:
+        """Bounds all tries from an address, then all tries to sign in by a name."""
+        interval_ms = self.limits.login_seconds * 1000 // 5
+        burst = self.limits.login_failures
+        return (
+            Allowance(Keys.limit("address", address), interval_ms, burst * 20),
+            Allowance(Keys.limit("account", typed), interval_ms, burst * 10),
+        )
+
+
+class PasswordGuard:
+    """Checks passwords, of which only so many may be tried. Methods raise Problem."""
+
+    def __init__(self, passwords: Passwords, allowances: Allowances) -> None:
+        self.passwords = passwords
+        self.allowances = allowances
+
+    async def check_login(self, name: str, user: dict, password: str, address: str) -> bool:
+        """Tells whether the password is that of the user; {} stands for no such account.
+
+        `name` is what the caller typed. The addresses of earlier sign-ins are exempt from the
+        shared allowances, so that no stranger can use these up for the owner. To hide this, a
+        password is hashed even if a shared allowance is used up; unless it is right and the address
+        is exempt, the answer is the same.
+        """
+        typed = digest(fold(name), 9)
+        here = address_digest(address)
+        own = self.allowances.tries_of_name(typed, here)
+        shared = self.allowances.shared_tries(typed, here)
+        if wait_ms := await self.allowances.take(own):
+            raise too_many_attempts(wait_ms)
+        wait_ms = await self.allowances.take(*shared)
+        taken = (own,) if wait_ms else (own, *shared)
+        right = await self._verify(user, password, address, taken)
+        is_exempt = here in user.get(":from", "").split()
+        if wait_ms and not (right and is_exempt):
+            raise too_many_attempts(wait_ms)
+        if right:
+            await self.allowances.give_back(*taken)
+            await self.allowances.redis.call("DEL", own.key)
+        return right
+
+    async def check_session(
+        self, uid: str, user: dict, token: str, password: str, address: str
+    ) -> bool:
+        """Tells whether the password is that of the signed-in caller."""
+        allowance = self.allowances.tries_in_session(uid, token)
+        if wait_ms := await self.allowances.take(allowance):
+            raise too_many_attempts(wait_ms)
+        right = await self._verify(user, password, address, (allowance,))
+        if right:
+            await self.allowances.redis.call("DEL", allowance.key)
+        return right
+
+    async def _verify(
+        self, user: dict, password: str, address: str, taken: tuple[Allowance, ...]
+    ) -> bool:
+        """Verifies a password. Gives the allowances back if it could not."""
+        try:
+            return await self.passwords.verify(user.get("password"), password, address)
+        except Problem:
+            await self.allowances.give_back(*taken)
+            raise
+
+
+def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
+    """Returns the problem of a caller who must wait."""
+    return Problem("too_many_attempts", errors=errors, retry_after=-(-wait_ms // 1000))
+
+
 # ---- users ---------------------------------------------------------------------------------------
 # Accounts, sessions and leaderboards. A user is one hash. Unique values are claimed in buckets
 # under other hash tags. So a registration claims, writes the user, then confirms; a change of a
@@ -2378,18 +2610,11 @@ def question_items(file: Path) -> list:
 # it was read, so that no operation acts on the claim of another. A claim whose user does not have
 # the value is free to take, CLAIM_MS after it was made.
 #
-# A token is a UID and a secret, of which only a digest is kept. Passwords are hashed with argon2id
-# by a few threads.
+# A token is a UID and a secret, of which only a digest is kept.
 
 DAY_S = 86400
 PERIOD_DAYS = {"day": 1, "week": 7, "month": 31}
 SIGMA = 500  # uncertainty of a new player's rating
-
-
-def digest(text: str, size: int = 16) -> str:
-    """Returns a one-way digest of a token or an address. A random token needs no slow hash."""
-    raw = hashlib.blake2b(text.encode(), digest_size=size).digest()
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def period_of(kind: str, when_s: float) -> str:
@@ -2408,50 +2633,6 @@ def _period_of_day(kind: str, day: int) -> str:
     return f"{year}-W{week:02}"
 
 
-class Passwords:
-    """Hashes with argon2id. Source of the parameters: OWASP, Password Storage Cheat Sheet."""
-
-    def __init__(self, queue: int) -> None:
-        self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
-        threads = max(1, (os.cpu_count() or 2) // 2)
-        self.threads = ThreadPoolExecutor(threads, "argon2", self._yield_to_games)
-        self.queue = queue
-        self.waiting = 0
-        # In a thread, since it would be 30 ms of each start.
-        self.hash_of_nobody = self.threads.submit(self.hasher.hash, secrets.token_urlsafe())
-
-    @staticmethod
-    def _yield_to_games() -> None:
-        """Lowers the priority of the thread, so that a flood of sign-ins slows only sign-ins."""
-        with contextlib.suppress(OSError):  # a sandbox may forbid it
-            os.nice(10)
-
-    async def _run(self, work: Callable, *args: str) -> Any:
-        if self.waiting >= self.queue:
-            text = "Too many sign-ins at once; try again shortly."
-            raise Problem("unavailable", text, retry_after=2)
-        self.waiting += 1
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.threads, work, *args)
-        finally:
-            self.waiting -= 1
-
-    async def hash(self, password: str) -> str:
-        """Returns the hash to keep."""
-        return await self._run(self.hasher.hash, password)
-
-    async def verify(self, kept: str | None, password: str) -> bool:
-        """Tells whether the password is right. Without an account (None) it takes as long."""
-        try:
-            right = await self._run(self._verify, kept, password)
-        except argon2.exceptions.VerificationError:
-            return False
-        return right and kept is not None
-
-    def _verify(self, kept: str | None, password: str) -> bool:
-        return self.hasher.verify(kept or self.hash_of_nobody.result(), password)
-
-
 class Users:
     """Manages accounts and sessions. Methods raise Problem."""
 
@@ -2460,23 +2641,40 @@ class Users:
         self.schema = schema
         self.limits = schema.limits
         self.passwords = Passwords(schema.limits.hashing_queue)
+        self.allowances = Allowances(redis, schema.limits)
+        self.guard = PasswordGuard(self.passwords, self.allowances)
         self.boards = Boards(redis, schema, self.load)
 
     # -- accounts
 
     async def register(self, data: dict, address: str) -> dict:
-        """Makes an account and its first session in three trips: {token, expires_at, user}."""
+        """Makes an account and its first session: {token, expires_at, user}."""
+        allowance = self.allowances.registrations(address)
+        if wait_ms := await self.allowances.take(allowance):
+            text = "Too many registrations from this address. Try again later."
+            raise too_many_attempts(wait_ms, {self.schema.unique[0]: [text]})
+        try:
+            return await self._register(data, address)
+        except Problem as problem:
+            if problem.status_code == 409:
+                log.info("registration refused: %s", problem.code)
+                await self.allowances.change(allowance, REFUSED_REGISTRATION - 1)
+            else:
+                await self.allowances.give_back(allowance)
+            raise
+
+    async def _register(self, data: dict, address: str) -> dict:
         uid = new_uid()
         values = {name: data[name] for name in self.schema.unique if data.get(name)}
         claims = await self._claim(values, uid)
         try:
-            password = await self.passwords.hash(data["password"])
+            password = await self.passwords.hash(data["password"], address)
         except Problem:
             await self._settle_all(values, claims, set())
             raise
         stored = self._stored_fields(data | {"password": password})
         secret = secrets.token_urlsafe(24)
-        session = digest(secret), self._session_s, digest(address, 6)
+        session = digest(secret), self._session_s, address_digest(address)
         fields = flatten(stored)
         expires = await self.redis.run("create_user", (Keys.user(uid),), *session, *fields)
         confirmed = await self._settle_all(values, claims, set(values) if expires else set())
@@ -2651,7 +2849,7 @@ class Users:
             digest(secret),
             self._session_s,
             self.limits.sessions_per_user,
-            digest(address, 6),
+            address_digest(address),
             password,
         )
         if not reply:
@@ -2678,10 +2876,8 @@ class Users:
 
     async def count_connection(self, uid: str) -> None:
         """Raises Problem if a user connects more often than any phone needs to."""
-        keys = (Keys.limit("connect", uid),)
-        wait_ms = await self.redis.run("take_allowance", keys, *CONNECT_ALLOWANCE, 1)
-        if wait_ms:
-            raise Problem("too_many_attempts", retry_after=whole_seconds(wait_ms))
+        if wait_ms := await self.allowances.take(self.allowances.connections(uid)):
+            raise too_many_attempts(wait_ms)
 
     async def end_session(self, uid: str, token: str) -> None:
         """Ends one session."""
@@ -2694,17 +2890,19 @@ class Users:
 
     async def login(self, value: str, password: str, address: str) -> dict:
         """Opens a session of the user with this value in a unique field, for the right password."""
-        uid, user = await self.find(value) or (f"?{digest(fold(value))}", {})
-        await self._guard(uid, user, password, address, "bad_credentials")
-        log.info("signed in", extra={"player": uid})
+        uid, user = await self.find(value) or ("", {})
+        if not await self.guard.check_login(value, user, password, address):
+            log.info("wrong password" if user else "no such account", extra=_player(uid))
+            raise Problem("bad_credentials")
+        log.info("signed in", extra=_player(uid))
         return await self.open_session(uid, user["password"], address)
 
     async def change_password(
         self, uid: str, user: dict, token: str, old: str, new: str, address: str
     ) -> None:
         """Sets a new password and ends all other sessions."""
-        await self._guard(uid, user, old, address, "wrong_password")
-        kept = await self.passwords.hash(new)
+        await self.confirm_password(uid, user, token, old, address)
+        kept = await self.passwords.hash(new, address)
         _, secret = split_token(token)
         spared = f"-{digest(secret)}"
         checked = "password", user["password"]
@@ -2714,45 +2912,13 @@ class Users:
         if done != 1:  # it was changed, or the user erased, while the hash was computed
             raise Problem("wrong_password")
 
-    async def confirm_password(self, uid: str, user: dict, password: str, address: str) -> None:
-        """Raises Problem unless the password is the user's."""
-        await self._guard(uid, user, password, address, "wrong_password")
-
-    async def _guard(self, uid: str, user: dict, password: str, address: str, problem: str) -> None:
-        """Checks a password, of which only so many may be tried."""
-        allowances = self._login_allowances(uid, user, digest(address, 6))
-        waits = await self._take(allowances, 1)
-        if any(waits):
-            raise Problem("too_many_attempts", retry_after=whole_seconds(max(waits)))
-        if not await self.passwords.verify(user.get("password"), password):
-            log.info("wrong password" if user else "no such account", extra=_player(uid, user))
-            raise Problem(problem)
-        await self._take(allowances, -1)
-        account_from_address = allowances[0][0]
-        await self.redis.call("DEL", account_from_address)
-
-    def _login_allowances(self, uid: str, user: dict, address: str) -> list[tuple[str, int, int]]:
-        """Returns three allowances: an account from one address, an address, an account.
-
-        Each is (key, interval in ms, burst). The last is wide, and the address of the account's
-        last login is exempt from it. So the tries of a stranger can't lock the player out.
-        """
-        interval = self.limits.login_seconds * 1000
-        burst = self.limits.login_failures
-        allowances = [
-            (Keys.limit("login", f"{uid}:{address}"), interval, burst),
-            (Keys.limit("address", address), interval // 5, burst * 20),
-        ]
-        if user.get(":from") != address:
-            allowances.append((Keys.limit("account", uid), interval // 5, burst * 10))
-        return allowances
-
-    async def _take(self, allowances: list[tuple[str, int, int]], take: int) -> list[int]:
-        calls = (
-            self.redis.run("take_allowance", (key,), interval, burst, take)
-            for key, interval, burst in allowances
-        )
-        return await asyncio.gather(*calls)
+    async def confirm_password(
+        self, uid: str, user: dict, token: str, password: str, address: str
+    ) -> None:
+        """Raises Problem unless the password is that of the signed-in caller."""
+        if not await self.guard.check_session(uid, user, token, password, address):
+            log.info("wrong password", extra=_player(uid))
+            raise Problem("wrong_password")
 
     # -- views
 
@@ -2771,13 +2937,8 @@ class Users:
         return self.strength({"rating": text} if text else {})[0]
 
 
-def _player(uid: str, user: dict) -> dict:
-    return {"player": uid} if user else {}
-
-
-def whole_seconds(ms: int) -> int:
-    """Rounds ms up to seconds."""
-    return -(-ms // 1000)
+def _player(uid: str) -> dict:
+    return {"player": uid} if uid else {}
 
 
 # ---- leaderboards --------------------------------------------------------------------------------
@@ -4635,7 +4796,15 @@ def login_form(unique: list[str]) -> Form:
 # -- sign-in
 
 
-@route("POST", "/auth/register", 201, "Session", body="NewUser", auth="no", problems=("taken",))
+@route(
+    "POST",
+    "/auth/register",
+    201,
+    "Session",
+    body="NewUser",
+    auth="no",
+    problems=("taken", "too_many_attempts"),
+)
 async def register(call: Call) -> dict:
     """Creates an account and signs in."""
     return await call.server.users.register(call.body, call.address)
@@ -4721,7 +4890,8 @@ async def change_me(call: Call) -> dict:
 async def erase_me(call: Call) -> None:
     """Erases the caller's account and all personal data."""
     users = call.server.users
-    await users.confirm_password(call.uid, call.user, call.body["password"], call.address)
+    password = call.body["password"]
+    await users.confirm_password(call.uid, call.user, call.token, password, call.address)
     await users.end_sessions(call.uid)
     await call.server.lobby.revoked(call.uid)
     await users.erase(call.uid)

@@ -206,7 +206,7 @@ def _scope(kind: str, path: str, token: str) -> dict:
         "query_string": b"",
         "root_path": "",
         "headers": headers,
-        "client": ("127.0.0.1", 0),
+        "client": (secrets.token_hex(4), 0),  # an address of its own: limits count by address
         "server": ("127.0.0.1", 0),
     }
 

@@ -29,14 +29,14 @@ class Flood:
         self.host, _, port = url.partition("://")[2].partition(":")
         self.port = int(port or 80)
 
-    async def http(self, method, path, body):
+    async def http(self, method, path, body, address="127.0.0.1"):
         """The status and the body of one request on a connection of its own."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             data = json.dumps(body).encode()
             writer.write(
                 f"{method} {path} HTTP/1.0\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
-                f"Content-Length: {len(data)}\r\n\r\n".encode()
+                f"X-Forwarded-For: {address}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
                 + data
             )
             head, _, answer = (await reader.read()).partition(b"\r\n\r\n")
@@ -44,13 +44,14 @@ class Flood:
         finally:
             writer.close()
 
-    async def register(self):
+    async def register(self, address="127.0.0.1"):
         """The outcome, and the token of a new account or None."""
         name = f"f{secrets.token_hex(6)}"
         status, answer = await self.http(
             "POST",
             "/auth/register",
             {"username": name, "email": f"{name}@example.org", "password": PASSWORD},
+            address,
         )
         return status, json.loads(answer)["token"] if status == 201 else None
 
@@ -129,7 +130,7 @@ class Flood:
                 self.seen[type(error).__name__] += 1
 
     async def run(self, kind, clients, seconds):
-        tokens = [(await self.register())[1] for _ in range(min(clients, 100))]
+        tokens = [(await self.register(f"10.0.0.{i}"))[1] for i in range(min(clients, 100))]
         self.until = time.monotonic() + seconds
         working = [
             asyncio.create_task(self.client(getattr(self, kind), tokens[i % len(tokens)]))

@@ -50,6 +50,7 @@ import contextlib
 import gc
 import http.client
 import importlib
+import ipaddress
 import json
 import logging
 import math
@@ -733,9 +734,14 @@ class EchoClient(WSListener):
 
 
 def call(
-    target: Target, method: str, path: str, body: dict | None = None, token: str = ""
+    target: Target,
+    method: str,
+    path: str,
+    body: dict | None = None,
+    token: str = "",
+    address: str = "",
 ) -> tuple[int, dict]:
-    """Status and answer of a request. Raises OSError."""
+    """Status and answer of a request; a server on this host believes the `address`. Raises OSError."""
     kind, options = (
         (http.client.HTTPSConnection, {"context": tls})
         if (tls := target.tls())
@@ -744,6 +750,8 @@ def call(
     headers = {"Content-Type": "application/json"} | (
         {"Authorization": f"Bearer {token}"} if token else {}
     )
+    if address:
+        headers["X-Forwarded-For"] = address
     with contextlib.closing(
         kind(target.name, target.port, timeout=TIMEOUT_S, **options)
     ) as connection:
@@ -788,7 +796,8 @@ def new_user(name: str) -> dict:
 
 def register(target: Target, name: str) -> tuple[str, str]:
     """Registers a player: (username, token). Raises Fatal."""
-    status, answer = call(target, "POST", "/auth/register", new_user(name))
+    address = str(ipaddress.IPv4Address(0x0A000000 + secrets.randbelow(2**24)))  # of a phone
+    status, answer = call(target, "POST", "/auth/register", new_user(name), address=address)
     if status != 201:
         raise Fatal(f"registering {name}: HTTP {status} {answer}")
     return name, answer["token"]
@@ -835,17 +844,14 @@ def seeded(host: Host, names: list[str]) -> Iterable[tuple[str, str]]:
             trivia.Schema(trivia.read_schema(trivia.SCHEMA_FILE)),
         )
         users = trivia.Users(store, schema)
-        hashed = runner.run(users.passwords.hash(secrets.token_urlsafe()))
+        hashed = runner.run(users.passwords.hash(secrets.token_urlsafe(), ""))
 
-        async def hash_once(password: str) -> str:
+        async def hash_once(password: str, address: str) -> str:
             return hashed
 
         async def register_all(some: list[str]) -> list[dict]:
             return await asyncio.gather(
-                *(
-                    users.register(schema.new_user.load(new_user(name)), "127.0.0.1")
-                    for name in some
-                )
+                *(users.register(schema.new_user.load(new_user(name)), name) for name in some)
             )
 
         users.passwords.hash = hash_once

@@ -2052,7 +2052,7 @@ TABLE = parse_table(trivia.__doc__)
 WORDS = {
     "UID": r"[\w-]{12}",
     "FIELD": r"(username|email)",
-    "WHAT": r"(login|address|account|connect)",
+    "WHAT": r"(login|address|account|connect|register|session)",
     "WHO": r"[^{}]+",
     "NAME": r"[a-z_]+",
     "SHARD": r"[0-3]",

@@ -158,11 +158,33 @@ def win(server, winner, loser, queue="random"):
     return game
 
 
-def busy_hashing(server, sessions, count):
+def typed(name):
+    """What allowances keep of the name that was typed."""
+    return trivia.digest(trivia.fold(name), 9)
+
+
+def tries_key(name, address):
+    """The allowance of tries to sign in by a name from an address."""
+    return trivia.Keys.limit("login", f"{typed(name)}:{trivia.address_digest(address)}")
+
+
+def session_key(session):
+    """The allowance of passwords that are tried within a session."""
+    secret = trivia.digest(session["token"][12:], 6)
+    return trivia.Keys.limit("session", f"{uid_of(session)}:{secret}")
+
+
+def use_up(server, key, ms=1_000_000):
+    """Leaves nothing of an allowance."""
+    server.redis.set(key, int(time.time() * 1000) + ms, px=ms)
+
+
+def busy_hashing(server, sessions, count, address=None):
     """Threads that keep the server's password hashing busy for a while."""
     threads = [
         threading.Thread(
-            target=login, args=(server, session["user"]["username"], PASSWORD, stranger())
+            target=login,
+            args=(server, session["user"]["username"], PASSWORD, address or stranger()),
         )
         for session, _ in zip(itertools.cycle(sessions), range(count))
     ]
@@ -430,6 +452,21 @@ def test_a_void_claim_of_a_user_who_exists_is_confirmed(server, field):
     assert claimed(server, field, value) == uid_of(session)
 
 
+def inside(server, act):
+    """What act(users) returns, run by a worker of its own in this process."""
+
+    async def run():
+        store = trivia.Redis(f"unix://{server.data / 'd' / 'redis.sock'}", "", lambda events: None)
+        await store.connect()
+        try:
+            schema = trivia.Schema(trivia.read_schema(server.data / "schema.yaml"))
+            return await act(trivia.Users(store, schema))
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
 def fcall(server, name, keys, *args):
     """Runs a function of trivia.lua, as the server runs it."""
     return server.redis.fcall(trivia.LIBRARY.function(name), len(keys), *keys, *args)
@@ -523,8 +560,8 @@ def test_a_hash_is_computed_whether_or_not_there_is_an_account(known):
             },
         )(),
     )
-    assert not asyncio.run(passwords.verify(kept, WRONG))
-    assert asyncio.run(passwords.verify(kept, PASSWORD)) == known
+    assert not asyncio.run(passwords.verify(kept, WRONG, "here"))
+    assert asyncio.run(passwords.verify(kept, PASSWORD, "here")) == known
     assert len(computed) == 2 and all(
         one.split("$")[:4] == hasher.hash("x").split("$")[:4] for one in computed
     )
@@ -585,9 +622,8 @@ def test_a_stranger_cannot_lock_the_player_out(server):
     name, home = unique_name(), stranger()
     server.register(name)
     assert login(server, name, PASSWORD, home).status == 200
-    uid = claimed(server, "username", name)
-    # Very many tries from everywhere have used up what the account as a whole is allowed.
-    server.redis.set(trivia.Keys.limit("account", uid), int(time.time() * 1000) + 10**6, px=10**6)
+    # Very many tries from everywhere have used up what the name as a whole is allowed.
+    use_up(server, trivia.Keys.limit("account", typed(name)))
     login(server, name, PASSWORD, stranger()).refused(429, "too_many_attempts")
     assert login(server, name, PASSWORD, home).status == 200
 
@@ -598,7 +634,8 @@ def test_tries_from_many_addresses_use_up_the_account_s_allowance(server):
         login(server, session["user"]["username"], WRONG, stranger()).refused(
             401, "bad_credentials"
         )
-    left = int(server.redis.get(trivia.Keys.limit("account", uid_of(session)))) - time.time() * 1000
+    key = trivia.Keys.limit("account", typed(session["user"]["username"]))
+    left = int(server.redis.get(key)) - time.time() * 1000
     assert 3 * 2000 - 5000 < left <= 3 * 2000
 
 
@@ -606,7 +643,7 @@ def test_a_throttled_login_gets_one_more_try_after_a_while(server):
     session, here = server.register(), stranger()
     name = session["user"]["username"]
     locked_out(server, name, here)
-    key = trivia.Keys.limit("login", f"{uid_of(session)}:{trivia.digest(here, 6)}")
+    key = tries_key(name, here)
     # The interval has passed: the allowance is whole again after nine more of them.
     server.redis.set(key, int(time.time() * 1000) + 9 * 10_000, px=100_000)
     login(server, name, WRONG, here).refused(401, "bad_credentials")
@@ -614,6 +651,225 @@ def test_a_throttled_login_gets_one_more_try_after_a_while(server):
     assert login(server, name, PASSWORD, here).status == 200
     # The right password makes the allowance whole.
     assert not server.redis.exists(key)
+
+
+def test_refused_tries_from_one_address_lock_the_name_nowhere_else(server):
+    name, here, home = unique_name(), stranger(), stranger()
+    session = server.register(name)
+    locked_out(server, name, here)
+    assert {answer.status for answer in at_once(8, lambda i: login(server, name, WRONG, here))} <= {
+        429,
+        401,
+    }
+    for _ in range(100):
+        login(server, name, WRONG, here)
+    # Each try that was hashed took 2 s of the name's allowance; the refused ones took nothing.
+    left = int(server.redis.get(trivia.Keys.limit("account", typed(name)))) - time.time() * 1000
+    assert left < 25 * 2000
+    assert login(server, name, PASSWORD, home).status == 200
+    body = {"password": PASSWORD, "new_password": "battery staple"}
+    change = call_from(server, here, "POST", "/auth/password", body, session["token"])
+    assert change.status == 204
+
+
+def test_a_shared_address_that_is_used_up_is_open_to_who_signed_in_there_before(server):
+    known, newcomer, school = server.register(), server.register(), stranger()
+    name = known["user"]["username"]
+    assert login(server, name, PASSWORD, school).status == 200
+    for _ in range(trivia_known_addresses() - 1):  # others meanwhile
+        assert login(server, name, PASSWORD, stranger()).status == 200
+    key = trivia.Keys.limit("address", trivia.address_digest(school))
+    use_up(server, key)
+    before = server.redis.get(key)
+    # A wrong password gets the same answer whether or not the address is known.
+    for who in (name, newcomer["user"]["username"], unique_name()):
+        login(server, who, WRONG, school).refused(429, "too_many_attempts")
+    login(server, newcomer["user"]["username"], PASSWORD, school).refused(429, "too_many_attempts")
+    assert server.redis.get(key) == before
+    assert login(server, name, PASSWORD, school).status == 200
+    assert login(server, email_of(known), PASSWORD, school).status == 200
+
+
+def trivia_known_addresses():
+    text = (ROOT / "trivia.lua").read_text("utf-8")
+    return int(re.search(r"KNOWN_ADDRESSES = (\d+)", text)[1])
+
+
+def test_only_so_many_addresses_of_a_user_are_kept(server):
+    session = server.register()
+    key = trivia.Keys.user(uid_of(session))
+    homes = [stranger() for _ in range(trivia_known_addresses() + 2)]
+    for home in [*homes, homes[-2]]:
+        assert login(server, session["user"]["username"], PASSWORD, home).status == 200
+    newest_first = [homes[-2], homes[-1], *reversed(homes[2:-2])]
+    kept = [trivia.address_digest(home) for home in newest_first]
+    assert server.redis.hget(key, ":from") == " ".join(kept)
+
+
+def test_a_throttled_username_does_not_tell_which_email_is_theirs(server):
+    """Nor an email the username: what is counted is what was typed."""
+    session, here = server.register(), stranger()
+    name, email = session["user"]["username"], email_of(session)
+    locked_out(server, name, here)
+    use_up(server, trivia.Keys.limit("account", typed(name)))
+    for guess in (email, f"{unique_name()}@example.org", unique_name()):
+        login(server, guess, WRONG, here).refused(401, "bad_credentials")
+    # Nobody is behind this name, and it is throttled like any other.
+    nobody = unique_name()
+    use_up(server, trivia.Keys.limit("account", typed(nobody)))
+    for throttled in (name, nobody):
+        login(server, throttled, WRONG, stranger()).refused(429, "too_many_attempts")
+
+
+@pytest.mark.parametrize("who", ["an account", "nobody"])
+def test_a_try_costs_one_hash_even_when_a_shared_allowance_is_used_up(server, who):
+    """Else the time would tell whether the address is exempt, and so who has an account."""
+    name, here = unique_name(), stranger()
+    if who == "an account":
+        server.register(name)
+        assert login(server, name, PASSWORD, here).status == 200
+    use_up(server, trivia.Keys.limit("address", trivia.address_digest(here)))
+
+    async def hashes(users):
+        seen = []
+        verify = users.passwords._verify
+        users.passwords._verify = lambda *args: seen.append(args) or verify(*args)
+        with pytest.raises(trivia.Problem, match="Too many attempts"):
+            await users.login(name, WRONG, here)
+        return len(seen)
+
+    assert inside(server, hashes) == 1
+
+
+def test_a_full_hashing_queue_takes_no_try_from_an_allowance(server):
+    name, here = unique_name(), stranger()
+
+    async def refuse(users):
+        users.passwords.queue = 1
+        users.passwords.idle = 0
+        jobs_of(users.passwords, "somewhere")
+        for _ in range(20):
+            with pytest.raises(trivia.Problem, match="at once"):
+                await users.login(name, WRONG, here)
+
+    inside(server, refuse)
+    assert not server.redis.exists(tries_key(name, here))
+    assert not server.redis.exists(trivia.Keys.limit("account", typed(name)))
+
+
+# -- a fair share of the hashing threads
+
+
+def jobs_of(passwords, *addresses):
+    """Puts a job of each address into the queue; the order in which they were done is in `done`."""
+    done = []
+    return done, [
+        asyncio.ensure_future(passwords._run(address, done.append, address))
+        for address in addresses
+    ]
+
+
+def test_addresses_take_turns_in_the_hashing_queue():
+    async def act():
+        passwords = trivia.Passwords(100)
+        passwords.threads._max_workers = passwords.idle = 1
+        done, jobs = jobs_of(passwords, *("aaaaaaaaaa" + "bb" + "c"))
+        await asyncio.gather(*jobs)
+        return "".join(done)
+
+    assert asyncio.run(act()) == "aabcab" + "a" * 7
+
+
+@pytest.mark.parametrize(
+    "queue, addresses, refused",
+    [
+        (4, "aaaaa" + "a", [5]),  # one runs, four wait
+        (4, "aaaaa" + "b", [4]),
+        (4, "aaaaa" + "bb", [3, 4]),
+        (4, "aaaaa" + "bbb", [3, 4, 7]),
+        (4, "abcde" + "f", [5]),
+    ],
+)
+def test_a_full_hashing_queue_refuses_the_address_that_waits_for_the_most(
+    queue, addresses, refused
+):
+    async def act():
+        passwords = trivia.Passwords(queue)
+        passwords.threads._max_workers = passwords.idle = 1
+        _, jobs = jobs_of(passwords, *addresses)
+        outcomes = await asyncio.gather(*jobs, return_exceptions=True)
+        assert passwords.waiting == 0 and not passwords.lanes and passwords.idle == 1
+        return [i for i, outcome in enumerate(outcomes) if isinstance(outcome, trivia.Problem)]
+
+    assert asyncio.run(act()) == refused
+
+
+def test_who_floods_the_hashing_queue_keeps_no_other_address_waiting(server):
+    *greedy, other = (server.register() for _ in range(7))
+    flood = busy_hashing(server, greedy, 60, stranger())
+    assert login(server, other["user"]["username"], PASSWORD, stranger()).status == 200
+    assert sum(thread.is_alive() for thread in flood) > 10
+    for thread in flood:
+        thread.join(60)
+
+
+# -- registrations from one address
+
+
+@pytest.fixture(scope="module")
+def strict():
+    """A server with the shipped allowance of registrations, but a small one."""
+
+    def edit(tree):
+        tree["limits"] |= {"registrations": 20, "registration_seconds": 60}
+
+    running = Server(edited_schema(edit))
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+def register_from(server, address, **fields):
+    name = unique_name()
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD} | fields
+    return call_from(server, address, "POST", "/auth/register", body)
+
+
+def test_one_address_makes_only_so_many_accounts(strict):
+    here = stranger()
+    answers = at_once(24, lambda i: register_from(strict, here))
+    assert sorted(answer.status for answer in answers) == [201] * 20 + [429] * 4
+    refused = next(answer for answer in answers if answer.status == 429)
+    assert set(refused.refused(429, "too_many_attempts")["errors"]) == {"username"}
+    assert 50 <= int(refused.headers["retry-after"]) <= 60
+    assert register_from(strict, stranger()).status == 201
+
+
+def test_a_list_of_emails_cannot_be_tried_by_registering(strict):
+    here, taken = stranger(), strict.register()["user"]
+    mark = len(strict.log)
+    codes = []
+    for i in range(30):
+        guess = taken["email"] if i % 2 else f"{unique_name()}@example.org"
+        codes.append(register_from(strict, here, username=taken["username"], email=guess).status)
+    assert codes == [409] * 5 + [429] * 25
+    assert strict.log[mark:].count("registration refused: username_taken") == 5
+    # When it is used up, a free email gets the same answer as a taken one.
+    assert (
+        register_from(strict, here).status == register_from(strict, here, **taken_of(taken)).status
+    )
+
+
+def taken_of(user):
+    return {"email": user["email"]}
+
+
+def test_a_registration_that_is_invalid_takes_no_allowance(strict):
+    here = stranger()
+    for _ in range(25):
+        register_from(strict, here, password="short").refused(422, "invalid")
+    assert register_from(strict, here).status == 201
 
 
 def test_simultaneous_wrong_passwords_are_throttled_too(server):
@@ -827,7 +1083,7 @@ def test_a_change_of_password_that_is_refused_changes_nothing(server, body, stat
 
 def test_a_login_under_way_does_not_outlive_the_old_password(small):
     session, busy = small.register(), [small.register() for _ in range(2)]
-    guard = trivia.Keys.limit("login", f"{uid_of(session)}:{trivia.digest('127.0.0.1', 6)}")
+    guard = session_key(session)
     threads = busy_hashing(small, busy, 10)
     with ThreadPoolExecutor(1) as pool:
         changed = pool.submit(
@@ -1138,7 +1394,7 @@ def test_an_erasure_reaches_last_week_s_leaderboard(small):
 
 def test_a_change_during_an_erasure_leaves_no_trace(small):
     session, busy, new = small.register(), [small.register() for _ in range(2)], unique_name()
-    guard = trivia.Keys.limit("login", f"{uid_of(session)}:{trivia.digest('127.0.0.1', 6)}")
+    guard = session_key(session)
     threads = busy_hashing(small, busy, 16)
     with ThreadPoolExecutor(1) as pool:
         erased = pool.submit(erase, small, session)
