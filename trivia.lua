@@ -728,7 +728,8 @@ end
 --   plan   fixed when the game begins: [queue, rules, quiz, [player, ...]]
 --          rules    [answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind]
 --          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
---          player   [uid, name]
+--          player   [uid, name, rating, sigma]; the last two only in a rated game that runs: the
+--                   strength with which they began
 --   state  what moves: [phase, round, deadline, [player, ...], reason, ended]
 --          phase    start | question | reveal | settle | end
 --          round    from 1; 0 before the first question
@@ -997,6 +998,13 @@ local function player_with(game, conn)
   end
 end
 
+-- Returns the number of the player with this UID.
+local function seat_of(game, uid)
+  for i, seat in ipairs(game.plan.players) do
+    if seat[1] == uid then return i end
+  end
+end
+
 -- Returns what a caller must know afterwards: the phase, or {'settle', field, value, ...} with the
 -- game to be settled.
 local function outcome(game)
@@ -1160,12 +1168,12 @@ local function answer(keys, args)
   return reply(moment, 'ok')
 end
 
--- exit_game: takes the connection of a player away, for a while or for good.
+-- exit_game: vacates the seat of a player, for a while or for good.
 -- KEYS key        the game
 -- KEYS deadlines  of its shard
 -- KEYS clock      of its shard
 -- ARGS caller     worker that calls
--- ARGS conn       connection of the player
+-- ARGS who        connection of the player; or their UID, whatever connection they have
 -- ARGS leaving    1: for good
 -- Returns 'missing', 'stale' for a connection that was replaced, the phase, or {'settle', field,
 -- value, ...}: the caller settles the game.
@@ -1173,12 +1181,14 @@ end
 -- Atomic, so that an exit happens once.
 local function exit_game(keys, args)
   local key = unpack(keys)
-  local caller, conn, leaving = unpack(args)
+  local caller, who, leaving = unpack(args)
   local moment = new_call(keys, caller)
   local game = load(moment, key)
   if not game then return 'missing' end
-  local i = player_with(game, conn)
-  if not i or game.state.phase == 'end' or game.state.phase == 'settle' then return 'stale' end
+  local i = player_with(game, who) or seat_of(game, who)
+  local over = game.state.phase == 'end' or game.state.phase == 'settle'
+  if not i or over or game.players[i].left then return 'stale' end
+  local conn = game.players[i].conn
   vacate(game, i, leaving ~= '1' and moment.now + game.seat_ms or nil)
   if settle_if_deserted(game) then
     if leaving == '1' then game.players[i].conn = conn end      -- so that they see the end
@@ -1209,10 +1219,7 @@ local function enter_game(keys, args)
   local moment = new_call(keys, caller)
   local game = load(moment, key)
   if not game then return {'missing'} end
-  local i
-  for n, seat in ipairs(game.plan.players) do
-    if seat[1] == uid then i = n end
-  end
+  local i = seat_of(game, uid)
   local player = game.players[i]
   if not player or player.left or game.state.phase == 'end' then return {'over'} end
   if turn < player.turn then return {'stale'} end
@@ -1277,10 +1284,10 @@ local function finish_game(keys, args)
   if not game or game.state.phase ~= 'settle' then return 0 end
   local state = game.state
   emit(game, 'end', message(game, 'end', '"reason":"' .. state.reason .. '","ranking":' .. ranking))
+  for _, seat in ipairs(game.plan.players) do seat[3], seat[4] = nil, nil end
   for n = 4, #args do
-    for i, seat in ipairs(game.plan.players) do
-      if seat[1] == args[n] then write_erased(game, i, '') end
-    end
+    local i = seat_of(game, args[n])
+    if i then write_erased(game, i, '') end
   end
   state.phase, state.deadline = 'end', 0
   for i, player in ipairs(game.players) do
@@ -1302,14 +1309,11 @@ local function forget_player(keys, args)
   local key = unpack(keys)
   local uid = unpack(args)
   local game = load({}, key)
-  for i, seat in ipairs(game and game.plan.players or {}) do
-    if seat[1] == uid then
-      write_erased(game, i, game.state.phase == 'end' and '' or uid)
-      call('HSET', key, 'plan', write_plan(game.plan))
-      return 1
-    end
-  end
-  return 0
+  local i = game and seat_of(game, uid)
+  if not i then return 0 end
+  write_erased(game, i, game.state.phase == 'end' and '' or uid)
+  call('HSET', key, 'plan', write_plan(game.plan))
+  return 1
 end
 
 -- ==== metrics ====================================================================================

@@ -1436,10 +1436,12 @@ class Queue:
             self.spec["scoring"]["correct"],
             self.spec["scoring"]["speed"],
             self.spec["on_exit"],
-            self._game_kind(),
+            self.kind,
         ]
 
-    def _game_kind(self) -> str:
+    @functools.cached_property
+    def kind(self) -> str:
+        """The kind of its games: rated, unrated, or sandbox, in which nothing counts."""
         if self.name == LAB_QUEUE:
             return "sandbox"
         return "rated" if self.spec["rated"] else "unrated"
@@ -1622,7 +1624,7 @@ class Seat(NamedTuple):
 
 
 def write_plan(queue: str, rules: list, quiz: str, players: list[list]) -> str:
-    """Writes the plan of a game; players are [[uid, name], ...]. See trivia.lua for the format."""
+    """Writes the plan of a game. See trivia.lua for the format, also that of a player."""
     return dumps([queue, rules, quiz, players])
 
 
@@ -3226,11 +3228,12 @@ class Lobby:
 # A phase ends by its deadline. A question also ends when all connected players have answered. Any
 # worker may settle a game, more than once, and may die in between. The first result that is
 # computed stands (HSETNX). Each player's part is applied once (`apply_result`). What follows from
-# it can be repeated. A settlement takes four round trips.
+# it can be repeated. A settlement takes three round trips.
 
 RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
 ADVANCES_AT_ONCE = 50  # games that one call advances: 1 to 2 ms of Redis
 DUE_AT_ONCE = 500
+FORGET_S = 120  # a game in which nobody answered is kept so long, for phones that were away
 STRANGE_GRACE_MS = 300  # a worker takes over games of other shards that are so late
 
 
@@ -3245,6 +3248,7 @@ class Player:
     connected: bool
     seq: int
     answer: dict | None  # {choice, ms, points} of the open question
+    strength: list[float]  # [rating, uncertainty] as the game began, if it is rated
 
 
 class Game:
@@ -3265,11 +3269,11 @@ class Game:
         self.ended: int = state.get("ended", 0)
         self.result: list[dict] | None = json.loads(fields.get("result", "null"))
         seats = zip(plan["players"], state["players"], strict=True)
-        self.players = [self._player(*seat, player) for seat, player in seats]
+        self.players = [self._player(player, *seat) for seat, player in seats]
         self.fields = fields
 
     @staticmethod
-    def _player(uid: str, name: str, player: dict) -> Player:
+    def _player(player: dict, uid: str, name: str, *strength: float) -> Player:
         answer = player.get("answer")
         return Player(
             uid,
@@ -3279,6 +3283,7 @@ class Game:
             "conn" in player,
             player["seq"],
             dict(zip(("choice", "ms", "points"), answer, strict=True)) if answer else None,
+            list(strength),
         )
 
     def answers(self, number: int) -> dict[str, dict]:
@@ -3286,6 +3291,11 @@ class Game:
         answers = parse_round(self.fields.get(str(number), ""))
         named = zip(self.players, answers, strict=False)
         return {player.name: answer for player, answer in named if answer}
+
+    def was_played(self) -> bool:
+        """Returns whether anybody has answered a question; known until the game has ended."""
+        is_open = any(player.answer for player in self.players)
+        return is_open or any(self.answers(number) for number in range(1, self.round + 1))
 
     def ranks(self) -> list[int]:
         """Returns each player's rank by score. Equals share it; those who left come last."""
@@ -3324,9 +3334,7 @@ class Games:
             return
         users, presences, seen = await self._people(uids)
         numbers = self.bank.pick(name, seen)
-        seats = [
-            [uid, user.get("username", ERASED_NAME)] for uid, user in zip(uids, users, strict=True)
-        ]
+        seats = [self._seat(queue, *person) for person in zip(uids, users, strict=True)]
         plan = write_plan(name, queue.game_rules, self.bank.shuffled(numbers), seats)
         start_ms = queue.ms("start_seconds")
         start = {
@@ -3345,6 +3353,11 @@ class Games:
         counts = created and name != LAB_QUEUE
         known = [uid for uid, user in zip(uids, users, strict=True) if user and counts]
         await self._mark_seen(known, numbers, self.redis.call("ZREM", Keys.forming, match))
+
+    def _seat(self, queue: Queue, uid: str, user: dict) -> list:
+        """Returns a player as the plan of a game has them."""
+        strength = self.users.strength(user) if queue.kind == "rated" else ()
+        return [uid, user.get("username", ERASED_NAME), *strength]
 
     async def _people(self, uids: list[str]) -> tuple[list[dict], list[str | None], list[bytes]]:
         """Returns the users, their seats and the questions that they have seen."""
@@ -3434,10 +3447,20 @@ class Games:
         """Passes a message on to the opponents: 'ok' or an error code."""
         return await self._run("relay", game, connection, kind, dumps(values)[1:-1])
 
-    async def exit(self, game: str, connection: str, leaving: bool) -> str:
+    async def exit(self, game: str, who: str, leaving: bool) -> str:
         """Vacates a seat, for a while or for good. Returns the phase, 'missing' or 'stale'."""
-        outcome = await self._when_formed("exit_game", game, connection, int(leaving))
+        outcome = await self._when_formed("exit_game", game, who, int(leaving))
         return self._settle_if_due(game, outcome)
+
+    async def leave(self, game: str, who: str, uid: str) -> str:
+        """Makes a player leave a game for good. Returns the phase, 'missing' or 'stale'.
+
+        `who` is their connection; or their UID, whatever connection they have.
+        """
+        phase = await self.exit(game, who, True)
+        if phase not in ("settle", "stale"):  # otherwise the settlement releases them
+            await self.release(game, uid)
+        return phase
 
     async def release(self, game: str, *uids: str) -> None:
         """Frees players' seats in the lobby from a game."""
@@ -3468,22 +3491,31 @@ class Games:
     # -- settlement
 
     async def settle(self, game: Game) -> None:
-        """Applies a game's result to its players, and ends it."""
+        """Applies a game's result to its players, and ends it.
+
+        A game in which nobody answered has no result to apply. It is soon forgotten.
+        """
         if game.result is None:
-            users = await asyncio.gather(*(self.users.load(player.uid) for player in game.players))
-            game.result = await self._fix_result(game, self._compute_result(game, users))
+            game.result = await self._fix_result(game, self._compute_result(game))
         uids = [player.uid for player in game.players]
-        users = {}
-        if game.kind != "sandbox":
-            users = dict(zip(uids, await self._apply_all(game), strict=True))
-        erased = [uid for uid, user in users.items() if not user]
-        boards = [self.users.boards.refresh(uid, user) for uid, user in users.items() if user]
+        keeps = game.kind != "sandbox" and game.was_played()
+        users = await self._apply_all(game) if keeps else await self._load_all(uids)
+        erased = [uid for uid, user in zip(uids, users, strict=True) if not user]
+        boards = []
+        if keeps:
+            people = zip(uids, users, strict=True)
+            boards = [self.users.boards.refresh(uid, user) for uid, user in people if user]
+        ttl_s = self.schema.limits.game_days * DAY_S if keeps else FORGET_S
         # In this order, in one batch: whatever is lost on the way is repeated while the game is not
         # finished.
-        await asyncio.gather(*boards, self.release(game.id, *uids), self._finish(game, erased))
+        await asyncio.gather(
+            *boards, self.release(game.id, *uids), self._finish(game, ttl_s, erased)
+        )
 
-    async def _finish(self, game: Game, erased: list[str]) -> None:
-        ttl_s = self.schema.limits.game_days * DAY_S
+    async def _load_all(self, uids: list[str]) -> list[dict]:
+        return await asyncio.gather(*map(self.users.load, uids))
+
+    async def _finish(self, game: Game, ttl_s: int, erased: list[str]) -> None:
         text = dumps(ranking(game))
         if await self._run("finish_game", game.id, text, ttl_s, *erased):
             count("games_ended", game.queue, game.reason)
@@ -3498,22 +3530,32 @@ class Games:
         )
         return json.loads(stands)
 
-    def _compute_result(self, game: Game, users: list[dict]) -> list[dict]:
-        """Returns for each player {rank, won} and, in a rated game, {rating, change, sigma}."""
+    def _compute_result(self, game: Game) -> list[dict]:
+        """Returns for each player {rank, won} and, in a rated game, {rating, change, sigma}.
+
+        If the game does not count for a player, there is also {counts: False}.
+        """
         ranks = game.ranks()
         alone_first = ranks.count(1) == 1
-        result = [
-            {"rank": rank, "won": rank == 1 and alone_first and not player.left}
-            for rank, player in zip(ranks, game.players, strict=True)
-        ]
+        counts = game.was_played()
+        result = []
+        for rank, player in zip(ranks, game.players, strict=True):
+            won = counts and rank == 1 and alone_first and not player.left
+            result.append({"rank": rank, "won": won} | ({} if counts else {"counts": False}))
         if game.kind == "rated":
-            before = [RATINGS.rating(*self.users.strength(user)) for user in users]
-            after = RATINGS.rate([[rating] for rating in before], ranks=ranks)
-            for part, old, (new,) in zip(result, before, after, strict=True):
-                part["rating"] = round(new.mu, 3)
-                part["change"] = round(new.mu - old.mu, 3)
-                part["sigma"] = round(new.sigma, 3)
+            self._rate(game, result)
         return result
+
+    def _rate(self, game: Game, result: list[dict]) -> None:
+        """Adds the new ratings to a result. They follow from those with which the game began."""
+        before = [RATINGS.rating(*player.strength) for player in game.players]
+        ranks = [part["rank"] for part in result]
+        after = RATINGS.rate([[rating] for rating in before], ranks=ranks)
+        for part, old, (new,) in zip(result, before, after, strict=True):
+            new = new if part.get("counts", True) else old
+            part["rating"] = round(new.mu, 3)
+            part["change"] = round(new.mu - old.mu, 3)
+            part["sigma"] = round(new.sigma, 3)
 
     async def _apply_all(self, game: Game) -> list[dict]:
         """Applies the result. Returns the players' new fields; {} for an erased player."""
@@ -3650,6 +3692,8 @@ def ranking(game: Game) -> list[dict]:
         row = {"player": player.name, "score": player.score, "rank": part["rank"]}
         if "rating" in part:
             row |= {"rating": part["rating"], "rating_change": part["change"]}
+        if "counts" in part:
+            row["counts"] = part["counts"]
         rows.append(row)
     return sorted(rows, key=lambda row: row["rank"])
 
@@ -3704,7 +3748,11 @@ class Migration:
             await self.games.settle(Game(game, old))
 
     async def _convert(self, key: str, game: str, old: dict[str, str]) -> None:
-        fields = converted_game(old)
+        users = []
+        if old["phase"] == "settle":  # then the result may still have to be computed
+            seats = range(1, int(old["players"]) + 1)
+            users = await asyncio.gather(*(self.games.users.load(old[f"uid{i}"]) for i in seats))
+        fields = converted_game(old, list(map(self.games.users.strength, users)))
         new_key, deadlines, _ = Keys.game_keys(game)
         shard = int(game[:2], 36) % self.OLD_SHARDS
         await self.redis.call("HSET", new_key, *flatten(fields))
@@ -3743,13 +3791,18 @@ class Migration:
         await self.redis.run("begin_format", tuple(keys), FORMAT)
 
 
-def converted_game(old: dict[str, str]) -> dict[str, str]:
-    """Returns the fields of a game of format 2, from those of format 1."""
+def converted_game(old: dict[str, str], strengths: list[tuple]) -> dict[str, str]:
+    """Returns the fields of a game of format 2, from those of format 1.
+
+    `strengths` has the (rating, uncertainty) of each player of a game that is being settled.
+    """
     *numbers, on_exit, kind = old["rules"].split(" ")
     seats = range(1, int(old["players"]) + 1)
     is_over = old["phase"] in ("settle", "end")
     rules = [*map(int, numbers), on_exit, kind]
     people = [[old[f"uid{i}"], old[f"name{i}"]] for i in seats]
+    if kind == "rated" and strengths:
+        people = [[*seat, *pair] for seat, pair in zip(people, strengths, strict=True)]
     plan = write_plan(old["queue"], rules, old["quiz"], people)
     players = [{"score": int(old[f"score{i}"]), "seq": 0, "turn": 0} for i in seats]
     for i, player in zip(seats, players, strict=True):
@@ -4113,10 +4166,9 @@ class Connection:
     async def _on_leave(self, values: dict) -> None:
         outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
         if outcome == "game":
-            phase = await self.hub.games.exit(game, self.id, True)
+            phase = await self.hub.games.leave(game, self.id, self.uid)
             if phase in ("settle", "stale"):  # the end is on its way
                 return
-            await self.hub.games.release(game, self.uid)
         else:
             count("tickets_cancelled", self.queue.name, "left")
         self._set_state(State.IDLE, over=game or "")
@@ -4894,8 +4946,17 @@ async def erase_me(call: Call) -> None:
     await users.confirm_password(call.uid, call.user, call.token, password, call.address)
     await users.end_sessions(call.uid)
     await call.server.lobby.revoked(call.uid)
+    await leave_game(call.server, call.uid)
     await users.erase(call.uid)
+    await leave_game(call.server, call.uid)  # their phone may have joined another one meanwhile
     log.info("erased")
+
+
+async def leave_game(server: Server, uid: str) -> None:
+    """Makes a player leave their game for good, so that their opponents need not wait."""
+    seat = await server.lobby.seat_of(uid)
+    if seat is not None and seat.game != "-":
+        await server.games.leave(seat.game, uid, uid)
 
 
 @route("GET", "/users/me/export", 200, "Export")
@@ -5203,8 +5264,9 @@ def _ranking_row() -> dict:
         "rank": _INTEGER,
         "rating": _NUMBER,
         "rating_change": _NUMBER,
+        "counts": _BOOL,
     }
-    return _object_of(row, optional=("rating", "rating_change"))
+    return _object_of(row, optional=("rating", "rating_change", "counts"))
 
 
 def _played_round() -> dict:

@@ -289,7 +289,8 @@ class Game:
         if not mine:
             return f"no result ({self.reason})"
         rating = f", rating {mine['rating']:.0f} ({change(mine)})" if "rating" in mine else ""
-        return f"place {mine['rank']} of {len(self.ranking)}, {mine['score']} points{rating}"
+        place = f"place {mine['rank']} of {len(self.ranking)}, {mine['score']} points"
+        return place + (rating if mine.get("counts", True) else ", which does not count")
 
     def _reset(self) -> None:
         vars(self).update(vars(Game(self.me, online=True)))

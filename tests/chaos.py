@@ -583,7 +583,7 @@ class Stored:
         rounds = [fields[str(number)].split() for number in numbers]
         self.seats = [
             Seat(uid, name, player["score"], [read_answer(row[i]) for row in rounds])
-            for i, ((uid, name), player) in enumerate(
+            for i, ((uid, name, *_), player) in enumerate(
                 zip(plan["players"], state["players"], strict=True)
             )
         ]
@@ -618,6 +618,7 @@ class Stored:
                 "rating": part["rating"],
                 "rating_change": part["change"],
             }
+            | {name: part[name] for name in ("counts",) if name in part}
             for seat, part in zip(self.seats, self.result)
         ]
         return sorted(rows, key=lambda row: row["rank"])
@@ -653,12 +654,21 @@ class Evidence:
         """{key: value} of the keys of a kind."""
         return {key: value for key, value in self.store.items() if key.startswith(f"{kind}:")}
 
+    @property
+    def kept(self):
+        """The ended games, but for those in which nobody answered, which are soon forgotten."""
+        ttls = {key.split(":")[-1]: ttl for key, ttl in self.ttls.items()}
+        return [
+            game
+            for game in self.games.values()
+            if game.phase == "end" and ttls[game.id] > trivia.FORGET_S
+        ]
+
     def ended(self, uid):
         """[(game, seat, part of the result)] of a user's ended games."""
         return [
             (game, seat, part)
-            for game in self.games.values()
-            if game.phase == "end"
+            for game in self.kept
             for seat, part in zip(game.seats, game.result)
             if seat.uid == uid
         ]
@@ -842,7 +852,7 @@ def results_are_applied_exactly_once(evidence):
     for uid, user in evidence.users.items():
         ended, history = evidence.ended(uid), evidence.store.get(f"history:{{{uid}}}", {})
         expected = {
-            "games": len(ended),
+            "games": sum(part.get("counts", True) for *_, part in ended),
             "wins": sum(part["won"] for *_, part in ended),
             "rating": 1500 + sum(part["change"] for *_, part in ended),
         }
@@ -863,15 +873,29 @@ def results_are_applied_exactly_once(evidence):
             yield f"{where}: {wins.get(uid)} on the leaderboard of wins, but {found}"
 
 
+def answered_games(transcripts):
+    """The games in which a phone saw an answer."""
+    for transcript in transcripts:
+        for entry in received(transcript, "answered", "reveal", "update"):
+            frame = entry.frame
+            if frame["type"] == "answered" or any(
+                frame.get(name) for name in ("answers", "answered")
+            ):
+                yield frame["game"]
+
+
 def no_started_game_is_lost(evidence):
     games = evidence.games
-    seats = sum(len(game.seats) for game in games.values() if game.phase == "end")
+    answered = set(answered_games(evidence.transcripts.values()))
+    seats = sum(len(game.seats) for game in evidence.kept)
     histories = sum(map(len, evidence.of("history").values()))
     if seats != histories:
         yield f"{seats} seats in ended games, but {histories} entries in histories"
     for name, transcript in evidence.transcripts.items():
         for entry in received(transcript, "start", "update"):
             game = games.get(entry.frame["game"])
+            if game is None and entry.frame["game"] not in answered:
+                continue
             if (
                 game is None
                 or game.phase != "end"

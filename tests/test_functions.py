@@ -102,7 +102,7 @@ class Store(Valkey):
     def run_create_game(self, keys, caller, queue, rules, quiz, start_ms, start, *people):
         *numbers, on_exit, kind = rules.split(" ")
         seats = [people[i : i + 4] for i in range(0, len(people), 4)]
-        people = [[uid, name] for uid, name, *_ in seats]
+        people = [[uid, name, 1500, 500] for uid, name, *_ in seats]
         plan = trivia.write_plan(queue, [*map(int, numbers), on_exit, kind], quiz, people)
         connections = [item for _, _, conn, turn in seats for item in (conn, turn)]
         return self.call("create_game", keys, caller, plan, start_ms, start, *connections)
@@ -154,7 +154,7 @@ def flat(fields):
         "players": len(plan["players"]),
     }
     found |= {name: value for name, value in state.items() if name != "players"}
-    for i, ((uid, name), player) in enumerate(
+    for i, ((uid, name, *_), player) in enumerate(
         zip(plan["players"], state["players"], strict=True), 1
     ):
         found |= {
@@ -1815,6 +1815,27 @@ def test_an_exit_is_told_and_happens_once(store, worker, leaving, on_exit):
     assert untouched(game, lambda: game.exit(1, leaving)) == "stale" and worker.events() == []
 
 
+@pytest.mark.parametrize("connected", [True, False])
+def test_a_player_can_be_made_to_leave_by_their_uid(worker, game, connected):
+    game.to_round(1)
+    if not connected:
+        game.exit(1)
+    worker.events()
+    assert game.run("exit_game", "nobody", 1) == "stale" and worker.events() == []
+    assert game.run("exit_game", "u1", 1) == "settle"
+    assert (game.gone1, game.reason) == ("left", "forfeit")
+    assert worker.kinds() == ["user_exit"]
+    assert untouched(game, lambda: game.run("exit_game", "u1", 1)) == "stale"
+
+
+def test_a_player_who_has_left_can_not_leave_again(store, worker):
+    game = Play(store, [worker.connection() for _ in range(3)], "continue").to_round(1)
+    assert game.run("exit_game", "u1", 1) == "question"
+    worker.events()
+    assert untouched(game, lambda: game.run("exit_game", "u1", 1)) == "stale"
+    assert worker.events() == []
+
+
 @pytest.mark.parametrize("phase", ["settle", "end"])
 def test_an_exit_from_a_game_that_is_over_is_stale(worker, game, phase):
     game.set(phase=phase)
@@ -1931,6 +1952,7 @@ def test_a_finished_game_keeps_what_is_looked_up_later_and_expires(store, worker
     }
     assert store.client.hgetall(game.key).keys() == {"plan", "state"}
     state = store.client.hget(game.key, "state")
+    assert json.loads(store.client.hget(game.key, "plan"))[3] == [["u1", "n1"], ["u2", "n2"]]
     assert json.loads(state) == [
         "end",
         1,
@@ -2208,7 +2230,9 @@ def played():
         for one in (back, bob):
             one.send("join")
         for one in (back, bob):
-            one.expect("start")
+            one.expect("question")
+        back.send("answer", round=1, choice=0)
+        bob.expect("answered")
         bob.send("leave")
         assert [one.expect("end")["reason"] for one in (back, bob)] == ["forfeit"] * 2
         wait_until(lambda: store.client.zcard(Keys.history(people[1]["token"][:12])) == 2)

@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+import trivia
 from conftest import (
     PASSWORD,
     ROOT,
@@ -37,6 +38,7 @@ QUEUES = {
     "slow_start": {"start_seconds": NEVER},
     "slow_reveal": {"reveal_seconds": NEVER},
     "brief_seat": {"seat_seconds": 0.3},
+    "trio_rated": {"players": 3, "on_exit": "continue"},
     "trio": {"players": 3, "on_exit": "continue", "rated": False},
     "trio_brief": {"players": 3, "on_exit": "continue", "seat_seconds": 0.3, "rated": False},
     "stubborn": {"on_exit": "continue", "rated": False},
@@ -630,7 +632,9 @@ def test_who_was_away_keeps_his_answer_and_can_not_give_another(sit):
 
 def test_who_never_comes_back_forfeits_to_the_other(hall, sit):
     ann, bob = sit("brief_seat")
-    questions([ann, bob])
+    asked, _ = questions([ann, bob])
+    bob.send("answer", round=1, choice=right(asked))
+    ann.expect("answered")
     ann.drop()
     exits = [bob.expect("user_exit"), bob.expect("user_exit")]
     assert [(frame["player"], frame["returns_ms"]) for frame in exits] == [
@@ -769,6 +773,9 @@ def test_the_last_one_plays_on_alone_where_the_queue_says_continue(sit):
 
 def test_a_game_that_everybody_leaves_is_abandoned(hall, sit):
     phones = sit("trio", 3)
+    questions(phones)
+    phones[0].send("answer", round=1, choice=0)
+    phones[2].expect("answered")
     for phone in phones[:2]:
         phone.send("leave")
         phone.expect("cancelled")
@@ -830,7 +837,7 @@ def win(ann, bob):
 
 def test_a_draw_between_newcomers_moves_no_rating_and_is_no_win(hall, sit):
     ann, bob = sit("sprint")
-    end = ann.expect("end")
+    end = play_all([ann, bob], wrong)[0]
     assert [row["rank"] for row in end["ranking"]] == [1, 1]
     assert all(abs(row["rating_change"]) < 0.001 for row in end["ranking"])
     assert [(me(hall, phone)["wins"], me(hall, phone)["games"]) for phone in (ann, bob)] == [
@@ -930,7 +937,7 @@ def test_a_result_that_is_applied_again_counts_once(hall, sit):
 def test_a_player_who_is_erased_in_mid_game_leaves_no_name_in_its_record(hall, sit):
     ann, bob = sit("stubborn")
     questions([ann, bob])
-    assert hall.http("DELETE", "/users/me", {"password": PASSWORD}, ann.token).status == 204
+    erase(hall, ann)
     bob.expect("user_exit")
     play_on([bob], 1)
     [game] = wait_until(lambda: hall.http("GET", "/users/me/games", token=bob.token).json["games"])
@@ -938,6 +945,108 @@ def test_a_player_who_is_erased_in_mid_game_leaves_no_name_in_its_record(hall, s
     assert record.status == 200 and ann.name not in record.body
     [key] = hall.redis.keys(f"game:*:{ann.game}")
     assert ann.token[:12] not in "".join(hall.redis.hgetall(key).values())
+
+
+def leave_in_start(phones):
+    phones[0].send("leave")
+
+
+def leave_unanswered(phones):
+    questions(phones)
+    phones[0].send("leave")
+
+
+def say_nothing(phones):
+    pass
+
+
+@pytest.mark.parametrize(
+    "queue, act, reason",
+    [
+        ("slow_start", leave_in_start, "forfeit"),
+        ("duel", leave_unanswered, "forfeit"),
+        ("sprint", say_nothing, "finished"),
+    ],
+)
+def test_a_game_in_which_nobody_answered_counts_for_nothing(hall, sit, queue, act, reason):
+    phones = sit(queue)
+    act(phones)
+    ends = [phone.expect("end") for phone in phones]
+    assert [end["reason"] for end in ends] == [reason] * 2
+    for row in ends[0]["ranking"]:
+        assert (row["rating"], row["rating_change"], row["counts"]) == (1500, 0, False), row
+    for phone in phones:
+        wait_until(lambda phone=phone: state(hall, phone)[0]["state"]["phase"] == "end")
+        mine = me(hall, phone)
+        assert (mine["games"], mine["wins"], mine["rating"]) == (0, 0, 1500)
+        assert hall.http("GET", "/users/me/games", token=phone.token).json["games"] == []
+        assert board(hall, "rating", phone) is board(hall, "wins", phone) is None
+    [key] = hall.redis.keys(f"game:*:{phones[0].game}")
+    assert 0 < hall.redis.ttl(key) <= trivia.FORGET_S
+    assert state(hall, phones[0])[0]["result"][0].keys() >= {"counts"}
+
+
+def expected_changes(ratings, ranks):
+    """The changes of ratings by the model, from the strengths at the beginning."""
+    before = [trivia.RATINGS.rating(rating, trivia.SIGMA) for rating in ratings]
+    after = trivia.RATINGS.rate([[one] for one in before], ranks=ranks)
+    return [round(new.mu - old.mu, 3) for old, (new,) in zip(before, after)]
+
+
+def strong(hall, queue):
+    """A strong player who waits in a queue; the first who was there is seated first."""
+    phone = hall.phone(queue=queue, connected=False)
+    hall.redis.hset(f"user:{{{phone.token[:12]}}}", mapping={"rating": "2400", "games": "9"})
+    return phone.connect()
+
+
+def erase(hall, phone):
+    assert hall.http("DELETE", "/users/me", {"password": PASSWORD}, phone.token).status == 204
+
+
+def test_who_erases_themselves_in_mid_game_leaves_it_at_once_as_the_player_they_were(hall):
+    ann = strong(hall, "duel")
+    bob = hall.phone(queue="duel")
+    asked, _ = questions([ann, bob])
+    ann.send("answer", round=1, choice=right(asked))
+    bob.expect("answered")
+    erase(hall, ann)
+    end = bob.expect("end", seconds=SEAT_MS / 2000)
+    assert end["reason"] == "forfeit"
+    rows = {row["player"]: row for row in end["ranking"]}
+    gain, _ = expected_changes([1500, 2400], [1, 2])
+    assert rows[bob.name]["rating_change"] == pytest.approx(gain, abs=0.01)
+    wait_until(lambda: me(hall, bob)["rating"] == rows[bob.name]["rating"])
+    bob.close()
+
+
+def test_a_player_who_is_erased_while_others_play_on_is_rated_as_they_were(hall):
+    ann = strong(hall, "trio_rated")
+    others = [hall.phone(queue="trio_rated") for _ in range(2)]
+    answer_all([ann, *others])
+    questions([ann, *others], 2)
+    erase(hall, ann)
+    for phone in others:
+        assert phone.expect("user_exit")["returns_ms"] == 0
+    rows = {row["player"]: row for row in play_on(others, 2)["ranking"]}
+    ranks = [rows[phone.name]["rank"] for phone in (ann, *others)]
+    changes = expected_changes([2400, 1500, 1500], ranks)
+    found = [rows[phone.name]["rating_change"] for phone in (ann, *others)]
+    assert found == pytest.approx(changes, abs=0.01)
+    for phone in others:
+        phone.close()
+
+
+def test_who_is_erased_while_disconnected_keeps_no_seat(hall, sit):
+    ann, bob = sit("duel")
+    asked, _ = questions([ann, bob])
+    bob.send("answer", round=1, choice=right(asked))
+    ann.expect("answered")
+    ann.drop()
+    assert bob.expect("user_exit")["returns_ms"] > 0
+    erase(hall, ann)
+    assert bob.expect("end", seconds=SEAT_MS / 2000)["reason"] == "forfeit"
+    assert hall.redis.hget("seats:{lobby}", ann.token[:12]) is None
 
 
 def test_players_in_games_are_counted_and_counted_off(hall, sit):

@@ -149,6 +149,9 @@ def win(server, winner, loser, queue="random"):
     """A game that the loser gives up; its id. Both are out of the queue afterwards."""
     phones = [Phone(server, session, queue) for session in (winner, loser)]
     game, _ = (phone.expect("start")["game"] for phone in phones)
+    phones[0].expect("question")
+    phones[0].send("answer", round=1, choice=0)
+    phones[1].expect("answered")
     phones[1].send("leave")
     end = phones[0].expect("end")
     assert (end["reason"], end["ranking"][0]["player"]) == ("forfeit", phones[0].name)
