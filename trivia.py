@@ -16,7 +16,7 @@ any other worker.
     phone <=ws==  worker (each) <--events---- Redis   the same function says what players must see
 
 The way of an answer, section by section:
-  adapter      WebSocket.data_received takes the frame from uvicorn and unmasks it
+  protocols    WebSocket.data_received takes the frame from uvicorn and unmasks it
   connections  Connection.on_text counts, parses and validates the message; _on_answer passes it on
   game         Games.answer calls `answer` in trivia.lua
   client       RedisConnection.send batches the call; data_received gets the reply and the events
@@ -75,8 +75,8 @@ time may lag behind that clock.
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
 schema), store (keys and format, client), play (questions, passwords, users, leaderboards, lobby,
-game, migration), wire (connections, hub, routes, documents), process (worker, app, adapter,
-embedded Redis, commands, doctor, backup).
+game, migration), wire (messages, connections, hub, routes, documents), process (worker, app,
+protocols, adapter, embedded Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -135,6 +135,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import argon2
 import hiredis
+import httptools
 import marshmallow
 import msgspec
 import uvicorn
@@ -156,6 +157,8 @@ from sanic_ext import Extend
 from sanic_ext.config import PRIORITY as EXTENSION_PRIORITY
 from sanic_ext.extensions.http.extension import HTTPExtension
 from uvicorn.config import STARTUP_FAILURE
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import apply_mask
 
@@ -205,6 +208,15 @@ MAX_ADMISSIONS = 50         # handshakes handled at once; the others wait for an
 ADMISSION_SECONDS = 5       # a handshake waits so long for a slot; then it gets 503
 DRAIN_SECONDS = 5           # a worker that stops closes its connections within this time
 DRAIN_PAUSE_S = 0.002       # pause between two of these closes, if DRAIN_SECONDS allows it
+PIECE_BYTES = 4096          # of HTTP that one connection may have parsed in one turn of the loop
+FRAMES_PER_TURN = 16        # frames of one WebSocket that are handled in one turn of the loop
+MAX_FRAME_BYTES = 64 * 1024     # a longer WebSocket message closes with 1009
+MAX_FRAGMENTS = 64          # parts of a message that are kept apart
+CLOSE_SECONDS = 3           # a phone that was told to close has so long to answer
+DEAF_PAUSE_S = 0.01         # pause between two turns of a WebSocket that was told to close
+MAX_HEAD_BYTES = 64 * 1024  # request line and headers
+HEAD_SECONDS = 10           # time for them to arrive
+LINGER_SECONDS = 1          # a refused HTTP connection is read on for so long
 BACKLOG = 65_535            # connections that may wait in the kernel; net.core.somaxconn limits it
 ACCEPTS_PER_TURN = 16       # connections that a worker accepts in one turn of its event loop
 CONNECT_ALLOWANCE = 100, 200    # ms, times: a player connects 200 times at once, then per 100 ms
@@ -239,6 +251,7 @@ PROBLEMS = {
     "unsupported_media_type": (415, "The body must be JSON: Content-Type: application/json."),
     "invalid": (422, "Some fields are invalid."),
     "too_many_attempts": (429, "Too many attempts. Try again later."),
+    "head_too_large": (431, "The request line and the headers are too large."),
     "internal": (500, "Something went wrong on the server."),
     "unavailable": (503, "The server can't do this now; try again shortly."),
 }
@@ -3834,17 +3847,15 @@ def converted_rounds(old: dict[str, str], seats: range) -> dict[str, str]:
 
 # ==== part 4: wire ================================================================================
 
-# ---- connections ---------------------------------------------------------------------------------
-# A player's WebSocket on raw ASGI: what the phone sends, what it gets, and in which state it is.
+# ---- messages ------------------------------------------------------------------------------------
+# The rules of the WebSocket: states, which message is legal in which state, refusals, close codes,
+# and how a message is parsed.
 #
 #   idle --join--> queued --start--> playing --end--> idle
 #                  queued or playing --cancelled--> idle
 #
-# Invariants: ALLOWED says which message is legal in which state. Any other pair is refused before
-# it has an effect. Messages are handled one after the other, all by Connection.on_text, whether
-# they come by ASGI or by the adapter's fast path. Game state belongs to Redis: a connection keeps
-# its game's id and the `seq` of the last event, and asks for a snapshot after a gap.
-# A player costs no task and no timer. Only a phone that does not read gets a task and an outbox.
+# Invariant: ALLOWED names every legal pair of state and message. Any other pair is refused before
+# it has an effect.
 #
 # To add a message: HANDLED in the schema section, ALLOWED, and Connection._on_NAME.
 
@@ -3920,6 +3931,16 @@ def take_id(message: dict) -> dict:
     return {"id": given}
 
 
+# ---- connections ---------------------------------------------------------------------------------
+# A player's WebSocket on raw ASGI: what the phone sends, what it gets, and in which state it is.
+#
+# Invariants: messages are handled one after the other, all by Connection.on_text, whether they come
+# by ASGI or by the fast path of the protocols. Game state belongs to Redis: a connection keeps its
+# game's id and the `seq` of the last event, and asks for a snapshot after a gap. Every frame of a
+# phone takes from one allowance, also a ping, a pong or a fragment.
+# A player costs no task and no timer. Only a phone that does not read gets a task and an outbox.
+
+
 @types.coroutine
 def _resume(coroutine: Any, waiting: Any) -> Any:
     """Continues a coroutine that was started by hand and yielded what it waits for."""
@@ -3971,7 +3992,7 @@ class Connection:
         """Takes the player to their queue or game, then handles messages until the end."""
         try:
             if self.wire is not None:
-                self.wire.listen(self.take)
+                self.wire.listen(self)
             await self._arrive()
             self.busy = False
             while (frame := await receive())["type"] == "websocket.receive":
@@ -3996,13 +4017,26 @@ class Connection:
         await self.hub.disconnected(self.uid, self.id, self.turn, self.queue.name)
 
     def take(self, text: str) -> bool:
-        """Handles a frame of the fast path. Returns False if the ASGI loop must do it later."""
-        if self.busy or self.handling is not None or self.closing:
+        """Handles a text of the fast path. Returns False if the ASGI loop must do it later."""
+        if self.closing:
+            return True
+        if self.busy or self.handling is not None:
             return False
         waiting = self.on_text(text)
         if waiting is not None:
             self.handling = spawn(self._finish(waiting))
         return True
+
+    def count_frame(self) -> bool:
+        """Counts a frame that is no message: a ping, a pong or a fragment.
+
+        Returns False beyond the limit. Then the connection closes, and must be offered no more.
+        """
+        self._take_allowance()
+        if self.excess <= self.hub.limits.message_burst:
+            return True
+        spawn(self.close(CLOSE_TOO_FAST, "too many frames"))
+        return False
 
     async def _finish(self, waiting: Awaitable) -> None:
         try:
@@ -4033,6 +4067,7 @@ class Connection:
         if size > limits.message_bytes:
             return self.close(CLOSE_TOO_BIG, f"a message has at most {limits.message_bytes} bytes")
         allowed = self._take_allowance()
+        self.active_at = self.allowed_at
         if self.excess > limits.message_burst:
             return self.close(CLOSE_TOO_FAST, "too many messages")
         mark: dict = {}
@@ -4048,13 +4083,12 @@ class Connection:
         return self._dispatch(kind, values, mark)
 
     def _take_allowance(self) -> bool:
-        """Takes one message from the token bucket. Returns False if it is empty."""
+        """Takes one frame from the token bucket. Returns False if it is empty."""
         limits = self.hub.limits
         now = self.hub.loop.time()
         earned = (now - self.allowed_at) * limits.messages_per_second
         self.allowance = min(limits.message_burst, self.allowance + earned)
         self.allowed_at = now
-        self.active_at = now
         if self.allowance < 1:
             self.excess += 1
             return False
@@ -5907,6 +5941,7 @@ class Trivia(Sanic):
         await super().__call__(scope, replay(startup, receive), stop_first)
 
     async def _start(self) -> None:
+        use_own_protocols()
         server = Server(self.ctx.schema)
         try:
             await server.start()
@@ -6214,24 +6249,264 @@ async def add_headers(request: Request, response: HTTPResponse) -> None:
         response.headers.setdefault("content-security-policy", PAGE_POLICY)
 
 
-# ---- adapter -------------------------------------------------------------------------------------
-# Everything that knows the inside of uvicorn, its WebSockets or uvloop stands here, and nothing
-# else does. Checked on uvicorn 0.54.0, websockets 17.4 and uvloop 0.23.0: look at each trick again
-# when one of these versions changes. Under other ASGI servers the app runs without these tricks.
+# ---- protocols -----------------------------------------------------------------------------------
+# uvicorn's protocol classes, bounded: what parses the bytes of one connection. Checked on uvicorn
+# 0.54.0, websockets 17.4, httptools 0.9.0 and uvloop 0.23.0: look at each trick again when one of
+# these versions changes. Under other ASGI servers the app runs without these classes.
 #
-# A Wire is what a server offers beyond ASGI for one connection. WebSocket is uvicorn's protocol
-# with a fast path for what a game consists of: an answer goes to Redis in the turn in which it
-# comes, and an event to the phone in the turn in which Redis tells of it. The fast path takes
-# whole, short frames while nothing waits. All others go uvicorn's way, each as a whole, so that its
-# parser is always between two frames. The first long frame from a phone ends the fast path in.
+# Invariants: a connection gets a bounded amount of work in one turn of the event loop: PIECE_BYTES
+# of HTTP, or FRAMES_PER_TURN frames. The rest waits in its backlog, which is at most what uvloop
+# reads at once (256 KiB), because nothing more is read meanwhile. Each frame of a phone is counted.
+#
+# WebSocket has a fast path for what a game consists of: an answer goes to Redis in the turn in
+# which it comes, and an event to the phone in the turn in which Redis tells of it. The fast path
+# takes whole text frames while nothing waits. All others go uvicorn's way, each as a whole, so that
+# its parser is always between two frames.
 
-SHORT_HEADS = [bytes((0x81, size)) for size in range(126)]  # of text frames, by their size
-MAX_FRAME_SIZE = 0xFFFF  # bytes that a frame of the fast path may carry
-LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+TEXT_FRAME = 0x81  # first byte of a text that is one frame
+CLOSE_FRAME = 0x08  # opcode
+SHORT_HEADS = [bytes((TEXT_FRAME, size)) for size in range(126)]  # by the size of the text
+HTTP_2 = (b"upgrade", b"http2-settings")  # names that belong to an offer to upgrade
+HEADER_COST = 32  # bytes that a header counts beyond its text. Source: RFC 9113, section 6.5.2
+
+
+def plain_address(client: tuple[str, int] | None) -> tuple[str, int] | None:
+    """Returns a client's address; a listener of both families sees IPv4 as ::ffff:192.0.2.1."""
+    if client is None:
+        return None
+    host, port = client
+    return host.removeprefix("::ffff:") if "." in host else host, port
+
+
+class Intake(FlowControl):
+    """uvicorn's flow control, with what was read and is not parsed yet."""
+
+    def __init__(self, transport: asyncio.Transport, on_room: Callable[[], None]) -> None:
+        super().__init__(transport)
+        self.backlog = b""
+        self.on_room: Callable[[], None] | None = on_room
+
+    def resume_reading(self) -> None:
+        """Goes on where uvicorn has room again: first with the backlog."""
+        if self.backlog:
+            self.on_room()
+        else:
+            super().resume_reading()
+
+    def discard(self) -> None:
+        """Forgets the backlog and the protocol, which refers back: garbage."""
+        self.backlog = b""
+        self.on_room = None
+
+
+class Http(HttpToolsProtocol):
+    """Speaks HTTP as uvicorn does, within bounds. Ignores an offered upgrade to HTTP/2."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.head_timer: asyncio.TimerHandle | None = None
+        self.head_bytes = 0  # of the request line and the headers, trailers included
+        self.quiet_bytes = 0  # since the parser found something
+        self.too_large = False
+        self.refused = False
+        self.turn_is_due = False
+
+    # -- the connection
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.flow = Intake(transport, self._schedule_turn)
+        self.client = plain_address(self.client)
+        self._await_head()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        super().connection_lost(error)
+        self._end_wait()
+        self.flow.discard()
+
+    def _await_head(self) -> None:
+        if self.head_timer is None:
+            self.head_timer = self.loop.call_later(HEAD_SECONDS, self._end_slow_head)
+
+    def _end_wait(self) -> None:
+        if self.head_timer is not None:
+            self.head_timer.cancel()
+            self.head_timer = None
+
+    def _end_slow_head(self) -> None:
+        """Closes a connection whose headers do not arrive. Those of a later request may wait."""
+        self.head_timer = None
+        is_busy = self.cycle is not None and not self.cycle.response_complete
+        if is_busy or self.flow.backlog:
+            self._await_head()
+        else:
+            self.transport.close()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self.head_timer is None:  # else the next request has begun
+            super().timeout_keep_alive_handler()
+
+    # -- turns
+
+    def data_received(self, data: bytes) -> None:
+        if self.refused:
+            return
+        self.flow.backlog += data
+        if not self.turn_is_due:
+            self._take_turn()
+
+    def _schedule_turn(self) -> None:
+        if not self.turn_is_due:
+            self.turn_is_due = True
+            self.loop.call_soon(self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Parses one piece of the backlog. uvicorn calls resume_reading where it has no room."""
+        self.turn_is_due = False
+        if self.refused or self.parser is None or self.transport.is_closing():
+            return
+        if self._has_room():
+            piece = self.flow.backlog[:PIECE_BYTES]
+            self.flow.backlog = self.flow.backlog[PIECE_BYTES:]
+            self._parse(piece)
+        if self.parser is None:  # it is a WebSocket now
+            return
+        if self.flow.backlog:
+            self.flow.pause_reading()
+        if self._has_room():
+            self.flow.resume_reading()
+
+    def _has_room(self) -> bool:
+        """Tells whether uvicorn can take more: of the body that it reads, or another request."""
+        if self.pipeline:
+            return False
+        is_done = self.cycle is None or self.cycle.response_complete
+        return is_done or len(self.cycle.body) <= HIGH_WATER_LIMIT
+
+    def _parse(self, piece: bytes) -> None:
+        self.quiet_bytes += len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(piece[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(Problem("head_too_large" if self.too_large else "bad_request"))
+        if self.quiet_bytes > MAX_HEAD_BYTES:
+            self._refuse(Problem("head_too_large"))
+
+    # -- what the parser finds
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._unset_keepalive_if_required()
+        self._await_head()
+        self.head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        self._count_head(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        self._count_head(len(name) + len(value) + HEADER_COST)
+
+    def _count_head(self, size: int) -> None:
+        self.quiet_bytes = 0
+        self.head_bytes += size
+        if self.head_bytes > MAX_HEAD_BYTES:
+            self.too_large = True
+            raise ValueError("the head is too large")  # ends the parser
+
+    def on_headers_complete(self) -> None:
+        self._end_wait()
+        if self.parser.get_method() == b"CONNECT":
+            raise ValueError("this is no proxy")
+        if not self.parser.should_upgrade() or self._should_upgrade():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self.quiet_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.quiet_bytes = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    # -- upgrades
+
+    def _should_upgrade(self) -> bool:
+        is_handshake = self.parser.get_method() == b"GET" and self._get_upgrade() == b"websocket"
+        is_current = self.parser.get_http_version() == "1.1"
+        return is_handshake and is_current and self.ws_protocol_class is not None
+
+    def _upgrade(self, rest: bytes) -> None:
+        """Turns into a WebSocket, or ignores the upgrade. Source: RFC 9110, section 7.8.
+
+        The parser took no body with the request, so that the request is parsed again without it.
+        """
+        rest += self.flow.backlog
+        if not self._should_upgrade():
+            self.flow.backlog = self._head_without_upgrade() + rest
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+            return
+        self.flow.discard()
+        self.flow.resume_reading()
+        self.handle_websocket_upgrade()
+        if rest:
+            self.transport.get_protocol().data_received(rest)
+
+    def _head_without_upgrade(self) -> bytes:
+        method = self.parser.get_method()
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (method, self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.split(b",")]
+                value = b", ".join(token for token in tokens if token.lower() not in HTTP_2)
+            if name not in HTTP_2:
+                lines.append(name + b": " + value)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+    # -- refusals
+
+    def _refuse(self, problem: Problem) -> None:
+        """Refuses what can't be parsed, and ends the connection after the answers before it."""
+        if self.refused:
+            return
+        self.refused = True
+        self.flow.discard()
+        count("errors", problem.code)
+        cycle = self.cycle
+        is_busy = cycle is not None and not cycle.response_complete
+        if self.pipeline or (is_busy and not cycle.more_body):
+            cycle.keep_alive = False
+            return
+        if is_busy:  # it waits for the rest of a body that is broken
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self._write_problem(problem)
+
+    def _write_problem(self, problem: Problem) -> None:
+        """Answers, then reads on for a while: a connection reset would lose the answer."""
+        response = problem.response()
+        length = str(len(response.body))
+        headers = SAFE_HEADERS | {"content-type": PROBLEM_JSON, "content-length": length}
+        headers |= dict(response.headers) | {"connection": "close"}
+        lines = [f"HTTP/1.1 {problem.status_code} {HTTPStatus(problem.status_code).phrase}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self.transport.write("\r\n".join([*lines, "", ""]).encode() + response.body)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.loop.call_later(LINGER_SECONDS, self.transport.close)
+
+
+# -- WebSockets
 
 
 class Wire:
-    """Serves a connection of a server that has a transport and no fast path: plain uvicorn."""
+    """Serves a connection of a server that has a transport and no fast path."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
@@ -6248,8 +6523,8 @@ class Wire:
         """Writes a text frame at once. Returns False if it must be sent by ASGI instead."""
         return False
 
-    def listen(self, take: Callable[[str], bool] | None) -> None:
-        """Offers each text of the phone to `take`, which tells whether it took it; None: stops."""
+    def listen(self, phone: Connection | None) -> None:
+        """Offers each text to `phone.take`, and has `phone.count_frame` count all other frames."""
 
 
 def wire_of(send: Callable) -> Wire | None:
@@ -6261,20 +6536,38 @@ def wire_of(send: Callable) -> Wire | None:
     return Wire(transport) if transport is not None else None
 
 
+def frame_size(data: bytes, start: int) -> tuple[int, int]:
+    """Returns the sizes of a frame's head and payload; (0, 0) if its head is incomplete."""
+    if len(data) < start + 2:
+        return 0, 0
+    size = data[start + 1] & 0x7F
+    more = {126: 2, 127: 8}.get(size, 0)
+    if more:
+        if len(data) < start + 2 + more:
+            return 0, 0
+        size = int.from_bytes(data[start + 2 : start + 2 + more])
+    mask = 4 if data[start + 1] & 0x80 else 0
+    return 2 + more + mask, size
+
+
 class WebSocket(WebSocketsSansIOProtocol):
-    """Speaks uvicorn's WebSocket protocol, with a fast path. It is its own Wire."""
+    """Speaks uvicorn's WebSocket protocol within bounds, with a fast path. It is its own Wire."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.take: Callable[[str], bool] | None = None
-        # What came of a frame so far. None before the handshake, and once the fast path has ended.
-        self.partial: bytes | None = None
+        self.conn.max_message_size = MAX_FRAME_BYTES
+        self.close_timeout = CLOSE_SECONDS
+        self.phone: Connection | None = None
+        self.backlog = b""
+        self.turn_is_due = False
+        self.is_deaf = False  # the phone sent too much: only its close frame still counts
         self.heard_at_s = 0.0
 
     # -- the connection
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.client = plain_address(self.client)
         transport.get_protocol().parser = None  # the HTTP parser, which refers back: garbage
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -6288,60 +6581,123 @@ class WebSocket(WebSocketsSansIOProtocol):
             return super().send_keepalive_ping()
         self.ping_timer = self.loop.call_later(left_s, self.send_keepalive_ping)
 
-    # -- the fast path in
-
-    def listen(self, take: Callable[[str], bool] | None) -> None:
-        """Offers each text of the phone to `take`, which tells whether it took it; None: stops."""
-        self.take = take
+    # -- turns
 
     def data_received(self, data: bytes) -> None:
-        if self.partial is None:
-            return self._receive_by_uvicorn(data)
+        if not self.handshake_initiated:
+            return self._receive_handshake(data)
         self.heard_at_s = self.loop.time()
-        self.partial = self._take_frames(self.partial + data)
+        self.backlog += data
+        if not self.turn_is_due:
+            self._take_turn()
 
-    def _receive_by_uvicorn(self, data: bytes) -> None:
-        is_handshake = not self.handshake_initiated
+    def _receive_handshake(self, data: bytes) -> None:
         super().data_received(data)
-        if is_handshake:
-            self.partial = b""
-            if not self.handshake_initiated:  # more headers than websockets reads; it would wait
-                self.transport.close()
+        if not self.handshake_initiated:  # more headers than websockets reads; it would wait
+            self.transport.close()
 
-    def _take_frames(self, data: bytes) -> bytes | None:
-        """Handles the whole frames. Returns the rest, or None after a long frame."""
+    def _schedule_turn(self, pause_s: float = 0) -> None:
+        if not self.turn_is_due:
+            self.turn_is_due = True
+            self.loop.call_later(pause_s, self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Handles the next frames of the backlog; reads on when there are no more."""
+        self.turn_is_due = False
+        if self.transport.is_closing():
+            return
+        data = self.backlog
         start = 0
-        while len(data) >= start + 2:
-            size = data[start + 1] ^ 0x80  # a short frame: mask bit and size in one byte
-            if size > 125:
-                super().data_received(data[start:])
-                return None
-            end = start + 6 + size
-            if end > len(data):
+        for _ in range(FRAMES_PER_TURN):
+            head, size = frame_size(data, start)
+            end = start + head + size
+            if size > MAX_FRAME_BYTES:
+                return self._refuse_frame(data[start : start + head])
+            if not head or end > len(data):
+                self.backlog = data[start:]
+                return self._read_on()
+            if not self._may_take():
                 break
-            is_text = data[start] == 0x81
-            if not is_text or not self._take_text(data, start + 2, end):
-                super().data_received(data[start:end])
+            self._take_frame(data, start, start + head, end)
             start = end
-        return data[start:]
+        self.backlog = data[start:]
+        self._wait()
 
-    def _take_text(self, data: bytes, start: int, end: int) -> bool:
+    def _read_on(self) -> None:
+        if self.read_paused and (self.queue.empty() or self._ends()):
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def _wait(self) -> None:
+        """Lets others have a turn, or the app take what it was sent: then it calls receive()."""
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+        if self._ends():
+            self._schedule_turn(DEAF_PAUSE_S)
+        elif self._may_take():
+            self._schedule_turn()
+
+    def _ends(self) -> bool:
+        """Tells whether only the phone's close frame is waited for."""
+        return self.is_deaf or self.close_sent
+
+    def _may_take(self) -> bool:
+        return self._ends() or (self.handshake_complete and self.queue.empty())
+
+    async def receive(self) -> dict:
+        """Returns the app's next message. As the app asks, the frames behind the last one go on."""
+        if self.queue.empty() and self.read_paused:
+            self._schedule_turn()
+        return await self.queue.get()
+
+    # -- frames
+
+    def _take_frame(self, data: bytes, start: int, payload: int, end: int) -> None:
+        """Handles one frame. Only a message is counted later, where the app handles it."""
+        first = data[start]
+        if self._ends() and first & 0x0F != CLOSE_FRAME:
+            return
+        is_masked = data[start + 1] & 0x80
+        if first == TEXT_FRAME and is_masked and self._take_text(data[payload - 4 : end]):
+            return
+        is_message = first & 0x8F in (0x80, 0x81, 0x82)  # the end of a fragmented one included
+        if not is_message and self.phone is not None and not self.phone.count_frame():
+            self.is_deaf = True
+            return
+        super().data_received(data[start:end])
+        if len(self.frames) > MAX_FRAGMENTS:  # empty ones may go on for ever
+            self.frames = [b"".join(self.frames)]
+
+    def _take_text(self, masked: bytes) -> bool:
+        """Offers a text, behind its mask of four bytes, to the phone's connection."""
         is_between_messages = self.conn.current_size is None
-        if not self.take or not self._is_idle() or not is_between_messages:
-            return False
-        if not self.queue.empty():  # earlier messages wait for the ASGI loop
+        if self.phone is None or not self._is_idle() or not is_between_messages:
             return False
         try:
-            return self.take(apply_mask(data[start + 4 : end], data[start : start + 4]).decode())
+            return self.phone.take(apply_mask(masked[4:], masked[:4]).decode())
         except UnicodeDecodeError:
             return False
 
-    # -- the fast path out
+    def _refuse_frame(self, head: bytes) -> None:
+        """Has uvicorn's parser refuse a frame that is too long; if it ends, drops it."""
+        self.backlog = b""
+        if self._ends():
+            return self.transport.close()
+        super().data_received(head)
+
+    # -- the wire
+
+    def listen(self, phone: Connection | None) -> None:
+        """Offers each text to `phone.take`, and has `phone.count_frame` count all other frames."""
+        self.phone = phone
+        if self.read_paused:
+            self._schedule_turn()
 
     def write(self, payload: bytes) -> bool:
         """Writes a text frame at once. Returns False if it must be sent by ASGI instead."""
         size = len(payload)
-        if size > MAX_FRAME_SIZE or not self._is_idle():
+        if size > 0xFFFF or not self._is_idle():
             return False
         head = SHORT_HEADS[size] if size < 126 else b"\x81\x7e" + size.to_bytes(2, "big")
         self.transport.write(head + payload)
@@ -6359,6 +6715,26 @@ class WebSocket(WebSocketsSansIOProtocol):
     def unsent_bytes(self) -> int:
         """Returns how much waits in the server's write buffer."""
         return self.transport.get_write_buffer_size()
+
+
+# ---- adapter -------------------------------------------------------------------------------------
+# The other half of what knows the inside of uvicorn and uvloop, checked on the same versions: which
+# protocols uvicorn uses, its signals, listening sockets and supervisor.
+
+LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+
+
+def use_own_protocols() -> None:
+    """Has uvicorn use the classes of the section on protocols, however it was started.
+
+    It reads them from its settings at each connection. HTTP/2, which has parsers of its own, stays.
+    """
+    server = running_uvicorn()
+    if server is None or server.config.http2:
+        return
+    server.config.http_protocol_class = Http
+    if server.config.ws_protocol_class is not None:
+        server.config.ws_protocol_class = WebSocket
 
 
 # -- signals and garbage
@@ -6540,11 +6916,6 @@ def uvicorn_config(workers: int) -> uvicorn.Config:
         workers=workers,
         backlog=BACKLOG,
         loop="uvloop",
-        http="httptools",
-        # 22 KiB of memory a connection (2,000 idle ones); uvicorn's `websockets` takes 29.
-        ws="trivia:WebSocket",
-        # A longer message closes with 1009. Phones meet message_bytes of schema.yaml first.
-        ws_max_size=64 * 1024,
         # Compression takes 39 KiB more a connection, to shorten messages of a few hundred bytes.
         ws_per_message_deflate=False,
         # Mobile networks forget a silent connection after 30 s or more. Pings of 2,000 silent

@@ -445,7 +445,7 @@ def test_no_depth_of_nesting_is_too_much(lax):
         ("x" * 60_000, False),
         (b"x" * 4097, False),
         (["x" * 1000] * 5, False),
-        (["x"] * 4097, False),
+        (["x" * 500] * 9, False),
     ],
     ids=lambda value: ascii(value)[:25] + ("" if isinstance(value, bool) else f" {len(value)}"),
 )
@@ -482,9 +482,9 @@ def test_a_message_that_is_far_too_big_closes_the_connection(strict):
     )  # the WebSocket library may be the first to refuse it
 
 
-@pytest.mark.parametrize("size", [1, 7])
+@pytest.mark.parametrize("size", [2, 7])
 def test_a_message_in_fragments_is_one_message(waiting, size):
-    text = json.dumps({"type": "ping", "client_ms": 42}).ljust(600)
+    text = json.dumps({"type": "ping", "client_ms": 42}).ljust(50)  # 30 frames at once are allowed
     waiting.socket.send([text[i : i + size] for i in range(0, len(text), size)])
     assert waiting.expect("pong")["client_ms"] == 42
 
@@ -1162,7 +1162,7 @@ def kinds():
     return {kind.__qualname__ for kind in map(type, gc.get_objects()) if str(kind.__module__).startswith(theirs)}
 
 async def main():
-    config = uvicorn.Config(echo, port=0, ws=trivia.WebSocket, http="httptools", lifespan="off", log_level="error")
+    config = uvicorn.Config(echo, port=0, ws=trivia.WebSocket, http=trivia.Http, lifespan="off", log_level="error")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
