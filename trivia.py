@@ -3,6 +3,7 @@
     uvicorn trivia:app            runs it the plain way
     python trivia.py              runs it the tuned way: workers, frame limit, pings, no deflate
     python trivia.py check        checks schema.yaml
+    python trivia.py client LANG  prints a client for apps, made from schema.yaml
     python trivia.py import FILE  adds questions to the bank, also while servers run
     python trivia.py doctor       checks the host
     python trivia.py backup DIR   writes all that Redis holds into a file; restore brings it back
@@ -3889,6 +3890,8 @@ REFUSALS = {  # {error code: text}
     "not_text": "Expected a text frame with JSON.",
     "too_fast": "Too many messages; slow down.",
 }
+# Codes whose text says what was found.
+FRAME_CODES = ("bad_json", "bad_message", "unknown_type", "invalid_message", "wrong_state")
 CLOSE_MALFORMED = 4400
 CLOSE_UNAUTHENTICATED = 4401
 CLOSE_IDLE = 4408
@@ -5481,6 +5484,13 @@ def _shown_code(code: str, schema: Schema) -> str:
     return f"`{code}`"
 
 
+def error_codes(schema: Schema) -> list[str]:
+    """Returns every code that HTTP or a WebSocket answers with."""
+    taken = [f"{name}_taken" for name in schema.unique]
+    codes = [*PROBLEMS, *taken, *REFUSALS, *FRAME_CODES]
+    return [code for code in dict.fromkeys(codes) if code != "taken"]
+
+
 # -- AsyncAPI
 
 
@@ -5862,6 +5872,7 @@ async def _forever(pause_s: float, work: Callable[[], Awaitable[Any]]) -> None:
 
 PAGES = HERE / "pages"
 LAB_FILE = HERE / "examples" / "lab.py"
+CLIENT_FILE = HERE / "clients" / "generate.py"
 SWAGGER_UI = Path(
     importlib.util.find_spec("flask_swagger_ui").submodule_search_locations[0], "dist"
 )
@@ -6098,16 +6109,19 @@ def create_app() -> Any:
 
 def load_lab() -> ModuleType:
     """Imports examples/lab.py. Raises Fatal if it is not there."""
-    spec = importlib.util.spec_from_file_location("lab", LAB_FILE)
-    lab = importlib.util.module_from_spec(spec)
-    sys.modules["lab"] = lab
+    return load_beside("TRIVIA_LAB", LAB_FILE)
+
+
+def load_beside(what: str, file: Path) -> ModuleType:
+    """Imports a file that comes with this one. Raises Fatal if it is not there."""
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.stem] = module
     try:
-        spec.loader.exec_module(lab)
+        spec.loader.exec_module(module)
     except FileNotFoundError:
-        raise Fatal(
-            f"TRIVIA_LAB: {LAB_FILE} is missing; expected the file of this version"
-        ) from None
-    return lab
+        raise Fatal(f"{what}: {file} is missing; expected the file of this version") from None
+    return module
 
 
 def add_extension(app: Trivia) -> None:
@@ -7139,8 +7153,9 @@ def preloaded(library: Path) -> dict[str, str]:
 
 
 # ---- commands ------------------------------------------------------------------------------------
-# The command line: python trivia.py [run | check | import | doctor | backup | restore]. A command
-# prints its result and exits with 0, or with 1 and one line that says what is wrong (Fatal).
+# The command line: python trivia.py [run | check | client | import | doctor | backup | restore]. A
+# command prints its result and exits with 0, or with 1 and one line that says what is wrong:
+# Fatal.
 #
 # Invariants: a command stops the embedded server that it started. Commands that use Redis load
 # trivia.lua and check the format of the data first, as a worker does.
@@ -7161,7 +7176,7 @@ def command_line() -> argparse.ArgumentParser:
         prog="trivia.py", description="A backend for online trivia games."
     )
     parser.add_argument("--version", action="version", version=f"trivia {VERSION}")
-    names = "run | check | import | doctor | backup | restore"
+    names = "run | check | client | import | doctor | backup | restore"
     commands = parser.add_subparsers(metavar=names)
     run = commands.add_parser("run", help="serve (the default)")
     for target in (parser, run):
@@ -7181,13 +7196,17 @@ def add_serve_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_file_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds the commands that read files: check and import."""
+    """Adds the commands that read files: check, client and import."""
     check = commands.add_parser("check", help="check schema.yaml")
     check.add_argument("file", nargs="?", type=Path, default=SCHEMA_FILE)
     check.add_argument(
         "--json-schema", action="store_true", help="print the JSON Schema of the file, for editors"
     )
     check.set_defaults(run=lambda options: check_file(options.file, options.json_schema))
+    client = commands.add_parser("client", help="print a client for apps, made from schema.yaml")
+    client.add_argument("language", help="typescript")
+    client.add_argument("file", nargs="?", type=Path, help="write it there instead")
+    client.set_defaults(run=lambda options: write_client(options.language, options.file))
     questions = commands.add_parser("import", help="add questions from Open Trivia DB exports")
     questions.add_argument("files", nargs="+", type=Path, metavar="FILE")
     questions.set_defaults(run=lambda options: sys.exit(asyncio.run(import_files(options.files))))
@@ -7223,6 +7242,23 @@ def check_file(file: Path, json_schema: bool) -> None:
         f"{len(schema.messages)} client messages",
     ]
     print(f"{file}: fine: {', '.join(counts)}")
+
+
+def write_client(language: str, file: Path | None) -> None:
+    """Prints the client of a language, or writes it to a file. Raises Fatal."""
+    generate = load_beside("client", CLIENT_FILE)
+    if language not in generate.WRITERS:
+        known = ", ".join(generate.WRITERS)
+        raise Fatal(f"client: found {shorten(language)}; expected one of {known}")
+    schema = Schema(read_schema(SCHEMA_FILE))
+    documents = openapi(schema), asyncapi(schema)
+    source = generate.client(language, documents, SUBPROTOCOL, error_codes(schema))
+    if file is None:
+        return print(source, end="")
+    try:
+        file.write_text(source, "utf-8")
+    except OSError as error:
+        raise Fatal(f"client: {file}: {error.strerror}") from None
 
 
 async def import_files(files: list[Path]) -> int:

@@ -1,0 +1,358 @@
+"""Makes a client: one file of source with the types of schema.yaml and the reconnects inside.
+
+    python trivia.py client typescript            prints it
+    python trivia.py client typescript trivia.ts  writes it
+
+A client has two halves. What schema.yaml decides (fields, messages, routes, codes, queues) is made
+here from the two documents that the server publishes, OpenAPI and AsyncAPI. What it does not decide
+(requests, the reconnect machine, the state of a game) stands in the template of the language,
+LANGUAGE.txt, with {{marks}} where the first half goes.
+
+    documents --read--> Contract --a Writer for each language--> {mark: text} --template--> source
+
+To add a language: a template, a subclass of Writer, and an entry in WRITERS.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+COMMENT_WIDTH = 100
+HANDLED = ("answer", "check", "join", "leave", "ping")  # the templates send these by themselves
+
+
+# ---- contract ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Field:
+    """A property of an object. `rule` is its JSON Schema."""
+
+    name: str
+    rule: dict
+    required: bool
+
+    @property
+    def text(self) -> str:
+        """Its description."""
+        return self.rule.get("description", "")
+
+
+@dataclass
+class Shape:
+    """An object with a name of its own. `kind` is the `type` of a message, or ""."""
+
+    name: str
+    text: str
+    fields: list[Field]
+    kind: str = ""
+
+
+@dataclass
+class Operation:
+    """A route. `path` has its parameters in braces; `body` and `answer` are names of shapes."""
+
+    name: str
+    text: str
+    method: str
+    path: str
+    query: list[Field]
+    body: str
+    answer: str
+
+    @property
+    def parameters(self) -> list[str]:
+        """The parameters in the path."""
+        return re.findall(r"{(\w+)}", self.path)
+
+
+@dataclass
+class Contract:
+    """What the documents say, in the order in which they say it."""
+
+    title: str
+    protocol: str
+    shapes: list[Shape]
+    server: list[Shape]
+    client: list[Shape]
+    operations: list[Operation]
+    codes: list[str]
+    queues: list[str]
+
+
+def read_contract(openapi: dict, asyncapi: dict, protocol: str, codes: list[str]) -> Contract:
+    """Reads the documents."""
+    messages = asyncapi["components"]["messages"]
+    shapes = openapi["components"]["schemas"]
+    return Contract(
+        title=openapi["info"]["title"],
+        protocol=protocol,
+        shapes=[_shape(name, rule, rule.get("description", "")) for name, rule in shapes.items()],
+        server=list(_messages(messages, "server.", "Message")),
+        client=list(_messages(messages, "client.", "Fields")),
+        operations=list(_operations(openapi)),
+        codes=codes,
+        queues=[channel["title"] for channel in asyncapi["channels"].values()],
+    )
+
+
+def _shape(name: str, rule: dict, text: str, kind: str = "") -> Shape:
+    required = rule.get("required", ())
+    fields = [Field(key, part, key in required) for key, part in rule["properties"].items()]
+    return Shape(name, text, fields, kind)
+
+
+def _messages(messages: dict, prefix: str, suffix: str) -> Iterator[Shape]:
+    for key, message in messages.items():
+        if key.startswith(prefix):
+            kind = key.removeprefix(prefix)
+            shape = _shape(pascal(kind) + suffix, message["payload"], message["summary"], kind)
+            shape.fields = [field for field in shape.fields if field.name != "type"]
+            yield shape
+
+
+def _operations(openapi: dict) -> Iterator[Operation]:
+    for path, methods in openapi["paths"].items():
+        for method, spec in methods.items():
+            query = [
+                Field(one["name"], one["schema"], one.get("required", False))
+                for one in spec["parameters"]
+                if one["in"] == "query"
+            ]
+            body = _content(spec.get("requestBody", {}))
+            answers = [r for status, r in spec["responses"].items() if status.startswith("2")]
+            name, text = spec["operationId"], spec["summary"]
+            answer = _content(answers[0])
+            yield Operation(name, text, method.upper(), path, query, body, answer)
+
+
+def _content(part: dict) -> str:
+    """Returns the name of the shape in a body, or ""."""
+    schema = part.get("content", {}).get("application/json", {}).get("schema", {})
+    return name_of(schema.get("$ref", ""))
+
+
+def name_of(reference: str) -> str:
+    """Returns the name of a shape that a $ref points to."""
+    return reference.rpartition("/")[2]
+
+
+def pascal(name: str) -> str:
+    """Returns user_exit as UserExit."""
+    return "".join(word[:1].upper() + word[1:] for word in re.split(r"[^A-Za-z0-9]+", name))
+
+
+def camel(name: str) -> str:
+    """Returns user_exit as userExit."""
+    text = pascal(name)
+    return text[:1].lower() + text[1:]
+
+
+def without_null(rule: dict) -> tuple[dict, bool]:
+    """Returns a rule that does not allow null, and whether it did."""
+    options = rule.get("oneOf") or rule.get("anyOf") or ()
+    others = [option for option in options if option.get("type") != "null"]
+    if len(others) == 1 and len(options) == 2:
+        return {"description": rule.get("description", "")} | others[0], True
+    kinds = rule.get("type")
+    if isinstance(kinds, list) and "null" in kinds:
+        rest = [kind for kind in kinds if kind != "null"]
+        return rule | {"type": rest[0] if len(rest) == 1 else rest}, True
+    return rule, False
+
+
+# ---- writers -------------------------------------------------------------------------------------
+
+
+class Writer:
+    """Writes the parts of a client that schema.yaml decides: {mark of the template: text}."""
+
+    template = ""
+    file = ""
+
+    def __init__(self, contract: Contract) -> None:
+        self.contract = contract
+
+    def source(self) -> str:
+        """Returns the client."""
+        marks = self.marks()
+        text = (HERE / self.template).read_text("utf-8")
+        return re.sub(r"{{(\w+)}}", lambda mark: marks[mark[1]], text)
+
+    def marks(self) -> dict[str, str]:
+        """Returns {mark: text}."""
+        raise NotImplementedError
+
+
+class TypeScript(Writer):
+    """TypeScript, of the kind that Node runs as it is: types that can be erased."""
+
+    template = "typescript.txt"
+    file = "trivia.ts"
+    SCALARS = {
+        "string": "string",
+        "integer": "number",
+        "number": "number",
+        "boolean": "boolean",
+        "null": "null",
+    }
+
+    def marks(self) -> dict[str, str]:
+        contract = self.contract
+        return {
+            "title": contract.title,
+            "protocol": contract.protocol,
+            "queue": contract.queues[0],
+            "queues": " | ".join(map(json.dumps, contract.queues)),
+            "codes": ", ".join(map(json.dumps, contract.codes)),
+            "sign_in": self._sign_in(),
+            "types": "\n\n".join(map(self._interface, contract.shapes)),
+            "messages": self._messages(),
+            "operations": "\n\n".join(map(self._operation, contract.operations)),
+            "client_messages": self._client_messages(),
+        }
+
+    def _sign_in(self) -> str:
+        guest = any(operation.path == "/auth/guest" for operation in self.contract.operations)
+        return "guest({ secret })" if guest else "login({ login, password })"
+
+    # -- types
+
+    def type_of(self, rule: dict, indent: str = "") -> str:
+        """Returns the type of a rule."""
+        rule, nullable = without_null(rule)
+        text = self._type(rule, indent)
+        return f"{text} | null" if nullable else text
+
+    def _type(self, rule: dict, indent: str) -> str:
+        if "$ref" in rule:
+            return name_of(rule["$ref"])
+        if "const" in rule:
+            return json.dumps(rule["const"])
+        if "enum" in rule:
+            return " | ".join(json.dumps(value, ensure_ascii=False) for value in rule["enum"])
+        options = rule.get("oneOf") or rule.get("anyOf")
+        if options:
+            return " | ".join(self._type(option, indent) for option in options)
+        kind = rule.get("type")
+        if isinstance(kind, list):
+            return " | ".join(self._type(rule | {"type": one}, indent) for one in kind)
+        if kind == "array":
+            return f"Array<{self.type_of(rule.get('items', {}), indent)}>"
+        if kind == "object":
+            return self._object(rule, indent)
+        return self.SCALARS.get(kind, "unknown")
+
+    def _object(self, rule: dict, indent: str) -> str:
+        if "properties" in rule:
+            fields = _shape("", rule, "").fields
+            return "{\n" + self._fields(fields, indent + "  ") + f"{indent}}}"
+        values = rule.get("additionalProperties")
+        values_type = self.type_of(values, indent) if isinstance(values, dict) else "unknown"
+        return f"Record<string, {values_type}>"
+
+    def _fields(self, fields: list[Field], indent: str) -> str:
+        text = ""
+        for field in fields:
+            name = field.name if re.fullmatch(r"[A-Za-z_]\w*", field.name) else repr(field.name)
+            mark = "" if field.required else "?"
+            text += comment(field.text, indent)
+            text += f"{indent}{name}{mark}: {self.type_of(field.rule, indent)};\n"
+        return text
+
+    def _interface(self, shape: Shape) -> str:
+        kind = f'  type: "{shape.kind}";\n' if shape.kind else ""
+        fields = self._fields(shape.fields, "  ")
+        return comment(shape.text) + f"export interface {shape.name} {{\n{kind}{fields}}}"
+
+    # -- messages
+
+    def _messages(self) -> str:
+        server = "\n\n".join(map(self._interface, self.contract.server))
+        client = "\n\n".join(self._client_shape(shape) for shape in self.contract.client)
+        of_server = " | ".join(shape.name for shape in self.contract.server)
+        of_client = " | ".join(
+            f'({{ type: "{shape.kind}" }} & {shape.name})' for shape in self.contract.client
+        )
+        return (
+            f"{server}\n\n{client}\n\n"
+            f"/** What the server sends. */\nexport type ServerMessage = {of_server};\n\n"
+            f"/** What a client sends. */\nexport type ClientMessage = {of_client};"
+        )
+
+    def _client_shape(self, shape: Shape) -> str:
+        return self._interface(Shape(shape.name, shape.text, shape.fields))
+
+    def _client_messages(self) -> str:
+        """Returns a method for each message that the template does not send by itself."""
+        methods = []
+        for shape in self.contract.client:
+            if shape.kind in HANDLED:
+                continue
+            required = any(field.required for field in shape.fields)
+            default = "" if required else " = {}"
+            methods.append(
+                comment(shape.text, "  ")
+                + f"  {camel(shape.kind)}(fields: {shape.name}{default}): boolean {{\n"
+                + f'    return this.send({{ type: "{shape.kind}", ...fields }});\n  }}'
+            )
+        return "\n\n".join(methods)
+
+    # -- routes
+
+    def _operation(self, operation: Operation) -> str:
+        names = [f"{name}: string" for name in operation.parameters]
+        if operation.body:
+            names.append(f"body: {operation.body}")
+        if operation.query:
+            fields = self._fields(operation.query, "").replace("\n", " ")
+            names.append("query: { " + fields + "} = {}")
+        answer = operation.answer or "void"
+        path = re.sub(r"{(\w+)}", r"${encodeURIComponent(\1)}", operation.path)
+        quoted = f"`{path}`" if operation.parameters else json.dumps(path)
+        query = "query" if operation.query else "undefined"
+        body = "body" if operation.body else "undefined"
+        call = f"this.request<{answer}>({json.dumps(operation.method)}, {quoted}, {query}, {body})"
+        head = f"  async {camel(operation.name)}({', '.join(names)}): Promise<{answer}> {{\n"
+        return comment(operation.text, "  ") + head + self._operation_body(operation, call) + "  }"
+
+    @staticmethod
+    def _operation_body(operation: Operation, call: str) -> str:
+        if operation.answer == "Session":
+            return (
+                f"    const session = await {call};\n"
+                "    this.setToken(session.token);\n"
+                "    return session;\n"
+            )
+        if operation.name in ENDS_SESSION:
+            return f"    await {call};\n    this.setToken(null);\n"
+        return f"    return {call};\n"
+
+
+ENDS_SESSION = ("logout", "end_sessions", "erase_me")
+WRITERS: dict[str, type[Writer]] = {"typescript": TypeScript}
+
+
+def comment(text: str, indent: str = "") -> str:
+    """Returns a documentation comment in the form /** ... */, or "" without a text."""
+    words = " ".join(text.replace("*/", "* /").split())
+    if not words:
+        return ""
+    if len(indent + words) <= COMMENT_WIDTH - 7:
+        return f"{indent}/** {words} */\n"
+    lines = textwrap.wrap(words, COMMENT_WIDTH - len(indent) - 3)
+    body = "".join(f"{indent} * {line}\n" for line in lines)
+    return f"{indent}/**\n{body}{indent} */\n"
+
+
+def client(language: str, documents: tuple[dict, dict], protocol: str, codes: list[str]) -> str:
+    """Returns the source of a client. `documents` are the OpenAPI and the AsyncAPI document."""
+    contract: Any = read_contract(*documents, protocol, codes)
+    return WRITERS[language](contract).source()

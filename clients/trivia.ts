@@ -1,0 +1,1058 @@
+// A client for Trivia, made from schema.yaml by `python trivia.py client typescript`.
+// Do not edit it: change schema.yaml and make it again.
+//
+// It needs `fetch` and `WebSocket`, as browsers, React Native, Node 22, Deno and Bun have them.
+//
+//   const trivia = new Trivia("https://quiz.example.org", { token, onToken: keep });
+//   if (!trivia.token) await trivia.login({ login, password });
+//   const play = trivia.play("random");
+//   play.on("question", (question) => play.answer(0));
+//   play.on("end", (end) => console.log(end.ranking));
+
+/** The version of the protocol. The server refuses a client of another version. */
+export const PROTOCOL = "trivia.v1";
+
+// ---- types ---------------------------------------------------------------------------------------
+
+export interface NewUser {
+  /** The name that other players see. */
+  username: string;
+  /** An alternative to the username at sign-in. The server sends no mail. */
+  email: string;
+  /** The server stores only its argon2id hash. */
+  password: string;
+  /** The http or https address of a picture. */
+  avatar?: string;
+}
+
+export interface UserChanges {
+  /** The name that other players see. */
+  username?: string;
+  /** An alternative to the username at sign-in. The server sends no mail. */
+  email?: string;
+  /** The http or https address of a picture. */
+  avatar?: string;
+}
+
+export interface Login {
+  /** A username or email. */
+  login?: string;
+  /** Can be given instead of login. */
+  username?: string;
+  /** Can be given instead of login. */
+  email?: string;
+  password: string;
+}
+
+export interface PasswordChange {
+  /** The present password. */
+  password: string;
+  /** The server stores only its argon2id hash. */
+  new_password: string;
+}
+
+export interface PasswordConfirmation {
+  password: string;
+}
+
+export interface User {
+  /** The name that other players see. */
+  username: string;
+  email: string | null;
+  /** The http or https address of a picture. */
+  avatar: string;
+  /** Games in which the player alone was first. */
+  wins: number;
+  /** Games that ended and count. */
+  games: number;
+  /** Skill, estimated from rated games with the Plackett-Luce model. */
+  rating: number;
+  /** Seconds since 1970. */
+  created_at: number;
+}
+
+export interface Player {
+  /** The name that other players see. */
+  username: string;
+  /** The http or https address of a picture. */
+  avatar: string;
+  /** Games in which the player alone was first. */
+  wins: number;
+  /** Games that ended and count. */
+  games: number;
+  /** Skill, estimated from rated games with the Plackett-Luce model. */
+  rating: number;
+}
+
+export interface Session {
+  token: string;
+  /** Seconds since 1970; each day of use moves it forward. */
+  expires_at: number;
+  user: User;
+}
+
+export interface Problem {
+  type: string;
+  title: string;
+  status: number;
+  detail: string;
+  /** Stable; for programs. */
+  code: string;
+  /** What is wrong, by field. */
+  errors?: Record<string, Array<string>>;
+}
+
+export interface GameSummary {
+  id: string;
+  queue: string;
+  /** Milliseconds since 1970. */
+  ended_ms: number;
+  reason: "finished" | "forfeit" | "abandoned";
+  ranking: Array<{
+    player: string;
+    score: number;
+    rank: number;
+    rating?: number;
+    rating_change?: number;
+    counts?: boolean;
+  }>;
+}
+
+export interface GameRecord {
+  id: string;
+  queue: string;
+  /** Milliseconds since 1970. */
+  ended_ms: number;
+  reason: "finished" | "forfeit" | "abandoned";
+  ranking: Array<{
+    player: string;
+    score: number;
+    rank: number;
+    rating?: number;
+    rating_change?: number;
+    counts?: boolean;
+  }>;
+  rounds: Array<{
+    text: string;
+    choices: Array<string>;
+    category: string;
+    difficulty: string;
+    correct: number;
+    answers: Record<string, {
+      choice: number;
+      ms: number;
+      points: number;
+    }>;
+  }>;
+}
+
+export interface GameList {
+  games: Array<GameSummary>;
+  cursor: string | null;
+}
+
+export interface Leaderboard {
+  leaderboard: string;
+  period: string | null;
+  total: number;
+  entries: Array<{
+    rank: number;
+    username: string;
+    value: number;
+  }>;
+}
+
+export interface QueueList {
+  queues: Array<{
+    description?: string;
+    players: {
+      min: number;
+      max: number;
+    };
+    match?: "fifo" | "rating";
+    window?: number;
+    widen?: number;
+    fill_seconds?: number;
+    wait_seconds?: number;
+    rounds?: number;
+    start_seconds?: number;
+    answer_seconds?: number;
+    reveal_seconds?: number;
+    seat_seconds?: number;
+    rated?: boolean;
+    scoring?: {
+      correct: number;
+      speed: number;
+    };
+    on_exit?: "forfeit" | "continue";
+    categories?: Array<string>;
+    difficulties?: Array<"easy" | "medium" | "hard">;
+    name: string;
+    waiting: number;
+    playing: number;
+  }>;
+}
+
+export interface Export {
+  user: User;
+  sessions: Array<{
+    /** Seconds since 1970. */
+    expires_at: number;
+  }>;
+  games: Array<GameRecord>;
+  questions_seen: Array<string>;
+}
+
+export interface Health {
+  status: string;
+  version?: string;
+}
+
+// ---- messages ------------------------------------------------------------------------------------
+
+/** The player waits in the queue. */
+export interface QueuedMessage {
+  type: "queued";
+  queue: string;
+  /** Time until `cancelled` if no game is found. */
+  timeout_ms: number;
+}
+
+/** The player is out of the queue, or has left the game. */
+export interface CancelledMessage {
+  type: "cancelled";
+  queue: string;
+  reason: "timeout" | "left";
+}
+
+/** A game starts. */
+export interface StartMessage {
+  type: "start";
+  game: string;
+  /** Counts the messages of this game to this player: 1, 2, 3, ... */
+  seq: number;
+  queue: string;
+  players: Array<Player>;
+  rounds: number;
+  /** Time until the first question. */
+  starts_ms: number;
+}
+
+/** A new question. Answers are accepted from now on. */
+export interface QuestionMessage {
+  type: "question";
+  game: string;
+  seq: number;
+  /** The number of the question, from 1. */
+  round: number;
+  text: string;
+  choices: Array<string>;
+  category: string;
+  difficulty: "easy" | "medium" | "hard";
+  /** Time left to answer. */
+  answer_ms: number;
+}
+
+/** Another player has answered. */
+export interface AnsweredMessage {
+  type: "answered";
+  game: string;
+  seq: number;
+  round: number;
+  player: string;
+}
+
+/** The question is closed. Shows the right answer, all answers and the scores. */
+export interface RevealMessage {
+  type: "reveal";
+  game: string;
+  seq: number;
+  round: number;
+  /** Index of the right choice. */
+  correct: number;
+  /** By username. Players without an answer are missing. */
+  answers: Record<string, {
+    choice: number;
+    points: number;
+    ms: number;
+  }>;
+  /** By username. */
+  scores: Record<string, number>;
+  /** Time until the next question or the end. */
+  reveal_ms: number;
+}
+
+/**
+ * The whole game as this player sees it. It is the reply to `check` and the first message after a
+ * reconnect.
+ */
+export interface UpdateMessage {
+  type: "update";
+  game: string;
+  /** The `seq` of the last message that this snapshot includes. */
+  seq: number;
+  queue: string;
+  players: Array<Player>;
+  /** Usernames of the connected players. */
+  connected: Array<string>;
+  rounds: number;
+  /** 0 before the first question. */
+  round: number;
+  phase: "start" | "question" | "reveal" | "settle";
+  /** Time until this phase ends. */
+  left_ms: number;
+  scores: Record<string, number>;
+  /** Present in the phases `question` and `reveal`. */
+  question?: {
+    round?: number;
+    text?: string;
+    choices?: Array<string>;
+    category?: string;
+    difficulty?: string;
+  };
+  /** This player's answer to the question. */
+  choice?: number;
+  /** Usernames of those who have answered it. */
+  answered?: Array<string>;
+  /** Present in the phase `reveal`: index of the right choice. */
+  correct?: number;
+  /** Present in the phase `reveal`, in the same form as there. */
+  answers?: Record<string, unknown>;
+}
+
+/** A player has left, or has lost the connection. */
+export interface UserExitMessage {
+  type: "user_exit";
+  game: string;
+  seq: number;
+  player: string;
+  /** The player can return within this time; 0: they have left. */
+  returns_ms: number;
+}
+
+/** A player has reconnected. */
+export interface UserReturnMessage {
+  type: "user_return";
+  game: string;
+  seq: number;
+  player: string;
+}
+
+/** The game has ended. */
+export interface EndMessage {
+  type: "end";
+  game: string;
+  seq: number;
+  reason: "finished" | "forfeit" | "abandoned";
+  ranking: Array<{
+    player: string;
+    score: number;
+    /** From 1. Equal scores have the same rank. */
+    rank: number;
+    /** The new rating. Only in rated queues. */
+    rating?: number;
+    rating_change?: number;
+    /**
+     * Present, and false, if the game changes no field of this player. So it is when nobody has
+     * answered a question; such a game is not kept either.
+     */
+    counts?: boolean;
+  }>;
+}
+
+/** The reply to `ping`. */
+export interface PongMessage {
+  type: "pong";
+  /** Time of the server, in ms since 1970. */
+  server_ms: number;
+  client_ms?: number;
+}
+
+/** A message was refused. The connection stays open. */
+export interface ErrorMessage {
+  type: "error";
+  /** A stable code, for programs. */
+  code: string;
+  /** What was wrong and what was expected, for people. */
+  message: string;
+  /** The `id` of the refused message. */
+  id?: string | number;
+  /** What is wrong, by field. */
+  errors?: Record<string, unknown>;
+}
+
+/** Another player sent emoji. */
+export interface EmojiMessage {
+  type: "emoji";
+  game: string;
+  seq: number;
+  player: string;
+  emoji: "👍" | "😂" | "😮" | "😢" | "😡" | "🎉" | "🤔" | "👏";
+}
+
+/** The player's answer. Only the first answer to a question counts. */
+export interface AnswerFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+  /** The round of the question. */
+  round: number;
+  /** Index into `choices`, from 0. */
+  choice: number;
+  /** Optional: must be the id of the current game. */
+  game?: string;
+}
+
+/** Asks for an `update`. */
+export interface CheckFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+}
+
+/** A reaction. The opponents see it. */
+export interface EmojiFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+  emoji: "👍" | "😂" | "😮" | "😢" | "😡" | "🎉" | "🤔" | "👏";
+}
+
+/** Asks for a `pong`, with which a client can measure the offset of its clock. */
+export interface PingFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+  /** The `pong` returns it unchanged. */
+  client_ms?: number;
+}
+
+/** Joins a queue on the same WebSocket, after `end` or `cancelled`. */
+export interface JoinFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+  /** Optional: a queue. Default: the previous one. */
+  queue?: string;
+}
+
+/** Leaves the queue, or the game for good. */
+export interface LeaveFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+}
+
+/** What the server sends. */
+export type ServerMessage = QueuedMessage | CancelledMessage | StartMessage | QuestionMessage | AnsweredMessage | RevealMessage | UpdateMessage | UserExitMessage | UserReturnMessage | EndMessage | PongMessage | ErrorMessage | EmojiMessage;
+
+/** What a client sends. */
+export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields);
+
+/** The codes of errors, over HTTP and in `error` messages. */
+export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "too_large", "unsupported_media_type", "invalid", "too_many_attempts", "head_too_large", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
+export type ErrorCode = (typeof ERROR_CODES)[number];
+
+/** The queues of the server. */
+export type QueueName = "random" | "rated" | "party";
+
+// ---- HTTP ----------------------------------------------------------------------------------------
+
+/** An error of the server, or of the way to it (`status` 0, `code` "network"). */
+export class TriviaError extends Error {
+  readonly status: number;
+  readonly code: ErrorCode | "network";
+  /** What is wrong, by field. */
+  readonly errors: Record<string, string[]>;
+  /** Seconds to wait before another try; 0 if the server names none. */
+  readonly retryAfter: number;
+
+  constructor(status: number, problem: Partial<Problem>, retryAfter = 0) {
+    super(problem.detail ?? `the server answered ${status}`);
+    this.name = "TriviaError";
+    this.status = status;
+    this.code = (problem.code ?? "internal") as ErrorCode;
+    this.errors = problem.errors ?? {};
+    this.retryAfter = retryAfter;
+  }
+}
+
+export interface Options {
+  /** The session of an earlier start. */
+  token?: string | null;
+  /** Gets each new token, to be kept, and null when the session has ended. */
+  onToken?: (token: string | null) => void;
+  /** Milliseconds after which a request fails. Default: 15,000. */
+  timeoutMs?: number;
+}
+
+/** A player's account on a server. */
+export class Trivia {
+  readonly url: string;
+  token: string | null;
+  private readonly options: Options;
+
+  constructor(url: string, options: Options = {}) {
+    this.url = url.replace(/\/+$/, "");
+    this.token = options.token ?? null;
+    this.options = options;
+  }
+
+  /** Joins a queue, or resumes the game in progress. Fields of `join` may be added. */
+  play(queue: QueueName, fields: Omit<JoinFields, "queue"> = {}): Play {
+    return new Play(this, queue, fields);
+  }
+
+  /** Keeps the token of a session, or forgets it. */
+  setToken(token: string | null): void {
+    if (token === this.token) return;
+    this.token = token;
+    this.options.onToken?.(token);
+  }
+
+  /** Creates an account and signs in. */
+  async register(body: NewUser): Promise<Session> {
+    const session = await this.request<Session>("POST", "/auth/register", undefined, body);
+    this.setToken(session.token);
+    return session;
+  }
+
+  /** Signs in. */
+  async login(body: Login): Promise<Session> {
+    const session = await this.request<Session>("POST", "/auth/login", undefined, body);
+    this.setToken(session.token);
+    return session;
+  }
+
+  /** Ends this session. */
+  async logout(): Promise<void> {
+    await this.request<void>("POST", "/auth/logout", undefined, undefined);
+    this.setToken(null);
+  }
+
+  /** Ends all sessions of the caller, on every device. */
+  async endSessions(): Promise<void> {
+    await this.request<void>("DELETE", "/auth/sessions", undefined, undefined);
+    this.setToken(null);
+  }
+
+  /** Changes the password and ends all other sessions. */
+  async changePassword(body: PasswordChange): Promise<void> {
+    return this.request<void>("POST", "/auth/password", undefined, body);
+  }
+
+  /** Returns the caller's account. */
+  async readMe(): Promise<User> {
+    return this.request<User>("GET", "/users/me", undefined, undefined);
+  }
+
+  /** Changes fields of the caller's account. */
+  async changeMe(body: UserChanges): Promise<User> {
+    return this.request<User>("PATCH", "/users/me", undefined, body);
+  }
+
+  /** Erases the caller's account and all personal data. */
+  async eraseMe(body: PasswordConfirmation): Promise<void> {
+    await this.request<void>("DELETE", "/users/me", undefined, body);
+    this.setToken(null);
+  }
+
+  /** Returns all data that is stored about the caller. */
+  async exportMe(): Promise<Export> {
+    return this.request<Export>("GET", "/users/me/export", undefined, undefined);
+  }
+
+  /** Returns the caller's finished games, newest first. */
+  async myGames(query: { /** The number of entries. Default: 20. */ limit?: number; /** The `cursor` of the previous page. Without it: the newest games. */ cursor?: string; } = {}): Promise<GameList> {
+    return this.request<GameList>("GET", "/users/me/games", query, undefined);
+  }
+
+  /** Returns the public fields of a player. */
+  async readUser(username: string): Promise<Player> {
+    return this.request<Player>("GET", `/users/${encodeURIComponent(username)}`, undefined, undefined);
+  }
+
+  /** Returns a finished game of the caller with all its rounds. */
+  async readGame(id: string): Promise<GameRecord> {
+    return this.request<GameRecord>("GET", `/games/${encodeURIComponent(id)}`, undefined, undefined);
+  }
+
+  /** Returns a page of a leaderboard, highest value first. */
+  async readLeaderboard(name: string, query: { /** The number of entries. Default: 20. */ limit?: number; offset?: number; /** Return the page that has the caller in its middle. */ around?: "me"; } = {}): Promise<Leaderboard> {
+    return this.request<Leaderboard>("GET", `/leaderboards/${encodeURIComponent(name)}`, query, undefined);
+  }
+
+  /** Returns the queues: their rules, and how many players wait and play. */
+  async readQueues(): Promise<QueueList> {
+    return this.request<QueueList>("GET", "/queues", undefined, undefined);
+  }
+
+  /** Tells that the process answers, and its version. */
+  async live(): Promise<Health> {
+    return this.request<Health>("GET", "/health/live", undefined, undefined);
+  }
+
+  /** Tells whether the server can serve players: Redis answers and no restart is under way. */
+  async ready(): Promise<Health> {
+    return this.request<Health>("GET", "/health/ready", undefined, undefined);
+  }
+
+  private async request<T>(method: string, path: string, query?: object, body?: unknown): Promise<T> {
+    const headers: Record<string, string> = { Accept: "application/json" };
+    const sent = this.token;
+    if (sent) headers.Authorization = `Bearer ${sent}`;
+    if (body !== undefined) headers["Content-Type"] = "application/json";
+    const abort = new AbortController();
+    const timer = setTimeout(() => abort.abort(), this.options.timeoutMs ?? 15_000);
+    try {
+      const response = await fetch(this.url + path + queryString(query), {
+        method,
+        headers,
+        body: body === undefined ? null : JSON.stringify(body),
+        signal: abort.signal,
+      });
+      const text = await response.text();
+      if (response.ok) return (text ? JSON.parse(text) : undefined) as T;
+      const error = problemOf(response, text);
+      if (error.code === "not_authenticated" && sent === this.token) this.setToken(null);
+      throw error;
+    } catch (error) {
+      if (error instanceof TriviaError) throw error;
+      throw new TriviaError(0, { code: "network", detail: `no answer from ${this.url}: ${error}` });
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+}
+
+function problemOf(response: Response, text: string): TriviaError {
+  let problem: Partial<Problem> = {};
+  try {
+    problem = JSON.parse(text);
+  } catch {
+    // a proxy in front may answer in a form of its own
+  }
+  return new TriviaError(response.status, problem, Number(response.headers.get("Retry-After")) || 0);
+}
+
+function queryString(values: object = {}): string {
+  const pairs = Object.entries(values).filter(([, value]) => value !== undefined);
+  const text = pairs.map(([name, value]) => `${name}=${encodeURIComponent(String(value))}`).join("&");
+  return text && `?${text}`;
+}
+
+// ---- play ----------------------------------------------------------------------------------------
+
+/** What is known of the connection. `pauseMs`: until the next try. `reason`: why it ended. */
+export type Link =
+  | { state: "connecting" | "online" }
+  | { state: "waiting"; pauseMs: number }
+  | { state: "closed"; reason: CloseReason };
+
+/**
+ * Why a connection is closed for good.
+ *
+ * - `done`: the game or the wait for one has ended, or `close` was called. `join` connects again.
+ * - `signed_out`: the session has ended. Sign in again.
+ * - `replaced`: the player plays on another device.
+ * - `banned`, `outdated`: the player may not play; the app is too old.
+ * - `refused`: the server does not understand this client, or has no such queue.
+ */
+export type CloseReason = "done" | "signed_out" | "replaced" | "banned" | "outdated" | "refused";
+
+/** The game as this player knows it. It is brought up to date before the handlers run. */
+export interface GameView {
+  /** What happens. `settle`: the result is being computed. */
+  phase: "none" | "queued" | "start" | "question" | "reveal" | "settle" | "end" | "cancelled";
+  id: string;
+  players: Player[];
+  rounds: number;
+  round: number;
+  question: QuestionView | null;
+  /** This player's answer to the question: an index into its choices. */
+  choice: number | null;
+  /** The right choice, once it is revealed. */
+  correct: number | null;
+  /** Usernames of others who have answered. */
+  answered: string[];
+  /** All answers, once they are revealed. */
+  answers: Record<string, { choice: number; points: number; ms: number }>;
+  scores: Record<string, number>;
+  /** Usernames of players without a connection. */
+  away: string[];
+  ranking: EndMessage["ranking"];
+  reason: string;
+}
+
+export interface QuestionView {
+  round: number;
+  text: string;
+  choices: string[];
+  category: string;
+  difficulty: string;
+}
+
+const FINAL: Record<number, CloseReason> = {
+  1008: "refused",
+  4400: "refused",
+  4401: "signed_out",
+  4403: "banned",
+  4409: "replaced",
+  4413: "refused",
+  4426: "outdated",
+};
+const RESTART = 1012;
+const BUSY = [1013, 4429];
+const CONNECT_MS = 10_000; // for a handshake
+const SILENCE_MS = 20_000; // after which a `ping` asks whether the connection is alive
+const REPLY_MS = 8_000; // in which anything must arrive after a `ping` or a `check`
+const MAX_PAUSE_MS = 15_000;
+const BUSY_PAUSE_MS = 6_000;
+const RETRY_ANSWER_MS = 500;
+
+type Events = { [Type in ServerMessage["type"]]: Extract<ServerMessage, { type: Type }> } & {
+  /** The connection has changed. */
+  link: Link;
+  /** Anything of the game or the connection has changed: draw it anew. */
+  change: GameView;
+};
+type Handler<T> = (event: T) => void;
+
+/** A player's connection to the game. It reconnects by itself, and misses nothing. */
+export class Play {
+  /** The game as this player knows it. */
+  game: GameView = emptyGame();
+  link: Link = { state: "connecting" };
+  private readonly trivia: Trivia;
+  private queue: QueueName;
+  private joinFields: object;
+  private readonly handlers = new Map<string, Set<Handler<never>>>();
+  private socket: WebSocket | null = null;
+  private timer: ReturnType<typeof setTimeout> | undefined;
+  private alive: ReturnType<typeof setTimeout> | undefined;
+  private wanted = true; // whether a lost connection is made again
+  private failures = 0;
+  private joined = false; // whether the server has answered to the fields of the join
+  private seq = 0;
+  private checking = false; // an `update` is on its way
+  private deadline = 0; // end of the phase, in ms of `now`
+  private unsure: { game: string; round: number; choice: number } | null = null;
+  private sent = 0;
+  private readonly onBack = (): void => this.wake();
+
+  constructor(trivia: Trivia, queue: QueueName, fields: object) {
+    this.trivia = trivia;
+    this.queue = queue;
+    this.joinFields = fields;
+    const page = globalThis as { addEventListener?: typeof addEventListener; document?: Document };
+    page.addEventListener?.("online", this.onBack);
+    page.document?.addEventListener?.("visibilitychange", this.onBack);
+    this.connect();
+  }
+
+  /** Calls a function at each message of a type. Returns what ends that. */
+  on<Type extends keyof Events>(type: Type, handler: Handler<Events[Type]>): () => void {
+    const known = this.handlers.get(type) ?? new Set();
+    this.handlers.set(type, known.add(handler as Handler<never>));
+    return () => known.delete(handler as Handler<never>);
+  }
+
+  /** Milliseconds until the phase ends. */
+  leftMs(): number {
+    return Math.max(0, this.deadline - now());
+  }
+
+  /** Answers the open question. It arrives once, also when the connection breaks meanwhile. */
+  answer(choice: number): void {
+    const { id, round, phase } = this.game;
+    if (phase !== "question" || this.game.choice !== null) return;
+    this.game.choice = choice;
+    this.unsure = { game: id, round, choice };
+    this.sendAnswer();
+    this.emit("change", this.game);
+  }
+
+  /** Joins a queue, after `end` or `cancelled`. Without a name it is the previous one. */
+  join(queue: QueueName = this.queue, fields: Omit<JoinFields, "queue"> = {}): void {
+    this.queue = queue;
+    this.joinFields = fields;
+    this.joined = false;
+    this.wanted = true;
+    if (this.socket?.readyState === 1) this.send({ type: "join", queue, ...fields } as ClientMessage);
+    else this.reconnect(0);
+  }
+
+  /** Leaves the queue, or the game for good. */
+  leave(): void {
+    this.send({ type: "leave" });
+  }
+
+  /** A reaction. The opponents see it. */
+  emoji(fields: EmojiFields): boolean {
+    return this.send({ type: "emoji", ...fields });
+  }
+
+  /** Sends a message. Without a connection it is dropped; `update` then shows the true state. */
+  send(message: ClientMessage): boolean {
+    if (this.socket?.readyState !== 1) return false;
+    this.socket.send(JSON.stringify(message));
+    return true;
+  }
+
+  /** Closes the connection. The seat in a game is kept for a while; `join` returns to it. */
+  close(): void {
+    this.wanted = false;
+    this.end("done");
+  }
+
+  /** Call it when the app comes back from the background. In a browser it happens by itself. */
+  wake(): void {
+    if (!this.wanted) return;
+    if (this.socket?.readyState === 1) this.probe();
+    else this.reconnect(0);
+  }
+
+  // -- connection
+
+  private connect(): void {
+    clearTimeout(this.timer);
+    this.drop();
+    const { token, url } = this.trivia;
+    if (!token) return this.end("signed_out");
+    const path = `/game/${encodeURIComponent(this.queue)}${queryString(this.joined ? {} : this.joinFields)}`;
+    const socket = new WebSocket(url.replace(/^http/, "ws") + path, [PROTOCOL, `bearer.${token}`]);
+    this.socket = socket;
+    this.setLink({ state: "connecting" });
+    this.timer = setTimeout(() => this.lost(socket, 0), CONNECT_MS);
+    socket.onopen = () => {
+      if (socket !== this.socket) return;
+      clearTimeout(this.timer);
+      this.checking = false;
+      this.setLink({ state: "online" });
+      this.listen();
+    };
+    socket.onmessage = (event) => {
+      if (socket === this.socket) this.receive(String(event.data));
+    };
+    socket.onclose = (event) => this.lost(socket, event.code, token);
+  }
+
+  /** Lets go of the socket, so that nothing it still says is heard. */
+  private drop(): void {
+    const socket = this.socket;
+    this.socket = null;
+    clearTimeout(this.alive);
+    if (socket && socket.readyState < 2) socket.close();
+  }
+
+  private lost(socket: WebSocket, code: number, token: string | null = null): void {
+    if (socket !== this.socket) return;
+    this.drop();
+    const final = FINAL[code];
+    if (final === "signed_out" && token === this.trivia.token) this.trivia.setToken(null);
+    if (final) return this.end(final);
+    if (!this.wanted) return this.end("done");
+    this.failures += 1;
+    if (code === RESTART && this.failures === 1) return this.reconnect(0);
+    const grown = Math.min(MAX_PAUSE_MS, 250 * 2 ** this.failures);
+    const pause = BUSY.includes(code) ? Math.max(grown, BUSY_PAUSE_MS) : grown;
+    this.reconnect(pause * (0.5 + Math.random() / 2)); // so that not all phones come at once
+  }
+
+  private reconnect(pauseMs: number): void {
+    clearTimeout(this.timer);
+    if (pauseMs === 0) return this.connect();
+    this.setLink({ state: "waiting", pauseMs });
+    this.timer = setTimeout(() => this.connect(), pauseMs);
+  }
+
+  private end(reason: CloseReason): void {
+    clearTimeout(this.timer);
+    this.drop();
+    this.wanted = false;
+    this.setLink({ state: "closed", reason });
+  }
+
+  /** Asks whether the connection is alive when nothing was heard for a while. */
+  private listen(): void {
+    clearTimeout(this.alive);
+    this.alive = setTimeout(() => this.probe(), SILENCE_MS);
+  }
+
+  private probe(): void {
+    const socket = this.socket;
+    if (!socket || !this.send({ type: "ping" })) return;
+    clearTimeout(this.alive);
+    this.alive = setTimeout(() => this.lost(socket, 0), REPLY_MS);
+  }
+
+  private setLink(link: Link): void {
+    this.link = link;
+    this.emit("link", link);
+    this.emit("change", this.game);
+  }
+
+  // -- messages
+
+  private receive(text: string): void {
+    this.listen();
+    this.failures = 0;
+    this.joined = true;
+    const message = JSON.parse(text) as ServerMessage;
+    if (this.isStale(message)) return;
+    if ("seq" in message && message.game !== this.game.id) this.game = emptyGame(message.game);
+    if (message.type === "error" && this.repairs(message)) return;
+    this.apply(message);
+    this.emit(message.type, message as never);
+    this.emit("change", this.game);
+  }
+
+  /** Tells whether a message brings nothing new. After a gap it asks for the whole state. */
+  private isStale(message: ServerMessage): boolean {
+    if (!("seq" in message)) return false;
+    const known = message.game === this.game.id ? this.seq : 0;
+    if (message.type === "update") {
+      this.checking = false;
+      if (message.seq < known) return true;
+    } else {
+      if (message.seq <= known) return true;
+      if (message.seq > known + 1) this.check();
+    }
+    this.seq = message.seq;
+    return false;
+  }
+
+  private check(): void {
+    if (this.checking) return;
+    this.checking = this.send({ type: "check" });
+  }
+
+  private sendAnswer(): void {
+    if (!this.unsure) return;
+    this.sent += 1;
+    this.send({ type: "answer", ...this.unsure, id: this.sent });
+  }
+
+  private apply(message: ServerMessage): void {
+    const game = this.game;
+    switch (message.type) {
+      case "queued":
+        this.game = emptyGame();
+        this.game.phase = "queued";
+        return this.setDeadline(message.timeout_ms);
+      case "cancelled":
+        game.phase = "cancelled";
+        game.reason = message.reason;
+        this.wanted = false;
+        return;
+      case "start":
+        game.phase = "start";
+        game.rounds = message.rounds;
+        game.players = message.players;
+        game.scores = Object.fromEntries(message.players.map(({ username }) => [username, 0]));
+        return this.setDeadline(message.starts_ms);
+      case "question":
+        this.openRound(message.round);
+        game.question = message;
+        game.phase = "question";
+        return this.setDeadline(message.answer_ms);
+      case "answered":
+        if (message.round === game.round) game.answered.push(message.player);
+        return;
+      case "reveal":
+        game.phase = "reveal";
+        game.correct = message.correct;
+        game.answers = message.answers;
+        game.scores = message.scores;
+        this.unsure = null;
+        return this.setDeadline(message.reveal_ms);
+      case "update":
+        return this.applyUpdate(message);
+      case "user_exit":
+        if (!game.away.includes(message.player)) game.away.push(message.player);
+        return;
+      case "user_return":
+        game.away = game.away.filter((name) => name !== message.player);
+        return;
+      case "end":
+        game.phase = "end";
+        game.reason = message.reason;
+        game.ranking = message.ranking;
+        this.unsure = null;
+        this.wanted = false;
+        return;
+    }
+  }
+
+  private openRound(round: number): void {
+    Object.assign(this.game, { round, choice: null, correct: null, answered: [], answers: {} });
+    this.unsure = null;
+  }
+
+  private applyUpdate(update: Extract<ServerMessage, { type: "update" }>): void {
+    const unsure = this.unsure;
+    this.game = {
+      ...emptyGame(update.game),
+      phase: update.phase,
+      players: update.players,
+      rounds: update.rounds,
+      round: update.round,
+      question: (update.question as QuestionView | undefined) ?? null,
+      choice: update.choice ?? null,
+      correct: update.correct ?? null,
+      answered: update.answered ?? [],
+      answers: (update.answers as GameView["answers"] | undefined) ?? {},
+      scores: update.scores,
+      away: update.players.map((player) => player.username).filter((name) => !update.connected.includes(name)),
+    };
+    this.wanted = true;
+    this.setDeadline(update.left_ms);
+    const open = update.phase === "question" && update.choice === undefined;
+    if (!open || unsure?.game !== update.game || unsure.round !== update.round) {
+      this.unsure = null;
+      return;
+    }
+    this.game.choice = unsure.choice; // it was lost on the way: the server knows of none
+    this.sendAnswer();
+  }
+
+  /** Handles an error about the answer. Returns whether the app need not know. */
+  private repairs(error: Extract<ServerMessage, { type: "error" }>): boolean {
+    const unsure = this.unsure;
+    if (!unsure || error.id !== this.sent) return false;
+    if (error.code === "already_answered") return true; // it had arrived before
+    if (error.code === "unavailable") {
+      setTimeout(() => this.unsure === unsure && this.sendAnswer(), RETRY_ANSWER_MS);
+      return true;
+    }
+    this.unsure = null;
+    this.game.choice = null;
+    return false;
+  }
+
+  private setDeadline(ms: number): void {
+    this.deadline = now() + ms;
+  }
+
+  private emit<Type extends keyof Events>(type: Type, event: Events[Type]): void {
+    for (const handler of this.handlers.get(type) ?? []) (handler as Handler<Events[Type]>)(event);
+  }
+}
+
+function emptyGame(id = ""): GameView {
+  return {
+    phase: "none",
+    id,
+    players: [],
+    rounds: 0,
+    round: 0,
+    question: null,
+    choice: null,
+    correct: null,
+    answered: [],
+    answers: {},
+    scores: {},
+    away: [],
+    ranking: [],
+    reason: "",
+  };
+}
+
+/** Milliseconds of a clock that nobody sets. */
+function now(): number {
+  return globalThis.performance?.now() ?? Date.now();
+}

@@ -1,0 +1,26 @@
+// Plays one game and prints its end. tests/test_clients.py runs it.
+//   node play.ts URL QUEUE SCRIPT ANSWERS.json
+import { readFileSync } from "node:fs";
+import { Trivia } from "../../clients/trivia.ts";
+
+const [url, queue, script, file] = process.argv.slice(2) as [string, string, string, string];
+const right: Record<string, string> = JSON.parse(readFileSync(file, "utf-8"));
+const name = `ts${Math.random().toString(36).slice(2, 12)}`;
+const trivia = new Trivia(url, { timeoutMs: 60_000 });
+await trivia.register({ username: name, email: `${name}@example.org`, password: "correct horse" });
+
+const fields = script ? { script } : {};
+const play = trivia.play(queue as never, fields);
+const links: string[] = [];
+play.on("link", (link) => links.push(link.state));
+play.on("error", (error) => console.error(error));
+play.on("change", (game) => {
+  const question = game.question;
+  if (game.phase !== "question" || game.choice !== null || question === null) return;
+  play.answer(question.choices.indexOf(right[question.text] ?? ""));
+});
+play.on("end", (end) => {
+  const mine = end.ranking.find((row) => row.player === name);
+  console.log(JSON.stringify({ score: mine?.score, reason: end.reason, links, game: end.game }));
+  play.close();
+});
