@@ -286,23 +286,32 @@ end
 -- ARGS game     id
 -- ARGS ended    when it ended
 -- ARGS keep     ms for which games are kept
+-- ARGS most     games that the history holds
 -- ARGS wins     0 or 1
 -- ARGS change   of the rating
 -- ARGS sigma    new uncertainty of the rating, or '' if the game is not rated
 -- ARGS initial  rating of a new user
 -- ARGS ...      name, field, period, default of each leaderboard with a period
--- Returns {1 if it was applied now, field, value, ...} with the fields of the user; {0} if there
--- is no such user.
+-- Returns {1 if it was applied now, 'GAME ...', field, value, ...} with the games that the history
+-- has no room for, which the caller drops, and the fields of the user; {0, ''} if there is no such
+-- user.
 -- Atomic: the entry in the history says whether it was applied.
 local function apply_result(keys, args)
   local user, history = unpack(keys)
-  local game, ended, keep, wins, change, sigma, initial = unpack(args)
-  if call('HEXISTS', user, 'username') == 0 then return {0} end
+  local game, ended, keep, most, wins, change, sigma, initial = unpack(args)
+  if call('HEXISTS', user, 'username') == 0 then return {0, ''} end
   if call('ZADD', history, 'NX', ended, game) == 0 then
-    return {0, unpack(call('HGETALL', user))}
+    return {0, '', unpack(call('HGETALL', user))}
   end
   call('ZREMRANGEBYSCORE', history, '-inf', ended - keep)
-  for i = 8, #args, 4 do
+  local dropped = {}
+  for _, old in ipairs(call('ZRANGE', history, 0, -1 - most)) do
+    if old ~= game then         -- a result that comes late must not be applied again
+      call('ZREM', history, old)
+      dropped[#dropped + 1] = old
+    end
+  end
+  for i = 9, #args, 4 do
     local board, field, period, default = 'board:' .. args[i], args[i + 1], args[i + 2], args[i + 3]
     local last = string.match(call('HGET', user, board) or '', '^%S+') or ''
     -- A result that comes late counts for the period that has begun since.
@@ -317,7 +326,7 @@ local function apply_result(keys, args)
     call('HINCRBYFLOAT', user, 'rating', change)
     call('HSET', user, ':sigma', sigma)
   end
-  return {1, unpack(call('HGETALL', user))}
+  return {1, table.concat(dropped, ' '), unpack(call('HGETALL', user))}
 end
 
 -- take_allowance: takes from an allowance of `burst` at once and one more each interval, or gives
@@ -736,7 +745,8 @@ end
 --          deadline of the phase
 --          player   [conn, turn, seq, score, kept, choice, ms, points], in the order of the plan:
 --            conn   connection; '' while there is none
---            turn   fencing token of that connection
+--            turn   fencing token of that connection; after `end` 0, or -1: the player's history has
+--                   dropped the game
 --            seq    events sent to the player
 --            score  points of the closed rounds
 --            kept   time until which an empty seat is kept; -1: left for good; else 0
@@ -760,6 +770,7 @@ end
 -- events come with the reply: {'events', reply, event...}. The reason: Redis reserves 16 KiB of
 -- output buffer for each event that a connection publishes to itself.
 
+local DROPPED = -1
 local RULES = {'answer_ms', 'reveal_ms', 'seat_ms', 'correct', 'speed', 'on_exit', 'kind'}
 
 local function read_plan(text)
@@ -1316,6 +1327,27 @@ local function forget_player(keys, args)
   return 1
 end
 
+-- drop_game: deletes a finished game that no history holds any more.
+-- KEYS key  the game
+-- ARGS uid  player whose history has dropped it
+-- Returns 1 if it is deleted, else 0.
+-- Atomic, so that the last of its players deletes it.
+local function drop_game(keys, args)
+  local key = unpack(keys)
+  local uid = unpack(args)
+  local game = load({}, key)
+  if not game or game.state.phase ~= 'end' then return 0 end
+  local holders = 0
+  for i, seat in ipairs(game.plan.players) do
+    local player = game.players[i]
+    if seat[1] == uid then player.turn = DROPPED end
+    if seat[1] ~= '' and player.turn ~= DROPPED then holders = holders + 1 end
+  end
+  if holders == 0 then return call('DEL', key) end
+  call('HSET', key, 'state', write_state(game.state))
+  return 0
+end
+
 -- ==== metrics ====================================================================================
 
 -- add_metrics: adds what a worker counted to the sums of all workers.
@@ -1363,4 +1395,5 @@ register('enter_game', enter_game)
 register('relay', relay)
 register('finish_game', finish_game)
 register('forget_player', forget_player)
+register('drop_game', drop_game, 'allow-oom')
 register('add_metrics', add_metrics)

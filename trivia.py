@@ -59,8 +59,8 @@ time may lag behind that clock.
     clock:{lobby}        string  "LAG TIME": ms by which tickets lag behind the   never
                                  clock, and their time at the last write
     playing:{lobby}      hash    queue -> players in its games                    never
-    game:{gSHARD}:ID     hash    plan, state, result, 1, 2...: see trivia.lua.    game_days after
-                                 ID begins with SHARD, in base 36
+    game:{gSHARD}:ID     hash    plan, state, result, 1, 2...: see trivia.lua.    game_days after,
+                                 ID begins with SHARD, in base 36                 or in no history
     deadlines:{gSHARD}   zset    game id -> its next deadline                     settled
     clock:{gSHARD}       string  as clock:{lobby}, of games                       never
     boards:{boards}      hash    leaderboard -> field, if it holds all players    never
@@ -198,7 +198,9 @@ MISSED_HEARTBEATS = 10      # a worker counts as dead after so many heartbeats o
 METRICS_S = 2               # between two additions of a worker's counts to the sums in Redis
 SWEEP_S = 3                 # between two looks for connections that are idle or do not read
 WHOLE_COLLECTION_S = 86400  # between two garbage collections that include frozen objects
-CALL_SECONDS = 5            # Redis counts as lost when it is silent for so long
+CALL_SECONDS = 5            # Redis must have connected, greeted or stopped within this time
+PROBE_S = 0.5               # quiet of a connection to Redis, after which it is asked for a sign
+SILENT_S = 3                # silence after which it is dropped; below any cluster-node-timeout
 MAX_DEPTH = 950             # nesting of brackets in JSON
 MAX_DIGITS = 4000           # digits of an integer in JSON
 MAX_PATH = 500              # characters of a URL path
@@ -1090,6 +1092,7 @@ LIMITS = {
     "login_seconds": _whole(1, 86_400),
     "hashing_queue": _whole(1, 10_000),
     "game_days": _whole(1, 3650),
+    "games_per_user": _whole(1, 10_000),
 }
 FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _object(
     "users leaderboards queues messages limits",
@@ -1827,6 +1830,7 @@ class RedisConnection(asyncio.Protocol):
         self.closed = self.loop.create_future()
         self.complained_at_s = -60.0
         self.heard_at_s = self.loop.time()
+        self.asked_at_s = 0.0
         self.timed_from_s = 0.0  # one batch at a time is timed; 0 while none is
 
     def connection_made(self, transport: Any) -> None:
@@ -1928,6 +1932,23 @@ class RedisConnection(asyncio.Protocol):
         if error.startswith("READONLY"):  # another server is the master by now
             self.transport.abort()
 
+    async def probe(self) -> None:
+        """Asks a quiet peer for a sign of life. Drops it after SILENT_S of silence.
+
+        That is a fence: what a node did not acknowledge before another one took its place may be
+        undone. So nothing may be expected from it by then. A node that is only slow is left alone.
+        """
+        now_s = self.loop.time()
+        if now_s < self.heard_at_s + PROBE_S:
+            return
+        if self.asked_at_s <= self.heard_at_s:
+            self.asked_at_s = now_s
+            self.send(_ignore_reply, ("PING",))
+        elif now_s >= max(self.heard_at_s + SILENT_S, self.asked_at_s + SILENT_S - 2 * PROBE_S):
+            await asyncio.sleep(0.05)  # if this process hung, it first reads what came meanwhile
+            if self.loop.time() >= self.heard_at_s + SILENT_S:
+                self.transport.abort()
+
     def connection_lost(self, error: Exception | None) -> None:
         self.batch.clear()
         while self.pending:
@@ -2016,6 +2037,8 @@ class Redis:
             raise Fatal(f"{self.place}: the server is too old; {expected}") from None
         if int(hello["version"].split(".")[0]) < 7:
             raise Fatal(f"{self.place}: the server is version {hello['version']}; {expected}")
+        if hello["mode"] != "standalone":
+            raise Fatal(f"{self.place}: found a {hello['mode']} node; expected a standalone server")
         if hello["role"] != "master":
             raise Unavailable("it is a read-only replica; expected the master")
 
@@ -2057,23 +2080,15 @@ class Redis:
         """Watches the connection. Reconnects with backoff, then calls `on_return`. Never ends."""
         while True:
             try:
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(PROBE_S):
                     await asyncio.shield(self.connection.closed)
             except TimeoutError:
-                await self._probe()
+                await self.connection.probe()
                 continue
             log.warning("redis lost: %s", self.place)
             await self._reconnect()
             log.warning("redis back: %s", self.place)
             on_return()
-
-    async def _probe(self) -> None:
-        """Drops a connection that is silent. A slow one is left alone."""
-        with contextlib.suppress(TimeoutError, Unavailable, hiredis.ReplyError):
-            async with asyncio.timeout(CALL_SECONDS):
-                await self.call("PING")
-        if asyncio.get_running_loop().time() >= self.connection.heard_at_s + CALL_SECONDS:
-            self.connection.transport.abort()
 
     async def _reconnect(self) -> None:
         pause_s = 0.05
@@ -3576,7 +3591,14 @@ class Games:
         boards = list(self._period_boards(game.ended))
         parts = zip(game.players, game.result, strict=True)
         replies = await asyncio.gather(*(self._apply(game, *part, boards) for part in parts))
-        return [pairs_to_dict(fields) for _, *fields in replies]
+        for player, (_, dropped, *_) in zip(game.players, replies, strict=True):
+            for old in dropped.split():
+                spawn(self._drop(old, player.uid))
+        return [pairs_to_dict(fields) for _, _, *fields in replies]
+
+    async def _drop(self, game: str, uid: str) -> None:
+        """Notes that a player's history has dropped a game. The last of them deletes it."""
+        await self.redis.run("drop_game", (Keys.game(game),), uid)
 
     def _apply(self, game: Game, player: Player, part: dict, boards: list) -> Awaitable[list]:
         return self.redis.run(
@@ -3585,6 +3607,7 @@ class Games:
             game.id,
             game.ended,
             self.schema.limits.game_days * DAY_S * 1000,
+            self.schema.limits.games_per_user,
             int(part["won"]),
             part.get("change", 0),
             part.get("sigma", ""),
@@ -5682,9 +5705,11 @@ class Server:
                 await self.bank.load()
                 self.bank.check()
                 await self.lobby.heartbeat()
-        except (TimeoutError, Unavailable) as error:
+        except (TimeoutError, Unavailable, hiredis.ReplyError) as error:
             # Without this, each attempt would leave a subscribed connection behind.
             self.redis.connection.transport.abort()
+            if isinstance(error, hiredis.ReplyError):
+                raise Fatal(f"{self.redis.place}: {error}") from None
             raise Unavailable(str(error) or "Redis is too slow") from None
 
     def _background_work(self) -> list[Awaitable]:
@@ -5941,8 +5966,10 @@ class Trivia(Sanic):
         startup = await receive()
         try:
             await self._start()
-        except (Fatal, Unavailable) as error:
-            return await send({"type": "lifespan.startup.failed", "message": str(error)})
+        except (Exception, Fatal) as error:
+            # uvicorn would take any other exception for "no lifespan events", and serve 500.
+            message = start_failure(error)
+            return await send({"type": "lifespan.startup.failed", "message": message})
 
         async def stop_first(message: dict) -> None:
             if message["type"].startswith("lifespan.shutdown"):  # the loop ends right after it
@@ -6014,6 +6041,15 @@ def allowed_methods(path: str) -> list[str]:
 
 
 # -- ASGI
+
+
+def start_failure(error: BaseException) -> str:
+    """Returns one line for an error that ended the start. A bug's traceback goes to the log."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (Fatal, Unavailable)):
+        return text
+    log.debug("the start failed", exc_info=error)
+    return f"the start failed: {type(error).__name__}: {text}"
 
 
 def request_id(scope: dict) -> str:
@@ -6950,7 +6986,7 @@ def serve(host: str, port: int, workers: int) -> None:
         raise Fatal(f"--workers: found {workers}; expected 1 or more")
     Schema(read_schema(SCHEMA_FILE))  # a mistake stops the start here, once, and not each worker
     supervised = workers > 1 or "NOTIFY_SOCKET" in os.environ  # the supervisor talks to systemd
-    if supervised and REDIS_URL:
+    if REDIS_URL:
         asyncio.run(check_redis())
     listeners = passed_sockets() or [open_socket(host, port)]
     for listener in listeners:
@@ -7333,7 +7369,7 @@ class Finding:
 async def doctor(url: str) -> int:
     """Prints all findings about this host. Returns 1 if any needs a remedy, else 0."""
     schema = Schema(read_schema(SCHEMA_FILE))
-    findings = [*look_at_kernel(schema), *await look_at_redis(), *look_at_front(url)]
+    findings = [*look_at_kernel(schema), *await look_at_redis(schema), *look_at_front(url)]
     print(*findings, sep="\n")
     all_fine = all(finding.fine for finding in findings)
     return 0 if all_fine else 1
@@ -7429,8 +7465,11 @@ def _lab_finding() -> Finding:
 
 # -- Redis
 
+GAME_BYTES = 840  # a finished game of two players: the table in redis.conf
+HISTORY_BYTES = 25
 
-async def look_at_redis() -> list[Finding]:
+
+async def look_at_redis(schema: Schema) -> list[Finding]:
     """Checks version, files, memory, access and clock of Redis, and the workers that it knows."""
     try:
         redis = await reach_redis()
@@ -7438,7 +7477,7 @@ async def look_at_redis() -> list[Finding]:
         remedy = "start it: systemctl start trivia-redis"
         return [Finding("Redis", False, str(error), remedy)]
     try:
-        return await _ask_redis(redis)
+        return await _ask_redis(redis, schema)
     except hiredis.ReplyError as error:
         remedy = "let this user run INFO and CONFIG GET, as the user trivia of redis.conf may"
         return [Finding("Redis", False, str(error), remedy)]
@@ -7446,7 +7485,7 @@ async def look_at_redis() -> list[Finding]:
         await redis.close()  # stops an embedded server that no worker uses
 
 
-async def _ask_redis(redis: Redis) -> list[Finding]:
+async def _ask_redis(redis: Redis, schema: Schema) -> list[Finding]:
     info, config, workers, redis_time = await asyncio.gather(
         redis.info(),
         redis.call("CONFIG", "GET", "*"),
@@ -7456,6 +7495,7 @@ async def _ask_redis(redis: Redis) -> list[Finding]:
     clock = _redis_clock_finding(redis_time)
     return [
         *_redis_findings(info, config),
+        _games_finding(int(config["maxmemory"]), schema.limits),
         *_allocator_findings(info),
         _access_finding(redis_place()),
         clock,
@@ -7500,6 +7540,19 @@ def _redis_memory_findings(info: dict[str, str], config: dict[str, str]) -> Iter
     found = f"{used / 1e6:,.0f} MB of {limit / 1e6:,.0f} MB, on a host with {host / 1e6:,.0f} MB"
     remedy = "maxmemory at most 60 % of the host's memory, a fifth of it free: see redis.conf"
     yield Finding("memory of Redis", fine, found, remedy)
+
+
+def _games_finding(maxmemory: int, limits: Any) -> Finding:
+    """Tells how many steady players fill the memory with the games that are kept of them."""
+    player_bytes = limits.games_per_user * (GAME_BYTES // 2 + HISTORY_BYTES)
+    players = int(0.8 * maxmemory / player_bytes)
+    found = (
+        f"{limits.games_per_user} finished games of each player: "
+        f"{players:,} steady players fill 80 % of maxmemory"
+    )
+    fine = maxmemory == 0 or players >= limits.connections
+    remedy = "raise maxmemory in redis.conf, or lower games_per_user in schema.yaml"
+    return Finding("room for finished games", fine, found, remedy)
 
 
 def _disk_finding(info: dict[str, str], folder: str) -> Finding:

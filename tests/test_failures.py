@@ -258,14 +258,34 @@ def test_while_redis_hangs_all_are_told_and_it_goes_on_by_itself(served, valkey)
 
 def test_a_redis_that_is_slow_is_not_taken_for_lost_and_a_silent_one_is(valkey, monkeypatch):
     async def scene():
-        redis = trivia.Redis(valkey.url, [], lambda events: None)
+        redis = trivia.Redis(valkey.url, "", lambda events: None)
         await redis.connect()
+        one = redis.connection
+        one.heard_at_s -= 1
+        await one.probe()
+        asked_at_s = one.asked_at_s
+        await redis.call("PING")
+        assert asked_at_s and not one.transport.is_closing()
         monkeypatch.setattr(trivia, "MAX_PENDING", 0)  # it can't even be asked
-        await redis._probe()
-        assert not redis.connection.transport.is_closing()
-        redis.connection.heard_at_s -= trivia.CALL_SECONDS
-        await redis._probe()
-        assert redis.connection.transport.is_closing()
+        for silent_s, asked_s, dropped in ((2.9, 2.9, False), (9, 1, False), (3.1, 2.1, True)):
+            one.heard_at_s, one.asked_at_s = one.loop.time() - silent_s, one.loop.time() - asked_s
+            await one.probe()
+            assert one.transport.is_closing() == dropped, silent_s
+
+    valkey.start()
+    asyncio.run(scene())
+
+
+def test_a_worker_that_hung_takes_nobody_for_silent_whose_reply_waits_to_be_read(valkey):
+    async def scene():
+        redis = trivia.Redis(valkey.url, "", lambda events: None)
+        await redis.connect()
+        one = redis.connection
+        one.heard_at_s -= 1
+        await one.probe()
+        time.sleep(3.2)
+        await one.probe()
+        assert not one.transport.is_closing()
 
     valkey.start()
     asyncio.run(scene())

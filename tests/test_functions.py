@@ -128,7 +128,7 @@ class Store(Valkey):
         return self.call("due_games", keys, grace, most)
 
     def run_apply_result(self, keys, *args):
-        applied, *fields = self.call("apply_result", keys, *args)
+        applied, self.dropped, *fields = self.call("apply_result", keys, *args)
         assert dict(zip(fields[::2], fields[1::2], strict=True)) == self.client.hgetall(keys[0])
         return applied
 
@@ -702,7 +702,16 @@ def test_a_user_is_erased_once_and_his_last_fields_are_returned(store):
 
 
 def apply(
-    store, game, ended=1000, keep=86_400_000, wins=0, change=0.0, sigma="", boards=(), uid="u1"
+    store,
+    game,
+    ended=1000,
+    keep=86_400_000,
+    wins=0,
+    change=0.0,
+    sigma="",
+    boards=(),
+    uid="u1",
+    most=1000,
 ):
     return store.run(
         "apply_result",
@@ -710,6 +719,7 @@ def apply(
         game,
         ended,
         keep,
+        most,
         wins,
         change,
         sigma,
@@ -778,6 +788,21 @@ def test_the_history_keeps_the_games_of_so_long(store):
         "e",
     ]  # applied before
     assert apply(store, "f", 9000, keep=1500) == 1 and history() == ["f"]
+
+
+def test_the_history_keeps_so_many_games_and_names_the_others(store):
+    key = make_user(store)
+    named = []
+    for i in range(1, 6):
+        assert apply(store, f"g{i}", 1000 + i, most=3) == 1
+        named.append(store.dropped)
+    assert named == ["", "", "", "g1", "g2"]
+    assert apply(store, "late", 1, most=3) == 1 and store.dropped == ""
+    assert apply(store, "late", 1, most=3) == 0 and store.dropped == ""
+    assert apply(store, "g6", 1006, most=1) == 1
+    assert store.dropped.split() == ["late", "g3", "g4", "g5"]
+    assert store.client.zrange(Keys.history("u1"), 0, -1) == ["g6"]
+    assert store.client.hget(key, "games") == "7"
 
 
 def test_a_late_result_of_an_old_game_is_applied_once(store):
@@ -2004,6 +2029,25 @@ def test_a_player_is_taken_out_of_a_game(store, game):
     assert not store.client.exists(Keys.game("00aaaaaaaaaa"))
 
 
+def test_a_finished_game_is_deleted_once_no_history_holds_it(store, game):
+    drop = lambda uid: store.run("drop_game", (game.key,), uid)
+    assert untouched(game, lambda: drop("u1")) == 0  # it runs
+    game.to_round(1)
+    game.exit(1, 1)
+    assert game.finish("[]", "") == 1
+    assert [drop("u2"), drop("u2"), drop("nobody")] == [0, 0, 0]
+    assert 990 <= store.client.ttl(game.key) <= 1000
+    assert drop("u1") == 1 and not store.client.exists(game.key)
+    assert drop("u1") == 0
+
+
+def test_a_finished_game_does_not_wait_for_players_who_were_erased(store, game):
+    game.to_round(1)
+    game.exit(1, 1)
+    assert game.finish("[]", "u1") == 1
+    assert store.run("drop_game", (game.key,), "u2") == 1 and not store.client.exists(game.key)
+
+
 @pytest.mark.parametrize("lost_players", [1, 2])
 def test_players_of_a_worker_that_died_are_told_of_behind_the_event_that_found_it_out(
     store, workers, lost_players
@@ -2187,12 +2231,12 @@ def played():
     try:
         store.start()
         calls = call_recorder(store)
-        server = Server(
-            edited_schema(
-                lambda tree: tree["queues"]["party"].update(fill_seconds=0.3), seat_seconds=0.3
-            ),
-            env={"REDIS_URL": store.url},
-        ).start()
+
+        def edit(tree):
+            tree["queues"]["party"].update(fill_seconds=0.3)
+            tree["limits"]["games_per_user"] = 2
+
+        server = Server(edited_schema(edit, seat_seconds=0.3), env={"REDIS_URL": store.url}).start()
         samples, frames = {}, []
 
         def look(name):

@@ -699,7 +699,10 @@ def test_the_doctor_leaves_the_host_as_it_was(make_server):
 )
 def test_the_doctor_on_a_redis_elsewhere(elsewhere, monkeypatch, url, what, says):
     monkeypatch.setattr(trivia, "REDIS_URL", url.format(closed=free_port(), **elsewhere))
-    found = one(asyncio.run(trivia.look_at_redis()), what)
+    found = one(
+        asyncio.run(trivia.look_at_redis(trivia.Schema(trivia.read_schema(trivia.SCHEMA_FILE)))),
+        what,
+    )
     assert says in found.found and found.fine == (says == "set") and (found.fine or found.remedy)
     assert "SEC" not in str(found)
 
@@ -822,6 +825,21 @@ def test_the_doctor_on_a_redis_that_is_not_well(monkeypatch, what, info, config,
     ] == [what]
     monkeypatch.setattr(trivia.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e10))
     assert all(finding.fine for finding in trivia._redis_findings(INFO, CONFIG))
+
+
+@pytest.mark.parametrize(
+    "maxmemory, games, connections, fine",
+    [
+        (1 << 30, 50, 20000, True),
+        (1 << 30, 200, 20000, False),
+        (1 << 30, 200, 9000, True),
+        (0, 1000, 20000, True),  # the finding about its memory says that there is no bound
+    ],
+)
+def test_the_doctor_on_the_room_for_finished_games(maxmemory, games, connections, fine):
+    limits = SimpleNamespace(games_per_user=games, connections=connections)
+    found = trivia._games_finding(maxmemory, limits)
+    assert found.fine == fine and "games_per_user" in found.remedy
 
 
 @pytest.mark.parametrize(

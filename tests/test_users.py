@@ -1533,6 +1533,19 @@ def test_games_are_listed_for_game_days(small):
     assert all(29 * 86400 < small.redis.ttl(trivia.Keys.game(game)) <= 30 * 86400 for game in games)
 
 
+def test_of_a_players_games_the_newest_are_kept(small):
+    ann, bob = small.register(), small.register()
+    first = win(small, ann, bob)
+    newer = {f"0000000000{i}": time.time() * 1000 + i for i in range(10, 60)}
+    for session in (ann, bob):
+        uid = uid_of(session)
+        small.redis.zadd(trivia.Keys.history(uid), newer)
+    last = win(small, ann, bob)
+    wait_until(lambda: not small.redis.exists(trivia.Keys.game(first)))
+    assert small.redis.exists(trivia.Keys.game(last))
+    assert small.redis.zcard(trivia.Keys.history(uid)) == 50
+
+
 def test_a_game_that_has_expired_is_passed_over(small):
     ann, bob = small.register(), small.register()
     games = [win(small, ann, bob) for _ in range(3)]
@@ -1789,7 +1802,7 @@ def apply(
 ):
     keys = trivia.Keys.user(uid), trivia.Keys.history(uid)
     boards = "wins", "wins", period, 0
-    result = game, ended, keep, wins, change, sigma, 1500
+    result = game, ended, keep, 1000, wins, change, sigma, 1500
     return fcall(server, "apply_result", keys, *result, *boards)[0]
 
 
