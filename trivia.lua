@@ -83,27 +83,38 @@ end
 
 -- ==== questions ==================================================================================
 
--- add_question: adds a question to the bank, or finds that its text is there already.
+-- put_question: adds a question to the bank, or corrects it. A number keeps its question for ever:
+-- a correction gets a new number, and running games and records go on with the old one.
 -- KEYS bank          number -> question (JSON)
--- KEYS fingerprints  digest of the text -> number
--- ARGS digest        of the text
+-- KEYS fingerprints  digest of text and right answer -> id
+-- KEYS ids           id -> "NUMBER DIGEST" of the present version, then " edited" after an update
+-- ARGS digest        of its text and right answer; also the id of a question that is given none
+-- ARGS given         its id, or ''
 -- ARGS question      JSON
--- ARGS replace       1: replaces what the text had before
--- Returns 'added', 'changed' or 'duplicate'.
--- Atomic, so that a number is given once.
-local function add_question(keys, args)
-  local bank, fingerprints = unpack(keys)
-  local digest, question, replace = unpack(args)
-  local number = call('HGET', fingerprints, digest)
-  if not number then
-    number = call('HLEN', fingerprints)
-    call('HSET', fingerprints, digest, number)
-    call('HSET', bank, number, question)
-    return 'added'
-  end
-  if replace ~= '1' or call('HGET', bank, number) == question then return 'duplicate' end
-  call('HSET', bank, number, question)
-  return 'changed'
+-- ARGS mode          add: corrects nothing; update: corrects; ship: corrects what is not edited
+-- Returns {'added'}, {'duplicate'} or {'changed', id, question before}. Or it changes nothing and
+-- returns {'differs', id, question there}, or {'taken', id}: another id has this text and answer.
+-- Atomic, so that a number and an id are given once.
+local function put_question(keys, args)
+  local bank, fingerprints, ids = unpack(keys)
+  local digest, given, question, mode = unpack(args)
+  local same = call('HGET', fingerprints, digest)
+  local id = given ~= '' and given or same or digest
+  if same and same ~= id then return {'taken', same} end
+  local entry = call('HGET', ids, id) or ''
+  local number, old_digest, edited = string.match(entry, '^(%d+) (%S+)( ?%a*)$')
+  local old = number and call('HGET', bank, number)
+  if old == question then return {'duplicate'} end
+  local known = given ~= '' or same
+  local corrects = known and (mode == 'update' or mode == 'ship' and edited == '')
+  if old and not corrects then return {'differs', id, old} end
+  local new = call('HLEN', bank)  -- rows are never removed
+  local mark = old and mode == 'update' and ' edited' or ''
+  call('HSET', bank, new, question)
+  if old then call('HDEL', fingerprints, old_digest) end
+  call('HSET', fingerprints, digest, id)
+  call('HSET', ids, id, string.format('%d %s%s', new, digest, mark))
+  return old and {'changed', id, old} or {'added'}
 end
 
 -- ==== users ======================================================================================
@@ -1369,7 +1380,7 @@ local function register(name, callback, ...)
 end
 
 register('begin_format', begin_format)
-register('add_question', add_question)
+register('put_question', put_question)
 register('claim', claim)
 register('settle_claim', settle_claim)
 register('create_user', create_user)

@@ -66,18 +66,22 @@ time may lag behind that clock.
     boards:{boards}      hash    leaderboard -> field, if it holds all players    never
     board:{NAME}         zset    UID -> value                                     erased
     board:{NAME}:PERIOD  zset    UID -> gain within the period                    twice the period
-    bank:{bank}          hash    number -> question (JSON); file:NAME -> digest   never
-    fingerprints:{bank}  hash    digest of a question's text -> number            never
+    bank:{bank}          hash    number -> question (JSON), for ever; file:NAME   never
+                                 -> digest
+    fingerprints:{bank}  hash    digest of a question's text and right answer     never
+                                 -> id
+    ids:{bank}           hash    id of a question -> "NUMBER DIGEST" of its       never
+                                 present version; then "edited" after an update
     metrics:{metrics}    hash    "METRIC LABEL ..." -> sum of all workers         never
     loads:{metrics}      hash    worker -> "CONNECTIONS BYTES CPU-SECONDS"        its death
     skew:{GAME}          string  when a worker first showed the first question    20 s
                                  (us)
-    worker:{TAG}:ID, bank:{bank}   channels, not keys: events of a worker; the bank has grown
+    worker:{TAG}:ID, bank:{bank}   channels, not keys: events of a worker; the bank has changed
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
-schema), store (keys and format, client), play (questions, passwords, users, leaderboards, lobby,
-game, migration), wire (messages, connections, hub, routes, documents), process (worker, app,
-protocols, adapter, embedded Redis, commands, doctor, backup).
+schema), store (keys and format, client), play (questions, question files, passwords, users,
+leaderboards, lobby, game, migration), wire (messages, connections, hub, routes, documents),
+process (worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -132,7 +136,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_plus, urlsplit
 
 import argon2
 import hiredis
@@ -1555,6 +1559,7 @@ class Keys:
     boards = "boards:{boards}"
     bank = "bank:{bank}"
     fingerprints = "fingerprints:{bank}"
+    ids = "ids:{bank}"
     metrics = "metrics:{metrics}"
     loads = "loads:{metrics}"
     bank_channel = "bank:{bank}"
@@ -2177,12 +2182,12 @@ def redis_at(url: str) -> dict:
 
 # ---- questions -----------------------------------------------------------------------------------
 # The bank is kept in Redis, numbered in the order of arrival, and in the memory of each worker. A
-# game keeps only numbers and the order of the choices. Numbers are never reused, so that the `seen`
-# bitmaps of players stay true. A worker reads the bank at start, and again when the channel of the
-# bank says that it has grown.
+# game keeps only numbers and the order of the choices. A number keeps its question for ever. So
+# running games, records and the `seen` bitmaps of players stay true. A question is known by its id.
+# Its correction gets a new number, which later games use. A worker reads the bank at start, and
+# again when the channel of the bank says that it has changed.
 
 BANK_PORTION = 500  # questions that are added in one pipeline, so that games go on meanwhile
-MAX_QUESTION_TEXT = 500  # characters
 MAX_LISTED_ORDERS = 5  # choices, up to which all 120 orders are listed: 0.4 us a draw instead of 4
 
 
@@ -2191,53 +2196,72 @@ def fold(value: str) -> str:
     return unicodedata.normalize("NFKC", value).casefold()
 
 
+# Characters that nobody sees: Default_Ignorable_Code_Point of Unicode 17, and control characters
+# but for white space. Tags behind a black flag make it the flag of a country.
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
+    r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0080-\U000e0fff]"
+    r"|(?<![\U0001f3f4\U000e0000-\U000e007f])[\U000e0000-\U000e007f]+"
+)
+BLANK_BRAILLE = "\u2800"  # looks like a space
+# Quotation marks and dashes that only differ in style.
+TYPOGRAPHY = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"\"\"\"------")
+
+
+def appearance(text: str) -> str:
+    """Returns what a reader sees of a text. Two texts that look the same give the same."""
+    seen = unicodedata.normalize("NFC", _UNSEEN.sub("", text))
+    return " ".join(seen.replace(BLANK_BRAILLE, " ").split())
+
+
 @dataclass(frozen=True)
 class Question:
-    """A question. The right choice comes first."""
+    """A question. The right choice comes first. `id` is what a question file calls it, or ''."""
 
     text: str
     choices: tuple[str, ...]
     category: str
     difficulty: str
-
-    @classmethod
-    def from_item(cls, item: Any) -> Question:
-        """Reads an item of an Open Trivia DB export, with HTML entities. Raises ValueError."""
-        if not isinstance(item, dict):
-            raise ValueError("not an object")
-        text = cls._text(item.get("question"), "question")
-        choices = cls._choices(item)
-        difficulty = item.get("difficulty")
-        if difficulty not in DIFFICULTIES:
-            found = shorten(difficulty)
-            raise ValueError(f"difficulty: found {found}; expected easy, medium or hard")
-        return cls(text, choices, cls._text(item.get("category"), "category"), difficulty)
-
-    @classmethod
-    def _choices(cls, item: dict) -> tuple[str, ...]:
-        right = cls._text(item.get("correct_answer"), "correct_answer")
-        wrong = item.get("incorrect_answers")
-        if not isinstance(wrong, list) or not 1 <= len(wrong) <= 9:
-            raise ValueError("incorrect_answers: expected a list of 1 to 9 texts")
-        choices = (right, *(cls._text(answer, "incorrect_answers") for answer in wrong))
-        if len({choice.casefold() for choice in choices}) < len(choices):
-            raise ValueError("two of its answers are the same")
-        return choices
-
-    @staticmethod
-    def _text(value: Any, key: str) -> str:
-        text = html.unescape(value).strip() if isinstance(value, str) else ""
-        if not 0 < len(text) <= MAX_QUESTION_TEXT:
-            expected = f"a text of 1 to {MAX_QUESTION_TEXT} characters"
-            raise ValueError(f"{key}: found {shorten(value)}; expected {expected}")
-        return text
+    id: str = ""
 
     @property
     def digest(self) -> str:
-        """Identifies the text, whatever its case, spacing and marks. But 7 + 3 is not 7 × 3."""
-        folded = re.sub(r"[\s.,;:!?'\"‘’“”()…]+", "", fold(self.text)) or self.text
-        raw = hashlib.blake2b(folded.encode(), digest_size=12).digest()
-        return base64.urlsafe_b64encode(raw).decode()
+        """Identifies the question: its text, whatever its letter case, and its right answer.
+
+        A mark counts, because 7 + 3 is not 7 × 3 and (2 + 3) × 4 is not 2 + 3 × 4.
+        """
+        raw = f"{self.folded_text}\n{appearance(self.choices[0])}".encode()
+        digest_bytes = hashlib.blake2b(raw, digest_size=9).digest()
+        return base64.urlsafe_b64encode(digest_bytes).decode()
+
+    @property
+    def folded_text(self) -> str:
+        """Returns what the texts of two questions are compared by."""
+        return appearance(self.text).lower().translate(TYPOGRAPHY)
+
+    @property
+    def row(self) -> str:
+        """Returns the question as Redis keeps it; parse_row reads it."""
+        row = [self.text, self.choices, self.category, self.difficulty]
+        return json.dumps(row, ensure_ascii=False)
+
+    @classmethod
+    def parse_row(cls, row: str) -> Question:
+        """Parses what `row` wrote."""
+        text, choices, category, difficulty = json.loads(row)
+        return cls(text, tuple(choices), category, difficulty)
+
+    def as_item(self) -> dict:
+        """Returns the question in the words of an item of a question file, without its id."""
+        right, *wrong = self.choices
+        return {
+            "question": self.text,
+            "correct_answer": right,
+            "incorrect_answers": wrong,
+            "category": self.category,
+            "difficulty": self.difficulty,
+        }
 
     def view(self, order: str) -> dict:
         """Returns the question as players see it, its choices in the order of a game.
@@ -2265,22 +2289,29 @@ class Question:
 
 
 class Bank:
-    """Holds the questions, and picks those of a game."""
+    """Holds the questions, and picks those of a game.
+
+    `questions` has all versions of all questions, `ids` the number of the present version of each.
+    """
 
     def __init__(self, redis: Redis, schema: Schema) -> None:
         self.redis = redis
         self.schema = schema
         self.questions: dict[int, Question] = {}
+        self.ids: dict[str, int] = {}
         self.pools: dict[str, list[int]] = {}
 
     async def load(self) -> None:
-        """Reads the whole bank."""
+        """Reads the whole bank. The ids come first, so that each number that they name is there."""
+        ids = {}
+        async for question_id, entry in self.redis.scan(Keys.ids):
+            ids[question_id] = int(entry.split(" ")[0])
         questions = {}
         async for number, row in self.redis.scan(Keys.bank):
             if number.isdigit():
-                text, choices, category, difficulty = json.loads(row)
-                questions[int(number)] = Question(text, tuple(choices), category, difficulty)
+                questions[int(number)] = Question.parse_row(row)
         self.questions = questions
+        self.ids = ids
         self.pools = {name: self._pool(queue.spec) for name, queue in self.schema.queues.items()}
 
     async def have(self, numbers: Iterable[int]) -> None:
@@ -2293,9 +2324,9 @@ class Bank:
         difficulties = spec.get("difficulties")
         return [
             number
-            for number, question in self.questions.items()
-            if (not categories or question.category in categories)
-            and (not difficulties or question.difficulty in difficulties)
+            for number in self.ids.values()
+            if (not categories or self.questions[number].category in categories)
+            and (not difficulties or self.questions[number].difficulty in difficulties)
         ]
 
     def check(self) -> None:
@@ -2303,44 +2334,45 @@ class Bank:
         for name, pool in self.pools.items():
             rounds = self.schema.queues[name].spec["rounds"]
             if len(pool) < rounds:
-                known = sorted({question.category for question in self.questions.values()})
+                known = sorted({self.questions[n].category for n in self.ids.values()})
                 raise Fatal(
                     f"queues.{name}: the bank holds {len(pool)} questions of its categories and "
                     f"difficulties; expected at least its {rounds} rounds. "
                     f"The categories of the bank: {', '.join(known)}"
                 )
 
-    async def add(self, items: list, replace: bool = False) -> tuple[dict[str, int], list[str]]:
-        """Adds items of an Open Trivia DB export.
+    async def put(self, questions: list[Question], mode: str) -> list[list]:
+        """Adds or corrects questions. Returns the outcome of each, as put_question in trivia.lua.
 
-        Returns {'added' | 'changed' | 'duplicate': how many} and the reasons of refusals.
+        The modes are `add`, `update` and `ship`.
         """
-        counts = dict.fromkeys(("added", "changed", "duplicate"), 0)
-        questions, refused = read_questions(items)
+        outcomes = []
         for start in range(0, len(questions), BANK_PORTION):
             portion = questions[start : start + BANK_PORTION]
-            outcomes = await asyncio.gather(*(self._add(one, replace) for one in portion))
-            for outcome in outcomes:
-                counts[outcome] += 1
-        if counts["added"] or counts["changed"]:
+            outcomes += await asyncio.gather(*(self._put(question, mode) for question in portion))
+        if any(kind in ("added", "changed") for kind, *_ in outcomes):
             await self.redis.call("SPUBLISH", Keys.bank_channel, "bank - 0\n")
-        return counts, refused
+        return outcomes
 
-    def _add(self, question: Question, replace: bool) -> Awaitable[str]:
-        row = [question.text, question.choices, question.category, question.difficulty]
-        text = json.dumps(row, ensure_ascii=False)
-        keys = Keys.bank, Keys.fingerprints
-        return self.redis.run("add_question", keys, question.digest, text, int(replace))
+    def _put(self, question: Question, mode: str) -> Awaitable[list]:
+        keys = Keys.bank, Keys.fingerprints, Keys.ids
+        return self.redis.run(
+            "put_question", keys, question.digest, question.id, question.row, mode
+        )
 
     async def add_shipped(self) -> None:
-        """Adds the questions that come with the server, if their file has changed. Raises Fatal."""
+        """Adds the questions that come with the server, if their file has changed.
+
+        It corrects those that it added earlier, unless the operator has edited them. Raises Fatal.
+        """
         file_digest = hashlib.sha256(QUESTION_FILE.read_bytes()).hexdigest()
         name = f"file:{QUESTION_FILE.name}"
         if await self.redis.call("HGET", Keys.bank, name) == file_digest:
             return
-        _, refused = await self.add(question_items(QUESTION_FILE), replace=True)
-        if refused:
-            raise Fatal(f"{QUESTION_FILE}: " + "; ".join(refused))
+        file = read_question_file(QUESTION_FILE)
+        if file.refused:
+            raise Fatal(f"{QUESTION_FILE}: " + "; ".join(file.refused.values()))
+        await self.put(list(file.questions.values()), "ship")
         await self.redis.call("HSET", Keys.bank, name, file_digest)
 
     def pick(self, queue: str, seen: list[bytes]) -> list[int]:
@@ -2382,28 +2414,330 @@ def times_seen(number: int, seen: list[bytes]) -> int:
     return sum(has_seen(bitmap, number) for bitmap in seen)
 
 
-def read_questions(items: list) -> tuple[list[Question], list[str]]:
-    """Returns the valid questions of an export, and why the other items are refused."""
-    questions, refused = [], []
-    for i, item in enumerate(items):
+# ---- question files ------------------------------------------------------------------------------
+# Imports exports of the Open Trivia DB, or lists of the same items, which may have an `id`. Exports
+# have one of four encodings: HTML entities, base64, or percent-encoding with `+` or `%20` for a
+# space. Nothing in a file says which, so each item is looked at.
+#
+# Invariants: a text is decoded, or its item is refused. An unknown key is named, a difference
+# from the bank is told. A line of the report begins with `item N:`.
+#
+# To add a key of items: ITEM_KEYS, read_item, and Question with its row and its item.
+
+MAX_QUESTION_TEXT = 500  # characters
+ITEM_TEXTS = ("type", "difficulty", "category", "question", "correct_answer", "incorrect_answers")
+ITEM_KEYS = ("id", *ITEM_TEXTS)
+ITEM_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+EXPORT_KEYS = ("response_code", "results")
+EXPORT_CODES = {  # response_code of the Open Trivia DB
+    1: "it has too few questions of this kind",
+    2: "a parameter of the request was wrong",
+    3: "there is no such session token",
+    4: "the session token has got all questions of this kind; reset it",
+    5: "too many requests; wait 5 seconds",
+}
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
+_URL_ENCODED = re.compile(r"(?:[A-Za-z0-9_.~!*'()+-]|%[0-9A-Fa-f]{2})+")
+_URL_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}|[A-Za-z]{2}\+[A-Za-z]{2}")
+LEAST_BASE64 = 16  # characters from which a single word is looked at as base64
+
+
+@dataclass(frozen=True)
+class QuestionFile:
+    """What a file holds: questions, refusals and remarks, each by the number of its item."""
+
+    questions: dict[int, Question]
+    refused: dict[int, str]
+    remarks: list[str]
+
+
+def read_question_file(file: Path) -> QuestionFile:
+    """Reads a question file. Raises Fatal if it holds no questions at all."""
+    items, unknown = _items_of(file)
+    remarks = [_unknown_key("the file", key, EXPORT_KEYS) for key in unknown]
+    questions: dict[int, Question] = {}
+    refused = {}
+    ids: dict[str, int] = {}
+    for number, item in enumerate(items, 1):
         try:
-            questions.append(Question.from_item(item))
+            question = read_item(item)
+            if question.id and ids.setdefault(question.id, number) != number:
+                raise ValueError(f"id: found {shorten(question.id)}, as in item {ids[question.id]}")
+            questions[number] = question
         except ValueError as error:
-            refused.append(f"item {i + 1}: {error}")
-    return questions, refused
+            refused[number] = f"item {number}: {error}"
+    remarks += _unknown_item_keys(items)
+    return QuestionFile(questions, refused, remarks)
 
 
-def question_items(file: Path) -> list:
-    """Returns the items of a file: an Open Trivia DB response, or a bare list. Raises Fatal."""
+def _items_of(file: Path) -> tuple[list, list[str]]:
+    """Returns the items of a file, and the unknown keys beside them."""
     try:
-        data = parse_json(file.read_bytes())
+        raw = file.read_bytes()
+        data = parse_json(raw.decode(json.detect_encoding(raw)))  # takes a byte order mark
+    except UnicodeError:
+        raise Fatal(f"{file}: can't be read: it is not valid UTF-8") from None
     except (OSError, ValueError) as error:
         raise Fatal(f"{file}: can't be read: {error}") from None
-    items = data.get("results") if isinstance(data, dict) else data
-    if not isinstance(items, list):
-        expected = '[...] or {"results": [...]}'
+    if not isinstance(data, dict):
+        data = {"results": data}
+    code = data.get("response_code", 0)
+    if code != 0:
+        meaning = EXPORT_CODES.get(code) if isinstance(code, int) else None
+        reason = f" ({meaning})" if meaning else ""
+        raise Fatal(
+            f"{file}: response_code: found {shorten(code)}{reason}; expected 0. The Open Trivia DB "
+            "refused this export; make a new one"
+        )
+    items = data.get("results")
+    if not isinstance(items, list) or not items:
+        expected = '[...] or {"results": [...]}, with at least one item'
         raise Fatal(f"{file}: found no list of questions; expected {expected}")
-    return items
+    return items, [key for key in data if key not in EXPORT_KEYS]
+
+
+def _unknown_item_keys(items: list) -> list[str]:
+    """Names each unknown key once, with the first item that has it."""
+    first_seen = {}
+    counts: Counter[str] = Counter()
+    for number, item in enumerate(items, 1):
+        for key in item.keys() - set(ITEM_KEYS) if isinstance(item, dict) else ():
+            first_seen.setdefault(key, number)
+            counts[key] += 1
+    remarks = []
+    for key, number in sorted(first_seen.items(), key=lambda row: row[1]):
+        more = f" and {counts[key] - 1} more" if counts[key] > 1 else ""
+        remarks.append(_unknown_key(f"item {number}{more}", key, ITEM_KEYS))
+    return remarks
+
+
+def _unknown_key(where: str, key: str, known: Iterable[str]) -> str:
+    expected = _nearest(key, known)
+    return f"{where}: found an unknown key, {shorten(key)}, and left it out; expected {expected}"
+
+
+def read_item(item: Any) -> Question:
+    """Reads an item. Raises ValueError with what is wrong."""
+    if not isinstance(item, dict):
+        raise ValueError("not an object")
+    item = decoded(item)
+    text = _text(item, "question")
+    right = _text(item, "correct_answer")
+    wrong = item.get("incorrect_answers")
+    if not isinstance(wrong, list) or not 1 <= len(wrong) <= 9:
+        raise ValueError("incorrect_answers: expected a list of 1 to 9 texts")
+    wrong = [_text({"incorrect_answers": answer}, "incorrect_answers") for answer in wrong]
+    _refuse_look_alikes([right, *wrong])
+    difficulty = item.get("difficulty")
+    if difficulty not in DIFFICULTIES:
+        found = shorten(difficulty)
+        raise ValueError(f"difficulty: found {found}; expected easy, medium or hard")
+    category = _text(item, "category")
+    return Question(text, (right, *wrong), category, difficulty, _item_id(item.get("id")))
+
+
+def _text(item: dict, key: str) -> str:
+    value = item.get(key)
+    text = value.strip() if isinstance(value, str) else ""
+    if not appearance(text) or len(text) > MAX_QUESTION_TEXT:
+        found = shorten(value) if appearance(text) else json.dumps(value)  # shows what is not seen
+        expected = f"a text of 1 to {MAX_QUESTION_TEXT} characters that can be seen"
+        raise ValueError(f"{key}: found {found[:60]}; expected {expected}")
+    return text
+
+
+def _refuse_look_alikes(answers: list[str]) -> None:
+    seen: dict[str, str] = {}
+    for answer in answers:
+        other = seen.setdefault(appearance(answer), answer)
+        if other is not answer:
+            pair = f"{json.dumps(other)} and {json.dumps(answer)}"  # escapes what can't be seen
+            raise ValueError(f"two of its answers are the same or look the same: {pair}")
+
+
+def _item_id(value: Any) -> str:
+    """Returns the id of an item; '' if it has none."""
+    if value is None:
+        return ""
+    text = str(value) if type(value) is int else value
+    if isinstance(text, str) and ITEM_ID.fullmatch(text):
+        return text
+    expected = "1 to 64 of a-z, A-Z, 0-9, _, -, . and :, or a whole number"
+    raise ValueError(f"id: found {shorten(value)}; expected {expected}")
+
+
+# -- encodings
+
+
+def decoded(item: dict) -> dict:
+    """Returns an item with plain texts. Raises ValueError if it is only partly encoded."""
+    name, decode = _encoding_of(item)
+    plain = dict(item)
+    for key in ITEM_TEXTS:
+        value = item.get(key)
+        if isinstance(value, list):
+            plain[key] = [_decode(key, part, name, decode) for part in value]
+        else:
+            plain[key] = _decode(key, value, name, decode)
+    return plain
+
+
+def _decode(key: str, value: Any, name: str, decode: Callable[[str], str]) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return decode(value)
+    except ValueError:
+        expected = f"{name}, like other texts of this item"
+        raise ValueError(f"{key}: found {shorten(value)}; expected {expected}") from None
+
+
+def _encoding_of(item: dict) -> tuple[str, Callable[[str], str]]:
+    """Returns (name, decoder) of the encoding of an item.
+
+    What is natural in an answer, such as %20 or 2+3, is a sign of an encoding only in the question
+    and the category.
+    """
+    if _is_base64(item):
+        return "base64", _from_base64
+    for key in ("question", "category"):
+        text = item.get(key)
+        if isinstance(text, str) and _URL_ENCODED.fullmatch(text) and _URL_ESCAPE.search(text):
+            return "percent-encoding", _from_url
+    return "HTML entities", html.unescape
+
+
+def _is_base64(item: dict) -> bool:
+    difficulty = item.get("difficulty")
+    question = item.get("question")
+    with contextlib.suppress(ValueError, TypeError):
+        if _from_base64(difficulty) in DIFFICULTIES:
+            return True
+    with contextlib.suppress(ValueError, TypeError):
+        return len(question) >= LEAST_BASE64 and _from_base64(question).isprintable()
+    return False
+
+
+def _from_base64(text: str) -> str:
+    """Decodes base64 of either alphabet, padded or not. Raises ValueError."""
+    if not _BASE64.fullmatch(text):
+        raise ValueError
+    letters = text.rstrip("=")
+    padded = letters + "=" * (-len(letters) % 4)
+    return base64.urlsafe_b64decode(padded.replace("+", "-").replace("/", "_")).decode()
+
+
+def _from_url(text: str) -> str:
+    """Decodes percent-encoding, in which `+` is a space. Raises ValueError."""
+    if not _URL_ENCODED.fullmatch(text):
+        raise ValueError
+    return unquote_plus(text, errors="strict")
+
+
+# -- import
+
+
+class Importer:
+    """Puts the questions of a file into the bank, and says what became of each."""
+
+    def __init__(self, bank: Bank, file: QuestionFile, update: bool) -> None:
+        self.bank = bank
+        self.file = file
+        self.update = update
+        self.counts: Counter[str] = Counter()
+        self.refused = dict(file.refused)
+        self.remarks: dict[int, str] = {}
+
+    async def run(self) -> Importer:
+        """Puts the questions, and returns itself."""
+        answers = self._other_answers()
+        if self.update:
+            for number, others in answers.items():
+                self.refused[number] = f"{others}. To correct it, give this item that id"
+        questions = {
+            number: question
+            for number, question in self.file.questions.items()
+            if number not in self.refused
+        }
+        mode = "update" if self.update else "add"
+        outcomes = await self.bank.put(list(questions.values()), mode)
+        for (number, question), outcome in zip(questions.items(), outcomes, strict=True):
+            self._note(number, question, outcome)
+            if outcome[0] == "added" and number in answers:
+                self.remarks[number] = f"{answers[number]}. The bank has both now"
+        return self
+
+    def _other_answers(self) -> dict[int, str]:
+        """Finds items without an id whose text the bank has, but with another right answer."""
+        by_text: dict[str, list] = {}
+        known = set(self.bank.ids)
+        for question_id, number in self.bank.ids.items():
+            there = self.bank.questions[number]
+            known.add(there.digest)
+            by_text.setdefault(there.folded_text, []).append((question_id, there.choices[0]))
+        found = {}
+        for number, question in self.file.questions.items():
+            others = by_text.get(question.folded_text)
+            if others and not question.id and question.digest not in known:
+                found[number] = _answers_differ(number, question.choices[0], others)
+        return found
+
+    def _note(self, number: int, question: Question, outcome: list) -> None:
+        kind, *details = outcome
+        where = f"item {number}"
+        if kind in ("added", "duplicate"):
+            self.counts[kind] += 1
+        elif kind == "changed":
+            self.counts[kind] += 1
+            changes = _differences(details[1], question, "{there} became {here}")
+            self.remarks[number] = f"{where}: corrected {details[0]}: {changes}"
+        elif kind == "taken":
+            self._leave(number, f"{where}: the bank has this question with the id {details[0]}")
+        else:
+            changes = _differences(details[1], question, "{there} there, {here} here")
+            text = f"{where}: differs from {details[0]} in the bank: {changes}"
+            self._leave(number, text, refuse=bool(question.id))
+
+    def _leave(self, number: int, text: str, refuse: bool = False) -> None:
+        """Notes an item that has changed nothing, although it is not exactly what is there."""
+        if self.update:
+            self.refused[number] = text
+        elif refuse:
+            self.refused[number] = f"{text}. To correct it, import with --update"
+        else:
+            self.counts["duplicate"] += 1
+            self.remarks[number] = text
+
+    def print(self, path: Path) -> None:
+        """Prints the counts, refusals and remarks."""
+        changed = f"{self.counts['changed']} changed, " if self.update else ""
+        print(
+            f"{path}: {self.counts['added']} added, {changed}"
+            f"{self.counts['duplicate']} duplicates, {len(self.refused)} refused"
+        )
+        for _, line in sorted((self.remarks | self.refused).items()):
+            print(f"  {line}")
+        for line in self.file.remarks:
+            print(f"  {line}")
+
+
+def _answers_differ(number: int, answer: str, others: list[tuple[str, str]]) -> str:
+    shown = [f"{shorten(other)} (id {other_id})" for other_id, other in others[:3]]
+    return (
+        f"item {number}: the right answers differ: here {shorten(answer)}, but a question of this "
+        f"text in the bank has {', '.join(shown)}"
+    )
+
+
+def _differences(row: str, question: Question, form: str) -> str:
+    """Returns what differs between a row of the bank and a question, key by key."""
+    there = Question.parse_row(row).as_item()
+    here = question.as_item()
+    return "; ".join(
+        f"{key}: " + form.format(there=shorten(there[key]), here=shorten(here[key]))
+        for key in here
+        if there[key] != here[key]
+    )
 
 
 # ---- passwords -----------------------------------------------------------------------------------
@@ -3737,7 +4071,8 @@ def ranking(game: Game) -> list[dict]:
 
 # ---- migration -----------------------------------------------------------------------------------
 # Brings data of format 1 (trivia.py 1.x) to format 2, at the first start. Accounts, sessions,
-# histories, leaderboards and the bank stay as they are. Games get their new form and tag. A game
+# histories and leaderboards stay as they are. Questions get an id, and a fingerprint of text and
+# right answer in place of one of the text. Games get their new form and tag. A game
 # that was being settled is settled. A game that was running ends as `abandoned`, without touching
 # ratings. Seats and queues are emptied: phones reconnect and join again. Each step can be repeated,
 # and the format is written last. So a migration that was cut short begins again.
@@ -3747,6 +4082,7 @@ class Migration:
     """Migrates the data of format 1."""
 
     OLD_SHARDS = 4
+    OLD_FINGERPRINT = 16  # characters; new ones have 12
 
     def __init__(self, redis: Redis, games: Games) -> None:
         self.redis = redis
@@ -3760,6 +4096,7 @@ class Migration:
         async for keys in self.redis.scan_keys("game:{g*}:*"):
             await asyncio.gather(*map(self._migrate_game, keys))
             migrated += len(keys)
+        await self._carry_bank()
         await self._begin_format()
         log.warning("migrated %d games; the data has format %d now", migrated, FORMAT)
 
@@ -3775,6 +4112,18 @@ class Migration:
                 f"{self.redis.place}: workers of trivia.py 1.x still run on this data: "
                 f"{', '.join(alive)}. Stop them first: format {FORMAT} can't be shared with them"
             )
+
+    async def _carry_bank(self) -> None:
+        """Of two questions that only now count as the same, the first stays in use."""
+        async for fingerprint, _ in self.redis.scan(Keys.fingerprints):
+            if len(fingerprint) == self.OLD_FINGERPRINT:
+                await self.redis.call("HDEL", Keys.fingerprints, fingerprint)
+        async for number, row in self.redis.scan(Keys.bank):
+            if number.isdigit():
+                question_id = Question.parse_row(row).digest
+                entry = f"{number} {question_id}"
+                await self.redis.call("HSETNX", Keys.ids, question_id, entry)
+                await self.redis.call("HSETNX", Keys.fingerprints, question_id, question_id)
 
     async def _migrate_game(self, key: str) -> None:
         game = key.rpartition(":")[2]
@@ -7202,6 +7551,8 @@ def preloaded(library: Path) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. Raises Fatal."""
     options = command_line().parse_args(arguments)
+    # A terminal or pipe of ASCII shows \\xe9 for what it lacks; Python would end the command.
+    sys.stdout.reconfigure(errors="backslashreplace")
     check_environment()
     options.run(options)
 
@@ -7245,7 +7596,10 @@ def add_file_commands(commands: argparse._SubParsersAction) -> None:
     client.set_defaults(run=lambda options: write_client(options.language, options.file))
     questions = commands.add_parser("import", help="add questions from Open Trivia DB exports")
     questions.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    questions.set_defaults(run=lambda options: sys.exit(asyncio.run(import_files(options.files))))
+    questions.add_argument(
+        "--update", action="store_true", help="correct the questions whose id is in the bank"
+    )
+    questions.set_defaults(run=run_import)
 
 
 def add_host_commands(commands: argparse._SubParsersAction) -> None:
@@ -7263,6 +7617,11 @@ def add_host_commands(commands: argparse._SubParsersAction) -> None:
     )
     load.add_argument("file", type=Path, metavar="FILE")
     load.set_defaults(run=lambda options: restore(options.file))
+
+
+def run_import(options: argparse.Namespace) -> None:
+    """Imports files, and exits with 1 if any item was refused."""
+    sys.exit(asyncio.run(import_files(options.files, options.update)))
 
 
 def check_file(file: Path, json_schema: bool) -> None:
@@ -7297,30 +7656,22 @@ def write_client(language: str, file: Path | None) -> None:
         raise Fatal(f"client: {file}: {error.strerror}") from None
 
 
-async def import_files(files: list[Path]) -> int:
-    """Adds questions to the bank and prints the counts. Returns 1 if any was refused, else 0."""
-    items_by_file = {file: question_items(file) for file in files}
+async def import_files(paths: list[Path], update: bool) -> int:
+    """Adds questions to the bank, or corrects them. Returns 1 if any was refused, else 0."""
+    files = {path: read_question_file(path) for path in paths}
     schema = Schema(read_schema(SCHEMA_FILE))
     redis = await reach_redis()
     any_refused = False
     try:
-        bank = Bank(redis, schema)
-        for file, items in items_by_file.items():
-            counts, refused = await bank.add(items)
-            print_import(file, counts, refused)
-            any_refused = any_refused or bool(refused)
+        for path, file in files.items():
+            bank = Bank(redis, schema)
+            await bank.load()
+            report = await Importer(bank, file, update).run()
+            report.print(path)
+            any_refused = any_refused or bool(report.refused)
     finally:
         await redis.close()
     return int(any_refused)
-
-
-def print_import(file: Path, counts: dict[str, int], refused: list[str]) -> None:
-    """Prints what became of the questions of a file."""
-    added = counts["added"]
-    duplicates = counts["duplicate"]
-    print(f"{file}: {added} added, {duplicates} duplicates, {len(refused)} refused")
-    for reason in refused:
-        print(f"  {reason}")
 
 
 # -- Redis, for commands

@@ -429,40 +429,78 @@ def test_a_library_goes_when_no_living_worker_names_it(make_server):
 
 # ---- questions
 
-BANK = (Keys.bank, Keys.fingerprints)
+BANK = (Keys.bank, Keys.fingerprints, Keys.ids)
 
 
-def test_a_question_is_added_found_again_and_replaced(store):
-    def add(digest, text, replace=0):
-        return store.run("add_question", BANK, digest, text, replace)
-
-    assert [
-        add("a", "one"),
-        add("b", "two"),
-        add("a", "three"),
-        add("a", "one", 1),
-        add("a", "three", 1),
-        add("a", "three", 1),
-    ] == ["added", "added", "duplicate", "duplicate", "changed", "duplicate"]
-    assert store.client.hgetall(Keys.bank) == {"0": "three", "1": "two"}
-    assert store.client.hgetall(Keys.fingerprints) == {"a": "0", "b": "1"}
+def rows(store):
+    """Returns what the keys of the bank hold."""
+    return [store.client.hgetall(key) for key in BANK]
 
 
-def test_questions_added_at_once_get_a_number_each(store):
+def test_a_question_is_added_found_again_and_corrected(store):
+    def put(digest, text, mode="add", given=""):
+        return store.run("put_question", BANK, digest, given, text, mode)
+
+    assert put("a", "one") == ["added"]
+    assert put("b", "two", given="x") == ["added"]
+    assert put("a", "one") == put("b", "two", "update", "x") == put("b", "two") == ["duplicate"]
+    before = rows(store)
+    assert before == [{"0": "one", "1": "two"}, {"a": "a", "b": "x"}, {"a": "0 a", "x": "1 b"}]
+    # Nothing is changed without an update, nor into a question that is there.
+    assert put("a", "one!") == ["differs", "a", "one"]
+    assert put("c", "three", given="x") == ["differs", "x", "two"]
+    for mode in ("add", "update", "ship"):
+        assert put("a", "one", mode, "x") == ["taken", "a"]
+        assert put("b", "two", mode, "y") == ["taken", "x"]
+    assert rows(store) == before
+    # A correction is a new row, and the old one stays.
+    assert put("c", "three", "update", "x") == ["changed", "x", "two"]
+    assert put("c", "three", "update", "x") == put("c", "three") == ["duplicate"]
+    assert put("a", "one!", "update") == ["changed", "a", "one"]
+    assert rows(store) == [
+        {"0": "one", "1": "two", "2": "three", "3": "one!"},
+        {"a": "a", "c": "x"},
+        {"a": "3 a edited", "x": "2 c edited"},
+    ]
+
+
+def test_a_made_up_id_still_names_a_question_whose_answer_was_corrected(store):
+    def put(digest, text, mode="add", given=""):
+        return store.run("put_question", BANK, digest, given, text, mode)
+
+    assert put("a", "wrong") == ["added"]
+    assert put("b", "right", "update", "a") == ["changed", "a", "wrong"]
+    for mode in ("add", "update", "ship"):  # the old file again must not bring the mistake back
+        assert put("a", "wrong", mode) == ["differs", "a", "right"]
+    assert put("b", "right") == ["duplicate"]
+    assert len(rows(store)[0]) == 2
+
+
+def test_a_shipped_question_is_corrected_unless_the_operator_has_edited_it(store):
+    def put(digest, text, mode, given):
+        return store.run("put_question", BANK, digest, given, text, mode)
+
+    assert put("a", "one", "ship", "a") == put("b", "two", "ship", "b") == ["added"]
+    assert put("c", "one, shipped", "ship", "a") == ["changed", "a", "one"]
+    assert put("d", "two, edited", "update", "b") == ["changed", "b", "two"]
+    assert put("e", "two, shipped", "ship", "b") == ["differs", "b", "two, edited"]
+    assert rows(store)[2] == {"a": "2 c", "b": "3 d edited"}
+
+
+def test_questions_put_at_once_get_a_number_each(store):
     outcomes = at_once(
         12,
         lambda i: [
-            store.run("add_question", BANK, f"d{i // 2}-{j}", f"q{i // 2}-{j}", 0)
+            store.run("put_question", BANK, f"d{i // 2}-{j}", "", f"q{i // 2}-{j}", "add")
             for j in range(10)
         ],
     )
-    assert sum(outcome.count("added") for outcome in outcomes) == 60
-    numbers = store.client.hgetall(Keys.fingerprints)
-    assert sorted(map(int, numbers.values())) == list(range(60))
-    assert all(
-        store.client.hget(Keys.bank, number) == f"q{digest[1:]}"
-        for digest, number in numbers.items()
-    )
+    assert sum(outcome.count(["added"]) for outcome in outcomes) == 60
+    bank, fingerprints, ids = rows(store)
+    numbers = {name: entry.split(" ")[0] for name, entry in ids.items()}
+    assert sorted(map(int, numbers.values())) == sorted(map(int, bank)) == list(range(60))
+    assert fingerprints == {digest: digest for digest in ids}
+    assert all(bank[number] == f"q{digest[1:]}" for digest, number in numbers.items())
 
 
 # ---- accounts
@@ -2142,7 +2180,8 @@ CONTENT = {  # what members and values look like, where the table says more than
     "unique:{FIELD:N}": rf"[^ ]+=[\w-]{{12}} [\w-]{{4}}( {MS})?",
     "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
     "boards:{boards}": r"[a-z_]+=[a-z_]+",
-    "fingerprints:{bank}": r"[\w=-]+=\d+",
+    "fingerprints:{bank}": r"[\w-]{12}=[\w-]{12}",
+    "ids:{bank}": r"[\w-]{12}=\d+ [\w-]{12}",
     "board:{NAME}": r"[\w-]{12}=[\d.]+",
     "board:{NAME}:PERIOD": r"[\w-]{12}=[\d.]+",
     "metrics:{metrics}": r"[a-z_]+( [\w-]+)*=[\d.e-]+",
@@ -2428,6 +2467,7 @@ def test_nothing_of_an_erased_user_is_left(played):
     assert left <= {
         "bank:{bank}",
         "fingerprints:{bank}",
+        "ids:{bank}",
         "boards:{boards}",
         "game:{gSHARD}:ID",
         "playing:{lobby}",

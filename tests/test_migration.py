@@ -90,6 +90,20 @@ def test_nothing_of_the_old_format_is_left(migrated):
     assert not redis.zrange("queue:{lobby}:random", 0, -1)
 
 
+def test_each_question_has_an_id_and_none_is_there_twice(migrated):
+    redis = migrated.redis
+    ids, fingerprints = redis.hgetall("ids:{bank}"), redis.hgetall("fingerprints:{bank}")
+    shipped = json.loads((ROOT / "questions.json").read_text("utf-8"))
+    assert ids.keys() == {item["id"] for item in shipped}
+    assert fingerprints == {question_id: question_id for question_id in ids}
+    texts = {item["id"]: item["question"] for item in shipped}
+    for question_id, entry in ids.items():
+        number, digest = entry.split(" ")
+        assert digest == question_id
+        assert json.loads(redis.hget("bank:{bank}", number))[0] == texts[question_id]
+    assert redis.hlen("bank:{bank}") == len(shipped) + 1  # the digest of the file
+
+
 def test_the_players_of_the_snapshot_play_on(migrated):
     pair = ("old0", "old6")
     sessions = [{"token": FACTS["tokens"][name], "user": FACTS["users"][name]} for name in pair]
