@@ -1120,6 +1120,15 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
     limits=_object(" ".join(LIMITS), **LIMITS),
 )
 
+ANY_ORIGIN = ("*", "null")  # `null` is sent by pages without an origin, such as files
+DEFAULT_PORTS = {"http": 80, "https": 443}
+# Apps in a web view have schemes of their own, such as capacitor://localhost. The schemes that are
+# left out are never those of a page.
+_ORIGIN = re.compile(
+    r"(?!(?:wss?|ftp|file|data|blob|about|javascript):)"
+    r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
+)
+
 Mistake = tuple[tuple, str, str]  # path, what was found, what was expected
 
 
@@ -1224,6 +1233,13 @@ def _report(file: Path, lines: dict[tuple, int], mistakes: list[Mistake]) -> str
     )
 
 
+def refuse_file(file: Path, mistakes: list[Mistake]) -> None:
+    """Raises Fatal with mistakes that were found in a file after it was read, if there are any."""
+    if mistakes:
+        lines, _, _ = SchemaLoader(file.read_text("utf-8")).read()
+        raise Fatal(_report(file, lines, mistakes))
+
+
 def _line(lines: dict[tuple, int], path: tuple) -> int:
     """Returns the line of a path, or of the nearest path above it that is in the file."""
     while path and path not in lines:
@@ -1322,6 +1338,8 @@ class CrossChecks:
         yield from self._field_groups()
         yield from self._leaderboards()
         yield from self._queues()
+        if self._fine("origins"):
+            yield from self._origins()
 
     def _fine(self, *path: str) -> bool:
         for wrong in self.wrong_paths:
@@ -1360,22 +1378,61 @@ class CrossChecks:
             yield from _field_mistakes((*path, "fields", name), rule)
 
     def _leaderboards(self) -> Iterable[Mistake]:
-        """Checks that a leaderboard ranks a number that all players may see."""
-        numeric = []
-        for name, rule in self._children("users", "fields").items():
-            if rule["type"] in ("integer", "number") and not rule.get("private"):
-                numeric.append(name)
+        """Checks that a leaderboard ranks a number that all may see and only the server writes."""
+        fields = self._children("users", "fields")
+        ranked = [name for name, rule in fields.items() if _can_be_ranked(rule)]
         for name, board in self._children("leaderboards").items():
             field = board["field"]
-            if field not in numeric and self._fine("users", "fields", field):
-                expected = "a numeric user field: " + ", ".join(numeric)
+            if field not in ranked and self._fine("users", "fields", field):
+                expected = "a numeric, public field that players can't write: " + ", ".join(ranked)
                 yield ("leaderboards", name, "field"), shorten(field), expected
+
+    def _origins(self) -> Iterable[Mistake]:
+        """Checks that a browser can send each origin."""
+        for index, origin in enumerate(self.tree.get("origins", ())):
+            if origin not in ANY_ORIGIN and canonical_origin(origin) is None:
+                yield ("origins", index), shorten(origin), _expected_origin(origin)
 
     def _queues(self) -> Iterable[Mistake]:
         for name, queue in self._children("queues").items():
             players = queue["players"]
             if isinstance(players, dict) and players["min"] > players["max"]:
                 yield ("queues", name, "players"), shorten(players), "min at most max"
+
+
+def _can_be_ranked(rule: dict) -> bool:
+    is_number = rule["type"] in ("integer", "number")
+    return is_number and not rule.get("private") and rule.get("readOnly", False)
+
+
+def canonical_origin(text: str) -> str | None:
+    """Returns an origin as browsers send it, or None if no browser sends it.
+
+    Source: RFC 6454, section 6.2. Letter case and the default port of the scheme don't count.
+    """
+    found = _ORIGIN.fullmatch(text.lower())
+    if found is None:
+        return None
+    scheme, host, port = found.groups()
+    if host.startswith("["):
+        try:
+            host = f"[{ipaddress.IPv6Address(host[1:-1]).compressed}]"
+        except ValueError:
+            return None
+    number = int(port or 0)
+    if port and not 1 <= number <= 65_535:
+        return None
+    is_default = not port or DEFAULT_PORTS.get(scheme) == number
+    return f"{scheme}://{host}" if is_default else f"{scheme}://{host}:{number}"
+
+
+def _expected_origin(text: str) -> str:
+    """Returns the origin that was probably meant, or the form of an origin."""
+    scheme, _, rest = text.strip().lower().rpartition("://")
+    scheme = {"": "https", "wss": "https", "ws": "http"}.get(scheme, scheme)
+    if meant := canonical_origin(f"{scheme}://{rest.split('/')[0]}"):
+        return f"{meant}?"
+    return "an origin as browsers send it, such as https://play.example.org, or '*'"
 
 
 def _field_mistakes(path: tuple, rule: dict) -> Iterable[Mistake]:
@@ -1468,6 +1525,13 @@ class Queue:
         return "rated" if self.spec["rated"] else "unrated"
 
 
+def _origins(listed: list[str]) -> list[str]:
+    """Returns origins as browsers send them. `*` stands alone: it includes all others."""
+    if "*" in listed:
+        return ["*"]
+    return [canonical_origin(origin) or origin for origin in listed]
+
+
 class Schema:
     """Holds everything that schema.yaml declares."""
 
@@ -1478,7 +1542,7 @@ class Schema:
         self.limits = types.SimpleNamespace(**tree["limits"])
         self.boards: dict[str, dict] = tree["leaderboards"]
         self.queues = {name: Queue(name, spec) for name, spec in tree["queues"].items()}
-        self.origins: list[str] = tree.get("origins", [])
+        self.origins = _origins(tree.get("origins", []))
         self.fields: dict[str, dict] = users["fields"]
         self.unique = [name for name, rule in self.fields.items() if rule.get("unique")]
         writable = {name: rule for name, rule in self.fields.items() if not rule.get("readOnly")}
@@ -2320,26 +2384,16 @@ class Bank:
             await self.load()
 
     def _pool(self, spec: dict) -> list[int]:
-        categories = spec.get("categories")
-        difficulties = spec.get("difficulties")
-        return [
-            number
-            for number in self.ids.values()
-            if (not categories or self.questions[number].category in categories)
-            and (not difficulties or self.questions[number].difficulty in difficulties)
-        ]
+        return [number for number in self.ids.values() if fits(self.questions[number], spec)]
+
+    @property
+    def present(self) -> list[Question]:
+        """The present version of each question."""
+        return [self.questions[number] for number in self.ids.values()]
 
     def check(self) -> None:
         """Raises Fatal if a queue asks for more questions than there are."""
-        for name, pool in self.pools.items():
-            rounds = self.schema.queues[name].spec["rounds"]
-            if len(pool) < rounds:
-                known = sorted({self.questions[n].category for n in self.ids.values()})
-                raise Fatal(
-                    f"queues.{name}: the bank holds {len(pool)} questions of its categories and "
-                    f"difficulties; expected at least its {rounds} rounds. "
-                    f"The categories of the bank: {', '.join(known)}"
-                )
+        refuse_file(SCHEMA_FILE, list(shortages(self.schema, self.present)))
 
     async def put(self, questions: list[Question], mode: str) -> list[list]:
         """Adds or corrects questions. Returns the outcome of each, as put_question in trivia.lua.
@@ -2407,6 +2461,38 @@ class Bank:
 def all_orders(choices: int) -> list[str]:
     """Returns every order of so many choices: for 2 of them ['01', '10']."""
     return ["".join(map(str, order)) for order in itertools.permutations(range(choices))]
+
+
+def fits(question: Question, spec: dict) -> bool:
+    """Tells whether a queue may ask a question."""
+    categories = spec.get("categories")
+    difficulties = spec.get("difficulties")
+    return (not categories or question.category in categories) and (
+        not difficulties or question.difficulty in difficulties
+    )
+
+
+def shortages(schema: Schema, questions: list[Question]) -> Iterable[Mistake]:
+    """Yields the queues that ask for more questions than there are."""
+    for name, queue in schema.queues.items():
+        fitting = sum(fits(question, queue.spec) for question in questions)
+        rounds = queue.spec["rounds"]
+        if fitting < rounds:
+            found = f"{fitting} questions of its categories and difficulties in the bank"
+            expected = f"at least its {rounds} rounds; add some with python trivia.py import FILE"
+            yield ("queues", name), found, expected
+
+
+def missing_categories(schema: Schema, questions: list[Question]) -> Iterable[Mistake]:
+    """Yields the categories of queues of which there is no question."""
+    known = sorted({question.category for question in questions})
+    for name, queue in schema.queues.items():
+        for index, category in enumerate(queue.spec.get("categories", ())):
+            if category not in known:
+                found = f"{shorten(category)}, of which the bank has no question"
+                remedy = "add some with python trivia.py import FILE"
+                path = ("queues", name, "categories", index)
+                yield path, found, f"{_nearest(category, known)}, or {remedy}"
 
 
 def times_seen(number: int, seen: list[bytes]) -> int:
@@ -7630,6 +7716,7 @@ def check_file(file: Path, json_schema: bool) -> None:
         print(json.dumps(FILE_SCHEMA, indent=2))
         return
     schema = Schema(read_schema(file))
+    refuse_file(file, asyncio.run(bank_mistakes(schema)))
     counts = [
         f"{len(schema.fields)} user fields",
         f"{len(schema.boards)} leaderboards",
@@ -7654,6 +7741,27 @@ def write_client(language: str, file: Path | None) -> None:
         file.write_text(source, "utf-8")
     except OSError as error:
         raise Fatal(f"client: {file}: {error.strerror}") from None
+
+
+async def bank_mistakes(schema: Schema) -> list[Mistake]:
+    """Returns what queues ask for and the bank lacks.
+
+    The bank of every server has the shipped questions. Redis is read only if they are not enough.
+    """
+    questions = list(read_question_file(QUESTION_FILE).questions.values())
+
+    def mistakes() -> list[Mistake]:
+        return [*shortages(schema, questions), *missing_categories(schema, questions)]
+
+    if mistakes() and (REDIS_URL or DATA.exists()):
+        redis = await reach_redis()
+        try:
+            bank = Bank(redis, schema)
+            await bank.load()
+        finally:
+            await redis.close()
+        questions += bank.present
+    return mistakes()
 
 
 async def import_files(paths: list[Path], update: bool) -> int:

@@ -267,14 +267,44 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     (
         {"leaderboards.new": {"field": "nope"}},
         "leaderboards.new.field",
-        "a numeric user field: wins, ",
+        "a numeric, public field that players can't write: wins, ",
     ),
     (
         {"leaderboards.new": {"field": "email"}},
         "leaderboards.new.field",
-        "a numeric user field: wins, ",
+        "a numeric, public field that players can't write: wins, ",
     ),
     ({"leaderboards.new": {}}, "leaderboards.new.field", "found nothing"),
+    (  # players would write themselves to the top
+        {X: {"type": "integer", "default": 0}, "leaderboards.new": {"field": "x"}},
+        "leaderboards.new.field",
+        'found "x"; expected a numeric, public field that players can\'t write: wins, games, rating',
+    ),
+    # origins that no browser sends
+    ({"origins": ["https://play.example.org/"]}, "origins.0", "expected https://play.example.org?"),
+    ({"origins": ["*", "play.example.org"]}, "origins.1", "expected https://play.example.org?"),
+    ({"origins": ["https://play.example.org/app"]}, "origins.0", "https://play.example.org?"),
+    ({"origins": ["wss://play.example.org"]}, "origins.0", "expected https://play.example.org?"),
+    ({"origins": ["https://*.example.org"]}, "origins.0", "an origin as browsers send it"),
+    ({"origins": ["https://play.example.org:99999"]}, "origins.0", "an origin as browsers"),
+    ({"origins": ["https://me@play.example.org"]}, "origins.0", "an origin as browsers"),
+    ({"origins": ["https://müller.example"]}, "origins.0", "an origin as browsers"),
+    ({"origins": ["file:///index.html"]}, "origins.0", "an origin as browsers"),
+    ({"origins": ["http://[::1::]"]}, "origins.0", "an origin as browsers"),
+    ({"origins": [""]}, "origins.0", "an origin as browsers"),
+    # the bank
+    (
+        {"queues.party.categories": ["History", "Geografy"]},
+        "queues.party.categories.1",
+        'found "Geografy", of which the bank has no question; expected Geography?, or add some with '
+        "python trivia.py import FILE",
+    ),
+    (
+        {"queues.party.categories": ["History"], "queues.party.rounds": 45},
+        "queues.party",
+        "found 44 questions of its categories and difficulties in the bank; expected at least its "
+        "45 rounds; add some with python trivia.py import FILE",
+    ),
     (
         {X: {"type": "integer", "private": True, "default": 0}, "leaderboards.new": {"field": "x"}},
         "leaderboards.new.field",
@@ -474,6 +504,9 @@ def test_merge_keys_and_aliases_may_be_used(file):
         {"leaderboards": {}},
         {"users.fields.email": GONE, "users.required": ["username", "password"]},
         {"origins": GONE},
+        {"origins": ["*"]},
+        {"origins": ["null", "http://localhost:3000", "capacitor://localhost", "http://[::1]:80"]},
+        {"origins": ["HTTPS://Play.Example.org:443"]},
         {"queues.random.players": {"min": 3, "max": 3}, "queues.random.fill_seconds": 5},
         {"users.fields.x": {"type": "integer", "maximum": -5}},
         {"users.fields.x": {"type": "number", "minimum": -3, "maximum": -1, "default": -2}},
@@ -741,12 +774,45 @@ def test_server_refuses_to_start_with_the_message_of_check_and_no_traceback(make
 
 
 def test_server_refuses_to_start_when_a_queue_wants_questions_that_are_not_there(make_server):
-    server = make_server(changed({"queues.party.categories": ["Astrologie"]})[0], start=False)
+    text = changed({"queues.party.categories": ["Astrology"]})[0]
+    server = make_server(text, start=False)
     server.start(wait=False)
     assert server.process.wait(40) != 0
     assert (
-        "queues.party: the bank holds 0 questions" in server.log and "Traceback" not in server.log
+        "queues.party: found 0 questions of its categories and difficulties in the bank"
+        in server.log
+        and "Traceback" not in server.log
     )
+
+
+def test_questions_that_were_imported_count_for_check(make_server, tmp_path):
+    text = changed({"queues.party.categories": ["Astrology"], "queues.party.rounds": 1})[0]
+    server = make_server(text, start=False)
+    row = {"category": "Astrology", "difficulty": "hard", "question": "Which sign comes first?"}
+    row |= {"correct_answer": "Aries", "incorrect_answers": ["Leo"]}
+    (tmp_path / "new.json").write_text(json.dumps([row]))
+
+    def command(*words):
+        return subprocess.run(
+            [sys.executable, "trivia.py", *words],
+            cwd=ROOT,
+            env=server.env,
+            capture_output=True,
+            text=True,
+        )
+
+    found = command("check").stderr.splitlines()
+    assert [line.split(": ")[1] for line in found] == ["queues.party", "queues.party.categories.0"]
+    assert not server.data.joinpath("d").exists()  # to check makes nothing
+    assert command("import", str(tmp_path / "new.json")).returncode == 0
+    assert command("check").returncode == 0
+    server.start()
+
+
+def test_origins_are_compared_as_browsers_send_them():
+    tree = changed({"origins": ["HTTPS://Play.Example.org:443", "http://[0:0::1]:080"]})[1]
+    assert trivia.Schema(tree).origins == ["https://play.example.org", "http://[::1]"]
+    assert trivia.Schema(changed({"origins": ["https://a.example", "*"]})[1]).origins == ["*"]
 
 
 # ---- the server with another schema -----------------------------------------------------------------------------
@@ -797,7 +863,7 @@ def grow(tree):
     """The edit of schema.yaml that the tests below are about."""
     tree["users"]["fields"] |= NEW_FIELDS
     tree["leaderboards"] |= {
-        "level": {"field": "level", "description": "The most seasoned."},
+        "veterans": {"field": "games", "description": "The most seasoned."},
         "climbers": {"field": "rating", "period": "day"},
     }
     tree["queues"]["blitz"] = BLITZ | FAST | {"rounds": 2}
@@ -1006,18 +1072,21 @@ def board(grown, name):
 
 def test_new_leaderboard_is_served_from_the_field_and_follows_it(grown):
     server = grown.server
-    sessions = [server.register(level=level) for level in (98, 97, 1)]
+    sessions = [server.register() for _ in range(3)]
     names = [session["user"]["username"] for session in sessions]
-    assert not set(names) & board(grown, "level")[0].keys()  # who has finished no game is not on it
-    play_all([server.phone(session=session, queue="blitz") for session in sessions])
-    entries, page = board(grown, "level")
-    assert [entries[name]["value"] for name in names] == [98, 97, 1] and page["period"] is None
-    assert entries[names[0]]["rank"] < entries[names[1]]["rank"] < entries[names[2]]["rank"]
-    assert server.http("PATCH", "/users/me", {"level": 99}, sessions[2]["token"]).status == 200
-    entries, _ = board(grown, "level")
-    assert (
-        entries[names[2]]["value"] == 99 and entries[names[2]]["rank"] < entries[names[0]]["rank"]
-    )
+    # Who has finished no game is not on it.
+    assert not set(names) & board(grown, "veterans")[0].keys()
+    phones = [server.phone(session=session, queue="blitz") for session in sessions]
+    play_all(phones)
+    entries, page = board(grown, "veterans")
+    assert [entries[name]["value"] for name in names] == [1, 1, 1] and page["period"] is None
+    for phone in phones[:2]:
+        phone.send("join", queue="random")
+    play_all(phones[:2])
+    entries, _ = board(grown, "veterans")
+    assert [entries[name]["value"] for name in names] == [2, 2, 1]
+    ranks = [entries[name]["rank"] for name in names]
+    assert max(ranks[:2]) < ranks[2]
 
 
 def test_new_leaderboard_with_a_period_counts_from_the_default_of_its_field(grown):
@@ -1033,7 +1102,7 @@ def test_new_leaderboard_with_a_period_counts_from_the_default_of_its_field(grow
 
 
 def test_new_leaderboard_has_the_players_of_the_time_before(grown):
-    entries, _ = board(grown, "level")
+    entries, _ = board(grown, "veterans")
     assert {session["user"]["username"] for session in grown.old} <= entries.keys()
 
 
@@ -1110,7 +1179,7 @@ def test_new_fields_boards_queues_and_messages_are_documented(grown):
     }
     assert "phone" in schemas["Login"]["properties"]
     parameter = openapi["paths"]["/leaderboards/{name}"]["get"]["parameters"][0]
-    assert parameter["schema"]["enum"] == ["rating", "wins", "level", "climbers"]
+    assert parameter["schema"]["enum"] == ["rating", "wins", "veterans", "climbers"]
     channel = asyncapi["channels"]["game_blitz"]
     assert channel["address"] == "/game/blitz" and channel["description"] == BLITZ["description"]
     assert {"client.wave", "server.wave", "client.nod", "server.nod"} <= channel["messages"].keys()
