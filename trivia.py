@@ -7677,7 +7677,7 @@ def add_file_commands(commands: argparse._SubParsersAction) -> None:
     )
     check.set_defaults(run=lambda options: check_file(options.file, options.json_schema))
     client = commands.add_parser("client", help="print a client for apps, made from schema.yaml")
-    client.add_argument("language", help="typescript")
+    client.add_argument("language", help="typescript or kotlin")
     client.add_argument("file", nargs="?", type=Path, help="write it there instead")
     client.set_defaults(run=lambda options: write_client(options.language, options.file))
     questions = commands.add_parser("import", help="add questions from Open Trivia DB exports")
@@ -7732,7 +7732,8 @@ def write_client(language: str, file: Path | None) -> None:
     if language not in generate.WRITERS:
         known = ", ".join(generate.WRITERS)
         raise Fatal(f"client: found {shorten(language)}; expected one of {known}")
-    schema = Schema(read_schema(SCHEMA_FILE))
+    tree = read_schema(SCHEMA_FILE)
+    schema = Schema(load_lab().extend(tree) if LAB == "1" else tree)
     documents = openapi(schema), asyncapi(schema)
     source = generate.client(language, documents, SUBPROTOCOL, error_codes(schema))
     if file is None:

@@ -336,8 +336,200 @@ class TypeScript(Writer):
         return f"    return {call};\n"
 
 
+class Kotlin(Writer):
+    """Kotlin, for Java 8 or Android 7: one data class a shape, with what reads it from JSON.
+
+    An object within another becomes a class within the other's class, named after its property.
+    """
+
+    template = "kotlin.txt"
+    file = "Trivia.kt"
+    SCALARS = {"string": "String", "number": "Double", "boolean": "Boolean"}
+    READERS = {"String": "text()", "Double": "double()", "Boolean": "bool()"}
+    READERS |= {"Int": "int()", "Long": "long()", "Any?": "value"}
+    KEYWORDS = frozenset(
+        ["as", "class", "fun", "in", "is", "object", "val", "var", "when", "typealias", "interface"]
+    )
+
+    def marks(self) -> dict[str, str]:
+        contract = self.contract
+        server = [self._class(shape, self._read_function(shape)) for shape in contract.server]
+        client = [self._class(shape, self._fields_function(shape)) for shape in contract.client]
+        cases = (f'"{one.kind}" -> {one.name}.from(json)' for one in contract.server)
+        return {
+            "title": contract.title,
+            "protocol": contract.protocol,
+            "queue": contract.queues[0],
+            "queues": ", ".join(map(json.dumps, contract.queues)),
+            "codes": ", ".join(map(json.dumps, contract.codes)),
+            "sign_in": "login(Login(login = name, password = password))",
+            "types": "\n\n".join(map(self._shape, contract.shapes)),
+            "server_cases": "\n".join(" " * 12 + case for case in cases),
+            "messages": "\n\n".join(server + client),
+            "operations": "\n\n".join(map(self._operation, contract.operations)),
+            "client_messages": "\n\n".join(self._client_messages()),
+        }
+
+    # -- types
+
+    def name(self, name: str) -> str:
+        """Returns the name of a property or a parameter."""
+        text = camel(name)
+        return f"`{text}`" if text in self.KEYWORDS else text
+
+    def type_of(self, field: Field) -> str:
+        """Returns the type of a property."""
+        rule, nullable = without_null(field.rule)
+        text = self._type(rule, field.name)
+        is_optional = (nullable or not field.required) and not text.endswith("?")
+        return f"{text}?" if is_optional else text
+
+    def _type(self, rule: dict, name: str) -> str:
+        kind = rule.get("type")
+        if "$ref" in rule:
+            return name_of(rule["$ref"])
+        if "enum" in rule or "const" in rule:
+            values = rule.get("enum", [rule.get("const")])
+            kind = "string" if all(isinstance(value, str) for value in values) else None
+        if kind == "array":
+            return f"List<{self._type(without_null(rule.get('items', {}))[0], name)}>"
+        if kind == "object" and "properties" in rule:
+            return pascal(name)
+        if kind == "object" and isinstance(rule.get("additionalProperties"), dict):
+            return f"Map<String, {self._type(rule['additionalProperties'], name)}>"
+        if kind == "integer":
+            return "Long" if rule.get("format") == "int64" else "Int"
+        return self.SCALARS.get(kind, "Any?") if isinstance(kind, str) else "Any?"
+
+    def _class(self, shape: Shape, body: str) -> str:
+        base = "ServerMessage" if shape.name.endswith("Message") else "ClientMessage"
+        return self._data_class(shape.name, shape.text, shape.fields, f" : {base}", body)
+
+    def _shape(self, shape: Shape) -> str:
+        body = self._fields_function(shape, "") + self._read_function(shape, "")
+        return self._data_class(shape.name, shape.text, shape.fields, "", body)
+
+    def _data_class(self, name: str, text: str, fields: list[Field], base: str, body: str) -> str:
+        for field in fields:
+            body += self._nested(field)
+        if not fields:
+            return f"{comment(text)}class {name}{base} {{\n{body}}}"
+        lines = "".join(map(self._property, fields))
+        return f"{comment(text)}data class {name}(\n{lines}){base} {{\n{body}}}"
+
+    def _property(self, field: Field) -> str:
+        kind = self.type_of(field)
+        default = "" if field.required else " = null"
+        return comment(field.text, "    ") + f"    val {self.name(field.name)}: {kind}{default},\n"
+
+    def _nested(self, field: Field) -> str:
+        """Returns the class of an object within a property, or ""."""
+        rule = without_null(field.rule)[0]
+        for inner in ("items", "additionalProperties"):
+            rule = rule[inner] if isinstance(rule.get(inner), dict) else rule
+        if "properties" not in rule:
+            return ""
+        shape = _shape(pascal(field.name), rule, "")
+        body = self._fields_function(shape, "") + self._read_function(shape, "")
+        source = self._data_class(shape.name, field.text, shape.fields, "", body)
+        return "\n" + textwrap.indent(source, "    ") + "\n"
+
+    # -- JSON
+
+    def _read_function(self, shape: Shape, override: str = "override ") -> str:
+        """Returns what makes an object of the class from JSON."""
+        kind = f'    override val type get() = "{shape.kind}"\n\n' if override else ""
+        parts = (
+            f"            {self.name(field.name)} = {self._read_field(field)},\n"
+            for field in shape.fields
+        )
+        unused = "" if shape.fields else '@Suppress("UNUSED_PARAMETER") '
+        return (
+            f"{kind}    companion object {{\n"
+            f"        internal fun from({unused}json: Json) = {shape.name}(\n{''.join(parts)}"
+            "        )\n    }\n"
+        )
+
+    def _read_field(self, field: Field) -> str:
+        rule, nullable = without_null(field.rule)
+        value = f"json[{json.dumps(field.name)}]"
+        if self._type(rule, field.name) == "Any?":
+            return f"{value}.value"
+        if nullable or not field.required:
+            return f"{value}.orNull {{ {self._read(rule, field.name, 'it')} }}"
+        return self._read(rule, field.name, value)
+
+    def _read(self, rule: dict, name: str, value: str) -> str:
+        rule, nullable = without_null(rule)
+        kind = self._type(rule, name)
+        if kind.startswith("List<"):
+            return f"{value}.list {{ {self._read(rule.get('items', {}), name, 'it')} }}"
+        if kind.startswith("Map<"):
+            return f"{value}.map {{ {self._read(rule['additionalProperties'], name, 'it')} }}"
+        if kind in self.READERS:
+            return f"{value}.{self.READERS[kind]}"
+        return f"{kind}.from({value})"
+
+    def _fields_function(self, shape: Shape, override: str = "override ") -> str:
+        """Returns what makes JSON of an object of the class."""
+        pairs = [f'"type" to "{shape.kind}"'] if shape.kind else []
+        for field in shape.fields:
+            pairs.append(f"{json.dumps(field.name)} to {self._plain(field)}")
+        visible = override or "internal "
+        return f"    {visible}fun fields() = fieldsOf({', '.join(pairs)})\n\n"
+
+    def _plain(self, field: Field) -> str:
+        """Returns a property as maps, lists and scalars."""
+        name = self.name(field.name)
+        rule, nullable = without_null(field.rule)
+        dot = "?." if nullable or not field.required else "."
+        kind = self._type(rule, field.name)
+        inner = re.sub(r"^(List<|Map<String, )(.*)>$", r"\2", kind)
+        if inner in self.READERS or inner.startswith(("List<", "Map<")):
+            return name
+        if kind.startswith("List<"):
+            return f"{name}{dot}map {{ it.fields() }}"
+        if kind.startswith("Map<"):
+            return f"{name}{dot}mapValues {{ it.value.fields() }}"
+        return f"{name}{dot}fields()"
+
+    # -- routes and messages
+
+    def _client_messages(self) -> Iterator[str]:
+        for shape in self.contract.client:
+            if shape.kind not in HANDLED:
+                head = f"    fun {self.name(shape.kind)}(message: {shape.name})"
+                yield comment(shape.text, "    ") + f"{head} = send(message)"
+
+    def _operation(self, operation: Operation) -> str:
+        names = [f"{self.name(name)}: String" for name in operation.parameters]
+        if operation.body:
+            names.append(f"body: {operation.body}")
+        names += [f"{self.name(one.name)}: {self.type_of(one)} = null" for one in operation.query]
+        path = re.sub(r"{(\w+)}", lambda one: f"${{part({self.name(one[1])})}}", operation.path)
+        pairs = (f"{json.dumps(one.name)} to {self.name(one.name)}" for one in operation.query)
+        query = f"fieldsOf({', '.join(pairs)})" if operation.query else "emptyMap()"
+        body = "body.fields()" if operation.body else "null"
+        call = f'request("{operation.method}", "{path}", {query}, {body})'
+        answer = f": {operation.answer}" if operation.answer else ""
+        head = f"    fun {self.name(operation.name)}({', '.join(names)}){answer} {{\n"
+        return comment(operation.text, "    ") + head + self._body(operation, call) + "    }"
+
+    @staticmethod
+    def _body(operation: Operation, call: str) -> str:
+        if operation.answer == "Session":
+            return (
+                f"        val session = Session.from({call})\n"
+                "        setToken(session.token)\n        return session\n"
+            )
+        if operation.answer:
+            return f"        return {operation.answer}.from({call})\n"
+        forget = "        setToken(null)\n" if operation.name in ENDS_SESSION else ""
+        return f"        {call}\n{forget}"
+
+
 ENDS_SESSION = ("logout", "end_sessions", "erase_me")
-WRITERS: dict[str, type[Writer]] = {"typescript": TypeScript}
+WRITERS: dict[str, type[Writer]] = {"typescript": TypeScript, "kotlin": Kotlin}
 
 
 def comment(text: str, indent: str = "") -> str:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from conftest import ROOT, Server, edited_schema
 TYPESCRIPT = "5.9.3"  # of the npm package
 STRICT = ["--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes", "--noEmit"]
 STRICT += ["--target", "es2022", "--lib", "es2022,dom", "--module", "esnext"]
-FILES = {"typescript": "trivia.ts"}
+KOTLIN = "0.19.0.944"  # of the package kotlin-jupyter-kernel, which carries the compiler
+FILES = {"typescript": "trivia.ts", "kotlin": "Trivia.kt"}
 SCRIPTS = [
     "",
     "drop@3",
@@ -35,9 +37,9 @@ SCRIPTS = [
 NODE = compute_driver_executable()[0]  # of Playwright, which runs TypeScript as it is
 
 
-def generated(language, schema=None, folder=None):
+def generated(language, schema=None, folder=None, **env):
     """The client that the command prints for a schema file."""
-    env = dict(os.environ)
+    env = os.environ | env
     if schema is not None:
         (folder / "schema.yaml").write_text(schema)
         env["TRIVIA_SCHEMA"] = str(folder / "schema.yaml")
@@ -151,37 +153,77 @@ def test_the_typescript_client_compiles_strictly(tsc, tmp_path, schema):
 
 
 @pytest.fixture(scope="module")
+def kotlin(request, tmp_path_factory):
+    """The command that runs the compiled Kotlin client."""
+    java = shutil.which("java") or pytest.skip("there is no java")
+    jars = Path(request.config.cache.mkdir("kotlin")) / KOTLIN
+    if not jars.exists():
+        name = f"kotlin-jupyter-kernel=={KOTLIN}"
+        folder = tmp_path_factory.mktemp("wheel")
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, name]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=300)
+        if done.returncode:
+            pytest.skip(f"pip can't fetch the compiler of Kotlin: {done.stderr[-200:]}")
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            wheel.extractall(folder)
+        shutil.move(folder / "run_kotlin_kernel" / "jars", jars)
+    [library] = jars.glob("kotlin-stdlib-*.jar")
+    out = tmp_path_factory.mktemp("kotlin")
+    (out / "Trivia.kt").write_text(generated("kotlin", own_schema(), out, TRIVIA_LAB="1"), "utf-8")
+    compiler = [java, "-cp", f"{jars}/*", "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
+    compiler += ["-no-stdlib", "-no-reflect", "-cp", library, "-d", out]
+    sources = [out / "Trivia.kt", ROOT / "tests" / "clients" / "Play.kt"]
+    done = subprocess.run([*compiler, *sources], text=True, capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return [java, "-cp", f"{out}:{library}", "trivia.PlayKt"]
+
+
+@pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A server with the lab, and a file of the right answers."""
     questions, _ = trivia.read_questions(trivia.question_items(trivia.QUESTION_FILE))
-    file = tmp_path_factory.mktemp("clients") / "answers.json"
-    file.write_text(json.dumps({one.text: one.choices[0] for one in questions}))
-    server = Server(edited_schema(), env={"TRIVIA_LAB": "1"})
+    folder = tmp_path_factory.mktemp("clients")
+    answers = {one.text: one.choices[0] for one in questions}
+    (folder / "answers.json").write_text(json.dumps(answers))
+    lines = "".join(f"{text}\t{answer}\n" for text, answer in answers.items())
+    (folder / "answers.txt").write_text(lines, "utf-8")
+    server = Server(own_schema(), env={"TRIVIA_LAB": "1"})
     try:
-        yield server.start(), file
+        yield server.start(), folder
     finally:
         server.close()
 
 
-def play(program, lab, script):
-    """Lets a client play a game in the lab, and returns what it prints of its end."""
-    server, file = lab
-    command = [*program, f"http://127.0.0.1:{server.port}", "lab", script, file]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=120)
-    return json.loads(done.stdout or "{}")
-
-
-PROGRAMS = {"typescript": [NODE, "tests/clients/play.ts"]}
-
-
-@pytest.mark.parametrize("language", PROGRAMS)
-def test_every_answer_arrives_whatever_happens_to_the_line(language, lab):
-    with ThreadPoolExecutor(6) as pool:
-        played = pool.map(lambda script: play(PROGRAMS[language], lab, script), SCRIPTS)
-    ends = dict(zip(SCRIPTS, played))
+def check(ends):
+    """Checks that every answer arrived, and that connections were made again where they broke."""
     assert {end.get("reason") for end in ends.values()} == {"finished"}, ends
     # Four rounds; a right answer gets 100 points, and up to 50 for its speed.
     assert all(450 < end["score"] <= 600 for end in ends.values()), ends
-    assert ends[""]["links"] == ["online"]
-    assert ends["deploy@2"]["links"] == ["online", "connecting", "online"]
-    assert ends["drop@3"]["links"].count("online") == 2
+    assert {script: ends[script]["links"] for script in ("", "deploy@2", "drop@3", "lose@4")} == {
+        "": 1,
+        "deploy@2": 2,
+        "drop@3": 2,
+        "lose@4": 1,
+    }
+
+
+def test_every_answer_of_the_typescript_client_arrives_whatever_happens_to_the_line(lab):
+    server, folder = lab
+
+    def play(script):
+        command = [NODE, "tests/clients/play.ts", f"http://127.0.0.1:{server.port}", "lab", script]
+        command.append(folder / "answers.json")
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=120)
+        return json.loads(done.stdout or "{}")
+
+    with ThreadPoolExecutor(6) as pool:
+        check(dict(zip(SCRIPTS, pool.map(play, SCRIPTS))))
+
+
+def test_every_answer_of_the_kotlin_client_arrives_whatever_happens_to_the_line(lab, kotlin):
+    server, folder = lab
+    command = [*kotlin, f"http://127.0.0.1:{server.port}", "lab", folder / "answers.txt", *SCRIPTS]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=240)
+    ends = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [end["script"] for end in ends] == SCRIPTS
+    check({end["script"]: end for end in ends})

@@ -11,8 +11,8 @@ await trivia.register({ username: name, email: `${name}@example.org`, password: 
 
 const fields = script ? { script } : {};
 const play = trivia.play(queue as never, fields);
-const links: string[] = [];
-play.on("link", (link) => links.push(link.state));
+let links = 0;
+play.on("link", (link) => (links += Number(link.state === "online")));
 play.on("error", (error) => console.error(error));
 play.on("change", (game) => {
   const question = game.question;

@@ -1,0 +1,1893 @@
+// A client for Trivia, made from schema.yaml by `python trivia.py client kotlin`.
+// Do not edit it: change schema.yaml and make it again.
+//
+// It needs nothing but Java 8 or Android 7 (API 24), whose sockets it uses.
+//
+//   val trivia = Trivia("https://quiz.example.org", token) { keep(it) }
+//   if (trivia.token == null) trivia.login(Login(login = name, password = password))      // blocks: not on the main thread
+//   val play = trivia.play("random", callbacks = mainExecutor)
+//   play.onChange { game -> show(game) }
+//   play.onMessage { message -> if (message is EndMessage) celebrate(message.ranking) }
+//   play.answer(0)
+
+package trivia
+
+import java.io.ByteArrayOutputStream
+import java.io.DataInputStream
+import java.io.EOFException
+import java.io.IOException
+import java.io.InputStream
+import java.net.InetSocketAddress
+import java.net.Socket
+import java.net.URI
+import java.net.URLEncoder
+import java.security.SecureRandom
+import java.util.concurrent.Executor
+import java.util.concurrent.ScheduledExecutorService
+import java.util.concurrent.ScheduledFuture
+import java.util.concurrent.ScheduledThreadPoolExecutor
+import java.util.concurrent.TimeUnit
+import javax.net.ssl.SSLSocket
+import javax.net.ssl.SSLSocketFactory
+
+/** The version of the protocol. The server refuses a client of another version. */
+const val PROTOCOL = "trivia.v1"
+
+// ---- types ---------------------------------------------------------------------------------------
+
+data class NewUser(
+    /** The name that other players see. */
+    val username: String,
+    /** An alternative to the username at sign-in. The server sends no mail. */
+    val email: String,
+    /** The server stores only its argon2id hash. */
+    val password: String,
+    /** The http or https address of a picture. */
+    val avatar: String? = null,
+) {
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "password" to password, "avatar" to avatar)
+
+    companion object {
+        internal fun from(json: Json) = NewUser(
+            username = json["username"].text(),
+            email = json["email"].text(),
+            password = json["password"].text(),
+            avatar = json["avatar"].orNull { it.text() },
+        )
+    }
+}
+
+data class UserChanges(
+    /** The name that other players see. */
+    val username: String? = null,
+    /** An alternative to the username at sign-in. The server sends no mail. */
+    val email: String? = null,
+    /** The http or https address of a picture. */
+    val avatar: String? = null,
+) {
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar)
+
+    companion object {
+        internal fun from(json: Json) = UserChanges(
+            username = json["username"].orNull { it.text() },
+            email = json["email"].orNull { it.text() },
+            avatar = json["avatar"].orNull { it.text() },
+        )
+    }
+}
+
+data class Login(
+    /** A username or email. */
+    val login: String? = null,
+    /** Can be given instead of login. */
+    val username: String? = null,
+    /** Can be given instead of login. */
+    val email: String? = null,
+    val password: String,
+) {
+    internal fun fields() = fieldsOf("login" to login, "username" to username, "email" to email, "password" to password)
+
+    companion object {
+        internal fun from(json: Json) = Login(
+            login = json["login"].orNull { it.text() },
+            username = json["username"].orNull { it.text() },
+            email = json["email"].orNull { it.text() },
+            password = json["password"].text(),
+        )
+    }
+}
+
+data class PasswordChange(
+    /** The present password. */
+    val password: String,
+    /** The server stores only its argon2id hash. */
+    val newPassword: String,
+) {
+    internal fun fields() = fieldsOf("password" to password, "new_password" to newPassword)
+
+    companion object {
+        internal fun from(json: Json) = PasswordChange(
+            password = json["password"].text(),
+            newPassword = json["new_password"].text(),
+        )
+    }
+}
+
+data class PasswordConfirmation(
+    val password: String,
+) {
+    internal fun fields() = fieldsOf("password" to password)
+
+    companion object {
+        internal fun from(json: Json) = PasswordConfirmation(
+            password = json["password"].text(),
+        )
+    }
+}
+
+data class User(
+    /** The name that other players see. */
+    val username: String,
+    val email: String?,
+    /** The http or https address of a picture. */
+    val avatar: String,
+    /** Games in which the player alone was first. */
+    val wins: Long,
+    /** Games that ended and count. */
+    val games: Long,
+    /** Skill, estimated from rated games with the Plackett-Luce model. */
+    val rating: Double,
+    /** Seconds since 1970. */
+    val createdAt: Long,
+) {
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "created_at" to createdAt)
+
+    companion object {
+        internal fun from(json: Json) = User(
+            username = json["username"].text(),
+            email = json["email"].orNull { it.text() },
+            avatar = json["avatar"].text(),
+            wins = json["wins"].long(),
+            games = json["games"].long(),
+            rating = json["rating"].double(),
+            createdAt = json["created_at"].long(),
+        )
+    }
+}
+
+data class Player(
+    /** The name that other players see. */
+    val username: String,
+    /** The http or https address of a picture. */
+    val avatar: String,
+    /** Games in which the player alone was first. */
+    val wins: Long,
+    /** Games that ended and count. */
+    val games: Long,
+    /** Skill, estimated from rated games with the Plackett-Luce model. */
+    val rating: Double,
+) {
+    internal fun fields() = fieldsOf("username" to username, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating)
+
+    companion object {
+        internal fun from(json: Json) = Player(
+            username = json["username"].text(),
+            avatar = json["avatar"].text(),
+            wins = json["wins"].long(),
+            games = json["games"].long(),
+            rating = json["rating"].double(),
+        )
+    }
+}
+
+data class Session(
+    val token: String,
+    /** Seconds since 1970; each day of use moves it forward. */
+    val expiresAt: Long,
+    val user: User,
+) {
+    internal fun fields() = fieldsOf("token" to token, "expires_at" to expiresAt, "user" to user.fields())
+
+    companion object {
+        internal fun from(json: Json) = Session(
+            token = json["token"].text(),
+            expiresAt = json["expires_at"].long(),
+            user = User.from(json["user"]),
+        )
+    }
+}
+
+data class Problem(
+    val type: String,
+    val title: String,
+    val status: Int,
+    val detail: String,
+    /** Stable; for programs. */
+    val code: String,
+    /** What is wrong, by field. */
+    val errors: Map<String, List<String>>? = null,
+) {
+    internal fun fields() = fieldsOf("type" to type, "title" to title, "status" to status, "detail" to detail, "code" to code, "errors" to errors)
+
+    companion object {
+        internal fun from(json: Json) = Problem(
+            type = json["type"].text(),
+            title = json["title"].text(),
+            status = json["status"].int(),
+            detail = json["detail"].text(),
+            code = json["code"].text(),
+            errors = json["errors"].orNull { it.map { it.list { it.text() } } },
+        )
+    }
+}
+
+data class GameSummary(
+    val id: String,
+    val queue: String,
+    /** Milliseconds since 1970. */
+    val endedMs: Long,
+    val reason: String,
+    val ranking: List<Ranking>,
+) {
+    internal fun fields() = fieldsOf("id" to id, "queue" to queue, "ended_ms" to endedMs, "reason" to reason, "ranking" to ranking.map { it.fields() })
+
+    companion object {
+        internal fun from(json: Json) = GameSummary(
+            id = json["id"].text(),
+            queue = json["queue"].text(),
+            endedMs = json["ended_ms"].long(),
+            reason = json["reason"].text(),
+            ranking = json["ranking"].list { Ranking.from(it) },
+        )
+    }
+
+    data class Ranking(
+        val player: String,
+        val score: Int,
+        val rank: Int,
+        val rating: Double? = null,
+        val ratingChange: Double? = null,
+        val counts: Boolean? = null,
+    ) {
+        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "counts" to counts)
+
+        companion object {
+            internal fun from(json: Json) = Ranking(
+                player = json["player"].text(),
+                score = json["score"].int(),
+                rank = json["rank"].int(),
+                rating = json["rating"].orNull { it.double() },
+                ratingChange = json["rating_change"].orNull { it.double() },
+                counts = json["counts"].orNull { it.bool() },
+            )
+        }
+    }
+}
+
+data class GameRecord(
+    val id: String,
+    val queue: String,
+    /** Milliseconds since 1970. */
+    val endedMs: Long,
+    val reason: String,
+    val ranking: List<Ranking>,
+    val rounds: List<Rounds>,
+) {
+    internal fun fields() = fieldsOf("id" to id, "queue" to queue, "ended_ms" to endedMs, "reason" to reason, "ranking" to ranking.map { it.fields() }, "rounds" to rounds.map { it.fields() })
+
+    companion object {
+        internal fun from(json: Json) = GameRecord(
+            id = json["id"].text(),
+            queue = json["queue"].text(),
+            endedMs = json["ended_ms"].long(),
+            reason = json["reason"].text(),
+            ranking = json["ranking"].list { Ranking.from(it) },
+            rounds = json["rounds"].list { Rounds.from(it) },
+        )
+    }
+
+    data class Ranking(
+        val player: String,
+        val score: Int,
+        val rank: Int,
+        val rating: Double? = null,
+        val ratingChange: Double? = null,
+        val counts: Boolean? = null,
+    ) {
+        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "counts" to counts)
+
+        companion object {
+            internal fun from(json: Json) = Ranking(
+                player = json["player"].text(),
+                score = json["score"].int(),
+                rank = json["rank"].int(),
+                rating = json["rating"].orNull { it.double() },
+                ratingChange = json["rating_change"].orNull { it.double() },
+                counts = json["counts"].orNull { it.bool() },
+            )
+        }
+    }
+
+    data class Rounds(
+        val text: String,
+        val choices: List<String>,
+        val category: String,
+        val difficulty: String,
+        val correct: Int,
+        val answers: Map<String, Answers>,
+    ) {
+        internal fun fields() = fieldsOf("text" to text, "choices" to choices, "category" to category, "difficulty" to difficulty, "correct" to correct, "answers" to answers.mapValues { it.value.fields() })
+
+        companion object {
+            internal fun from(json: Json) = Rounds(
+                text = json["text"].text(),
+                choices = json["choices"].list { it.text() },
+                category = json["category"].text(),
+                difficulty = json["difficulty"].text(),
+                correct = json["correct"].int(),
+                answers = json["answers"].map { Answers.from(it) },
+            )
+        }
+
+        data class Answers(
+            val choice: Int,
+            val ms: Long,
+            val points: Int,
+        ) {
+            internal fun fields() = fieldsOf("choice" to choice, "ms" to ms, "points" to points)
+
+            companion object {
+                internal fun from(json: Json) = Answers(
+                    choice = json["choice"].int(),
+                    ms = json["ms"].long(),
+                    points = json["points"].int(),
+                )
+            }
+        }
+    }
+}
+
+data class GameList(
+    val games: List<GameSummary>,
+    val cursor: String?,
+) {
+    internal fun fields() = fieldsOf("games" to games.map { it.fields() }, "cursor" to cursor)
+
+    companion object {
+        internal fun from(json: Json) = GameList(
+            games = json["games"].list { GameSummary.from(it) },
+            cursor = json["cursor"].orNull { it.text() },
+        )
+    }
+}
+
+data class Leaderboard(
+    val leaderboard: String,
+    val period: String?,
+    val total: Int,
+    val entries: List<Entries>,
+) {
+    internal fun fields() = fieldsOf("leaderboard" to leaderboard, "period" to period, "total" to total, "entries" to entries.map { it.fields() })
+
+    companion object {
+        internal fun from(json: Json) = Leaderboard(
+            leaderboard = json["leaderboard"].text(),
+            period = json["period"].orNull { it.text() },
+            total = json["total"].int(),
+            entries = json["entries"].list { Entries.from(it) },
+        )
+    }
+
+    data class Entries(
+        val rank: Int,
+        val username: String,
+        val value: Double,
+    ) {
+        internal fun fields() = fieldsOf("rank" to rank, "username" to username, "value" to value)
+
+        companion object {
+            internal fun from(json: Json) = Entries(
+                rank = json["rank"].int(),
+                username = json["username"].text(),
+                value = json["value"].double(),
+            )
+        }
+    }
+}
+
+data class QueueList(
+    val queues: List<Queues>,
+) {
+    internal fun fields() = fieldsOf("queues" to queues.map { it.fields() })
+
+    companion object {
+        internal fun from(json: Json) = QueueList(
+            queues = json["queues"].list { Queues.from(it) },
+        )
+    }
+
+    data class Queues(
+        val description: String? = null,
+        val players: Players,
+        val match: String? = null,
+        val window: Double? = null,
+        val widen: Double? = null,
+        val fillSeconds: Double? = null,
+        val waitSeconds: Double? = null,
+        val rounds: Int? = null,
+        val startSeconds: Double? = null,
+        val answerSeconds: Double? = null,
+        val revealSeconds: Double? = null,
+        val seatSeconds: Double? = null,
+        val rated: Boolean? = null,
+        val scoring: Scoring? = null,
+        val onExit: String? = null,
+        val categories: List<String>? = null,
+        val difficulties: List<String>? = null,
+        val name: String,
+        val waiting: Int,
+        val playing: Int,
+    ) {
+        internal fun fields() = fieldsOf("description" to description, "players" to players.fields(), "match" to match, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties, "name" to name, "waiting" to waiting, "playing" to playing)
+
+        companion object {
+            internal fun from(json: Json) = Queues(
+                description = json["description"].orNull { it.text() },
+                players = Players.from(json["players"]),
+                match = json["match"].orNull { it.text() },
+                window = json["window"].orNull { it.double() },
+                widen = json["widen"].orNull { it.double() },
+                fillSeconds = json["fill_seconds"].orNull { it.double() },
+                waitSeconds = json["wait_seconds"].orNull { it.double() },
+                rounds = json["rounds"].orNull { it.int() },
+                startSeconds = json["start_seconds"].orNull { it.double() },
+                answerSeconds = json["answer_seconds"].orNull { it.double() },
+                revealSeconds = json["reveal_seconds"].orNull { it.double() },
+                seatSeconds = json["seat_seconds"].orNull { it.double() },
+                rated = json["rated"].orNull { it.bool() },
+                scoring = json["scoring"].orNull { Scoring.from(it) },
+                onExit = json["on_exit"].orNull { it.text() },
+                categories = json["categories"].orNull { it.list { it.text() } },
+                difficulties = json["difficulties"].orNull { it.list { it.text() } },
+                name = json["name"].text(),
+                waiting = json["waiting"].int(),
+                playing = json["playing"].int(),
+            )
+        }
+
+        data class Players(
+            val min: Int,
+            val max: Int,
+        ) {
+            internal fun fields() = fieldsOf("min" to min, "max" to max)
+
+            companion object {
+                internal fun from(json: Json) = Players(
+                    min = json["min"].int(),
+                    max = json["max"].int(),
+                )
+            }
+        }
+
+        data class Scoring(
+            val correct: Int,
+            val speed: Int,
+        ) {
+            internal fun fields() = fieldsOf("correct" to correct, "speed" to speed)
+
+            companion object {
+                internal fun from(json: Json) = Scoring(
+                    correct = json["correct"].int(),
+                    speed = json["speed"].int(),
+                )
+            }
+        }
+    }
+}
+
+data class Export(
+    val user: User,
+    val sessions: List<Sessions>,
+    val games: List<GameRecord>,
+    val questionsSeen: List<String>,
+) {
+    internal fun fields() = fieldsOf("user" to user.fields(), "sessions" to sessions.map { it.fields() }, "games" to games.map { it.fields() }, "questions_seen" to questionsSeen)
+
+    companion object {
+        internal fun from(json: Json) = Export(
+            user = User.from(json["user"]),
+            sessions = json["sessions"].list { Sessions.from(it) },
+            games = json["games"].list { GameRecord.from(it) },
+            questionsSeen = json["questions_seen"].list { it.text() },
+        )
+    }
+
+    data class Sessions(
+        /** Seconds since 1970. */
+        val expiresAt: Long,
+    ) {
+        internal fun fields() = fieldsOf("expires_at" to expiresAt)
+
+        companion object {
+            internal fun from(json: Json) = Sessions(
+                expiresAt = json["expires_at"].long(),
+            )
+        }
+    }
+}
+
+data class Health(
+    val status: String,
+    val version: String? = null,
+) {
+    internal fun fields() = fieldsOf("status" to status, "version" to version)
+
+    companion object {
+        internal fun from(json: Json) = Health(
+            status = json["status"].text(),
+            version = json["version"].orNull { it.text() },
+        )
+    }
+}
+
+// ---- messages ------------------------------------------------------------------------------------
+
+/** What the server sends. */
+sealed interface ServerMessage {
+    /** The type of the message. */
+    val type: String
+
+    companion object {
+        /** Returns null for a type that is newer than this client. */
+        internal fun from(json: Json): ServerMessage? = when (json["type"].text()) {
+            "queued" -> QueuedMessage.from(json)
+            "cancelled" -> CancelledMessage.from(json)
+            "start" -> StartMessage.from(json)
+            "question" -> QuestionMessage.from(json)
+            "answered" -> AnsweredMessage.from(json)
+            "reveal" -> RevealMessage.from(json)
+            "update" -> UpdateMessage.from(json)
+            "user_exit" -> UserExitMessage.from(json)
+            "user_return" -> UserReturnMessage.from(json)
+            "end" -> EndMessage.from(json)
+            "pong" -> PongMessage.from(json)
+            "error" -> ErrorMessage.from(json)
+            "emoji" -> EmojiMessage.from(json)
+            else -> null
+        }
+    }
+}
+
+/** What a client sends. */
+sealed interface ClientMessage {
+    fun fields(): Map<String, Any?>
+}
+
+/** The player waits in the queue. */
+data class QueuedMessage(
+    val queue: String,
+    /** Time until `cancelled` if no game is found. */
+    val timeoutMs: Long,
+) : ServerMessage {
+    override val type get() = "queued"
+
+    companion object {
+        internal fun from(json: Json) = QueuedMessage(
+            queue = json["queue"].text(),
+            timeoutMs = json["timeout_ms"].long(),
+        )
+    }
+}
+
+/** The player is out of the queue, or has left the game. */
+data class CancelledMessage(
+    val queue: String,
+    val reason: String,
+) : ServerMessage {
+    override val type get() = "cancelled"
+
+    companion object {
+        internal fun from(json: Json) = CancelledMessage(
+            queue = json["queue"].text(),
+            reason = json["reason"].text(),
+        )
+    }
+}
+
+/** A game starts. */
+data class StartMessage(
+    val game: String,
+    /** Counts the messages of this game to this player: 1, 2, 3, ... */
+    val seq: Int,
+    val queue: String,
+    val players: List<Player>,
+    val rounds: Int,
+    /** Time until the first question. */
+    val startsMs: Long,
+) : ServerMessage {
+    override val type get() = "start"
+
+    companion object {
+        internal fun from(json: Json) = StartMessage(
+            game = json["game"].text(),
+            seq = json["seq"].int(),
+            queue = json["queue"].text(),
+            players = json["players"].list { Player.from(it) },
+            rounds = json["rounds"].int(),
+            startsMs = json["starts_ms"].long(),
+        )
+    }
+}
+
+/** A new question. Answers are accepted from now on. */
+data class QuestionMessage(
+    val game: String,
+    val seq: Int,
+    /** The number of the question, from 1. */
+    val round: Int,
+    val text: String,
+    val choices: List<String>,
+    val category: String,
+    val difficulty: String,
+    /** Time left to answer. */
+    val answerMs: Long,
+) : ServerMessage {
+    override val type get() = "question"
+
+    companion object {
+        internal fun from(json: Json) = QuestionMessage(
+            game = json["game"].text(),
+            seq = json["seq"].int(),
+            round = json["round"].int(),
+            text = json["text"].text(),
+            choices = json["choices"].list { it.text() },
+            category = json["category"].text(),
+            difficulty = json["difficulty"].text(),
+            answerMs = json["answer_ms"].long(),
+        )
+    }
+}
+
+/** Another player has answered. */
+data class AnsweredMessage(
+    val game: String,
+    val seq: Int,
+    val round: Int,
+    val player: String,
+) : ServerMessage {
+    override val type get() = "answered"
+
+    companion object {
+        internal fun from(json: Json) = AnsweredMessage(
+            game = json["game"].text(),
+            seq = json["seq"].int(),
+            round = json["round"].int(),
+            player = json["player"].text(),
+        )
+    }
+}
+
+/** The question is closed. Shows the right answer, all answers and the scores. */
+data class RevealMessage(
+    val game: String,
+    val seq: Int,
+    val round: Int,
+    /** Index of the right choice. */
+    val correct: Int,
+    /** By username. Players without an answer are missing. */
+    val answers: Map<String, Answers>,
+    /** By username. */
+    val scores: Map<String, Int>,
+    /** Time until the next question or the end. */
+    val revealMs: Long,
+) : ServerMessage {
+    override val type get() = "reveal"
+
+    companion object {
+        internal fun from(json: Json) = RevealMessage(
+            game = json["game"].text(),
+            seq = json["seq"].int(),
+            round = json["round"].int(),
+            correct = json["correct"].int(),
+            answers = json["answers"].map { Answers.from(it) },
+            scores = json["scores"].map { it.int() },
+            revealMs = json["reveal_ms"].long(),
+        )
+    }
+
+    /** By username. Players without an answer are missing. */
+    data class Answers(
+        val choice: Int,
+        val points: Int,
+        val ms: Long,
+    ) {
+        internal fun fields() = fieldsOf("choice" to choice, "points" to points, "ms" to ms)
+
+        companion object {
+            internal fun from(json: Json) = Answers(
+                choice = json["choice"].int(),
+                points = json["points"].int(),
+                ms = json["ms"].long(),
+            )
+        }
+    }
+}
+
+/**
+ * The whole game as this player sees it. It is the reply to `check` and the first message after a
+ * reconnect.
+ */
+data class UpdateMessage(
+    val game: String,
+    /** The `seq` of the last message that this snapshot includes. */
+    val seq: Int,
+    val queue: String,
+    val players: List<Player>,
+    /** Usernames of the connected players. */
+    val connected: List<String>,
+    val rounds: Int,
+    /** 0 before the first question. */
+    val round: Int,
+    val phase: String,
+    /** Time until this phase ends. */
+    val leftMs: Long,
+    val scores: Map<String, Int>,
+    /** Present in the phases `question` and `reveal`. */
+    val question: Question? = null,
+    /** This player's answer to the question. */
+    val choice: Int? = null,
+    /** Usernames of those who have answered it. */
+    val answered: List<String>? = null,
+    /** Present in the phase `reveal`: index of the right choice. */
+    val correct: Int? = null,
+    /** Present in the phase `reveal`, in the same form as there. */
+    val answers: Any? = null,
+) : ServerMessage {
+    override val type get() = "update"
+
+    companion object {
+        internal fun from(json: Json) = UpdateMessage(
+            game = json["game"].text(),
+            seq = json["seq"].int(),
+            queue = json["queue"].text(),
+            players = json["players"].list { Player.from(it) },
+            connected = json["connected"].list { it.text() },
+            rounds = json["rounds"].int(),
+            round = json["round"].int(),
+            phase = json["phase"].text(),
+            leftMs = json["left_ms"].long(),
+            scores = json["scores"].map { it.int() },
+            question = json["question"].orNull { Question.from(it) },
+            choice = json["choice"].orNull { it.int() },
+            answered = json["answered"].orNull { it.list { it.text() } },
+            correct = json["correct"].orNull { it.int() },
+            answers = json["answers"].value,
+        )
+    }
+
+    /** Present in the phases `question` and `reveal`. */
+    data class Question(
+        val round: Int? = null,
+        val text: String? = null,
+        val choices: List<String>? = null,
+        val category: String? = null,
+        val difficulty: String? = null,
+    ) {
+        internal fun fields() = fieldsOf("round" to round, "text" to text, "choices" to choices, "category" to category, "difficulty" to difficulty)
+
+        companion object {
+            internal fun from(json: Json) = Question(
+                round = json["round"].orNull { it.int() },
+                text = json["text"].orNull { it.text() },
+                choices = json["choices"].orNull { it.list { it.text() } },
+                category = json["category"].orNull { it.text() },
+                difficulty = json["difficulty"].orNull { it.text() },
+            )
+        }
+    }
+}
+
+/** A player has left, or has lost the connection. */
+data class UserExitMessage(
+    val game: String,
+    val seq: Int,
+    val player: String,
+    /** The player can return within this time; 0: they have left. */
+    val returnsMs: Long,
+) : ServerMessage {
+    override val type get() = "user_exit"
+
+    companion object {
+        internal fun from(json: Json) = UserExitMessage(
+            game = json["game"].text(),
+            seq = json["seq"].int(),
+            player = json["player"].text(),
+            returnsMs = json["returns_ms"].long(),
+        )
+    }
+}
+
+/** A player has reconnected. */
+data class UserReturnMessage(
+    val game: String,
+    val seq: Int,
+    val player: String,
+) : ServerMessage {
+    override val type get() = "user_return"
+
+    companion object {
+        internal fun from(json: Json) = UserReturnMessage(
+            game = json["game"].text(),
+            seq = json["seq"].int(),
+            player = json["player"].text(),
+        )
+    }
+}
+
+/** The game has ended. */
+data class EndMessage(
+    val game: String,
+    val seq: Int,
+    val reason: String,
+    val ranking: List<Ranking>,
+) : ServerMessage {
+    override val type get() = "end"
+
+    companion object {
+        internal fun from(json: Json) = EndMessage(
+            game = json["game"].text(),
+            seq = json["seq"].int(),
+            reason = json["reason"].text(),
+            ranking = json["ranking"].list { Ranking.from(it) },
+        )
+    }
+
+    data class Ranking(
+        val player: String,
+        val score: Int,
+        /** From 1. Equal scores have the same rank. */
+        val rank: Int,
+        /** The new rating. Only in rated queues. */
+        val rating: Double? = null,
+        val ratingChange: Double? = null,
+        /**
+         * Present, and false, if the game changes no field of this player. So it is when nobody has
+         * answered a question; such a game is not kept either.
+         */
+        val counts: Boolean? = null,
+    ) {
+        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "counts" to counts)
+
+        companion object {
+            internal fun from(json: Json) = Ranking(
+                player = json["player"].text(),
+                score = json["score"].int(),
+                rank = json["rank"].int(),
+                rating = json["rating"].orNull { it.double() },
+                ratingChange = json["rating_change"].orNull { it.double() },
+                counts = json["counts"].orNull { it.bool() },
+            )
+        }
+    }
+}
+
+/** The reply to `ping`. */
+data class PongMessage(
+    /** Time of the server, in ms since 1970. */
+    val serverMs: Long,
+    val clientMs: Double? = null,
+) : ServerMessage {
+    override val type get() = "pong"
+
+    companion object {
+        internal fun from(json: Json) = PongMessage(
+            serverMs = json["server_ms"].long(),
+            clientMs = json["client_ms"].orNull { it.double() },
+        )
+    }
+}
+
+/** A message was refused. The connection stays open. */
+data class ErrorMessage(
+    /** A stable code, for programs. */
+    val code: String,
+    /** What was wrong and what was expected, for people. */
+    val message: String,
+    /** The `id` of the refused message. */
+    val id: Any? = null,
+    /** What is wrong, by field. */
+    val errors: Any? = null,
+) : ServerMessage {
+    override val type get() = "error"
+
+    companion object {
+        internal fun from(json: Json) = ErrorMessage(
+            code = json["code"].text(),
+            message = json["message"].text(),
+            id = json["id"].value,
+            errors = json["errors"].value,
+        )
+    }
+}
+
+/** Another player sent emoji. */
+data class EmojiMessage(
+    val game: String,
+    val seq: Int,
+    val player: String,
+    val emoji: String,
+) : ServerMessage {
+    override val type get() = "emoji"
+
+    companion object {
+        internal fun from(json: Json) = EmojiMessage(
+            game = json["game"].text(),
+            seq = json["seq"].int(),
+            player = json["player"].text(),
+            emoji = json["emoji"].text(),
+        )
+    }
+}
+
+/** The player's answer. Only the first answer to a question counts. */
+data class AnswerFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+    /** The round of the question. */
+    val round: Int,
+    /** Index into `choices`, from 0. */
+    val choice: Int,
+    /** Optional: must be the id of the current game. */
+    val game: String? = null,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "answer", "id" to id, "round" to round, "choice" to choice, "game" to game)
+
+}
+
+/** Asks for an `update`. */
+data class CheckFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "check", "id" to id)
+
+}
+
+/** A reaction. The opponents see it. */
+data class EmojiFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+    val emoji: String,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "emoji", "id" to id, "emoji" to emoji)
+
+}
+
+/** Asks for a `pong`, with which a client can measure the offset of its clock. */
+data class PingFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+    /** The `pong` returns it unchanged. */
+    val clientMs: Double? = null,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "ping", "id" to id, "client_ms" to clientMs)
+
+}
+
+/** Joins a queue on the same WebSocket, after `end` or `cancelled`. */
+data class JoinFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+    /** Optional: a queue. Default: the previous one. */
+    val queue: String? = null,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "join", "id" to id, "queue" to queue)
+
+}
+
+/** Leaves the queue, or the game for good. */
+data class LeaveFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "leave", "id" to id)
+
+}
+
+/** The codes of errors, over HTTP and in `error` messages. */
+val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "too_large", "unsupported_media_type", "invalid", "too_many_attempts", "head_too_large", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
+
+/** The queues of the server. */
+val QUEUES = listOf("random", "rated", "party")
+
+// ---- JSON ----------------------------------------------------------------------------------------
+
+/** A value of a JSON document. What is missing or of another type raises TriviaException. */
+internal class Json(val value: Any?) {
+    operator fun get(name: String): Json = Json((value as? Map<*, *>)?.get(name))
+    fun text(): String = expect(value as? String)
+    fun int(): Int = expect(value as? Number).toInt()
+    fun long(): Long = expect(value as? Number).toLong()
+    fun double(): Double = expect(value as? Number).toDouble()
+    fun bool(): Boolean = expect(value as? Boolean)
+    fun <T> list(read: (Json) -> T): List<T> = expect(value as? List<*>).map { read(Json(it)) }
+    fun <T> map(read: (Json) -> T): Map<String, T> =
+        expect(value as? Map<*, *>).entries.associate { (name, one) -> name as String to read(Json(one)) }
+
+    fun <T> orNull(read: (Json) -> T): T? = if (value == null) null else read(this)
+
+    private fun <T> expect(found: T?): T = found ?: throw TriviaException(0, "bad_answer", "unexpected: $value")
+
+    companion object {
+        fun parse(text: String): Json = Json(JsonReader(text).document())
+
+        fun write(value: Any?): String = StringBuilder().also { write(value, it) }.toString()
+
+        private fun write(value: Any?, to: StringBuilder) {
+            when (value) {
+                is String -> quote(value, to)
+                is Map<*, *> -> value.entries.joinTo(to, ",", "{", "}") { (name, one) -> write(name) + ":" + write(one) }
+                is List<*> -> value.joinTo(to, ",", "[", "]") { write(it) }
+                else -> to.append(value)
+            }
+        }
+
+        private fun quote(text: String, to: StringBuilder) {
+            to.append('"')
+            for (c in text) {
+                if (c == '"' || c == '\\') to.append('\\').append(c)
+                else if (c < ' ') to.append(String.format("\\u%04x", c.code))
+                else to.append(c)
+            }
+            to.append('"')
+        }
+    }
+}
+
+/** Reads JSON: objects as Map, arrays as List, numbers as Long or Double. */
+private class JsonReader(private val text: String) {
+    private var at = 0
+
+    fun document(): Any? = value().also { skip(); if (at < text.length) fail() }
+
+    private fun fail(): Nothing = throw TriviaException(0, "bad_answer", "no JSON at character $at")
+
+    private fun skip() {
+        while (at < text.length && text[at] <= ' ') at++
+    }
+
+    private fun peek(): Char {
+        skip()
+        return if (at < text.length) text[at] else fail()
+    }
+
+    private fun take(c: Char): Boolean = (peek() == c).also { if (it) at++ }
+
+    private fun word(word: String, value: Any?): Any? =
+        if (text.startsWith(word, at)) value.also { at += word.length } else fail()
+
+    private fun value(): Any? = when (peek()) {
+        '{' -> members()
+        '[' -> items()
+        '"' -> string()
+        't' -> word("true", true)
+        'f' -> word("false", false)
+        'n' -> word("null", null)
+        else -> number()
+    }
+
+    private fun members(): Map<String, Any?> {
+        val found = LinkedHashMap<String, Any?>()
+        at++
+        if (take('}')) return found
+        do {
+            if (peek() != '"') fail()
+            val name = string()
+            if (!take(':')) fail()
+            found[name] = value()
+        } while (take(','))
+        return if (take('}')) found else fail()
+    }
+
+    private fun items(): List<Any?> {
+        val found = ArrayList<Any?>()
+        at++
+        if (take(']')) return found
+        do found.add(value()) while (take(','))
+        return if (take(']')) found else fail()
+    }
+
+    private fun string(): String {
+        val found = StringBuilder()
+        at++
+        while (true) {
+            val c = text.getOrElse(at++) { fail() }
+            if (c == '"') return found.toString()
+            found.append(if (c == '\\') escaped() else c)
+        }
+    }
+
+    private fun escaped(): Char = when (val c = text.getOrElse(at++) { fail() }) {
+        'n' -> '\n'
+        't' -> '\t'
+        'r' -> '\r'
+        'b' -> '\b'
+        'f' -> '\u000c'
+        'u' -> {
+            at += 4
+            (if (at <= text.length) text.substring(at - 4, at).toIntOrNull(16) else null)?.toChar() ?: fail()
+        }
+        else -> c
+    }
+
+    private fun number(): Number {
+        val from = at
+        while (at < text.length && text[at] in "+-.eE0123456789") at++
+        val found = text.substring(from, at)
+        return found.toLongOrNull() ?: found.toDoubleOrNull() ?: fail()
+    }
+}
+
+/** Fields of a body or a message, without those that were left out. */
+private fun fieldsOf(vararg fields: Pair<String, Any?>): Map<String, Any?> =
+    fields.filter { it.second != null }.toMap()
+
+// ---- HTTP ----------------------------------------------------------------------------------------
+
+/** An error of the server, or of the way to it (`status` 0, `code` "network"). */
+class TriviaException(
+    val status: Int,
+    val code: String,
+    message: String,
+    /** What is wrong, by field. */
+    val errors: Map<String, List<String>> = emptyMap(),
+    /** Seconds to wait before another try; 0 if the server names none. */
+    val retryAfter: Int = 0,
+) : IOException(message)
+
+/**
+ * A player's account on a server. Its functions block, and raise TriviaException.
+ *
+ * `onToken` gets each new token, to be kept, and null when the session has ended.
+ */
+class Trivia(
+    url: String,
+    token: String? = null,
+    private val timeoutMs: Int = 15_000,
+    private val onToken: (String?) -> Unit = {},
+) {
+    val url: String = url.trimEnd('/')
+
+    @Volatile
+    var token: String? = token
+        private set
+
+    /** Joins a queue, or resumes the game in progress. Handlers run on `callbacks`. */
+    fun play(queue: String, fields: JoinFields = JoinFields(), callbacks: Executor? = null): Play =
+        Play(this, queue, fields, callbacks)
+
+    /** Keeps the token of a session, or forgets it. */
+    @Synchronized
+    fun setToken(token: String?) {
+        if (token == this.token) return
+        this.token = token
+        onToken(token)
+    }
+
+    /** Creates an account and signs in. */
+    fun register(body: NewUser): Session {
+        val session = Session.from(request("POST", "/auth/register", emptyMap(), body.fields()))
+        setToken(session.token)
+        return session
+    }
+
+    /** Signs in. */
+    fun login(body: Login): Session {
+        val session = Session.from(request("POST", "/auth/login", emptyMap(), body.fields()))
+        setToken(session.token)
+        return session
+    }
+
+    /** Ends this session. */
+    fun logout() {
+        request("POST", "/auth/logout", emptyMap(), null)
+        setToken(null)
+    }
+
+    /** Ends all sessions of the caller, on every device. */
+    fun endSessions() {
+        request("DELETE", "/auth/sessions", emptyMap(), null)
+        setToken(null)
+    }
+
+    /** Changes the password and ends all other sessions. */
+    fun changePassword(body: PasswordChange) {
+        request("POST", "/auth/password", emptyMap(), body.fields())
+    }
+
+    /** Returns the caller's account. */
+    fun readMe(): User {
+        return User.from(request("GET", "/users/me", emptyMap(), null))
+    }
+
+    /** Changes fields of the caller's account. */
+    fun changeMe(body: UserChanges): User {
+        return User.from(request("PATCH", "/users/me", emptyMap(), body.fields()))
+    }
+
+    /** Erases the caller's account and all personal data. */
+    fun eraseMe(body: PasswordConfirmation) {
+        request("DELETE", "/users/me", emptyMap(), body.fields())
+        setToken(null)
+    }
+
+    /** Returns all data that is stored about the caller. */
+    fun exportMe(): Export {
+        return Export.from(request("GET", "/users/me/export", emptyMap(), null))
+    }
+
+    /** Returns the caller's finished games, newest first. */
+    fun myGames(limit: Int? = null, cursor: String? = null): GameList {
+        return GameList.from(request("GET", "/users/me/games", fieldsOf("limit" to limit, "cursor" to cursor), null))
+    }
+
+    /** Returns the public fields of a player. */
+    fun readUser(username: String): Player {
+        return Player.from(request("GET", "/users/${part(username)}", emptyMap(), null))
+    }
+
+    /** Returns a finished game of the caller with all its rounds. */
+    fun readGame(id: String): GameRecord {
+        return GameRecord.from(request("GET", "/games/${part(id)}", emptyMap(), null))
+    }
+
+    /** Returns a page of a leaderboard, highest value first. */
+    fun readLeaderboard(name: String, limit: Int? = null, offset: Int? = null, around: String? = null): Leaderboard {
+        return Leaderboard.from(request("GET", "/leaderboards/${part(name)}", fieldsOf("limit" to limit, "offset" to offset, "around" to around), null))
+    }
+
+    /** Returns the queues: their rules, and how many players wait and play. */
+    fun readQueues(): QueueList {
+        return QueueList.from(request("GET", "/queues", emptyMap(), null))
+    }
+
+    /** Tells that the process answers, and its version. */
+    fun live(): Health {
+        return Health.from(request("GET", "/health/live", emptyMap(), null))
+    }
+
+    /** Tells whether the server can serve players: Redis answers and no restart is under way. */
+    fun ready(): Health {
+        return Health.from(request("GET", "/health/ready", emptyMap(), null))
+    }
+
+    private fun request(method: String, path: String, query: Map<String, Any?>, body: Map<String, Any?>?): Json {
+        val sent = token
+        val answer = try {
+            httpRequest(method, url + path + queryString(query), sent, body?.let(Json::write), timeoutMs)
+        } catch (error: IOException) {
+            throw TriviaException(0, "network", "no answer from $url: $error")
+        }
+        if (answer.status in 200..299) return if (answer.body.isEmpty()) Json(null) else Json.parse(answer.body)
+        val error = answer.problem()
+        if (error.code == "not_authenticated" && sent == token) setToken(null)
+        throw error
+    }
+}
+
+private fun part(text: String): String = URLEncoder.encode(text, "UTF-8").replace("+", "%20")
+
+private fun queryString(values: Map<String, Any?>): String {
+    if (values.isEmpty()) return ""
+    return values.entries.joinToString("&", "?") { (name, value) -> part(name) + "=" + part(value.toString()) }
+}
+
+private class HttpAnswer(val status: Int, val headers: Map<String, String>, val body: String) {
+    fun problem(): TriviaException {
+        // A proxy in front may answer in a form of its own.
+        val problem = try { Json.parse(body) } catch (_: TriviaException) { Json(null) }
+        return TriviaException(
+            status,
+            problem["code"].orNull { it.text() } ?: "internal",
+            problem["detail"].orNull { it.text() } ?: "the server answered $status",
+            problem["errors"].orNull { errors -> errors.map { texts -> texts.list { it.text() } } } ?: emptyMap(),
+            headers["retry-after"]?.toIntOrNull() ?: 0,
+        )
+    }
+}
+
+private fun openSocket(uri: URI, timeoutMs: Int): Socket {
+    val isTls = uri.scheme == "https" || uri.scheme == "wss"
+    val port = if (uri.port > 0) uri.port else if (isTls) 443 else 80
+    val plain = Socket()
+    try {
+        plain.connect(InetSocketAddress(uri.host.trim('[', ']'), port), timeoutMs)
+        plain.soTimeout = timeoutMs
+        plain.tcpNoDelay = true
+        if (!isTls) return plain
+        val factory = SSLSocketFactory.getDefault() as SSLSocketFactory
+        val tls = factory.createSocket(plain, uri.host, port, true) as SSLSocket
+        tls.sslParameters = tls.sslParameters.apply { endpointIdentificationAlgorithm = "HTTPS" }
+        tls.startHandshake()
+        return tls
+    } catch (error: IOException) {
+        plain.close()
+        throw error
+    }
+}
+
+private fun pathOf(uri: URI): String = uri.rawPath + (uri.rawQuery?.let { "?$it" } ?: "")
+
+private fun httpRequest(method: String, url: String, token: String?, body: String?, timeoutMs: Int): HttpAnswer {
+    val uri = URI(url)
+    val data = body?.toByteArray() ?: ByteArray(0)
+    val head = StringBuilder("$method ${pathOf(uri)} HTTP/1.1\r\nHost: ${uri.rawAuthority}\r\nConnection: close\r\n")
+    head.append("Accept: application/json\r\n")
+    if (token != null) head.append("Authorization: Bearer $token\r\n")
+    if (body != null) head.append("Content-Type: application/json\r\nContent-Length: ${data.size}\r\n")
+    openSocket(uri, timeoutMs).use { socket ->
+        socket.getOutputStream().apply { write(head.append("\r\n").toString().toByteArray() + data); flush() }
+        val input = socket.getInputStream().buffered()
+        val (status, headers) = readHead(input)
+        return HttpAnswer(status, headers, String(readBody(input, status, headers)))
+    }
+}
+
+private fun readLine(input: InputStream): String {
+    val line = ByteArrayOutputStream()
+    while (true) {
+        val byte = input.read()
+        if (byte < 0 || line.size() > 16_384) throw EOFException("the connection ended within the head")
+        if (byte == '\n'.code) return line.toString("ISO-8859-1").trimEnd('\r')
+        line.write(byte)
+    }
+}
+
+private fun readHead(input: InputStream): Pair<Int, Map<String, String>> {
+    val status = readLine(input).split(' ').getOrNull(1)?.toIntOrNull() ?: throw IOException("no HTTP")
+    val headers = HashMap<String, String>()
+    while (true) {
+        val line = readLine(input)
+        if (line.isEmpty()) return status to headers
+        headers[line.substringBefore(':').lowercase()] = line.substringAfter(':').trim()
+    }
+}
+
+private fun readBody(input: InputStream, status: Int, headers: Map<String, String>): ByteArray {
+    if (status == 204) return ByteArray(0)
+    val data = DataInputStream(input)
+    val length = headers["content-length"]?.toIntOrNull()
+    if (length != null) return ByteArray(length).also(data::readFully)
+    if (headers["transfer-encoding"]?.lowercase() != "chunked") return input.readBytes()
+    val body = ByteArrayOutputStream()
+    while (true) {
+        val size = readLine(input).substringBefore(';').trim().toInt(16)
+        body.write(ByteArray(size).also(data::readFully))
+        readLine(input)
+        if (size == 0) return body.toByteArray()
+    }
+}
+
+// ---- WebSocket -----------------------------------------------------------------------------------
+
+/** A WebSocket (RFC 6455) without extensions. `opened`, `received` and `closed` run on its own thread. */
+private class WebSocket(
+    private val url: String,
+    private val protocols: List<String>,
+    private val opened: (WebSocket) -> Unit,
+    private val received: (WebSocket, String) -> Unit,
+    private val closed: (WebSocket, Int) -> Unit,
+) {
+    @Volatile
+    private var socket: Socket? = null
+
+    @Volatile
+    private var dropped = false
+
+    fun start() {
+        Thread({ closed(this, run()) }, "trivia-socket").apply { isDaemon = true }.start()
+    }
+
+    fun send(text: String): Boolean = try { frame(TEXT, text.toByteArray()); true } catch (_: IOException) { false }
+
+    /** Closes the connection without a farewell. */
+    fun drop() {
+        dropped = true
+        try { socket?.close() } catch (_: IOException) { }
+    }
+
+    /** Returns the close code; 0 if there was none. */
+    private fun run(): Int {
+        try {
+            val uri = URI(url)
+            val connected = openSocket(uri, CONNECT_MS)
+            socket = connected
+            if (dropped) connected.close()
+            val key = ByteArray(16).also(random::nextBytes)
+            val head = "GET ${pathOf(uri)} HTTP/1.1\r\nHost: ${uri.rawAuthority}\r\nUpgrade: websocket\r\n" +
+                "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: ${base64(key)}\r\n" +
+                "Sec-WebSocket-Protocol: ${protocols.joinToString(", ")}\r\n\r\n"
+            connected.getOutputStream().apply { write(head.toByteArray()); flush() }
+            val input = DataInputStream(connected.getInputStream().buffered())
+            val (status, _) = readHead(input)
+            if (status != 101) return codeOf(status)
+            connected.soTimeout = 0
+            opened(this)
+            return readFrames(input)
+        } catch (_: IOException) {
+            return 0
+        } finally {
+            drop()
+        }
+    }
+
+    /** Returns the close code that says the same as an HTTP status. */
+    private fun codeOf(status: Int): Int = when (status) {
+        401 -> 4401
+        426 -> 4426
+        429 -> 4429
+        in 400..499 -> 1008
+        else -> 1013
+    }
+
+    private fun readFrames(input: DataInputStream): Int {
+        val text = ByteArrayOutputStream()
+        while (true) {
+            val head = input.readUnsignedByte()
+            val short = input.readUnsignedByte() and 127
+            val size = if (short == 126) input.readUnsignedShort() else if (short == 127) input.readLong().toInt() else short
+            if (size !in 0..MAX_FRAME || text.size() + size > MAX_FRAME) return 1009
+            val data = ByteArray(size).also(input::readFully)
+            when (head and 15) {
+                TEXT, CONTINUATION -> {
+                    text.write(data)
+                    if (head and 128 != 0) {
+                        received(this, text.toString("UTF-8"))
+                        text.reset()
+                    }
+                }
+                PING -> frame(PONG, data)
+                CLOSE -> return if (size < 2) 0 else (data[0].toInt() and 255 shl 8) or (data[1].toInt() and 255)
+            }
+        }
+    }
+
+    @Synchronized
+    private fun frame(kind: Int, data: ByteArray) {
+        val output = socket?.getOutputStream() ?: throw IOException("not connected")
+        val mask = ByteArray(4).also(random::nextBytes)
+        val frame = ByteArrayOutputStream(data.size + 14)
+        frame.write(128 or kind)
+        if (data.size < 126) frame.write(128 or data.size)
+        else frame.write(byteArrayOf(254.toByte(), (data.size shr 8).toByte(), data.size.toByte()))
+        frame.write(mask)
+        for ((i, byte) in data.withIndex()) frame.write(byte.toInt() xor mask[i and 3].toInt())
+        output.write(frame.toByteArray())
+        output.flush()
+    }
+
+    companion object {
+        const val CONTINUATION = 0
+        const val TEXT = 1
+        const val CLOSE = 8
+        const val PING = 9
+        const val PONG = 10
+        const val MAX_FRAME = 1 shl 20
+        val random = SecureRandom()
+        const val DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+
+        /** Encodes 16 bytes. Android has Base64 elsewhere than Java 8. */
+        fun base64(data: ByteArray): String = data.toList().chunked(3).joinToString("") { bytes ->
+            val bits = bytes.foldIndexed(0) { i, sum, byte -> sum or (byte.toInt() and 255 shl 16 - 8 * i) }
+            (0..3).joinToString("") { i -> if (i > bytes.size) "=" else DIGITS[bits shr 18 - 6 * i and 63].toString() }
+        }
+    }
+}
+
+// ---- play ----------------------------------------------------------------------------------------
+
+/** What is known of the connection. */
+sealed interface Link {
+    object Connecting : Link
+    object Online : Link
+
+    /** The next try comes after this time. */
+    data class Waiting(val pauseMs: Long) : Link
+    data class Closed(val reason: CloseReason) : Link
+}
+
+/** Why a connection is closed for good. */
+enum class CloseReason {
+    /** The game or the wait for one has ended, or `close` was called. `join` connects again. */
+    DONE,
+
+    /** The session has ended. Sign in again. */
+    SIGNED_OUT,
+
+    /** The player plays on another device. */
+    REPLACED,
+
+    /** The player may not play. */
+    BANNED,
+
+    /** The app is too old. */
+    OUTDATED,
+
+    /** The server does not understand this client, or has no such queue. */
+    REFUSED,
+}
+
+/** What happens. SETTLE: the result is being computed. */
+enum class Phase { NONE, QUEUED, START, QUESTION, REVEAL, SETTLE, END, CANCELLED }
+
+data class Answer(val choice: Int, val points: Int, val ms: Long)
+
+data class QuestionView(
+    val round: Int,
+    val text: String,
+    val choices: List<String>,
+    val category: String,
+    val difficulty: String,
+)
+
+/** The game as this player knows it. */
+data class Game(
+    val phase: Phase = Phase.NONE,
+    val id: String = "",
+    val players: List<Player> = emptyList(),
+    val rounds: Int = 0,
+    val round: Int = 0,
+    val question: QuestionView? = null,
+    /** This player's answer to the question: an index into its choices. */
+    val choice: Int? = null,
+    /** The right choice, once it is revealed. */
+    val correct: Int? = null,
+    /** Usernames of others who have answered. */
+    val answered: List<String> = emptyList(),
+    /** All answers, once they are revealed. */
+    val answers: Map<String, Answer> = emptyMap(),
+    val scores: Map<String, Int> = emptyMap(),
+    /** Usernames of players without a connection. */
+    val away: Set<String> = emptySet(),
+    val end: EndMessage? = null,
+    val reason: String = "",
+)
+
+private val FINAL = mapOf(
+    1008 to CloseReason.REFUSED,
+    4400 to CloseReason.REFUSED,
+    4401 to CloseReason.SIGNED_OUT,
+    4403 to CloseReason.BANNED,
+    4409 to CloseReason.REPLACED,
+    4413 to CloseReason.REFUSED,
+    4426 to CloseReason.OUTDATED,
+)
+private const val RESTART = 1012
+private val BUSY = setOf(1013, 4429)
+private const val CONNECT_MS = 10_000 // for a handshake
+private const val SILENCE_MS = 20_000L // after which a `ping` asks whether the connection is alive
+private const val REPLY_MS = 8_000L // in which anything must arrive after a `ping`
+private const val MAX_PAUSE_MS = 15_000L
+private const val BUSY_PAUSE_MS = 6_000L
+private const val RETRY_ANSWER_MS = 500L
+
+/** A player's connection to the game. It reconnects by itself, and misses nothing. Any thread may call it. */
+class Play internal constructor(
+    private val trivia: Trivia,
+    private var queue: String,
+    private var joinFields: JoinFields,
+    private val callbacks: Executor?,
+) {
+    /** The game as this player knows it. */
+    @Volatile
+    var game = Game()
+        private set
+
+    @Volatile
+    var link: Link = Link.Connecting
+        private set
+
+    private class Unsure(val game: String, val round: Int, val choice: Int)
+
+    // Everything below is used by this one thread.
+    private val thread: ScheduledExecutorService =
+        ScheduledThreadPoolExecutor(1) { work -> Thread(work, "trivia-play").apply { isDaemon = true } }
+            .apply { removeOnCancelPolicy = true }
+    private val messageHandlers = ArrayList<(ServerMessage) -> Unit>()
+    private val changeHandlers = ArrayList<(Game) -> Unit>()
+    private val linkHandlers = ArrayList<(Link) -> Unit>()
+    private var socket: WebSocket? = null
+    private var isOpen = false
+    private var timer: ScheduledFuture<*>? = null
+    private var alive: ScheduledFuture<*>? = null
+    private var wanted = true // whether a lost connection is made again
+    private var failures = 0
+    private var joined = false // whether the server has answered to the fields of the join
+    private var seq = 0
+    private var checking = false // an `update` is on its way
+    private var unsure: Unsure? = null
+    private var sent = 0
+
+    @Volatile
+    private var deadline = 0L // end of the phase, in ns of System.nanoTime
+
+    init {
+        thread.execute { connect() }
+    }
+
+    /** Calls a function at each message. */
+    fun onMessage(handler: (ServerMessage) -> Unit) = thread.execute { messageHandlers.add(handler) }
+
+    /** Calls a function after each change of the game or the connection: draw it anew. */
+    fun onChange(handler: (Game) -> Unit) = thread.execute { changeHandlers.add(handler) }
+
+    /** Calls a function after each change of the connection. */
+    fun onLink(handler: (Link) -> Unit) = thread.execute { linkHandlers.add(handler) }
+
+    /** Milliseconds until the phase ends. */
+    fun leftMs(): Long = maxOf(0, (deadline - System.nanoTime()) / 1_000_000)
+
+    /** Answers the open question. It arrives once, also when the connection breaks meanwhile. */
+    fun answer(choice: Int) = thread.execute {
+        val now = game
+        if (now.phase == Phase.QUESTION && now.choice == null) {
+            game = now.copy(choice = choice)
+            unsure = Unsure(now.id, now.round, choice)
+            sendAnswer()
+            changed()
+        }
+    }
+
+    /** Joins a queue, after `end` or `cancelled`. Without a name it is the previous one. */
+    fun join(queue: String? = null, fields: JoinFields = JoinFields()) = thread.execute {
+        this.queue = queue ?: this.queue
+        joinFields = fields
+        joined = false
+        wanted = true
+        val join = mapOf("type" to "join", "queue" to this.queue) + fields.fields().minus("queue")
+        if (!sendNow(join)) reconnect(0)
+    }
+
+    /** Leaves the queue, or the game for good. */
+    fun leave() = send(LeaveFields())
+
+    /** A reaction. The opponents see it. */
+    fun emoji(message: EmojiFields) = send(message)
+
+    /** Sends a message. Without a connection it is dropped; `update` then shows the true state. */
+    fun send(message: ClientMessage) = thread.execute { sendNow(message.fields()) }
+
+    /** Closes the connection. The seat in a game is kept for a while; `join` returns to it. */
+    fun close() = thread.execute { end(CloseReason.DONE) }
+
+    /** Call it when the app comes back from the background, or the network does. */
+    fun wake() = thread.execute {
+        if (wanted && isOpen) probe() else if (wanted) reconnect(0)
+    }
+
+    // -- connection
+
+    private fun later(ms: Long, work: () -> Unit): ScheduledFuture<*> =
+        thread.schedule(work, ms, TimeUnit.MILLISECONDS)
+
+    private fun connect() {
+        timer?.cancel(false)
+        drop()
+        val token = trivia.token ?: return end(CloseReason.SIGNED_OUT)
+        val fields = if (joined) emptyMap() else joinFields.fields().minus(listOf("type", "queue"))
+        val url = trivia.url.replaceFirst("http", "ws") + "/game/" + part(queue) + queryString(fields)
+        val made = WebSocket(
+            url,
+            listOf(PROTOCOL, "bearer.$token"),
+            opened = { one -> thread.execute { opened(one) } },
+            received = { one, text -> thread.execute { if (one === socket) receive(text) } },
+            closed = { one, code -> thread.execute { lost(one, code, token) } },
+        )
+        socket = made
+        setLink(Link.Connecting)
+        made.start()
+    }
+
+    private fun opened(one: WebSocket) {
+        if (one !== socket) return
+        isOpen = true
+        checking = false
+        setLink(Link.Online)
+        listen()
+    }
+
+    private fun drop() {
+        alive?.cancel(false)
+        socket?.drop()
+        socket = null
+        isOpen = false
+    }
+
+    private fun lost(one: WebSocket, code: Int, token: String? = null) {
+        if (one !== socket) return
+        drop()
+        val final = FINAL[code]
+        if (final == CloseReason.SIGNED_OUT && token == trivia.token) trivia.setToken(null)
+        if (final != null) return end(final)
+        if (!wanted) return end(CloseReason.DONE)
+        failures += 1
+        if (code == RESTART && failures == 1) return reconnect(0)
+        val grown = minOf(MAX_PAUSE_MS, 250L shl minOf(failures, 10))
+        val pause = if (code in BUSY) maxOf(grown, BUSY_PAUSE_MS) else grown
+        reconnect((pause * (0.5 + Math.random() / 2)).toLong()) // so that not all phones come at once
+    }
+
+    private fun reconnect(pauseMs: Long) {
+        timer?.cancel(false)
+        if (pauseMs == 0L) return connect()
+        setLink(Link.Waiting(pauseMs))
+        timer = later(pauseMs) { connect() }
+    }
+
+    private fun end(reason: CloseReason) {
+        timer?.cancel(false)
+        drop()
+        wanted = false
+        setLink(Link.Closed(reason))
+    }
+
+    /** Asks whether the connection is alive when nothing was heard for a while. */
+    private fun listen() {
+        alive?.cancel(false)
+        alive = later(SILENCE_MS) { probe() }
+    }
+
+    private fun probe() {
+        val one = socket ?: return
+        sendNow(mapOf("type" to "ping"))
+        alive?.cancel(false)
+        alive = later(REPLY_MS) { lost(one, 0) }
+    }
+
+    private fun sendNow(fields: Map<String, Any?>): Boolean = isOpen && socket?.send(Json.write(fields)) == true
+
+    private fun setLink(link: Link) {
+        this.link = link
+        tell(linkHandlers, link)
+        changed()
+    }
+
+    private fun changed() = tell(changeHandlers, game)
+
+    private fun <T> tell(handlers: List<(T) -> Unit>, event: T) {
+        val all = handlers.toList()
+        if (callbacks == null) all.forEach { it(event) } else callbacks.execute { all.forEach { it(event) } }
+    }
+
+    // -- messages
+
+    private fun receive(text: String) {
+        listen()
+        failures = 0
+        joined = true
+        val json = try { Json.parse(text) } catch (_: TriviaException) { return }
+        val message = ServerMessage.from(json) ?: return
+        val number = json["seq"].orNull { it.int() }
+        if (number != null && isStale(message, json["game"].text(), number)) return
+        if (message is ErrorMessage && repairs(message, json["id"].value)) return
+        apply(message)
+        tell(messageHandlers, message)
+        changed()
+    }
+
+    /** Tells whether a message brings nothing new. After a gap it asks for the whole state. */
+    private fun isStale(message: ServerMessage, id: String, number: Int): Boolean {
+        val known = if (id == game.id) seq else 0
+        if (message is UpdateMessage) {
+            checking = false
+            if (number < known) return true
+        } else {
+            if (number <= known) return true
+            if (number > known + 1) check()
+        }
+        seq = number
+        if (id != game.id) game = Game(id = id)
+        return false
+    }
+
+    private fun check() {
+        if (!checking) checking = sendNow(mapOf("type" to "check"))
+    }
+
+    private fun sendAnswer() {
+        val answer = unsure ?: return
+        sent += 1
+        val fields = mapOf("type" to "answer", "game" to answer.game, "round" to answer.round, "choice" to answer.choice)
+        sendNow(fields + ("id" to sent))
+    }
+
+    private fun apply(message: ServerMessage) {
+        when (message) {
+            is QueuedMessage -> enter(Game(Phase.QUEUED), message.timeoutMs)
+            is CancelledMessage -> {
+                game = game.copy(phase = Phase.CANCELLED, reason = message.reason)
+                wanted = false
+            }
+            is StartMessage -> {
+                val scores = message.players.associate { it.username to 0 }
+                val begun = game.copy(phase = Phase.START, rounds = message.rounds, players = message.players, scores = scores)
+                enter(begun, message.startsMs)
+            }
+            is QuestionMessage -> {
+                unsure = null
+                val view = QuestionView(message.round, message.text, message.choices, message.category, message.difficulty)
+                val opened = game.copy(phase = Phase.QUESTION, round = message.round, question = view, choice = null)
+                enter(opened.copy(correct = null, answered = emptyList(), answers = emptyMap()), message.answerMs)
+            }
+            is AnsweredMessage ->
+                if (message.round == game.round) game = game.copy(answered = game.answered + message.player)
+            is RevealMessage -> {
+                unsure = null
+                val answers = message.answers.mapValues { (_, one) -> Answer(one.choice, one.points, one.ms.toLong()) }
+                val revealed = game.copy(phase = Phase.REVEAL, correct = message.correct, answers = answers)
+                enter(revealed.copy(scores = message.scores), message.revealMs)
+            }
+            is UpdateMessage -> applyUpdate(message)
+            is UserExitMessage -> game = game.copy(away = game.away + message.player)
+            is UserReturnMessage -> game = game.copy(away = game.away - message.player)
+            is EndMessage -> {
+                unsure = null
+                wanted = false
+                game = game.copy(phase = Phase.END, reason = message.reason, end = message)
+            }
+            else -> Unit
+        }
+    }
+
+    private fun enter(game: Game, ms: Number) {
+        this.game = game
+        deadline = System.nanoTime() + ms.toLong() * 1_000_000
+    }
+
+    private fun applyUpdate(update: UpdateMessage) {
+        val shown = update.question
+        val view = shown?.let { QuestionView(it.round ?: 0, it.text ?: "", it.choices ?: emptyList(), it.category ?: "", it.difficulty ?: "") }
+        val now = Game(
+            phase = Phase.valueOf(update.phase.uppercase()),
+            id = update.game,
+            players = update.players,
+            rounds = update.rounds,
+            round = update.round,
+            question = view,
+            choice = update.choice,
+            correct = update.correct,
+            answered = update.answered ?: emptyList(),
+            answers = answersOf(Json(update.answers)),
+            scores = update.scores,
+            away = update.players.map { it.username }.toSet() - update.connected.toSet(),
+        )
+        enter(now, update.leftMs)
+        wanted = true
+        val lost = unsure
+        val open = now.phase == Phase.QUESTION && now.choice == null
+        if (!open || lost?.game != now.id || lost.round != now.round) {
+            unsure = null
+            return
+        }
+        game = now.copy(choice = lost.choice) // it was lost on the way: the server knows of none
+        sendAnswer()
+    }
+
+    private fun answersOf(json: Json): Map<String, Answer> = json.orNull { all ->
+        all.map { Answer(it["choice"].int(), it["points"].int(), it["ms"].long()) }
+    } ?: emptyMap()
+
+    /** Handles an error about the answer. Returns whether the app need not know. */
+    private fun repairs(error: ErrorMessage, id: Any?): Boolean {
+        val answer = unsure ?: return false
+        if ((id as? Number)?.toInt() != sent) return false
+        if (error.code == "already_answered") return true // it had arrived before
+        if (error.code == "unavailable") {
+            later(RETRY_ANSWER_MS) { if (unsure === answer) sendAnswer() }
+            return true
+        }
+        unsure = null
+        game = game.copy(choice = null)
+        return false
+    }
+}
