@@ -247,22 +247,19 @@ local function authenticate(keys, args)
   return call('HGETALL', user)
 end
 
--- change_user: changes fields of a user, and may end sessions, if the user still is as they were
--- read.
--- KEYS user      the user
--- ARGS sessions  which end: '' none, '*' all, '-DIGEST' all but that one
--- ARGS same      how many fields must be as they were read
--- ARGS ...       field, value of each field that must be the same ('' if it held nothing), then
---                field, value of each change (a NUL removes the field)
+-- change_user: changes fields of a user, if the user still is as they were read.
+-- KEYS user  the user
+-- ARGS same  how many fields must be as they were read
+-- ARGS ...   field, value of each field that must be the same ('' if it held nothing), then field,
+--            value of each change (a NUL removes the field)
 -- Returns 1, 0 if there is no such user, or -1 if they have changed.
--- Atomic, so that a new password never stands beside the sessions of the old one, and each of two
--- changes knows what it replaces.
+-- Atomic, so that each of two changes knows what it replaces.
 local function change_user(keys, args)
   local user = unpack(keys)
-  local sessions, same = unpack(args)
+  local same = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return 0 end
-  local first_change = 3 + 2 * same
-  for i = 3, first_change - 1, 2 do
+  local first_change = 2 + 2 * same
+  for i = 2, first_change - 1, 2 do
     if (call('HGET', user, args[i]) or '') ~= args[i + 1] then return -1 end
   end
   for i = first_change, #args, 2 do
@@ -272,11 +269,38 @@ local function change_user(keys, args)
       call('HSET', user, args[i], args[i + 1])
     end
   end
-  if sessions == '' then return 1 end
-  local spared = 'session:' .. string.sub(sessions, 2)
+  return 1
+end
+
+local function end_all_sessions(user, spared)
   for _, field in ipairs(call('HKEYS', user)) do
     if is_session(field) and field ~= spared then call('HDEL', user, field) end
   end
+end
+
+-- change_password: replaces the hash of a password and ends all sessions but one.
+-- KEYS user    the user
+-- ARGS spared  digest of the token of the session that stays
+-- ARGS old     the hash that was checked
+-- ARGS new     the new hash
+-- Returns 1, or 0 if the password has changed, or the user was erased, while a hash was computed.
+-- Atomic, so that a new password never stands beside the sessions of the old one.
+local function change_password(keys, args)
+  local user = unpack(keys)
+  local spared, old, new = unpack(args)
+  if call('HGET', user, 'password') ~= old then return 0 end
+  call('HSET', user, 'password', new)
+  end_all_sessions(user, 'session:' .. spared)
+  return 1
+end
+
+-- end_sessions: ends all sessions of a user.
+-- KEYS user  the user
+-- Returns 1.
+-- Atomic, so that none that opens meanwhile is missed.
+local function end_sessions(keys)
+  local user = unpack(keys)
+  end_all_sessions(user, '')
   return 1
 end
 
@@ -1373,7 +1397,8 @@ end
 
 -- ==== registration ===============================================================================
 -- Redis refuses a function as a whole when memory is full, unless it has the flag allow-oom. Those
--- that have it free memory, or write next to nothing and let a player in.
+-- that have it free memory, or write next to nothing and let a player in, protect an account, or
+-- keep a worker alive.
 
 local function register(name, callback, ...)
   redis.register_function{function_name = name .. '_DIGEST', callback = callback, flags = {...}}
@@ -1382,20 +1407,22 @@ end
 register('begin_format', begin_format)
 register('put_question', put_question)
 register('claim', claim)
-register('settle_claim', settle_claim)
+register('settle_claim', settle_claim, 'allow-oom')
 register('create_user', create_user)
-register('open_session', open_session)
+register('open_session', open_session, 'allow-oom')
 register('authenticate', authenticate, 'allow-oom')
 register('change_user', change_user)
-register('erase_user', erase_user)
+register('change_password', change_password, 'allow-oom')
+register('end_sessions', end_sessions, 'allow-oom')
+register('erase_user', erase_user, 'allow-oom')
 register('apply_result', apply_result)
-register('take_allowance', take_allowance)
+register('take_allowance', take_allowance, 'allow-oom')
 register('join', join)
 register('check_ticket', check_ticket)
 register('leave', leave, 'allow-oom')
 register('release', release, 'allow-oom')
-register('revoke', revoke)
-register('heartbeat', heartbeat)
+register('revoke', revoke, 'allow-oom')
+register('heartbeat', heartbeat, 'allow-oom')
 register('due_tickets', due_tickets)
 register('create_game', create_game)
 register('due_games', due_games)
@@ -1405,6 +1432,6 @@ register('exit_game', exit_game)
 register('enter_game', enter_game)
 register('relay', relay)
 register('finish_game', finish_game)
-register('forget_player', forget_player)
+register('forget_player', forget_player, 'allow-oom')
 register('drop_game', drop_game, 'allow-oom')
 register('add_metrics', add_metrics)

@@ -2112,6 +2112,9 @@ class Redis:
             raise Unavailable("it is a read-only replica; expected the master")
 
     async def _load_library(self, connection: RedisConnection) -> None:
+        # When its memory is full, Redis refuses even to load what is there.
+        if await connection.call("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY.name):
+            return
         try:
             await connection.call("FUNCTION", "LOAD", LIBRARY.text)
         except hiredis.ReplyError as error:
@@ -3257,7 +3260,7 @@ class Users:
         before = {name: user.get(name, "") for name in unique}
         keys = (Keys.user(uid),)
         done = await self.redis.run(
-            "change_user", keys, "", len(unique), *flatten(before), *flatten(changes)
+            "change_user", keys, len(unique), *flatten(before), *flatten(changes)
         )
         await self._settle(uid, new, claims)
         if done == 1:
@@ -3337,7 +3340,7 @@ class Users:
 
     async def end_sessions(self, uid: str) -> None:
         """Ends all sessions of a user."""
-        await self.redis.run("change_user", (Keys.user(uid),), "*", 0)
+        await self.redis.run("end_sessions", (Keys.user(uid),))
 
     async def login(self, value: str, password: str, address: str) -> dict:
         """Opens a session of the user with this value in a unique field, for the right password."""
@@ -3355,12 +3358,9 @@ class Users:
         await self.confirm_password(uid, user, token, old, address)
         kept = await self.passwords.hash(new, address)
         _, secret = split_token(token)
-        spared = f"-{digest(secret)}"
-        checked = "password", user["password"]
-        changed = "password", kept
         keys = (Keys.user(uid),)
-        done = await self.redis.run("change_user", keys, spared, 1, *checked, *changed)
-        if done != 1:  # it was changed, or the user erased, while the hash was computed
+        done = await self.redis.run("change_password", keys, digest(secret), user["password"], kept)
+        if not done:  # it was changed, or the user erased, while the hash was computed
             raise Problem("wrong_password")
 
     async def confirm_password(

@@ -316,6 +316,35 @@ def test_a_redis_without_memory_takes_nothing_and_the_games_wait(served, valkey)
     finish([ann, bob])
 
 
+def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(served, valkey):
+    server = served()
+    sessions = [server.register() for _ in range(5)]
+    phone = server.phone(session=sessions[1])
+    phone.expect("queued")
+    valkey.client.config_set("maxmemory", 1_000_000)
+    protected = [
+        ("POST", "/auth/logout", None),
+        ("DELETE", "/auth/sessions", None),
+        ("POST", "/auth/password", {"password": PASSWORD, "new_password": "a new horse"}),
+        ("DELETE", "/users/me", {"password": PASSWORD}),
+    ]
+    for session, (method, path, body) in zip(sessions, protected, strict=False):
+        answer = server.http(method, path, body, session["token"])
+        assert answer.status == 204, (path, answer.body)
+    phone.expect_close(4401)
+    logins = [(0, PASSWORD, 200), (1, PASSWORD, 200), (2, PASSWORD, 401), (2, "a new horse", 200)]
+    for i, password, status in [*logins, (3, PASSWORD, 401)]:
+        body = {"login": sessions[i]["user"]["username"], "password": password}
+        assert server.http("POST", "/auth/login", body).status == status, i
+    assert "Traceback" not in server.log
+
+    server.stop()  # and a worker that starts meanwhile serves all of this
+    server.start()
+    last = sessions[4]["token"]
+    assert server.http("DELETE", "/users/me", {"password": PASSWORD}, last).status == 204
+    server.http("GET", "/users/me", token=last).refused(401, "not_authenticated")
+
+
 def test_a_redis_that_became_a_replica_is_left_until_it_is_the_master(served, valkey):
     server = served()
     ann, bob = in_question(server)
@@ -445,6 +474,7 @@ def test_who_tries_to_start_without_memory_leaves_no_connections_behind_and_can_
     before = workers_of(server)
     most = len(valkey.client.client_list()) + 2
     valkey.client.config_set("maxmemory", 1_000_000)
+    valkey.client.function_flush()  # which can't be loaded without memory
     os.kill(min(before), signal.SIGKILL)
     wait_until(lambda: server.log.count('"message": "redis: ') >= 5, 40)
     assert len(valkey.client.client_list()) <= most

@@ -678,26 +678,38 @@ def test_each_connection_of_a_user_gets_the_next_turn(store):
     )
 
 
-@pytest.mark.parametrize(
-    "which, left", [("", {"a", "b", "c"}), ("*", set()), ("-b", {"b"}), ("-z", set())]
-)
-def test_a_change_of_a_user_ends_the_sessions_it_names(store, which, left):
-    key = make_user(store, avatar="x", wins=1, **{"session:a": 1, "session:b": 2, "session:c": 3})
+def test_a_change_of_a_user_writes_and_removes_fields_and_ends_no_session(store):
+    key = make_user(store, avatar="x", wins=1, **{"session:a": 1, "session:b": 2})
     for _ in range(2):
-        assert store.run("change_user", (key,), which, 0, "avatar", "\0", "email", "e") == 1
-        assert store.client.hmget(key, "avatar", "email", "wins", "username") == [
-            None,
-            "e",
-            "1",
-            "u1",
-        ]
-        assert sessions(store, key) == left
+        assert store.run("change_user", (key,), 0, "avatar", "\0", "email", "e") == 1
+        found = store.client.hmget(key, "avatar", "email", "wins", "username")
+        assert found == [None, "e", "1", "u1"]
+        assert sessions(store, key) == {"a", "b"}
+
+
+@pytest.mark.parametrize("spared, left", [("b", {"b"}), ("z", set())])
+def test_a_new_password_ends_all_sessions_but_one(store, spared, left):
+    key = make_user(store, password="old", **{"session:a": 1, "session:b": 2, "session:c": 3})
+    assert store.run("change_password", (key,), spared, "older", "new") == 0
+    assert sessions(store, key) == {"a", "b", "c"}
+    assert store.run("change_password", (key,), spared, "old", "new") == 1
+    assert store.client.hget(key, "password") == "new" and sessions(store, key) == left
+    assert store.run("change_password", (key,), spared, "old", "newer") == 0
+    assert store.run("change_password", (Keys.user("gone"),), spared, "old", "new") == 0
+    assert not store.client.exists(Keys.user("gone"))
+
+
+def test_all_sessions_of_a_user_end_and_nothing_else(store):
+    key = make_user(store, password="p", **{"session:a": 1, "session:b": 2})
+    for _ in range(2):
+        assert store.run("end_sessions", (key,)) == 1
+        assert sessions(store, key) == set() and store.client.hget(key, "password") == "p"
 
 
 def test_of_changes_made_at_once_from_one_state_one_is_made(store):
     key = make_user(store, avatar="a")
     outcomes = at_once(
-        12, lambda i: store.run("change_user", (key,), "", 1, "avatar", "a", "avatar", f"a{i}")
+        12, lambda i: store.run("change_user", (key,), 1, "avatar", "a", "avatar", f"a{i}")
     )
     assert (
         sorted(outcomes) == [-1] * 11 + [1]
@@ -719,13 +731,13 @@ def test_of_changes_made_at_once_from_one_state_one_is_made(store):
 def test_a_user_who_has_changed_since_he_was_read_is_not_changed(store, read, done):
     key = make_user(store, avatar="a", **{"session:s": 1})
     before = store.client.hgetall(key)
-    assert store.run("change_user", (key,), "*", len(read) // 2, *read, "wins", "9") == done
+    assert store.run("change_user", (key,), len(read) // 2, *read, "wins", "9") == done
     assert (store.client.hgetall(key) == before) == (done == -1)
     assert store.client.hget(key, "wins") == ("9" if done == 1 else None)
 
 
 def test_a_user_who_is_gone_is_not_changed(store):
-    assert store.run("change_user", (Keys.user("u1"),), "*", 0, "avatar", "x") == 0
+    assert store.run("change_user", (Keys.user("u1"),), 0, "avatar", "x") == 0
     assert not store.client.exists(Keys.user("u1"))
 
 
