@@ -23,6 +23,7 @@ local GRACE_MS = 2000           -- a round waits so long for a player who lost t
 local CLOCK_WRITE_MS = 1000     -- between writes of a clock
 local CLOCK_GAP_MS = 3000       -- a longer gap between two looks at a clock stops game time
 local KNOWN_ADDRESSES = 8       -- so many addresses of a user's sign-ins are kept
+local TRIM_AT_ONCE = 100        -- old games that leave a history at the end of a game
 
 -- ==== helpers ====================================================================================
 
@@ -304,15 +305,67 @@ local function end_sessions(keys)
   return 1
 end
 
--- erase_user: removes a user.
--- KEYS user  the user
--- Returns {field, value, ...} as the last change left them.
--- Atomic, so that no change falls between the reading and the removal.
-local function erase_user(keys)
-  local user = unpack(keys)
-  local fields = call('HGETALL', user)
-  call('DEL', user)
-  return fields
+-- begin_erasure: writes down that a user is to be erased.
+-- KEYS erasures  UID -> when another worker goes on
+-- ARGS uid       user
+-- ARGS later     ms until another worker goes on
+-- Returns 1.
+local function begin_erasure(keys, args)
+  local erasures = unpack(keys)
+  local uid, later = unpack(args)
+  call('ZADD', erasures, wall_clock() + later, uid)
+  return 1
+end
+
+-- due_erasures: hands out erasures whose worker must be dead.
+-- KEYS erasures  UID -> when another worker goes on
+-- ARGS later     ms until yet another worker goes on
+-- ARGS most      users to return
+-- Returns {UID, ...}.
+-- Atomic, so that one worker gets each.
+local function due_erasures(keys, args)
+  local erasures = unpack(keys)
+  local later, most = unpack(args)
+  local now = wall_clock()
+  local due = call('ZRANGEBYSCORE', erasures, '-inf', now, 'LIMIT', 0, most)
+  for _, uid in ipairs(due) do call('ZADD', erasures, now + later, uid) end
+  return due
+end
+
+-- erase_user: removes a user, and keeps their unique values until the claims on them are released.
+-- KEYS user    the user
+-- KEYS erased  unique field -> value, as the last change left them
+-- ARGS ...     the names of the unique fields
+-- Returns {field, value, ...} of `erased`.
+-- Atomic, so that no change falls between the reading and the removal, and no claim is forgotten.
+local function erase_user(keys, args)
+  local user, erased = unpack(keys)
+  if call('EXISTS', user) == 1 then
+    for i = 1, #args do
+      local value = call('HGET', user, args[i])
+      if value then call('HSET', erased, args[i], value) end
+    end
+    call('DEL', user)
+  end
+  return call('HGETALL', erased)
+end
+
+-- history_page: returns a page of a player's finished games.
+-- KEYS history  game -> time of its end
+-- ARGS cursor   the last game of the page before, or '' for the first page
+-- ARGS most     games to return
+-- Returns {game, ...}, newest first, or false if the cursor is unknown.
+-- Atomic, so that a game that ends meanwhile shifts no page.
+local function history_page(keys, args)
+  local history = unpack(keys)
+  local cursor, most = unpack(args)
+  local start = 0
+  if cursor ~= '' then
+    local rank = call('ZREVRANK', history, cursor)
+    if not rank then return false end
+    start = rank + 1
+  end
+  return call('ZREVRANGE', history, start, start + most - 1)
 end
 
 -- apply_result: applies the result of a game to one of its players, once, however often it runs.
@@ -338,12 +391,14 @@ local function apply_result(keys, args)
   if call('ZADD', history, 'NX', ended, game) == 0 then
     return {0, '', unpack(call('HGETALL', user))}
   end
-  call('ZREMRANGEBYSCORE', history, '-inf', ended - keep)
+  local old = call('ZRANGEBYSCORE', history, '-inf', ended - keep, 'LIMIT', 0, TRIM_AT_ONCE)
+  if #old > 0 then call('ZREM', history, unpack(old)) end
   local dropped = {}
-  for _, old in ipairs(call('ZRANGE', history, 0, -1 - most)) do
-    if old ~= game then         -- a result that comes late must not be applied again
-      call('ZREM', history, old)
-      dropped[#dropped + 1] = old
+  local excess = math.min(call('ZCARD', history) - most, TRIM_AT_ONCE)
+  for _, old_game in ipairs(excess > 0 and call('ZRANGE', history, 0, excess - 1) or {}) do
+    if old_game ~= game then    -- a result that comes late must not be applied again
+      call('ZREM', history, old_game)
+      dropped[#dropped + 1] = old_game
     end
   end
   for i = 9, #args, 4 do
@@ -1349,7 +1404,7 @@ end
 -- still needs the UID.
 -- KEYS key  the game
 -- ARGS uid   player
--- Returns 1 if they were in it.
+-- Returns 0 if they were not in it, 1, or 2 if it is being settled: then it must run again later.
 -- Atomic, so that a settlement in between keeps its players.
 local function forget_player(keys, args)
   local key = unpack(keys)
@@ -1357,9 +1412,10 @@ local function forget_player(keys, args)
   local game = load({}, key)
   local i = game and seat_of(game, uid)
   if not i then return 0 end
-  write_erased(game, i, game.state.phase == 'end' and '' or uid)
+  local is_over = game.state.phase == 'end'
+  write_erased(game, i, is_over and '' or uid)
   call('HSET', key, 'plan', write_plan(game.plan))
-  return 1
+  return is_over and 1 or 2
 end
 
 -- drop_game: deletes a finished game that no history holds any more.
@@ -1414,7 +1470,10 @@ register('authenticate', authenticate, 'allow-oom')
 register('change_user', change_user)
 register('change_password', change_password, 'allow-oom')
 register('end_sessions', end_sessions, 'allow-oom')
+register('begin_erasure', begin_erasure, 'allow-oom')
+register('due_erasures', due_erasures, 'allow-oom')
 register('erase_user', erase_user, 'allow-oom')
+register('history_page', history_page, 'no-writes')
 register('apply_result', apply_result)
 register('take_allowance', take_allowance, 'allow-oom')
 register('join', join)
@@ -1428,7 +1487,7 @@ register('create_game', create_game)
 register('due_games', due_games)
 register('advance', advance)
 register('answer', answer)
-register('exit_game', exit_game)
+register('exit_game', exit_game, 'allow-oom')
 register('enter_game', enter_game)
 register('relay', relay)
 register('finish_game', finish_game)

@@ -43,6 +43,8 @@ time may lag behind that clock.
     history:{UID}        zset    game id -> time of its end                       erased
     seen:{UID}           string  bitmap of the questions that the player was      erased
                                  given
+    erasures:{lobby}     zset    UID -> when another worker goes on with erasing them     erased
+    erased:{UID}         hash    unique field -> value that is still claimed              released
     unique:{FIELD:N}     hash    folded value -> "UID OPERATION", with " UNTIL"   released
                                  while the claim is new
     limit:{WHAT:WHO}     string  time at which the allowance is whole again       then
@@ -80,8 +82,8 @@ time may lag behind that clock.
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
 schema), store (keys and format, client), play (questions, question files, passwords, users,
-leaderboards, lobby, game, migration), wire (messages, connections, hub, routes, documents),
-process (worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
+leaderboards, lobby, game, personal data, migration), wire (messages, connections, hub, routes,
+documents), process (worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -228,6 +230,7 @@ BACKLOG = 65_535            # connections that may wait in the kernel; net.core.
 ACCEPTS_PER_TURN = 16       # connections that a worker accepts in one turn of its event loop
 CONNECT_ALLOWANCE = 100, 200    # ms, times: a player connects 200 times at once, then per 100 ms
 REFUSED_REGISTRATION = 4    # counts as so many tries to register
+EXPORT_ALLOWANCE = 60_000, 10   # the same for exports of a player's data
 CLAIM_MS = 30_000           # a unique value is reserved so long for an unfinished registration
 # fmt: on
 
@@ -1619,6 +1622,7 @@ class Keys:
     workers = "workers:{lobby}"
     libraries = "libraries:{lobby}"
     playing = "playing:{lobby}"
+    erasures = "erasures:{lobby}"
     lobby_clock = "clock:{lobby}"
     boards = "boards:{boards}"
     bank = "bank:{bank}"
@@ -1631,6 +1635,7 @@ class Keys:
     user = "user:{{{}}}".format
     history = "history:{{{}}}".format
     seen = "seen:{{{}}}".format
+    erased = "erased:{{{}}}".format
     skew = "skew:{{{}}}".format
     queue = "queue:{{lobby}}:{}".format
     limit = "limit:{{{}:{}}}".format
@@ -2971,6 +2976,10 @@ class Allowances:
         """Bounds how often a user connects."""
         return Allowance(Keys.limit("connect", uid), *CONNECT_ALLOWANCE)
 
+    def exports(self, uid: str) -> Allowance:
+        """Bounds how often a user asks for all their data."""
+        return Allowance(Keys.limit("export", uid), *EXPORT_ALLOWANCE)
+
     def registrations(self, address: str) -> Allowance:
         """Bounds the registrations from an address, made or refused."""
         key = Keys.limit("register", address_digest(address))
@@ -3147,7 +3156,7 @@ class Users:
 
     async def _withdraw(self, uid: str, values: dict[str, str]) -> None:
         await self.redis.call("DEL", Keys.user(uid))
-        await self._settle_all(values, await self._claims_of(values, uid), set())
+        await self.release(uid, values)
 
     async def _claim(self, values: dict[str, str], uid: str) -> dict[str, str]:
         """Claims unique values, all or none: {field: claim}. Raises Problem FIELD_taken."""
@@ -3267,26 +3276,9 @@ class Users:
             await self._settle(uid, old, released)
         return done == 1
 
-    async def erase(self, uid: str) -> None:
-        """Erases all that is kept about a person. Finished games keep a seat without a name.
-
-        The account itself goes last, so that an erasure which was cut short can be asked for again.
-        Unique values of an account that is gone are free: see `claim` in trivia.lua.
-        """
-        await self._forget_games(uid)
-        await self.boards.remove(uid)
-        user = pairs_to_dict(await self.redis.run("erase_user", (Keys.user(uid),)))
-        values = {name: user[name] for name in self.schema.unique if name in user}
-        await self._settle(uid, values, await self._claims_of(values, uid))
-        await self._forget_games(uid)  # a game may have been applied until a moment ago
-
-    async def _forget_games(self, uid: str) -> None:
-        games = await self.redis.call("ZRANGE", Keys.history(uid), 0, -1)
-        await asyncio.gather(
-            *(self.redis.run("forget_player", (Keys.game(game),), uid) for game in games),
-            self.redis.call("DEL", Keys.history(uid)),
-            self.redis.call("DEL", Keys.seen(uid)),
-        )
+    async def release(self, uid: str, values: dict[str, str]) -> None:
+        """Releases the claims of a user who is erased: {field: value}."""
+        await self._settle_all(values, await self._claims_of(values, uid), set())
 
     # -- sessions
 
@@ -3331,6 +3323,11 @@ class Users:
     async def count_connection(self, uid: str) -> None:
         """Raises Problem if a user connects more often than any phone needs to."""
         if wait_ms := await self.allowances.take(self.allowances.connections(uid)):
+            raise too_many_attempts(wait_ms)
+
+    async def count_export(self, uid: str) -> None:
+        """Raises Problem if a user asks for their data again and again."""
+        if wait_ms := await self.allowances.take(self.allowances.exports(uid)):
             raise too_many_attempts(wait_ms)
 
     async def end_session(self, uid: str, token: str) -> None:
@@ -4124,17 +4121,20 @@ class Games:
 
         Raises Problem for an unknown cursor.
         """
-        ids = await self.redis.call("ZREVRANGE", Keys.history(uid), 0, -1)
-        if cursor is not None and cursor not in ids:
+        ids = await self.ids_of(uid, cursor or "", limit + 1)
+        if ids is None or cursor == "":
             errors = {"cursor": ["Unknown. Use the cursor of the last page."]}
             raise Problem("invalid", errors=errors)
-        start = ids.index(cursor) + 1 if cursor is not None else 0
-        page = ids[start : start + limit]
+        page = ids[:limit]
         games = await asyncio.gather(*map(self.load, page))
         return {
             "games": [self.summary(game) for game in games if game is not None],
-            "cursor": page[-1] if start + limit < len(ids) else None,
+            "cursor": page[-1] if len(ids) > limit else None,
         }
+
+    def ids_of(self, uid: str, cursor: str, most: int) -> Awaitable[list[str] | None]:
+        """Returns a player's games behind a cursor ('': all), newest first; None: it is unknown."""
+        return self.redis.run("history_page", (Keys.history(uid),), cursor, most)
 
 
 def to_bitmap(text: str | None) -> bytes:
@@ -4153,6 +4153,138 @@ def ranking(game: Game) -> list[dict]:
             row["counts"] = part["counts"]
         rows.append(row)
     return sorted(rows, key=lambda row: row["rank"])
+
+
+# ---- personal data -------------------------------------------------------------------------------
+# The export and the erasure of what is stored about a player. Both grow with the number of the
+# player's games. So they go in portions, and other work gets its turn in between.
+#
+# An erasure is first written down in `erasures`. If its worker dies, another one goes on. Then the
+# account goes, in one function: nobody can sign in, and no result is applied, so that what is left
+# does not grow. Finished games keep a seat without a name. Each step can be repeated.
+
+EXPORT_PORTION = 20  # games: 3 ms of work
+SEEN_PORTION = 1000  # questions
+ERASURE_PORTION = 100  # games: 5 ms of work
+ERASURE_MS = 30_000  # another worker goes on with an erasure that takes longer
+ERASURES_S = 5  # between two looks for erasures that were cut short
+ERASURES_AT_ONCE = 10
+
+
+class PersonalData:
+    """Exports and erases what is stored about a player."""
+
+    def __init__(self, redis: Redis, users: Users, lobby: Lobby, games: Games) -> None:
+        self.redis = redis
+        self.users = users
+        self.lobby = lobby
+        self.games = games
+
+    # -- export
+
+    async def export(self, uid: str, user: dict) -> AsyncIterator[str]:
+        """Yields all data that is stored about a player, as JSON in pieces."""
+        sessions = [value for name, value in user.items() if name.startswith("session:")]
+        head = {
+            "user": self.users.own_view(user),
+            "sessions": [{"expires_at": int(expiry)} for expiry in sessions],
+        }
+        yield f'{dumps(head)[:-1]},"games":['
+        async for piece in _joined(self._records(uid)):
+            yield piece
+        yield '],"questions_seen":['
+        async for piece in _joined(self._questions_seen(uid)):
+            yield piece
+        yield "]}"
+
+    async def _records(self, uid: str) -> AsyncIterator[list]:
+        cursor = ""
+        # A cursor becomes unknown only if its game is too old, and so are those behind it.
+        while ids := await self.games.ids_of(uid, cursor, EXPORT_PORTION):
+            games = await asyncio.gather(*map(self.games.load, ids))
+            yield [self.games.record(game) for game in games if game is not None]
+            cursor = ids[-1]
+
+    async def _questions_seen(self, uid: str) -> AsyncIterator[list]:
+        """Yields the texts of the questions that a player has seen.
+
+        Questions are marked as seen when a game is formed. The export must not reveal those that
+        the running game has still to ask.
+        """
+        bits = to_bitmap(await self.redis.call("GET", Keys.seen(uid)))
+        hidden = await self._questions_to_come(uid)
+        questions = list(self.games.bank.questions.items())
+        for start in range(0, len(questions), SEEN_PORTION):
+            portion = questions[start : start + SEEN_PORTION]
+            seen = [(number, question) for number, question in portion if has_seen(bits, number)]
+            yield [question.text for number, question in seen if number not in hidden]
+
+    async def _questions_to_come(self, uid: str) -> set[int]:
+        """Returns the questions that the player's running game has still to ask."""
+        seat = await self.lobby.seat_of(uid)
+        if seat is None or seat.game == "-":
+            return set()
+        game = await self.games.load(seat.game)
+        if game is None:
+            return set()
+        return {number for number, _ in game.rounds[game.round :]}
+
+    # -- erasure
+
+    async def erase(self, uid: str) -> None:
+        """Erases all that is stored about a player. If it raises, any worker goes on later."""
+        await self.redis.run("begin_erasure", (Keys.erasures,), uid, ERASURE_MS)
+        await self._erase(uid)
+
+    async def finish_erasures(self) -> None:
+        """Goes on with erasures that were cut short."""
+        due = await self.redis.run("due_erasures", (Keys.erasures,), ERASURE_MS, ERASURES_AT_ONCE)
+        for uid in due:
+            await self._erase(uid)
+
+    async def _erase(self, uid: str) -> None:
+        await self._leave_game(uid)
+        keys = Keys.user(uid), Keys.erased(uid)
+        fields = await self.redis.run("erase_user", keys, *self.users.schema.unique)
+        await self.lobby.revoked(uid)
+        await self._leave_game(uid)  # their phone may have joined another one meanwhile
+        await self.users.boards.remove(uid)
+        await self.users.release(uid, pairs_to_dict(fields))
+        if not await self._forget_games(uid):
+            return
+        keys = Keys.history(uid), Keys.seen(uid), Keys.erased(uid)
+        await asyncio.gather(*(self.redis.call("DEL", key) for key in keys))
+        await self.redis.call("ZREM", Keys.erasures, uid)
+        log.info("erased", extra={"player": uid})
+
+    async def _leave_game(self, uid: str) -> None:
+        """Makes the player leave their game for good, so that their opponents need not wait."""
+        seat = await self.lobby.seat_of(uid)
+        if seat is not None and seat.game != "-":
+            await self.games.leave(seat.game, uid, uid)
+
+    async def _forget_games(self, uid: str) -> bool:
+        """Takes the player out of their games. Returns False if a game is still being settled."""
+        cursor = ""
+        while ids := await self.games.ids_of(uid, cursor, ERASURE_PORTION):
+            outcomes = await asyncio.gather(
+                *(self.redis.run("forget_player", (Keys.game(game),), uid) for game in ids)
+            )
+            settling = [game for game, outcome in zip(ids, outcomes, strict=True) if outcome == 2]
+            done = set(ids).difference(settling)
+            if done:
+                await self.redis.call("ZREM", Keys.history(uid), *done)
+            cursor = settling[-1] if settling else cursor
+        return not cursor
+
+
+async def _joined(lists: AsyncIterator[list]) -> AsyncIterator[str]:
+    """Yields the items of lists as the inside of one JSON array."""
+    comma = ""
+    async for items in lists:
+        if items:
+            yield comma + dumps(items)[1:-1]
+            comma = ","
 
 
 # ---- migration -----------------------------------------------------------------------------------
@@ -5223,7 +5355,7 @@ async def deny(
 # and the component schema that it returns. Validation and documents come from these names.
 #
 # Invariants: a handler gets only checked input, and raises Problem to refuse. No answer is cached.
-# Users, lobby and games own their keys: only the export reads some of them directly.
+# A handler returns an answer, or pieces of its JSON if the answer may be large.
 #
 # To add a route: write the decorated function here, add its form to forms() and its answer to
 # components() in the next section, and list new problem codes in PROBLEMS.
@@ -5314,6 +5446,7 @@ PAGE_AROUND = {
     "description": "Return the page that has the caller in its middle.",
 }
 DEFAULT_LIMIT = 20
+BROKEN_OFF = "trivia.broken_off"  # key of an ASGI scope: nothing more is sent
 
 
 def forms(schema: Schema) -> dict[str, Form]:
@@ -5439,59 +5572,14 @@ async def erase_me(call: Call) -> None:
     users = call.server.users
     password = call.body["password"]
     await users.confirm_password(call.uid, call.user, call.token, password, call.address)
-    await users.end_sessions(call.uid)
-    await call.server.lobby.revoked(call.uid)
-    await leave_game(call.server, call.uid)
-    await users.erase(call.uid)
-    await leave_game(call.server, call.uid)  # their phone may have joined another one meanwhile
-    log.info("erased")
+    await call.server.personal_data.erase(call.uid)
 
 
-async def leave_game(server: Server, uid: str) -> None:
-    """Makes a player leave their game for good, so that their opponents need not wait."""
-    seat = await server.lobby.seat_of(uid)
-    if seat is not None and seat.game != "-":
-        await server.games.leave(seat.game, uid, uid)
-
-
-@route("GET", "/users/me/export", 200, "Export")
-async def export_me(call: Call) -> dict:
+@route("GET", "/users/me/export", 200, "Export", problems=("too_many_attempts",))
+async def export_me(call: Call) -> AsyncIterator[str]:
     """Returns all data that is stored about the caller."""
-    server = call.server
-    sessions = [value for name, value in call.user.items() if name.startswith("session:")]
-    game_ids = await server.redis.call("ZREVRANGE", Keys.history(call.uid), 0, -1)
-    games = await asyncio.gather(*map(server.games.load, game_ids))
-    return {
-        "user": server.users.own_view(call.user),
-        "sessions": [{"expires_at": int(expiry)} for expiry in sessions],
-        "games": [server.games.record(game) for game in games if game is not None],
-        "questions_seen": await questions_seen(server, call.uid),
-    }
-
-
-async def questions_seen(server: Server, uid: str) -> list[str]:
-    """Returns the texts of the questions that a player has seen.
-
-    Questions are marked as seen when a game is formed. The export must not reveal those that the
-    running game has still to ask.
-    """
-    bitmap = await server.redis.call("GET", Keys.seen(uid)) or ""
-    bits = bitmap.encode("utf-8", "surrogateescape")
-    hidden = await questions_to_come(server, uid)
-    questions = server.bank.questions.items()
-    seen = [(number, question) for number, question in questions if has_seen(bits, number)]
-    return [question.text for number, question in seen if number not in hidden]
-
-
-async def questions_to_come(server: Server, uid: str) -> set[int]:
-    """Returns the numbers of the questions that the player's running game has still to ask."""
-    seat = Seat.parse(await server.redis.call("HGET", Keys.seats, uid))
-    if seat is None or seat.game == "-":
-        return set()
-    game = await server.games.load(seat.game)
-    if game is None:
-        return set()
-    return {number for number, _ in game.rounds[game.round :]}
+    await call.server.users.count_export(call.uid)
+    return call.server.personal_data.export(call.uid, call.user)
 
 
 @route("GET", "/users/me/games", 200, "GameList", query="HistoryPage")
@@ -5590,7 +5678,7 @@ async def ready(call: Call) -> dict:
 def endpoint(route: Route) -> Callable:
     """Returns the Sanic handler of a route."""
 
-    async def handle(request: Request, **path: str) -> HTTPResponse:
+    async def handle(request: Request, **path: str) -> HTTPResponse | None:
         call = Call(request.app.ctx.server, request)
         await identify_caller(call, route)
         if route.query:
@@ -5601,10 +5689,41 @@ def endpoint(route: Route) -> Callable:
         answer = await route.handler(call, **arguments)
         if not route.answer:
             return HTTPResponse(status=route.status)
-        return HTTPResponse(dumps(answer), route.status, {"cache-control": "no-store"}, JSON)
+        headers = {"cache-control": "no-store"}
+        if not isinstance(answer, AsyncIterator):
+            return HTTPResponse(dumps(answer), route.status, headers, JSON)
+        first = await anext(answer)  # it raises what a complete response can still tell
+        response = HTTPResponse(None, route.status, headers, JSON)
+        if request.method == "HEAD":
+            return response
+        await request.respond(response)
+        await send_pieces(request, response, first, answer)
+        return None
 
     handle.__name__ = route.name
     return handle
+
+
+async def send_pieces(
+    request: Request, response: HTTPResponse, piece: str | None, others: AsyncIterator[str]
+) -> None:
+    """Sends an answer piece by piece, as fast as the client reads.
+
+    The response breaks off if a piece can't be made, or the client does not read.
+    """
+    send_seconds = request.app.ctx.schema.limits.send_seconds
+    try:
+        while piece is not None:
+            async with asyncio.timeout(send_seconds):
+                await response.send(piece)
+            await asyncio.sleep(0)  # a client that reads fast must not take all turns
+            piece = await anext(others, None)
+    except (Unavailable, TimeoutError) as error:
+        request.transport.scope[BROKEN_OFF] = True
+        log.warning("response broken off: %s", error or f"not read in {send_seconds} s")
+    except BaseException:
+        request.transport.scope[BROKEN_OFF] = True
+        raise
 
 
 async def identify_caller(call: Call, route: Route) -> None:
@@ -6098,6 +6217,7 @@ class Server:
         self.users = Users(self.redis, schema)
         self.games = Games(self.redis, schema, self.bank, self.users, self.worker)
         self.lobby = Lobby(self.redis, schema, self.worker, self.games.form)
+        self.personal_data = PersonalData(self.redis, self.users, self.lobby, self.games)
         self.hub = Hub(self.worker, self.redis, schema, self.users, self.lobby, self.games, wire_of)
         self.background: list[asyncio.Task] = []
 
@@ -6157,6 +6277,7 @@ class Server:
             _forever(SWEEP_S, self.hub.sweep),
             _forever(METRICS_S, self._add_up),
             _forever(DROP_LIBRARIES_S, self.redis.drop_unused_libraries),
+            _forever(ERASURES_S, self.personal_data.finish_erasures),
         ]
 
     async def stop(self) -> None:
@@ -6393,7 +6514,7 @@ class Trivia(Sanic):
             scope = scope | {"problem": problem}
         except ConnectionError:
             return  # the client left before its request was complete
-        await super().__call__(scope, replay(body, receive), with_listed_headers(send))
+        await super().__call__(scope, replay(body, receive), checked_send(scope, send))
 
     # -- start and stop
 
@@ -6504,15 +6625,20 @@ def with_safe_path(scope: dict) -> dict:
     return scope
 
 
-def with_listed_headers(send: Callable) -> Callable:
-    """Wraps a `send`: Sanic gives headers as an iterator, but Daphne reads them twice."""
+def checked_send(scope: dict, send: Callable) -> Callable:
+    """Wraps a `send`. Sanic gives headers as an iterator, but Daphne reads them twice.
 
-    async def send_listed(message: dict) -> None:
+    Sanic would also complete a response that broke off. Without its end, the client sees that it
+    is not whole.
+    """
+
+    async def send_checked(message: dict) -> None:
         if "headers" in message:
             message = message | {"headers": list(message["headers"])}
-        await send(message)
+        if BROKEN_OFF not in scope:
+            await send(message)
 
-    return send_listed
+    return send_checked
 
 
 async def read_all(receive: Callable, limits: Any) -> dict:

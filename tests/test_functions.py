@@ -741,14 +741,46 @@ def test_a_user_who_is_gone_is_not_changed(store):
     assert not store.client.exists(Keys.user("u1"))
 
 
-def test_a_user_is_erased_once_and_his_last_fields_are_returned(store):
-    key = make_user(store, avatar="x", **{"session:a": 1})
-    before = store.client.hgetall(key)
-    outcomes = [
-        fields for fields in at_once(4, lambda i: store.run("erase_user", (key,))) if fields
-    ]
-    assert [dict(zip(fields[::2], fields[1::2])) for fields in outcomes] == [before]
-    assert store.client.dbsize() == 0
+def test_a_user_is_erased_and_their_unique_values_stay_until_they_are_released(store):
+    key, erased = make_user(store, avatar="x", email="e", **{"session:a": 1}), Keys.erased("u1")
+    names = "username", "email", "nick"
+    outcomes = at_once(4, lambda i: store.run("erase_user", (key, erased), *names))
+    assert outcomes == [["username", "u1", "email", "e"]] * 4
+    assert store.client.keys() == [erased]
+    store.client.delete(erased)
+    assert store.run("erase_user", (key, erased), *names) == []
+
+
+def test_an_erasure_is_handed_out_when_its_worker_must_be_dead_and_to_one_worker(store):
+    later, keys = 30_000, (Keys.erasures,)
+    assert store.run("begin_erasure", keys, "u1", later) == 1
+    assert store.run("due_erasures", keys, later, 10) == []
+    assert 0 < store.client.zscore(Keys.erasures, "u1") - store.now() <= later
+    store.client.zadd(Keys.erasures, {"u1": 2, "u2": 1, "u3": 3})
+    outcomes = at_once(4, lambda i: store.run("due_erasures", keys, later, 2))
+    assert sorted(map(sorted, outcomes)) == [[], [], ["u1", "u2"], ["u3"]] or sorted(
+        uid for uids in outcomes for uid in uids
+    ) == ["u1", "u2", "u3"]
+
+
+def test_a_history_is_read_in_pages_which_a_new_game_does_not_shift(store):
+    key = Keys.history("u1")
+    store.client.zadd(key, {f"g{i}": i for i in range(5)})
+    assert store.run("history_page", (key,), "", 2) == ["g4", "g3"]
+    store.client.zadd(key, {"g9": 9})
+    assert store.run("history_page", (key,), "g3", 2) == ["g2", "g1"]
+    assert store.run("history_page", (key,), "g1", 2) == ["g0"]
+    assert store.run("history_page", (key,), "g0", 2) == []
+    assert store.run("history_page", (key,), "other", 2) is None
+    assert store.run("history_page", (Keys.history("u2"),), "", 2) == []
+
+
+def test_old_games_leave_a_history_some_at_a_time(store):
+    make_user(store)
+    store.client.zadd(Keys.history("u1"), {f"g{i}": i for i in range(250)})
+    for left in (151, 52, 3, 4):
+        assert apply(store, f"new{left}", ended=10_000, keep=1000) == 1
+        assert store.client.zcard(Keys.history("u1")) == left
 
 
 def apply(
@@ -2066,6 +2098,15 @@ def test_who_was_erased_during_the_game_is_taken_out_of_it_at_its_end(worker, ga
     assert untouched(game, lambda: game.finish("[]", "u1 u2")) == 0
 
 
+def test_a_player_of_a_game_that_is_being_settled_is_taken_out_twice(store, game):
+    game.set(phase="settle")
+    assert store.run("forget_player", (game.key,), "u2") == 2
+    assert [game.uid2, game.name2] == ["u2", "(erased 2)"]
+    game.set(phase="end")
+    assert store.run("forget_player", (game.key,), "u2") == 1
+    assert [game.uid2, game.name2] == ["", "(erased 2)"]
+
+
 def test_a_player_is_taken_out_of_a_game(store, game):
     game.set(phase="end")
     for uid, returned, left in (
@@ -2168,7 +2209,7 @@ TABLE = parse_table(trivia.__doc__)
 WORDS = {
     "UID": r"[\w-]{12}",
     "FIELD": r"(username|email)",
-    "WHAT": r"(login|address|account|connect|register|session)",
+    "WHAT": r"(login|address|account|connect|register|session|export)",
     "WHO": r"[^{}]+",
     "NAME": r"[a-z_]+",
     "SHARD": r"[0-3]",
@@ -2189,6 +2230,8 @@ CONTENT = {  # what members and values look like, where the table says more than
     "playing:{lobby}": r"[a-z]+=\d+",
     "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}",
     "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
+    "erasures:{lobby}": rf"[\w-]{{12}}={MS}",
+    "erased:{UID}": r"(username|email)=.+",
     "unique:{FIELD:N}": rf"[^ ]+=[\w-]{{12}} [\w-]{{4}}( {MS})?",
     "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
     "boards:{boards}": r"[a-z_]+=[a-z_]+",
@@ -2359,6 +2402,11 @@ def played():
                 {"login": people[2]["user"]["username"], "password": PASSWORD},
             ).json["token"],
         )
+        passwords = {"password": PASSWORD, "new_password": PASSWORD}
+        server.http("POST", "/auth/password", passwords, people[3]["token"])
+        server.http("DELETE", "/auth/sessions", token=people[3]["token"])
+        name = {"login": people[3]["user"]["username"], "password": PASSWORD}
+        people[3] = server.http("POST", "/auth/login", name).json
         for one in (*party, back, bob, alone):
             frames.append(one.frames)
             one.close()
@@ -2387,7 +2435,8 @@ def played():
 
 def test_every_row_of_the_key_table_was_met_and_every_key_is_documented(played):
     met = {table_row(key) for sample in played.samples.values() for key in sample}
-    assert met | {"forming:{lobby}"} == TABLE.keys()  # which lasts some milliseconds only
+    brief = {"forming:{lobby}", "erasures:{lobby}", "erased:{UID}"}  # they last some milliseconds
+    assert met | brief == TABLE.keys()
 
 
 def test_keys_have_the_type_and_the_content_that_the_table_says(played):

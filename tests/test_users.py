@@ -1,6 +1,7 @@
 """Accounts: registration, sessions, passwords, changes, erasure, export, past games, leaderboards."""
 
 import asyncio
+import contextlib
 import http.client
 import itertools
 import json
@@ -10,9 +11,11 @@ import signal
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import psutil
 import pytest
 import redis
 
@@ -1436,6 +1439,127 @@ def test_a_second_erasure_finds_nobody(server):
     )
     assert 204 in statuses and set(statuses) <= {204, 401, 403}
     wait_until(lambda: not traces(server, session))
+
+
+def cut_short(server, session, how_far):
+    """Leaves an erasure as a worker leaves it that dies on the way."""
+    uid, redis = uid_of(session), server.redis
+    if how_far != "written down":
+        keys = trivia.Keys.user(uid), trivia.Keys.erased(uid)
+        fcall(server, "erase_user", keys, "username", "email")
+    if how_far == "some games are done":
+        [game, *_] = redis.zrange(trivia.Keys.history(uid), 0, 0)
+        fcall(server, "forget_player", (trivia.Keys.game(game),), uid)
+        redis.zrem(trivia.Keys.history(uid), game)
+    redis.zadd(trivia.Keys.erasures, {uid: 1})  # its worker must be dead
+
+
+@pytest.mark.parametrize("how_far", ["written down", "the account is gone", "some games are done"])
+def test_an_erasure_that_was_cut_short_is_finished(small, how_far):
+    ann, bob = small.register(), small.register()
+    games = [win(small, ann, bob) for _ in range(2)]
+    socket = small.phone(session=ann)
+    socket.expect("queued")
+    cut_short(small, ann, how_far)
+    socket.expect_close(4401)
+    wait_until(lambda: not traces(small, ann))
+    for game in games:
+        record = small.http("GET", f"/games/{game}", token=bob["token"])
+        assert record.status == 200 and ann["user"]["username"] not in record.body
+    small.register(ann["user"]["username"])
+
+
+def copy_game(server, session, game, count):
+    """Gives a player many copies of a game."""
+    redis = server.redis
+    stored = redis.hgetall(trivia.Keys.game(game))
+    ids = [f"{game[:2]}{i:010}" for i in range(count)]
+    for start in range(0, count, 1000):
+        with redis.pipeline(transaction=False) as pipe:
+            for copy in ids[start : start + 1000]:
+                pipe.hset(trivia.Keys.game(copy), mapping=stored)
+            scores = {copy: 1000 + int(copy[2:]) for copy in ids[start : start + 1000]}
+            pipe.zadd(trivia.Keys.history(uid_of(session)), scores)
+            pipe.execute()
+    return ids
+
+
+@contextlib.contextmanager
+def longest_wait(phone):
+    """Pings meanwhile. Yields a list, whose last item is the longest time to a pong in seconds."""
+    waits, stop = [], threading.Event()
+
+    def ping():
+        while not stop.wait(0.15):
+            began = time.monotonic()
+            phone.send("ping", client_ms=1)
+            phone.expect("pong")
+            waits.append(time.monotonic() - began)
+
+    thread = threading.Thread(target=ping)
+    thread.start()
+    try:
+        yield waits
+    finally:
+        stop.set()
+        thread.join(30)
+    waits.sort()
+
+
+def test_25_000_games_are_exported_and_erased_while_others_go_on(make_server):
+    server = make_server(edited_schema(rounds=1))
+    ann, bob = server.register(), server.register()
+    games = copy_game(server, ann, win(server, ann, bob), 25_000)
+    other = server.phone(queue="rated")
+    other.expect("queued")
+    worker = psutil.Process(server.process.pid)
+    before = worker.memory_info().rss
+    with longest_wait(other) as waits:
+        export = server.http("GET", "/users/me/export", token=ann["token"])
+    assert len(export.json["games"]) == len(games) + 1
+    assert len(waits) > 5 and waits[-1] < 1.5, waits[-5:]
+    assert worker.memory_info().rss - before < 30e6
+
+    history = trivia.Keys.history(uid_of(ann))
+    with ThreadPoolExecutor(1) as pool:
+        password = {"password": PASSWORD}
+        erasure = pool.submit(server.http, "DELETE", "/users/me", password, ann["token"])
+        wait_until(lambda: server.redis.zcard(history) < 20_000, 60)
+        server.stop(signal.SIGKILL)
+        assert isinstance(erasure.exception(), (OSError, http.client.HTTPException))
+    assert server.redis.zcard(history) > 0
+    server.start()
+    server.http("GET", "/users/me", token=ann["token"]).refused(401, "not_authenticated")
+    other.connect().expect("queued")
+    server.redis.zadd(trivia.Keys.erasures, {uid_of(ann): 1})  # half a minute has passed
+    with longest_wait(other) as waits:
+        wait_until(lambda: not server.redis.exists(trivia.Keys.erasures), 60)
+    assert len(waits) > 5 and waits[-1] < 1.5, waits[-5:]
+    assert traces(server, ann) == []
+
+
+def test_an_export_breaks_off_visibly_when_redis_goes_away(make_server):
+    server = make_server(edited_schema(rounds=1))
+    ann, bob = server.register(), server.register()
+    copy_game(server, ann, win(server, ann, bob), 10_000)
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/users/me/export",
+        headers={"Authorization": f"Bearer {ann['token']}"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        assert response.read(1000).startswith(b'{"user":{"username":')
+        server.redis.client_kill_filter(_type="pubsub")
+        with pytest.raises(http.client.IncompleteRead):
+            response.read()
+    assert "response broken off" in server.log and "Traceback" not in server.log
+
+
+def test_exports_again_and_again_are_refused(small):
+    session = small.register()
+    statuses = [
+        small.http("GET", "/users/me/export", token=session["token"]).status for _ in range(11)
+    ]
+    assert statuses == [200] * 10 + [429]
 
 
 # -- export
