@@ -81,9 +81,10 @@ time may lag behind that clock.
     worker:{TAG}:ID, bank:{bank}   channels, not keys: events of a worker; the bank has changed
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
-schema), store (keys and format, client), play (questions, question files, passwords, users,
-leaderboards, lobby, game, personal data, migration), wire (messages, connections, hub, routes,
-documents), process (worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
+schema), store (keys and format, client, cluster, Redis), play (questions, question files,
+passwords, users, leaderboards, lobby, game, personal data, migration), wire (messages, connections,
+hub, routes, documents), process (worker, app, protocols, adapter, embedded Redis, commands, doctor,
+backup).
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import binascii
 import bisect
 import contextlib
 import contextvars
@@ -138,7 +140,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import quote, unquote, unquote_plus, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
 import argon2
 import hiredis
@@ -1672,10 +1674,15 @@ class Keys:
         return f"board:{{{name}}}:{period}" if period else f"board:{{{name}}}"
 
     @staticmethod
-    def channels(worker: str) -> list[str]:
-        """Returns what a worker subscribes to: its channel of each tag, and that of the bank."""
+    def tag(game: str) -> str:
+        """Returns the hash tag of a game."""
+        return f"g{int(game[:2], 36)}"
+
+    @staticmethod
+    def channels(worker: str) -> dict[str, str]:
+        """Returns what a worker subscribes to: {channel: its tag}. The bank has one, too."""
         tags = ["lobby", *(f"g{shard}" for shard in range(SHARDS))]
-        return [*(f"worker:{{{tag}}}:{worker}" for tag in tags), Keys.bank_channel]
+        return {f"worker:{{{tag}}}:{worker}": tag for tag in tags} | {Keys.bank_channel: "bank"}
 
 
 def new_uid() -> str:
@@ -1818,20 +1825,23 @@ LIBRARY = Library(LIBRARY_FILE)
 
 # AsyncIterator Callable
 # ---- client --------------------------------------------------------------------------------------
-# The only way to Redis: one RESP3 connection a worker. Commands that are issued in one turn of the
-# event loop leave in one write. Events come back on the same connection, in order with the replies.
-# A command costs 2.4 us of CPU that way, and 15-28 us in pipelines of redis-py. redis-py parses the
-# URL, hiredis the protocol.
+# A connection to one node: RESP3, pipelined, one for each worker and node. Commands that are issued
+# in one turn of the event loop leave in one write. Events come back on the same connection, in
+# order with the replies. A command costs 2.4 us of CPU that way, and 15-28 us in pipelines of
+# redis-py. hiredis parses the protocol.
 #
-# Invariants: nothing here retries a command, so nothing runs twice unless its caller asks for that.
-# Callers may, since every function of trivia.lua may run twice. A reply is handled before the
-# events that were published after it.
+# Invariants: what a node may have run is not sent again, so nothing runs twice unless its caller
+# asks for that. Callers may, since every function of trivia.lua may run twice. A reply is handled
+# before the events that were published after it.
 
 
 class Unavailable(Exception):
     """Redis can't be reached or can't do it now. Whether the command ran may be unknown."""
 
 
+# Errors of a node that has not run the command: another node has the slot, or will have it soon.
+REDIRECTIONS = ("MOVED ", "ASK ", "TRYAGAIN")
+REDIRECTION = re.compile(r"(MOVED|ASK) (\d{1,5}) (.*):(\d{1,5})")
 # Errors of Redis that pass: it starts, is a replica, has no memory or disk left, or is busy.
 PASSING = (
     "LOADING",
@@ -1842,7 +1852,7 @@ PASSING = (
     "NOREPLICAS",
     "BUSY",
     "CLUSTERDOWN",
-    "TRYAGAIN",
+    *REDIRECTIONS,
     "ERR max number of clients",
 )
 FUNCTION_LOST = "ERR Function not found"
@@ -1879,17 +1889,29 @@ def _set_reply(future: asyncio.Future, reply: Any) -> None:
         future.set_result(reply)
 
 
-# A command whose reply is to come: on_reply, the packed command, whether it is a function, and
-# whether it may be sent again after the library was loaded. A plain tuple: each answer makes one.
-Pending = tuple[OnReply, bytes, bool, bool]
+# A command whose reply is to come: on_reply, the packed command, whether it is a function, and when
+# a node first refused to run it, or 0. A plain tuple: each answer makes one.
+Pending = tuple[OnReply, bytes, bool, float]
 
 
 class RedisConnection(asyncio.Protocol):
-    """Pipelines commands over one RESP3 connection."""
+    """Pipelines commands over one RESP3 connection.
+
+    `nodes` learns of redirections and losses, if the connection leads to a primary.
+    """
 
     MORE = object()
 
-    def __init__(self, on_events: Callable[[list[str]], None]) -> None:
+    def __init__(
+        self, address: str, on_events: Callable[[list[str]], None], nodes: Nodes | None = None
+    ) -> None:
+        self.address = address
+        self.nodes = nodes
+        self.channels: set[str] = set()  # those that it is subscribed to
+        self.durable = self  # the connection for what replicas must have: see Redis.run_durably
+        self.is_second = False  # whether this is one for that
+        self.next_wait: asyncio.Task | None = None  # the WAIT that covers what is written now
+        self.last_wait: asyncio.Task | None = None
         self.loop = asyncio.get_running_loop()
         self.reader = hiredis.Reader(
             replyError=hiredis.ReplyError,
@@ -1927,7 +1949,14 @@ class RedisConnection(asyncio.Protocol):
         elif len(self.pending) >= MAX_PENDING:
             on_reply(Unavailable("Redis is too slow"))
         else:
-            self._queue((on_reply, hiredis.pack_command(command), is_function, True))
+            self._queue((on_reply, hiredis.pack_command(command), is_function, 0.0))
+
+    def resend(self, pending: Pending) -> None:
+        """Sends a command that another node refused."""
+        if self.closed.done():
+            pending[0](Unavailable("Redis is not connected"))
+        else:
+            self._queue(pending)
 
     def _queue(self, pending: Pending) -> None:
         if not self.batch:
@@ -1972,8 +2001,22 @@ class RedisConnection(asyncio.Protocol):
                 if not events:
                     self.loop.call_soon(self.on_events, events)
                 events.append(reply[2])
-            elif self.pending:  # the confirmation of SSUBSCRIBE, which has no other reply
-                self._resolve(reply)
+            else:
+                self._on_push(reply)
+
+    def _on_push(self, push: list) -> None:
+        kind, channel = push[0], push[1]
+        if kind == "ssubscribe":
+            self.channels.add(channel)
+            if self.pending:  # the command has no other reply
+                self._resolve(push)
+        elif kind == "sunsubscribe":  # another node has its slot now
+            self.channels.discard(channel)
+            self._tell_nodes()
+
+    def _tell_nodes(self) -> None:
+        if self.nodes is not None:
+            self.nodes.changed()
 
     def _resolve(self, reply: Any) -> None:
         pending = self.pending.popleft()
@@ -1987,24 +2030,27 @@ class RedisConnection(asyncio.Protocol):
             on_reply(reply)
 
     def _resolve_error(self, pending: Pending, error: hiredis.ReplyError) -> None:
-        on_reply, packed, is_function, may_reload = pending
+        on_reply, packed, is_function, since_s = pending
         text = str(error)
-        if text.startswith(FUNCTION_LOST) and may_reload:
+        if text.startswith(REDIRECTIONS) and self.nodes is not None:
+            self.nodes.redirect(self, text, pending)
+        elif text.startswith(FUNCTION_LOST) and not since_s:
             self.send(_ignore_reply, ("FUNCTION", "LOAD", LIBRARY.text))
-            self._queue((on_reply, packed, is_function, False))
+            self._queue((on_reply, packed, is_function, self.loop.time()))
         elif text.startswith((*PASSING, FUNCTION_LOST)):
-            self._complain(text)
+            self.complain(text)
             on_reply(Unavailable(text))
         else:
             on_reply(error)
 
-    def _complain(self, error: str) -> None:
+    def complain(self, error: str) -> None:
         """Tells the operator, at most every 10 s, what Redis lacks."""
         if self.loop.time() > self.complained_at_s + 10:
             self.complained_at_s = self.loop.time()
             log.error("redis refuses: %s", error)
         if error.startswith("READONLY"):  # another server is the master by now
             self.transport.abort()
+        self._tell_nodes()
 
     async def probe(self) -> None:
         """Asks a quiet peer for a sign of life. Drops it after SILENT_S of silence.
@@ -2030,160 +2076,625 @@ class RedisConnection(asyncio.Protocol):
             on_reply(Unavailable("the connection to Redis was lost"))
         if not self.closed.done():
             self.closed.set_result(error)
+        self._tell_nodes()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether commands can be sent, those for replicas too."""
+        return not (self.closed.done() or self.durable.closed.done())
+
+    def abort(self) -> None:
+        """Drops the connection, and the one for what replicas must have."""
+        for link in (self, self.durable):
+            if link.transport is not None:
+                link.transport.abort()
 
 
 def _ignore_reply(reply: Any) -> None:
     """Takes the reply of a command that nobody waits for."""
 
 
-class Redis:
-    """Keeps a connection up: connects, loads the library, checks the format, subscribes."""
+# ---- cluster -------------------------------------------------------------------------------------
+# Where Redis is: what REDIS_URL says, who the primaries are, and a connection to each of them. A
+# server is its own only primary. Sentinels know the primary. Each node of a cluster knows which
+# primary has which of the 16,384 slots. So a worker follows a failover, and slots that move,
+# without a restart.
+#
+# Invariants: a command that a node refused with MOVED, ASK or TRYAGAIN did not run. Only such a
+# command is sent again, for REDIRECT_S at most. With SILENT_S, each reply or error is there within
+# 6 s. A command for a primary that is away fails at once; the others notice nothing. A channel is
+# subscribed on the primary of its slot. `on_return` tells whose events may have been missed.
+#
+# To add a word to REDIS_URL: WORDS, and a field of Place.
 
-    def __init__(
-        self, url: str, worker: str, on_events: Callable[[list[str]], None], embedded: Any = None
-    ) -> None:
-        self.url = url or embedded.url
-        self.embedded = embedded
-        self.channels = Keys.channels(worker) if worker else []
-        self.on_events = on_events
-        self.connection: RedisConnection | None = None
-        self.may_migrate = False  # whether data of an older format is welcome
-        self.format = FORMAT
+SLOTS = 16384
+MAX_WANTED = 64  # nodes without slots, to which redirections lead
+WANTED_S = 10  # a connection to such a node is kept for so long
+REDIRECT_S = 2.5  # a refused command is sent again for so long
+RETRY_S = 0.02  # shortest pause before a command that was refused twice is sent again
+OPEN_S = 1  # a node of several must have connected and greeted within this time
+FOLLOW_S = {"server": float("inf"), "sentinel": 1, "cluster": 2}  # between looks for the primaries
+MAX_PAUSE_S = {"server": 2, "sentinel": 0.5, "cluster": 0.5}  # between attempts to reconnect
+WORDS = {  # {kind: what may stand behind the ? of REDIS_URL}
+    "server": ("db", "username", "password", "replicas"),
+    "sentinel": ("db", "replicas", "sentinel_username", "sentinel_password"),
+    "cluster": ("replicas",),
+}
+URL_FORMS = (
+    "expected unix://PATH, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,.../NAME or "
+    "redis+cluster://HOST:PORT,..., or rediss for TLS, with %2F for / in a password"
+)
+MODES = {"server": "standalone", "sentinel": "standalone", "cluster": "cluster"}
+MODE_NAMES = {
+    "standalone": "a standalone server, which redis:// is for",
+    "cluster": "a node of a cluster, which redis+cluster:// is for",
+    "sentinel": "a Sentinel, which redis+sentinel:// is for",
+}
 
-    async def connect(self) -> None:
-        """Connects once. Raises Unavailable, or Fatal if this server can't be used."""
-        if self.embedded:
-            await asyncio.to_thread(self.embedded.start)
-        connection = await self._open()
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                await self._greet(connection)
-        except (hiredis.ReplyError, Unavailable, TimeoutError, Fatal) as error:
-            connection.transport.abort()
-            raise self._explained(error) from None
-        self.connection = connection
 
-    def _explained(self, error: Exception) -> Exception:
-        if isinstance(error, Fatal):
-            return error
-        kind = Fatal if isinstance(error, hiredis.ReplyError) else Unavailable
-        return kind(f"{self.place}: {error or f'no answer in {CALL_SECONDS} s'}")
+class Place(NamedTuple):
+    """Where Redis is. An address is HOST:PORT, or the path of a UNIX socket."""
+
+    kind: str  # server, sentinel or cluster
+    addresses: tuple[str, ...]  # of the server, of Sentinels, or of some nodes of the cluster
+    tls: bool = False
+    login: tuple[str, ...] = ()  # user and password
+    db: int = 0
+    name: str = ""  # of the primary that the Sentinels watch
+    replicas: int = 0  # that must have a change of an account before it is acknowledged
+    sentinel_login: tuple[str, ...] = ()
+    text: str = ""  # the URL without user, password and words, for messages
 
     @property
-    def place(self) -> str:
-        """Where Redis is, without user and password, for messages."""
-        return re.sub(r"//.*@", "//", self.url.partition("?")[0])
+    def is_socket(self) -> bool:
+        return self.addresses[0].startswith("/")
 
-    async def _open(self) -> RedisConnection:
+    @classmethod
+    def parse(cls, url: str) -> Place:
+        """Parses REDIS_URL. Raises Fatal with a line that does not quote the password."""
+        try:
+            return cls._parse(url)
+        except ValueError:
+            raise Fatal(f"REDIS_URL: can't be read; {URL_FORMS}") from None
+
+    @classmethod
+    def _parse(cls, url: str) -> Place:
+        parts = urlsplit(url)
+        match = re.fullmatch(r"(unix)|(rediss?)(?:\+(cluster|sentinel))?", parts.scheme)
+        if match is None:
+            raise ValueError
+        is_socket, scheme, kind = match.groups()
+        kind = kind or "server"
+        user, _, hosts = parts.netloc.rpartition("@")
+        words = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+        path = unquote(parts.path)
+        if is_socket:
+            addresses = (path,)
+        else:
+            addresses = tuple(cls._address(host, kind) for host in hosts.split(","))
+        unknown = [word for word in words if word not in WORDS[kind]]
+        if unknown:
+            expected = ", ".join(WORDS[kind])
+            raise Fatal(f"REDIS_URL: found the word {shorten(unknown[0])}; expected {expected}")
+        name = path.strip("/") if kind == "sentinel" else ""
+        if kind == "sentinel" and not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+            raise Fatal(f"REDIS_URL: found no name of a primary; {URL_FORMS}")
+        if kind == "cluster" and path.strip("/"):
+            raise Fatal("REDIS_URL: a cluster has no databases; expected nothing behind the hosts")
+        if kind == "server" and not is_socket and path.strip("/"):
+            words["db"] = path.strip("/")
+        return cls(
+            kind,
+            addresses,
+            scheme == "rediss",
+            cls._login(user, words.get("username"), words.get("password")),
+            int(words.get("db", 0)),
+            name,
+            cls._count(words.get("replicas", "0")),
+            cls._login("", words.get("sentinel_username"), words.get("sentinel_password")),
+            re.sub(r"//.*@", "//", url.partition("?")[0]),
+        )
+
+    @staticmethod
+    def _address(host: str, kind: str) -> str:
+        parts = urlsplit(f"//{host}")
+        if kind != "server" and not parts.hostname:
+            raise ValueError
+        standard = 26379 if kind == "sentinel" else 6379
+        return f"{parts.hostname or 'localhost'}:{parts.port or standard}"
+
+    @staticmethod
+    def _login(user: str, name: str | None, password: str | None) -> tuple[str, ...]:
+        given_name, _, given_password = user.partition(":")
+        name = unquote(given_name) or name
+        password = unquote(given_password) or password
+        return (name or "default", password or "") if name or password else ()
+
+    @staticmethod
+    def _count(text: str) -> int:
+        if not re.fullmatch(r"\d", text):
+            raise Fatal("REDIS_URL: replicas: expected a number from 0 to 9")
+        return int(text)
+
+
+def slot_of(key: str) -> int:
+    """Returns the slot of a key: a checksum of its hash tag. Source: the cluster specification."""
+    start = key.find("{") + 1
+    return binascii.crc_hqx(key[start : key.find("}", start)].encode(), 0) % SLOTS
+
+
+def slot_of_packed(packed: bytes) -> int:
+    """Returns the slot of a packed command. The first brace in it is that of its first key."""
+    start = packed.find(b"{") + 1
+    return binascii.crc_hqx(packed[start : packed.find(b"}", start)], 0) % SLOTS
+
+
+class Nodes:
+    """The primaries, a connection to each, and which of them has which slot."""
+
+    def __init__(
+        self, place: Place, on_events: Callable[[list[str]], None], embedded: Any = None
+    ) -> None:
+        self.place = place
+        self.on_events = on_events
+        self.embedded = embedded
+        self.channels: dict[str, str] = {}  # channel -> its tag
+        self.primaries: set[str] = set()  # addresses
+        self.links: dict[str, RedisConnection] = {}  # to the primaries
+        self.only: RedisConnection | None = None  # the one, unless there is a cluster
+        self.slots: list[RedisConnection] = []  # the connection of each slot
+        self.wanted: dict[str, float] = {}  # address of a node that imports slots -> until when
+        self.sentinels: dict[str, RedisConnection] = {}
+        self.trouble = asyncio.Event()
+        self.followed_at_s = 0.0
+        self.data_checked_on: RedisConnection | None = None
+        self.was_lost = False
+        self.pause_s = PROBE_S
+        self.backoff_s = 0.0
+
+    # -- who the primaries are
+
+    async def _find_primaries(self) -> list[tuple[int, int, str]]:
+        """Returns [(first slot, last slot, address of their primary)]. Raises Unavailable."""
+        if self.place.kind == "cluster":
+            return await self._ask_cluster()
+        address = self.place.addresses[0]
+        if self.place.kind == "sentinel":
+            address = await self._ask_sentinels()
+        return [(0, SLOTS - 1, address)]
+
+    async def _ask_cluster(self) -> list[tuple[int, int, str]]:
+        """Asks any node that answers. Known primaries come first: others may have old views."""
+        open_links = [one for one in self.links.values() if not one.closed.done()]
+        for link in random.sample(open_links, len(open_links)):
+            with contextlib.suppress(Unavailable, hiredis.ReplyError, TimeoutError):
+                async with asyncio.timeout(OPEN_S):
+                    return self._slot_rows(link, await link.call("CLUSTER", "SLOTS"))
+        errors = []
+        for address in self.place.addresses:
+            try:
+                async with self._asking(address) as link:
+                    await self._log_in(link, self.place.login, "cluster")
+                    return self._slot_rows(link, await link.call("CLUSTER", "SLOTS"))
+            except hiredis.ReplyError as error:
+                raise Fatal(f"{address}: {error}") from None
+            except (Unavailable, TimeoutError) as error:
+                errors.append(str(error) or f"{address}: no answer")
+        raise Unavailable("no node of the cluster answers: " + "; ".join(errors))
+
+    @staticmethod
+    def _slot_rows(link: RedisConnection, reply: list) -> list[tuple[int, int, str]]:
+        """Parses a reply to CLUSTER SLOTS. A node may not know its own host."""
+        host = link.address.rpartition(":")[0]
+        return [
+            (first, last, f"{primary[0] or host}:{primary[1]}")
+            for first, last, primary, *_ in reply
+        ]
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, address: str) -> AsyncIterator[RedisConnection]:
+        """Opens a connection for a question."""
+        async with asyncio.timeout(OPEN_S):
+            link = await self._open(address, None)
+            try:
+                yield link
+            finally:
+                link.transport.abort()
+
+    async def _ask_sentinels(self) -> str:
+        """Returns the address of the primary. The newest configuration that a Sentinel has counts.
+
+        A primary that is being replaced is none: what it takes is lost.
+        """
+        asked = await asyncio.gather(*map(self._ask_sentinel, self.place.addresses))
+        answers = [one for one in asked if isinstance(one, dict)]
+        if not answers:
+            for error in asked:
+                if isinstance(error, Fatal):
+                    raise error
+            raise Unavailable("no Sentinel answers: " + "; ".join(map(str, asked)))
+        newest = max(answers, key=lambda one: int(one["config-epoch"]))
+        flags = {flag for one in answers for flag in one["flags"].split(",")}
+        if flags & {"o_down", "failover_in_progress"}:
+            raise Unavailable(f"{newest['ip']}:{newest['port']} is down; its Sentinels replace it")
+        return f"{newest['ip']}:{newest['port']}"
+
+    async def _ask_sentinel(self, address: str) -> dict[str, str] | BaseException:
+        """Returns what a Sentinel knows of the primary; Unavailable or Fatal if nothing."""
+        link = self.sentinels.get(address)
+        try:
+            async with asyncio.timeout(OPEN_S):
+                if link is None or link.closed.done():
+                    link = self.sentinels[address] = await self._open(address, None)
+                    await self._log_in(link, self.place.sentinel_login, "sentinel")
+                return await link.call("SENTINEL", "MASTER", self.place.name)
+        except hiredis.ReplyError as error:
+            return Fatal(f"{address}: {error}; expected a Sentinel of {self.place.name}")
+        except (Unavailable, TimeoutError, Fatal) as error:
+            if link is not None:
+                link.abort()  # a late reply would be taken for that to the next question
+            return error if str(error) else Unavailable(f"{address}: no answer")
+
+    # -- connections
+
+    def _named(self, address: str) -> str:
+        """Names a node in a message."""
+        return self.place.text if self.place.kind == "server" else address
+
+    async def _open(self, address: str, nodes: Nodes | None) -> RedisConnection:
         loop = asyncio.get_running_loop()
-        make = functools.partial(RedisConnection, self.on_events)
-        where = redis_at(self.url)
+        make = functools.partial(RedisConnection, address, self.on_events, nodes)
         try:
             async with asyncio.timeout(CALL_SECONDS):
-                if "path" in where:
-                    return (await loop.create_unix_connection(make, where["path"]))[1]
-                host, port = where.get("host", "localhost"), where.get("port", 6379)
-                tls = True if self.url.startswith("rediss:") else None
-                return (await loop.create_connection(make, host, port, ssl=tls))[1]
+                if address.startswith("/"):
+                    return (await loop.create_unix_connection(make, address))[1]
+                host, _, port = address.rpartition(":")
+                tls = True if self.place.tls else None
+                return (await loop.create_connection(make, host, int(port), ssl=tls))[1]
         except (OSError, TimeoutError) as error:
-            raise Unavailable(f"{self.place}: {error or 'no answer'}") from None
+            raise Unavailable(f"{self._named(address)}: {error or 'no answer'}") from None
 
-    async def _greet(self, connection: RedisConnection) -> None:
-        where = redis_at(self.url)
-        await self._log_in(connection, where)
-        if where.get("db"):
-            await connection.call("SELECT", where["db"])
-        await self._load_library(connection)
-        self.format = await self._read_format(connection)
-        for channel in self.channels:
-            await connection.call("SSUBSCRIBE", channel)
+    async def _open_primary(self, address: str) -> BaseException | None:
+        """Connects to a primary and makes it ready. Returns Unavailable or Fatal if it can't.
 
-    async def _log_in(self, connection: RedisConnection, where: dict) -> None:
-        login: tuple = ()
-        if where.keys() & {"username", "password"}:
-            login = "AUTH", where.get("username", "default"), where.get("password", "")
-        expected = "expected Redis 7.0 or Valkey 8 or later"
+        It does not raise them: Fatal, which ends a process, would pass a task of asyncio's.
+        """
+        limit_s = CALL_SECONDS if self.place.kind == "server" else OPEN_S
+        link = None
         try:
-            hello = await connection.call("HELLO", 3, *login)
+            async with asyncio.timeout(limit_s):
+                link = await self._open(address, self)
+                await self._greet(link)
+                if self.place.replicas:
+                    link.durable = await self._open(address, self)
+                    link.durable.is_second = True
+                    await self._log_in(link.durable, self.place.login, MODES[self.place.kind])
+                    await self._select(link.durable)
+        except (hiredis.ReplyError, Unavailable, TimeoutError, Fatal) as error:
+            if link is not None:
+                link.abort()
+            return self._explained(address, error, limit_s)
+        self.links[address] = link
+        return None
+
+    def _explained(self, address: str, error: BaseException, limit_s: float) -> BaseException:
+        text = str(error) or f"no answer in {limit_s} s"
+        if not text.startswith(self._named(address)):
+            text = f"{self._named(address)}: {text}"
+        passes = isinstance(error, (Unavailable, TimeoutError))
+        return Unavailable(text) if passes else Fatal(text)
+
+    async def _greet(self, link: RedisConnection) -> None:
+        await self._log_in(link, self.place.login, MODES[self.place.kind], role="master")
+        await self._select(link)
+        await self._load_library(link)
+
+    async def _select(self, link: RedisConnection) -> None:
+        if self.place.db:
+            await link.call("SELECT", self.place.db)
+
+    async def _log_in(
+        self, link: RedisConnection, login: tuple[str, ...], mode: str, role: str = ""
+    ) -> None:
+        """Signs in, and checks that this is the kind of server that was expected. Raises Fatal."""
+        expected = "expected Redis 7.0 or Valkey 8 or later"
+        name = self._named(link.address)
+        try:
+            hello = await link.call("HELLO", 3, *(("AUTH", *login) if login else ()))
         except hiredis.ReplyError as error:
-            if "unknown command" not in str(error):
-                raise
-            raise Fatal(f"{self.place}: the server is too old; {expected}") from None
+            if "unknown command" in str(error):
+                raise Fatal(f"{name}: the server is too old; {expected}") from None
+            raise Fatal(f"{name}: {error}") from None
         if int(hello["version"].split(".")[0]) < 7:
-            raise Fatal(f"{self.place}: the server is version {hello['version']}; {expected}")
-        if hello["mode"] != "standalone":
-            raise Fatal(f"{self.place}: found a {hello['mode']} node; expected a standalone server")
-        if hello["role"] != "master":
+            raise Fatal(f"{name}: the server is version {hello['version']}; {expected}")
+        if mode and hello["mode"] != mode:
+            found = MODE_NAMES.get(hello["mode"], hello["mode"])
+            raise Fatal(f"{name}: found {found}; expected {MODE_NAMES[mode].partition(',')[0]}")
+        if role and hello["role"] != role:
             raise Unavailable("it is a read-only replica; expected the master")
 
-    async def _load_library(self, connection: RedisConnection) -> None:
+    async def _load_library(self, link: RedisConnection) -> None:
         # When its memory is full, Redis refuses even to load what is there.
-        if await connection.call("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY.name):
+        if await link.call("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY.name):
             return
         try:
-            await connection.call("FUNCTION", "LOAD", LIBRARY.text)
+            await link.call("FUNCTION", "LOAD", LIBRARY.text)
         except hiredis.ReplyError as error:
             text = str(error)
             if LIBRARY_EXISTS in text:
                 return
             remedy = "use the user trivia of redis.conf" if text.startswith("NOPERM") else ""
             remedy = remedy or "expected Redis 7.0 or Valkey 8 or later, with functions"
-            raise Fatal(f"{self.place}: can't load trivia.lua: {text}; {remedy}") from None
+            name = self._named(link.address)
+            raise Fatal(f"{name}: can't load trivia.lua: {text}; {remedy}") from None
 
-    async def _read_format(self, connection: RedisConnection) -> int:
-        """Returns the format of the data; an empty store gets FORMAT. Raises Fatal for another."""
-        text = await connection.call("GET", Keys.format)
-        if text is None:
-            if await connection.call("EXISTS", Keys.bank):  # format 1 had no such key
-                return self._welcome_format_1()
-            await connection.call("SET", Keys.format, FORMAT, "NX")
-            return FORMAT
-        if text != str(FORMAT):
+    # -- bringing all in line
+
+    async def connect(self) -> None:
+        """Connects once, to all primaries. Raises Unavailable, or Fatal if one can't be used."""
+        await self._align(is_start=True)
+
+    async def _align(self, is_start: bool = False) -> set[str]:
+        """Brings connections, slots and subscriptions in line with the primaries.
+
+        Returns the tags whose channels were subscribed anew. Raises Unavailable or Fatal.
+        """
+        if self.embedded:
+            await asyncio.to_thread(self.embedded.start)
+        rows = await self._find_primaries()
+        self.followed_at_s = asyncio.get_running_loop().time()
+        self.primaries = {address for _, _, address in rows}
+        if is_start:
+            self._check_cover(rows)
+        self._drop_links()
+        missing = [one for one in (*self.primaries, *self.wanted) if one not in self.links]
+        opened = await asyncio.gather(*map(self._open_primary, missing))
+        self._fill_slots(rows)
+        errors = [error for error in opened if error is not None]
+        if errors and (is_start or self.only is not None):
+            raise errors[0]
+        for error in errors:
+            log.warning("redis: %s", error)
+        await self._check_data_once()
+        return await self.subscribe()
+
+    async def _check_data_once(self) -> None:
+        """Checks the format of the data after the lobby's primary was connected."""
+        link = self.slots[slot_of(Keys.format)]
+        if link is not self.data_checked_on and link.is_open:
+            await self._check_data()
+            self.data_checked_on = link
+
+    def _check_cover(self, rows: list[tuple[int, int, str]]) -> None:
+        covered = sum(last - first + 1 for first, last, _ in rows)
+        if covered < SLOTS:
             raise Fatal(
-                f"{self.place}: the data has format {text}; trivia.py {VERSION} reads "
+                f"{self.place.addresses[0]}: the cluster covers {covered} of {SLOTS} slots; "
+                "expected all: valkey-cli --cluster check, or --cluster fix"
+            )
+
+    def _drop_links(self) -> None:
+        """Closes what leads to no primary, or is broken."""
+        now_s = asyncio.get_running_loop().time()
+        self.wanted = {one: until_s for one, until_s in self.wanted.items() if now_s < until_s}
+        for address, link in list(self.links.items()):
+            is_known = address in self.primaries or address in self.wanted
+            if not is_known or not link.is_open:
+                link.abort()
+                del self.links[address]
+
+    def _fill_slots(self, rows: list[tuple[int, int, str]]) -> None:
+        """Sets the connection of each slot. That of a primary that is away is closed."""
+        nowhere = RedisConnection("", self.on_events)
+        nowhere.closed.set_result(None)
+        slots = [nowhere] * SLOTS
+        for first, last, address in rows:
+            slots[first : last + 1] = [self.links.get(address, nowhere)] * (last - first + 1)
+        self.slots = slots
+        self.only = None if self.place.kind == "cluster" else slots[0]
+
+    async def subscribe(self) -> set[str]:
+        """Subscribes to the channels where they are missing. Returns the tags of these."""
+        missing = []
+        for channel, tag in self.channels.items():
+            link = self.slots[slot_of(channel)]
+            if not link.closed.done() and channel not in link.channels:
+                missing.append((link.call("SSUBSCRIBE", channel), tag))
+        replies = await asyncio.gather(*(reply for reply, _ in missing), return_exceptions=True)
+        failed = [error for error in replies if isinstance(error, Exception)]
+        if failed:
+            self.changed()
+            if self.only is not None:
+                raise Unavailable(str(failed[0]))
+        pairs = zip(missing, replies, strict=True)
+        return {tag for (_, tag), reply in pairs if not isinstance(reply, Exception)}
+
+    # -- what changes
+
+    async def _check_data(self) -> None:
+        """Checks the format of the data. Raises Fatal."""
+        raise NotImplementedError
+
+    def changed(self) -> None:
+        """Notes that connections, slots or subscriptions may be out of line."""
+        self.trouble.set()
+
+    def redirect(self, link: RedisConnection, error: str, pending: Pending) -> None:
+        """Sends a command that a node refused to the node that it names, or again later."""
+        on_reply, packed, is_function, since_s = pending
+        waited_s = link.loop.time() - since_s if since_s else 0.0
+        if waited_s > REDIRECT_S:
+            self.changed()
+            return on_reply(Unavailable(error))
+        again = on_reply, packed, is_function, since_s or link.loop.time()
+        kind = error.partition(" ")[0]
+        target = self._target(link, error)
+        if target is not None and kind == "ASK":
+            target.send(_ignore_reply, ("ASKING",))
+            target.resend(again)
+        elif target is not None and not since_s:
+            target.resend(again)
+        else:
+            self._send_later(link.loop, link.is_second, again)
+
+    def _target(self, link: RedisConnection, error: str) -> RedisConnection | None:
+        """Returns the connection to the node that a redirection names, if there is one."""
+        named = REDIRECTION.fullmatch(error)
+        if named is None:
+            return None
+        kind, slot, host, port = named.groups()
+        address = f"{host or link.address.rpartition(':')[0]}:{port}"
+        target = self.links.get(address)
+        self.changed()
+        if target is None or target.closed.done() or int(slot) >= SLOTS:
+            if len(self.wanted) < MAX_WANTED:
+                self.wanted[address] = link.loop.time() + WANTED_S
+            return None
+        if kind == "MOVED":
+            self.slots[int(slot)] = target
+        if link.is_second:
+            # An ASK says nothing of the next command on this connection, which is WAIT.
+            return target.durable if kind == "MOVED" else None
+        return target if target is not link else None
+
+    def _send_later(self, loop: Any, is_second: bool, pending: Pending) -> None:
+        waited_s = loop.time() - pending[3]
+        if waited_s > REDIRECT_S:
+            return pending[0](Unavailable("no node takes the command"))
+        pause_s = max(RETRY_S, waited_s / 2)
+        loop.call_later(pause_s, self._send_again, loop, is_second, pending)
+
+    def _send_again(self, loop: Any, is_second: bool, pending: Pending) -> None:
+        link = self.slots[slot_of_packed(pending[1])]
+        if is_second:
+            link = link.durable
+        if link.closed.done():
+            self._send_later(loop, is_second, pending)
+        else:
+            link.resend(pending)
+
+    async def keep_up(self, on_return: Callable[[set[str]], Any]) -> None:
+        """Follows the primaries, and reconnects with backoff. Never ends.
+
+        It calls `on_return` with the tags of the channels whose events may have been missed.
+        """
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.pause_s):
+                    await self.trouble.wait()
+            await asyncio.gather(*(link.probe() for link in self._all_links()))
+            if not self._is_in_line():
+                self.trouble.clear()
+                await self._align_again(on_return)
+                await asyncio.sleep(RETRY_S)
+
+    def _all_links(self) -> list[RedisConnection]:
+        seconds = [link.durable for link in self.links.values() if link.durable is not link]
+        return [*self.links.values(), *seconds]
+
+    def _is_in_line(self) -> bool:
+        follow_at_s = self.followed_at_s + FOLLOW_S[self.place.kind]
+        is_due = asyncio.get_running_loop().time() >= follow_at_s
+        return not (self.trouble.is_set() or is_due or self.lost())
+
+    def lost(self) -> list[str]:
+        """Returns the names of the primaries that can't be reached."""
+        links = self.links
+        away = [one for one in self.primaries if one not in links or not links[one].is_open]
+        return sorted(map(self._named, away))
+
+    async def _align_again(self, on_return: Callable[[set[str]], Any]) -> None:
+        lost = self.lost()
+        if lost and not self.was_lost:
+            log.warning("redis lost: %s", " ".join(lost))
+        self.was_lost = self.was_lost or bool(lost)
+        tags: set[str] = set()
+        try:
+            tags = await self._align()
+        except (Unavailable, Fatal) as error:
+            log.warning("redis: %s", error)
+            lost = lost or [self.place.text]
+        else:
+            lost = self.lost()
+        if not lost and self.was_lost:
+            self.was_lost = False
+            log.warning("redis back: %s", " ".join(map(self._named, sorted(self.primaries))))
+        self._set_pause(bool(lost))
+        if tags:
+            on_return(tags)
+
+    def _set_pause(self, is_lost: bool) -> None:
+        """Grows the pause while a primary is away, with jitter."""
+        self.backoff_s = min(self.backoff_s * 2, MAX_PAUSE_S[self.place.kind]) if is_lost else 0.025
+        self.pause_s = self.backoff_s * random.uniform(0.5, 1) if is_lost else PROBE_S
+
+    def abort(self) -> None:
+        """Drops all connections at once."""
+        for link in (*self.links.values(), *self.sentinels.values()):
+            link.abort()
+
+
+# ---- Redis ---------------------------------------------------------------------------------------
+# The commands of the rest of the module. Each goes to the primary of its key. What concerns the
+# whole store goes to all primaries.
+#
+# Invariants: a command has its first key behind its name. All keys of a function share a tag. A
+# worker has checked the format of the data before it reads any of it.
+
+
+WAIT_MS = 1000  # replicas must have a change within this time
+
+
+class Redis(Nodes):
+    """Runs commands and functions on the primaries."""
+
+    def __init__(
+        self, url: str, worker: str, on_events: Callable[[list[str]], None], embedded: Any = None
+    ) -> None:
+        super().__init__(Place.parse(url or embedded.url), on_events, embedded)
+        if worker:
+            self.channels = Keys.channels(worker)
+        self.may_migrate = False  # whether data of an older format is welcome
+        self.format = FORMAT
+
+    # -- format
+
+    async def _check_data(self) -> None:
+        """Reads the format of the data; an empty store gets FORMAT. Raises Fatal for another."""
+        text = await self.call("GET", Keys.format)
+        if text is None:
+            if await self.call("EXISTS", Keys.bank):  # format 1 had no such key
+                self.format = self._welcome_format_1()
+                return
+            await self.call("SET", Keys.format, FORMAT, "NX")
+        elif text != str(FORMAT):
+            raise Fatal(
+                f"{self.place.text}: the data has format {text}; trivia.py {VERSION} reads "
                 f"format {FORMAT}. Run the version of trivia.py that wrote it, or a newer one"
             )
-        return FORMAT
+        self.format = FORMAT
 
     def _welcome_format_1(self) -> int:
         if self.may_migrate:
             return 1
         raise Fatal(
-            f"{self.place}: the data has format 1; trivia.py {VERSION} reads format {FORMAT}. "
+            f"{self.place.text}: the data has format 1; trivia.py {VERSION} reads format {FORMAT}. "
             "Start the server once: it migrates the data"
         )
 
-    async def keep_up(self, on_return: Callable[[], Any]) -> None:
-        """Watches the connection. Reconnects with backoff, then calls `on_return`. Never ends."""
-        while True:
-            try:
-                async with asyncio.timeout(PROBE_S):
-                    await asyncio.shield(self.connection.closed)
-            except TimeoutError:
-                await self.connection.probe()
-                continue
-            log.warning("redis lost: %s", self.place)
-            await self._reconnect()
-            log.warning("redis back: %s", self.place)
-            on_return()
+    # -- commands
 
-    async def _reconnect(self) -> None:
-        pause_s = 0.05
-        while True:
-            try:
-                return await self.connect()
-            except (Unavailable, Fatal) as error:
-                log.warning("redis: %s", error)
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1))
-            pause_s = min(pause_s * 2, 2)
+    def at(self, key: str) -> RedisConnection:
+        """Returns the connection to the primary of a key."""
+        return self.only or self.slots[slot_of(key)]
 
-    def call(self, *command: CommandPart) -> asyncio.Future:
-        """Sends a plain command and returns the reply to come."""
-        return self.connection.call(*command)
+    def call(self, command: str, key: str, *args: CommandPart) -> asyncio.Future:
+        """Sends a command with a key, or a channel, and returns the reply to come."""
+        return (self.only or self.slots[slot_of(key)]).call(command, key, *args)
 
     def run(self, name: str, keys: tuple[str, ...], *args: CommandPart) -> asyncio.Future:
         """Runs a function of trivia.lua and returns its reply to come."""
-        return self.connection.call(
+        return (self.only or self.slots[slot_of(keys[0])]).call(
             "FCALL", LIBRARY.function(name), len(keys), *keys, *args, is_function=True
         )
 
@@ -2192,7 +2703,62 @@ class Redis:
     ) -> None:
         """Runs a function. `on_reply` gets the reply, Unavailable or ReplyError: no Future."""
         command = ("FCALL", LIBRARY.function(name), len(keys), *keys, *args)
-        self.connection.send(on_reply, command, is_function=True)
+        link = self.only or self.slots[slot_of(keys[0])]
+        link.send(on_reply, command, is_function=True)
+
+    def by_primary(self, shards: dict[int, int]) -> dict[str, dict[int, int]]:
+        """Splits {shard: value} by the address of the primary that has the shard's games."""
+        if self.only is not None:
+            return {self.only.address: shards}
+        parts: dict[str, dict[int, int]] = {}
+        for shard, value in shards.items():
+            address = self.slots[slot_of(Keys.shard(shard)[0])].address
+            parts.setdefault(address, {})[shard] = value
+        return parts
+
+    async def time_ms(self, key: str) -> int:
+        """Returns the clock of the primary of a key, in ms since 1970."""
+        seconds, micros = await self.at(key).call("TIME")
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    async def run_durably(self, name: str, keys: tuple[str, ...], *args: CommandPart) -> Any:
+        """Runs a function whose changes must survive a failover, as those of accounts.
+
+        With `replicas` in REDIS_URL it waits until so many replicas have them. Raises Unavailable
+        if they don't in time. Games don't wait: their connection would wait for the slowest.
+        """
+        function = LIBRARY.function(name)
+        link = self.at(keys[0]).durable
+        reply = await link.call("FCALL", function, len(keys), *keys, *args, is_function=True)
+        await self._await_replicas(link, keys[0])
+        return reply
+
+    async def call_durably(self, command: str, key: str, *args: CommandPart) -> Any:
+        """Sends a command whose changes must survive a failover."""
+        link = self.at(key).durable
+        reply = await link.call(command, key, *args)
+        await self._await_replicas(link, key)
+        return reply
+
+    async def _await_replicas(self, link: RedisConnection, key: str) -> None:
+        """Waits until replicas have what a connection wrote. WAIT covers all that came before."""
+        if not self.place.replicas:
+            return
+        if link is not self.at(key).durable:  # the command went to another node
+            raise Unavailable("the slot moved; it is not known whether replicas have the change")
+        if link.next_wait is None:
+            link.next_wait = spawn(self._wait_in_turn(link))
+        count = await asyncio.shield(link.next_wait)
+        if count < self.place.replicas:
+            text = f"{link.address}: {count} of {self.place.replicas} replicas have a change"
+            link.complain(text)
+            raise Unavailable(text)
+
+    async def _wait_in_turn(self, link: RedisConnection) -> int:
+        if link.last_wait is not None:
+            await asyncio.wait([link.last_wait])
+        link.last_wait, link.next_wait = link.next_wait, None
+        return await link.call("WAIT", self.place.replicas, WAIT_MS)
 
     async def scan(self, key: str) -> AsyncIterator[tuple[str, str]]:
         """Yields a hash, field by field. It reads portions: redis.conf cuts off 32 MB at once."""
@@ -2202,17 +2768,42 @@ class Redis:
             for row in pairs_to_dict(rows).items():
                 yield row
 
-    async def scan_keys(self, pattern: str) -> AsyncIterator[list[str]]:
-        """Yields the keys of a pattern, in portions."""
-        cursor = ""
-        while cursor != "0":
-            cursor, keys = await self.call("SCAN", cursor or "0", "MATCH", pattern, "COUNT", 500)
-            yield keys
+    # -- the whole store
 
-    async def info(self) -> dict[str, str]:
-        """Returns what INFO says: {name: value}."""
-        lines = (await self.call("INFO")).splitlines()
-        return dict(line.split(":", 1) for line in lines if ":" in line)
+    async def each(self, *command: CommandPart) -> dict[str, Any]:
+        """Sends a command without a key to all primaries: {address: reply}. Raises Unavailable."""
+        links = [self.links.get(address) for address in sorted(self.primaries)]
+        if None in links:
+            raise Unavailable(f"{' '.join(self.lost())}: not connected")
+        replies = await asyncio.gather(*(link.call(*command) for link in links))
+        return {link.address: reply for link, reply in zip(links, replies, strict=True)}
+
+    async def scan_keys(self, pattern: str) -> AsyncIterator[list[str]]:
+        """Yields the keys of a pattern, in portions, from one primary after the other."""
+        for address in sorted(self.primaries):
+            cursor = ""
+            while cursor != "0":
+                link = self.links.get(address)
+                if link is None:
+                    raise Unavailable(f"{address}: not connected")
+                page = cursor or "0", "MATCH", pattern, "COUNT", 500
+                cursor, keys = await link.call("SCAN", *page)
+                yield keys
+
+    async def info(self) -> dict[str, dict[str, str]]:
+        """Returns what INFO says on each primary: {address: {name: value}}; {} if it is away."""
+        links = [self.links.get(address) for address in sorted(self.primaries)]
+        texts = await asyncio.gather(
+            *(link.call("INFO") for link in links if link), return_exceptions=True
+        )
+        found: dict[str, dict[str, str]] = {address: {} for address in sorted(self.primaries)}
+        for link, text in zip(filter(None, links), texts, strict=True):
+            if isinstance(text, hiredis.ReplyError):
+                raise text
+            if isinstance(text, str):
+                lines = (line.split(":", 1) for line in text.splitlines() if ":" in line)
+                found[link.address] = dict(lines)
+        return found
 
     async def drop_unused_libraries(self) -> None:
         """Deletes the libraries of versions that no living worker runs.
@@ -2220,32 +2811,19 @@ class Redis:
         A worker that just starts may lose its library here; its next call loads it again.
         """
         used = set(await self.call("HVALS", Keys.libraries)) | {LIBRARY.digest}
-        listed = await self.call("FUNCTION", "LIST", "LIBRARYNAME", f"{LIBRARY.PREFIX}*")
-        for library in listed:
-            digest_of_library = library["library_name"].removeprefix(LIBRARY.PREFIX)
-            if digest_of_library not in used:
-                await self.call("FUNCTION", "DELETE", library["library_name"])
+        listed = await self.each("FUNCTION", "LIST", "LIBRARYNAME", f"{LIBRARY.PREFIX}*")
+        for address, libraries in listed.items():
+            for library in libraries:
+                name = library["library_name"]
+                if name.removeprefix(LIBRARY.PREFIX) not in used:
+                    await self.links[address].call("FUNCTION", "DELETE", name)
 
     async def close(self) -> None:
-        """Closes the connection. The embedded server stops with its last worker."""
-        if self.connection is None or self.connection.closed.done():
-            return
-        if self.embedded:
-            await self.embedded.stop_if_last(self)
-        self.connection.transport.close()
-
-
-def redis_at(url: str) -> dict:
-    """Parses REDIS_URL: {path | host, port, username, password, db}. Raises Fatal."""
-    from redis.asyncio.connection import parse_url  # here: the import is a tenth of a start
-
-    try:
-        return parse_url(url)
-    except ValueError:  # whose text may quote the password
-        raise Fatal(
-            "REDIS_URL: can't be read; expected unix://, redis:// or rediss://, "
-            "with %2F for / in a password"
-        ) from None
+        """Closes the connections. The embedded server stops with its last worker."""
+        if self.embedded and self.only is not None and not self.only.closed.done():
+            await self.embedded.stop_if_last(self.only)
+        for link in (*self._all_links(), *self.sentinels.values()):
+            link.transport.close()
 
 
 # ==== part 3: play ================================================================================
@@ -3139,7 +3717,7 @@ class Users:
         secret = secrets.token_urlsafe(24)
         session = digest(secret), self._session_s, address_digest(address)
         fields = flatten(stored)
-        expires = await self.redis.run("create_user", (Keys.user(uid),), *session, *fields)
+        expires = await self.redis.run_durably("create_user", (Keys.user(uid),), *session, *fields)
         confirmed = await self._settle_all(values, claims, set(values) if expires else set())
         if not expires:
             raise Problem("unavailable", retry_after=1)
@@ -3155,7 +3733,7 @@ class Users:
         return {name: text for name, text in texts.items() if text is not None}
 
     async def _withdraw(self, uid: str, values: dict[str, str]) -> None:
-        await self.redis.call("DEL", Keys.user(uid))
+        await self.redis.call_durably("DEL", Keys.user(uid))
         await self.release(uid, values)
 
     async def _claim(self, values: dict[str, str], uid: str) -> dict[str, str]:
@@ -3186,7 +3764,7 @@ class Users:
             owned = await self.redis.call("HGET", Keys.user(owner), name)
             if fold(owned or "") == folded:
                 # If the owner's registration died before it could confirm the claim, this does it.
-                await self.redis.run("settle_claim", keys, folded, void, 1)
+                await self.redis.run_durably("settle_claim", keys, folded, void, 1)
                 return ""
         return ""
 
@@ -3208,7 +3786,9 @@ class Users:
         def settle_one(name: str) -> Awaitable[int]:
             folded = fold(values[name])
             keys = (Keys.unique(name, folded),)
-            return self.redis.run("settle_claim", keys, folded, claims[name], int(name in owned))
+            return self.redis.run_durably(
+                "settle_claim", keys, folded, claims[name], int(name in owned)
+            )
 
         stood = await asyncio.gather(*(settle_one(name) for name in claims if claims[name]))
         return all(stood)
@@ -3268,7 +3848,7 @@ class Users:
         claims = await self._claim(new, uid)
         before = {name: user.get(name, "") for name in unique}
         keys = (Keys.user(uid),)
-        done = await self.redis.run(
+        done = await self.redis.run_durably(
             "change_user", keys, len(unique), *flatten(before), *flatten(changes)
         )
         await self._settle(uid, new, claims)
@@ -3289,7 +3869,7 @@ class Users:
     async def open_session(self, uid: str, password: str, address: str) -> dict:
         """Opens a session for the password hash that was checked: {token, expires_at, user}."""
         secret = secrets.token_urlsafe(24)
-        reply = await self.redis.run(
+        reply = await self.redis.run_durably(
             "open_session",
             (Keys.user(uid),),
             digest(secret),
@@ -3333,11 +3913,11 @@ class Users:
     async def end_session(self, uid: str, token: str) -> None:
         """Ends one session."""
         _, secret = split_token(token)
-        await self.redis.call("HDEL", Keys.user(uid), f"session:{digest(secret)}")
+        await self.redis.call_durably("HDEL", Keys.user(uid), f"session:{digest(secret)}")
 
     async def end_sessions(self, uid: str) -> None:
         """Ends all sessions of a user."""
-        await self.redis.run("end_sessions", (Keys.user(uid),))
+        await self.redis.run_durably("end_sessions", (Keys.user(uid),))
 
     async def login(self, value: str, password: str, address: str) -> dict:
         """Opens a session of the user with this value in a unique field, for the right password."""
@@ -3356,7 +3936,9 @@ class Users:
         kept = await self.passwords.hash(new, address)
         _, secret = split_token(token)
         keys = (Keys.user(uid),)
-        done = await self.redis.run("change_password", keys, digest(secret), user["password"], kept)
+        done = await self.redis.run_durably(
+            "change_password", keys, digest(secret), user["password"], kept
+        )
         if not done:  # it was changed, or the user erased, while the hash was computed
             raise Problem("wrong_password")
 
@@ -3589,7 +4171,9 @@ class Lobby:
         """Checks the tickets that are due, and forms matches that another worker left."""
         keys = Keys.due, Keys.forming, Keys.lobby_clock
         tickets, matches = await self.redis.run("due_tickets", keys)
-        await asyncio.gather(*map(self._check, tickets), *map(self.form, matches))
+        work = [spawn(one) for one in (*map(self._check, tickets), *map(self.form, matches))]
+        if work:  # a game whose primary is slow does not hold up the others
+            await asyncio.wait(work, timeout=LOBBY_TICK_S)
 
     async def _check(self, ticket: str) -> None:
         name, uid = ticket.split(" ")
@@ -3764,6 +4348,7 @@ class Games:
         self.worker = worker
         self.shards = list(range(SHARDS))  # those that this worker advances
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
+        self.looks: dict[str, asyncio.Task] = {}  # address of a primary -> a look at its shards
         self.others_at_s = 0.0  # when it looks at the other shards again
 
     def _run(self, name: str, game: str, *args: str | int) -> asyncio.Future:
@@ -3848,6 +4433,33 @@ class Games:
             self.others_at_s = now_s + OTHERS_S
             others = set(range(SHARDS)) - set(self.shards)
             graces |= dict.fromkeys(others, STRANGE_GRACE_MS)
+        parts = self.redis.by_primary(graces)
+        if len(parts) == 1 and not self.looks:
+            await self._look(graces)
+        else:
+            await self._look_at_each(parts)
+        # With more workers than shards, a worker may have no shard of its own.
+        next_s = min([self.look_at_s.get(shard, 0) for shard in self.shards], default=now_s + 1)
+        wait_s = next_s - asyncio.get_running_loop().time()
+        return min(max(wait_s, TICK_S / 5), LONG_TICK_S)
+
+    async def _look_at_each(self, parts: dict[str, dict[int, int]]) -> None:
+        """Looks at the shards of each primary. One that is slow stops only its own games."""
+        for address, graces in parts.items():
+            if address not in self.looks:
+                self.looks[address] = look = spawn(self._look(graces))
+                look.add_done_callback(functools.partial(self._looked, address))
+        if self.looks:
+            await asyncio.wait(self.looks.values(), timeout=LONG_TICK_S)
+
+    def _looked(self, address: str, look: asyncio.Task) -> None:
+        self.looks.pop(address)
+
+    async def _look(self, graces: dict[int, int]) -> None:
+        """Advances what is due in shards of one primary: {shard: ms that it must be late}."""
+        now_s = asyncio.get_running_loop().time()
+        for shard in graces:
+            self.look_at_s[shard] = now_s + LONG_TICK_S  # unless the primary answers
         looks = (
             self.redis.run("due_games", Keys.shard(shard), grace_ms, DUE_AT_ONCE)
             for shard, grace_ms in graces.items()
@@ -3857,10 +4469,6 @@ class Games:
             wait_s = found[0] / 1000 if found else LONG_TICK_S
             self.look_at_s[shard] = now_s + min(max(wait_s, TICK_S), LONG_TICK_S)
             await self._advance(shard, found[1:])
-        # With more workers than shards, a worker may have no shard of its own.
-        next_s = min([self.look_at_s.get(shard, 0) for shard in self.shards], default=now_s + 1)
-        wait_s = next_s - asyncio.get_running_loop().time()
-        return min(max(wait_s, TICK_S / 5), LONG_TICK_S)
 
     async def _advance(self, shard: int, due: list) -> None:
         """Advances games of a shard: [game, ms by which it is late, ...]."""
@@ -4233,7 +4841,7 @@ class PersonalData:
 
     async def erase(self, uid: str) -> None:
         """Erases all that is stored about a player. If it raises, any worker goes on later."""
-        await self.redis.run("begin_erasure", (Keys.erasures,), uid, ERASURE_MS)
+        await self.redis.run_durably("begin_erasure", (Keys.erasures,), uid, ERASURE_MS)
         await self._erase(uid)
 
     async def finish_erasures(self) -> None:
@@ -4245,7 +4853,7 @@ class PersonalData:
     async def _erase(self, uid: str) -> None:
         await self._leave_game(uid)
         keys = Keys.user(uid), Keys.erased(uid)
-        fields = await self.redis.run("erase_user", keys, *self.users.schema.unique)
+        fields = await self.redis.run_durably("erase_user", keys, *self.users.schema.unique)
         await self.lobby.revoked(uid)
         await self._leave_game(uid)  # their phone may have joined another one meanwhile
         await self.users.boards.remove(uid)
@@ -4322,12 +4930,13 @@ class Migration:
         workers = await self.redis.call("ZRANGE", Keys.workers, 0, -1)
         alive = []
         for worker in workers:
-            _, subscribers = await self.redis.call("PUBSUB", "NUMSUB", f"worker:{worker}")
+            link = self.redis.at(Keys.workers)
+            _, subscribers = await link.call("PUBSUB", "NUMSUB", f"worker:{worker}")
             if subscribers:
                 alive.append(worker)
         if alive:
             raise Fatal(
-                f"{self.redis.place}: workers of trivia.py 1.x still run on this data: "
+                f"{self.redis.place.text}: workers of trivia.py 1.x still run on this data: "
                 f"{', '.join(alive)}. Stop them first: format {FORMAT} can't be shared with them"
             )
 
@@ -4559,6 +5168,7 @@ class Connection:
         self.seq = 0
         self.queued_at = 0.0
         self.buffered: list[tuple] | None = None  # events that wait until a snapshot is sent
+        self.is_stale = False  # events may have been lost since what is under way was asked
 
         self.allowance: float = hub.limits.message_burst  # messages, at the time allowed_at
         self.allowed_at = hub.loop.time()
@@ -4778,8 +5388,8 @@ class Connection:
             await self._enter(self.game)
 
     async def _on_ping(self, values: dict) -> None:
-        seconds, micros = await self.hub.redis.call("TIME")
-        server_ms = int(seconds) * 1000 + int(micros) // 1000
+        key = Keys.game(self.game) if self.game else Keys.seats
+        server_ms = await self.hub.redis.time_ms(key)
         self.send({"type": "pong", "server_ms": server_ms} | values)
 
     async def _on_join(self, values: dict) -> None:
@@ -4941,24 +5551,27 @@ class Connection:
             await self.close(CLOSE_UNAUTHENTICATED, "the session has ended")
 
     async def _join(self, queue: Queue) -> None:
-        """Joins a queue, or resumes the game that the player is in. Raises Refused."""
+        """Joins a queue, or resumes the game that the player is in. Raises Refused.
+
+        Events wait meanwhile: those of a game may come from another primary than the reply.
+        """
         self.queue = queue
         rating = await self._ticket_rating(queue)
-        outcome, value = await self.hub.lobby.join(
-            queue, self.uid, self.id, self.turn, rating, self.over
-        )
-        if outcome == "game":
-            await self._enter(value)
-        elif outcome == "stale":
-            await self.close(CLOSE_REPLACED, REPLACED)
-        elif outcome == "full":
-            self._set_state(State.IDLE, over=self.over)
-            raise refusal("queue_full")
-        else:
-            # Nothing was awaited since the reply, so no event of the match was handled yet.
-            self._set_state(State.QUEUED)
-            self.queued_at = self.active_at
-            self.send({"type": "queued", "queue": queue.name, "timeout_ms": value})
+        with self._events_buffered():
+            outcome, value = await self.hub.lobby.join(
+                queue, self.uid, self.id, self.turn, rating, self.over
+            )
+            if outcome == "game":
+                await self._enter(value)
+            elif outcome == "stale":
+                await self.close(CLOSE_REPLACED, REPLACED)
+            elif outcome == "full":
+                self._set_state(State.IDLE, over=self.over)
+                raise refusal("queue_full")
+            else:
+                self._set_state(State.QUEUED)
+                self.queued_at = self.active_at
+                self.send({"type": "queued", "queue": queue.name, "timeout_ms": value})
 
     async def _ticket_rating(self, queue: Queue) -> float:
         if queue.spec["match"] != "rating":
@@ -4969,24 +5582,16 @@ class Connection:
 
     async def _enter(self, game_id: str) -> None:
         """Enters a game and sends `update`. Events that arrive meanwhile follow it."""
-        if self.buffered is not None:  # the caller releases them
-            return await self._enter_buffered(game_id)
-        self.buffered = []
-        try:
-            await self._enter_buffered(game_id)
-        finally:
-            self._release_buffered()
-
-    async def _enter_buffered(self, game_id: str) -> None:
-        game = await self.hub.games.enter(game_id, self.uid, self.id, self.turn)
-        if game == "over":
-            return await self._on_missed_end(game_id)
-        if game == "stale":  # `replaced` is on its way
-            return
-        self._set_state(State.PLAYING, game_id)
-        self.seq = game.player_of(self.uid).seq
-        self.queue = self.hub.schema.queues.get(game.queue, self.queue)
-        self.send(await self.hub.games.snapshot(game, self.uid))
+        with self._events_buffered():
+            game = await self.hub.games.enter(game_id, self.uid, self.id, self.turn)
+            if game == "over":
+                return await self._on_missed_end(game_id)
+            if game == "stale":  # `replaced` is on its way
+                return
+            self._set_state(State.PLAYING, game_id)
+            self.seq = game.player_of(self.uid).seq
+            self.queue = self.hub.schema.queues.get(game.queue, self.queue)
+            self.send(await self.hub.games.snapshot(game, self.uid))
 
     async def _on_missed_end(self, game_id: str) -> None:
         """Handles a game that ended while the player was away, or whose last events were lost."""
@@ -5002,6 +5607,18 @@ class Connection:
         else:
             self.send({"type": "cancelled", "queue": self.queue.name, "reason": "left"})
 
+    @contextlib.contextmanager
+    def _events_buffered(self) -> Iterator[None]:
+        """Makes events wait, and handles them at the end, unless the caller does that."""
+        is_outer = self.buffered is None
+        if is_outer:
+            self.buffered = []
+        try:
+            yield
+        finally:
+            if is_outer:
+                self._release_buffered()
+
     def _release_buffered(self) -> None:
         buffered = self.buffered or ()
         self.buffered = None
@@ -5009,12 +5626,17 @@ class Connection:
         for event in buffered:
             delivered += self.on_event(*event)
         count_many("deliveries", delivered)
+        if self.is_stale:
+            self.is_stale = False
+            self.resync()
 
     def resync(self) -> None:
         """Asks Redis for the state after events may have been lost. Events wait meanwhile."""
-        if self.buffered is None:
-            self.buffered = []
-            spawn(self._resync())
+        if self.buffered is not None:
+            self.is_stale = True
+            return
+        self.buffered = []
+        spawn(self._resync())
 
     async def _resync(self) -> None:
         try:
@@ -5231,10 +5853,15 @@ class Hub:
         await self.games.bank.load()
         self.resync()
 
-    def resync(self) -> None:
-        """Has every connection ask for its state, after the subscription was lost."""
+    def resync(self, tags: Iterable[str] | None = None) -> None:
+        """Has connections ask for their state, after subscriptions with these tags were lost.
+
+        A player outside of games may be in one that this worker has not heard of.
+        """
         for connection in self.sockets.values():
-            connection.resync()
+            game = connection.game
+            if tags is None or not game or "lobby" in tags or Keys.tag(game) in tags:
+                connection.resync()
 
     # -- ends
 
@@ -5665,10 +6292,16 @@ async def live(call: Call) -> dict:
 
 @route("GET", "/health/ready", 200, "Health", auth="no")
 async def ready(call: Call) -> dict:
-    """Tells whether the server can serve players: Redis answers and no restart is under way."""
+    """Tells whether the server can serve players: Redis answers and no restart is under way.
+
+    Of a cluster, the primary of the lobby must answer, and most of the others.
+    """
     if call.server.hub.draining:
         raise Problem("unavailable", "This server restarts.", retry_after=1)
-    await call.server.redis.call("PING")
+    redis = call.server.redis
+    await redis.time_ms(Keys.seats)
+    if 2 * len(redis.lost()) > len(redis.primaries):
+        raise Problem("unavailable", retry_after=1)
     return {"status": "ok"}
 
 
@@ -6262,9 +6895,9 @@ class Server:
                 await self.lobby.heartbeat()
         except (TimeoutError, Unavailable, hiredis.ReplyError) as error:
             # Without this, each attempt would leave a subscribed connection behind.
-            self.redis.connection.transport.abort()
+            self.redis.abort()
             if isinstance(error, hiredis.ReplyError):
-                raise Fatal(f"{self.redis.place}: {error}") from None
+                raise Fatal(f"{self.redis.place.text}: {error}") from None
             raise Unavailable(str(error) or "Redis is too slow") from None
 
     def _background_work(self) -> list[Awaitable]:
@@ -6312,10 +6945,11 @@ class Server:
             else:
                 self.hub.deliver(payload)
 
-    def _on_return(self) -> None:
-        """Catches up on what was published while Redis was away."""
-        self.hub.resync()
-        spawn(self.bank.load())
+    def _on_return(self, tags: set[str]) -> None:
+        """Catches up on what was published on channels with these tags while they were lost."""
+        self.hub.resync(tags)
+        if "bank" in tags:
+            spawn(self.bank.load())
 
     # -- background work
 
@@ -6410,17 +7044,24 @@ def queue_gauges(queues: dict[str, tuple[int, int]]) -> list[Metric]:
     ]
 
 
-def redis_gauges(info: dict[str, str]) -> list[Metric]:
-    """Returns the metrics of a Redis that answers; info is what INFO says."""
-    used = float(info["used_memory"])
-    limit = float(info["maxmemory"])
-    commands = float(info["total_commands_processed"])
+def redis_gauges(info: dict[str, dict[str, str]]) -> list[Metric]:
+    """Returns the metrics of Redis; info is {address: what INFO says, or {}}.
+
+    Several primaries are told apart by the label `node`.
+    """
+    label = "node" if len(info) > 1 else ""
+
+    def measured(name: str, text: str, key: str, kind: Callable = GaugeMetricFamily) -> Metric:
+        values = {address: float(found[key]) for address, found in info.items() if found}
+        return gauges(name, text, values if label else next(iter(values.values())), label, kind)
+
+    up = {address: float(bool(found)) for address, found in info.items()}
     commands_text = "Commands that Redis has executed."
     return [
-        gauges("redis_up", "Whether Redis answers.", 1),
-        gauges("redis_memory_bytes", "Memory that Redis uses.", used),
-        gauges("redis_memory_limit_bytes", "Its maxmemory; 0: no limit.", limit),
-        gauges("redis_commands", commands_text, commands, kind=CounterMetricFamily),
+        gauges("redis_up", "Whether Redis answers.", up if label else 1, label),
+        measured("redis_memory_bytes", "Memory that Redis uses.", "used_memory"),
+        measured("redis_memory_limit_bytes", "Its maxmemory; 0: no limit.", "maxmemory"),
+        measured("redis_commands", commands_text, "total_commands_processed", CounterMetricFamily),
     ]
 
 
@@ -7547,9 +8188,9 @@ def serve(host: str, port: int, workers: int) -> None:
         raise Fatal(f"--workers: found {workers}; expected 1 or more")
     Schema(read_schema(SCHEMA_FILE))  # a mistake stops the start here, once, and not each worker
     supervised = workers > 1 or "NOTIFY_SOCKET" in os.environ  # the supervisor talks to systemd
+    listeners = passed_sockets() or [open_socket(host, port)]
     if REDIS_URL:
         asyncio.run(check_redis())
-    listeners = passed_sockets() or [open_socket(host, port)]
     for listener in listeners:
         tune_listener(listener)
     set_up_log()
@@ -7699,18 +8340,18 @@ class EmbeddedRedis:
 
     # -- stop
 
-    async def stop_if_last(self, redis: Redis) -> None:
-        """Ends the connection of a client, and stops the server if no other client is left."""
+    async def stop_if_last(self, link: RedisConnection) -> None:
+        """Ends a connection, and stops the server if no other client is left."""
         with contextlib.suppress(Unavailable, hiredis.ReplyError, TimeoutError), self._lock():
             async with asyncio.timeout(CALL_SECONDS):
-                clients = await redis.call("INFO", "clients")
+                clients = await link.call("INFO", "clients")
                 if re.search(r"connected_clients:1\b", clients):
-                    await redis.call("AUTH", "default", "")  # the user who may stop it
-                    redis.call("SHUTDOWN").cancel()
+                    await link.call("AUTH", "default", "")  # the user who may stop it
+                    link.call("SHUTDOWN").cancel()
                 else:
-                    redis.call("QUIT").cancel()
+                    link.call("QUIT").cancel()
                 # Under the lock: the next client to leave must not count this one.
-                await asyncio.shield(redis.connection.closed)
+                await asyncio.shield(link.closed)
 
 
 def server_program() -> Path:
@@ -7922,9 +8563,9 @@ async def reach_redis() -> Redis:
     return redis
 
 
-def redis_place() -> dict:
-    """Returns where Redis is, as redis_at() does; without REDIS_URL, the embedded server."""
-    return redis_at(REDIS_URL or EmbeddedRedis(DATA).url)
+def redis_place() -> Place:
+    """Returns where Redis is; without REDIS_URL, the embedded server. Raises Fatal."""
+    return Place.parse(REDIS_URL or EmbeddedRedis(DATA).url)
 
 
 # ---- doctor --------------------------------------------------------------------------------------
@@ -8064,6 +8705,8 @@ async def look_at_redis(schema: Schema) -> list[Finding]:
         return [Finding("Redis", False, str(error), remedy)]
     try:
         return await _ask_redis(redis, schema)
+    except Unavailable as error:
+        return [Finding("Redis", False, str(error), "start it, or wait until it is replaced")]
     except hiredis.ReplyError as error:
         remedy = "let this user run INFO and CONFIG GET, as the user trivia of redis.conf may"
         return [Finding("Redis", False, str(error), remedy)]
@@ -8072,21 +8715,25 @@ async def look_at_redis(schema: Schema) -> list[Finding]:
 
 
 async def _ask_redis(redis: Redis, schema: Schema) -> list[Finding]:
-    info, config, workers, redis_time = await asyncio.gather(
+    infos, configs, times, workers = await asyncio.gather(
         redis.info(),
-        redis.call("CONFIG", "GET", "*"),
+        redis.each("CONFIG", "GET", "*"),
+        redis.each("TIME"),
         redis.call("ZRANGE", Keys.workers, 0, -1),
-        redis.call("TIME"),
     )
-    clock = _redis_clock_finding(redis_time)
-    return [
-        *_redis_findings(info, config),
-        _games_finding(int(config["maxmemory"]), schema.limits),
-        *_allocator_findings(info),
-        _access_finding(redis_place()),
-        clock,
-        _workers_finding(workers),
-    ]
+    findings = []
+    for address, info in infos.items():
+        config = configs[address]
+        found = [
+            *_redis_findings(info, config),
+            _games_finding(int(config["maxmemory"]) * len(infos), schema.limits),
+            *_allocator_findings(info),
+            _redis_clock_finding(times[address]),
+        ]
+        for finding in found if len(infos) > 1 else ():
+            finding.what = f"{finding.what} at {address}"
+        findings += found
+    return [*findings, _access_finding(redis.place), _workers_finding(workers)]
 
 
 def _redis_findings(info: dict[str, str], config: dict[str, str]) -> Iterable[Finding]:
@@ -8170,15 +8817,15 @@ def _allocator_of(info: dict[str, str]) -> str:
     return info["mem_allocator"]
 
 
-def _access_finding(where: dict) -> Finding:
-    """Checks that no other user can reach Redis: `where` is a result of redis_at()."""
-    if "path" not in where:
-        found = "set" if "password" in where else "none"
+def _access_finding(place: Place) -> Finding:
+    """Checks that no other user can reach Redis."""
+    if not place.is_socket:
+        found = "set" if any(place.login[1:]) else "none"
         remedy = "REDIS_URL=rediss://user:password@host, and requirepass in its redis.conf"
-        return Finding("password of Redis", "password" in where, found, remedy)
-    mode = os.stat(where["path"]).st_mode
-    folder_mode = os.stat(Path(where["path"]).parent).st_mode
-    closed = not mode & 0o007 or not folder_mode & 0o007
+        return Finding("password of Redis", found == "set", found, remedy)
+    path = Path(place.addresses[0])
+    mode = path.stat().st_mode
+    closed = not mode & 0o007 or not path.parent.stat().st_mode & 0o007
     remedy = "all users of this host can open it: unixsocketperm in redis.conf"
     return Finding("socket of Redis", closed, stat.filemode(mode), remedy)
 
@@ -8272,7 +8919,7 @@ async def backup(folder: Path) -> None:
     file = folder / f"trivia-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.rdb"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await asyncio.to_thread(_fetch_snapshot, file)
+        await asyncio.to_thread(_fetch_snapshot, redis.place, redis.only.address, file)
     except OSError as error:
         raise Fatal(f"backup: {error}") from None
     finally:
@@ -8280,10 +8927,10 @@ async def backup(folder: Path) -> None:
     print(file)
 
 
-def _fetch_snapshot(file: Path) -> None:
-    """Writes a snapshot of Redis to a file. Raises Fatal or OSError."""
+def _fetch_snapshot(place: Place, address: str, file: Path) -> None:
+    """Writes a snapshot of a primary to a file. Raises Fatal or OSError."""
     part = file.with_suffix(".part")
-    with _dial() as connection, connection.makefile("rb") as source:
+    with _dial(place, address) as connection, connection.makefile("rb") as source:
         connection.sendall(b"SYNC\r\n")
         size = _snapshot_size(source)
         missing = _copy_to_new_file(source, size, part)
@@ -8319,29 +8966,27 @@ def _copy_to_new_file(source: BinaryIO, size: int, file: Path) -> int:
     return missing
 
 
-def _dial() -> socket.socket:
-    """Opens a connection to Redis. The client has no way to read a snapshot.
+def _dial(place: Place, address: str) -> socket.socket:
+    """Opens a connection to a primary. The client has no way to read a snapshot.
 
     Without a password it is the user `default`, whichever user REDIS_URL names.
     """
-    where = redis_place()
-    connection = _connect_socket(where)
+    connection = _connect_socket(place, address)
     connection.settimeout(600)
-    if "password" in where:
-        user = where.get("username", "default")
-        connection.sendall(hiredis.pack_command(("AUTH", user, where["password"])))
+    if any(place.login[1:]):
+        connection.sendall(hiredis.pack_command(("AUTH", *place.login)))
         connection.recv(64)  # OK: reach_redis() signed in the same way a moment ago
     return connection
 
 
-def _connect_socket(where: dict) -> socket.socket:
-    if "path" in where:
+def _connect_socket(place: Place, address: str) -> socket.socket:
+    if place.is_socket:
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(where["path"])
+        connection.connect(address)
         return connection
-    host = where.get("host", "localhost")
-    connection = socket.create_connection((host, where.get("port", 6379)))
-    if REDIS_URL.startswith("rediss:"):
+    host, _, port = address.rpartition(":")
+    connection = socket.create_connection((host, int(port)))
+    if place.tls:
         tls = ssl.create_default_context()
         return tls.wrap_socket(connection, server_hostname=host)
     return connection

@@ -2,7 +2,8 @@
 
     python tests/chaos.py --games 1000 [--players 60] [--workers 4] [--every 1] [--seed N] [--json FILE]
                           [--faults kill,stop,client-kill,redis-kill,deploy,drop]
-    python tests/chaos.py registrations --kills 200 [--seed N]
+                          [--cluster]
+    python tests/chaos.py registrations --kills 200 [--seed N] [--cluster [--replicas 1]]
 
 The first starts a server of its own, plays games on it with phones that behave as phones should, and meanwhile makes a
 failure about each `--every` seconds, to real processes:
@@ -13,6 +14,11 @@ failure about each `--every` seconds, to real processes:
     redis-kill     kill -9 of Redis, now and then SIGSTOP of it for 1 to 8 s; the workers start it again
     deploy         SIGHUP to the supervisor: all workers are replaced, one after the other
     drop           a phone loses its TCP connection, or opens a second one beside it
+
+With --cluster the store is a Valkey Cluster of three primaries and three replicas. Then `redis-kill` hits a primary, which
+is started again once its replica has taken its place, now and then `redis-stop` for 8 to 12 s, and there is
+
+    slots          the slot of the lobby, of games or of the bank moves to another primary, with all that is in it
 
 Every phone keeps a transcript. When all has come to rest, the CHECKS compare the transcripts and what Redis holds: no
 round, rating or account may be lost, doubled or misjudged. The second command does the same to a stream of
@@ -49,10 +55,12 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import trivia
-from conftest import PASSWORD, ROOT, Server, edited_schema
+from conftest import PASSWORD, ROOT, Server, edited_schema, wait_until
+from nodes import ClusterServer
 from test_end_to_end import free_port, valkeys, workers_of
 
 KINDS = ("kill", "stop", "client-kill", "redis-kill", "deploy", "drop")
+CLUSTER_KINDS = (*KINDS, "slots")
 QUEUES = ("random", "rated", "party")
 ANSWER_S, SHORT_S, SEAT_S = (
     3,
@@ -87,10 +95,11 @@ def short_games(tree):
     tree["limits"].update(login_failures=100_000, hashing_queue=1000)
 
 
-def new_server(workers):
-    """A server with a data folder of its own, started."""
+def new_server(workers, on_cluster=False, words=""):
+    """A server with a data folder, or a cluster, of its own."""
     command = [sys.executable, "trivia.py", "--port", str(free_port()), "--workers", str(workers)]
-    return Server(edited_schema(short_games), command)
+    schema = edited_schema(short_games)
+    return ClusterServer(schema, command, words=words) if on_cluster else Server(schema, command)
 
 
 # ---- transcripts --------------------------------------------------------------------------------------------
@@ -538,6 +547,59 @@ class Faults:
             phone = self.phones[int(plan.pick * len(self.phones))]
             with self._logged("drop", phone.name):
                 phone.whim.set()
+
+
+class ClusterFaults(Faults):
+    """The same for a server on a cluster. One thing at a time happens to its nodes."""
+
+    TAGS = ("{lobby}", "{bank}", "{g0}", "{g1}", "{g2}", "{g3}")
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.cluster, self.busy = self.server.cluster, asyncio.Lock()
+
+    async def heal(self):
+        await super().heal()
+        await asyncio.to_thread(wait_until, self.cluster.is_well, 60)
+
+    async def _client_kill(self, plan):
+        with contextlib.suppress(redis.RedisError):
+            nodes = self.cluster.nodes
+            client = nodes[int(plan.pick * len(nodes))].client
+            rows = await asyncio.to_thread(client.client_list)
+            found = [row["id"] for row in rows if int(row.get("ssub", 0))]
+            if found:
+                with self._logged("client-kill", found[0]):
+                    await asyncio.to_thread(client.client_kill_filter, _id=found[0])
+
+    async def _redis_kill(self, plan):
+        """Kills a primary, and starts it again when it has been replaced; or stops it for long enough for that."""
+        if self.busy.locked():
+            return
+        async with self.busy:
+            nodes = await asyncio.to_thread(self.cluster.primaries)
+            node = nodes[int(plan.length * len(nodes))]
+            hang = plan.pick < 0.5
+            with self._logged("redis-stop" if hang else "redis-kill", node.address):
+                if hang:
+                    await self._hold(node.process.pid, 8 + 8 * plan.pick)
+                else:
+                    node.kill()
+                    gone = lambda: node not in self.cluster.primaries()
+                    await asyncio.to_thread(wait_until, gone, 60)
+                    await asyncio.to_thread(node.start)
+                await asyncio.to_thread(wait_until, self.cluster.is_well, 60)
+
+    async def _slots(self, plan):
+        if self.busy.locked():
+            return
+        async with self.busy:
+            tag = self.TAGS[int(plan.pick * len(self.TAGS))]
+            nodes = await asyncio.to_thread(self.cluster.primaries)
+            with self._logged("slots", tag):
+                target = nodes[int(plan.length * len(nodes))]
+                await asyncio.to_thread(self.cluster.move, tag, target)
+                await asyncio.to_thread(wait_until, self.cluster.is_well, 60)
 
 
 def outage(faults, since, until, kinds=("stop", "redis-kill", "redis-stop")):
@@ -1076,7 +1138,9 @@ class Campaign:
             Phone(self.server, session, f"{self.seed} {i}", "drop" in self.kinds)
             for i, session in enumerate(sessions)
         ]
-        self.faults = Faults(self.server, self.plans, self.phones)
+        on_cluster = isinstance(self.server, ClusterServer)
+        faults = ClusterFaults if on_cluster else Faults
+        self.faults = faults(self.server, self.plans, self.phones)
         lives = [asyncio.ensure_future(phone.live()) for phone in self.phones]
         making = asyncio.ensure_future(self.faults.run())
         try:
@@ -1213,9 +1277,12 @@ def summary(evidence, found):
     }
 
 
-def campaign(games, players=60, workers=4, kinds=KINDS, every_s=1.0, seed=None, say=print):
+def campaign(
+    games, players=60, workers=4, kinds=None, every_s=1.0, seed=None, say=print, on_cluster=False
+):
     """Runs one; (Evidence, violations, summary)."""
-    server = new_server(workers)
+    kinds = kinds or (CLUSTER_KINDS if on_cluster else KINDS)
+    server = new_server(workers, on_cluster)
     try:
         server.start()
         evidence = asyncio.run(
@@ -1372,9 +1439,29 @@ def kill_redis(server, kills, seed, say):
     return []
 
 
-def registrations(kills, seed=None, applicants=6, patient=True, say=print):
+def kill_primaries(server, kills, seed, say):
+    """Kills a primary of a cluster so many times, each time after all is well again; [what is wrong]."""
+    source, cluster = random.Random(seed), server.cluster
+    for i in range(1, kills + 1):
+        time.sleep(source.uniform(0.2, 1.2))
+        node = source.choice(cluster.primaries())
+        node.kill()
+        wait_until(lambda: node not in cluster.primaries(), 60)  # noqa: B023
+        node.start()
+        wait_until(cluster.is_well, 60)
+        if server.process.poll() is not None:
+            return [f"the server ended after kill {i}:\n{server.log[-2000:]}"]
+        if i % 10 == 0:
+            say(f"{i} kills")
+    return []
+
+
+def registrations(
+    kills, seed=None, applicants=6, patient=True, say=print, on_cluster=False, replicas=0
+):
     """Kills Redis under a stream of registrations; (violations, {outcome: how often})."""
-    server = new_server(2)
+    server = new_server(2, on_cluster, f"?replicas={replicas}")
+    kill = kill_primaries if on_cluster else kill_redis
     people, going = [Applicant(server, f"{seed} {i}", patient) for i in range(applicants)], [True]
 
     def work(person):
@@ -1386,7 +1473,7 @@ def registrations(kills, seed=None, applicants=6, patient=True, say=print):
         with ThreadPoolExecutor(applicants) as pool:
             works = [pool.submit(work, person) for person in people]
             try:
-                wrong = kill_redis(server, kills, seed, say)
+                wrong = kill(server, kills, seed, say)
             finally:
                 going.clear()
             for one in works:
@@ -1434,7 +1521,14 @@ def options_of(arguments):
         "--workers", type=int, default=4, help="of the server (default: %(default)s)"
     )
     parser.add_argument(
-        "--faults", default=",".join(KINDS), help="kinds of failures (default: %(default)s)"
+        "--faults", default="", help="kinds of failures, with commas between (default: all)"
+    )
+    parser.add_argument("--cluster", action="store_true", help="play on a cluster of 3 + 3 nodes")
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        default=0,
+        help="of a primary that must have an account before it is acknowledged (default: none)",
     )
     parser.add_argument(
         "--every", type=float, default=1, help="seconds between failures (default: %(default)s)"
@@ -1452,8 +1546,10 @@ def options_of(arguments):
         "--json", type=Path, help="a file for everything: transcripts, faults, games, violations"
     )
     options = parser.parse_args(arguments)
-    if unknown := set(options.faults.split(",")) - set(KINDS):
-        parser.error(f"--faults: {', '.join(unknown)}; expected some of {','.join(KINDS)}")
+    known = CLUSTER_KINDS if options.cluster else KINDS
+    options.faults = options.faults.split(",") if options.faults else list(known)
+    if unknown := set(options.faults) - set(known):
+        parser.error(f"--faults: {', '.join(unknown)}; expected some of {','.join(known)}")
     return options
 
 
@@ -1467,16 +1563,23 @@ def main(arguments=None):
 
     evidence = None
     if options.command == "registrations":
-        found, figures = registrations(options.kills, options.seed, say=say)
+        found, figures = registrations(
+            options.kills,
+            options.seed,
+            say=say,
+            on_cluster=options.cluster,
+            replicas=options.replicas,
+        )
     else:
         evidence, found, figures = campaign(
             options.games,
             options.players,
             options.workers,
-            options.faults.split(","),
+            options.faults,
             options.every,
             options.seed,
             say,
+            options.cluster,
         )
     for check, what in found[:100]:
         print(f"VIOLATED {check}: {what}")

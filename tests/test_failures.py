@@ -260,11 +260,11 @@ def test_a_redis_that_is_slow_is_not_taken_for_lost_and_a_silent_one_is(valkey, 
     async def scene():
         redis = trivia.Redis(valkey.url, "", lambda events: None)
         await redis.connect()
-        one = redis.connection
+        one = redis.only
         one.heard_at_s -= 1
         await one.probe()
         asked_at_s = one.asked_at_s
-        await redis.call("PING")
+        await one.call("PING")
         assert asked_at_s and not one.transport.is_closing()
         monkeypatch.setattr(trivia, "MAX_PENDING", 0)  # it can't even be asked
         for silent_s, asked_s, dropped in ((2.9, 2.9, False), (9, 1, False), (3.1, 2.1, True)):
@@ -280,7 +280,7 @@ def test_a_worker_that_hung_takes_nobody_for_silent_whose_reply_waits_to_be_read
     async def scene():
         redis = trivia.Redis(valkey.url, "", lambda events: None)
         await redis.connect()
-        one = redis.connection
+        one = redis.only
         one.heard_at_s -= 1
         await one.probe()
         time.sleep(3.2)

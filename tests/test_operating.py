@@ -1025,11 +1025,11 @@ def test_a_backup_into_a_folder_that_is_no_use_is_told_in_one_line(
 
 def test_a_backup_that_breaks_off_is_no_backup(monkeypatch, tmp_path):
     near, far = socket.socketpair()
-    monkeypatch.setattr(trivia, "_dial", lambda: near)
+    monkeypatch.setattr(trivia, "_dial", lambda *where: near)
     far.sendall(b"\n\n$100\r\nREDIS0010half")
     far.shutdown(socket.SHUT_WR)
     with pytest.raises(trivia.Fatal, match="broke off, 87 bytes before its end"):
-        trivia._fetch_snapshot(tmp_path / "x.rdb")
+        trivia._fetch_snapshot(None, "", tmp_path / "x.rdb")
     assert not (tmp_path / "x.rdb").exists()
     far.close()
 

@@ -1,0 +1,176 @@
+"""Valkeys on TCP ports of loopback, for tests: single ones, and clusters of primaries and replicas."""
+
+import contextlib
+import shutil
+import signal
+import socket
+from collections import Counter
+
+import redis
+from redis.backoff import NoBackoff
+from redis.cluster import ClusterNode
+from redis.crc import key_slot
+from redis.retry import Retry
+
+from conftest import Server, Valkey, wait_until
+
+NODE_TIMEOUT_S = 5  # above the silence after which a worker drops a connection
+
+
+def free_ports(count):
+    """Ports that nobody has at this moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
+        ]
+        return [one.getsockname()[1] for one in sockets]
+
+
+class Node(Valkey):
+    """A Valkey on a TCP port of its own, without a disk."""
+
+    def __init__(self, *options, port=None):
+        self.port = port or free_ports(1)[0]
+        self.address = f"127.0.0.1:{self.port}"
+        super().__init__(
+            *("--port", self.port, "--bind", "127.0.0.1", "--appendonly", "no", *options)
+        )
+        self.client = redis.Redis(
+            port=self.port,
+            decode_responses=True,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=10,
+            driver_info=None,
+        )
+
+
+class Cluster:
+    """Primaries with a replica each, in their first order. Any may be killed, stopped and started again."""
+
+    def __init__(self, primaries=3, replicas=1):
+        count = primaries * (1 + replicas)
+        ports = free_ports(2 * count)
+        self.count, self.buses = primaries, ports[1::2]
+        self.nodes = [
+            Node(
+                *("--cluster-enabled", "yes", "--cluster-port", bus),
+                *("--cluster-node-timeout", NODE_TIMEOUT_S * 1000),
+                port=port,
+            )
+            for port, bus in zip(ports[::2], self.buses)
+        ]
+
+    @property
+    def url(self):
+        """What REDIS_URL needs; the first place is nobody's."""
+        known = ",".join(node.address for node in self.nodes[1:3])
+        return f"redis+cluster://trivia@127.0.0.1:1,{known}"
+
+    def start(self):
+        for node in self.nodes:
+            node.start()
+        for i, node in enumerate(self.nodes[: self.count]):
+            first, end = (round(16384 * n / self.count) for n in (i, i + 1))
+            node.client.execute_command("CLUSTER ADDSLOTSRANGE", first, end - 1)
+            node.client.execute_command("CLUSTER SET-CONFIG-EPOCH", i + 1)
+        for node, bus in zip(self.nodes[1:], self.buses[1:]):
+            meet = "CLUSTER MEET", "127.0.0.1", node.port, bus
+            self.nodes[0].client.execute_command(*meet)
+        self.ids = {node: node.client.execute_command("CLUSTER MYID") for node in self.nodes}
+        wait_until(lambda: all(map(self._knows_all, self.nodes)), 30)
+        for i, node in enumerate(self.nodes[self.count :]):
+            primary = self.nodes[i % self.count]
+            node.client.execute_command("CLUSTER REPLICATE", self.ids[primary])
+        wait_until(self.is_well, 30)
+        return self
+
+    def _knows_all(self, node):
+        known = node.client.execute_command("CLUSTER NODES")
+        return all(id in str(known) for id in self.ids.values()) and "handshake" not in str(known)
+
+    def views(self):
+        """What each living node says of the slots: [[(first, last, port of the primary)]]."""
+        found = []
+        for node in self.nodes:
+            with contextlib.suppress(redis.RedisError):
+                rows = node.client.execute_command("CLUSTER SLOTS")
+                found.append(sorted((row[0], row[1], row[2][1]) for row in rows))
+        return found
+
+    def is_well(self):
+        """Whether all nodes are there and agree, and each replica follows its primary."""
+        views = self.views()
+        if len(views) < len(self.nodes) or any(view != views[0] for view in views):
+            return False
+        with contextlib.suppress(redis.RedisError):
+            for node in self.nodes:
+                state = node.client.info("replication")
+                follows = state["role"] == "master" or state["master_link_status"] == "up"
+                if not follows or "cluster_state:ok" not in self._info(node):
+                    return False
+            return True
+        return False
+
+    @staticmethod
+    def _info(node):
+        info = node.client.execute_command("CLUSTER INFO")
+        return info if isinstance(info, str) else "".join(f"{k}:{v} " for k, v in info.items())
+
+    def primaries(self):
+        """The nodes that have slots, as most living nodes see it."""
+        view = Counter(map(tuple, self.views())).most_common(1)[0][0]
+        ports = {port for *_, port in view}
+        return [node for node in self.nodes if node.port in ports]
+
+    def primary_of(self, key):
+        """The node that has the slot of a key, as most living nodes see it."""
+        view = Counter(map(tuple, self.views())).most_common(1)[0][0]
+        slot = key_slot(key.encode())
+        port = next(port for first, last, port in view if first <= slot <= last)
+        return next(node for node in self.nodes if node.port == port)
+
+    def move(self, key, target):
+        """Moves the slot of a key, with all that is in it, to another primary, as operators do."""
+        slot, source = key_slot(key.encode()), self.primary_of(key)
+        if source is target:
+            return
+        ask = lambda node, *words: node.client.execute_command("CLUSTER SETSLOT", slot, *words)
+        ask(target, "IMPORTING", self.ids[source])
+        ask(source, "MIGRATING", self.ids[target])
+        count = "CLUSTER GETKEYSINSLOT", slot, 100
+        while keys := source.client.execute_command(*count):
+            where = "127.0.0.1", target.port, "", 0, 5000
+            source.client.execute_command("MIGRATE", *where, "KEYS", *keys)
+        for node in (target, source, *self.primaries()):
+            ask(node, "NODE", self.ids[target])
+
+    @property
+    def client(self):
+        """A client for all keys."""
+        nodes = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]
+        return redis.RedisCluster(startup_nodes=nodes, decode_responses=True, driver_info=None)
+
+    def close(self):
+        for node in self.nodes:
+            node.close()
+
+
+class ClusterServer(Server):
+    """A server on a cluster of its own, which lives and ends with it."""
+
+    def __init__(self, schema, command, primaries=3, words=""):
+        self.cluster = Cluster(primaries).start()
+        super().__init__(schema, command, env={"REDIS_URL": self.cluster.url + words})
+
+    @property
+    def redis(self):
+        return self.cluster.client
+
+    def close(self):
+        try:
+            if self.process is not None:
+                self.kill(signal.SIGKILL)
+                self.process.wait(10)
+        finally:
+            self.cluster.close()
+            shutil.rmtree(self.data, ignore_errors=True)
