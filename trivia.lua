@@ -206,14 +206,15 @@ end
 -- ARGS ttl       seconds that the session lasts
 -- ARGS most      how many sessions a user may have
 -- ARGS from      digest of the address
--- ARGS password  the hash that was checked
+-- ARGS field     that was checked: the password, a guest's secret
+-- ARGS proof     value of that field as it was checked
 -- Returns {expiry (s), field, value, ...} with the fields of the user. Returns false if the
--- password has changed, or the user was erased, while the hash was computed.
+-- field has changed, or the user was erased, since it was read.
 -- Atomic, so that an old password opens no session.
 local function open_session(keys, args)
   local user = unpack(keys)
-  local digest, ttl, most, from, password = unpack(args)
-  if call('HGET', user, 'password') ~= password then return false end
+  local digest, ttl, most, from, field, proof = unpack(args)
+  if call('HGET', user, field) ~= proof then return false end
   local now = tonumber(call('TIME')[1])
   local fields, sessions = call('HGETALL', user), {}
   for i = 1, #fields, 2 do
@@ -366,6 +367,39 @@ local function history_page(keys, args)
     start = rank + 1
   end
   return call('ZREVRANGE', history, start, start + most - 1)
+end
+
+-- due_guests: returns guests who are due to be checked. It postpones each, so that one worker gets
+-- them. If that worker dies, another one gets them then.
+-- KEYS guests  UID -> when they are checked
+-- ARGS lease   ms by which they are postponed
+-- ARGS most    guests to return
+-- Returns {now, UID, ...}.
+-- Atomic, so that each is handed out once at a time.
+local function due_guests(keys, args)
+  local guests = unpack(keys)
+  local lease, most = unpack(args)
+  local now = wall_clock()
+  local due = call('ZRANGEBYSCORE', guests, '-inf', now, 'LIMIT', 0, most)
+  for _, uid in ipairs(due) do call('ZADD', guests, now + lease, uid) end
+  return {now, unpack(due)}
+end
+
+-- expire_guest: removes a guest, if they still are as they were read.
+-- KEYS user    the guest
+-- KEYS erased  unique field -> value, as erase_user keeps them
+-- ARGS proof   `:guest` as it was read
+-- ARGS turn    number of connections as it was read, or ''
+-- ARGS ...     the names of the unique fields
+-- Returns 1, or 0 if nothing was done.
+-- Atomic, so that no guest is removed who has just connected or was upgraded.
+local function expire_guest(keys, args)
+  local user, erased = unpack(keys)
+  local proof, turn = unpack(args)
+  if call('HGET', user, ':guest') ~= proof then return 0 end
+  if (call('HGET', user, ':turn') or '') ~= turn then return 0 end
+  erase_user({user, erased}, {unpack(args, 3)})
+  return 1
 end
 
 -- apply_result: applies the result of a game to one of its players, once, however often it runs.
@@ -1474,6 +1508,8 @@ register('begin_erasure', begin_erasure, 'allow-oom')
 register('due_erasures', due_erasures, 'allow-oom')
 register('erase_user', erase_user, 'allow-oom')
 register('history_page', history_page, 'no-writes')
+register('due_guests', due_guests, 'allow-oom')
+register('expire_guest', expire_guest, 'allow-oom')
 register('apply_result', apply_result)
 register('take_allowance', take_allowance, 'allow-oom')
 register('join', join)

@@ -37,8 +37,9 @@ time may lag behind that clock.
                                  default; :created (s); :sigma (uncertainty of
                                  the rating); :from (digests of the addresses
                                  of the last sign-ins, newest first); :turn
-                                 (number of connections so far);
-                                 session:DIGEST -> expiry (s);
+                                 (number of connections so far); :guest (digest
+                                 of a guest's secret); session:DIGEST -> expiry
+                                 (s);
                                  board:NAME -> "PERIOD VALUE-AT-ITS-START"
     history:{UID}        zset    game id -> time of its end                       erased
     seen:{UID}           string  bitmap of the questions that the player was      erased
@@ -48,6 +49,8 @@ time may lag behind that clock.
     unique:{FIELD:N}     hash    folded value -> "UID OPERATION", with " UNTIL"   released
                                  while the claim is new
     limit:{WHAT:WHO}     string  time at which the allowance is whole again       then
+    guests:{guests}      zset    UID of a guest -> when it is checked whether     erased, upgraded
+                                 they have expired
     seats:{lobby}        hash    UID -> "CONNECTION TURN QUEUE SINCE RATING       left and not
                                  GAME", "-" for nothing. TURN is a fencing        in a game
                                  token: an older connection can't undo a newer
@@ -81,10 +84,10 @@ time may lag behind that clock.
     worker:{TAG}:ID, bank:{bank}   channels, not keys: events of a worker; the bank has changed
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
-schema), store (keys and format, client, cluster, Redis), play (questions, question files,
-passwords, users, leaderboards, lobby, game, personal data, migration), wire (messages, connections,
-hub, routes, documents), process (worker, app, protocols, adapter, embedded Redis, commands, doctor,
-backup).
+schema checks, schema), store (keys and format, client, cluster, Redis), play (questions, question
+files, passwords, users, leaderboards, lobby, game, personal data, guests, migration), wire
+(messages, connections, hub, routes, documents), process (worker, app, protocols, adapter, embedded
+Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -139,7 +142,7 @@ from http import HTTPStatus
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
 import argon2
@@ -259,11 +262,14 @@ PROBLEMS = {
     "method_not_allowed": (405, "The resource does not support this method."),
     "body_timeout": (408, "The body did not arrive in time."),
     "taken": (409, "Already taken."),
+    "has_account": (409, "This guest has an account now. Sign in, or use a new secret."),
+    "not_a_guest": (409, "The caller is not a guest."),
     "too_large": (413, "The body is too large."),
     "unsupported_media_type": (415, "The body must be JSON: Content-Type: application/json."),
     "invalid": (422, "Some fields are invalid."),
     "too_many_attempts": (429, "Too many attempts. Try again later."),
     "head_too_large": (431, "The request line and the headers are too large."),
+    "guests_full": (503, "No more guests can be taken now. Register, or try again later."),
     "internal": (500, "Something went wrong on the server."),
     "unavailable": (503, "The server can't do this now; try again shortly."),
 }
@@ -1103,6 +1109,17 @@ LIMITS = {
     "game_days": _whole(1, 3650),
     "games_per_user": _whole(1, 10_000),
 }
+_WORD = {"type": "string", "pattern": r"^[^\W\d_]{2,12}$"}
+_WORDS = {"type": "array", "items": _WORD, "minItems": 20, "maxItems": 1000, "uniqueItems": True}
+GUESTS = _object(
+    "guest_days leaderboards most",
+    guest_days=_whole(1, 3650),
+    leaderboards=_BOOL,
+    most=_whole(1, 100_000_000),
+)
+SIGN_IN = {"dependentRequired": {"guests": ["names"]}} | _object(
+    names=_object("first second", first=_WORDS, second=_WORDS), guests=GUESTS
+)
 FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _object(
     "users leaderboards queues messages limits",
     title=_TEXT,
@@ -1110,9 +1127,12 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
     origins=_NAMES,
     users=_object(
         "fields required",
-        fields=_named(FIELD, USER_FIELDS, propertyNames=_names_except("login", "created_at")),
+        fields=_named(
+            FIELD, USER_FIELDS, propertyNames=_names_except("login", "created_at", "guest")
+        ),
         required=_names_with("username", "password"),
     ),
+    sign_in=SIGN_IN,
     leaderboards=_named(
         _object("field", field=_TEXT, description=_TEXT, period={"enum": ["day", "week", "month"]})
     ),
@@ -1288,6 +1308,10 @@ def _explain(error: Any) -> Iterable[Mistake]:
         known = error.schema["properties"]
         for key in error.instance.keys() - known.keys():
             yield (*path, key), "an unknown key", _nearest(key, known)
+    elif error.validator == "dependentRequired":
+        missing = {name for names in error.validator_value.values() for name in names}
+        for key in missing - error.instance.keys():
+            yield (*path, key), "nothing", "this key"
     elif error.validator == "required":
         for key in error.validator_value:
             if key not in error.instance:
@@ -1331,6 +1355,13 @@ def _expected(error: Any) -> str:
     return EXPECTED.get(error.validator, f"{error.validator} {{}}").format(allowed)
 
 
+# ---- schema checks -------------------------------------------------------------------------------
+# Checks what JSON Schema can't express: names that refer to each other, bounds that leave no room,
+# what could never work. Each check yields mistakes, and skips what has a mistake already.
+#
+# To add a check: a method of CrossChecks, called in run().
+
+
 class CrossChecks:
     """Checks what JSON Schema can't express. Skips everything above or below a known mistake."""
 
@@ -1345,6 +1376,7 @@ class CrossChecks:
         yield from self._queues()
         if self._fine("origins"):
             yield from self._origins()
+        yield from self._guest_names()
 
     def _fine(self, *path: str) -> bool:
         for wrong in self.wrong_paths:
@@ -1403,6 +1435,36 @@ class CrossChecks:
             players = queue["players"]
             if isinstance(players, dict) and players["min"] > players["max"]:
                 yield ("queues", name, "players"), shorten(players), "min at most max"
+
+    def _guest_names(self) -> Iterable[Mistake]:
+        """Checks that generated names are usernames."""
+        names = self._children("sign_in").get("names")
+        rule = self._children("users", "fields").get("username")
+        if names is None or rule is None or separator_of(names, rule) is not None:
+            return
+        longest = " ".join(max(words, key=len) for words in names.values())
+        expected = f"words of which {shorten(longest)} and three digits make a username"
+        yield ("sign_in", "names"), shorten(names), expected
+
+
+def separator_of(names: dict[str, list], rule: dict) -> str | None:
+    """Returns what separates the words of a generated name, so that `rule` accepts all names.
+
+    Returns None if nothing does.
+    """
+    form = Form({"username": rule})
+    for separator in (" ", "-", "_", ".", ""):
+        try:
+            firsts, seconds = names.values()
+            longest = max(firsts, key=len), max(seconds, key=len)
+            pairs = zip(itertools.cycle(firsts), itertools.cycle(seconds), strict=False)
+            count = max(len(firsts), len(seconds))
+            for pair in [longest, *itertools.islice(pairs, count)]:
+                form.load({"username": separator.join((*pair, "999"))})
+        except marshmallow.ValidationError:
+            continue
+        return separator
+    return None
 
 
 def _can_be_ranked(rule: dict) -> bool:
@@ -1548,11 +1610,14 @@ class Schema:
         self.boards: dict[str, dict] = tree["leaderboards"]
         self.queues = {name: Queue(name, spec) for name, spec in tree["queues"].items()}
         self.origins = _origins(tree.get("origins", []))
+        self.sign_in: dict[str, dict] = tree.get("sign_in", {})
         self.fields: dict[str, dict] = users["fields"]
         self.unique = [name for name, rule in self.fields.items() if rule.get("unique")]
         writable = {name: rule for name, rule in self.fields.items() if not rule.get("readOnly")}
         self.new_user = Form(writable, users["required"])
         self.changes = Form({name: rule for name, rule in writable.items() if name != "password"})
+        kept = {"username"}  # a guest has one already
+        self.upgrade = Form(writable, [name for name in users["required"] if name not in kept])
         self.messages = {
             name: Form(spec.get("fields", {}), spec.get("required", ()))
             for name, spec in client_messages.items()
@@ -1562,12 +1627,21 @@ class Schema:
     def own_view(self, stored: dict[str, str]) -> dict:
         """Returns a user as they see themselves: every readable field, with defaults."""
         shown = [name for name, rule in self.fields.items() if not rule.get("writeOnly")]
-        return {name: self.value(stored, name) for name in shown}
+        return self._view(stored, shown)
 
     def public_view(self, stored: dict[str, str]) -> dict:
         """Returns a user as other players see them."""
-        own = self.own_view(stored)
-        return {name: own[name] for name in own if not self.fields[name].get("private")}
+        hidden = ("writeOnly", "private")
+        shown = [name for name, rule in self.fields.items() if not any(map(rule.get, hidden))]
+        return self._view(stored, shown)
+
+    def _view(self, stored: dict[str, str], shown: list[str]) -> dict:
+        view = {name: self.value(stored, name) for name in shown}
+        return view | {"guest": True} if ":guest" in stored else view
+
+    def is_ranked(self, stored: dict[str, str]) -> bool:
+        """Tells whether a user may appear on leaderboards."""
+        return ":guest" not in stored or self.sign_in.get("guests", {}).get("leaderboards", False)
 
     def value(self, stored: dict[str, str], name: str) -> Any:
         """Returns the value of a field from the text in Redis, or its default."""
@@ -1633,6 +1707,7 @@ class Keys:
     metrics = "metrics:{metrics}"
     loads = "loads:{metrics}"
     bank_channel = "bank:{bank}"
+    guests = "guests:{guests}"
 
     user = "user:{{{}}}".format
     history = "history:{{{}}}".format
@@ -3690,12 +3765,21 @@ class Users:
 
     async def register(self, data: dict, address: str) -> dict:
         """Makes an account and its first session: {token, expires_at, user}."""
+        async with self.counted(address):
+            return await self._register(data, address)
+
+    @contextlib.asynccontextmanager
+    async def counted(self, address: str) -> AsyncIterator[None]:
+        """Counts a registration from an address. A refusal because something is taken costs more.
+
+        Raises Problem if there were too many.
+        """
         allowance = self.allowances.registrations(address)
         if wait_ms := await self.allowances.take(allowance):
             text = "Too many registrations from this address. Try again later."
             raise too_many_attempts(wait_ms, {self.schema.unique[0]: [text]})
         try:
-            return await self._register(data, address)
+            yield
         except Problem as problem:
             if problem.status_code == 409:
                 log.info("registration refused: %s", problem.code)
@@ -3711,22 +3795,40 @@ class Users:
         try:
             password = await self.passwords.hash(data["password"], address)
         except Problem:
-            await self._settle_all(values, claims, set())
+            await self.settle_claims(values, claims, set())
             raise
         stored = self._stored_fields(data | {"password": password})
-        secret = secrets.token_urlsafe(24)
-        session = digest(secret), self._session_s, address_digest(address)
-        fields = flatten(stored)
-        expires = await self.redis.run_durably("create_user", (Keys.user(uid),), *session, *fields)
-        confirmed = await self._settle_all(values, claims, set(values) if expires else set())
-        if not expires:
+        session = await self.create(uid, stored, address)
+        confirmed = await self.settle_claims(values, claims, set(values) if session else set())
+        if session is None:
             raise Problem("unavailable", retry_after=1)
         if not confirmed:  # it took so long that another user has one of the values
             await self._withdraw(uid, values)
             raise Problem("unavailable", retry_after=1)
         log.info("registered", extra={"player": uid})
+        return session
+
+    async def create(self, uid: str, stored: dict[str, str], address: str) -> dict | None:
+        """Writes a new user and their first session: {token, expires_at, user}.
+
+        Returns None if there is such a user already.
+        """
+        secret = secrets.token_urlsafe(24)
+        session = digest(secret), self._session_s, address_digest(address)
+        fields = flatten(stored)
+        expires = await self.redis.run_durably("create_user", (Keys.user(uid),), *session, *fields)
+        if not expires:
+            return None
         user = stored | {":created": expires - self._session_s}
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
+
+    async def check_free(self, uid: str, data: dict) -> None:
+        """Raises Problem if another user has one of the unique values, before costly work."""
+        values = {name: data[name] for name in self.schema.unique if data.get(name)}
+        for name, value in values.items():
+            found = await self.find(value, [name])
+            if found and found[0] != uid:
+                self._refuse_taken([name])
 
     def _stored_fields(self, data: dict) -> dict[str, str]:
         texts = {name: self.schema.stored(name, value) for name, value in data.items()}
@@ -3738,17 +3840,21 @@ class Users:
 
     async def _claim(self, values: dict[str, str], uid: str) -> dict[str, str]:
         """Claims unique values, all or none: {field: claim}. Raises Problem FIELD_taken."""
-        found = await asyncio.gather(*(self._claim_one(*item, uid) for item in values.items()))
+        found = await asyncio.gather(*(self.claim_one(*item, uid) for item in values.items()))
         claims = dict(zip(values, found, strict=True))
         taken = [name for name, claim in claims.items() if not claim]
         if not taken:
             return claims
         await self._settle(uid, values, claims)
+        self._refuse_taken(taken)
+
+    @staticmethod
+    def _refuse_taken(taken: list[str]) -> NoReturn:
         errors = {name: ["Already taken."] for name in taken}
         first = taken[0]
         raise Problem("taken", f"The {first} is taken.", errors, name=f"{first}_taken")
 
-    async def _claim_one(self, name: str, value: str, uid: str) -> str:
+    async def claim_one(self, name: str, value: str, uid: str) -> str:
         """Claims one value; the claim, or '' if another user has the value."""
         folded = fold(value)
         keys = (Keys.unique(name, folded),)
@@ -3776,9 +3882,9 @@ class Users:
         """
         user = await self.load(uid)
         owned = {name for name in claims if fold(user.get(name, "")) == fold(values[name])}
-        return await self._settle_all(values, claims, owned)
+        return await self.settle_claims(values, claims, owned)
 
-    async def _settle_all(
+    async def settle_claims(
         self, values: dict[str, str], claims: dict[str, str], owned: set[str]
     ) -> bool:
         """Confirms claims on owned fields, releases the others. Returns whether all stood."""
@@ -3827,12 +3933,21 @@ class Users:
         """Returns the fields of a user; {} if there is none."""
         return self.redis.call("HGETALL", Keys.user(uid))
 
-    async def change(self, uid: str, user: dict, data: dict) -> dict:
-        """Changes fields of an account; returns all. Repeats it if another change interferes."""
+    async def change(
+        self, uid: str, user: dict, data: dict, more: dict[str, str] | None = None
+    ) -> dict:
+        """Changes fields of an account; returns all. Repeats it if another change interferes.
+
+        `more` has further changes, ready to be stored, of fields that the user must have: "\\0"
+        removes one. Raises Problem.
+        """
         stored = {name: self.schema.stored(name, value) for name, value in data.items()}
         changes = {name: "\0" if text is None else text for name, text in stored.items()}
+        more = more or {}
         for _ in range(20):
-            if await self._change_once(uid, user, data, changes):
+            if not more.keys() <= user.keys():
+                raise Problem("not_a_guest")
+            if await self._change_once(uid, user, data, changes | more):
                 return await self.boards.refresh(uid, await self.load(uid))
             user = await self.load(uid)
             if not user:
@@ -3847,9 +3962,10 @@ class Users:
         released = await self._claims_of(old, uid)
         claims = await self._claim(new, uid)
         before = {name: user.get(name, "") for name in unique}
+        before |= {name: user[name] for name in changes.keys() & {":guest"}}
         keys = (Keys.user(uid),)
         done = await self.redis.run_durably(
-            "change_user", keys, len(unique), *flatten(before), *flatten(changes)
+            "change_user", keys, len(before), *flatten(before), *flatten(changes)
         )
         await self._settle(uid, new, claims)
         if done == 1:
@@ -3858,7 +3974,7 @@ class Users:
 
     async def release(self, uid: str, values: dict[str, str]) -> None:
         """Releases the claims of a user who is erased: {field: value}."""
-        await self._settle_all(values, await self._claims_of(values, uid), set())
+        await self.settle_claims(values, await self._claims_of(values, uid), set())
 
     # -- sessions
 
@@ -3866,8 +3982,12 @@ class Users:
     def _session_s(self) -> int:
         return self.limits.session_days * DAY_S
 
-    async def open_session(self, uid: str, password: str, address: str) -> dict:
-        """Opens a session for the password hash that was checked: {token, expires_at, user}."""
+    async def open_session(self, uid: str, proof: tuple[str, str], address: str) -> dict | None:
+        """Opens a session: {token, expires_at, user}.
+
+        `proof` is (field, value) of what was checked. Without that field, or with another value in
+        it, there is no session: returns None.
+        """
         secret = secrets.token_urlsafe(24)
         reply = await self.redis.run_durably(
             "open_session",
@@ -3876,10 +3996,10 @@ class Users:
             self._session_s,
             self.limits.sessions_per_user,
             address_digest(address),
-            password,
+            *proof,
         )
         if not reply:
-            raise Problem("bad_credentials")
+            return None
         expires, *fields = reply
         user = self.own_view(pairs_to_dict(fields))
         return {"token": uid + secret, "expires_at": expires, "user": user}
@@ -3925,8 +4045,11 @@ class Users:
         if not await self.guard.check_login(value, user, password, address):
             log.info("wrong password" if user else "no such account", extra=_player(uid))
             raise Problem("bad_credentials")
+        session = await self.open_session(uid, ("password", user["password"]), address)
+        if session is None:  # the password has changed, or the user was erased, meanwhile
+            raise Problem("bad_credentials")
         log.info("signed in", extra=_player(uid))
-        return await self.open_session(uid, user["password"], address)
+        return session
 
     async def change_password(
         self, uid: str, user: dict, token: str, old: str, new: str, address: str
@@ -3999,11 +4122,12 @@ class Boards:
         """Returns (present period or '', the user's value; None: not on the board)."""
         board = self.schema.boards[name]
         value = self.schema.value(user, board["field"]) or 0
+        ranked = self.schema.is_ranked(user)
         if "period" not in board:
-            return "", value if "games" in user else None
+            return "", value if ranked and "games" in user else None
         period = period_of(board["period"], time.time())
         last, _, base = user.get(f"board:{name}", "").partition(" ")
-        if last != period:
+        if last != period or not ranked:
             return period, None
         return period, value - float(base) or None
 
@@ -4893,6 +5017,181 @@ async def _joined(lists: AsyncIterator[list]) -> AsyncIterator[str]:
         if items:
             yield comma + dumps(items)[1:-1]
             comma = ","
+
+
+# ---- guests --------------------------------------------------------------------------------------
+# Guests play without an account: a secret of the device is all that they need. The UID of a guest
+# is a digest of the secret, so that the same secret finds the same guest in one trip. A guest is a
+# user with the field `:guest`, without a password. An upgrade takes that field away, and all else
+# stays.
+#
+# Invariants: each guest is in `guests:{guests}`, whose size is bounded. A guest who does not play
+# for `guest_days` is erased, but not while they have a seat in the lobby.
+
+NAME_ATTEMPTS = 8  # generated names that a new user tries before the server gives up
+EXPIRE_GUESTS_S = 5  # between two looks for guests who have expired
+EXPIRED_AT_ONCE = 200
+GUEST_LEASE_MS = 3_600_000  # a guest who is due and can't be erased is checked again after it
+# A connection that was admitted has its seat within this time.
+ADMISSION_S = 2 * CALL_SECONDS
+
+
+def guest_uid(secret: str) -> str:
+    """Returns the UID of the guest with a secret."""
+    return digest(f"guest {secret}", UID_BYTES)
+
+
+class Names:
+    """Makes usernames for players who have chosen none."""
+
+    def __init__(self, schema: Schema, users: Users) -> None:
+        self.schema = schema
+        self.users = users
+
+    def new(self) -> str:
+        """Returns a name that is probably free: "Quiet-Otter-412"."""
+        words = [secrets.choice(words) for words in self.schema.sign_in["names"].values()]
+        return self._separator.join((*words, str(100 + secrets.randbelow(900))))
+
+    async def claim(self, uid: str) -> tuple[str, str]:
+        """Claims a name for a user. Returns it, and the claim. Raises Problem."""
+        for _ in range(NAME_ATTEMPTS):
+            name = self.new()
+            claim = await self.users.claim_one("username", name, uid)
+            if claim:
+                return name, claim
+        raise Problem("unavailable", retry_after=1)
+
+    @functools.cached_property
+    def _separator(self) -> str:
+        return separator_of(self.schema.sign_in["names"], self.schema.fields["username"])
+
+
+class Guests:
+    """Manages guests. Methods raise Problem."""
+
+    def __init__(
+        self, redis: Redis, schema: Schema, users: Users, personal_data: PersonalData
+    ) -> None:
+        self.redis = redis
+        self.users = users
+        self.personal_data = personal_data
+        self.names = Names(schema, users)
+        self.rules = schema.sign_in.get("guests", {})
+
+    async def enter(self, secret: str, address: str) -> tuple[dict, bool]:
+        """Opens a session of the guest with a secret. Returns it, and whether the guest is new.
+
+        Takes one trip for a guest who is there, and two for a new one.
+        """
+        uid = guest_uid(secret)
+        proof = ":guest", digest(secret)
+        name = self.names.new()
+        allowance = self.users.allowances.registrations(address)
+        session, claim, guests, wait_ms = await asyncio.gather(
+            self.users.open_session(uid, proof, address),
+            self.users.claim_one("username", name, uid),
+            self.redis.call("ZCARD", Keys.guests),
+            self.users.allowances.take(allowance),
+        )
+        refusal = None
+        if wait_ms:
+            refusal = too_many_attempts(wait_ms)
+        elif guests >= self.rules["most"]:
+            refusal = Problem("guests_full", retry_after=60)
+        if session is None and refusal is None:
+            session = await self._create(uid, proof, name, claim, address)
+            return session or await self._reopen(uid, proof, address), session is not None
+        await self.users.settle_claims({"username": name}, {"username": claim}, set())
+        if session is None:
+            raise refusal
+        if not wait_ms:
+            await self.users.allowances.give_back(allowance)
+        return session, False
+
+    async def _reopen(self, uid: str, proof: tuple[str, str], address: str) -> dict:
+        """Opens a session of a user who was there when a guest was to be created."""
+        session = await self.users.open_session(uid, proof, address)
+        if session is None:
+            raise Problem("has_account")
+        return session
+
+    async def _create(
+        self, uid: str, proof: tuple[str, str], name: str, claim: str, address: str
+    ) -> dict | None:
+        """Writes a new guest. Returns the session, or None if there is such a user already."""
+        if not claim:
+            name, claim = await self.names.claim(uid)
+        fields = dict([proof, ("username", name)])
+        days_ms = self.rules["guest_days"] * DAY_S * 1000
+        due_ms = time.time_ns() // 1_000_000 + days_ms
+        _, session = await asyncio.gather(
+            self.redis.call("ZADD", Keys.guests, "NX", due_ms, uid),
+            self.users.create(uid, fields, address),
+        )
+        owned = {"username"} if session else set()
+        spawn(self.users.settle_claims({"username": name}, {"username": claim}, owned))
+        if session is not None:
+            log.info("guest created", extra={"player": uid})
+        return session
+
+    async def upgrade(self, uid: str, user: dict, data: dict, address: str) -> dict:
+        """Makes an account of a guest; returns its fields. Sessions, sockets and games go on."""
+        if ":guest" not in user:
+            raise Problem("not_a_guest")
+        async with self.users.counted(address):
+            await self.users.check_free(uid, data)
+            password = await self.users.passwords.hash(data["password"], address)
+            changes = data | {"password": password}
+            user = await self.users.change(uid, user, changes, {":guest": "\0"})
+        await self.redis.call("ZREM", Keys.guests, uid)
+        log.info("guest upgraded", extra={"player": uid})
+        return user
+
+    # -- expiry
+
+    async def expire(self) -> None:
+        """Erases guests who have not played for `guest_days`."""
+        if not self.rules:
+            return
+        now_ms, *due = await self.redis.run(
+            "due_guests", (Keys.guests,), GUEST_LEASE_MS, EXPIRED_AT_ONCE
+        )
+        users = await asyncio.gather(*map(self.users.load, due))
+        idle = {}
+        for uid, user in zip(due, users, strict=True):
+            if await self._is_idle(uid, user, now_ms):
+                idle[uid] = user
+        if idle:
+            await asyncio.sleep(ADMISSION_S)
+            seats = await self.redis.call("HMGET", Keys.seats, *idle)
+            seated = zip(idle.items(), seats, strict=True)
+            await asyncio.gather(*(self._erase(*item) for item, seat in seated if not seat))
+
+    async def _is_idle(self, uid: str, user: dict, now_ms: int) -> bool:
+        """Tells whether a guest has expired. Otherwise sets when they are checked again."""
+        if user and ":guest" not in user:
+            await self.redis.call("ZREM", Keys.guests, uid)
+            return False
+        last = await self.redis.call("ZRANGE", Keys.history(uid), -1, -1, "WITHSCORES")
+        played_ms = last[0][1] if last else int(user.get(":created", 0)) * 1000
+        due_ms = int(played_ms) + self.rules["guest_days"] * DAY_S * 1000
+        if user and due_ms > now_ms:
+            await self.redis.call("ZADD", Keys.guests, "XX", due_ms, uid)
+            return False
+        return True
+
+    async def _erase(self, uid: str, user: dict) -> None:
+        """Erases a guest, unless they connected or were upgraded since `user` was read."""
+        if user:
+            keys = Keys.user(uid), Keys.erased(uid)
+            seen = user[":guest"], user.get(":turn", "")
+            unique = self.users.schema.unique
+            if not await self.redis.run("expire_guest", keys, *seen, *unique):
+                return
+        await self.personal_data.erase(uid)
+        await self.redis.call("ZREM", Keys.guests, uid)
+        log.info("guest expired", extra={"player": uid})
 
 
 # ---- migration -----------------------------------------------------------------------------------
@@ -5999,6 +6298,7 @@ class Call:
     token: str = ""
     body: dict = field(default_factory=dict)
     query: dict = field(default_factory=dict)
+    status: int = 0  # instead of that of the route
 
     @property
     def address(self) -> str:
@@ -6027,6 +6327,8 @@ class Route:
     query: str = ""  # a form
     auth: str = "yes"  # yes, no or optional
     problems: tuple[str, ...] = ()  # codes beyond those that follow from the fields above
+    also: int = 0  # another status of success
+    part: str = ""  # the route is there only if `sign_in` of the schema declares this
 
     @property
     def summary(self) -> str:
@@ -6038,6 +6340,11 @@ class Route:
 
 
 ROUTES: list[Route] = []
+
+
+def routes_of(schema: Schema) -> list[Route]:
+    """Returns the routes that a schema asks for."""
+    return [route for route in ROUTES if not route.part or route.part in schema.sign_in]
 
 
 def route(method: str, path: str, status: int, answer: str = "", **options: Any) -> Callable:
@@ -6054,8 +6361,17 @@ def route(method: str, path: str, status: int, answer: str = "", **options: Any)
 
 # Only a new password must follow the rules of schema.yaml: an account may be older than them.
 GIVEN_PASSWORD = {"type": "string", "maxLength": 4000}
+CONFIRMED_PASSWORD = GIVEN_PASSWORD | {
+    "description": "Needed, unless the account has none: that of a guest, or of an identity."
+}
 PRESENT_PASSWORD = GIVEN_PASSWORD | {"description": "The present password."}
 LOGIN_NAME = {"type": "string", "maxLength": 254}
+GUEST_SECRET = {
+    "type": "string",
+    "minLength": 32,
+    "maxLength": 128,
+    "description": "A random text that the device makes once and keeps as a password.",
+}
 PAGE_LIMIT = {
     "type": "integer",
     "minimum": 1,
@@ -6083,10 +6399,12 @@ def forms(schema: Schema) -> dict[str, Form]:
     board_page = {"limit": PAGE_LIMIT, "offset": offset, "around": PAGE_AROUND}
     return {
         "NewUser": schema.new_user,
+        "Guest": Form({"secret": GUEST_SECRET}, ["secret"]),
+        "Upgrade": schema.upgrade,
         "UserChanges": schema.changes,
         "Login": login_form(schema.unique),
         "PasswordChange": Form(password_change, list(password_change)),
-        "PasswordConfirmation": Form({"password": GIVEN_PASSWORD}, ["password"]),
+        "PasswordConfirmation": Form({"password": CONFIRMED_PASSWORD}),
         "HistoryPage": Form({"limit": PAGE_LIMIT, "cursor": PAGE_CURSOR}),
         "BoardPage": Form(board_page),
     }
@@ -6115,6 +6433,39 @@ def login_form(unique: list[str]) -> Form:
 async def register(call: Call) -> dict:
     """Creates an account and signs in."""
     return await call.server.users.register(call.body, call.address)
+
+
+@route(
+    "POST",
+    "/auth/guest",
+    201,
+    "Session",
+    body="Guest",
+    auth="no",
+    also=200,
+    part="guests",
+    problems=("has_account", "too_many_attempts", "guests_full"),
+)
+async def guest(call: Call) -> dict:
+    """Creates a guest, or signs in the same guest again (200)."""
+    session, is_new = await call.server.guests.enter(call.body["secret"], call.address)
+    call.status = 201 if is_new else 200
+    return session
+
+
+@route(
+    "POST",
+    "/auth/upgrade",
+    200,
+    "Upgraded",
+    body="Upgrade",
+    part="guests",
+    problems=("taken", "not_a_guest", "too_many_attempts"),
+)
+async def upgrade(call: Call) -> dict:
+    """Makes an account of a guest, who keeps everything. Without a username they keep theirs."""
+    user = await call.server.guests.upgrade(call.uid, call.user, call.body, call.address)
+    return {"user": call.server.users.own_view(user)}
 
 
 @route(
@@ -6197,8 +6548,11 @@ async def change_me(call: Call) -> dict:
 async def erase_me(call: Call) -> None:
     """Erases the caller's account and all personal data."""
     users = call.server.users
-    password = call.body["password"]
-    await users.confirm_password(call.uid, call.user, call.token, password, call.address)
+    if "password" in call.user:
+        if "password" not in call.body:
+            raise Problem("invalid", errors={"password": ["Missing data for required field."]})
+        password = call.body["password"]
+        await users.confirm_password(call.uid, call.user, call.token, password, call.address)
     await call.server.personal_data.erase(call.uid)
 
 
@@ -6320,13 +6674,14 @@ def endpoint(route: Route) -> Callable:
             call.body = read_body(request, call.server.forms[route.body])
         arguments = {name: unquote(value) for name, value in path.items()}
         answer = await route.handler(call, **arguments)
+        status = call.status or route.status
         if not route.answer:
-            return HTTPResponse(status=route.status)
+            return HTTPResponse(status=status)
         headers = {"cache-control": "no-store"}
         if not isinstance(answer, AsyncIterator):
-            return HTTPResponse(dumps(answer), route.status, headers, JSON)
+            return HTTPResponse(dumps(answer), status, headers, JSON)
         first = await anext(answer)  # it raises what a complete response can still tell
-        response = HTTPResponse(None, route.status, headers, JSON)
+        response = HTTPResponse(None, status, headers, JSON)
         if request.method == "HEAD":
             return response
         await request.respond(response)
@@ -6453,10 +6808,12 @@ def _user_components(schema: Schema) -> dict[str, dict]:
     public = {name: rule for name, rule in own.items() if not schema.fields[name].get("private")}
     expires_at = _INTEGER | {"description": "Seconds since 1970; each day of use moves it forward."}
     session = {"token": _STRING, "expires_at": expires_at, "user": _ref("User")}
+    guest = {"guest": {"const": True, "description": "Present while the user is a guest."}}
     return {
-        "User": _object_of(own | {"created_at": _EPOCH_SECONDS}),
-        "Player": _object_of(public),
+        "User": _object_of(own | {"created_at": _EPOCH_SECONDS} | guest, optional=guest),
+        "Player": _object_of(public | guest, optional=guest),
         "Session": _object_of(session),
+        "Upgraded": _object_of({"user": _ref("User")}),
     }
 
 
@@ -6599,10 +6956,11 @@ def _ref(name: str) -> dict:
 def openapi(schema: Schema) -> dict:
     """Returns the OpenAPI 3.1 document of all routes."""
     known = forms(schema)
-    bodies = {route.body for route in ROUTES if route.body}
+    routes = routes_of(schema)
+    bodies = {route.body for route in routes if route.body}
     schemas = {name: form.json_schema() for name, form in known.items() if name in bodies}
     paths: dict[str, dict] = {}
-    for route in ROUTES:
+    for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema, known)
     game_hint = (
         " The game itself is played over a WebSocket, "
@@ -6655,16 +7013,17 @@ def _parameters(route: Route, schema: Schema, known: dict[str, Form]) -> list[di
 
 def _responses(route: Route, schema: Schema) -> dict[str, dict]:
     """Returns {status: response}. Problems that share a status share a response."""
-    success = {"description": HTTPStatus(route.status).phrase}
-    if route.answer:
-        success["content"] = {JSON: {"schema": _ref(route.answer)}}
-    responses = {str(route.status): success}
+    responses = {}
+    for status in filter(None, (route.status, route.also)):
+        responses[str(status)] = {"description": HTTPStatus(status).phrase}
+        if route.answer:
+            responses[str(status)]["content"] = {JSON: {"schema": _ref(route.answer)}}
     for code in _problem_codes(route):
         status, text = PROBLEMS[code]
         response = responses.setdefault(str(status), _problem_response())
         line = f"{_shown_code(code, schema)}: {text}"
         response["description"] = f"{response['description']} {line}".strip()
-        if code in ("too_many_attempts", "unavailable"):
+        if code in ("too_many_attempts", "unavailable", "guests_full"):
             response["headers"] = {
                 "Retry-After": {"schema": _INTEGER, "description": "Seconds to wait."}
             }
@@ -6851,6 +7210,7 @@ class Server:
         self.games = Games(self.redis, schema, self.bank, self.users, self.worker)
         self.lobby = Lobby(self.redis, schema, self.worker, self.games.form)
         self.personal_data = PersonalData(self.redis, self.users, self.lobby, self.games)
+        self.guests = Guests(self.redis, schema, self.users, self.personal_data)
         self.hub = Hub(self.worker, self.redis, schema, self.users, self.lobby, self.games, wire_of)
         self.background: list[asyncio.Task] = []
 
@@ -6909,6 +7269,7 @@ class Server:
             _forever(HEARTBEAT_S, self._feed_watchdog),
             _forever(SWEEP_S, self.hub.sweep),
             _forever(METRICS_S, self._add_up),
+            _forever(EXPIRE_GUESTS_S, self.guests.expire),
             _forever(DROP_LIBRARIES_S, self.redis.drop_unused_libraries),
             _forever(ERASURES_S, self.personal_data.finish_erasures),
         ]
@@ -7389,7 +7750,7 @@ def close_signal_router(app: Sanic) -> None:
 
 def add_routes(app: Trivia) -> None:
     """Adds the HTTP interface, and /metrics."""
-    for route in ROUTES:
+    for route in routes_of(app.ctx.schema):
         path = re.sub(r"{(\w+)}", r"<\1:str>", route.path)
         add_route(app, path, route.name, endpoint(route), route.method)
     add_route(app, "/metrics", "metrics", metrics)

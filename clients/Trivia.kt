@@ -57,6 +57,41 @@ data class NewUser(
     }
 }
 
+data class Guest(
+    /** A random text that the device makes once and keeps as a password. */
+    val secret: String,
+) {
+    internal fun fields() = fieldsOf("secret" to secret)
+
+    companion object {
+        internal fun from(json: Json) = Guest(
+            secret = json["secret"].text(),
+        )
+    }
+}
+
+data class Upgrade(
+    /** The name that other players see. */
+    val username: String? = null,
+    /** An alternative to the username at sign-in. The server sends no mail. */
+    val email: String,
+    /** The server stores only its argon2id hash. */
+    val password: String,
+    /** The http or https address of a picture. */
+    val avatar: String? = null,
+) {
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "password" to password, "avatar" to avatar)
+
+    companion object {
+        internal fun from(json: Json) = Upgrade(
+            username = json["username"].orNull { it.text() },
+            email = json["email"].text(),
+            password = json["password"].text(),
+            avatar = json["avatar"].orNull { it.text() },
+        )
+    }
+}
+
 data class UserChanges(
     /** The name that other players see. */
     val username: String? = null,
@@ -114,13 +149,14 @@ data class PasswordChange(
 }
 
 data class PasswordConfirmation(
-    val password: String,
+    /** Needed, unless the account has none: that of a guest, or of an identity. */
+    val password: String? = null,
 ) {
     internal fun fields() = fieldsOf("password" to password)
 
     companion object {
         internal fun from(json: Json) = PasswordConfirmation(
-            password = json["password"].text(),
+            password = json["password"].orNull { it.text() },
         )
     }
 }
@@ -139,8 +175,10 @@ data class User(
     val rating: Double,
     /** Seconds since 1970. */
     val createdAt: Long,
+    /** Present while the user is a guest. */
+    val guest: Any? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "created_at" to createdAt)
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "created_at" to createdAt, "guest" to guest)
 
     companion object {
         internal fun from(json: Json) = User(
@@ -151,6 +189,7 @@ data class User(
             games = json["games"].long(),
             rating = json["rating"].double(),
             createdAt = json["created_at"].long(),
+            guest = json["guest"].value,
         )
     }
 }
@@ -166,8 +205,10 @@ data class Player(
     val games: Long,
     /** Skill, estimated from rated games with the Plackett-Luce model. */
     val rating: Double,
+    /** Present while the user is a guest. */
+    val guest: Any? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating)
+    internal fun fields() = fieldsOf("username" to username, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "guest" to guest)
 
     companion object {
         internal fun from(json: Json) = Player(
@@ -176,6 +217,7 @@ data class Player(
             wins = json["wins"].long(),
             games = json["games"].long(),
             rating = json["rating"].double(),
+            guest = json["guest"].value,
         )
     }
 }
@@ -192,6 +234,18 @@ data class Session(
         internal fun from(json: Json) = Session(
             token = json["token"].text(),
             expiresAt = json["expires_at"].long(),
+            user = User.from(json["user"]),
+        )
+    }
+}
+
+data class Upgraded(
+    val user: User,
+) {
+    internal fun fields() = fieldsOf("user" to user.fields())
+
+    companion object {
+        internal fun from(json: Json) = Upgraded(
             user = User.from(json["user"]),
         )
     }
@@ -995,7 +1049,7 @@ data class LeaveFields(
 }
 
 /** The codes of errors, over HTTP and in `error` messages. */
-val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "too_large", "unsupported_media_type", "invalid", "too_many_attempts", "head_too_large", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
+val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "too_large", "unsupported_media_type", "invalid", "too_many_attempts", "head_too_large", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
 
 /** The queues of the server. */
 val QUEUES = listOf("random", "rated", "party")
@@ -1179,6 +1233,18 @@ class Trivia(
         val session = Session.from(request("POST", "/auth/register", emptyMap(), body.fields()))
         setToken(session.token)
         return session
+    }
+
+    /** Creates a guest, or signs in the same guest again (200). */
+    fun guest(body: Guest): Session {
+        val session = Session.from(request("POST", "/auth/guest", emptyMap(), body.fields()))
+        setToken(session.token)
+        return session
+    }
+
+    /** Makes an account of a guest, who keeps everything. Without a username they keep theirs. */
+    fun upgrade(body: Upgrade): Upgraded {
+        return Upgraded.from(request("POST", "/auth/upgrade", emptyMap(), body.fields()))
     }
 
     /** Signs in. */

@@ -4,7 +4,7 @@
 // It needs `fetch` and `WebSocket`, as browsers, React Native, Node 22, Deno and Bun have them.
 //
 //   const trivia = new Trivia("https://quiz.example.org", { token, onToken: keep });
-//   if (!trivia.token) await trivia.login({ login, password });
+//   if (!trivia.token) await trivia.guest({ secret });
 //   const play = trivia.play("random");
 //   play.on("question", (question) => play.answer(0));
 //   play.on("end", (end) => console.log(end.ranking));
@@ -17,6 +17,22 @@ export const PROTOCOL = "trivia.v1";
 export interface NewUser {
   /** The name that other players see. */
   username: string;
+  /** An alternative to the username at sign-in. The server sends no mail. */
+  email: string;
+  /** The server stores only its argon2id hash. */
+  password: string;
+  /** The http or https address of a picture. */
+  avatar?: string;
+}
+
+export interface Guest {
+  /** A random text that the device makes once and keeps as a password. */
+  secret: string;
+}
+
+export interface Upgrade {
+  /** The name that other players see. */
+  username?: string;
   /** An alternative to the username at sign-in. The server sends no mail. */
   email: string;
   /** The server stores only its argon2id hash. */
@@ -52,7 +68,8 @@ export interface PasswordChange {
 }
 
 export interface PasswordConfirmation {
-  password: string;
+  /** Needed, unless the account has none: that of a guest, or of an identity. */
+  password?: string;
 }
 
 export interface User {
@@ -69,6 +86,8 @@ export interface User {
   rating: number;
   /** Seconds since 1970. */
   created_at: number;
+  /** Present while the user is a guest. */
+  guest?: true;
 }
 
 export interface Player {
@@ -82,12 +101,18 @@ export interface Player {
   games: number;
   /** Skill, estimated from rated games with the Plackett-Luce model. */
   rating: number;
+  /** Present while the user is a guest. */
+  guest?: true;
 }
 
 export interface Session {
   token: string;
   /** Seconds since 1970; each day of use moves it forward. */
   expires_at: number;
+  user: User;
+}
+
+export interface Upgraded {
   user: User;
 }
 
@@ -444,7 +469,7 @@ export type ServerMessage = QueuedMessage | CancelledMessage | StartMessage | Qu
 export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields);
 
 /** The codes of errors, over HTTP and in `error` messages. */
-export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "too_large", "unsupported_media_type", "invalid", "too_many_attempts", "head_too_large", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
+export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "too_large", "unsupported_media_type", "invalid", "too_many_attempts", "head_too_large", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
 export type ErrorCode = (typeof ERROR_CODES)[number];
 
 /** The queues of the server. */
@@ -509,6 +534,18 @@ export class Trivia {
     const session = await this.request<Session>("POST", "/auth/register", undefined, body);
     this.setToken(session.token);
     return session;
+  }
+
+  /** Creates a guest, or signs in the same guest again (200). */
+  async guest(body: Guest): Promise<Session> {
+    const session = await this.request<Session>("POST", "/auth/guest", undefined, body);
+    this.setToken(session.token);
+    return session;
+  }
+
+  /** Makes an account of a guest, who keeps everything. Without a username they keep theirs. */
+  async upgrade(body: Upgrade): Promise<Upgraded> {
+    return this.request<Upgraded>("POST", "/auth/upgrade", undefined, body);
   }
 
   /** Signs in. */

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import re
+import secrets
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,8 @@ import trivia  # noqa: E402 - to ask the app itself for its routes
 
 ROUTES = {
     ("POST", "/auth/register"),
+    ("POST", "/auth/guest"),
+    ("POST", "/auth/upgrade"),
     ("POST", "/auth/login"),
     ("POST", "/auth/logout"),
     ("DELETE", "/auth/sessions"),
@@ -39,6 +42,7 @@ ROUTES = {
 }
 OPEN = {
     "/auth/register",
+    "/auth/guest",
     "/auth/login",
     "/users/{username}",
     "/queues",
@@ -202,6 +206,12 @@ def test_every_route_answers_as_documented(server, openapi):
     assert len(call("GET", "/queues", expect=200).json["queues"]) == 3
     call("GET", "/health/live", expect=200)
     call("GET", "/health/ready", expect=200)
+    secret = {"secret": secrets.token_urlsafe(32)}
+    guest = call("POST", "/auth/guest", secret, expect=201).json["token"]
+    call("POST", "/auth/guest", secret, expect=200)
+    call("GET", "/users/me", token=guest, expect=200)
+    wanted = {"email": f"{unique_name()}@example.org", "password": PASSWORD}
+    call("POST", "/auth/upgrade", wanted, guest, expect=200)
     for key in ("login", "username", "email"):
         again = call(
             "POST", "/auth/login", {key: account.get(key, name), "password": PASSWORD}, expect=200
@@ -244,6 +254,8 @@ def test_problems_are_as_documented(server, openapi):
         ("/auth/register", "POST"),
         ("/auth/login", "POST"),
         ("/auth/password", "POST"),
+        ("/auth/guest", "POST"),
+        ("/auth/upgrade", "POST"),
         ("/users/me", "PATCH"),
         ("/users/me", "DELETE"),
     ):

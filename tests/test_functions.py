@@ -609,7 +609,8 @@ def sessions(store, key):
 
 
 def open_session(store, name, most=3, ttl=1000, password="hash"):
-    return store.run("open_session", (Keys.user("u1"),), name, ttl, most, "addr", password)
+    proof = "password", password
+    return store.run("open_session", (Keys.user("u1"),), name, ttl, most, "addr", *proof)
 
 
 def test_a_session_is_opened_only_for_a_user_with_the_password_that_was_checked(store):
@@ -2235,6 +2236,7 @@ CONTENT = {  # what members and values look like, where the table says more than
     "unique:{FIELD:N}": rf"[^ ]+=[\w-]{{12}} [\w-]{{4}}( {MS})?",
     "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
     "boards:{boards}": r"[a-z_]+=[a-z_]+",
+    "guests:{guests}": rf"[\w-]{{12}}={MS}",
     "fingerprints:{bank}": r"[\w-]{12}=[\w-]{12}",
     "ids:{bank}": r"[\w-]{12}=\d+ [\w-]{12}",
     "board:{NAME}": r"[\w-]{12}=[\d.]+",
@@ -2244,7 +2246,7 @@ CONTENT = {  # what members and values look like, where the table says more than
     "loads:{metrics}": r"[0-9a-f]{10}=\d+ \d+ [\d.]+",
 }
 USER_FIELDS = (
-    r":created|:turn|:sigma|:from|session:[\w-]+|board:[a-z_]+|"
+    r":created|:turn|:sigma|:from|:guest|session:[\w-]+|board:[a-z_]+|"
     + "|".join(trivia.USER_FIELDS)
     + "|email|avatar"
 )
@@ -2338,6 +2340,11 @@ def played():
 
         look("empty")
         people = [server.register() for _ in range(4)]
+        enter = lambda: server.http("POST", "/auth/guest", {"secret": secrets.token_urlsafe(32)})
+        visitor, expired = enter().json["token"], enter().json["token"][:12]
+        look("guests have come")
+        store.client.hset(Keys.user(expired), ":created", 1)
+        store.client.zadd(Keys.guests, {expired: 10**12})
         phone = lambda i, queue: Phone(server, people[i], queue)
 
         alone = phone(0, "rated")
@@ -2412,6 +2419,11 @@ def played():
             one.close()
         wait_until(lambda: not store.client.exists(Keys.seats))
         look("all have left")
+        wait_until(lambda: store.client.zcard(Keys.guests) == 1, 60)
+        look("a guest has expired")
+        assert not store.client.exists(Keys.user(expired))
+        assert server.http("DELETE", "/users/me", {}, visitor).status == 204
+        store.client.delete(Keys.guests)  # the entry of an erased guest goes when it is due
         assert (
             server.http("DELETE", "/users/me", {"password": PASSWORD}, people[0]["token"]).status
             == 204

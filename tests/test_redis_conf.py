@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shutil
 import stat
 import subprocess
@@ -340,11 +341,16 @@ def call_every_route(server, name, game):
         "/auth/login": login,
         "/auth/password": {"password": PASSWORD, "new_password": PASSWORD},
         "/users/me": {"password": PASSWORD},
+        "/auth/guest": {"secret": secrets.token_urlsafe(32)},
+        "/auth/upgrade": account | {"username": unique_name(), "email": f"{unique_name()}@b.org"},
     }
     for route in sorted(
         trivia.ROUTES, key=lambda route: route.method == "DELETE" and route.path == "/users/me"
     ):
         token = server.http("POST", "/auth/login", login).json["token"]
+        if route.path == "/auth/upgrade":
+            guest = {"secret": secrets.token_urlsafe(32)}
+            token = server.http("POST", "/auth/guest", guest).json["token"]
         where = (
             "/leaderboards/rating"
             if "{name}" in route.path
