@@ -8805,7 +8805,7 @@ def add_file_commands(commands: argparse._SubParsersAction) -> None:
     )
     check.set_defaults(run=lambda options: check_file(options.file, options.json_schema))
     client = commands.add_parser("client", help="print a client for apps, made from schema.yaml")
-    client.add_argument("language", help="typescript or kotlin")
+    client.add_argument("language", help="typescript, kotlin, swift or dart")
     client.add_argument("file", nargs="?", type=Path, help="write it there instead")
     client.set_defaults(run=lambda options: write_client(options.language, options.file))
     questions = commands.add_parser("import", help="add questions from Open Trivia DB exports")

@@ -336,15 +336,70 @@ class TypeScript(Writer):
         return f"    return {call};\n"
 
 
-class Kotlin(Writer):
-    """Kotlin, for Java 8 or Android 7: one data class a shape, with what reads it from JSON.
+class Nominal(Writer):
+    """Writes for a language in which every object has a class.
 
     An object within another becomes a class within the other's class, named after its property.
     """
 
+    SCALARS: dict[str, str] = {}
+    LIST = "List<{}>"
+    MAP = "Map<String, {}>"
+    ANY = ""
+    INT = INT64 = "Int"
+    KEYWORDS: frozenset[str] = frozenset()
+
+    def name(self, name: str) -> str:
+        """Returns the name of a property or a parameter."""
+        text = camel(name)
+        return f"`{text}`" if text in self.KEYWORDS else text
+
+    def type_of(self, field: Field) -> str:
+        """Returns the type of a property."""
+        rule, nullable = without_null(field.rule)
+        text = self._type(rule, field.name)
+        is_optional = (nullable or not field.required) and not text.endswith("?")
+        return f"{text}?" if is_optional else text
+
+    def _type(self, rule: dict, name: str) -> str:
+        kind = rule.get("type")
+        if "$ref" in rule:
+            return name_of(rule["$ref"])
+        if "enum" in rule or "const" in rule:
+            values = rule.get("enum", [rule.get("const")])
+            kind = "string" if all(isinstance(value, str) for value in values) else None
+        if kind == "array":
+            return self.LIST.format(self._type(without_null(rule.get("items", {}))[0], name))
+        if kind == "object" and "properties" in rule:
+            return self._nested_name(name)
+        if kind == "object" and isinstance(rule.get("additionalProperties"), dict):
+            return self.MAP.format(self._type(rule["additionalProperties"], name))
+        if kind == "integer":
+            return self.INT64 if rule.get("format") == "int64" else self.INT
+        return self.SCALARS.get(kind, self.ANY) if isinstance(kind, str) else self.ANY
+
+    def _nested_name(self, name: str) -> str:
+        """Returns the name of the class of an object within a property."""
+        return pascal(name)
+
+    def _nested_shape(self, field: Field) -> Shape | None:
+        """Returns the shape of an object within a property."""
+        rule = without_null(field.rule)[0]
+        for inner in ("items", "additionalProperties"):
+            rule = rule[inner] if isinstance(rule.get(inner), dict) else rule
+        if "properties" not in rule:
+            return None
+        return _shape(self._nested_name(field.name), rule, field.text)
+
+
+class Kotlin(Nominal):
+    """Kotlin, for Java 8 or Android 7: one data class a shape, with what reads it from JSON."""
+
     template = "kotlin.txt"
     file = "Trivia.kt"
     SCALARS = {"string": "String", "number": "Double", "boolean": "Boolean"}
+    ANY = "Any?"
+    INT64 = "Long"
     READERS = {"String": "text()", "Double": "double()", "Boolean": "bool()"}
     READERS |= {"Int": "int()", "Long": "long()", "Any?": "value"}
     KEYWORDS = frozenset(
@@ -372,35 +427,6 @@ class Kotlin(Writer):
 
     # -- types
 
-    def name(self, name: str) -> str:
-        """Returns the name of a property or a parameter."""
-        text = camel(name)
-        return f"`{text}`" if text in self.KEYWORDS else text
-
-    def type_of(self, field: Field) -> str:
-        """Returns the type of a property."""
-        rule, nullable = without_null(field.rule)
-        text = self._type(rule, field.name)
-        is_optional = (nullable or not field.required) and not text.endswith("?")
-        return f"{text}?" if is_optional else text
-
-    def _type(self, rule: dict, name: str) -> str:
-        kind = rule.get("type")
-        if "$ref" in rule:
-            return name_of(rule["$ref"])
-        if "enum" in rule or "const" in rule:
-            values = rule.get("enum", [rule.get("const")])
-            kind = "string" if all(isinstance(value, str) for value in values) else None
-        if kind == "array":
-            return f"List<{self._type(without_null(rule.get('items', {}))[0], name)}>"
-        if kind == "object" and "properties" in rule:
-            return pascal(name)
-        if kind == "object" and isinstance(rule.get("additionalProperties"), dict):
-            return f"Map<String, {self._type(rule['additionalProperties'], name)}>"
-        if kind == "integer":
-            return "Long" if rule.get("format") == "int64" else "Int"
-        return self.SCALARS.get(kind, "Any?") if isinstance(kind, str) else "Any?"
-
     def _class(self, shape: Shape, body: str) -> str:
         base = "ServerMessage" if shape.name.endswith("Message") else "ClientMessage"
         return self._data_class(shape.name, shape.text, shape.fields, f" : {base}", body)
@@ -423,16 +449,10 @@ class Kotlin(Writer):
         return comment(field.text, "    ") + f"    val {self.name(field.name)}: {kind}{default},\n"
 
     def _nested(self, field: Field) -> str:
-        """Returns the class of an object within a property, or ""."""
-        rule = without_null(field.rule)[0]
-        for inner in ("items", "additionalProperties"):
-            rule = rule[inner] if isinstance(rule.get(inner), dict) else rule
-        if "properties" not in rule:
+        shape = self._nested_shape(field)
+        if shape is None:
             return ""
-        shape = _shape(pascal(field.name), rule, "")
-        body = self._fields_function(shape, "") + self._read_function(shape, "")
-        source = self._data_class(shape.name, field.text, shape.fields, "", body)
-        return "\n" + textwrap.indent(source, "    ") + "\n"
+        return "\n" + textwrap.indent(self._shape(shape), "    ") + "\n"
 
     # -- JSON
 
@@ -528,8 +548,306 @@ class Kotlin(Writer):
         return f"        {call}\n{forget}"
 
 
+class Swift(Nominal):
+    """Swift, on Foundation: one Codable struct a shape."""
+
+    template = "swift.txt"
+    file = "Trivia.swift"
+    SCALARS = {"string": "String", "number": "Double", "boolean": "Bool"}
+    LIST = "[{}]"
+    MAP = "[String: {}]"
+    ANY = "JSONValue?"
+    KEYWORDS = frozenset(["as", "class", "default", "func", "in", "is", "let", "operator", "var"])
+
+    def marks(self) -> dict[str, str]:
+        contract = self.contract
+        server = contract.server
+        cases = (f"    case {self.name(one.kind)}({one.name})" for one in server)
+        decoders = (
+            f'        case "{one.kind}": return .{self.name(one.kind)}'
+            f"(try JSONDecoder().decode({one.name}.self, from: data))"
+            for one in server
+        )
+        return {
+            "title": contract.title,
+            "protocol": contract.protocol,
+            "queue": contract.queues[0],
+            "queues": ", ".join(map(json.dumps, contract.queues)),
+            "codes": ", ".join(map(json.dumps, contract.codes)),
+            "sign_in": "login(Login(login: name, password: password))",
+            "types": "\n\n".join(self._struct(one, "Codable") for one in contract.shapes),
+            "server_enum": "\n".join(cases),
+            "server_cases": "\n".join(decoders),
+            "messages": self._messages(),
+            "operations": "\n\n".join(map(self._operation, contract.operations)),
+            "client_messages": "\n\n".join(self._client_messages()),
+        }
+
+    # -- types
+
+    def _messages(self) -> str:
+        server = [self._struct(one, "Codable") for one in self.contract.server]
+        client = [self._struct(one, "ClientMessage") for one in self.contract.client]
+        query = [self._query(one) for one in self.contract.client if one.kind == "join"]
+        return "\n\n".join(server + client + query)
+
+    def _struct(self, shape: Shape, kinds: str) -> str:
+        body = "".join(map(self._property, shape.fields))
+        if "ClientMessage" in kinds:
+            body = f'    public let type = "{shape.kind}"\n{body}'
+        for field in shape.fields:
+            nested = self._nested_shape(field)
+            if nested is not None:
+                body += "\n" + textwrap.indent(self._struct(nested, "Codable"), "    ") + "\n"
+        body += self._keys(shape, "ClientMessage" in kinds) + self._init(shape)
+        head = f"public struct {shape.name}: {kinds}, Equatable, Sendable"
+        return f"{self._comment(shape.text)}{head} {{\n{body}}}"
+
+    @staticmethod
+    def _comment(text: str, indent: str = "") -> str:
+        lines = textwrap.wrap(" ".join(text.split()), COMMENT_WIDTH - len(indent) - 4)
+        return "".join(f"{indent}/// {line}\n" for line in lines)
+
+    def _property(self, field: Field) -> str:
+        head = self._comment(field.text, "    ")
+        return f"{head}    public var {self.name(field.name)}: {self.type_of(field)}\n"
+
+    def _keys(self, shape: Shape, has_type: bool) -> str:
+        """Returns what maps the names of properties to those in JSON."""
+        pairs = [f"{self.name(one.name)} = {json.dumps(one.name)}" for one in shape.fields]
+        if has_type:
+            pairs.insert(0, 'type = "type"')
+        if not pairs:
+            return ""
+        cases = "".join(f"        case {pair}\n" for pair in pairs)
+        return f"\n    enum CodingKeys: String, CodingKey {{\n{cases}    }}\n"
+
+    def _init(self, shape: Shape) -> str:
+        """Returns the initializer: that of the compiler is not public."""
+        names = (
+            f"{self.name(one.name)}: {self.type_of(one)}"
+            + (" = nil" if self.type_of(one).endswith("?") else "")
+            for one in shape.fields
+        )
+        lines = "".join(
+            f"        self.{self.name(one.name)} = {self.name(one.name)}\n" for one in shape.fields
+        )
+        return f"\n    public init({', '.join(names)}) {{\n{lines}    }}\n"
+
+    def _query(self, shape: Shape) -> str:
+        """Returns what puts the fields of a `join` into an address."""
+        pairs = ", ".join(
+            f'{json.dumps(one.name)}: {self.name(one.name)}.map {{ "\\($0)" }}'
+            for one in shape.fields
+            if one.name not in ("id", "queue")
+        )
+        body = f"[{pairs or ':'}]"
+        return f"extension {shape.name} {{\n    var query: [String: String?] {{ {body} }}\n}}"
+
+    # -- routes and messages
+
+    def _client_messages(self) -> Iterator[str]:
+        for shape in self.contract.client:
+            if shape.kind not in HANDLED:
+                head = f"    public func {self.name(shape.kind)}(_ message: {shape.name})"
+                yield (
+                    self._comment(shape.text, "    ") + f"{head} {{\n        send(message)\n    }}"
+                )
+
+    def _operation(self, operation: Operation) -> str:
+        names = [f"{self.name(name)}: String" for name in operation.parameters]
+        if operation.body:
+            names.append(f"_ body: {operation.body}")
+        names += [f"{self.name(one.name)}: {self.type_of(one)} = nil" for one in operation.query]
+        path = re.sub(r"{(\w+)}", lambda one: f"\\(part({self.name(one[1])}))", operation.path)
+        pairs = ", ".join(
+            f'{json.dumps(one.name)}: {self.name(one.name)}.map {{ "\\($0)" }}'
+            for one in operation.query
+        )
+        parts = [f'"{operation.method}"', f'"{path}"']
+        parts += [f"query: [{pairs}]"] if pairs else []
+        parts += ["body: body"] if operation.body else []
+        answer = f" -> {operation.answer}" if operation.answer else ""
+        head = (
+            f"    public func {self.name(operation.name)}({', '.join(names)}) async throws{answer}"
+        )
+        body = self._body(operation, ", ".join(parts))
+        return self._comment(operation.text, "    ") + f"{head} {{\n{body}    }}"
+
+    @staticmethod
+    def _body(operation: Operation, parts: str) -> str:
+        if operation.answer == "Session":
+            return (
+                f"        let session: Session = try await request({parts})\n"
+                "        setToken(session.token)\n        return session\n"
+            )
+        if operation.answer:
+            return f"        return try await request({parts})\n"
+        forget = "        setToken(nil)\n" if operation.name in ENDS_SESSION else ""
+        return f"        try await send({parts})\n{forget}"
+
+
+class Dart(Nominal):
+    """Dart 3, on its own libraries: one class a shape.
+
+    Dart has no classes within classes. The class of an object within another is named after both.
+    """
+
+    template = "dart.txt"
+    file = "trivia.dart"
+    SCALARS = {"string": "String", "number": "double", "boolean": "bool"}
+    ANY = "Object?"
+    INT = INT64 = "int"
+    KEYWORDS = frozenset(["class", "default", "enum", "in", "is", "new", "switch", "var", "with"])
+
+    def __init__(self, contract: Contract) -> None:
+        super().__init__(contract)
+        self.owner = ""  # the class that is being written
+
+    def marks(self) -> dict[str, str]:
+        contract = self.contract
+        server = [self._class(one, "ServerMessage") for one in contract.server]
+        client = [self._class(one, "ClientMessage") for one in contract.client]
+        cases = (f"{quote(one.kind)} => {one.name}.from(json)," for one in contract.server)
+        return {
+            "title": contract.title,
+            "protocol": contract.protocol,
+            "queue": contract.queues[0],
+            "queues": ", ".join(map(quote, contract.queues)),
+            "codes": ", ".join(map(quote, contract.codes)),
+            "sign_in": "login(Login(login: name, password: password))",
+            "types": "\n\n".join(map(self._class, contract.shapes)),
+            "server_cases": "\n".join(" " * 8 + case for case in cases),
+            "messages": "\n\n".join(server + client),
+            "operations": "\n\n".join(map(self._operation, contract.operations)),
+            "client_messages": "\n\n".join(self._client_messages()),
+        }
+
+    # -- types
+
+    def name(self, name: str) -> str:
+        text = camel(name)
+        return f"{text}_" if text in self.KEYWORDS else text
+
+    def _nested_name(self, name: str) -> str:
+        return self.owner + pascal(name)
+
+    def _class(self, shape: Shape, base: str = "") -> str:
+        self.owner = shape.name
+        text = self._comment(shape.text) + f"class {shape.name}"
+        text += f" extends {base} {{\n" if base else " {\n"
+        text += self._constructors(shape, reads=base != "ClientMessage")
+        text += "".join(map(self._property, shape.fields))
+        if base != "ServerMessage":
+            override = "\n  @override" if base else ""
+            text += f"{override}\n  Map<String, dynamic> toJson() => {self._to_json(shape)};\n"
+        nested = [self._nested_shape(field) for field in shape.fields]
+        classes = [text + "}"] + [self._class(one) for one in nested if one is not None]
+        return "\n\n".join(classes)
+
+    def _constructors(self, shape: Shape, reads: bool) -> str:
+        parts = (
+            f"this.{self.name(field.name)}"
+            if self.type_of(field).endswith("?")
+            else f"required this.{self.name(field.name)}"
+            for field in shape.fields
+        )
+        names = ", ".join(parts)
+        text = f"  const {shape.name}({'{' + names + '}' if names else ''});\n"
+        if not reads:
+            return text
+        reads_of = (f"{self.name(one.name)} = {self._read_field(one)}" for one in shape.fields)
+        values = ",\n        ".join(reads_of)
+        start = f"\n      : {values}" if values else ""
+        return f"{text}\n  {shape.name}.from(Map<String, dynamic> json){start};\n"
+
+    def _property(self, field: Field) -> str:
+        head = "\n" + self._comment(field.text, "  ")
+        return f"{head}  final {self.type_of(field)} {self.name(field.name)};\n"
+
+    @staticmethod
+    def _comment(text: str, indent: str = "") -> str:
+        return Swift._comment(text, indent)
+
+    # -- JSON
+
+    def _read_field(self, field: Field) -> str:
+        rule, nullable = without_null(field.rule)
+        value = f"json[{quote(field.name)}]"
+        if self._type(rule, field.name) != self.ANY and (nullable or not field.required):
+            return f"_orNull({value}, (it) => {self._read(rule, field.name, 'it')})"
+        return self._read(rule, field.name, value)
+
+    def _read(self, rule: dict, name: str, value: str) -> str:
+        rule = without_null(rule)[0]
+        kind = self._type(rule, name)
+        if kind.startswith("List<"):
+            return f"_list({value}, (it) => {self._read(rule.get('items', {}), name, 'it')})"
+        if kind.startswith("Map<"):
+            return f"_map({value}, (it) => {self._read(rule['additionalProperties'], name, 'it')})"
+        if kind == "double":
+            return f"({value} as num).toDouble()"
+        if kind == self.ANY:
+            return value
+        if kind in ("int", "String", "bool"):
+            return f"{value} as {kind}"
+        return f"{kind}.from({value} as Map<String, dynamic>)"
+
+    def _to_json(self, shape: Shape) -> str:
+        pairs = [f"'type': {quote(shape.kind)}"] if shape.kind else []
+        pairs += [f"{quote(one.name)}: {self.name(one.name)}" for one in shape.fields]
+        return f"_fields({{{', '.join(pairs)}}})"
+
+    # -- routes and messages
+
+    def _client_messages(self) -> Iterator[str]:
+        for shape in self.contract.client:
+            if shape.kind not in HANDLED:
+                head = f"  void {self.name(shape.kind)}({shape.name} message)"
+                yield self._comment(shape.text, "  ") + f"{head} => send(message);"
+
+    def _operation(self, operation: Operation) -> str:
+        names = [f"String {self.name(name)}" for name in operation.parameters]
+        names += [f"{operation.body} body"] if operation.body else []
+        named = ", ".join(f"{self.type_of(one)} {self.name(one.name)}" for one in operation.query)
+        names += [f"{{{named}}}"] if named else []
+        path = re.sub(
+            r"{(\w+)}", lambda one: f"${{Uri.encodeComponent({self.name(one[1])})}}", operation.path
+        )
+        parts = [quote(operation.method), f"'{path}'"]
+        pairs = ", ".join(f"{quote(one.name)}: {self.name(one.name)}" for one in operation.query)
+        parts += [f"query: {{{pairs}}}"] if pairs else []
+        parts += ["body: body"] if operation.body else []
+        answer = operation.answer or "void"
+        head = f"  Future<{answer}> {self.name(operation.name)}({', '.join(names)}) async {{\n"
+        body = self._body(operation, f"await _request({', '.join(parts)})")
+        return self._comment(operation.text, "  ") + head + body + "  }"
+
+    @staticmethod
+    def _body(operation: Operation, call: str) -> str:
+        if operation.answer == "Session":
+            return (
+                f"    final session = Session.from({call});\n"
+                "    setToken(session.token);\n    return session;\n"
+            )
+        if operation.answer:
+            return f"    return {operation.answer}.from({call});\n"
+        forget = "    setToken(null);\n" if operation.name in ENDS_SESSION else ""
+        return f"    {call};\n{forget}"
+
+
+def quote(text: str) -> str:
+    """Returns a string of Dart."""
+    return "'" + text.replace("\\", r"\\").replace("'", r"\'").replace("$", r"\$") + "'"
+
+
 ENDS_SESSION = ("logout", "end_sessions", "erase_me")
-WRITERS: dict[str, type[Writer]] = {"typescript": TypeScript, "kotlin": Kotlin}
+WRITERS: dict[str, type[Writer]] = {
+    "typescript": TypeScript,
+    "kotlin": Kotlin,
+    "swift": Swift,
+    "dart": Dart,
+}
 
 
 def comment(text: str, indent: str = "") -> str:

@@ -11,6 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import tree_sitter
+import tree_sitter_dart
+import tree_sitter_swift
 from playwright._impl._driver import compute_driver_executable
 
 import trivia
@@ -20,7 +23,13 @@ TYPESCRIPT = "5.9.3"  # of the npm package
 STRICT = ["--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes", "--noEmit"]
 STRICT += ["--target", "es2022", "--lib", "es2022,dom", "--module", "esnext"]
 KOTLIN = "0.19.0.944"  # of the package kotlin-jupyter-kernel, which carries the compiler
-FILES = {"typescript": "trivia.ts", "kotlin": "Trivia.kt"}
+FILES = {
+    "typescript": "trivia.ts",
+    "kotlin": "Trivia.kt",
+    "swift": "Trivia.swift",
+    "dart": "trivia.dart",
+}
+GRAMMARS = {"swift": tree_sitter_swift, "dart": tree_sitter_dart}
 SCRIPTS = [
     "",
     "drop@3",
@@ -150,6 +159,15 @@ def test_the_typescript_client_compiles_strictly(tsc, tmp_path, schema):
 
 
 # ---- play
+
+
+@pytest.mark.parametrize("schema", [edited_schema(), own_schema()], ids=["shipped", "own"])
+@pytest.mark.parametrize("language", GRAMMARS)
+def test_a_client_without_a_compiler_here_is_parsed(tmp_path, language, schema):
+    parser = tree_sitter.Parser(tree_sitter.Language(GRAMMARS[language].language()))
+    source = generated(language, schema, tmp_path)
+    assert not parser.parse(source.encode()).root_node.has_error
+    assert parser.parse((source + "\nclass {(").encode()).root_node.has_error
 
 
 @pytest.fixture(scope="module")

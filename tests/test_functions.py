@@ -2488,6 +2488,8 @@ def test_every_field_of_a_game_that_is_documented_was_met(played):
 def test_keys_expire_as_the_table_says_and_no_others(played):
     for name, sample in played.samples.items():
         for key, (_, content, ttl) in sample.items():
+            if ttl == -2:  # it expired while the sample was taken
+                continue
             until = TABLE[table_row(key)][2].strip()
             if until == "then":
                 expected = 0 <= ttl <= 3600

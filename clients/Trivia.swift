@@ -1,0 +1,1971 @@
+// A client for Trivia, made from schema.yaml by `python trivia.py client swift`.
+// Do not edit it: change schema.yaml and make it again.
+//
+// It needs nothing but Foundation: iOS 15, macOS 12 or later.
+//
+//   let trivia = Trivia(url: URL(string: "https://quiz.example.org")!, token: kept) { keep($0) }
+//   if trivia.token == nil { _ = try await trivia.login(Login(login: name, password: password)) }
+//   let play = trivia.play(queue: "random")
+//   play.onChange = { game in show(game) }
+//   play.onMessage = { message in if case .end(let end) = message { celebrate(end.ranking) } }
+//   play.answer(0)
+
+import Foundation
+
+/// The version of the protocol. The server refuses a client of another version.
+public let triviaProtocol = "trivia.v1"
+
+// MARK: - types
+
+/// A value of a JSON document.
+public enum JSONValue: Codable, Equatable, Sendable {
+    case null
+    case bool(Bool)
+    case number(Double)
+    case string(String)
+    case array([JSONValue])
+    case object([String: JSONValue])
+
+    public init(from decoder: Decoder) throws {
+        let container = try decoder.singleValueContainer()
+        if container.decodeNil() {
+            self = .null
+        } else if let value = try? container.decode(Bool.self) {
+            self = .bool(value)
+        } else if let value = try? container.decode(Double.self) {
+            self = .number(value)
+        } else if let value = try? container.decode(String.self) {
+            self = .string(value)
+        } else if let value = try? container.decode([JSONValue].self) {
+            self = .array(value)
+        } else {
+            self = .object(try container.decode([String: JSONValue].self))
+        }
+    }
+
+    public func encode(to encoder: Encoder) throws {
+        var container = encoder.singleValueContainer()
+        switch self {
+        case .null: try container.encodeNil()
+        case .bool(let value): try container.encode(value)
+        case .number(let value): try container.encode(value)
+        case .string(let value): try container.encode(value)
+        case .array(let value): try container.encode(value)
+        case .object(let value): try container.encode(value)
+        }
+    }
+}
+
+public struct NewUser: Codable, Equatable, Sendable {
+    /// The name that other players see.
+    public var username: String
+    /// An alternative to the username at sign-in. The server sends no mail.
+    public var email: String
+    /// The server stores only its argon2id hash.
+    public var password: String
+    /// The http or https address of a picture.
+    public var avatar: String?
+
+    enum CodingKeys: String, CodingKey {
+        case username = "username"
+        case email = "email"
+        case password = "password"
+        case avatar = "avatar"
+    }
+
+    public init(username: String, email: String, password: String, avatar: String? = nil) {
+        self.username = username
+        self.email = email
+        self.password = password
+        self.avatar = avatar
+    }
+}
+
+public struct Guest: Codable, Equatable, Sendable {
+    /// A random text that the device makes once and keeps as a password.
+    public var secret: String
+
+    enum CodingKeys: String, CodingKey {
+        case secret = "secret"
+    }
+
+    public init(secret: String) {
+        self.secret = secret
+    }
+}
+
+public struct Upgrade: Codable, Equatable, Sendable {
+    /// The name that other players see.
+    public var username: String?
+    /// An alternative to the username at sign-in. The server sends no mail.
+    public var email: String
+    /// The server stores only its argon2id hash.
+    public var password: String
+    /// The http or https address of a picture.
+    public var avatar: String?
+
+    enum CodingKeys: String, CodingKey {
+        case username = "username"
+        case email = "email"
+        case password = "password"
+        case avatar = "avatar"
+    }
+
+    public init(username: String? = nil, email: String, password: String, avatar: String? = nil) {
+        self.username = username
+        self.email = email
+        self.password = password
+        self.avatar = avatar
+    }
+}
+
+public struct UserChanges: Codable, Equatable, Sendable {
+    /// The name that other players see.
+    public var username: String?
+    /// An alternative to the username at sign-in. The server sends no mail.
+    public var email: String?
+    /// The http or https address of a picture.
+    public var avatar: String?
+
+    enum CodingKeys: String, CodingKey {
+        case username = "username"
+        case email = "email"
+        case avatar = "avatar"
+    }
+
+    public init(username: String? = nil, email: String? = nil, avatar: String? = nil) {
+        self.username = username
+        self.email = email
+        self.avatar = avatar
+    }
+}
+
+public struct Login: Codable, Equatable, Sendable {
+    /// A username or email.
+    public var login: String?
+    /// Can be given instead of login.
+    public var username: String?
+    /// Can be given instead of login.
+    public var email: String?
+    public var password: String
+
+    enum CodingKeys: String, CodingKey {
+        case login = "login"
+        case username = "username"
+        case email = "email"
+        case password = "password"
+    }
+
+    public init(login: String? = nil, username: String? = nil, email: String? = nil, password: String) {
+        self.login = login
+        self.username = username
+        self.email = email
+        self.password = password
+    }
+}
+
+public struct PasswordChange: Codable, Equatable, Sendable {
+    /// The present password.
+    public var password: String
+    /// The server stores only its argon2id hash.
+    public var newPassword: String
+
+    enum CodingKeys: String, CodingKey {
+        case password = "password"
+        case newPassword = "new_password"
+    }
+
+    public init(password: String, newPassword: String) {
+        self.password = password
+        self.newPassword = newPassword
+    }
+}
+
+public struct PasswordConfirmation: Codable, Equatable, Sendable {
+    /// Needed, unless the account has none: that of a guest, or of an identity.
+    public var password: String?
+
+    enum CodingKeys: String, CodingKey {
+        case password = "password"
+    }
+
+    public init(password: String? = nil) {
+        self.password = password
+    }
+}
+
+public struct User: Codable, Equatable, Sendable {
+    /// The name that other players see.
+    public var username: String
+    public var email: String?
+    /// The http or https address of a picture.
+    public var avatar: String
+    /// Games in which the player alone was first.
+    public var wins: Int
+    /// Games that ended and count.
+    public var games: Int
+    /// Skill, estimated from rated games with the Plackett-Luce model.
+    public var rating: Double
+    /// Seconds since 1970.
+    public var createdAt: Int
+    /// Present while the user is a guest.
+    public var guest: JSONValue?
+
+    enum CodingKeys: String, CodingKey {
+        case username = "username"
+        case email = "email"
+        case avatar = "avatar"
+        case wins = "wins"
+        case games = "games"
+        case rating = "rating"
+        case createdAt = "created_at"
+        case guest = "guest"
+    }
+
+    public init(username: String, email: String? = nil, avatar: String, wins: Int, games: Int, rating: Double, createdAt: Int, guest: JSONValue? = nil) {
+        self.username = username
+        self.email = email
+        self.avatar = avatar
+        self.wins = wins
+        self.games = games
+        self.rating = rating
+        self.createdAt = createdAt
+        self.guest = guest
+    }
+}
+
+public struct Player: Codable, Equatable, Sendable {
+    /// The name that other players see.
+    public var username: String
+    /// The http or https address of a picture.
+    public var avatar: String
+    /// Games in which the player alone was first.
+    public var wins: Int
+    /// Games that ended and count.
+    public var games: Int
+    /// Skill, estimated from rated games with the Plackett-Luce model.
+    public var rating: Double
+    /// Present while the user is a guest.
+    public var guest: JSONValue?
+
+    enum CodingKeys: String, CodingKey {
+        case username = "username"
+        case avatar = "avatar"
+        case wins = "wins"
+        case games = "games"
+        case rating = "rating"
+        case guest = "guest"
+    }
+
+    public init(username: String, avatar: String, wins: Int, games: Int, rating: Double, guest: JSONValue? = nil) {
+        self.username = username
+        self.avatar = avatar
+        self.wins = wins
+        self.games = games
+        self.rating = rating
+        self.guest = guest
+    }
+}
+
+public struct Session: Codable, Equatable, Sendable {
+    public var token: String
+    /// Seconds since 1970; each day of use moves it forward.
+    public var expiresAt: Int
+    public var user: User
+
+    enum CodingKeys: String, CodingKey {
+        case token = "token"
+        case expiresAt = "expires_at"
+        case user = "user"
+    }
+
+    public init(token: String, expiresAt: Int, user: User) {
+        self.token = token
+        self.expiresAt = expiresAt
+        self.user = user
+    }
+}
+
+public struct Upgraded: Codable, Equatable, Sendable {
+    public var user: User
+
+    enum CodingKeys: String, CodingKey {
+        case user = "user"
+    }
+
+    public init(user: User) {
+        self.user = user
+    }
+}
+
+public struct Problem: Codable, Equatable, Sendable {
+    public var type: String
+    public var title: String
+    public var status: Int
+    public var detail: String
+    /// Stable; for programs.
+    public var code: String
+    /// What is wrong, by field.
+    public var errors: [String: [String]]?
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case title = "title"
+        case status = "status"
+        case detail = "detail"
+        case code = "code"
+        case errors = "errors"
+    }
+
+    public init(type: String, title: String, status: Int, detail: String, code: String, errors: [String: [String]]? = nil) {
+        self.type = type
+        self.title = title
+        self.status = status
+        self.detail = detail
+        self.code = code
+        self.errors = errors
+    }
+}
+
+public struct GameSummary: Codable, Equatable, Sendable {
+    public var id: String
+    public var queue: String
+    /// Milliseconds since 1970.
+    public var endedMs: Int
+    public var reason: String
+    public var ranking: [Ranking]
+
+    public struct Ranking: Codable, Equatable, Sendable {
+        public var player: String
+        public var score: Int
+        public var rank: Int
+        public var rating: Double?
+        public var ratingChange: Double?
+        public var counts: Bool?
+
+        enum CodingKeys: String, CodingKey {
+            case player = "player"
+            case score = "score"
+            case rank = "rank"
+            case rating = "rating"
+            case ratingChange = "rating_change"
+            case counts = "counts"
+        }
+
+        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, counts: Bool? = nil) {
+            self.player = player
+            self.score = score
+            self.rank = rank
+            self.rating = rating
+            self.ratingChange = ratingChange
+            self.counts = counts
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case id = "id"
+        case queue = "queue"
+        case endedMs = "ended_ms"
+        case reason = "reason"
+        case ranking = "ranking"
+    }
+
+    public init(id: String, queue: String, endedMs: Int, reason: String, ranking: [Ranking]) {
+        self.id = id
+        self.queue = queue
+        self.endedMs = endedMs
+        self.reason = reason
+        self.ranking = ranking
+    }
+}
+
+public struct GameRecord: Codable, Equatable, Sendable {
+    public var id: String
+    public var queue: String
+    /// Milliseconds since 1970.
+    public var endedMs: Int
+    public var reason: String
+    public var ranking: [Ranking]
+    public var rounds: [Rounds]
+
+    public struct Ranking: Codable, Equatable, Sendable {
+        public var player: String
+        public var score: Int
+        public var rank: Int
+        public var rating: Double?
+        public var ratingChange: Double?
+        public var counts: Bool?
+
+        enum CodingKeys: String, CodingKey {
+            case player = "player"
+            case score = "score"
+            case rank = "rank"
+            case rating = "rating"
+            case ratingChange = "rating_change"
+            case counts = "counts"
+        }
+
+        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, counts: Bool? = nil) {
+            self.player = player
+            self.score = score
+            self.rank = rank
+            self.rating = rating
+            self.ratingChange = ratingChange
+            self.counts = counts
+        }
+    }
+
+    public struct Rounds: Codable, Equatable, Sendable {
+        public var text: String
+        public var choices: [String]
+        public var category: String
+        public var difficulty: String
+        public var correct: Int
+        public var answers: [String: Answers]
+
+        public struct Answers: Codable, Equatable, Sendable {
+            public var choice: Int
+            public var ms: Int
+            public var points: Int
+
+            enum CodingKeys: String, CodingKey {
+                case choice = "choice"
+                case ms = "ms"
+                case points = "points"
+            }
+
+            public init(choice: Int, ms: Int, points: Int) {
+                self.choice = choice
+                self.ms = ms
+                self.points = points
+            }
+        }
+
+        enum CodingKeys: String, CodingKey {
+            case text = "text"
+            case choices = "choices"
+            case category = "category"
+            case difficulty = "difficulty"
+            case correct = "correct"
+            case answers = "answers"
+        }
+
+        public init(text: String, choices: [String], category: String, difficulty: String, correct: Int, answers: [String: Answers]) {
+            self.text = text
+            self.choices = choices
+            self.category = category
+            self.difficulty = difficulty
+            self.correct = correct
+            self.answers = answers
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case id = "id"
+        case queue = "queue"
+        case endedMs = "ended_ms"
+        case reason = "reason"
+        case ranking = "ranking"
+        case rounds = "rounds"
+    }
+
+    public init(id: String, queue: String, endedMs: Int, reason: String, ranking: [Ranking], rounds: [Rounds]) {
+        self.id = id
+        self.queue = queue
+        self.endedMs = endedMs
+        self.reason = reason
+        self.ranking = ranking
+        self.rounds = rounds
+    }
+}
+
+public struct GameList: Codable, Equatable, Sendable {
+    public var games: [GameSummary]
+    public var cursor: String?
+
+    enum CodingKeys: String, CodingKey {
+        case games = "games"
+        case cursor = "cursor"
+    }
+
+    public init(games: [GameSummary], cursor: String? = nil) {
+        self.games = games
+        self.cursor = cursor
+    }
+}
+
+public struct Leaderboard: Codable, Equatable, Sendable {
+    public var leaderboard: String
+    public var period: String?
+    public var total: Int
+    public var entries: [Entries]
+
+    public struct Entries: Codable, Equatable, Sendable {
+        public var rank: Int
+        public var username: String
+        public var value: Double
+
+        enum CodingKeys: String, CodingKey {
+            case rank = "rank"
+            case username = "username"
+            case value = "value"
+        }
+
+        public init(rank: Int, username: String, value: Double) {
+            self.rank = rank
+            self.username = username
+            self.value = value
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case leaderboard = "leaderboard"
+        case period = "period"
+        case total = "total"
+        case entries = "entries"
+    }
+
+    public init(leaderboard: String, period: String? = nil, total: Int, entries: [Entries]) {
+        self.leaderboard = leaderboard
+        self.period = period
+        self.total = total
+        self.entries = entries
+    }
+}
+
+public struct QueueList: Codable, Equatable, Sendable {
+    public var queues: [Queues]
+
+    public struct Queues: Codable, Equatable, Sendable {
+        public var description: String?
+        public var players: Players
+        public var match: String?
+        public var window: Double?
+        public var widen: Double?
+        public var fillSeconds: Double?
+        public var waitSeconds: Double?
+        public var rounds: Int?
+        public var startSeconds: Double?
+        public var answerSeconds: Double?
+        public var revealSeconds: Double?
+        public var seatSeconds: Double?
+        public var rated: Bool?
+        public var scoring: Scoring?
+        public var onExit: String?
+        public var categories: [String]?
+        public var difficulties: [String]?
+        public var name: String
+        public var waiting: Int
+        public var playing: Int
+
+        public struct Players: Codable, Equatable, Sendable {
+            public var min: Int
+            public var max: Int
+
+            enum CodingKeys: String, CodingKey {
+                case min = "min"
+                case max = "max"
+            }
+
+            public init(min: Int, max: Int) {
+                self.min = min
+                self.max = max
+            }
+        }
+
+        public struct Scoring: Codable, Equatable, Sendable {
+            public var correct: Int
+            public var speed: Int
+
+            enum CodingKeys: String, CodingKey {
+                case correct = "correct"
+                case speed = "speed"
+            }
+
+            public init(correct: Int, speed: Int) {
+                self.correct = correct
+                self.speed = speed
+            }
+        }
+
+        enum CodingKeys: String, CodingKey {
+            case description = "description"
+            case players = "players"
+            case match = "match"
+            case window = "window"
+            case widen = "widen"
+            case fillSeconds = "fill_seconds"
+            case waitSeconds = "wait_seconds"
+            case rounds = "rounds"
+            case startSeconds = "start_seconds"
+            case answerSeconds = "answer_seconds"
+            case revealSeconds = "reveal_seconds"
+            case seatSeconds = "seat_seconds"
+            case rated = "rated"
+            case scoring = "scoring"
+            case onExit = "on_exit"
+            case categories = "categories"
+            case difficulties = "difficulties"
+            case name = "name"
+            case waiting = "waiting"
+            case playing = "playing"
+        }
+
+        public init(description: String? = nil, players: Players, match: String? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
+            self.description = description
+            self.players = players
+            self.match = match
+            self.window = window
+            self.widen = widen
+            self.fillSeconds = fillSeconds
+            self.waitSeconds = waitSeconds
+            self.rounds = rounds
+            self.startSeconds = startSeconds
+            self.answerSeconds = answerSeconds
+            self.revealSeconds = revealSeconds
+            self.seatSeconds = seatSeconds
+            self.rated = rated
+            self.scoring = scoring
+            self.onExit = onExit
+            self.categories = categories
+            self.difficulties = difficulties
+            self.name = name
+            self.waiting = waiting
+            self.playing = playing
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case queues = "queues"
+    }
+
+    public init(queues: [Queues]) {
+        self.queues = queues
+    }
+}
+
+public struct Export: Codable, Equatable, Sendable {
+    public var user: User
+    public var sessions: [Sessions]
+    public var games: [GameRecord]
+    public var questionsSeen: [String]
+
+    public struct Sessions: Codable, Equatable, Sendable {
+        /// Seconds since 1970.
+        public var expiresAt: Int
+
+        enum CodingKeys: String, CodingKey {
+            case expiresAt = "expires_at"
+        }
+
+        public init(expiresAt: Int) {
+            self.expiresAt = expiresAt
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case user = "user"
+        case sessions = "sessions"
+        case games = "games"
+        case questionsSeen = "questions_seen"
+    }
+
+    public init(user: User, sessions: [Sessions], games: [GameRecord], questionsSeen: [String]) {
+        self.user = user
+        self.sessions = sessions
+        self.games = games
+        self.questionsSeen = questionsSeen
+    }
+}
+
+public struct Health: Codable, Equatable, Sendable {
+    public var status: String
+    public var version: String?
+
+    enum CodingKeys: String, CodingKey {
+        case status = "status"
+        case version = "version"
+    }
+
+    public init(status: String, version: String? = nil) {
+        self.status = status
+        self.version = version
+    }
+}
+
+// MARK: - messages
+
+/// What the server sends.
+public enum ServerMessage: Equatable, Sendable {
+    case queued(QueuedMessage)
+    case cancelled(CancelledMessage)
+    case start(StartMessage)
+    case question(QuestionMessage)
+    case answered(AnsweredMessage)
+    case reveal(RevealMessage)
+    case update(UpdateMessage)
+    case userExit(UserExitMessage)
+    case userReturn(UserReturnMessage)
+    case end(EndMessage)
+    case pong(PongMessage)
+    case error(ErrorMessage)
+    case emoji(EmojiMessage)
+    /// A type that is newer than this client.
+    case unknown(String)
+
+    static func decode(_ data: Data) throws -> ServerMessage {
+        let head = try JSONDecoder().decode(MessageHead.self, from: data)
+        switch head.type {
+        case "queued": return .queued(try JSONDecoder().decode(QueuedMessage.self, from: data))
+        case "cancelled": return .cancelled(try JSONDecoder().decode(CancelledMessage.self, from: data))
+        case "start": return .start(try JSONDecoder().decode(StartMessage.self, from: data))
+        case "question": return .question(try JSONDecoder().decode(QuestionMessage.self, from: data))
+        case "answered": return .answered(try JSONDecoder().decode(AnsweredMessage.self, from: data))
+        case "reveal": return .reveal(try JSONDecoder().decode(RevealMessage.self, from: data))
+        case "update": return .update(try JSONDecoder().decode(UpdateMessage.self, from: data))
+        case "user_exit": return .userExit(try JSONDecoder().decode(UserExitMessage.self, from: data))
+        case "user_return": return .userReturn(try JSONDecoder().decode(UserReturnMessage.self, from: data))
+        case "end": return .end(try JSONDecoder().decode(EndMessage.self, from: data))
+        case "pong": return .pong(try JSONDecoder().decode(PongMessage.self, from: data))
+        case "error": return .error(try JSONDecoder().decode(ErrorMessage.self, from: data))
+        case "emoji": return .emoji(try JSONDecoder().decode(EmojiMessage.self, from: data))
+        default: return .unknown(head.type)
+        }
+    }
+}
+
+/// What tells messages apart, and puts them in order.
+struct MessageHead: Codable {
+    let type: String
+    let game: String?
+    let seq: Int?
+    let id: JSONValue?
+}
+
+/// What a client sends.
+public protocol ClientMessage: Encodable {}
+
+/// The player waits in the queue.
+public struct QueuedMessage: Codable, Equatable, Sendable {
+    public var queue: String
+    /// Time until `cancelled` if no game is found.
+    public var timeoutMs: Int
+
+    enum CodingKeys: String, CodingKey {
+        case queue = "queue"
+        case timeoutMs = "timeout_ms"
+    }
+
+    public init(queue: String, timeoutMs: Int) {
+        self.queue = queue
+        self.timeoutMs = timeoutMs
+    }
+}
+
+/// The player is out of the queue, or has left the game.
+public struct CancelledMessage: Codable, Equatable, Sendable {
+    public var queue: String
+    public var reason: String
+
+    enum CodingKeys: String, CodingKey {
+        case queue = "queue"
+        case reason = "reason"
+    }
+
+    public init(queue: String, reason: String) {
+        self.queue = queue
+        self.reason = reason
+    }
+}
+
+/// A game starts.
+public struct StartMessage: Codable, Equatable, Sendable {
+    public var game: String
+    /// Counts the messages of this game to this player: 1, 2, 3, ...
+    public var seq: Int
+    public var queue: String
+    public var players: [Player]
+    public var rounds: Int
+    /// Time until the first question.
+    public var startsMs: Int
+
+    enum CodingKeys: String, CodingKey {
+        case game = "game"
+        case seq = "seq"
+        case queue = "queue"
+        case players = "players"
+        case rounds = "rounds"
+        case startsMs = "starts_ms"
+    }
+
+    public init(game: String, seq: Int, queue: String, players: [Player], rounds: Int, startsMs: Int) {
+        self.game = game
+        self.seq = seq
+        self.queue = queue
+        self.players = players
+        self.rounds = rounds
+        self.startsMs = startsMs
+    }
+}
+
+/// A new question. Answers are accepted from now on.
+public struct QuestionMessage: Codable, Equatable, Sendable {
+    public var game: String
+    public var seq: Int
+    /// The number of the question, from 1.
+    public var round: Int
+    public var text: String
+    public var choices: [String]
+    public var category: String
+    public var difficulty: String
+    /// Time left to answer.
+    public var answerMs: Int
+
+    enum CodingKeys: String, CodingKey {
+        case game = "game"
+        case seq = "seq"
+        case round = "round"
+        case text = "text"
+        case choices = "choices"
+        case category = "category"
+        case difficulty = "difficulty"
+        case answerMs = "answer_ms"
+    }
+
+    public init(game: String, seq: Int, round: Int, text: String, choices: [String], category: String, difficulty: String, answerMs: Int) {
+        self.game = game
+        self.seq = seq
+        self.round = round
+        self.text = text
+        self.choices = choices
+        self.category = category
+        self.difficulty = difficulty
+        self.answerMs = answerMs
+    }
+}
+
+/// Another player has answered.
+public struct AnsweredMessage: Codable, Equatable, Sendable {
+    public var game: String
+    public var seq: Int
+    public var round: Int
+    public var player: String
+
+    enum CodingKeys: String, CodingKey {
+        case game = "game"
+        case seq = "seq"
+        case round = "round"
+        case player = "player"
+    }
+
+    public init(game: String, seq: Int, round: Int, player: String) {
+        self.game = game
+        self.seq = seq
+        self.round = round
+        self.player = player
+    }
+}
+
+/// The question is closed. Shows the right answer, all answers and the scores.
+public struct RevealMessage: Codable, Equatable, Sendable {
+    public var game: String
+    public var seq: Int
+    public var round: Int
+    /// Index of the right choice.
+    public var correct: Int
+    /// By username. Players without an answer are missing.
+    public var answers: [String: Answers]
+    /// By username.
+    public var scores: [String: Int]
+    /// Time until the next question or the end.
+    public var revealMs: Int
+
+    /// By username. Players without an answer are missing.
+    public struct Answers: Codable, Equatable, Sendable {
+        public var choice: Int
+        public var points: Int
+        public var ms: Int
+
+        enum CodingKeys: String, CodingKey {
+            case choice = "choice"
+            case points = "points"
+            case ms = "ms"
+        }
+
+        public init(choice: Int, points: Int, ms: Int) {
+            self.choice = choice
+            self.points = points
+            self.ms = ms
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case game = "game"
+        case seq = "seq"
+        case round = "round"
+        case correct = "correct"
+        case answers = "answers"
+        case scores = "scores"
+        case revealMs = "reveal_ms"
+    }
+
+    public init(game: String, seq: Int, round: Int, correct: Int, answers: [String: Answers], scores: [String: Int], revealMs: Int) {
+        self.game = game
+        self.seq = seq
+        self.round = round
+        self.correct = correct
+        self.answers = answers
+        self.scores = scores
+        self.revealMs = revealMs
+    }
+}
+
+/// The whole game as this player sees it. It is the reply to `check` and the first message after a
+/// reconnect.
+public struct UpdateMessage: Codable, Equatable, Sendable {
+    public var game: String
+    /// The `seq` of the last message that this snapshot includes.
+    public var seq: Int
+    public var queue: String
+    public var players: [Player]
+    /// Usernames of the connected players.
+    public var connected: [String]
+    public var rounds: Int
+    /// 0 before the first question.
+    public var round: Int
+    public var phase: String
+    /// Time until this phase ends.
+    public var leftMs: Int
+    public var scores: [String: Int]
+    /// Present in the phases `question` and `reveal`.
+    public var question: Question?
+    /// This player's answer to the question.
+    public var choice: Int?
+    /// Usernames of those who have answered it.
+    public var answered: [String]?
+    /// Present in the phase `reveal`: index of the right choice.
+    public var correct: Int?
+    /// Present in the phase `reveal`, in the same form as there.
+    public var answers: JSONValue?
+
+    /// Present in the phases `question` and `reveal`.
+    public struct Question: Codable, Equatable, Sendable {
+        public var round: Int?
+        public var text: String?
+        public var choices: [String]?
+        public var category: String?
+        public var difficulty: String?
+
+        enum CodingKeys: String, CodingKey {
+            case round = "round"
+            case text = "text"
+            case choices = "choices"
+            case category = "category"
+            case difficulty = "difficulty"
+        }
+
+        public init(round: Int? = nil, text: String? = nil, choices: [String]? = nil, category: String? = nil, difficulty: String? = nil) {
+            self.round = round
+            self.text = text
+            self.choices = choices
+            self.category = category
+            self.difficulty = difficulty
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case game = "game"
+        case seq = "seq"
+        case queue = "queue"
+        case players = "players"
+        case connected = "connected"
+        case rounds = "rounds"
+        case round = "round"
+        case phase = "phase"
+        case leftMs = "left_ms"
+        case scores = "scores"
+        case question = "question"
+        case choice = "choice"
+        case answered = "answered"
+        case correct = "correct"
+        case answers = "answers"
+    }
+
+    public init(game: String, seq: Int, queue: String, players: [Player], connected: [String], rounds: Int, round: Int, phase: String, leftMs: Int, scores: [String: Int], question: Question? = nil, choice: Int? = nil, answered: [String]? = nil, correct: Int? = nil, answers: JSONValue? = nil) {
+        self.game = game
+        self.seq = seq
+        self.queue = queue
+        self.players = players
+        self.connected = connected
+        self.rounds = rounds
+        self.round = round
+        self.phase = phase
+        self.leftMs = leftMs
+        self.scores = scores
+        self.question = question
+        self.choice = choice
+        self.answered = answered
+        self.correct = correct
+        self.answers = answers
+    }
+}
+
+/// A player has left, or has lost the connection.
+public struct UserExitMessage: Codable, Equatable, Sendable {
+    public var game: String
+    public var seq: Int
+    public var player: String
+    /// The player can return within this time; 0: they have left.
+    public var returnsMs: Int
+
+    enum CodingKeys: String, CodingKey {
+        case game = "game"
+        case seq = "seq"
+        case player = "player"
+        case returnsMs = "returns_ms"
+    }
+
+    public init(game: String, seq: Int, player: String, returnsMs: Int) {
+        self.game = game
+        self.seq = seq
+        self.player = player
+        self.returnsMs = returnsMs
+    }
+}
+
+/// A player has reconnected.
+public struct UserReturnMessage: Codable, Equatable, Sendable {
+    public var game: String
+    public var seq: Int
+    public var player: String
+
+    enum CodingKeys: String, CodingKey {
+        case game = "game"
+        case seq = "seq"
+        case player = "player"
+    }
+
+    public init(game: String, seq: Int, player: String) {
+        self.game = game
+        self.seq = seq
+        self.player = player
+    }
+}
+
+/// The game has ended.
+public struct EndMessage: Codable, Equatable, Sendable {
+    public var game: String
+    public var seq: Int
+    public var reason: String
+    public var ranking: [Ranking]
+
+    public struct Ranking: Codable, Equatable, Sendable {
+        public var player: String
+        public var score: Int
+        /// From 1. Equal scores have the same rank.
+        public var rank: Int
+        /// The new rating. Only in rated queues.
+        public var rating: Double?
+        public var ratingChange: Double?
+        /// Present, and false, if the game changes no field of this player. So it is when nobody has
+        /// answered a question; such a game is not kept either.
+        public var counts: Bool?
+
+        enum CodingKeys: String, CodingKey {
+            case player = "player"
+            case score = "score"
+            case rank = "rank"
+            case rating = "rating"
+            case ratingChange = "rating_change"
+            case counts = "counts"
+        }
+
+        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, counts: Bool? = nil) {
+            self.player = player
+            self.score = score
+            self.rank = rank
+            self.rating = rating
+            self.ratingChange = ratingChange
+            self.counts = counts
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case game = "game"
+        case seq = "seq"
+        case reason = "reason"
+        case ranking = "ranking"
+    }
+
+    public init(game: String, seq: Int, reason: String, ranking: [Ranking]) {
+        self.game = game
+        self.seq = seq
+        self.reason = reason
+        self.ranking = ranking
+    }
+}
+
+/// The reply to `ping`.
+public struct PongMessage: Codable, Equatable, Sendable {
+    /// Time of the server, in ms since 1970.
+    public var serverMs: Int
+    public var clientMs: Double?
+
+    enum CodingKeys: String, CodingKey {
+        case serverMs = "server_ms"
+        case clientMs = "client_ms"
+    }
+
+    public init(serverMs: Int, clientMs: Double? = nil) {
+        self.serverMs = serverMs
+        self.clientMs = clientMs
+    }
+}
+
+/// A message was refused. The connection stays open.
+public struct ErrorMessage: Codable, Equatable, Sendable {
+    /// A stable code, for programs.
+    public var code: String
+    /// What was wrong and what was expected, for people.
+    public var message: String
+    /// The `id` of the refused message.
+    public var id: JSONValue?
+    /// What is wrong, by field.
+    public var errors: JSONValue?
+
+    enum CodingKeys: String, CodingKey {
+        case code = "code"
+        case message = "message"
+        case id = "id"
+        case errors = "errors"
+    }
+
+    public init(code: String, message: String, id: JSONValue? = nil, errors: JSONValue? = nil) {
+        self.code = code
+        self.message = message
+        self.id = id
+        self.errors = errors
+    }
+}
+
+/// Another player sent emoji.
+public struct EmojiMessage: Codable, Equatable, Sendable {
+    public var game: String
+    public var seq: Int
+    public var player: String
+    public var emoji: String
+
+    enum CodingKeys: String, CodingKey {
+        case game = "game"
+        case seq = "seq"
+        case player = "player"
+        case emoji = "emoji"
+    }
+
+    public init(game: String, seq: Int, player: String, emoji: String) {
+        self.game = game
+        self.seq = seq
+        self.player = player
+        self.emoji = emoji
+    }
+}
+
+/// The player's answer. Only the first answer to a question counts.
+public struct AnswerFields: ClientMessage, Equatable, Sendable {
+    public let type = "answer"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+    /// The round of the question.
+    public var round: Int
+    /// Index into `choices`, from 0.
+    public var choice: Int
+    /// Optional: must be the id of the current game.
+    public var game: String?
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+        case round = "round"
+        case choice = "choice"
+        case game = "game"
+    }
+
+    public init(id: JSONValue? = nil, round: Int, choice: Int, game: String? = nil) {
+        self.id = id
+        self.round = round
+        self.choice = choice
+        self.game = game
+    }
+}
+
+/// Asks for an `update`.
+public struct CheckFields: ClientMessage, Equatable, Sendable {
+    public let type = "check"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+    }
+
+    public init(id: JSONValue? = nil) {
+        self.id = id
+    }
+}
+
+/// A reaction. The opponents see it.
+public struct EmojiFields: ClientMessage, Equatable, Sendable {
+    public let type = "emoji"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+    public var emoji: String
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+        case emoji = "emoji"
+    }
+
+    public init(id: JSONValue? = nil, emoji: String) {
+        self.id = id
+        self.emoji = emoji
+    }
+}
+
+/// Asks for a `pong`, with which a client can measure the offset of its clock.
+public struct PingFields: ClientMessage, Equatable, Sendable {
+    public let type = "ping"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+    /// The `pong` returns it unchanged.
+    public var clientMs: Double?
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+        case clientMs = "client_ms"
+    }
+
+    public init(id: JSONValue? = nil, clientMs: Double? = nil) {
+        self.id = id
+        self.clientMs = clientMs
+    }
+}
+
+/// Joins a queue on the same WebSocket, after `end` or `cancelled`.
+public struct JoinFields: ClientMessage, Equatable, Sendable {
+    public let type = "join"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+    /// Optional: a queue. Default: the previous one.
+    public var queue: String?
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+        case queue = "queue"
+    }
+
+    public init(id: JSONValue? = nil, queue: String? = nil) {
+        self.id = id
+        self.queue = queue
+    }
+}
+
+/// Leaves the queue, or the game for good.
+public struct LeaveFields: ClientMessage, Equatable, Sendable {
+    public let type = "leave"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+    }
+
+    public init(id: JSONValue? = nil) {
+        self.id = id
+    }
+}
+
+extension JoinFields {
+    var query: [String: String?] { [:] }
+}
+
+/// The codes of errors, over HTTP and in `error` messages.
+public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "too_large", "unsupported_media_type", "invalid", "too_many_attempts", "head_too_large", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
+
+/// The queues of the server.
+public let triviaQueues = ["random", "rated", "party"]
+
+// MARK: - HTTP
+
+/// An error of the server, or of the way to it (`status` 0, `code` "network").
+public struct TriviaError: Error, Equatable, Sendable {
+    public let status: Int
+    public let code: String
+    public let detail: String
+    /// What is wrong, by field.
+    public let errors: [String: [String]]
+    /// Seconds to wait before another try; 0 if the server names none.
+    public let retryAfter: Int
+}
+
+/// A player's account on a server. `onToken` gets each new token, to be kept, and nil when the session has ended.
+public final class Trivia: @unchecked Sendable {
+    public let url: URL
+    private let onToken: @Sendable (String?) -> Void
+    private let session: URLSession
+    private let lock = NSLock()
+    private var kept: String?
+
+    public init(
+        url: URL, token: String? = nil, timeout: TimeInterval = 15,
+        onToken: @escaping @Sendable (String?) -> Void = { _ in }
+    ) {
+        self.url = url
+        self.kept = token
+        self.onToken = onToken
+        let configuration = URLSessionConfiguration.ephemeral
+        configuration.timeoutIntervalForRequest = timeout
+        self.session = URLSession(configuration: configuration)
+    }
+
+    public var token: String? {
+        lock.lock()
+        defer { lock.unlock() }
+        return kept
+    }
+
+    /// Joins a queue, or resumes the game in progress. Handlers run on the main thread.
+    @MainActor
+    public func play(queue: String, fields: JoinFields = JoinFields()) -> Play {
+        Play(trivia: self, queue: queue, fields: fields)
+    }
+
+    /// Keeps the token of a session, or forgets it.
+    public func setToken(_ token: String?) {
+        lock.lock()
+        let isNew = token != kept
+        kept = token
+        lock.unlock()
+        if isNew { onToken(token) }
+    }
+
+    /// Creates an account and signs in.
+    public func register(_ body: NewUser) async throws -> Session {
+        let session: Session = try await request("POST", "/auth/register", body: body)
+        setToken(session.token)
+        return session
+    }
+
+    /// Creates a guest, or signs in the same guest again (200).
+    public func guest(_ body: Guest) async throws -> Session {
+        let session: Session = try await request("POST", "/auth/guest", body: body)
+        setToken(session.token)
+        return session
+    }
+
+    /// Makes an account of a guest, who keeps everything. Without a username they keep theirs.
+    public func upgrade(_ body: Upgrade) async throws -> Upgraded {
+        return try await request("POST", "/auth/upgrade", body: body)
+    }
+
+    /// Signs in.
+    public func login(_ body: Login) async throws -> Session {
+        let session: Session = try await request("POST", "/auth/login", body: body)
+        setToken(session.token)
+        return session
+    }
+
+    /// Ends this session.
+    public func logout() async throws {
+        try await send("POST", "/auth/logout")
+        setToken(nil)
+    }
+
+    /// Ends all sessions of the caller, on every device.
+    public func endSessions() async throws {
+        try await send("DELETE", "/auth/sessions")
+        setToken(nil)
+    }
+
+    /// Changes the password and ends all other sessions.
+    public func changePassword(_ body: PasswordChange) async throws {
+        try await send("POST", "/auth/password", body: body)
+    }
+
+    /// Returns the caller's account.
+    public func readMe() async throws -> User {
+        return try await request("GET", "/users/me")
+    }
+
+    /// Changes fields of the caller's account.
+    public func changeMe(_ body: UserChanges) async throws -> User {
+        return try await request("PATCH", "/users/me", body: body)
+    }
+
+    /// Erases the caller's account and all personal data.
+    public func eraseMe(_ body: PasswordConfirmation) async throws {
+        try await send("DELETE", "/users/me", body: body)
+        setToken(nil)
+    }
+
+    /// Returns all data that is stored about the caller.
+    public func exportMe() async throws -> Export {
+        return try await request("GET", "/users/me/export")
+    }
+
+    /// Returns the caller's finished games, newest first.
+    public func myGames(limit: Int? = nil, cursor: String? = nil) async throws -> GameList {
+        return try await request("GET", "/users/me/games", query: ["limit": limit.map { "\($0)" }, "cursor": cursor.map { "\($0)" }])
+    }
+
+    /// Returns the public fields of a player.
+    public func readUser(username: String) async throws -> Player {
+        return try await request("GET", "/users/\(part(username))")
+    }
+
+    /// Returns a finished game of the caller with all its rounds.
+    public func readGame(id: String) async throws -> GameRecord {
+        return try await request("GET", "/games/\(part(id))")
+    }
+
+    /// Returns a page of a leaderboard, highest value first.
+    public func readLeaderboard(name: String, limit: Int? = nil, offset: Int? = nil, around: String? = nil) async throws -> Leaderboard {
+        return try await request("GET", "/leaderboards/\(part(name))", query: ["limit": limit.map { "\($0)" }, "offset": offset.map { "\($0)" }, "around": around.map { "\($0)" }])
+    }
+
+    /// Returns the queues: their rules, and how many players wait and play.
+    public func readQueues() async throws -> QueueList {
+        return try await request("GET", "/queues")
+    }
+
+    /// Tells that the process answers, and its version.
+    public func live() async throws -> Health {
+        return try await request("GET", "/health/live")
+    }
+
+    /// Tells whether the server can serve players: Redis answers and no restart is under way.
+    public func ready() async throws -> Health {
+        return try await request("GET", "/health/ready")
+    }
+
+    private func request<Answer: Decodable>(
+        _ method: String, _ path: String, query: [String: String?] = [:], body: (any Encodable)? = nil
+    ) async throws -> Answer {
+        let data = try await send(method, path, query: query, body: body)
+        return try JSONDecoder().decode(Answer.self, from: data)
+    }
+
+    @discardableResult
+    private func send(
+        _ method: String, _ path: String, query: [String: String?] = [:], body: (any Encodable)? = nil
+    ) async throws -> Data {
+        var request = URLRequest(url: address(path, query))
+        let sent = token
+        request.httpMethod = method
+        request.setValue("application/json", forHTTPHeaderField: "Accept")
+        if let sent { request.setValue("Bearer \(sent)", forHTTPHeaderField: "Authorization") }
+        if let body {
+            request.setValue("application/json", forHTTPHeaderField: "Content-Type")
+            request.httpBody = try JSONEncoder().encode(body)
+        }
+        let data: Data
+        let response: URLResponse
+        do {
+            (data, response) = try await session.data(for: request)
+        } catch {
+            let detail = "no answer from \(url): \(error.localizedDescription)"
+            throw TriviaError(status: 0, code: "network", detail: detail, errors: [:], retryAfter: 0)
+        }
+        let answer = response as? HTTPURLResponse
+        let status = answer?.statusCode ?? 0
+        if (200..<300).contains(status) { return data }
+        // A proxy in front may answer in a form of its own.
+        let problem = try? JSONDecoder().decode(Problem.self, from: data)
+        let code = problem?.code ?? "internal"
+        if code == "not_authenticated" && sent == token { setToken(nil) }
+        throw TriviaError(
+            status: status, code: code, detail: problem?.detail ?? "the server answered \(status)",
+            errors: problem?.errors ?? [:],
+            retryAfter: Int(answer?.value(forHTTPHeaderField: "Retry-After") ?? "") ?? 0)
+    }
+
+    private func address(_ path: String, _ query: [String: String?]) -> URL {
+        var parts = URLComponents(url: url, resolvingAgainstBaseURL: false)!
+        parts.percentEncodedPath += path
+        let items = query.compactMap { name, value in value.map { URLQueryItem(name: name, value: $0) } }
+        if !items.isEmpty { parts.queryItems = items }
+        return parts.url!
+    }
+
+    func socketAddress(queue: String, query: [String: String?]) -> URL {
+        var parts = URLComponents(url: address("/game/\(part(queue))", query), resolvingAgainstBaseURL: false)!
+        parts.scheme = parts.scheme == "https" ? "wss" : "ws"
+        return parts.url!
+    }
+}
+
+private func part(_ text: String) -> String {
+    let plain = CharacterSet.alphanumerics.union(CharacterSet(charactersIn: "-._~"))
+    return text.addingPercentEncoding(withAllowedCharacters: plain) ?? text
+}
+
+// MARK: - play
+
+/// What is known of the connection.
+public enum Link: Equatable, Sendable {
+    case connecting
+    case online
+    /// The next try comes after this time.
+    case waiting(seconds: Double)
+    case closed(CloseReason)
+}
+
+/// Why a connection is closed for good.
+public enum CloseReason: Sendable {
+    /// The game or the wait for one has ended, or `close` was called. `join` connects again.
+    case done
+    /// The session has ended. Sign in again.
+    case signedOut
+    /// The player plays on another device.
+    case replaced
+    /// The player may not play.
+    case banned
+    /// The app is too old.
+    case outdated
+    /// The server does not understand this client, or has no such queue.
+    case refused
+}
+
+/// What happens. `settle`: the result is being computed.
+public enum Phase: String, Sendable {
+    case none, queued, start, question, reveal, settle, end, cancelled
+}
+
+public struct Answer: Equatable, Sendable, Codable {
+    public let choice: Int
+    public let points: Int
+    public let ms: Int
+}
+
+public struct QuestionView: Equatable, Sendable {
+    public let round: Int
+    public let text: String
+    public let choices: [String]
+    public let category: String
+    public let difficulty: String
+}
+
+/// The game as this player knows it.
+public struct Game: Equatable, Sendable {
+    public var phase = Phase.none
+    public var id = ""
+    public var players: [Player] = []
+    public var rounds = 0
+    public var round = 0
+    public var question: QuestionView?
+    /// This player's answer to the question: an index into its choices.
+    public var choice: Int?
+    /// The right choice, once it is revealed.
+    public var correct: Int?
+    /// Usernames of others who have answered.
+    public var answered: [String] = []
+    /// All answers, once they are revealed.
+    public var answers: [String: Answer] = [:]
+    public var scores: [String: Int] = [:]
+    /// Usernames of players without a connection.
+    public var away: Set<String> = []
+    public var end: EndMessage?
+    public var reason = ""
+}
+
+private let finalCodes: [Int: CloseReason] = [
+    1008: .refused, 4400: .refused, 4401: .signedOut, 4403: .banned, 4409: .replaced, 4413: .refused,
+    4426: .outdated,
+]
+private let finalStatuses: [Int: CloseReason] = [401: .signedOut, 403: .refused, 404: .refused, 426: .outdated]
+private let restartCode = 1012
+private let busyCodes: Set<Int> = [1013, 4429]
+private let silence = 20.0  // seconds after which a `ping` asks whether the connection is alive
+private let replyTime = 8.0  // seconds in which anything must arrive after a `ping`
+private let connectTime = 10.0
+private let maxPause = 15.0
+private let busyPause = 6.0
+private let retryAnswer = 0.5
+
+/// A player's connection to the game. It reconnects by itself, and misses nothing.
+@MainActor
+public final class Play {
+    /// The game as this player knows it.
+    public private(set) var game = Game()
+    public private(set) var link = Link.connecting
+    /// Called at each message.
+    public var onMessage: ((ServerMessage) -> Void)?
+    /// Called after each change of the game or the connection: draw it anew.
+    public var onChange: ((Game) -> Void)?
+    /// Called after each change of the connection.
+    public var onLink: ((Link) -> Void)?
+
+    private let trivia: Trivia
+    private var queue: String
+    private var joinFields: JoinFields
+    private let session: URLSession
+    private let opener = Opener()
+    private var socket: URLSessionWebSocketTask?
+    private var isOpen = false
+    private var timer: Task<Void, Never>?
+    private var alive: Task<Void, Never>?
+    private var wanted = true  // whether a lost connection is made again
+    private var failures = 0
+    private var joined = false  // whether the server has answered to the fields of the join
+    private var seq = 0
+    private var checking = false  // an `update` is on its way
+    private var unsure: (game: String, round: Int, choice: Int)?
+    private var sent = 0
+    private var deadline = DispatchTime.now()
+
+    init(trivia: Trivia, queue: String, fields: JoinFields) {
+        self.trivia = trivia
+        self.queue = queue
+        self.joinFields = fields
+        self.session = URLSession(configuration: .ephemeral, delegate: opener, delegateQueue: nil)
+        opener.opened = { [weak self] task in
+            Task { @MainActor in self?.opened(task) }
+        }
+        connect()
+    }
+
+    deinit {
+        session.invalidateAndCancel()
+    }
+
+    /// Seconds until the phase ends.
+    public var left: Double {
+        let now = DispatchTime.now()
+        return deadline > now ? Double(deadline.uptimeNanoseconds - now.uptimeNanoseconds) / 1e9 : 0
+    }
+
+    /// Answers the open question. It arrives once, also when the connection breaks meanwhile.
+    public func answer(_ choice: Int) {
+        guard game.phase == .question, game.choice == nil else { return }
+        game.choice = choice
+        unsure = (game.id, game.round, choice)
+        sendAnswer()
+        onChange?(game)
+    }
+
+    /// Joins a queue, after `end` or `cancelled`. Without a name it is the previous one.
+    public func join(queue: String? = nil, fields: JoinFields = JoinFields()) {
+        self.queue = queue ?? self.queue
+        joinFields = fields
+        joinFields.queue = self.queue
+        joined = false
+        wanted = true
+        if !sendNow(joinFields) { reconnect(after: 0) }
+    }
+
+    /// Leaves the queue, or the game for good.
+    public func leave() {
+        send(LeaveFields())
+    }
+
+    /// A reaction. The opponents see it.
+    public func emoji(_ message: EmojiFields) {
+        send(message)
+    }
+
+    /// Sends a message. Without a connection it is dropped; `update` then shows the true state.
+    public func send(_ message: some ClientMessage) {
+        _ = sendNow(message)
+    }
+
+    /// Closes the connection. The seat in a game is kept for a while; `join` returns to it.
+    public func close() {
+        end(.done)
+    }
+
+    /// Call it when the app comes back from the background, or the network does.
+    public func wake() {
+        guard wanted else { return }
+        if isOpen { probe() } else { reconnect(after: 0) }
+    }
+
+    // MARK: connection
+
+    private func later(_ seconds: Double, _ work: @escaping @MainActor (Play) -> Void) -> Task<Void, Never> {
+        Task { @MainActor [weak self] in
+            try? await Task.sleep(nanoseconds: UInt64(seconds * 1e9))
+            if let self, !Task.isCancelled { work(self) }
+        }
+    }
+
+    private func connect() {
+        timer?.cancel()
+        drop()
+        guard let token = trivia.token else { return end(.signedOut) }
+        let query = joined ? [:] : joinFields.query
+        let url = trivia.socketAddress(queue: queue, query: query)
+        let task = session.webSocketTask(with: url, protocols: [triviaProtocol, "bearer.\(token)"])
+        socket = task
+        setLink(.connecting)
+        timer = later(connectTime) { play in play.lost(task, code: 0, token: nil) }
+        task.resume()
+        listen(to: task, token: token)
+    }
+
+    private func opened(_ task: URLSessionWebSocketTask) {
+        guard task === socket else { return }
+        timer?.cancel()
+        isOpen = true
+        checking = false
+        setLink(.online)
+        watch()
+    }
+
+    private func listen(to task: URLSessionWebSocketTask, token: String) {
+        task.receive { [weak self] result in
+            Task { @MainActor in
+                guard let self, task === self.socket else { return }
+                switch result {
+                case .success(.string(let text)):
+                    self.receive(Data(text.utf8))
+                    self.listen(to: task, token: token)
+                case .success:
+                    self.listen(to: task, token: token)
+                case .failure:
+                    let status = (task.response as? HTTPURLResponse)?.statusCode ?? 101
+                    let code = task.closeCode == .invalid ? 0 : task.closeCode.rawValue
+                    self.lost(task, code: code, token: token, status: status)
+                }
+            }
+        }
+    }
+
+    /// Lets go of the socket, so that nothing it still says is heard.
+    private func drop() {
+        alive?.cancel()
+        socket?.cancel(with: .goingAway, reason: nil)
+        socket = nil
+        isOpen = false
+    }
+
+    private func lost(_ task: URLSessionWebSocketTask, code: Int, token: String?, status: Int = 101) {
+        guard task === socket else { return }
+        drop()
+        if let reason = finalCodes[code] ?? finalStatuses[status] {
+            if reason == .signedOut && token == trivia.token { trivia.setToken(nil) }
+            return end(reason)
+        }
+        if !wanted { return end(.done) }
+        failures += 1
+        if code == restartCode && failures == 1 { return reconnect(after: 0) }
+        let grown = min(maxPause, 0.25 * pow(2, Double(min(failures, 10))))
+        let isBusy = busyCodes.contains(code) || status == 429 || status >= 500
+        let pause = isBusy ? max(grown, busyPause) : grown
+        reconnect(after: pause * Double.random(in: 0.5...1))  // so that not all phones come at once
+    }
+
+    private func reconnect(after seconds: Double) {
+        timer?.cancel()
+        if seconds == 0 { return connect() }
+        setLink(.waiting(seconds: seconds))
+        timer = later(seconds) { play in play.connect() }
+    }
+
+    private func end(_ reason: CloseReason) {
+        timer?.cancel()
+        drop()
+        wanted = false
+        setLink(.closed(reason))
+    }
+
+    /// Asks whether the connection is alive when nothing was heard for a while.
+    private func watch() {
+        alive?.cancel()
+        alive = later(silence) { play in play.probe() }
+    }
+
+    private func probe() {
+        guard let task = socket else { return }
+        _ = sendNow(PingFields())
+        alive?.cancel()
+        alive = later(replyTime) { play in play.lost(task, code: 0, token: nil) }
+    }
+
+    private func sendNow(_ message: some ClientMessage) -> Bool {
+        guard isOpen, let socket, let data = try? JSONEncoder().encode(message) else { return false }
+        socket.send(.string(String(decoding: data, as: UTF8.self))) { _ in }
+        return true
+    }
+
+    private func setLink(_ link: Link) {
+        self.link = link
+        onLink?(link)
+        onChange?(game)
+    }
+
+    // MARK: messages
+
+    private func receive(_ data: Data) {
+        watch()
+        failures = 0
+        joined = true
+        guard let head = try? JSONDecoder().decode(MessageHead.self, from: data),
+            let message = try? ServerMessage.decode(data)
+        else { return }
+        if let number = head.seq, let id = head.game, isStale(head.type, id, number) { return }
+        if case .error(let error) = message, repairs(error, id: head.id) { return }
+        apply(message)
+        onMessage?(message)
+        onChange?(game)
+    }
+
+    /// Tells whether a message brings nothing new. After a gap it asks for the whole state.
+    private func isStale(_ type: String, _ id: String, _ number: Int) -> Bool {
+        let known = id == game.id ? seq : 0
+        if type == "update" {
+            checking = false
+            if number < known { return true }
+        } else {
+            if number <= known { return true }
+            if number > known + 1 { check() }
+        }
+        seq = number
+        if id != game.id { game = Game(id: id) }
+        return false
+    }
+
+    private func check() {
+        if !checking { checking = sendNow(CheckFields()) }
+    }
+
+    private func sendAnswer() {
+        guard let unsure else { return }
+        sent += 1
+        var fields = AnswerFields(round: unsure.round, choice: unsure.choice)
+        fields.game = unsure.game
+        fields.id = .number(Double(sent))
+        _ = sendNow(fields)
+    }
+
+    private func apply(_ message: ServerMessage) {
+        switch message {
+        case .queued(let queued):
+            game = Game(phase: .queued)
+            setDeadline(queued.timeoutMs)
+        case .cancelled(let cancelled):
+            game.phase = .cancelled
+            game.reason = cancelled.reason
+            wanted = false
+        case .start(let start):
+            game.phase = .start
+            game.rounds = start.rounds
+            game.players = start.players
+            game.scores = Dictionary(uniqueKeysWithValues: start.players.map { ($0.username, 0) })
+            setDeadline(start.startsMs)
+        case .question(let question):
+            unsure = nil
+            game.phase = .question
+            game.round = question.round
+            game.question = QuestionView(
+                round: question.round, text: question.text, choices: question.choices,
+                category: question.category, difficulty: question.difficulty)
+            game.choice = nil
+            game.correct = nil
+            game.answered = []
+            game.answers = [:]
+            setDeadline(question.answerMs)
+        case .answered(let answered):
+            if answered.round == game.round { game.answered.append(answered.player) }
+        case .reveal(let reveal):
+            unsure = nil
+            game.phase = .reveal
+            game.correct = reveal.correct
+            game.answers = reveal.answers.mapValues { Answer(choice: $0.choice, points: $0.points, ms: Int($0.ms)) }
+            game.scores = reveal.scores
+            setDeadline(reveal.revealMs)
+        case .update(let update):
+            applyUpdate(update)
+        case .userExit(let exit):
+            game.away.insert(exit.player)
+        case .userReturn(let back):
+            game.away.remove(back.player)
+        case .end(let end):
+            unsure = nil
+            wanted = false
+            game.phase = .end
+            game.reason = end.reason
+            game.end = end
+        default:
+            break
+        }
+    }
+
+    private func applyUpdate(_ update: UpdateMessage) {
+        var now = Game(phase: Phase(rawValue: update.phase) ?? .none, id: update.game)
+        now.players = update.players
+        now.rounds = update.rounds
+        now.round = update.round
+        now.question = update.question.map { shown in
+            QuestionView(
+                round: shown.round ?? 0, text: shown.text ?? "", choices: shown.choices ?? [],
+                category: shown.category ?? "", difficulty: shown.difficulty ?? "")
+        }
+        now.choice = update.choice
+        now.correct = update.correct
+        now.answered = update.answered ?? []
+        now.answers = answers(of: update.answers)
+        now.scores = update.scores
+        now.away = Set(update.players.map { $0.username }).subtracting(update.connected)
+        game = now
+        wanted = true
+        setDeadline(update.leftMs)
+        guard let lost = unsure, now.phase == .question, now.choice == nil,
+            lost.game == now.id, lost.round == now.round
+        else {
+            unsure = nil
+            return
+        }
+        game.choice = lost.choice  // it was lost on the way: the server knows of none
+        sendAnswer()
+    }
+
+    private func answers(of value: JSONValue?) -> [String: Answer] {
+        guard let value, let data = try? JSONEncoder().encode(value) else { return [:] }
+        return (try? JSONDecoder().decode([String: Answer].self, from: data)) ?? [:]
+    }
+
+    /// Handles an error about the answer. Returns whether the app need not know.
+    private func repairs(_ error: ErrorMessage, id: JSONValue?) -> Bool {
+        guard let answer = unsure, id == .number(Double(sent)) else { return false }
+        if error.code == "already_answered" { return true }  // it had arrived before
+        if error.code == "unavailable" {
+            _ = later(retryAnswer) { play in
+                if let now = play.unsure, now == answer { play.sendAnswer() }
+            }
+            return true
+        }
+        unsure = nil
+        game.choice = nil
+        return false
+    }
+
+    private func setDeadline(_ ms: Int) {
+        deadline = DispatchTime.now() + .milliseconds(ms)
+    }
+}
+
+/// Tells when a handshake is done.
+private final class Opener: NSObject, URLSessionWebSocketDelegate, @unchecked Sendable {
+    var opened: (@Sendable (URLSessionWebSocketTask) -> Void)?
+
+    func urlSession(
+        _ session: URLSession, webSocketTask: URLSessionWebSocketTask,
+        didOpenWithProtocol protocol: String?
+    ) {
+        opened?(webSocketTask)
+    }
+}
