@@ -811,18 +811,22 @@ end
 -- nothing meanwhile.
 -- KEYS workers    worker -> last heartbeat; 'dead:WORKER' while it is reaped
 -- KEYS libraries  worker -> digest of its function library
+-- KEYS shards     worker -> number of game tags that it serves; 'most' -> the highest there was
 -- ARGS worker     the caller
 -- ARGS library    digest of the caller's library
+-- ARGS serves     number of game tags that the caller serves
 -- ARGS ...        name, last heartbeat of each worker that is taken for dead
 -- Returns {1 if the worker was known, {dead worker to be reaped by the caller, ...}, {name,
--- heartbeat, ...}}. The name 'dead:WORKER' gets a heartbeat only here. So another worker reaps it
+-- heartbeat, ...}, most, least}. Games may have tags up to `most`. New ones must have tags that all
+-- living workers serve: up to `least`. So the number of tags can be raised while workers are
+-- replaced. The name 'dead:WORKER' gets a heartbeat only here. So another worker reaps it
 -- if the caller dies.
 -- Atomic, so that one caller reaps a worker.
 local function heartbeat(keys, args)
-  local workers, libraries = unpack(keys)
-  local worker, library = unpack(args)
+  local workers, libraries, shards = unpack(keys)
+  local worker, library, serves = unpack(args)
   local now, dead = wall_clock(), {}
-  for i = 3, #args, 2 do
+  for i = 4, #args, 2 do
     if call('ZSCORE', workers, args[i]) == args[i + 1] then
       call('ZREM', workers, args[i])
       local name = string.gsub(args[i], '^dead:', '')
@@ -832,7 +836,13 @@ local function heartbeat(keys, args)
   end
   local added = call('ZADD', workers, now, worker)
   call('HSET', libraries, worker, library)
-  return {1 - added, dead, call('ZRANGE', workers, 0, -1, 'WITHSCORES')}
+  local most = math.max(call('HGET', shards, 'most') or 0, serves)
+  call('HSET', shards, worker, serves, 'most', most)
+  local least = most
+  for _, name in ipairs(call('ZRANGE', workers, 0, -1)) do
+    least = math.min(least, call('HGET', shards, name) or most)
+  end
+  return {1 - added, dead, call('ZRANGE', workers, 0, -1, 'WITHSCORES'), most, least}
 end
 
 -- due_tickets: returns what is due in the lobby. It postpones each a little, so that one worker

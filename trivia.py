@@ -61,6 +61,8 @@ time may lag behind that clock.
     workers:{lobby}      zset    worker -> last heartbeat; "dead:WORKER" while    10 s silent
                                  it is reaped
     libraries:{lobby}    hash    worker -> digest of its trivia.lua               its death
+    shards:{lobby}       hash    worker -> number of game tags that it serves;    its death
+                                 most -> the highest number there was
     clock:{lobby}        string  "LAG TIME": ms by which tickets lag behind the   never
                                  clock, and their time at the last write
     playing:{lobby}      hash    queue -> players in its games                    never
@@ -130,6 +132,7 @@ import ssl
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 import types
 import unicodedata
@@ -1678,7 +1681,10 @@ class Schema:
 # To add a key: a name here, a row in the key table, a pattern in the ACL of redis.conf.
 
 FORMAT = 2
-SHARDS = 4  # tags g0 to g3, over which new games are spread
+# Tags g0, g1, ... over which new games are spread. A game's id names its tag, so that the number
+# can be raised. Each tag costs a look at its deadlines ten times a second.
+SHARDS = {"server": 4, "sentinel": 4, "cluster": 64}
+MAX_SHARDS = 256
 UNIQUE_BUCKETS = 1024
 LIBRARY_FILE = HERE / "trivia.lua"
 GAME_ID = re.compile(r"[0-9a-z]{12}")
@@ -1697,6 +1703,7 @@ class Keys:
     forming = "forming:{lobby}"
     workers = "workers:{lobby}"
     libraries = "libraries:{lobby}"
+    shards = "shards:{lobby}"
     playing = "playing:{lobby}"
     erasures = "erasures:{lobby}"
     lobby_clock = "clock:{lobby}"
@@ -1754,9 +1761,9 @@ class Keys:
         return f"g{int(game[:2], 36)}"
 
     @staticmethod
-    def channels(worker: str) -> dict[str, str]:
+    def channels(worker: str, shards: int) -> dict[str, str]:
         """Returns what a worker subscribes to: {channel: its tag}. The bank has one, too."""
-        tags = ["lobby", *(f"g{shard}" for shard in range(SHARDS))]
+        tags = ["lobby", *(f"g{shard}" for shard in range(shards))]
         return {f"worker:{{{tag}}}:{worker}": tag for tag in tags} | {Keys.bank_channel: "bank"}
 
 
@@ -1765,11 +1772,12 @@ def new_uid() -> str:
     return secrets.token_urlsafe(UID_BYTES)
 
 
-def new_game_id() -> str:
-    """Returns the id of a new game: two characters of its shard, ten random ones."""
-    shard, *rest = secrets.token_bytes(11)
+def new_game_id(shards: int) -> str:
+    """Returns the id of a new game: its shard in two digits of base 36, ten random characters."""
+    number, *rest = secrets.token_bytes(11)
     random_part = "".join([GAME_ID_LETTERS[byte % 32] for byte in rest])
-    return f"0{GAME_ID_LETTERS[shard % SHARDS]}{random_part}"
+    high, low = divmod(number % shards, 36)
+    return f"{GAME_ID_LETTERS[high]}{GAME_ID_LETTERS[low]}{random_part}"
 
 
 def split_token(token: str) -> tuple[str, str] | None:
@@ -2191,9 +2199,9 @@ OPEN_S = 1  # a node of several must have connected and greeted within this time
 FOLLOW_S = {"server": float("inf"), "sentinel": 1, "cluster": 2}  # between looks for the primaries
 MAX_PAUSE_S = {"server": 2, "sentinel": 0.5, "cluster": 0.5}  # between attempts to reconnect
 WORDS = {  # {kind: what may stand behind the ? of REDIS_URL}
-    "server": ("db", "username", "password", "replicas"),
-    "sentinel": ("db", "replicas", "sentinel_username", "sentinel_password"),
-    "cluster": ("replicas",),
+    "server": ("db", "username", "password", "replicas", "shards"),
+    "sentinel": ("db", "replicas", "shards", "sentinel_username", "sentinel_password"),
+    "cluster": ("replicas", "shards"),
 }
 URL_FORMS = (
     "expected unix://PATH, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,.../NAME or "
@@ -2217,6 +2225,7 @@ class Place(NamedTuple):
     db: int = 0
     name: str = ""  # of the primary that the Sentinels watch
     replicas: int = 0  # that must have a change of an account before it is acknowledged
+    shards: int = SHARDS["server"]  # over which new games are spread
     sentinel_login: tuple[str, ...] = ()
     text: str = ""  # the URL without user, password and words, for messages
 
@@ -2265,7 +2274,8 @@ class Place(NamedTuple):
             cls._login(user, words.get("username"), words.get("password")),
             int(words.get("db", 0)),
             name,
-            cls._count(words.get("replicas", "0")),
+            cls._count("replicas", words.get("replicas", "0"), 0, 9),
+            cls._count("shards", words.get("shards", str(SHARDS[kind])), 1, MAX_SHARDS),
             cls._login("", words.get("sentinel_username"), words.get("sentinel_password")),
             re.sub(r"//.*@", "//", url.partition("?")[0]),
         )
@@ -2286,9 +2296,9 @@ class Place(NamedTuple):
         return (name or "default", password or "") if name or password else ()
 
     @staticmethod
-    def _count(text: str) -> int:
-        if not re.fullmatch(r"\d", text):
-            raise Fatal("REDIS_URL: replicas: expected a number from 0 to 9")
+    def _count(word: str, text: str, least: int, most: int) -> int:
+        if not re.fullmatch(r"\d{1,3}", text) or not least <= int(text) <= most:
+            raise Fatal(f"REDIS_URL: {word}: expected a number from {least} to {most}")
         return int(text)
 
 
@@ -2370,7 +2380,7 @@ class Nodes:
     async def _asking(self, address: str) -> AsyncIterator[RedisConnection]:
         """Opens a connection for a question."""
         async with asyncio.timeout(OPEN_S):
-            link = await self._open(address, None)
+            link = await self.open_link(address)
             try:
                 yield link
             finally:
@@ -2400,7 +2410,7 @@ class Nodes:
         try:
             async with asyncio.timeout(OPEN_S):
                 if link is None or link.closed.done():
-                    link = self.sentinels[address] = await self._open(address, None)
+                    link = self.sentinels[address] = await self.open_link(address)
                     await self._log_in(link, self.place.sentinel_login, "sentinel")
                 return await link.call("SENTINEL", "MASTER", self.place.name)
         except hiredis.ReplyError as error:
@@ -2416,7 +2426,8 @@ class Nodes:
         """Names a node in a message."""
         return self.place.text if self.place.kind == "server" else address
 
-    async def _open(self, address: str, nodes: Nodes | None) -> RedisConnection:
+    async def open_link(self, address: str, nodes: Nodes | None = None) -> RedisConnection:
+        """Opens a connection to an address. Raises Unavailable."""
         loop = asyncio.get_running_loop()
         make = functools.partial(RedisConnection, address, self.on_events, nodes)
         try:
@@ -2438,10 +2449,10 @@ class Nodes:
         link = None
         try:
             async with asyncio.timeout(limit_s):
-                link = await self._open(address, self)
+                link = await self.open_link(address, self)
                 await self._greet(link)
                 if self.place.replicas:
-                    link.durable = await self._open(address, self)
+                    link.durable = await self.open_link(address, self)
                     link.durable.is_second = True
                     await self._log_in(link.durable, self.place.login, MODES[self.place.kind])
                     await self._select(link.durable)
@@ -2727,8 +2738,10 @@ class Redis(Nodes):
         self, url: str, worker: str, on_events: Callable[[list[str]], None], embedded: Any = None
     ) -> None:
         super().__init__(Place.parse(url or embedded.url), on_events, embedded)
+        self.worker = worker
+        self.shards = self.place.shards  # tags of games that this worker serves
         if worker:
-            self.channels = Keys.channels(worker)
+            self.channels = Keys.channels(worker, self.shards)
         self.may_migrate = False  # whether data of an older format is welcome
         self.format = FORMAT
 
@@ -2756,6 +2769,12 @@ class Redis(Nodes):
             f"{self.place.text}: the data has format 1; trivia.py {VERSION} reads format {FORMAT}. "
             "Start the server once: it migrates the data"
         )
+
+    async def serve(self, shards: int) -> None:
+        """Serves more tags of games: subscribes to their channels. Raises Unavailable."""
+        self.channels = Keys.channels(self.worker, shards)
+        await self.subscribe()
+        self.shards = shards
 
     # -- commands
 
@@ -4236,6 +4255,7 @@ class Lobby:
         self.form = form
         # worker -> its last heartbeat, and how often this worker has seen the same
         self.heartbeats: dict[str, tuple[str, int]] = {}
+        self.new_shards = 1  # tags that a new game may have
 
     def _search(self, queue: Queue, uid: str) -> tuple[tuple, tuple]:
         """Returns the keys and the first arguments of join and check_ticket."""
@@ -4248,7 +4268,7 @@ class Lobby:
             Keys.playing,
             Keys.lobby_clock,
         )
-        return keys, (uid, queue.name, new_game_id(), *queue.match_rules)
+        return keys, (uid, queue.name, new_game_id(self.new_shards), *queue.match_rules)
 
     async def join(
         self, queue: Queue, uid: str, connection: str, turn: int, rating: float, over: str
@@ -4321,10 +4341,14 @@ class Lobby:
             for worker, (beat, repeats) in self.heartbeats.items()
             if repeats >= MISSED_HEARTBEATS
         }
-        keys = Keys.workers, Keys.libraries
-        known, dead, beats = await self.redis.run(
-            "heartbeat", keys, self.worker, LIBRARY.digest, *flatten(silent)
+        keys = Keys.workers, Keys.libraries, Keys.shards
+        serves = self.redis.shards
+        known, dead, beats, most, least = await self.redis.run(
+            "heartbeat", keys, self.worker, LIBRARY.digest, serves, *flatten(silent)
         )
+        self.new_shards = min(self.redis.place.shards, least)
+        if most > serves:
+            await self.redis.serve(most)
         heard = pairs_to_dict(beats)
         heard.pop(self.worker)
         self.heartbeats = {worker: self._repeats(worker, beat) for worker, beat in heard.items()}
@@ -4340,18 +4364,18 @@ class Lobby:
         await asyncio.gather(
             self.redis.call("HDEL", Keys.loads, worker),
             self.redis.call("HDEL", Keys.libraries, worker),
+            self.redis.call("HDEL", Keys.shards, worker),
         )
         await self.redis.call("ZREM", Keys.workers, name)
 
-    def share(self, shards: int) -> list[int]:
-        """Returns this worker's share of the shards. They are dealt to the workers that live."""
+    def alive(self) -> list[str]:
+        """Returns the workers that live, in order."""
         others = [
             worker
             for worker, (_, repeats) in self.heartbeats.items()
             if repeats < 3 and not worker.startswith("dead:")
         ]
-        alive = sorted([self.worker, *others])
-        return list(range(alive.index(self.worker), shards, len(alive)))
+        return sorted([self.worker, *others])
 
     async def connections_of(self, worker: str) -> list[tuple[str, str, int, str]]:
         """Returns (UID, connection, turn, queue) of all seats whose connection a worker held."""
@@ -4470,7 +4494,8 @@ class Games:
         self.bank = bank
         self.users = users
         self.worker = worker
-        self.shards = list(range(SHARDS))  # those that this worker advances
+        self.shards: list[int] = []  # those that this worker advances
+        self.others_s = OTHERS_S  # between two looks at the others
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
         self.looks: dict[str, asyncio.Task] = {}  # address of a primary -> a look at its shards
         self.others_at_s = 0.0  # when it looks at the other shards again
@@ -4545,6 +4570,15 @@ class Games:
 
     # -- transitions
 
+    def share(self, alive: list[str]) -> None:
+        """Deals the shards to the workers that live.
+
+        The more there are, the rarer each looks at the shards of the others. Together they look at
+        a shard as often.
+        """
+        self.shards = list(range(alive.index(self.worker), self.redis.shards, len(alive)))
+        self.others_s = OTHERS_S * max(1, (len(alive) - 1) / 3)
+
     async def advance_due(self) -> float:
         """Advances the games that are due. Returns the seconds until the next look.
 
@@ -4554,8 +4588,8 @@ class Games:
         now_s = asyncio.get_running_loop().time()
         graces = {shard: 0 for shard in self.shards if self.look_at_s.get(shard, 0) <= now_s}
         if now_s >= self.others_at_s:
-            self.others_at_s = now_s + OTHERS_S
-            others = set(range(SHARDS)) - set(self.shards)
+            self.others_at_s = now_s + self.others_s
+            others = set(range(self.redis.shards)) - set(self.shards)
             graces |= dict.fromkeys(others, STRANGE_GRACE_MS)
         parts = self.redis.by_primary(graces)
         if len(parts) == 1 and not self.looks:
@@ -7253,6 +7287,7 @@ class Server:
                 await self.bank.load()
                 self.bank.check()
                 await self.lobby.heartbeat()
+                await self.lobby.heartbeat()  # tells the others which shards the first one added
         except (TimeoutError, Unavailable, hiredis.ReplyError) as error:
             # Without this, each attempt would leave a subscribed connection behind.
             self.redis.abort()
@@ -7316,7 +7351,7 @@ class Server:
 
     async def _heartbeat(self) -> None:
         known, dead = await self.lobby.heartbeat()
-        self.games.shards = self.lobby.share(SHARDS)
+        self.games.share(self.lobby.alive())
         if not known:  # this worker was silent for so long that others have reaped its players
             spawn(self.hub.close_all())
         for worker in dead:  # in the background, so that the next heartbeat is on time
@@ -9090,6 +9125,7 @@ async def _ask_redis(redis: Redis, schema: Schema) -> list[Finding]:
             _games_finding(int(config["maxmemory"]) * len(infos), schema.limits),
             *_allocator_findings(info),
             _redis_clock_finding(times[address]),
+            *(_cluster_findings(info, config) if redis.only is None else ()),
         ]
         for finding in found if len(infos) > 1 else ():
             finding.what = f"{finding.what} at {address}"
@@ -9134,6 +9170,19 @@ def _redis_memory_findings(info: dict[str, str], config: dict[str, str]) -> Iter
     found = f"{used / 1e6:,.0f} MB of {limit / 1e6:,.0f} MB, on a host with {host / 1e6:,.0f} MB"
     remedy = "maxmemory at most 60 % of the host's memory, a fifth of it free: see redis.conf"
     yield Finding("memory of Redis", fine, found, remedy)
+
+
+def _cluster_findings(info: dict[str, str], config: dict[str, str]) -> Iterable[Finding]:
+    conf = "see examples/cluster/cluster.conf"
+    timeout_ms = int(config["cluster-node-timeout"])
+    remedy = f"5000 or more, above the {SILENT_S} s after which a worker drops a node: {conf}"
+    yield Finding("cluster-node-timeout", timeout_ms >= 5000, f"{timeout_ms} ms", remedy)
+    coverage = config["cluster-require-full-coverage"]
+    remedy = f"no, or one dead primary stops all games: {conf}"
+    yield Finding("cluster-require-full-coverage", coverage == "no", coverage, remedy)
+    replicas = info["connected_slaves"]
+    remedy = "add a replica, or this primary's games and accounts end with its host"
+    yield Finding("replicas", replicas != "0", replicas, remedy)
 
 
 def _games_finding(maxmemory: int, limits: Any) -> Finding:
@@ -9262,11 +9311,22 @@ def _status(url: str, path: str, headers: dict[str, str] | None = None) -> str:
 # while the server goes on. Redis first writes it to its own folder (dump.rdb), where it stays until
 # the next one.
 #
-# `restore` makes it the base of an append-only file, which every Redis since 7.0 can start from. A
-# backup loads in the same version of Redis or a newer one.
+# The backup of a cluster is a folder: a snapshot of each primary, all taken at about the same time,
+# and a manifest, which is written last.
 #
-# Invariants: the file has hashes of passwords, so only its owner may read it. A file that is not
-# complete never gets its final name. `restore` overwrites nothing.
+# `restore` makes a file the base of an append-only file, which every Redis since 7.0 can start
+# from. A backup loads in the same version of Redis or a newer one. Into a cluster, and from a
+# folder, it copies key by key instead. So clusters may differ in size, and one server's data moves
+# to a cluster.
+#
+# Invariants: the file has hashes of passwords, so only its owner may read it. A backup that is not
+# complete never gets its final name. `restore` overwrites nothing. No worker starts on data of
+# which a part is missing: its format says so until the last key is copied.
+
+MANIFEST = "manifest.json"
+RESTORING = "restoring"  # the format of data that is being copied
+COPIED_AT_ONCE = 100  # keys
+ITEMS_AT_ONCE = 1000  # fields or members that one command writes
 
 
 async def backup(folder: Path) -> None:
@@ -9277,15 +9337,33 @@ async def backup(folder: Path) -> None:
             "server has"
         )
     redis = await reach_redis()  # keeps the embedded server running meanwhile
-    file = folder / f"trivia-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.rdb"
+    target = folder / f"trivia-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        await asyncio.to_thread(_fetch_snapshot, redis.place, redis.only.address, file)
+        if redis.only is None:
+            await asyncio.to_thread(_back_up_all, redis, target)
+        else:
+            target = target.with_suffix(".rdb")
+            await asyncio.to_thread(_fetch_snapshot, redis.place, redis.only.address, target)
     except OSError as error:
         raise Fatal(f"backup: {error}") from None
     finally:
         await redis.close()
-    print(file)
+    print(target)
+
+
+def _back_up_all(redis: Redis, folder: Path) -> None:
+    """Writes a snapshot of each primary, and the manifest, to a new folder. Raises Fatal."""
+    part = folder.with_suffix(".part")
+    part.mkdir(mode=0o700)
+    addresses = sorted(redis.primaries)
+    files = [part / f"primary-{number}.rdb" for number in range(1, len(addresses) + 1)]
+    with ThreadPoolExecutor(len(files)) as pool:  # at the same time
+        list(pool.map(functools.partial(_fetch_snapshot, redis.place), addresses, files))
+    sizes = {file.name: file.stat().st_size for file in files}
+    manifest = {"version": VERSION, "format": FORMAT, "files": sizes}
+    (part / MANIFEST).write_text(json.dumps(manifest, indent=2))
+    part.rename(folder)
 
 
 def _fetch_snapshot(place: Place, address: str, file: Path) -> None:
@@ -9357,7 +9435,12 @@ def _connect_socket(place: Place, address: str) -> socket.socket:
 
 
 def restore(file: Path) -> None:
-    """Puts a backup into TRIVIA_DATA, from where a Redis starts with it. Raises Fatal."""
+    """Puts a backup into TRIVIA_DATA, from where a Redis starts with it. Raises Fatal.
+
+    Into a cluster, and from the backup of one, it is copied while Redis runs.
+    """
+    if file.is_dir() or (REDIS_URL and redis_place().kind == "cluster"):
+        return asyncio.run(restore_into_store(file))
     target = DATA / "appendonlydir"
     try:
         with open(file, "rb") as source:
@@ -9372,6 +9455,119 @@ def restore(file: Path) -> None:
     except OSError as error:
         raise Fatal(f"restore: {error.filename}: {error.strerror}") from None
     print(f"{target} now holds {file}; start the server")
+
+
+async def restore_into_store(backup: Path) -> None:
+    """Copies a backup into an empty store, whatever its primaries are. Raises Fatal."""
+    files = _files_of(backup)
+    for file in files:
+        with open(file, "rb") as source:
+            _check_backup(source, file)
+    redis = await reach_redis()
+    try:
+        await _expect_empty(redis)
+        await redis.call("SET", Keys.format, RESTORING)
+        copied = [await _copy_file(file, redis) for file in files]
+        formats = {text for _, text in copied if text is not None}
+        if formats != {str(FORMAT)}:
+            found = ", ".join(formats) or "1"
+            raise Unavailable(f"{backup} has format {found}; expected {FORMAT}")
+        await redis.call("SET", Keys.format, FORMAT)
+    except (Unavailable, hiredis.ReplyError, OSError) as error:
+        raise Fatal(
+            f"restore: {error}; empty {redis.place.text} (FLUSHALL on each primary), then repeat it"
+        ) from None
+    finally:
+        await redis.close()
+    print(f"{redis.place.text} now holds {backup}; start the server")
+
+
+def _files_of(backup: Path) -> list[Path]:
+    """Returns the snapshots of a backup, as its manifest lists them. Raises Fatal."""
+    if not backup.is_dir():
+        return [backup]
+    try:
+        manifest = parse_json((backup / MANIFEST).read_bytes())
+        if manifest["format"] != FORMAT:
+            found = manifest["format"]
+            raise Fatal(f"restore: {backup} has format {found}; expected {FORMAT}")
+        for name, size in manifest["files"].items():
+            if Path(name).name != name or (backup / name).stat().st_size != size:
+                raise Fatal(f"restore: {backup / name}: expected a file of {size} bytes")
+        return [backup / name for name in manifest["files"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise Fatal(
+            f"restore: {backup / MANIFEST} can't be read, or names files that are missing; "
+            "expected a folder from `python trivia.py backup`"
+        ) from None
+
+
+async def _expect_empty(redis: Redis) -> None:
+    """Raises Fatal if a store holds more than its format, which connecting to it wrote."""
+    infos = (await redis.info()).values()
+    texts = [value for info in infos for name, value in info.items() if re.match(r"db\d", name)]
+    keys = sum(int(re.match(r"keys=(\d+)", text)[1]) for text in texts)
+    if keys > 1:
+        raise Fatal(f"restore: {redis.place.text} holds {keys} keys; expected an empty store")
+
+
+async def _copy_file(file: Path, redis: Redis) -> tuple[int, str | None]:
+    """Copies the keys of a snapshot, from a server that is started on it.
+
+    Returns how many there were, and the format, if it is among them.
+    """
+    with tempfile.TemporaryDirectory(prefix="trivia-") as folder:
+        server = EmbeddedRedis(Path(folder))
+        with open(file, "rb") as source:
+            _make_append_only_folder(source, server.folder / "appendonlydir")
+        await asyncio.to_thread(server.start)
+        link = await Redis(
+            f"unix://{quote(str(server.socket_path))}", "", lambda events: None
+        ).open_link(str(server.socket_path))
+        try:
+            await link.call("HELLO", 3)
+            return await _copy_keys(link, redis), await link.call("GET", Keys.format)
+        finally:
+            link.call("SHUTDOWN", "NOSAVE").cancel()
+            await asyncio.shield(link.closed)
+
+
+async def _copy_keys(source: RedisConnection, redis: Redis) -> int:
+    copied = 0
+    cursor = ""
+    while cursor != "0":
+        cursor, keys = await source.call("SCAN", cursor or "0", "COUNT", COPIED_AT_ONCE)
+        await asyncio.gather(*(_copy_key(source, redis, key) for key in keys))
+        copied += len(keys)
+    return copied
+
+
+async def _copy_key(source: RedisConnection, redis: Redis, key: str) -> None:
+    """Copies a key with commands that every version of Redis knows; DUMP is for one version."""
+    if key == Keys.format:  # it is written last
+        return
+    kind, ttl_s = await asyncio.gather(source.call("TYPE", key), source.call("TTL", key))
+    if kind == "string":
+        await redis.call("SET", key, _raw(await source.call("GET", key)))
+    elif kind == "hash":
+        rows = [_raw(item) for item in flatten(await source.call("HGETALL", key))]
+        await _write_items(redis, "HSET", key, rows)
+    elif kind == "zset":
+        members = await source.call("ZRANGE", key, 0, -1, "WITHSCORES")
+        rows = [item for member, score in members for item in (repr(score), _raw(member))]
+        await _write_items(redis, "ZADD", key, rows)
+    if ttl_s > 0:
+        await redis.call("EXPIRE", key, ttl_s)
+
+
+async def _write_items(redis: Redis, command: str, key: str, items: list) -> None:
+    for start in range(0, len(items), 2 * ITEMS_AT_ONCE):
+        await redis.call(command, key, *items[start : start + 2 * ITEMS_AT_ONCE])
+
+
+def _raw(text: str) -> bytes:
+    """Returns the bytes of a value, which the client has read as text."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _check_backup(source: BinaryIO, file: Path) -> None:

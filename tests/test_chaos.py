@@ -31,6 +31,14 @@ def test_games_survive_failures_of_all_kinds():
     assert any(code in figures["closes"] for code in (1006, 1012)), figures
 
 
+def test_games_survive_failures_of_all_kinds_on_a_cluster():
+    _, found, figures = chaos.campaign(
+        10, players=12, workers=2, every_s=0.7, seed="cluster", on_cluster=True
+    )
+    assert found == []
+    assert figures["games"] >= 10 and len(figures["faults"]) >= 4, figures
+
+
 def test_accounts_survive_kills_of_redis():
     found, outcomes = chaos.registrations(3, seed="tests", patient=False)
     assert found == []

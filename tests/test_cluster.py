@@ -3,16 +3,20 @@
 import asyncio
 import contextlib
 import re
+import socket
+import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import hiredis
 import pytest
 
 import chaos
 import trivia
-from conftest import edited_schema, wait_until
-from nodes import NODE_TIMEOUT_S, ClusterServer, Node
+from conftest import ROOT, edited_schema, play_all, wait_until
+from nodes import NODE_TIMEOUT_S, Cluster, ClusterServer, Node, Watched
 from test_end_to_end import UVICORN, logged_errors, run
 from trivia import Keys, Place, Unavailable
 
@@ -149,6 +153,22 @@ def test_a_bug_at_the_start_ends_it_with_one_line():
     code, printed = run([sys.executable, "-c", program])
     assert code == 3 and "the start failed: ZeroDivisionError: division by zero" in printed
     assert "Traceback" not in printed, printed
+
+
+def test_the_example_of_a_cluster_is_one_and_ends_with_its_script(tmp_path):
+    script = ROOT / "examples" / "cluster" / "loopback.py"
+    process = subprocess.Popen(
+        [sys.executable, script, tmp_path / "nodes"], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        url = process.stdout.readline().strip().removeprefix("REDIS_URL=")
+        code, printed = run([*TRIVIA, "doctor"], REDIS_URL=url)
+        assert len(re.findall("fine  replicas at 127.0.0.1:710[123]: 1", printed)) == 3, printed
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", 7101))
 
 
 # ---- nodes that redirect
@@ -385,6 +405,158 @@ def test_a_change_of_an_account_waits_for_replicas_on_a_connection_of_its_own(ha
         assert await redis.call("EXISTS", LOW) == 1
 
     with_fakes(scene, words="?replicas=1")
+
+
+# ---- the whole store
+
+
+def stored(client):
+    """All that a store holds, but what its workers write as they come and go."""
+    passing = (
+        "clock:",
+        "metrics:",
+        "loads:",
+        "libraries:",
+        "shards:",
+        "workers:",
+        "skew:",
+        "limit:",
+    )
+    store, types, ttls = chaos.read_store(client)
+    kept = [key for key in store if not key.startswith(passing)]
+    return {key: (types[key], store[key], ttls[key] > 0) for key in kept}
+
+
+def command(url, *words):
+    code, printed = run([*TRIVIA, *map(str, words)], REDIS_URL=url, TRIVIA_DATA="/dev/null/x")
+    assert "Traceback" not in printed, printed
+    return code, printed.strip()
+
+
+@pytest.fixture(scope="module")
+def spread():
+    """An empty cluster of three primaries without replicas."""
+    with contextlib.closing(Cluster(3, 0)) as cluster:
+        yield cluster.start()
+
+
+def test_the_data_of_a_server_moves_to_a_cluster_and_its_backup_to_a_server(
+    make_server, spread, tmp_path
+):
+    with contextlib.closing(Node().start()) as one, contextlib.closing(Node().start()) as other:
+        server = make_server(env={"REDIS_URL": f"redis://{one.address}"})
+        phones = server.pair()
+        assert play_all(phones)[0]["reason"] == "finished"
+        server.stop()
+        before = stored(one.client)
+        assert len(before) > 10
+
+        code, file = command(f"redis://{one.address}", "backup", tmp_path)
+        assert code == 0
+        code, printed = command(spread.url, "restore", file)
+        assert (code, printed.endswith("start the server")) == (0, True), printed
+        assert stored(spread.client) == before
+        code, printed = command(spread.url, "restore", file)
+        assert code == 1 and re.search("holds [0-9]+ keys; expected an empty store", printed)
+
+        code, folder = command(spread.url, "backup", tmp_path / "of the cluster")
+        assert code == 0
+        assert sorted(path.name for path in Path(folder).iterdir()) == [
+            "manifest.json",
+            *(f"primary-{i}.rdb" for i in (1, 2, 3)),
+        ]
+        assert all(path.stat().st_mode & 0o77 == 0 for path in Path(folder).glob("*.rdb"))
+        code, printed = command(f"redis://{other.address}", "restore", folder)
+        assert code == 0, printed
+        assert stored(other.client) == before
+
+        again = make_server(env={"REDIS_URL": spread.url})
+        session = {"token": phones[0].token, "user": {"username": phones[0].name}}
+        assert again.http("GET", "/users/me", token=phones[0].token).json["games"] == 1
+        again.phone(session=session).expect("queued")
+        code, printed = command(spread.url, "doctor")
+        found = [line for line in printed.splitlines() if " at 127.0.0.1:" in line]
+        assert len(found) >= 3 * 6, printed
+        assert len(re.findall("MEND  replicas at 127.0.0.1:[0-9]+: 0", printed)) == 3, printed
+        assert len(re.findall("fine  cluster-.* at ", printed)) == 2 * 3, printed
+        page = again.http("GET", "/metrics").body
+        assert len(re.findall(r"^trivia_redis_up{node=.*} 1", page, re.M)) == 3, page
+
+
+@pytest.mark.parametrize(
+    "manifest, says",
+    [
+        (None, "manifest.json can't be read"),
+        ("{", "manifest.json can't be read"),
+        ('{"format": 9, "files": {}}', "has format 9; expected 2"),
+        ('{"format": 2, "files": {"../x": 1}}', "expected a file of 1 bytes"),
+        ('{"format": 2, "files": {"a": 1}}', "manifest.json can't be read, or names files"),
+        ('{"format": 2, "files": ["a"]}', "manifest.json can't be read"),
+    ],
+)
+def test_a_folder_that_is_no_backup_is_not_restored(tmp_path, manifest, says):
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(trivia.Fatal, match=says):
+        trivia.restore(tmp_path)
+
+
+def test_the_number_of_shards_is_raised_while_workers_are_replaced(make_server):
+    with contextlib.closing(Node().start()) as node:
+        url = f"redis://{node.address}"
+        old, new = (make_server(env={"REDIS_URL": url + words}) for words in ("", "?shards=36"))
+        served = lambda: set(node.client.hvals(Keys.shards))
+        wait_until(lambda: served() == {"36"})
+        tags = set()
+        while max(tags, default=0) < 4:
+            # The one who comes last makes the game: on the new server, with any of the 36 tags.
+            phones = old.phone(), new.phone()
+            tags.add(int(phones[0].expect("start")["game"][:2], 36))
+            assert play_all(phones)[0]["reason"] == "finished"
+        new.stop()
+        wait_until(lambda: len(node.client.hkeys(Keys.shards)) == 2)
+        assert served() == {"36"}, "the old one goes on with the games of all tags"
+
+
+# ---- Sentinels
+
+
+def test_no_acknowledged_account_is_lost_when_sentinels_replace_a_primary_that_comes_back(
+    make_server,
+):
+    with contextlib.closing(Watched()) as watched:
+        server = make_server(env={"REDIS_URL": watched.start().url + "?replicas=1"})
+        people = [chaos.Applicant(server, f"sentinels {i}", False) for i in range(3)]
+        done = []  # when a registration was acknowledged
+        going = [True]
+
+        def work(person):
+            while going:
+                person.step()
+                if person.accounts[-1].exists is not None:
+                    done.append(time.monotonic())
+
+        with ThreadPoolExecutor(3) as pool:
+            works = [pool.submit(work, person) for person in people]
+            try:
+                wait_until(lambda: len(done) > 5, 30)
+                killed = time.monotonic()
+                old = watched.primary.port
+                watched.primary.kill()
+                wait_until(
+                    lambda: watched.primary_port() != str(old) and watched.primary_port() != old, 40
+                )
+                replaced = time.monotonic()
+                watched.primary.start()  # it says for a while that it is the primary
+                wait_until(lambda: done[-1] > replaced + 2, 40)
+            finally:
+                going.clear()
+            for one in works:
+                one.result()
+        back = min(moment for moment in done if moment > killed + 1)
+        assert back < max(killed + watched.DOWN_AFTER_S + 3, replaced + 2), (killed, replaced, back)
+        assert chaos.check_accounts(people) == []
+        assert "Traceback" not in server.log
 
 
 # ---- a cluster under play

@@ -119,7 +119,11 @@ class Store(Valkey):
         return self.call("finish_game", keys, caller, ranking, ttl, *erased.split())
 
     def run_heartbeat(self, keys, worker, *silent):
-        return self.call("heartbeat", (*keys, Keys.libraries), worker, LIBRARY.digest, *silent)
+        return self.beat(worker, 4, *silent, keys=keys)[:3]
+
+    def beat(self, worker, serves, *silent, keys=(Keys.workers,)):
+        keys = *keys, Keys.libraries, Keys.shards
+        return self.call("heartbeat", keys, worker, LIBRARY.digest, serves, *silent)
 
     def run_release(self, keys, uid, game):
         return self.call("release", keys, game, uid)
@@ -218,7 +222,7 @@ class Worker:
 
     def __init__(self, store, name=None):
         self.store, self.id, self.numbers = store, name or secrets.token_hex(3), itertools.count(1)
-        self.channels = [name for name in Keys.channels(self.id) if name.startswith("worker:")]
+        self.channels = [name for name in Keys.channels(self.id, 4) if name.startswith("worker:")]
         self.pubsub = store.client.pubsub()
         self.pubsub.ssubscribe(*self.channels)
         for _ in self.channels:
@@ -965,7 +969,7 @@ def join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=1
         lobby_keys(name),
         uid,
         name,
-        game or trivia.new_game_id(),
+        game or trivia.new_game_id(4),
         *rules,
         conn,
         rating,
@@ -977,7 +981,7 @@ def join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=1
 
 def check_ticket(store, uid, rules=FIFO, name="q", message="bye", game=None):
     return store.run(
-        "check_ticket", lobby_keys(name), uid, name, game or trivia.new_game_id(), *rules, message
+        "check_ticket", lobby_keys(name), uid, name, game or trivia.new_game_id(4), *rules, message
     )
 
 
@@ -1360,6 +1364,19 @@ def test_what_is_due_in_the_lobby_is_handed_out_once(store):
     assert 1900 < store.client.zscore(Keys.forming, "g q u1 u2") - now < 5000
 
 
+def test_new_games_get_tags_that_all_living_workers_serve(store):
+    beat = lambda *args: store.beat(*args)[3:]
+    assert beat("a", 4) == [4, 4]
+    assert beat("b", 64) == [64, 4]
+    assert beat("a", 64) == [64, 64]
+    assert beat("c", 8) == [64, 8]  # it has just started; it serves all when it has heard of them
+    assert beat("b", 64) == [64, 8]
+    store.client.zrem(Keys.workers, "c")
+    store.client.hdel(Keys.shards, "a", "c")
+    assert beat("b", 64) == [64, 64], "what is not known of is no reason to wait"
+    assert beat("b", 4) == [64, 4], "the games of all tags there ever were are served"
+
+
 def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, workers):
     one, two = workers(), workers()
     known, dead, beats = one.beat()
@@ -1427,7 +1444,7 @@ def test_a_steady_clock_is_written_once_a_second_and_keeps_its_lag(store, key, p
 
 
 def test_a_new_game_on_an_empty_shard_begins_on_the_clock_of_redis(store, worker):
-    game = trivia.new_game_id()
+    game = trivia.new_game_id(4)
     store.client.set(Keys.game_keys(game)[2], f"5000 {store.now() - 100_000}")
     store.run(
         "create_game",
@@ -1466,7 +1483,7 @@ class Play:
     """A game on the store."""
 
     def __init__(self, store, conns, on_exit="forfeit", quiz=QUIZ):
-        self.store, self.conns, self.id = store, list(conns), trivia.new_game_id()
+        self.store, self.conns, self.id = store, list(conns), trivia.new_game_id(4)
         self.caller = NOBODY
         self.key, self.deadlines, _ = self.keys = Keys.game_keys(self.id)
         rules = f"{ANSWER_MS} {REVEAL_MS} {SEAT_MS} 100 50 {on_exit} rated"
@@ -1701,7 +1718,7 @@ def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
 
 
 def test_advance_removes_the_deadline_of_a_game_that_is_not_there(store):
-    game = trivia.new_game_id()
+    game = trivia.new_game_id(4)
     keys = Keys.game_keys(game)
     store.client.zadd(keys[1], {game: 1})
     assert store.run("advance", keys, NOBODY) == "missing" and store.client.keys() == [keys[2]]
@@ -2243,6 +2260,7 @@ CONTENT = {  # what members and values look like, where the table says more than
     "board:{NAME}:PERIOD": r"[\w-]{12}=[\d.]+",
     "metrics:{metrics}": r"[a-z_]+( [\w-]+)*=[\d.e-]+",
     "libraries:{lobby}": r"[0-9a-f]{10}=[0-9a-f]{8}",
+    "shards:{lobby}": r"([0-9a-f]{10}|most)=4",
     "loads:{metrics}": r"[0-9a-f]{10}=\d+ \d+ [\d.]+",
 }
 USER_FIELDS = (
