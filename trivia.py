@@ -173,7 +173,7 @@ from sanic_ext.config import PRIORITY as EXTENSION_PRIORITY
 from sanic_ext.extensions.http.extension import HTTPExtension
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import apply_mask
 
@@ -8041,6 +8041,7 @@ class Http(HttpToolsProtocol):
         self.head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
+        self.answering: RequestResponseCycle | None = None  # uvicorn's `cycle` is the last request
         super().on_url(url)
         self._count_head(len(url))
 
@@ -8058,9 +8059,16 @@ class Http(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._end_wait()
         if self.parser.get_method() == b"CONNECT":
+        if self.answering is not None:  # else it would write to a closed transport
+            self.answering.disconnected = True
+            self.answering.message_event.set()
             raise ValueError("this is no proxy")
         if not self.parser.should_upgrade() or self._should_upgrade():
             super().on_headers_complete()
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable) -> None:
+        self.answering = cycle
+        super()._start_asgi_task(cycle, app)
+
 
     def on_body(self, body: bytes) -> None:
         self.quiet_bytes = 0
