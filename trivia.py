@@ -270,6 +270,7 @@ PROBLEMS = {
     "too_large": (413, "The body is too large."),
     "unsupported_media_type": (415, "The body must be JSON: Content-Type: application/json."),
     "invalid": (422, "Some fields are invalid."),
+    "upgrade_required": (426, "This path is for WebSockets: Upgrade: websocket."),
     "too_many_attempts": (429, "Too many attempts. Try again later."),
     "head_too_large": (431, "The request line and the headers are too large."),
     "guests_full": (503, "No more guests can be taken now. Register, or try again later."),
@@ -320,6 +321,8 @@ class Problem(SanicException):
             headers["retry-after"] = str(self.retry_after)
         if self.status_code == 401:
             headers["www-authenticate"] = "Bearer"
+        if self.status_code == 426:
+            headers |= {"upgrade": "websocket", "connection": "upgrade"}
         if self.status_code in (408, 413):  # the unread rest of the body would look like a request
             headers["connection"] = "close"
         return HTTPResponse(json.dumps(self.body()), self.status_code, headers, PROBLEM_JSON)
@@ -652,6 +655,7 @@ def gauges(
 EXACT = 2**53  # bound of numbers without minimum or maximum; a double is exact up to it
 INT32 = 2**31  # generated clients read an integer that reaches this only with `format: int64`
 TEXT_LENGTH = 255  # bound of texts without maxLength
+READ_ONLY = "This field is read-only."
 MAX_KEY = 60  # characters of an unknown key that an error repeats
 WEB_ADDRESS = r"https?://[^\s\"'<>\\]+"
 
@@ -853,7 +857,11 @@ def _plain_test_of_type(rule: dict) -> Callable[[Any], bool]:
 class Form:
     """Fields that arrive together: a body, a query or a message."""
 
-    def __init__(self, fields: dict[str, dict], required: Iterable[str] = ()) -> None:
+    def __init__(
+        self, fields: dict[str, dict], required: Iterable[str] = (), read_only: Iterable[str] = ()
+    ) -> None:
+        """`read_only` names fields that are refused in other words than unknown ones."""
+        self._read_only = frozenset(read_only)
         needed = fields.keys() & set(required)
         self.rules = fields
         self.required = [name for name in fields if name in needed]
@@ -871,6 +879,7 @@ class Form:
             return self._schema.load(data)
         except marshmallow.ValidationError as error:
             messages = {name[:MAX_KEY]: texts for name, texts in error.messages.items()}
+            messages |= {name: [READ_ONLY] for name in messages.keys() & self._read_only}
             raise marshmallow.ValidationError(messages) from None
 
     def load_fast(self, data: dict) -> dict | None:
@@ -1617,10 +1626,13 @@ class Schema:
         self.fields: dict[str, dict] = users["fields"]
         self.unique = [name for name, rule in self.fields.items() if rule.get("unique")]
         writable = {name: rule for name, rule in self.fields.items() if not rule.get("readOnly")}
-        self.new_user = Form(writable, users["required"])
-        self.changes = Form({name: rule for name, rule in writable.items() if name != "password"})
+        read_only = {"created_at", "guest", *self.fields} - writable.keys()
+        self.new_user = Form(writable, users["required"], read_only)
+        changeable = {name: rule for name, rule in writable.items() if name != "password"}
+        self.changes = Form(changeable, read_only=read_only)
         kept = {"username"}  # a guest has one already
-        self.upgrade = Form(writable, [name for name in users["required"] if name not in kept])
+        needed = [name for name in users["required"] if name not in kept]
+        self.upgrade = Form(writable, needed, read_only)
         self.messages = {
             name: Form(spec.get("fields", {}), spec.get("required", ()))
             for name, spec in client_messages.items()
@@ -2203,6 +2215,7 @@ WORDS = {  # {kind: what may stand behind the ? of REDIS_URL}
     "sentinel": ("db", "replicas", "shards", "sentinel_username", "sentinel_password"),
     "cluster": ("replicas", "shards"),
 }
+TLS_WORDS = ("ssl_ca_certs",)  # the same with rediss
 URL_FORMS = (
     "expected unix://PATH, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,.../NAME or "
     "redis+cluster://HOST:PORT,..., or rediss for TLS, with %2F for / in a password"
@@ -2221,6 +2234,7 @@ class Place(NamedTuple):
     kind: str  # server, sentinel or cluster
     addresses: tuple[str, ...]  # of the server, of Sentinels, or of some nodes of the cluster
     tls: bool = False
+    ca_certs: str = ""  # a file, instead of the certificate authorities of the host
     login: tuple[str, ...] = ()  # user and password
     db: int = 0
     name: str = ""  # of the primary that the Sentinels watch
@@ -2232,6 +2246,14 @@ class Place(NamedTuple):
     @property
     def is_socket(self) -> bool:
         return self.addresses[0].startswith("/")
+
+    def tls_context(self) -> ssl.SSLContext:
+        """Returns how certificates are checked. Raises Fatal."""
+        try:
+            return ssl.create_default_context(cafile=self.ca_certs or None)
+        except (OSError, ssl.SSLError) as error:
+            found = f"{self.ca_certs}: {error.strerror or error}"
+            raise Fatal(f"REDIS_URL: ssl_ca_certs: {found}; expected certificates") from None
 
     @classmethod
     def parse(cls, url: str) -> Place:
@@ -2256,9 +2278,10 @@ class Place(NamedTuple):
             addresses = (path,)
         else:
             addresses = tuple(cls._address(host, kind) for host in hosts.split(","))
-        unknown = [word for word in words if word not in WORDS[kind]]
+        known = WORDS[kind] + TLS_WORDS * (scheme == "rediss")
+        unknown = [word for word in words if word not in known]
         if unknown:
-            expected = ", ".join(WORDS[kind])
+            expected = ", ".join(known)
             raise Fatal(f"REDIS_URL: found the word {shorten(unknown[0])}; expected {expected}")
         name = path.strip("/") if kind == "sentinel" else ""
         if kind == "sentinel" and not re.fullmatch(r"[\w.-]+", name, re.ASCII):
@@ -2271,6 +2294,7 @@ class Place(NamedTuple):
             kind,
             addresses,
             scheme == "rediss",
+            words.get("ssl_ca_certs", ""),
             cls._login(user, words.get("username"), words.get("password")),
             int(words.get("db", 0)),
             name,
@@ -2435,7 +2459,7 @@ class Nodes:
                 if address.startswith("/"):
                     return (await loop.create_unix_connection(make, address))[1]
                 host, _, port = address.rpartition(":")
-                tls = True if self.place.tls else None
+                tls = self.place.tls_context() if self.place.tls else None
                 return (await loop.create_connection(make, host, int(port), ssl=tls))[1]
         except (OSError, TimeoutError) as error:
             raise Unavailable(f"{self._named(address)}: {error or 'no answer'}") from None
@@ -6019,6 +6043,7 @@ class Connection:
 # with whom a player is matched. A phone can't set it.
 
 SUBPROTOCOL = "trivia.v1"
+DEFAULT_PORTS = {"http": 80, "https": 443}
 CLOSE_POLICY = 1008  # RFC 6455: any refusal without a code of its own
 CLOSE_CODES = {  # {HTTP status of a problem: close code that says the same}
     401: CLOSE_UNAUTHENTICATED,
@@ -6034,6 +6059,32 @@ class Admission(NamedTuple):
     uid: str
     turn: int
     token: str
+
+
+class Origin(NamedTuple):
+    """Where a web page comes from. Source: RFC 6454, section 4."""
+
+    scheme: str
+    host: str
+    port: int | None
+
+    @classmethod
+    def parse(cls, text: str) -> Origin | None:
+        """Returns the origin that a text names, or None if it names none."""
+        try:
+            parts = urlsplit(text)
+            port = parts.port or DEFAULT_PORTS.get(parts.scheme)
+        except ValueError:
+            return None
+        if not parts.hostname or "@" in text or text.partition("://")[2] != parts.netloc:
+            return None
+        return cls(parts.scheme, parts.hostname, port)
+
+    def __str__(self) -> str:
+        """Returns the origin as browsers write it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        has_default_port = self.port == DEFAULT_PORTS.get(self.scheme)
+        return f"{self.scheme}://{host}" + ("" if has_default_port else f":{self.port}")
 
 
 class Hub:
@@ -6103,7 +6154,7 @@ class Hub:
             name.decode("latin-1").lower(): value.decode("latin-1")
             for name, value in scope["headers"]
         }
-        check_origin(headers, self.schema.origins)
+        check_origin(headers, scope.get("scheme", "ws"), self.schema.origins)
         if len(self.sockets) >= self.limits.connections:
             raise Problem("unavailable", "The server is full; try again later.", retry_after=5)
         token = offered_token(offered) or bearer(headers.get("authorization", ""))
@@ -6275,12 +6326,20 @@ def bearer(header: str) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
-def check_origin(headers: dict[str, str], allowed: list[str]) -> None:
-    """Raises Problem if a page of a foreign origin calls. Source: RFC 6455, section 10.2."""
-    origin = headers.get("origin")
-    if not origin or "*" in allowed or origin in allowed:
+def check_origin(headers: dict[str, str], scheme: str, allowed: list[str]) -> None:
+    """Raises Problem if a page of a foreign origin calls. Source: RFC 6455, section 10.2.
+
+    Without TLS here there may be a proxy with TLS in front: then a page of either scheme may call.
+    """
+    text = headers.get("origin")
+    if not text or "*" in allowed:
         return
-    if origin.partition("://")[2] != headers.get("host", ""):
+    origin = Origin.parse(text)
+    if origin is None:
+        raise Problem("origin_refused")
+    host = Origin.parse(f"{origin.scheme}://{headers.get('host', '')}")
+    is_downgrade = scheme == "wss" and origin.scheme != "https"
+    if (origin != host or is_downgrade) and origin not in map(Origin.parse, allowed):
         raise Problem("origin_refused")
 
 
@@ -6763,6 +6822,10 @@ def read_body(request: Request, form: Form) -> dict:
     media_type = request.headers.get("content-type", "").partition(";")[0]
     if media_type.strip().lower() != JSON:
         raise Problem("unsupported_media_type")
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding != "identity":
+        text = f"The body must not be compressed; found Content-Encoding: {shorten(coding)}."
+        raise Problem("unsupported_media_type", text)
     try:
         data = parse_json(request.body)
     except ValueError as error:
@@ -7003,7 +7066,7 @@ def openapi(schema: Schema) -> dict:
     document = {
         "openapi": "3.1.0",
         "info": _info(schema, schema.tree.get("description", "") + game_hint),
-        "servers": [{"url": "/"}],
+        "servers": [{"url": ".."}],  # seen from /docs/openapi.json
         "paths": paths,
         "components": {"schemas": schemas | components(schema), "securitySchemes": BEARER_SCHEME},
     }
@@ -7501,13 +7564,13 @@ DOCS_PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>{title}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="stylesheet" href="/docs/ui/swagger-ui.css">
+<link rel="stylesheet" href="docs/ui/swagger-ui.css">
 </head>
 <body>
 <div id="ui"></div>
-<script src="/docs/ui/swagger-ui-bundle.js"></script>
+<script src="docs/ui/swagger-ui-bundle.js"></script>
 <script>
-SwaggerUIBundle({{url: "/docs/openapi.json", dom_id: "#ui", persistAuthorization: true}})
+SwaggerUIBundle({{url: "docs/openapi.json", dom_id: "#ui", persistAuthorization: true}})
 </script>
 </body>
 </html>
@@ -7529,6 +7592,7 @@ class Trivia(Sanic):
     async def __call__(self, scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] == "lifespan":
             return await self._lifespan(scope, receive, send)
+        scope = below_root_path(scope)
         CONTEXT.set({"request": request_id(scope)})
         try:
             if not hasattr(self.ctx, "server"):  # a server without lifespan events, such as Daphne
@@ -7569,7 +7633,7 @@ class Trivia(Sanic):
         await super().__call__(scope, replay(startup, receive), stop_first)
 
     async def _start(self) -> None:
-        use_own_protocols()
+        adapt_uvicorn()
         server = Server(self.ctx.schema)
         try:
             await server.start()
@@ -7615,6 +7679,9 @@ class ProblemHandler(ErrorHandler):
         if isinstance(exception, Unavailable):
             return Problem("unavailable", retry_after=1)
         code = SANIC_PROBLEMS.get(getattr(exception, "status_code", 500))
+        is_handshake = request.path.startswith("/game/") and request.method in ("GET", "HEAD")
+        if code == "not_found" and is_handshake:  # it lacks the header, or a proxy dropped it
+            code = "upgrade_required"
         if code is None:
             log.error("%s %s failed", request.method, place_of(request), exc_info=exception)
         return Problem(code or "internal")
@@ -7646,6 +7713,20 @@ def request_id(scope: dict) -> str:
     """Returns the id of a request: what the proxy in front gave it, or a new one."""
     given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
     return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+
+def below_root_path(scope: dict) -> dict:
+    """Removes uvicorn's --root-path from a path: once from uvicorn, once if the proxy kept it."""
+    root = scope.get("root_path", "")
+    if not root:
+        return scope
+    path = scope["path"]
+    raw_path = scope.get("raw_path") or quote(path).encode()
+    for prefix in (root, root.rstrip("/")):
+        if path.startswith(f"{prefix}/"):
+            path = path.removeprefix(prefix)
+            raw_path = raw_path.removeprefix(prefix.encode())
+    return scope | {"path": path, "raw_path": raw_path, "root_path": ""}
 
 
 def with_safe_path(scope: dict) -> dict:
@@ -7762,12 +7843,18 @@ def add_extension(app: Trivia) -> None:
     at each of them: 0.2 s in all. The listeners around it make that happen once.
     """
     app.config.MOTD = False
-    app.config.CORS_ORIGINS = ",".join(app.ctx.schema.origins)
+    app.config.CORS_ORIGINS = ",".join(as_browsers_write(app.ctx.schema.origins))
     app.config.CORS_ALLOW_HEADERS = "authorization,content-type"
+    app.config.CORS_EXPOSE_HEADERS = "retry-after,x-request-id"
     app.config.HTTP_AUTO_OPTIONS = True
     Extend(app, extensions=[HTTPExtension], built_in_extensions=False)
     app.before_server_start(open_signal_router, priority=EXTENSION_PRIORITY + 1)
     app.before_server_start(close_signal_router, priority=EXTENSION_PRIORITY - 1)
+
+
+def as_browsers_write(origins: list[str]) -> list[str]:
+    """Returns origins without capitals and default ports: CORS compares texts."""
+    return [str(Origin.parse(origin) or origin) for origin in origins]
 
 
 def open_signal_router(app: Sanic) -> None:
@@ -7795,9 +7882,16 @@ def add_route(app: Trivia, path: str, name: str, handler: Callable, method: str 
 
 
 def add_content(app: Trivia, path: str, name: str, content: str, content_type: str) -> None:
-    """Adds a text that is the same for every request."""
+    """Adds a text that is the same for every request.
+
+    Links in it are relative, since a proxy may serve it below a prefix. A slash at the end of the
+    path would break them: such a request is redirected.
+    """
+    without_slash = {"location": "../" + path.rpartition("/")[2]}
 
     def handle(request: Request) -> HTTPResponse:
+        if path != "/" and request.path.endswith("/"):
+            return HTTPResponse(status=308, headers=without_slash)
         return HTTPResponse(content, content_type=content_type)
 
     add_route(app, path, name, handle)
@@ -7942,6 +8036,7 @@ class Http(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.answering: RequestResponseCycle | None = None  # uvicorn's `cycle` is the last request
         self.head_timer: asyncio.TimerHandle | None = None
         self.head_bytes = 0  # of the request line and the headers, trailers included
         self.quiet_bytes = 0  # since the parser found something
@@ -7959,8 +8054,15 @@ class Http(HttpToolsProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
+        if self.answering is not None:  # else it would write to a closed transport
+            self.answering.disconnected = True
+            self.answering.message_event.set()
         self._end_wait()
         self.flow.discard()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable) -> None:
+        self.answering = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _await_head(self) -> None:
         if self.head_timer is None:
@@ -8041,7 +8143,6 @@ class Http(HttpToolsProtocol):
         self.head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        self.answering: RequestResponseCycle | None = None  # uvicorn's `cycle` is the last request
         super().on_url(url)
         self._count_head(len(url))
 
@@ -8059,16 +8160,9 @@ class Http(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._end_wait()
         if self.parser.get_method() == b"CONNECT":
-        if self.answering is not None:  # else it would write to a closed transport
-            self.answering.disconnected = True
-            self.answering.message_event.set()
             raise ValueError("this is no proxy")
         if not self.parser.should_upgrade() or self._should_upgrade():
             super().on_headers_complete()
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Callable) -> None:
-        self.answering = cycle
-        super()._start_asgi_task(cycle, app)
-
 
     def on_body(self, body: bytes) -> None:
         self.quiet_bytes = 0
@@ -8370,7 +8464,7 @@ class WebSocket(WebSocketsSansIOProtocol):
 LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 
 
-def use_own_protocols() -> None:
+def adapt_uvicorn() -> None:
     """Has uvicorn use the classes of the section on protocols, however it was started.
 
     It reads them from its settings at each connection. HTTP/2, which has parsers of its own, stays.
@@ -8378,6 +8472,8 @@ def use_own_protocols() -> None:
     server = running_uvicorn()
     if server is None or server.config.http2:
         return
+    if server.config.host == "::":  # uvloop would leave IPv4 out
+        server.config.host = None
     server.config.http_protocol_class = Http
     if server.config.ws_protocol_class is not None:
         server.config.ws_protocol_class = WebSocket
@@ -8467,8 +8563,11 @@ def shorten_collections() -> None:
 def open_socket(host: str, port: int) -> socket.socket:
     """Opens a listening socket. Raises Fatal."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::"  # all addresses of both families
     try:
-        return socket.create_server((host, port), backlog=BACKLOG, family=family)
+        return socket.create_server(
+            (host, port), backlog=BACKLOG, family=family, dualstack_ipv6=both
+        )
     except (OSError, OverflowError) as error:
         raise Fatal(f"can't listen on {host} port {port}: {error}") from None
 
@@ -9424,7 +9523,7 @@ def _connect_socket(place: Place, address: str) -> socket.socket:
     host, _, port = address.rpartition(":")
     connection = socket.create_connection((host, int(port)))
     if place.tls:
-        tls = ssl.create_default_context()
+        tls = place.tls_context()
         return tls.wrap_socket(connection, server_hostname=host)
     return connection
 

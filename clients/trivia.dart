@@ -1128,7 +1128,7 @@ class LeaveFields extends ClientMessage {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'wrong_password', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'has_account', 'not_a_guest', 'too_large', 'unsupported_media_type', 'invalid', 'too_many_attempts', 'head_too_large', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
+const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'wrong_password', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'has_account', 'not_a_guest', 'too_large', 'unsupported_media_type', 'invalid', 'upgrade_required', 'too_many_attempts', 'head_too_large', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
 
 /// The queues of the server.
 const triviaQueues = ['random', 'rated', 'party'];

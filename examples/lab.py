@@ -234,7 +234,7 @@ class Sandbox:
         self.loop = asyncio.get_running_loop()
         self.address_script = query.get("script", [""])[0]
         self.script: dict[str, int] = {}
-        self.queue = scope["path"].removeprefix("/game/")
+        self.queue = scope["path"].rpartition("/game/")[2]
         self.busy = False  # the player is in a queue or a game
         self.hidden: list[str] = []  # what happens next and the phone does not see
         self.count = 0  # messages of the game

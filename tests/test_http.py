@@ -14,6 +14,7 @@ from websockets.sync.client import connect
 from conftest import PASSWORD, Answer, Server, edited_schema, unique_name, wait_until
 
 ORIGINS = ["https://play.example.org", "http://127.0.0.1:9999"]
+WRITTEN = ["https://Play.Example.org:443", ORIGINS[1]]  # as somebody may write them
 REGISTER, LOGIN = "/auth/register", "/auth/login"
 JSON, CHUNKED, CLOSE = (
     b"Content-Type: application/json",
@@ -28,7 +29,7 @@ def target():
 
     def edit(tree):
         tree["limits"]["body_seconds"] = 1
-        tree["origins"] = ORIGINS
+        tree["origins"] = WRITTEN
 
     running = Server(edited_schema(edit))
     try:
@@ -253,6 +254,27 @@ def test_a_content_type_is_read_as_http_says(attack, kind):
     ask(attack, "POST", LOGIN, b"Content-Type: " + kind, body=b"{}").refused(422, "invalid")
 
 
+@pytest.mark.parametrize("coding", [b"gzip", b"GZIP", b"br", b"deflate, gzip", b"\xff"])
+def test_a_compressed_body_is_refused(attack, coding):
+    header = b"Content-Encoding: " + coding
+    problem = post(attack, REGISTER, new_user(), header).refused(415, "unsupported_media_type")
+    assert "compressed" in problem["detail"]
+
+
+def test_a_body_that_is_said_to_be_plain_is_taken(attack):
+    post(attack, LOGIN, b"{}", b"Content-Encoding: Identity").refused(422, "invalid")
+
+
+@pytest.mark.parametrize("method, path", [("POST", REGISTER), ("PATCH", "/users/me")])
+def test_a_field_that_the_server_sets_is_called_read_only(attack, victim, method, path):
+    body = json.dumps({"rating": 3000, "wins": 1, "created_at": 5, "ratings": 1}).encode()
+    token = b"Authorization: Bearer " + victim["token"].encode()
+    errors = ask(attack, method, path, JSON, token, body=body).refused(422, "invalid")["errors"]
+    read_only = ["This field is read-only."]
+    assert [errors[name] for name in ("rating", "wins", "created_at")] == [read_only] * 3
+    assert errors["ratings"] == ["Unknown field."]
+
+
 def test_no_body_is_refused(attack):
     post(attack, REGISTER, None).refused(400, "bad_json")
     ask(attack, "POST", REGISTER).refused(415, "unsupported_media_type")
@@ -411,7 +433,6 @@ def test_a_connection_goes_on_after_a_refusal(attack):
         "/users/..%2fme",
         "/users/%ed%a0%80",
         "/users/%0d%0aX:%20y",
-        "/game/random",
         "/leaderboards",
         "/games/a/b",
         "/users/me%2fexport",
@@ -441,6 +462,16 @@ def test_an_unknown_path_is_not_found(attack, victim, path):
 def test_a_very_long_path_does_no_harm(attack, path):
     answer = ask(attack, "GET", path)
     assert 400 <= answer.status < 500 or (answer.status, path[:8]) == (200, "/queues/"), answer.body
+
+
+@pytest.mark.parametrize("path", ["/game/random", "/game/nothing", "/game/random?code=1"])
+@pytest.mark.parametrize(
+    "headers", [[], [b"Upgrade: websocket"], [b"Upgrade: h2c", b"Connection: upgrade"]]
+)
+def test_a_game_without_an_upgrade_is_told_which_one_is_needed(attack, path, headers):
+    answer = exchange(attack, request("GET", path, *headers, b"Connection: close"))
+    answer.refused(426, "upgrade_required")
+    assert answer.headers["upgrade"] == "websocket"
 
 
 ME = {"GET", "PATCH", "DELETE"}
@@ -785,6 +816,8 @@ def test_an_origin_of_the_schema_may_read_answers(attack, victim, origin):
         ("/users/me", [b"Authorization: Bearer " + victim["token"].encode()], 200),
     ]:
         answer = ask(attack, "GET", path, header, *headers)
+        exposed = re.split(", *", answer.headers["access-control-expose-headers"].lower())
+        assert {"retry-after", "x-request-id"} <= set(exposed)
         assert answer.status == status and answer.headers["access-control-allow-origin"] == origin
         assert (
             "origin" in answer.headers["vary"].lower()

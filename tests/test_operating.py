@@ -235,8 +235,8 @@ def test_workers_that_are_being_buried_are_not_alive(counted):
             link.zrem("workers:{lobby}", "dead:0123456789")
 
 
-def test_every_metric_is_described_on_the_page(server):
-    found = families(server, token=None)
+def test_every_metric_is_described_on_the_page(counted):
+    found = families(counted, token=TOKEN)
     assert found.keys() == {f"trivia_{name}" for name in trivia.METRICS.keys() | GAUGES}
     assert all(family.documentation for family in found.values())
     for name, (labels, text) in trivia.METRICS.items():
@@ -990,6 +990,14 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
         ("redis://:{password}@127.0.0.1:{port}", None),
         ("redis://default:{password}@localhost:{port}/3", None),
         ("rediss://:{password}@localhost:{tls}", None),
+        ("rediss://:{password}@localhost:{tls}?ssl_ca_certs={folder}/cert", None),
+        ("rediss://:{password}@localhost:{tls}?ssl_ca_certs={folder}/key", "ssl_ca_certs: .*key"),
+        ("rediss://:{password}@localhost:{tls}?ssl_ca_certs=/no/file", "/no/file: No such file"),
+        (
+            "rediss://:{password}@localhost:{tls}?ssl_ca_cert=x",
+            "the word .ssl_ca_cert.;.*ssl_ca_certs",
+        ),
+        ("redis://127.0.0.1:{open}?ssl_ca_certs=/no/file", "the word .ssl_ca_certs.; expected"),
         ("redis://127.0.0.1:{open}", None),
         ("redis://weak:{password}@127.0.0.1:{port}", "NOPERM.*sync"),
         ("redis://127.0.0.1:{closed}", "Connect call failed"),
@@ -998,16 +1006,16 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
 )
 def test_a_backup_of_a_redis_elsewhere(elsewhere, monkeypatch, tmp_path, capsys, url, says):
     with tls(tmp_path, elsewhere["port"]) as port:
-        monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/cert")
-        monkeypatch.setattr(
-            trivia, "REDIS_URL", url.format(tls=port, closed=free_port(), **elsewhere)
-        )
+        if "ssl_ca" not in url:
+            monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/cert")
+        url = url.format(tls=port, closed=free_port(), folder=tmp_path, **elsewhere)
+        monkeypatch.setattr(trivia, "REDIS_URL", url)
         if says:
             with pytest.raises(trivia.Fatal, match=says):
                 asyncio.run(trivia.backup(tmp_path / "kept"))
             return
         asyncio.run(trivia.backup(tmp_path / "kept"))
-    assert b"value" in Path(capsys.readouterr().out.strip()).read_bytes() or "open" in url
+    assert b"value" in Path(capsys.readouterr().out.strip()).read_bytes() or "@" not in url
 
 
 @pytest.mark.parametrize("folder", ["file", "file/folder", "/proc/nothing"])

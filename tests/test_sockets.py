@@ -772,7 +772,14 @@ def test_an_unknown_queue_is_refused_with_404(server, mallory, path, browser):
         ("null", False),
         ("http://127.0.0.1", False),
         ("http://127.0.0.1:{}.evil.example", False),
+        ("http://127.0.0.1:{}@evil.example", False),
+        ("http://evil.example/127.0.0.1:{}", False),
+        ("http://127.0.0.1:{}/", False),
+        ("http://127.0.0.1:", False),
+        ("http://[::1]:{}", False),
+        ("http://[", False),
         ("http://127.0.0.1:{}", True),
+        ("HTTP://127.0.0.1:{}", True),
     ],
 )
 def test_a_page_of_another_origin_may_not_connect(server, open_phone, mallory, origin, allowed):
@@ -949,6 +956,39 @@ def test_a_join_to_an_unknown_queue_is_refused_and_the_next_is_not(server, open_
     assert store(server, phone.token[:12]) == before
     phone.send("join")
     assert phone.expect("queued")["queue"] == "rated"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "host", "origin", "allowed"),
+    [
+        ("ws", "quiz.your.org", "http://quiz.your.org", True),
+        ("ws", "quiz.your.org:80", "http://quiz.your.org", True),
+        ("ws", "Quiz.Your.ORG", "http://quiz.your.org:80", True),
+        ("wss", "quiz.your.org:443", "https://quiz.your.org", True),
+        ("wss", "quiz.your.org", "https://QUIZ.your.org:443", True),
+        ("ws", "quiz.your.org", "https://quiz.your.org", True),  # a proxy with TLS that is silent
+        ("ws", "[2001:DB8::1]:8000", "http://[2001:db8::1]:8000", True),
+        ("wss", "quiz.your.org", "http://quiz.your.org", False),
+        ("wss", "quiz.your.org", "https://quiz.your.org:8443", False),
+        ("ws", "quiz.your.org:8000", "http://quiz.your.org", False),
+        ("ws", "quiz.your.org", "http://quiz.your.org.evil.example", False),
+        ("ws", "quiz.your.org", "http://your.org", False),
+        ("ws", "quiz.your.org", "null", False),
+        ("ws", "", "http://", False),
+        ("ws", "your.org:port", "http://your.org", False),
+        ("wss", "quiz.your.org", "https://Friend.example:443", True),
+        ("wss", "quiz.your.org", "https://friend.example", True),
+        ("wss", "quiz.your.org", "http://friend.example", False),
+    ],
+)
+def test_an_origin_is_compared_by_scheme_host_and_port(scheme, host, origin, allowed):
+    headers = {"host": host, "origin": origin}
+    friends = ["https://friend.example:443"]
+    if allowed:
+        return trivia.check_origin(headers, scheme, friends)
+    with pytest.raises(trivia.Problem) as refused:
+        trivia.check_origin(headers, scheme, friends)
+    assert refused.value.code == "origin_refused"
 
 
 # ---- a phone that does not read
