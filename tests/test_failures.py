@@ -7,7 +7,9 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -179,6 +181,47 @@ def ready(server):
 
 
 # ---- Redis and the way to it
+
+
+@pytest.fixture
+def small_disk():
+    """A folder on a disk of 32 MB."""
+    folder = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    command = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, stderr=subprocess.DEVNULL).returncode:
+        folder.rmdir()
+        pytest.skip("only root may mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+    folder.rmdir()
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_a_full_disk_is_named_and_all_goes_on_once_there_is_room(
+    small_disk, make_server, tmp_path, fsync
+):
+    """With `always` Redis exits at the first write; with `everysec` it refuses writes."""
+    server = make_server(data=small_disk, start=False)
+    server.log_file = tmp_path / "log"
+    server.start()
+    server.redis.config_set("appendfsync", fsync)
+    session = server.register()
+    filler = small_disk / "filler"
+    with open(filler, "wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    wait_until(lambda: not ready(server))
+    told = server.http("GET", "/health/ready").refused(503, "unavailable")
+    assert told["detail"] == "Redis can't write to its disk; is it full?"
+    reason = "is full; Redis can't write" if fsync == "always" else "No space left on device"
+    wait_until(lambda: reason in server.log, 20)
+    body = {"username": unique_name(), "email": "z@example.org", "password": PASSWORD}
+    server.http("POST", "/auth/register", body).refused(503, "unavailable")
+    filler.unlink()
+    wait_until(lambda: ready(server), 20)
+    assert server.http("GET", "/users/me", token=session["token"]).status == 200
+    wait_until(lambda: server.http("POST", "/auth/register", body).status == 201, 20)
+    assert "Traceback" not in server.log
 
 
 def test_a_worker_that_loses_its_connection_brings_its_players_up_to_date(served, valkey):

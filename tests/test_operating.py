@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -896,13 +897,20 @@ def everything(server, sessions):
     for session in sessions:
         export, games = ask("/users/me/export"), ask("/users/me/games")
         export["questions_seen"].sort(key=str)
-        found[session["token"]] = (
+        del export["sessions"]
+        found[session["user"]["username"]] = (
             export,
             games,
             ask("/leaderboards/rating?around=me"),
             [ask(f"/games/{game['id']}") for game in games["games"]],
         )
     return found
+
+
+def sign_in_again(server, phone):
+    body = {"login": phone.name, "password": PASSWORD}
+    phone.token = phone.session["token"] = server.http("POST", "/auth/login", body).json["token"]
+    phone.headers = {"Authorization": f"Bearer {phone.token}"}
 
 
 def destroy(server):
@@ -967,15 +975,27 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
 
     destroy(server)
     code, printed = run([*TRIVIA, "restore", str(file)], **env)
-    assert code == 0 and "start the server" in printed, printed
+    assert code == 0 and "Start the server" in printed, printed
+    for word in ("All are ended", "Those of that time are valid again", "trivia.py erase UID"):
+        assert word in printed, printed
+    made = datetime.fromtimestamp(file.stat().st_mtime, UTC)
+    since = datetime.fromisoformat(re.search("--since '(.+) UTC'", printed)[1] + "+00:00")
+    assert abs(made - since) < timedelta(minutes=2)
     assert not run([*TRIVIA, "backup", str(tmp_path / "again")], **env)[0] and not valkeys(
         server
     ), "it was not running"
     server.start()
+    for phone in (*phones, *playing):
+        server.http("GET", "/users/me", token=phone.token).refused(401, "not_authenticated")
+        sign_in_again(server, phone)
     assert everything(server, sessions) == before
-    for session in sessions[::6]:
-        login = {"login": session["user"]["username"], "password": PASSWORD}
-        assert server.http("POST", "/auth/login", login).status == 200
+    erased = phones[0].token[:12]  # whom the backup has brought back
+    code, printed = run([*TRIVIA, "erase", erased, "nobody"], **env)
+    assert code == 1 and "nobody: there is no such account" in printed, printed
+    wait_until(lambda: server.redis.exists(trivia.Keys.user(erased)) == 0, 20)
+    server.stop()
+    server.start()  # which reads the end of the sessions again, and then the new ones
+    assert server.http("GET", "/users/me", token=phones[1].token).status == 200
     game = playing[0].frames[-1]["game"]
     for phone in playing:
         update = phone.connect().expect("update")
@@ -1075,6 +1095,7 @@ def test_only_a_backup_is_brought_back_and_nothing_is_overwritten(
         assert (tmp_path / "d").stat().st_mode & 0o777 == 0o700
         assert sorted(os.listdir(tmp_path / "d/appendonlydir")) == [
             "appendonly.aof.1.base.rdb",
+            "appendonly.aof.1.incr.aof",
             "appendonly.aof.manifest",
         ]
 
@@ -1095,8 +1116,56 @@ def test_a_server_on_a_backup_that_is_damaged_says_so_in_one_line(
     assert (
         code == 3
         and "the Redis server did not start" in errors[0]["message"]
+        and "restore a backup" in errors[0]["message"]
         and "Traceback" not in printed
     ), printed
+
+
+# ---- repair
+
+
+def test_a_damaged_end_of_the_files_is_named_and_repaired(make_server):
+    server = make_server()
+    env = {"TRIVIA_DATA": str(server.data / "d")}
+    code, printed = run([*TRIVIA, "repair"], **env)
+    assert code == 1 and "stop it first" in printed, printed
+    session = server.register()
+    server.stop()
+    wait_until(lambda: not valkeys(server))
+    code, printed = run([*TRIVIA, "repair"], **env)
+    assert code == 0 and "is whole" in printed, printed
+    [file] = (server.data / "d" / "appendonlydir").glob("*.incr.aof")
+    whole = file.read_bytes()
+    file.write_bytes(whole + bytes(100))
+
+    code, printed = run(TRIVIA, **env)
+    errors = [json.loads(line) for line in printed.splitlines() if '"ERROR"' in line]
+    assert code == 3 and "`python trivia.py repair`" in errors[0]["message"], printed
+    assert "Traceback" not in printed and "\n" not in errors[0]["message"]
+
+    code, printed = run([*TRIVIA, "repair"], **env)
+    assert code == 0 and f"cut off 100 of {len(whole) + 100} bytes" in printed, printed
+    assert file.read_bytes() == whole
+    [copy] = (server.data / "d").glob("appendonlydir.*")
+    assert (copy / file.name).read_bytes() == whole + bytes(100)
+    server.start()
+    assert server.http("GET", "/users/me", token=session["token"]).status == 200
+
+
+@pytest.mark.parametrize(
+    "manifest, says",
+    [
+        (None, "does not exist; set TRIVIA_DATA"),
+        ("", "names no file that is there"),
+        ("file gone.aof seq 1 type i\n", "names no file that is there"),
+    ],
+)
+def test_what_can_not_be_repaired_is_told_in_one_line(tmp_path, manifest, says):
+    if manifest is not None:
+        (tmp_path / "d/appendonlydir").mkdir(parents=True)
+        (tmp_path / "d/appendonlydir/appendonly.aof.manifest").write_text(manifest)
+    code, printed = run([*TRIVIA, "repair"], TRIVIA_DATA=str(tmp_path / "d"))
+    assert code == 1 and says in printed and len(printed.splitlines()) == 1, printed
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root only")
