@@ -901,7 +901,7 @@ class Form:
         """Returns the form as JSON Schema, for the documents."""
         schema = {
             "type": "object",
-            "properties": {name: public_rule(rule) for name, rule in self.rules.items()},
+            "properties": {name: sent_rule(rule) for name, rule in self.rules.items()},
             "additionalProperties": False,
         }
         if self.required:
@@ -922,6 +922,18 @@ def public_rule(rule: dict) -> dict:
         plain["pattern"] = f"^({WEB_ADDRESS})?$"
     if rule["type"] == "string" and "enum" not in rule:
         return {"maxLength": TEXT_LENGTH} | plain
+    return plain
+
+
+def sent_rule(rule: dict) -> dict:
+    """Returns a field that a client sends as plain JSON Schema.
+
+    The default stands in the description: generated types require a property with a `default`.
+    """
+    plain = public_rule(rule)
+    if "default" in plain:
+        default = f"Default: {shorten(plain.pop('default'))}."
+        plain["description"] = f"{plain.get('description', '')} {default}".strip()
     return plain
 
 
@@ -6477,7 +6489,6 @@ GIVEN_PASSWORD = {"type": "string", "maxLength": 4000}
 CONFIRMED_PASSWORD = GIVEN_PASSWORD | {
     "description": "Needed, unless the account has none: that of a guest, or of an identity."
 }
-PRESENT_PASSWORD = GIVEN_PASSWORD | {"description": "The present password."}
 LOGIN_NAME = {"type": "string", "maxLength": 254}
 GUEST_SECRET = {
     "type": "string",
@@ -6507,7 +6518,15 @@ BROKEN_OFF = "trivia.broken_off"  # key of an ASGI scope: nothing more is sent
 
 def forms(schema: Schema) -> dict[str, Form]:
     """Returns the forms of request bodies and queries by name."""
-    password_change = {"password": PRESENT_PASSWORD, "new_password": schema.fields["password"]}
+    examples = {
+        name: {"examples": rule["examples"]} if "examples" in rule else {}
+        for name, rule in schema.fields.items()
+    }
+    given_password = GIVEN_PASSWORD | examples["password"]
+    password_change = {
+        "password": given_password | {"description": "The present password."},
+        "new_password": schema.fields["password"],
+    }
     offset = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
     board_page = {"limit": PAGE_LIMIT, "offset": offset, "around": PAGE_AROUND}
     return {
@@ -6515,19 +6534,21 @@ def forms(schema: Schema) -> dict[str, Form]:
         "Guest": Form({"secret": GUEST_SECRET}, ["secret"]),
         "Upgrade": schema.upgrade,
         "UserChanges": schema.changes,
-        "Login": login_form(schema.unique),
+        "Login": login_form(schema.unique, examples),
         "PasswordChange": Form(password_change, list(password_change)),
-        "PasswordConfirmation": Form({"password": CONFIRMED_PASSWORD}),
+        "PasswordConfirmation": Form({"password": CONFIRMED_PASSWORD | examples["password"]}),
         "HistoryPage": Form({"limit": PAGE_LIMIT, "cursor": PAGE_CURSOR}),
         "BoardPage": Form(board_page),
     }
 
 
-def login_form(unique: list[str]) -> Form:
+def login_form(unique: list[str], examples: dict[str, dict]) -> Form:
     """Returns the form of a login, which names the account by `login` or by one unique field."""
-    login_rule = LOGIN_NAME | {"description": "A " + " or ".join(unique) + "."}
+    login_rule = LOGIN_NAME | examples["username"]
+    login_rule["description"] = "A " + " or ".join(unique) + "."
     unique_rule = LOGIN_NAME | {"description": "Can be given instead of login."}
-    fields = {"login": login_rule, **dict.fromkeys(unique, unique_rule), "password": GIVEN_PASSWORD}
+    fields = {"login": login_rule, **dict.fromkeys(unique, unique_rule)}
+    fields["password"] = GIVEN_PASSWORD | examples["password"]
     return Form(fields, ["password"])
 
 
@@ -6916,17 +6937,31 @@ _WEBSOCKET_SERVER = {
 }
 
 
+CLOSES = {  # {close code: (name, what a client should know)}
+    CLOSE_POLICY: ("refused", "The handshake was refused; an HTTP request tells why."),
+    CLOSE_RESTART: ("restart", "The server restarts. Reconnect at once."),
+    CLOSE_TRY_LATER: ("try later", "The server can't serve this client now. Reconnect later."),
+    CLOSE_MALFORMED: ("malformed", "Too many malformed messages."),
+    CLOSE_UNAUTHENTICATED: ("not authenticated", "The session is over. Sign in again."),
+    CLOSE_IDLE: ("idle", "Too long silent outside of queues and games. Connect to play again."),
+    CLOSE_REPLACED: ("replaced", "The player connected elsewhere. Don't reconnect."),
+    CLOSE_TOO_BIG: ("too big", "A message was too big."),
+    CLOSE_TOO_FAST: ("too fast", "Too many messages or connections. Reconnect later."),
+}
+
+
 def components(schema: Schema) -> dict[str, dict]:
     """Returns the component schemas that both documents share: {name: JSON Schema}."""
-    return {
+    rules = {
         **_user_components(schema),
-        "Problem": _problem_component(),
+        "Problem": _problem_component(schema),
         **_game_components(),
         "Leaderboard": _leaderboard_component(),
         "QueueList": _queues_component(),
         "Export": _export_component(),
         "Health": _object_of({"status": _STRING, "version": _STRING}, optional=("version",)),
     }
+    return {name: _with_titles(rule, name) for name, rule in rules.items()}
 
 
 def _user_components(schema: Schema) -> dict[str, dict]:
@@ -6958,7 +6993,7 @@ def _readable_rule(name: str, rule: dict) -> dict:
     return {"oneOf": [public_rule(rule), {"type": "null"}]}
 
 
-def _problem_component() -> dict:
+def _problem_component(schema: Schema) -> dict:
     errors = {
         "type": "object",
         "description": "What is wrong, by field.",
@@ -6969,7 +7004,8 @@ def _problem_component() -> dict:
         "title": _STRING,
         "status": _INTEGER,
         "detail": _STRING,
-        "code": _STRING | {"description": "Stable; for programs."},
+        "code": {"type": "string", "enum": problem_codes(schema)}
+        | {"description": "Stable; for programs. A later version may add codes."},
         "errors": errors,
     }
     return _object_of(properties, optional=("errors",))
@@ -7049,6 +7085,33 @@ def _export_component() -> dict:
     return _object_of(export)
 
 
+def _with_titles(rule: Any, title: str) -> Any:
+    """Returns a schema in which each object and each enum has a title, made of the way to it.
+
+    Generators name types by titles, and make up names such as AnonymousSchema_12 without them.
+    """
+    if not isinstance(rule, dict):
+        return rule
+    named = rule.get("type") == "object" or "enum" in rule
+    titled = ({"title": title} if named else {}) | rule
+    for keyword, suffix in (("items", "Item"), ("additionalProperties", "Value")):
+        if keyword in rule:
+            titled[keyword] = _with_titles(rule[keyword], title + suffix)
+    if "properties" in rule:
+        titled["properties"] = {
+            name: _with_titles(part, title + _pascal(name))
+            for name, part in rule["properties"].items()
+        }
+    if "oneOf" in rule:
+        titled["oneOf"] = [_with_titles(part, title) for part in rule["oneOf"]]
+    return titled
+
+
+def _pascal(name: str) -> str:
+    """Returns user_exit as UserExit."""
+    return "".join(word[:1].upper() + word[1:] for word in name.split("_"))
+
+
 def _with_long_times(part: Any) -> Any:
     """Returns a part of a document in which each integer that holds a time says `format: int64`.
 
@@ -7088,7 +7151,11 @@ def openapi(schema: Schema) -> dict:
     known = forms(schema)
     routes = routes_of(schema)
     bodies = {route.body for route in routes if route.body}
-    schemas = {name: form.json_schema() for name, form in known.items() if name in bodies}
+    schemas = {
+        name: _with_titles(form.json_schema(), name)
+        for name, form in known.items()
+        if name in bodies
+    }
     paths: dict[str, dict] = {}
     for route in routes:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema, known)
@@ -7120,13 +7187,24 @@ def _operation(route: Route, schema: Schema, known: dict[str, Form]) -> dict:
         "responses": _responses(route, schema),
     }
     if route.body:
-        content = {JSON: {"schema": _ref(route.body)}}
+        content = {JSON: {"schema": _ref(route.body)} | _example(known[route.body])}
         operation["requestBody"] = {"required": True, "content": content}
     if route.auth == "yes":
         operation["security"] = [{"bearer": []}]
     elif route.auth == "optional":
         operation["security"] = [{"bearer": []}, {}]
     return operation
+
+
+def _example(form: Form) -> dict:
+    """Returns {"example": a body that is accepted}, or {} if a required field has no example.
+
+    Viewers send it. The one that they make up gives a login every name that it knows.
+    """
+    values = {
+        name: rule["examples"][0] for name, rule in form.rules.items() if rule.get("examples")
+    }
+    return {"example": values} if set(form.required) <= values.keys() else {}
 
 
 def _parameters(route: Route, schema: Schema, known: dict[str, Form]) -> list[dict]:
@@ -7185,9 +7263,13 @@ def _shown_code(code: str, schema: Schema) -> str:
 
 def error_codes(schema: Schema) -> list[str]:
     """Returns every code that HTTP or a WebSocket answers with."""
-    taken = [f"{name}_taken" for name in schema.unique]
-    codes = [*PROBLEMS, *taken, *REFUSALS, *FRAME_CODES]
-    return [code for code in dict.fromkeys(codes) if code != "taken"]
+    return list(dict.fromkeys([*problem_codes(schema), *REFUSALS, *FRAME_CODES]))
+
+
+def problem_codes(schema: Schema) -> list[str]:
+    """Returns every code of a problem of HTTP."""
+    codes = [code for code in PROBLEMS if code != "taken"]
+    return codes + [f"{name}_taken" for name in schema.unique]
 
 
 # -- AsyncAPI
@@ -7199,7 +7281,8 @@ def asyncapi(schema: Schema) -> dict:
     sign_in = (
         "Connecting joins a queue, or resumes the game in progress. Sign in with the header "
         "`Authorization: Bearer TOKEN`, or from a browser with the subprotocols "
-        f"`{SUBPROTOCOL}` and `bearer.TOKEN`. Frames are text, of JSON."
+        f"`{SUBPROTOCOL}` and `bearer.TOKEN`. Frames are text, of JSON. "
+        "The schema `CloseCode` has the codes with which the server closes."
     )
     document = {
         "asyncapi": "3.0.0",
@@ -7212,11 +7295,22 @@ def asyncapi(schema: Schema) -> dict:
         "operations": _channel_operations(schema, messages),
         "components": {
             "messages": messages,
-            "schemas": components(schema),
+            "schemas": components(schema) | {"CloseCode": _close_codes()},
             "securitySchemes": BEARER_SCHEME,
         },
     }
     return _with_long_times(document)
+
+
+def _close_codes() -> dict:
+    """Returns the codes with which the server closes a WebSocket, as an enum with names."""
+    lines = [f"{code} {name}: {text}" for code, (name, text) in CLOSES.items()]
+    return _INTEGER | {
+        "title": "CloseCode",
+        "description": "\n\n".join(lines),
+        "enum": list(CLOSES),
+        "x-enum-varnames": [name.upper().replace(" ", "_") for name, _ in CLOSES.values()],
+    }
 
 
 def _messages(schema: Schema) -> dict[str, dict]:
@@ -7246,9 +7340,9 @@ def _client_message(name: str, spec: dict) -> dict:
         "maxLength": 64,
         "description": "Repeated in an `error` about this message.",
     }
-    fields = {key: public_rule(rule) for key, rule in spec.get("fields", {}).items()}
+    fields = {key: sent_rule(rule) for key, rule in spec.get("fields", {}).items()}
     properties = {"type": {"const": name}, "id": message_id} | fields
-    message = _message(name, spec, properties, spec.get("required", ()))
+    message = _message(f"client_{name}", spec, properties, spec.get("required", ()))
     message["payload"]["additionalProperties"] = False
     return message
 
@@ -7257,19 +7351,24 @@ def _server_message(name: str, spec: dict) -> dict:
     """Describes a message from the server. All its fields are required unless the spec says it."""
     fields = {key: _without_own_words(rule) for key, rule in spec.get("fields", {}).items()}
     properties = {"type": {"const": name}} | fields
-    return _message(name, spec, properties, spec.get("required", fields))
+    if name == "error":
+        codes = [*REFUSALS, *FRAME_CODES]
+        properties["code"] = properties.get("code", _STRING) | {"enum": codes}
+    return _message(f"server_{name}", spec, properties, spec.get("required", fields))
 
 
 def _without_own_words(rule: dict) -> dict:
     return {word: value for word, value in rule.items() if word not in ("unique", "private")}
 
 
-def _message(name: str, spec: dict, properties: dict, required: Iterable[str]) -> dict:
+def _message(title: str, spec: dict, properties: dict, required: Iterable[str]) -> dict:
+    name = properties["type"]["const"]
+    payload = {"type": "object", "properties": properties, "required": ["type", *required]}
     return {
         "name": name,
         "title": name,
         "summary": spec.get("description", ""),
-        "payload": {"type": "object", "properties": properties, "required": ["type", *required]},
+        "payload": _with_titles(payload, _pascal(title)),
     }
 
 

@@ -42,7 +42,7 @@ data class NewUser(
     val email: String,
     /** The server stores only its argon2id hash. */
     val password: String,
-    /** The http or https address of a picture. */
+    /** The http or https address of a picture. Default: "". */
     val avatar: String? = null,
 ) {
     internal fun fields() = fieldsOf("username" to username, "email" to email, "password" to password, "avatar" to avatar)
@@ -77,7 +77,7 @@ data class Upgrade(
     val email: String,
     /** The server stores only its argon2id hash. */
     val password: String,
-    /** The http or https address of a picture. */
+    /** The http or https address of a picture. Default: "". */
     val avatar: String? = null,
 ) {
     internal fun fields() = fieldsOf("username" to username, "email" to email, "password" to password, "avatar" to avatar)
@@ -97,7 +97,7 @@ data class UserChanges(
     val username: String? = null,
     /** An alternative to the username at sign-in. The server sends no mail. */
     val email: String? = null,
-    /** The http or https address of a picture. */
+    /** The http or https address of a picture. Default: "". */
     val avatar: String? = null,
 ) {
     internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar)
@@ -256,7 +256,7 @@ data class Problem(
     val title: String,
     val status: Int,
     val detail: String,
-    /** Stable; for programs. */
+    /** Stable; for programs. A later version may add codes. */
     val code: String,
     /** What is wrong, by field. */
     val errors: Map<String, List<String>>? = null,

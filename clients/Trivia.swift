@@ -63,7 +63,7 @@ public struct NewUser: Codable, Equatable, Sendable {
     public var email: String
     /// The server stores only its argon2id hash.
     public var password: String
-    /// The http or https address of a picture.
+    /// The http or https address of a picture. Default: "".
     public var avatar: String?
 
     enum CodingKeys: String, CodingKey {
@@ -101,7 +101,7 @@ public struct Upgrade: Codable, Equatable, Sendable {
     public var email: String
     /// The server stores only its argon2id hash.
     public var password: String
-    /// The http or https address of a picture.
+    /// The http or https address of a picture. Default: "".
     public var avatar: String?
 
     enum CodingKeys: String, CodingKey {
@@ -124,7 +124,7 @@ public struct UserChanges: Codable, Equatable, Sendable {
     public var username: String?
     /// An alternative to the username at sign-in. The server sends no mail.
     public var email: String?
-    /// The http or https address of a picture.
+    /// The http or https address of a picture. Default: "".
     public var avatar: String?
 
     enum CodingKeys: String, CodingKey {
@@ -303,7 +303,7 @@ public struct Problem: Codable, Equatable, Sendable {
     public var title: String
     public var status: Int
     public var detail: String
-    /// Stable; for programs.
+    /// Stable; for programs. A later version may add codes.
     public var code: String
     /// What is wrong, by field.
     public var errors: [String: [String]]?

@@ -25,6 +25,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 COMMENT_WIDTH = 100
+CODES = ("ProblemCode", "ServerErrorCode")  # titles of enums that a client has as one, ErrorCode
 HANDLED = ("answer", "check", "join", "leave", "ping")  # the templates send these by themselves
 
 
@@ -236,6 +237,8 @@ class TypeScript(Writer):
             return name_of(rule["$ref"])
         if "const" in rule:
             return json.dumps(rule["const"])
+        if rule.get("title") in CODES:
+            return "ErrorCode"
         if "enum" in rule:
             return " | ".join(json.dumps(value, ensure_ascii=False) for value in rule["enum"])
         options = rule.get("oneOf") or rule.get("anyOf")

@@ -38,7 +38,7 @@ class NewUser {
   /// The server stores only its argon2id hash.
   final String password;
 
-  /// The http or https address of a picture.
+  /// The http or https address of a picture. Default: "".
   final String? avatar;
 
   Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'password': password, 'avatar': avatar});
@@ -74,7 +74,7 @@ class Upgrade {
   /// The server stores only its argon2id hash.
   final String password;
 
-  /// The http or https address of a picture.
+  /// The http or https address of a picture. Default: "".
   final String? avatar;
 
   Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'password': password, 'avatar': avatar});
@@ -94,7 +94,7 @@ class UserChanges {
   /// An alternative to the username at sign-in. The server sends no mail.
   final String? email;
 
-  /// The http or https address of a picture.
+  /// The http or https address of a picture. Default: "".
   final String? avatar;
 
   Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar});
@@ -270,7 +270,7 @@ class Problem {
 
   final String detail;
 
-  /// Stable; for programs.
+  /// Stable; for programs. A later version may add codes.
   final String code;
 
   /// What is wrong, by field.

@@ -21,7 +21,7 @@ export interface NewUser {
   email: string;
   /** The server stores only its argon2id hash. */
   password: string;
-  /** The http or https address of a picture. */
+  /** The http or https address of a picture. Default: "". */
   avatar?: string;
 }
 
@@ -37,7 +37,7 @@ export interface Upgrade {
   email: string;
   /** The server stores only its argon2id hash. */
   password: string;
-  /** The http or https address of a picture. */
+  /** The http or https address of a picture. Default: "". */
   avatar?: string;
 }
 
@@ -46,7 +46,7 @@ export interface UserChanges {
   username?: string;
   /** An alternative to the username at sign-in. The server sends no mail. */
   email?: string;
-  /** The http or https address of a picture. */
+  /** The http or https address of a picture. Default: "". */
   avatar?: string;
 }
 
@@ -121,8 +121,8 @@ export interface Problem {
   title: string;
   status: number;
   detail: string;
-  /** Stable; for programs. */
-  code: string;
+  /** Stable; for programs. A later version may add codes. */
+  code: ErrorCode;
   /** What is wrong, by field. */
   errors?: Record<string, Array<string>>;
 }
@@ -397,7 +397,7 @@ export interface PongMessage {
 export interface ErrorMessage {
   type: "error";
   /** A stable code, for programs. */
-  code: string;
+  code: ErrorCode;
   /** What was wrong and what was expected, for people. */
   message: string;
   /** The `id` of the refused message. */
@@ -477,6 +477,8 @@ export type QueueName = "random" | "rated" | "party";
 
 // ---- HTTP ----------------------------------------------------------------------------------------
 
+type Failure = Partial<Omit<Problem, "code">> & { code?: ErrorCode | "network" };
+
 /** An error of the server, or of the way to it (`status` 0, `code` "network"). */
 export class TriviaError extends Error {
   readonly status: number;
@@ -486,11 +488,11 @@ export class TriviaError extends Error {
   /** Seconds to wait before another try; 0 if the server names none. */
   readonly retryAfter: number;
 
-  constructor(status: number, problem: Partial<Problem>, retryAfter = 0) {
+  constructor(status: number, problem: Failure, retryAfter = 0) {
     super(problem.detail ?? `the server answered ${status}`);
     this.name = "TriviaError";
     this.status = status;
-    this.code = (problem.code ?? "internal") as ErrorCode;
+    this.code = problem.code ?? "internal";
     this.errors = problem.errors ?? {};
     this.retryAfter = retryAfter;
   }

@@ -199,7 +199,7 @@ def kotlin(request, tmp_path_factory):
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     """A server with the lab, and a file of the right answers."""
-    questions, _ = trivia.read_questions(trivia.question_items(trivia.QUESTION_FILE))
+    questions = trivia.read_question_file(trivia.QUESTION_FILE).questions.values()
     folder = tmp_path_factory.mktemp("clients")
     answers = {one.text: one.choices[0] for one in questions}
     (folder / "answers.json").write_text(json.dumps(answers))

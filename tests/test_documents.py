@@ -110,6 +110,86 @@ def test_integers_that_outgrow_32_bits_say_so(openapi, asyncapi):
     assert all(formats == {"int64"} for formats in found.values()), found
 
 
+def named_types(part, path=()):
+    """Yields (path, rule) of each object and enum of a schema."""
+    if isinstance(part, dict) and (part.get("type") == "object" or "enum" in part):
+        yield path, part
+    pairs = part.items() if isinstance(part, dict) else enumerate(part)
+    for key, value in pairs:
+        if isinstance(value, (dict, list)) and key not in ("enum", "examples", "required"):
+            yield from named_types(value, (*path, key))
+
+
+def test_every_type_that_a_generator_names_has_a_title_of_its_own(openapi, asyncapi):
+    payloads = {
+        key: message["payload"] for key, message in asyncapi["components"]["messages"].items()
+    }
+    parts = payloads | openapi["components"]["schemas"]
+    titles = [rule.get("title") for _, rule in named_types(parts)]
+    assert None not in titles and len(titles) == len(set(titles)) > 60
+    assert all(re.fullmatch(r"[A-Z][A-Za-z0-9]*", title) for title in titles)
+    assert {payloads["client.emoji"]["title"], payloads["server.emoji"]["title"]} == {
+        "ClientEmoji",
+        "ServerEmoji",
+    }
+
+
+def test_all_codes_are_listed(openapi, asyncapi):
+    problem = openapi["components"]["schemas"]["Problem"]["properties"]["code"]["enum"]
+    error = asyncapi["components"]["messages"]["server.error"]["payload"]["properties"]["code"]
+    assert {*problem, *error["enum"]} == set(trivia.error_codes(trivia.app.ctx.schema))
+    assert {"username_taken", "email_taken", "invalid"} < set(problem) and "taken" not in problem
+    close = asyncapi["components"]["schemas"]["CloseCode"]
+    ours = {
+        value
+        for name, value in vars(trivia).items()
+        if name.startswith("CLOSE_") and type(value) is int and value > 1000
+    }
+    assert set(close["enum"]) == ours
+    assert len(set(close["x-enum-varnames"])) == len(ours)
+
+
+def test_what_clients_send_has_no_default_that_makes_a_field_required(openapi, asyncapi):
+    bodies = [
+        name
+        for path in openapi["paths"].values()
+        for operation in path.values()
+        for name in [
+            operation.get("requestBody", {})
+            .get("content", {})
+            .get("application/json", {})
+            .get("schema", {})
+            .get("$ref", "")
+            .rpartition("/")[2]
+        ]
+        if name
+    ]
+    sent = [openapi["components"]["schemas"][name] for name in bodies]
+    messages = asyncapi["components"]["messages"]
+    sent += [message["payload"] for key, message in messages.items() if key.startswith("client.")]
+    rules = [rule for schema in sent for rule in schema["properties"].values()]
+    assert len(rules) > 15 and not [rule for rule in rules if "default" in rule]
+    avatar = openapi["components"]["schemas"]["NewUser"]["properties"]["avatar"]
+    assert avatar["description"].endswith('Default: "".')
+
+
+def test_the_examples_can_be_sent_as_they_are(make_server):
+    server = make_server()
+    paths = server.http("GET", "/docs/openapi.json").json["paths"]
+    token = None
+    for method, path, status in (
+        ("post", "/auth/register", 201),
+        ("post", "/auth/login", 200),
+        ("patch", "/users/me", 200),
+        ("post", "/auth/password", 204),
+        ("delete", "/users/me", 204),
+    ):
+        body = paths[path][method]["requestBody"]["content"]["application/json"]["example"]
+        answer = server.http(method.upper(), path, body, token=token)
+        assert answer.status == status, (path, answer.body)
+        token = answer.json["token"] if path.startswith("/auth/") and answer.body else token
+
+
 # ---- OpenAPI ----------------------------------------------------------------------------------------------------
 
 
