@@ -2543,11 +2543,10 @@ class Nodes:
             raise Unavailable("it is a read-only replica; expected the master")
 
     async def _load_library(self, link: RedisConnection) -> None:
-        # When its memory is full, Redis refuses even to load what is there.
-        if await link.call("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY.name):
-            return
         try:
-            await link.call("FUNCTION", "LOAD", LIBRARY.text)
+            # When its memory is full, Redis refuses even to load what is there.
+            if not await link.call("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY.name):
+                await link.call("FUNCTION", "LOAD", LIBRARY.text)
         except hiredis.ReplyError as error:
             text = str(error)
             if LIBRARY_EXISTS in text:
