@@ -405,22 +405,27 @@ end
 -- apply_result: applies the result of a game to one of its players, once, however often it runs.
 -- KEYS user     the player
 -- KEYS history  game -> time of its end
+-- KEYS met      digest of an opponent -> games of today with them that counted
 -- ARGS game     id
 -- ARGS ended    when it ended
 -- ARGS keep     ms for which games are kept
 -- ARGS most     games that the history holds
+-- ARGS counts   0: it only enters the history
 -- ARGS wins     0 or 1
 -- ARGS change   of the rating
 -- ARGS sigma    new uncertainty of the rating, or '' if the game is not rated
 -- ARGS initial  rating of a new user
+-- ARGS quick    right minus wrong answers that were given in inhuman time
+-- ARGS others   digest of each opponent, separated by spaces
 -- ARGS ...      name, field, period, default of each leaderboard with a period
 -- Returns {1 if it was applied now, 'GAME ...', field, value, ...} with the games that the history
 -- has no room for, which the caller drops, and the fields of the user; {0, ''} if there is no such
 -- user.
 -- Atomic: the entry in the history says whether it was applied.
 local function apply_result(keys, args)
-  local user, history = unpack(keys)
-  local game, ended, keep, most, wins, change, sigma, initial = unpack(args)
+  local user, history, met = unpack(keys)
+  local game, ended, keep, most, counts, wins, change, sigma = unpack(args)
+  local initial, quick, others = unpack(args, 9)
   if call('HEXISTS', user, 'username') == 0 then return {0, ''} end
   if call('ZADD', history, 'NX', ended, game) == 0 then
     return {0, '', unpack(call('HGETALL', user))}
@@ -435,7 +440,10 @@ local function apply_result(keys, args)
       dropped[#dropped + 1] = old_game
     end
   end
-  for i = 9, #args, 4 do
+  dropped = table.concat(dropped, ' ')
+  if quick ~= '0' then call('HINCRBY', user, ':quick', quick) end
+  if counts == '0' then return {1, dropped, unpack(call('HGETALL', user))} end
+  for i = 12, #args, 4 do
     local board, field, period, default = 'board:' .. args[i], args[i + 1], args[i + 2], args[i + 3]
     local last = string.match(call('HGET', user, board) or '', '^%S+') or ''
     -- A result that comes late counts for the period that has begun since.
@@ -450,7 +458,10 @@ local function apply_result(keys, args)
     call('HINCRBYFLOAT', user, 'rating', change)
     call('HSET', user, ':sigma', sigma)
   end
-  return {1, table.concat(dropped, ' '), unpack(call('HGETALL', user))}
+  for digest in string.gmatch(others, '%S+') do call('HINCRBY', met, digest, 1) end
+  local today = math.floor(call('TIME')[1] / 86400)
+  call('EXPIREAT', met, 86400 * (today + 1))
+  return {1, dropped, unpack(call('HGETALL', user))}
 end
 
 -- take_allowance: takes from an allowance of `burst` at once and one more each interval, or gives
@@ -510,6 +521,24 @@ local function tell(conn, kind, body)
   if not worker then return end
   local event = kind .. ' - 0 ' .. number .. ':0\n' .. body
   call('SPUBLISH', channel('lobby', worker), event)
+end
+
+-- Holds a player back from their next match, since they left a game before anybody had answered.
+-- The wait (ms) begins with `first` and doubles each time, up to `longest`. It is forgotten when so
+-- much time has passed after a wait. The key holds 'TIMES WAIT END'.
+local function hold_back(quits, first, longest)
+  local times = tonumber(string.match(call('GET', quits) or '', '^%d+') or 0) + 1
+  local wait = math.min(first * 2 ^ (times - 1), longest)
+  local hold = string.format('%d %.0f %.0f', times, wait, wall_clock() + wait)
+  call('SET', quits, hold, 'PX', wait + longest)
+end
+
+-- Returns for how many ms a player is held back from now on.
+local function held_back(quits)
+  local wait, ends = string.match(call('GET', quits) or '', '^%d+ (%d+) (%d+)$')
+  if not wait then return 0 end
+  -- More than `wait` is left only if the clock was set back.
+  return math.max(0, math.min(wait, ends - wall_clock()))
 end
 
 -- What join and check_ticket share: the player, their queue and its rules.
@@ -624,6 +653,19 @@ local function check_again(search, seat)
   call('ZADD', search.due, at, search.name .. ' ' .. search.uid)
 end
 
+-- Puts a ticket into its queue and looks for opponents, unless the player is held back. Returns the
+-- match, or nil; then the ticket is checked again.
+local function seek_in_turn(search, seat)
+  if seat.since > search.now then
+    call('ZADD', search.due, seat.since, search.name .. ' ' .. search.uid)
+    return nil
+  end
+  call('ZADD', search.queue, search.window < 0 and seat.since or seat.rating, search.uid)
+  local match = seek(search, seat)
+  if not match then check_again(search, seat) end
+  return match
+end
+
 -- join: takes a player's connection into a queue, or back to the game that they are in.
 -- KEYS seats     UID -> what the player does
 -- KEYS queue     UID -> since (fifo) or rating
@@ -632,6 +674,7 @@ end
 -- KEYS workers   living workers
 -- KEYS playing   queue -> players in games
 -- KEYS clock     of the lobby
+-- KEYS quits     how long the player is held back
 -- ARGS uid       player
 -- ARGS name      of the queue
 -- ARGS new_game  id for a new game
@@ -646,15 +689,17 @@ end
 -- ARGS over      game that is over for the player, or ''
 -- ARGS longest   players that the queue may hold
 -- ARGS turn      fencing token of the connection: a higher turn is newer
--- Returns {'game', id}, {'full'}, {'queued', ms until the ticket ends}, {'matched', match}, or
--- {'stale'} if a newer connection of the player is there. Run again by the same connection it
--- changes nothing.
+-- Returns {'game', id}, {'full'}, {'queued', ms until the ticket ends, ms for which the player is
+-- held back}, {'matched', match}, or {'stale'} if a newer connection of the player is there. Run
+-- again by the same connection it changes nothing. Who is held back has a ticket whose `since` is
+-- yet to come. It enters the queue then.
 -- Events: replaced, to an older connection of the player.
 -- Atomic, so that nobody is in two games, or matched with themselves, or matched twice.
 local function join(keys, args)
   local search = read_search(keys, args)
+  local quits = unpack(keys, 8)
   local conn, rating, over, longest, turn = unpack(args, 10)
-  local seats, uid, since = search.seats, search.uid, search.now
+  local seats, uid, since = search.seats, search.uid, search.now + held_back(quits)
   turn = tonumber(turn)
   local seat = read_seat(seats, uid)
   if seat then
@@ -677,11 +722,9 @@ local function join(keys, args)
   end
   seat = {conn = conn, turn = turn, queue = search.name, since = since, rating = rating, game = '-'}
   write_seat(seats, uid, seat)
-  call('ZADD', search.queue, search.window < 0 and since or rating, uid)
-  local match = seek(search, seat)
+  local match = seek_in_turn(search, seat)
   if match then return {'matched', match} end
-  check_again(search, seat)
-  return {'queued', since + search.wait - search.now}
+  return {'queued', since + search.wait - search.now, math.max(0, since - search.now)}
 end
 
 -- check_ticket: checks a ticket that is due. It is matched, ended, or checked again later.
@@ -718,12 +761,9 @@ local function check_ticket(keys, args)
     call('HDEL', search.seats, search.uid)
     return {'gone'}
   end
-  local match = seek(search, seat)
+  local match = seek_in_turn(search, seat)
   if match then return {'matched', match} end
-  if search.now - seat.since < search.wait then
-    check_again(search, seat)
-    return {'waiting'}
-  end
+  if search.now - seat.since < search.wait then return {'waiting'} end
   drop_ticket(search, search.uid)
   write_idle_seat(search.seats, search.uid, seat.conn, seat.turn)
   tell(seat.conn, 'cancelled', message)
@@ -769,19 +809,23 @@ end
 -- release: frees players from a game, as far as they are still in it.
 -- KEYS seats    UID -> what the player does
 -- KEYS playing  queue -> players in games
+-- KEYS ...      how long each player is held back
 -- ARGS game     id
--- ARGS ...      UID of each player
+-- ARGS first    ms for which a player is held back who left early for the first time
+-- ARGS longest  ms for which one is held back at most
+-- ARGS ...      UID of each player, 1 if they left before anybody had answered, else 0
 -- Returns how many were in it.
--- Atomic, so that a player is counted out once.
+-- Atomic, so that a player is counted out, and held back, once.
 local function release(keys, args)
   local seats, playing = unpack(keys)
-  local game = unpack(args)
+  local game, first, longest = unpack(args)
   local released = 0
-  for i = 2, #args do
-    local uid = args[i]
+  for i = 4, #args, 2 do
+    local uid, early = args[i], args[i + 1]
     local seat = read_seat(seats, uid)
     if seat and seat.game == game then
       released = released + 1
+      if early == '1' then hold_back(keys[1 + i / 2], tonumber(first), tonumber(longest)) end
       call('HINCRBY', playing, seat.queue, -1)
       if seat.conn == '-' then
         call('HDEL', seats, uid)
@@ -1417,7 +1461,8 @@ end
 -- ARGS caller     worker that calls
 -- ARGS ranking    JSON
 -- ARGS ttl        seconds for which the game is kept
--- ARGS ...        UID of each player who was erased since the game began
+-- ARGS ...        UID of each player whose name is not kept: they were erased meanwhile, or nobody
+--                 answered in the game
 -- Returns 1, or 0 if it was done before.
 -- Events: end, to all.
 -- Atomic, so that a game ends once.

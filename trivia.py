@@ -41,11 +41,14 @@ time may lag behind that clock.
                                  of the last sign-ins, newest first); :turn
                                  (number of connections so far); :guest (digest
                                  of a guest's secret); session:DIGEST -> expiry
-                                 (s);
-                                 board:NAME -> "PERIOD VALUE-AT-ITS-START"
+                                 (s); board:NAME -> "PERIOD
+                                 VALUE-AT-ITS-START"; :quick (right minus wrong
+                                 answers in inhuman time)
     history:{UID}        zset    game id -> time of its end                       erased
-    seen:{UID}           string  bitmap of the questions that the player was      erased
-                                 given
+    seen:{UID}           string  bitmap of the questions that were put to the     erased
+                                 player
+    met:{UID}            hash    digest of an opponent -> games of today with     midnight UTC
+                                 them that counted
     erasures:{lobby}     zset    UID -> when another worker goes on with erasing them     erased
     erased:{UID}         hash    unique field -> value that is still claimed              released
     unique:{FIELD:N}     hash    folded value -> "UID OPERATION", with " UNTIL"   released
@@ -60,6 +63,8 @@ time may lag behind that clock.
     due:{lobby}          zset    "QUEUE UID" -> when the ticket is checked again  matched, left
     forming:{lobby}      zset    "GAME QUEUE UID..." -> when another worker may   game is formed
                                  form it
+    quits:{lobby}:UID    string  "TIMES WAIT END": games that the player left     forgotten
+                                 early, and until when they are held back
     workers:{lobby}      zset    worker -> last heartbeat; "dead:WORKER" while    10 s silent
                                  it is reaped
     libraries:{lobby}    hash    worker -> digest of its trivia.lua               its death
@@ -69,7 +74,8 @@ time may lag behind that clock.
                                  clock, and their time at the last write
     playing:{lobby}      hash    queue -> players in its games                    never
     game:{gSHARD}:ID     hash    plan, state, result, 1, 2...: see trivia.lua.    game_days after,
-                                 ID begins with SHARD, in base 36                 or in no history
+                                 ID begins with SHARD, in base 36                 or in no history,
+                                                                                  or 2 min if void
     deadlines:{gSHARD}   zset    game id -> its next deadline                     settled
     clock:{gSHARD}       string  as clock:{lobby}, of games                       never
     boards:{boards}      hash    leaderboard -> field, if it holds all players    never
@@ -83,6 +89,7 @@ time may lag behind that clock.
                                  present version; then "edited" after an update
     metrics:{metrics}    hash    "METRIC LABEL ..." -> sum of all workers         never
     loads:{metrics}      hash    worker -> "CONNECTIONS BYTES CPU-SECONDS"        its death
+    quick:{metrics}      zset    UID -> the user's :quick; the greatest 100       erased
     skew:{GAME}          string  when a worker first showed the first question    20 s
                                  (us)
     worker:{TAG}:ID, bank:{bank}   channels, not keys: events of a worker; the bank has changed
@@ -546,6 +553,10 @@ METRICS = {  # {name: (labels, help)}; a name that ends in _seconds is a histogr
     "messages": ("type", "Messages from clients."),
     "deliveries": ("", "Messages to clients."),
     "answers": ("", "Answers that counted."),
+    "quick_answers": (
+        "verdict",
+        "Answers within 0.5 s of the question, which is faster than people read, in ended games.",
+    ),
     "errors": ("code", "Refusals: WebSocket errors and HTTP problems."),
     "requests": ("route status", "HTTP requests."),
     "request_seconds": ("route", "HTTP requests, from the last byte of the body to the response."),
@@ -1147,6 +1158,11 @@ GUESTS = _object(
 SIGN_IN = {"dependentRequired": {"guests": ["names"]}} | _object(
     names=_object("first second", first=_WORDS, second=_WORDS), guests=GUESTS
 )
+LIMITS_WITH_DEFAULT = {
+    "pair_games": _whole(1, 1_000_000) | {"default": 10},
+    "early_exit_seconds": _whole(1, 86_400) | {"default": 5},
+    "early_exit_most_seconds": _whole(1, 86_400) | {"default": 600},
+}
 FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _object(
     "users leaderboards queues messages limits",
     title=_TEXT,
@@ -1169,7 +1185,7 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
         client=_named(RELAYED, HANDLED, propertyNames=_names_except(*SERVER_MESSAGES)),
         server=_object(" ".join(SERVER_MESSAGES), **dict.fromkeys(SERVER_MESSAGES, SERVER_MESSAGE)),
     ),
-    limits=_object(" ".join(LIMITS), **LIMITS),
+    limits=_object(" ".join(LIMITS), **LIMITS, **LIMITS_WITH_DEFAULT),
 )
 
 ANY_ORIGIN = ("*", "null")  # `null` is sent by pages without an origin, such as files
@@ -1404,6 +1420,7 @@ class CrossChecks:
         if self._fine("origins"):
             yield from self._origins()
         yield from self._guest_names()
+        yield from self._limits()
 
     def _fine(self, *path: str) -> bool:
         for wrong in self.wrong_paths:
@@ -1472,6 +1489,14 @@ class CrossChecks:
         longest = " ".join(max(words, key=len) for words in names.values())
         expected = f"words of which {shorten(longest)} and three digits make a username"
         yield ("sign_in", "names"), shorten(names), expected
+
+    def _limits(self) -> Iterable[Mistake]:
+        defaults = {name: rule["default"] for name, rule in LIMITS_WITH_DEFAULT.items()}
+        limits = defaults | self._children("limits")
+        if limits["early_exit_seconds"] > limits["early_exit_most_seconds"]:
+            found = limits["early_exit_seconds"]
+            expected = f"at most early_exit_most_seconds, {limits['early_exit_most_seconds']}"
+            yield ("limits", "early_exit_seconds"), shorten(found), expected
 
 
 def separator_of(names: dict[str, list], rule: dict) -> str | None:
@@ -1633,7 +1658,8 @@ class Schema:
         users = tree["users"]
         client_messages = tree["messages"]["client"]
         self.tree = tree
-        self.limits = types.SimpleNamespace(**tree["limits"])
+        defaults = {name: rule["default"] for name, rule in LIMITS_WITH_DEFAULT.items()}
+        self.limits = types.SimpleNamespace(**defaults | tree["limits"])
         self.boards: dict[str, dict] = tree["leaderboards"]
         self.queues = {name: Queue(name, spec) for name, spec in tree["queues"].items()}
         self.origins = _origins(tree.get("origins", []))
@@ -1740,6 +1766,7 @@ class Keys:
     ids = "ids:{bank}"
     metrics = "metrics:{metrics}"
     loads = "loads:{metrics}"
+    quick = "quick:{metrics}"
     bank_channel = "bank:{bank}"
     guests = "guests:{guests}"
 
@@ -1747,6 +1774,8 @@ class Keys:
     history = "history:{{{}}}".format
     seen = "seen:{{{}}}".format
     erased = "erased:{{{}}}".format
+    met = "met:{{{}}}".format
+    quits = "quits:{{lobby}}:{}".format
     skew = "skew:{{{}}}".format
     queue = "queue:{{lobby}}:{}".format
     limit = "limit:{{{}:{}}}".format
@@ -2847,6 +2876,10 @@ class Redis(Nodes):
             "FCALL", LIBRARY.function(name), len(keys), *keys, *args, is_function=True
         )
 
+    def tell(self, command: str, key: str, *args: CommandPart) -> None:
+        """Sends a command with a key whose loss does no harm; nobody waits for its reply."""
+        self.at(key).send(_ignore_reply, (command, key, *args))
+
     def run_then(
         self, on_reply: OnReply, name: str, keys: tuple[str, ...], *args: CommandPart
     ) -> None:
@@ -2986,8 +3019,9 @@ class Redis(Nodes):
 # Its correction gets a new number, which later games use. A worker reads the bank at start, and
 # again when the channel of the bank says that it has changed.
 
+DICE = secrets.SystemRandom()  # nobody foresees its draws, whatever they have seen of them
 BANK_PORTION = 500  # questions that are added in one pipeline, so that games go on meanwhile
-MAX_LISTED_ORDERS = 5  # choices, up to which all 120 orders are listed: 0.4 us a draw instead of 4
+MAX_LISTED_ORDERS = 5  # choices, up to which all 120 orders are listed: 1.4 us a draw instead of 9
 
 
 def fold(value: str) -> str:
@@ -3172,14 +3206,17 @@ class Bank:
         pool = self.pools[queue]
         rounds = self.schema.queues[queue].spec["rounds"]
         picked = set()
-        for number in random.choices(pool, k=rounds * 4):  # cheap, and enough while most are unseen
-            if len(picked) < rounds and not times_seen(number, seen):
+        for _ in range(rounds * 4):  # enough while most are unseen
+            number = DICE.choice(pool)
+            if not times_seen(number, seen):
                 picked.add(number)
+            if len(picked) == rounds:
+                break
         if len(picked) < rounds:
-            rest = [number for number in random.sample(pool, len(pool)) if number not in picked]
+            rest = [number for number in DICE.sample(pool, len(pool)) if number not in picked]
             rest.sort(key=lambda number: times_seen(number, seen))
             picked |= set(rest[: rounds - len(picked)])
-        return random.sample(list(picked), len(picked))
+        return DICE.sample(list(picked), len(picked))
 
     def shuffled(self, numbers: list[int]) -> str:
         """Returns the quiz of a game: these questions, each with a random order of its choices."""
@@ -3188,8 +3225,8 @@ class Bank:
     def _random_order(self, number: int) -> str:
         choices = len(self.questions[number].choices)
         if choices <= MAX_LISTED_ORDERS:
-            return random.choice(all_orders(choices))
-        return "".join(map(str, random.sample(range(choices), choices)))
+            return DICE.choice(all_orders(choices))
+        return "".join(map(str, DICE.sample(range(choices), choices)))
 
 
 @functools.cache
@@ -4330,17 +4367,23 @@ class Lobby:
     ) -> tuple[str, Any]:
         """Takes a connection into a queue; forms a match in the background.
 
-        Returns ('game', id), ('queued', ms until the ticket ends), ('full', None), or ('stale',
-        None) for a connection that was replaced. `over` is the game that has ended for the player,
-        or ''.
+        Returns ('game', id), ('queued', {timeout_ms, perhaps delay_ms}), ('full', None), or
+        ('stale', None) for a connection that was replaced. `over` is the game that has ended for
+        the player, or ''.
         """
         keys, search = self._search(queue, uid)
+        keys = (*keys, Keys.quits(uid))
         longest = self.schema.limits.queue_length
         reply = await self.redis.run("join", keys, *search, connection, rating, over, longest, turn)
         outcome, *rest = reply
         if outcome == "matched":
             spawn(self.form(rest[0]))
-            return "queued", queue.ms("wait_seconds")
+            return "queued", {"timeout_ms": queue.ms("wait_seconds")}
+        if outcome == "queued":
+            timeout_ms, delay_ms = rest
+            return "queued", {"timeout_ms": timeout_ms} | (
+                {"delay_ms": delay_ms} if delay_ms else {}
+            )
         return outcome, rest[0] if rest else None
 
     async def leave(
@@ -4461,12 +4504,14 @@ class Lobby:
 # A phase ends by its deadline. A question also ends when all connected players have answered. Any
 # worker may settle a game, more than once, and may die in between. The first result that is
 # computed stands (HSETNX). Each player's part is applied once (`apply_result`). What follows from
-# it can be repeated. A settlement takes three round trips.
+# it can be repeated. A settlement takes four round trips.
 
 RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
 ADVANCES_AT_ONCE = 50  # games that one call advances: 1 to 2 ms of Redis
 DUE_AT_ONCE = 500
-FORGET_S = 120  # a game in which nobody answered is kept so long, for phones that were away
+INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
+QUICK_LISTED = 100  # players that answer in inhuman time and are remembered for the operator
+FORGET_S = 120  # the id of a game in which nobody answered is kept so long
 STRANGE_GRACE_MS = 300  # a worker takes over games of other shards that are so late
 
 
@@ -4525,15 +4570,39 @@ class Game:
         named = zip(self.players, answers, strict=False)
         return {player.name: answer for player, answer in named if answer}
 
-    def was_played(self) -> bool:
-        """Returns whether anybody has answered a question; known until the game has ended."""
+    @functools.cached_property
+    def is_kept(self) -> bool:
+        """Whether it enters the histories: it is real, and a question was answered in it.
+
+        It is known until the game has ended.
+        """
         is_open = any(player.answer for player in self.players)
-        return is_open or any(self.answers(number) for number in range(1, self.round + 1))
+        was_played = is_open or any(self.answers(number) for number in range(1, self.round + 1))
+        return was_played and self.kind != "sandbox"
+
+    def quick_answers(self) -> list[tuple[int, int]]:
+        """Returns for each player how many answers in inhuman time were (right, wrong)."""
+        found = [Counter() for _ in self.players]
+        for number, (_, order) in enumerate(self.rounds[: self.round], 1):
+            closed = self.fields.get(str(number))
+            answers = parse_round(closed) if closed else [player.answer for player in self.players]
+            for counted, answer in zip(found, answers, strict=True):
+                if answer and answer["ms"] < INHUMAN_MS:
+                    counted[order[answer["choice"]] == "0"] += 1
+        return [(counted[True], counted[False]) for counted in found]
+
+    def opponents(self, player: Player) -> list[str]:
+        """Returns a digest of each opponent of a player, as `met` has them."""
+        return [digest(other.uid, 6) for other in self.players if other is not player]
 
     def ranks(self) -> list[int]:
         """Returns each player's rank by score. Equals share it; those who left come last."""
         order = [(player.left, -player.score) for player in self.players]
         return [1 + sum(other < mine for other in order) for mine in order]
+
+    def has(self, uid: str) -> bool:
+        """Tells whether a user is one of its players."""
+        return any(player.uid == uid for player in self.players)
 
     def player_of(self, uid: str) -> Player:
         """Returns the part of a player."""
@@ -4585,9 +4654,7 @@ class Games:
         if created:
             count("games_started", name)
             log.debug("game begins", extra={"game": game})
-        counts = created and name != LAB_QUEUE
-        known = [uid for uid, user in zip(uids, users, strict=True) if user and counts]
-        await self._mark_seen(known, numbers, self.redis.call("ZREM", Keys.forming, match))
+        await self.redis.call("ZREM", Keys.forming, match)
 
     def _seat(self, queue: Queue, uid: str, user: dict) -> list:
         """Returns a player as the plan of a game has them."""
@@ -4617,11 +4684,6 @@ class Games:
                 yield from (seat.connection, seat.turn)
             else:
                 yield from ("-", 0)
-
-    async def _mark_seen(self, uids: list[str], numbers: list[int], last: Awaitable) -> None:
-        marks = [item for number in numbers for item in ("SET", "u1", number, 1)]
-        calls = (self.redis.call("BITFIELD", Keys.seen(uid), *marks) for uid in uids)
-        await asyncio.gather(*calls, last)
 
     # -- transitions
 
@@ -4726,12 +4788,20 @@ class Games:
         """
         phase = await self.exit(game, who, True)
         if phase not in ("settle", "stale"):  # otherwise the settlement releases them
-            await self.release(game, uid)
+            await self.release(game, {uid: phase == "start"})
         return phase
 
-    async def release(self, game: str, *uids: str) -> None:
-        """Frees players' seats in the lobby from a game."""
-        await self.redis.run("release", (Keys.seats, Keys.playing), game, *uids)
+    async def release(self, game: str, early: dict[str, bool]) -> None:
+        """Frees players' seats in the lobby from a game.
+
+        `early` is {uid: whether they left before anybody had answered}. Those are held back from
+        their next match.
+        """
+        limits = self.schema.limits
+        waits_ms = limits.early_exit_seconds * 1000, limits.early_exit_most_seconds * 1000
+        keys = Keys.seats, Keys.playing, *map(Keys.quits, early)
+        people = [item for uid, is_early in early.items() for item in (uid, int(is_early))]
+        await self.redis.run("release", keys, game, *waits_ms, *people)
 
     async def enter(self, game: str, uid: str, connection: str, turn: int) -> Game | str:
         """Brings a connection into a game. Returns the game; 'over' for this player; or 'stale'."""
@@ -4760,33 +4830,61 @@ class Games:
     async def settle(self, game: Game) -> None:
         """Applies a game's result to its players, and ends it.
 
-        A game in which nobody answered has no result to apply. It is soon forgotten.
+        A game in which nobody answered is void: no result is applied, and it is soon forgotten. Its
+        id stays for a while, so that no late repetition begins it again.
         """
         if game.result is None:
-            game.result = await self._fix_result(game, self._compute_result(game))
+            counts = await self._counts_for(game)
+            game.result = await self._fix_result(game, self._compute_result(game, counts))
         uids = [player.uid for player in game.players]
-        keeps = game.kind != "sandbox" and game.was_played()
-        users = await self._apply_all(game) if keeps else await self._load_all(uids)
-        erased = [uid for uid, user in zip(uids, users, strict=True) if not user]
-        boards = []
-        if keeps:
-            people = zip(uids, users, strict=True)
-            boards = [self.users.boards.refresh(uid, user) for uid, user in people if user]
-        ttl_s = self.schema.limits.game_days * DAY_S if keeps else FORGET_S
+        is_void = game.kind != "sandbox" and not game.is_kept
+        users = dict(zip(uids, await self._apply_all(game), strict=True)) if game.is_kept else {}
+        present = {uid: user for uid, user in users.items() if user}
+        copies = [self.users.boards.refresh(*person) for person in present.items()]
+        copies += [
+            self._refresh_quick(uid, user) for uid, user in present.items() if ":quick" in user
+        ]
+        early = {player.uid: is_void and player.left for player in game.players}
+        nameless = uids if is_void else [uid for uid in users if uid not in present]
         # In this order, in one batch: whatever is lost on the way is repeated while the game is not
         # finished.
         await asyncio.gather(
-            *boards, self.release(game.id, *uids), self._finish(game, ttl_s, erased)
+            *copies, self.release(game.id, early), self._finish(game, is_void, nameless)
         )
 
-    async def _load_all(self, uids: list[str]) -> list[dict]:
-        return await asyncio.gather(*map(self.users.load, uids))
+    async def _refresh_quick(self, uid: str, user: dict) -> None:
+        """Copies a user's :quick to the list that the operator sees, which has bounds."""
+        await asyncio.gather(
+            self.redis.call("ZADD", Keys.quick, user[":quick"], uid),
+            self.redis.call("ZREMRANGEBYRANK", Keys.quick, 0, -QUICK_LISTED - 1),
+        )
 
-    async def _finish(self, game: Game, ttl_s: int, erased: list[str]) -> None:
+    async def _finish(self, game: Game, is_void: bool, nameless: list[str]) -> None:
+        ttl_s = FORGET_S if is_void else self.schema.limits.game_days * DAY_S
         text = dumps(ranking(game))
-        if await self._run("finish_game", game.id, text, ttl_s, *erased):
+        if await self._run("finish_game", game.id, text, ttl_s, *nameless):
             count("games_ended", game.queue, game.reason)
+            if game.is_kept:
+                for right, wrong in game.quick_answers():
+                    count_many("quick_answers", right, "right")
+                    count_many("quick_answers", wrong, "wrong")
             log.debug("game ends: %s", game.reason, extra={"game": game.id})
+
+    async def _counts_for(self, game: Game) -> list[bool]:
+        """Tells for each player whether the game counts for them.
+
+        It does if it is kept and they have an opponent whom they have not met too often today.
+        """
+        if not game.is_kept:
+            return [False] * len(game.players)
+        met = await asyncio.gather(
+            *(
+                self.redis.call("HMGET", Keys.met(player.uid), *game.opponents(player))
+                for player in game.players
+            )
+        )
+        most = self.schema.limits.pair_games
+        return [any(int(games or 0) < most for games in counted) for counted in met]
 
     async def _fix_result(self, game: Game, result: list[dict]) -> list[dict]:
         """Writes the result unless there is one. Returns the one that stands."""
@@ -4797,18 +4895,17 @@ class Games:
         )
         return json.loads(stands)
 
-    def _compute_result(self, game: Game) -> list[dict]:
+    def _compute_result(self, game: Game, counts: list[bool]) -> list[dict]:
         """Returns for each player {rank, won} and, in a rated game, {rating, change, sigma}.
 
-        If the game does not count for a player, there is also {counts: False}.
+        `counts` tells for each player whether the game counts; if not, there is {counts: False}.
         """
         ranks = game.ranks()
         alone_first = ranks.count(1) == 1
-        counts = game.was_played()
         result = []
-        for rank, player in zip(ranks, game.players, strict=True):
-            won = counts and rank == 1 and alone_first and not player.left
-            result.append({"rank": rank, "won": won} | ({} if counts else {"counts": False}))
+        for rank, player, does_count in zip(ranks, game.players, counts, strict=True):
+            won = does_count and rank == 1 and alone_first and not player.left
+            result.append({"rank": rank, "won": won} | ({} if does_count else {"counts": False}))
         if game.kind == "rated":
             self._rate(game, result)
         return result
@@ -4827,7 +4924,7 @@ class Games:
     async def _apply_all(self, game: Game) -> list[dict]:
         """Applies the result. Returns the players' new fields; {} for an erased player."""
         boards = list(self._period_boards(game.ended))
-        parts = zip(game.players, game.result, strict=True)
+        parts = zip(game.players, game.result, game.quick_answers(), strict=True)
         replies = await asyncio.gather(*(self._apply(game, *part, boards) for part in parts))
         for player, (_, dropped, *_) in zip(game.players, replies, strict=True):
             for old in dropped.split():
@@ -4838,18 +4935,24 @@ class Games:
         """Notes that a player's history has dropped a game. The last of them deletes it."""
         await self.redis.run("drop_game", (Keys.game(game),), uid)
 
-    def _apply(self, game: Game, player: Player, part: dict, boards: list) -> Awaitable[list]:
+    def _apply(
+        self, game: Game, player: Player, part: dict, quick: tuple[int, int], boards: list
+    ) -> Awaitable[list]:
+        right, wrong = quick
         return self.redis.run(
             "apply_result",
-            (Keys.user(player.uid), Keys.history(player.uid)),
+            (Keys.user(player.uid), Keys.history(player.uid), Keys.met(player.uid)),
             game.id,
             game.ended,
             self.schema.limits.game_days * DAY_S * 1000,
             self.schema.limits.games_per_user,
+            int(part.get("counts", True)),
             int(part["won"]),
             part.get("change", 0),
             part.get("sigma", ""),
             self.schema.fields["rating"]["default"],
+            right - wrong,
+            " ".join(game.opponents(player)),
             *boards,
         )
 
@@ -5027,28 +5130,12 @@ class PersonalData:
             cursor = ids[-1]
 
     async def _questions_seen(self, uid: str) -> AsyncIterator[list]:
-        """Yields the texts of the questions that a player has seen.
-
-        Questions are marked as seen when a game is formed. The export must not reveal those that
-        the running game has still to ask.
-        """
+        """Yields the texts of the questions that were put to a player."""
         bits = to_bitmap(await self.redis.call("GET", Keys.seen(uid)))
-        hidden = await self._questions_to_come(uid)
         questions = list(self.games.bank.questions.items())
         for start in range(0, len(questions), SEEN_PORTION):
             portion = questions[start : start + SEEN_PORTION]
-            seen = [(number, question) for number, question in portion if has_seen(bits, number)]
-            yield [question.text for number, question in seen if number not in hidden]
-
-    async def _questions_to_come(self, uid: str) -> set[int]:
-        """Returns the questions that the player's running game has still to ask."""
-        seat = await self.lobby.seat_of(uid)
-        if seat is None or seat.game == "-":
-            return set()
-        game = await self.games.load(seat.game)
-        if game is None:
-            return set()
-        return {number for number, _ in game.rounds[game.round :]}
+            yield [question.text for number, question in portion if has_seen(bits, number)]
 
     # -- erasure
 
@@ -5073,8 +5160,9 @@ class PersonalData:
         await self.users.release(uid, pairs_to_dict(fields))
         if not await self._forget_games(uid):
             return
-        keys = Keys.history(uid), Keys.seen(uid), Keys.erased(uid)
+        keys = Keys.history(uid), Keys.seen(uid), Keys.met(uid), Keys.quits(uid), Keys.erased(uid)
         await asyncio.gather(*(self.redis.call("DEL", key) for key in keys))
+        await self.redis.call("ZREM", Keys.quick, uid)
         await self.redis.call("ZREM", Keys.erasures, uid)
         log.info("erased", extra={"player": uid})
 
@@ -5838,6 +5926,11 @@ class Connection:
         self._write(body)
         return True
 
+    def mark_seen(self, question: str | int) -> None:
+        """Notes that a question was put to the player, who gets others in the next games."""
+        if self.queue.kind != "sandbox":
+            self.hub.redis.tell("SETBIT", Keys.seen(self.uid), question, 1)
+
     def _set_state(self, state: State, game: str = "", over: str = "") -> None:
         self.state = state
         self.game = game
@@ -5959,7 +6052,7 @@ class Connection:
             else:
                 self._set_state(State.QUEUED)
                 self.queued_at = self.active_at
-                self.send({"type": "queued", "queue": queue.name, "timeout_ms": value})
+                self.send({"type": "queued", "queue": queue.name} | value)
 
     async def _ticket_rating(self, queue: Queue) -> float:
         if queue.spec["match"] != "rating":
@@ -5979,6 +6072,9 @@ class Connection:
             self._set_state(State.PLAYING, game_id)
             self.seq = game.player_of(self.uid).seq
             self.queue = self.hub.schema.queues.get(game.queue, self.queue)
+            if game.phase in ("question", "reveal"):
+                question, _ = game.rounds[game.round - 1]
+                self.mark_seen(question)
             self.send(await self.hub.games.snapshot(game, self.uid))
 
     async def _on_missed_end(self, game_id: str) -> None:
@@ -5989,7 +6085,7 @@ class Connection:
         seq = self.seq + 1
         game = await self.hub.games.load(game_id)
         self._set_state(State.IDLE, over=game_id)
-        if game is not None and game.phase == "end":
+        if game is not None and game.phase == "end" and game.has(self.uid):
             end = {"seq": seq, "type": "end", "game": game_id, "reason": game.reason}
             self.send(end | {"ranking": ranking(game)})
         else:
@@ -6242,8 +6338,8 @@ class Hub:
         count_many("deliveries", delivered)
         if game != "-":
             observe("delivery_seconds", max(0.0, time.time() - float(moved_s)))
-        if kind == "question" and text.startswith("1 "):  # a sample: the first round
-            spawn(self._note_skew(game))
+        if kind == "question":
+            self._on_question(game, text, targets)
 
     def _encode(self, kind: str, game: str, text: str) -> bytes | None:
         """Returns an event's message without `seq`; None if it must wait for the question bank."""
@@ -6254,6 +6350,15 @@ class Hub:
         except KeyError:  # the bank has grown, and this worker has not read it yet
             spawn(self._catch_up())
             return None
+
+    def _on_question(self, game: str, text: str, targets: list[str]) -> None:
+        number_of_round, question, _ = text.split(" ", 2)
+        for target in targets:
+            connection = self.sockets.get(target.partition(":")[0])
+            if connection is not None:
+                connection.mark_seen(question)
+        if number_of_round == "1":  # a sample: the first round
+            spawn(self._note_skew(game))
 
     async def _note_skew(self, game: str) -> None:
         """Compares when this worker and the first worker showed a game's first question."""
@@ -6720,14 +6825,9 @@ async def read_user(call: Call, username: str) -> dict:
 async def read_game(call: Call, id: str) -> dict:
     """Returns a finished game of the caller with all its rounds."""
     game = await call.server.games.load(id) if GAME_ID.fullmatch(id) else None
-    if game is None or game.phase != "end" or not has_played(game, call.uid):
+    if game is None or game.phase != "end" or not game.has(call.uid):
         raise Problem("not_found", "You have no such finished game.")
     return call.server.games.record(game)
-
-
-def has_played(game: Game, uid: str) -> bool:
-    """Whether the user is a player of the game."""
-    return any(player.uid == uid for player in game.players)
 
 
 @route(
@@ -7593,10 +7693,11 @@ class Server:
 
     async def _measure(self) -> list[Metric]:
         call = self.redis.call
-        sums, loads, workers, queues, info = await asyncio.gather(
+        sums, loads, workers, quick, queues, info = await asyncio.gather(
             call("HGETALL", Keys.metrics),
             call("HGETALL", Keys.loads),
             call("ZRANGE", Keys.workers, 0, -1),
+            call("ZRANGE", Keys.quick, "+inf", 1, "BYSCORE", "REV", "LIMIT", 0, 10, "WITHSCORES"),
             self.lobby.counts(),
             self.redis.info(),
         )
@@ -7605,8 +7706,12 @@ class Server:
             *families(sums),
             *worker_gauges(alive, loads),
             *queue_gauges(queues),
+            gauges("quick_players", QUICK_TEXT, {uid: float(n) for uid, n in quick}, "player"),
             *redis_gauges(info),
         ]
+
+
+QUICK_TEXT = "Right minus wrong answers within 0.5 s, of the ten players with the most."
 
 
 def worker_gauges(alive: list[str], loads: dict[str, str]) -> list[Metric]:

@@ -622,6 +622,11 @@ data class QueuedMessage(
     val queue: String,
     /** Time until `cancelled` if no game is found. */
     val timeoutMs: Long,
+    /**
+     * Time until the player can be matched. Present after games that they left before anybody had
+     * answered.
+     */
+    val delayMs: Long? = null,
 ) : ServerMessage {
     override val type get() = "queued"
 
@@ -629,6 +634,7 @@ data class QueuedMessage(
         internal fun from(json: Json) = QueuedMessage(
             queue = json["queue"].text(),
             timeoutMs = json["timeout_ms"].long(),
+            delayMs = json["delay_ms"].orNull { it.long() },
         )
     }
 }
@@ -906,7 +912,8 @@ data class EndMessage(
         val ratingChange: Double? = null,
         /**
          * Present, and false, if the game changes no field of this player. So it is when nobody has
-         * answered a question; such a game is not kept either.
+         * answered a question (such a game is not kept either), or when the player has met all of these
+         * opponents too often today.
          */
         val counts: Boolean? = null,
     ) {

@@ -750,15 +750,20 @@ public struct QueuedMessage: Codable, Equatable, Sendable {
     public var queue: String
     /// Time until `cancelled` if no game is found.
     public var timeoutMs: Int
+    /// Time until the player can be matched. Present after games that they left before anybody had
+    /// answered.
+    public var delayMs: Int?
 
     enum CodingKeys: String, CodingKey {
         case queue = "queue"
         case timeoutMs = "timeout_ms"
+        case delayMs = "delay_ms"
     }
 
-    public init(queue: String, timeoutMs: Int) {
+    public init(queue: String, timeoutMs: Int, delayMs: Int? = nil) {
         self.queue = queue
         self.timeoutMs = timeoutMs
+        self.delayMs = delayMs
     }
 }
 
@@ -1068,7 +1073,8 @@ public struct EndMessage: Codable, Equatable, Sendable {
         public var rating: Double?
         public var ratingChange: Double?
         /// Present, and false, if the game changes no field of this player. So it is when nobody has
-        /// answered a question; such a game is not kept either.
+        /// answered a question (such a game is not kept either), or when the player has met all of
+        /// these opponents too often today.
         public var counts: Bool?
 
         enum CodingKeys: String, CodingKey {

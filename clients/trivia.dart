@@ -663,16 +663,21 @@ sealed class ClientMessage {
 
 /// The player waits in the queue.
 class QueuedMessage extends ServerMessage {
-  const QueuedMessage({required this.queue, required this.timeoutMs});
+  const QueuedMessage({required this.queue, required this.timeoutMs, this.delayMs});
 
   QueuedMessage.from(Map<String, dynamic> json)
       : queue = json['queue'] as String,
-        timeoutMs = json['timeout_ms'] as int;
+        timeoutMs = json['timeout_ms'] as int,
+        delayMs = _orNull(json['delay_ms'], (it) => it as int);
 
   final String queue;
 
   /// Time until `cancelled` if no game is found.
   final int timeoutMs;
+
+  /// Time until the player can be matched. Present after games that they left before anybody had
+  /// answered.
+  final int? delayMs;
 }
 
 /// The player is out of the queue, or has left the game.
@@ -982,7 +987,8 @@ class EndMessageRanking {
   final double? ratingChange;
 
   /// Present, and false, if the game changes no field of this player. So it is when nobody has
-  /// answered a question; such a game is not kept either.
+  /// answered a question (such a game is not kept either), or when the player has met all of these
+  /// opponents too often today.
   final bool? counts;
 
   Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'counts': counts});

@@ -241,6 +241,11 @@ export interface QueuedMessage {
   queue: string;
   /** Time until `cancelled` if no game is found. */
   timeout_ms: number;
+  /**
+   * Time until the player can be matched. Present after games that they left before anybody had
+   * answered.
+   */
+  delay_ms?: number;
 }
 
 /** The player is out of the queue, or has left the game. */
@@ -379,7 +384,8 @@ export interface EndMessage {
     rating_change?: number;
     /**
      * Present, and false, if the game changes no field of this player. So it is when nobody has
-     * answered a question; such a game is not kept either.
+     * answered a question (such a game is not kept either), or when the player has met all of these
+     * opponents too often today.
      */
     counts?: boolean;
   }>;

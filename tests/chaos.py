@@ -93,6 +93,7 @@ def short_games(tree):
     tree["queues"]["party"].update(players={"min": 2, "max": 4}, fill_seconds=0.5)
     tree["queues"]["rated"]["widen"] = 300
     tree["limits"].update(login_failures=100_000, hashing_queue=1000)
+    tree["limits"].update(pair_games=3, early_exit_seconds=1, early_exit_most_seconds=4)
 
 
 def new_server(workers, on_cluster=False, words=""):
@@ -785,10 +786,10 @@ def points_are_those_of_the_formula_and_add_up_to_the_score(evidence):
 
 
 def what_the_phones_saw_is_what_is_stored(evidence):
-    games = evidence.games
+    games = {game.id: game for game in evidence.kept}
     for name, transcript in evidence.transcripts.items():
         for entry in received(transcript, "reveal", "update", "end"):
-            if (game := games.get(entry.frame["game"])) and game.phase == "end":
+            if game := games.get(entry.frame["game"]):
                 for key, expected in expectation(game, entry.frame).items():
                     if entry.frame[key] != expected:
                         yield (
@@ -949,14 +950,16 @@ def answered_games(transcripts):
 def no_started_game_is_lost(evidence):
     games = evidence.games
     answered = set(answered_games(evidence.transcripts.values()))
-    seats = sum(len(game.seats) for game in evidence.kept)
+    kept = {game.id: game for game in evidence.kept}
+    seats = sum(len(game.seats) for game in kept.values())
     histories = sum(map(len, evidence.of("history").values()))
     if seats != histories:
         yield f"{seats} seats in ended games, but {histories} entries in histories"
     for name, transcript in evidence.transcripts.items():
         for entry in received(transcript, "start", "update"):
             game = games.get(entry.frame["game"])
-            if game is None and entry.frame["game"] not in answered:
+            is_void = game is None or game.phase == "end" and game.id not in kept
+            if is_void and entry.frame["game"] not in answered:
                 continue
             if (
                 game is None

@@ -125,8 +125,9 @@ class Store(Valkey):
         keys = *keys, Keys.libraries, Keys.shards
         return self.call("heartbeat", keys, worker, LIBRARY.digest, serves, *silent)
 
-    def run_release(self, keys, uid, game):
-        return self.call("release", keys, game, uid)
+    def run_release(self, keys, uid, game, early=0):
+        held = 5000, 20_000
+        return self.call("release", (*keys, Keys.quits(uid)), game, *held, uid, early)
 
     def run_due_games(self, keys, grace=0, most=500):
         return self.call("due_games", keys, grace, most)
@@ -799,18 +800,24 @@ def apply(
     boards=(),
     uid="u1",
     most=1000,
+    counts=1,
+    quick=0,
+    others="",
 ):
     return store.run(
         "apply_result",
-        (Keys.user(uid), Keys.history(uid)),
+        (Keys.user(uid), Keys.history(uid), Keys.met(uid)),
         game,
         ended,
         keep,
         most,
+        counts,
         wins,
         change,
         sigma,
         1500,
+        quick,
+        others,
         *boards,
     )
 
@@ -848,6 +855,34 @@ def test_a_result_of_an_unrated_game_moves_no_rating_and_a_defeat_no_wins(store)
     key = make_user(store)
     assert apply(store, "g1") == 1
     assert store.client.hgetall(key) == {"username": "u1", "password": "hash", "games": "1"}
+
+
+def test_a_result_that_does_not_count_only_enters_the_history(store):
+    key = make_user(store)
+    boards = ("wins", "wins", "2026-W01", 0)
+    for _ in range(2):
+        apply(
+            store, "g1", wins=1, change=5, sigma=400, boards=boards, counts=0, quick=3, others="a"
+        )
+    assert store.client.hgetall(key) == {"username": "u1", "password": "hash", ":quick": "3"}
+    assert store.client.zrange(Keys.history("u1"), 0, -1) == ["g1"]
+    assert not store.client.exists(Keys.met("u1"))
+
+
+def test_opponents_are_counted_once_a_game_until_midnight(store):
+    make_user(store)
+    for game, others in (("g1", "a b"), ("g2", "a"), ("g2", "a"), ("g3", "")):
+        apply(store, game, others=others)
+    assert store.client.hgetall(Keys.met("u1")) == {"a": "2", "b": "1"}
+    ends = store.client.expiretime(Keys.met("u1"))
+    assert ends % 86_400 == 0 and 0 <= ends - store.now() / 1000 <= 86_400
+
+
+def test_quick_answers_add_up(store):
+    key = make_user(store)
+    for game, quick in (("g1", 3), ("g2", 0), ("g2", 9), ("g3", -4)):
+        apply(store, game, quick=quick)
+    assert store.client.hget(key, ":quick") == "-1"
 
 
 def test_a_result_for_an_erased_user_leaves_nothing(store):
@@ -966,7 +1001,7 @@ _turns = {}
 def join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=100, game=None):
     return store.run(
         "join",
-        lobby_keys(name),
+        (*lobby_keys(name), Keys.quits(uid)),
         uid,
         name,
         game or trivia.new_game_id(4),
@@ -989,8 +1024,8 @@ def leave(store, uid, conn, gone=0, name="q"):
     return store.run("leave", (Keys.seats, Keys.queue(name), Keys.due), uid, name, conn, gone)
 
 
-def release(store, uid, game):
-    return store.run("release", (Keys.seats, Keys.playing), uid, game)
+def release(store, uid, game, early=0):
+    return store.run("release", (Keys.seats, Keys.playing), uid, game, early)
 
 
 def seat(store, uid):
@@ -1015,7 +1050,7 @@ def no_tickets(store):
 
 def test_the_second_to_join_is_matched_with_the_first(store, worker):
     first, second = worker.connection(), worker.connection()
-    outcome, left = join(store, "u1", first)
+    outcome, left, _ = join(store, "u1", first)
     assert outcome == "queued" and left == 60_000
     assert store.client.zrange(Keys.due, 0, -1) == ["q u1"]
     assert 900 < store.client.zscore(Keys.due, "q u1") - store.now() <= 1000
@@ -1040,7 +1075,7 @@ def test_joining_again_with_the_same_connection_changes_nothing(store, worker):
         store.client.hgetall(Keys.seats),
         store.client.zrange(Keys.queue("q"), 0, -1, withscores=True),
     )
-    outcome, left = join(store, "u1", conn)
+    outcome, left, _ = join(store, "u1", conn)
     assert outcome == "queued" and 50_000 < left <= 55_000
     assert (
         store.client.hgetall(Keys.seats),
@@ -1124,6 +1159,56 @@ def test_a_game_in_progress_is_returned_to_whatever_queue_is_asked_for(store, wo
     assert release(store, "u1", game) == 0 and store.client.hgetall(Keys.playing) == {"q": "1"}
 
 
+def leave_early(store, uid, conn, early=1):
+    """A player is released from a game that they left before anybody had answered."""
+    game = trivia.new_game_id()
+    store.client.hset(Keys.seats, uid, f"{conn} {turn_of(conn)} q 0 1500 {game}")
+    assert release(store, uid, game, early) == 1
+    assert release(store, uid, game, early) == 0
+
+
+def test_who_leaves_games_early_is_held_back_longer_each_time(store, worker):
+    conn = worker.connection()
+    for wait in (5000, 10_000, 20_000, 20_000):
+        leave_early(store, "u1", conn)
+        outcome, left, held = join(store, "u1", conn)
+        assert outcome == "queued" and wait - 2000 < held <= wait and left == held + 60_000
+        assert join(store, "u1", conn)[2] <= held, "to join again does not help"
+        assert not store.client.exists(Keys.queue("q"))
+        assert wait < store.client.pttl(Keys.quits("u1")) <= wait + 20_000
+        assert leave(store, "u1", conn) == ["left"] and no_tickets(store)
+        assert join(store, "u1", conn, name="other")[2] > 0, "another queue does not help"
+        leave(store, "u1", conn, name="other")
+    store.client.delete(Keys.quits("u1"))  # as it does by itself
+    leave_early(store, "u1", conn)
+    assert join(store, "u1", conn)[2] <= 5000
+
+
+def test_who_leaves_later_or_is_another_player_is_not_held_back(store, worker):
+    conns = worker.connection(), worker.connection()
+    leave_early(store, "u1", conns[0])
+    leave_early(store, "u2", conns[1], early=0)
+    assert join(store, "u2", conns[1])[2] == 0
+
+
+@pytest.mark.parametrize("rules", [FIFO, (2, 2, 0, 60_000, 100, 0)])
+def test_who_is_held_back_is_matched_when_their_time_has_come(store, worker, rules):
+    conns = worker.connection(), worker.connection()
+    leave_early(store, "u1", conns[0])
+    assert join(store, "u1", conns[0], rules)[0] == "queued"
+    assert join(store, "u2", conns[1], rules)[0] == "queued"
+    assert check_ticket(store, "u1", rules) == check_ticket(store, "u2", rules) == ["waiting"]
+    assert store.client.zscore(Keys.due, "q u1") == int(seat(store, "u1").since)
+    assert store.client.zrange(Keys.queue("q"), 0, -1) == ["u2"]
+    waited(store, "u1", 5001)
+    assert check_ticket(store, "u1", rules)[0] == "matched" and no_tickets(store)
+
+
+def test_a_clock_that_is_set_back_holds_nobody_back_for_longer(store, worker):
+    store.client.set(Keys.quits("u1"), f"1 5000 {store.now() + 3_600_000}")
+    assert join(store, "u1", worker.connection())[2] == 5000
+
+
 def test_a_full_queue_takes_nobody_more(store, worker):
     rules = (2, 2, 0, 60_000, 0, 0)
     conn = worker.connection()
@@ -1180,7 +1265,7 @@ def test_the_nearest_rating_in_the_window_is_matched(store, worker, ratings, min
     for uid, rating in ratings.items():
         store.client.hset(Keys.seats, uid, f"{worker.connection()} 1 q {store.now()} {rating} -")
         store.client.zadd(Keys.queue("q"), {uid: rating})
-    outcome, match = join(store, "me", worker.connection(), NEAR, rating=mine)
+    outcome, match, *_ = join(store, "me", worker.connection(), NEAR, rating=mine)
     assert (outcome == "matched" and match.split(" ")[3:]) == ([opponent] if opponent else False)
 
 
@@ -1322,7 +1407,7 @@ def test_players_who_join_at_once_are_each_matched_once(store, worker, rules):
     outcomes = at_once(24, lambda i: [join(store, f"u{i}", conns[i], rules) for _ in range(2)])
     matches = store.client.zrange(Keys.forming, 0, -1)
     assert sorted(
-        match for outcome in outcomes for kind, match in outcome if kind == "matched"
+        match for outcome in outcomes for kind, match, *_ in outcome if kind == "matched"
     ) == sorted(matches)
     people = [uid for match in matches for uid in match.split(" ")[2:]]
     assert len(people) == len(set(people)) == 24 and no_tickets(store)
@@ -2262,9 +2347,12 @@ CONTENT = {  # what members and values look like, where the table says more than
     "libraries:{lobby}": r"[0-9a-f]{10}=[0-9a-f]{8}",
     "shards:{lobby}": r"([0-9a-f]{10}|most)=4",
     "loads:{metrics}": r"[0-9a-f]{10}=\d+ \d+ [\d.]+",
+    "met:{UID}": r"[\w-]{8}=\d+",
+    "quits:{lobby}:UID": rf"=\d+ \d+ {MS}",
+    "quick:{metrics}": r"[\w-]{12}=-?\d+",
 }
 USER_FIELDS = (
-    r":created|:turn|:sigma|:from|:guest|session:[\w-]+|board:[a-z_]+|"
+    r":created|:turn|:quick|:sigma|:from|:guest|session:[\w-]+|board:[a-z_]+|"
     + "|".join(trivia.USER_FIELDS)
     + "|email|avatar"
 )
@@ -2408,6 +2496,13 @@ def played():
         party[3].expect("cancelled", reason="left")
         play_all(party[:3])
         look("settled twice")
+        for one in party[:2]:
+            one.send("join", queue="random")
+        for one in party[:2]:
+            one.expect("start")
+        party[0].send("leave")
+        party[1].expect("end")
+        look("left early")
 
         server.http(
             "POST",
@@ -2513,10 +2608,15 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
                 expected = 0 <= ttl <= 3600
             elif until == "20 s":
                 expected = 0 <= ttl <= 20
+            elif until == "midnight UTC":
+                expected = 0 <= ttl <= 86_400
+            elif until == "forgotten":
+                expected = 500 <= ttl <= 605
             elif until == "twice the period":
                 expected = 7 * 86400 < ttl <= 2 * 7 * 86400
             elif "game_days" in until and trivia.parse_state(content["state"])["phase"] == "end":
-                expected = 29 * 86400 < ttl <= 30 * 86400
+                is_void = '"counts":false' in content["result"]
+                expected = 60 < ttl <= 120 if is_void else 29 * 86400 < ttl <= 30 * 86400
             else:
                 expected = ttl == -1
             assert expected, f"{name}: {key} expires in {ttl} s; the table says: {until}"

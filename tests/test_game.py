@@ -3,6 +3,7 @@
 import html
 import json
 import math
+import random
 import secrets
 import subprocess
 import sys
@@ -72,13 +73,18 @@ KEYS = {  # every key of a message about a game
 }
 
 
+PAIR_GAMES = 3
+OPS_TOKEN = "token-of-the-operator"
+
+
 def add_queues(tree):
+    tree["limits"]["pair_games"] = PAIR_GAMES
     tree["queues"] |= {name: STANDARD | changes for name, changes in QUEUES.items()}
 
 
 @pytest.fixture(scope="module")
 def hall():
-    running = Server(edited_schema(add_queues))
+    running = Server(edited_schema(add_queues), env={"TRIVIA_OPS_TOKEN": OPS_TOKEN})
     try:
         yield running.start()
         assert "Traceback" not in running.log
@@ -986,6 +992,99 @@ def test_a_game_in_which_nobody_answered_counts_for_nothing(hall, sit, queue, ac
     assert state(hall, phones[0])[0]["result"][0].keys() >= {"counts"}
 
 
+def test_games_with_the_same_opponent_count_so_often_a_day(hall, sit):
+    """PAIR_GAMES are allowed here."""
+    ann, bob = sit("duel")
+    for game in range(PAIR_GAMES + 1):
+        if game:
+            play_again([ann, bob])
+        end = win(ann, bob)
+        counts = game < PAIR_GAMES
+        for row in end["ranking"]:
+            assert (row["rating_change"] != 0, row.get("counts", True)) == (counts, counts), row
+    mine = me(hall, ann)
+    assert (mine["games"], mine["wins"]) == (PAIR_GAMES, PAIR_GAMES)
+    assert mine["rating"] == end["ranking"][0]["rating"]
+    assert board(hall, "wins", ann) == PAIR_GAMES
+    page = hall.http("GET", "/users/me/games?limit=100", token=ann.token).json
+    assert len(page["games"]) == PAIR_GAMES + 1
+    ann.send("join")  # with somebody else it counts
+    cleo = hall.phone(queue="duel")
+    ann.expect("start")
+    assert all("counts" not in row for row in win(ann, cleo)["ranking"])
+    assert me(hall, ann)["wins"] == PAIR_GAMES + 1
+    cleo.close()
+
+
+def test_a_question_is_marked_as_seen_when_it_is_put(hall, sit):
+    ann, bob = sit("duel")
+
+    def marked(phone):
+        key = f"seen:{{{phone.token[:12]}}}"
+        return hall.redis.bitcount(key)
+
+    def game_numbers():
+        quiz = stored_game(hall.redis, ann.game)["plan"]["quiz"]
+        return [number for number, _ in trivia.parse_quiz(quiz)]
+
+    answer_all([ann, bob])
+    questions([ann, bob], 2)
+    for phone in (ann, bob):
+        wait_until(lambda phone=phone: marked(phone) == 2)
+        key = f"seen:{{{phone.token[:12]}}}"
+        assert [hall.redis.getbit(key, number) for number in game_numbers()] == [1, 1, 0]
+    ann.drop()
+    bob.expect("user_exit")
+    bob.send("answer", round=2, choice=0)
+    bob.expect("reveal", round=2)
+    bob.expect("question", round=3)
+    wait_until(lambda: marked(bob) == 3)
+    assert marked(ann) == 2
+    ann.connect()
+    assert ann.expect("update")["round"] == 3
+    wait_until(lambda: marked(ann) == 3)
+
+
+def test_no_question_is_marked_as_seen_in_a_game_that_ends_before_the_first(hall, sit):
+    phones = sit("slow_start")
+    leave_in_start(phones)
+    for phone in phones:
+        phone.expect("end")
+        assert not hall.redis.exists(f"seen:{{{phone.token[:12]}}}")
+
+
+def test_right_answers_in_inhuman_time_are_shown_to_the_operator_only(hall, sit):
+    ann, bob = sit("duel")
+    for number in (1, 2, 3):
+        asked, _ = questions([ann, bob], number)
+        ann.send("answer", round=number, choice=right(asked))
+        bob.send("answer", round=number, choice=wrong(asked))
+    game = [phone.expect("end") for phone in (ann, bob)][0]["game"]
+    answers = [
+        row["answers"] for row in hall.http("GET", f"/games/{game}", token=ann.token).json["rounds"]
+    ]
+    quick = {
+        phone: sum(row[phone.name]["ms"] < trivia.INHUMAN_MS for row in answers)
+        for phone in (ann, bob)
+    }
+    for phone, sign in ((ann, 1), (bob, -1)):
+        user = f"user:{{{phone.token[:12]}}}"
+        assert int(hall.redis.hget(user, ":quick") or 0) == sign * quick[phone]
+    assert quick[ann] > 0
+    wait_until(lambda: f'trivia_quick_players{{player="{ann.token[:12]}"}}' in metrics(hall))
+    assert bob.token[:12] not in metrics(hall)
+    wait_until(lambda: 'trivia_quick_answers_total{verdict="right"}' in metrics(hall))
+    shown = json.dumps([ann.frames, bob.frames, me(hall, ann)])
+    shown += hall.http("GET", "/users/me/export", token=ann.token).body
+    assert "quick" not in shown
+    erase(hall, ann)
+    assert hall.redis.zscore("quick:{metrics}", ann.token[:12]) is None
+
+
+def metrics(hall):
+    return hall.http("GET", "/metrics", token=OPS_TOKEN).body
+
+
 def expected_changes(ratings, ranks):
     """The changes of ratings by the model, from the strengths at the beginning."""
     before = [trivia.RATINGS.rating(rating, trivia.SIGMA) for rating in ratings]
@@ -1063,6 +1162,21 @@ def test_players_in_games_are_counted_and_counted_off(hall, sit):
 
 
 # ---- the bank
+
+
+def test_questions_and_the_order_of_choices_do_not_follow_from_a_seed():
+    bank = trivia.Bank(None, trivia.Schema(trivia.read_schema(ROOT / "schema.yaml")))
+    questions = trivia.read_question_file(trivia.QUESTION_FILE).questions.values()
+    bank.questions = dict(enumerate(questions))
+    bank.pools = {"random": list(bank.questions)}
+
+    def draw(numbers):
+        random.seed(1)
+        return bank.shuffled(numbers or bank.pick("random", []))
+
+    assert len({draw(None) for _ in range(3)}) == 3
+    assert len({draw(range(40)) for _ in range(3)}) == 3
+    assert "math.random" not in (ROOT / "trivia.lua").read_text("utf-8")
 
 
 def test_questions_do_not_repeat_until_the_bank_runs_low_and_then_there_are_enough(sit):

@@ -49,6 +49,7 @@ GAUGES = {
     "redis_memory_bytes",
     "redis_memory_limit_bytes",
     "redis_commands",
+    "quick_players",
 }
 BAD = b"\xff\xfe".decode("latin-1")
 

@@ -161,6 +161,14 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ),
     ({"limits.connections": -5}, "limits.connections", "found -5; expected at least 1"),
     ({"limits.login_seconds": 0}, "limits.login_seconds", "at least 1"),
+    ({"limits.pair_games": 0}, "limits.pair_games", "found 0; expected at least 1"),
+    ({"limits.pair_games": 2.5}, "limits.pair_games", "integer"),
+    (
+        {"limits.early_exit_seconds": 700},
+        "limits.early_exit_seconds",
+        "found 700; expected at most early_exit_most_seconds, 600",
+    ),
+    ({"limits.early_exit_most_seconds": 86_401}, "limits.early_exit_most_seconds", "at most 86400"),
     ({"limits.connections": None}, "limits.connections", "integer"),
     ({"leaderboards": None}, "leaderboards", "object"),
     ({"queues": ["random"]}, "queues", "object"),
@@ -538,6 +546,15 @@ def test_whole_number_written_with_a_point_means_the_same(file):
         assert type(tree["queues"]["party"]["players"]) is int
 
 
+def test_limits_with_a_default_may_be_left_out(file):
+    tree = yaml.safe_load(SHIPPED)
+    for name, rule in trivia.LIMITS_WITH_DEFAULT.items():
+        assert tree["limits"].pop(name) == rule["default"]
+    file.write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False), "utf-8")
+    limits = trivia.Schema(trivia.read_schema(file)).limits
+    assert (limits.pair_games, limits.early_exit_seconds) == (10, 5)
+
+
 # ---- numbers
 
 
@@ -559,7 +576,8 @@ NUMBERS = {".".join(path): rule for path, rule in numbers_of(trivia.FILE_SCHEMA)
 
 
 def test_every_number_that_the_file_may_hold_has_a_maximum():
-    assert {f"limits.{name}" for name in trivia.LIMITS} < NUMBERS.keys()
+    limits = trivia.LIMITS | trivia.LIMITS_WITH_DEFAULT
+    assert {f"limits.{name}" for name in limits} < NUMBERS.keys()
     assert [path for path, rule in NUMBERS.items() if "maximum" not in rule] == []
     assert max(rule["maximum"] for rule in NUMBERS.values()) == 2**53
 

@@ -1368,6 +1368,9 @@ def test_an_erasure_leaves_no_trace_of_the_person(small):
 def test_an_erasure_in_the_midst_of_a_game_leaves_no_trace(small):
     ann, bob = small.pair()
     game = bob.frames[-1]["game"]
+    bob.expect("question")
+    bob.send("answer", round=1, choice=0)
+    ann.expect("answered")
     erase(small, ann.session)
     ann.expect_close(4401)
     end = bob.play()
@@ -1924,9 +1927,9 @@ def apply(
     keep=86_400_000,
     ended=1000,
 ):
-    keys = trivia.Keys.user(uid), trivia.Keys.history(uid)
+    keys = trivia.Keys.user(uid), trivia.Keys.history(uid), trivia.Keys.met(uid)
     boards = "wins", "wins", period, 0
-    result = game, ended, keep, 1000, wins, change, sigma, 1500
+    result = game, ended, keep, 1000, 1, wins, change, sigma, 1500, 0, ""
     return fcall(server, "apply_result", keys, *result, *boards)[0]
 
 
