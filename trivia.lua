@@ -123,17 +123,21 @@ end
 -- claim: claims a unique value for a user who is being written. It also renews a claim of the same
 -- user, so that no earlier operation releases it.
 -- KEYS bucket     folded value -> claim
+-- KEYS reserved   UID that gave up the value
 -- ARGS value      folded
 -- ARGS uid        user
 -- ARGS operation  random; tells claims of one user apart
 -- ARGS claim_ms   how long a claim is protected before it is confirmed
 -- ARGS void       the claim that may be replaced, or ''
--- Returns {'claimed', claim}, {'pending'} while another user's claim is new, or {'held', claim}:
--- the caller checks whether that user has the value, and calls again to replace the claim if not.
+-- Returns {'claimed', claim}, {'reserved'} for another user, {'pending'} while another user's claim
+-- is new, or {'held', claim}: the caller checks whether that user has the value, and calls again to
+-- replace the claim if not.
 -- Atomic, so that one caller gets the value.
 local function claim(keys, args)
-  local bucket = unpack(keys)
+  local bucket, reserved = unpack(keys)
   local value, uid, operation, claim_ms, void = unpack(args)
+  local keeper = call('GET', reserved)
+  if keeper and keeper ~= uid then return {'reserved'} end
   local now = wall_clock()
   local held = call('HGET', bucket, value)
   if held and held ~= void then
@@ -167,22 +171,36 @@ local function settle_claim(keys, args)
   return 1
 end
 
+-- reserve: keeps a value that a user is about to give up.
+-- KEYS reserved  UID that gave up the value
+-- ARGS keeper    that UID, who may take it back; '-' for nobody
+-- ARGS seconds   how long
+-- Returns 1.
+local function reserve(keys, args)
+  local reserved = unpack(keys)
+  local keeper, seconds = unpack(args)
+  call('SET', reserved, keeper, 'EX', seconds)
+  return 1
+end
+
 -- create_user: writes a new user with their first session.
--- KEYS user    the user
--- ARGS digest  of the session's token
--- ARGS ttl     seconds that the session lasts
--- ARGS from    digest of the address
--- ARGS ...     field, value of each field
--- Returns the expiry of the session (s), or false if there is such a user already; then nothing is
--- written.
+-- KEYS user           the user
+-- ARGS digest         of the session's token
+-- ARGS ttl            seconds that the session lasts
+-- ARGS from           digest of the address
+-- ARGS claimed_until  when the first claim of the user's names may be replaced
+-- ARGS ...            field, value of each field
+-- Returns the expiry of the session (s). Returns false if there is such a user already, or it is
+-- too late; then nothing is written.
 -- Atomic, so that no user is overwritten.
 local function create_user(keys, args)
   local user = unpack(keys)
-  local digest, ttl, from = unpack(args)
-  if call('EXISTS', user) == 1 then return false end
-  local now = tonumber(call('TIME')[1])
+  local digest, ttl, from, claimed_until = unpack(args)
+  local now_ms = wall_clock()
+  if call('EXISTS', user) == 1 or now_ms > tonumber(claimed_until) then return false end
+  local now = math.floor(now_ms / 1000)
   local session = 'session:' .. digest
-  call('HSET', user, ':created', now, ':from', from, session, now + ttl, unpack(args, 4))
+  call('HSET', user, ':created', now, ':from', from, session, now + ttl, unpack(args, 5))
   return now + ttl
 end
 
@@ -208,8 +226,8 @@ end
 -- ARGS from      digest of the address
 -- ARGS field     that was checked: the password, a guest's secret
 -- ARGS proof     value of that field as it was checked
--- Returns {expiry (s), field, value, ...} with the fields of the user. Returns false if the
--- field has changed, or the user was erased, since it was read.
+-- Returns {expiry (s), how many sessions it ended, field, value, ...} with the fields of the user.
+-- Returns false if the field has changed, or the user was erased, since it was read.
 -- Atomic, so that an old password opens no session.
 local function open_session(keys, args)
   local user = unpack(keys)
@@ -223,12 +241,15 @@ local function open_session(keys, args)
     end
   end
   table.sort(sessions, function(a, b) return a.expires > b.expires end)
+  local ended = 0
   for i, session in ipairs(sessions) do
-    if i >= tonumber(most) or session.expires <= now then call('HDEL', user, session.field) end
+    if i >= tonumber(most) or session.expires <= now then
+      ended = ended + call('HDEL', user, session.field)
+    end
   end
   remember_address(user, from)
   call('HSET', user, 'session:' .. digest, now + ttl)
-  return {now + ttl, unpack(fields)}
+  return {now + ttl, ended, unpack(fields)}
 end
 
 -- authenticate: finds the user of a session. It extends the session at most once a day.
@@ -250,18 +271,20 @@ local function authenticate(keys, args)
 end
 
 -- change_user: changes fields of a user, if the user still is as they were read.
--- KEYS user  the user
--- ARGS same  how many fields must be as they were read
--- ARGS ...   field, value of each field that must be the same ('' if it held nothing), then field,
---            value of each change (a NUL removes the field)
--- Returns 1, 0 if there is no such user, or -1 if they have changed.
+-- KEYS user           the user
+-- ARGS same           how many fields must be as they were read
+-- ARGS claimed_until  when the first claim of new names may be replaced, or '' without new names
+-- ARGS ...            field, value of each field that must be the same ('' if it held nothing),
+--                     then field, value of each change (a NUL removes the field)
+-- Returns 1, 0 if there is no such user, or -1 if they have changed or it is too late.
 -- Atomic, so that each of two changes knows what it replaces.
 local function change_user(keys, args)
   local user = unpack(keys)
-  local same = unpack(args)
+  local same, claimed_until = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return 0 end
-  local first_change = 2 + 2 * same
-  for i = 2, first_change - 1, 2 do
+  if claimed_until ~= '' and wall_clock() > tonumber(claimed_until) then return -1 end
+  local first_change = 3 + 2 * same
+  for i = 3, first_change - 1, 2 do
     if (call('HGET', user, args[i]) or '') ~= args[i + 1] then return -1 end
   end
   for i = first_change, #args, 2 do
@@ -1553,6 +1576,7 @@ register('begin_format', begin_format)
 register('put_question', put_question)
 register('claim', claim)
 register('settle_claim', settle_claim, 'allow-oom')
+register('reserve', reserve, 'allow-oom')
 register('create_user', create_user)
 register('open_session', open_session, 'allow-oom')
 register('authenticate', authenticate, 'allow-oom')

@@ -51,8 +51,11 @@ time may lag behind that clock.
                                  them that counted
     erasures:{lobby}     zset    UID -> when another worker goes on with erasing them     erased
     erased:{UID}         hash    unique field -> value that is still claimed              released
-    unique:{FIELD:N}     hash    folded value -> "UID OPERATION", with " UNTIL"   released
-                                 while the claim is new
+    unique:{N}           hash    folded value of any unique field -> "UID         released
+                                 OPERATION", with " UNTIL" while the claim is
+                                 new
+    reserved:{N}:DIGEST  string  UID that gave up the value with this digest;     name_hold_days
+                                 "-": nobody may take it
     limit:{WHAT:WHO}     string  time at which the allowance is whole again       then
     guests:{guests}      zset    UID of a guest -> when it is checked whether     erased, upgraded
                                  they have expired
@@ -96,7 +99,7 @@ time may lag behind that clock.
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
 schema checks, schema), store (keys and format, client, cluster, Redis), play (questions, question
-files, passwords, users, leaderboards, lobby, game, personal data, guests, migration), wire
+files, passwords, claims, users, leaderboards, lobby, game, personal data, guests, migration), wire
 (messages, connections, hub, routes, documents), process (worker, app, protocols, adapter, embedded
 Redis, commands, doctor, backup).
 """
@@ -154,7 +157,7 @@ from http import HTTPStatus
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO, NamedTuple, NoReturn
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
 
 import argon2
@@ -249,7 +252,9 @@ ACCEPTS_PER_TURN = 16       # connections that a worker accepts in one turn of i
 CONNECT_ALLOWANCE = 100, 200    # ms, times: a player connects 200 times at once, then per 100 ms
 REFUSED_REGISTRATION = 4    # counts as so many tries to register
 EXPORT_ALLOWANCE = 60_000, 10   # the same for exports of a player's data
-CLAIM_MS = 30_000           # a unique value is reserved so long for an unfinished registration
+RENAMES = 86_400_000, 5     # ms, times: a player changes names 5 times at once, then once a day
+CLAIM_MS = 3000             # a unique value is claimed so long for who has not stored it yet
+CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
 # fmt: on
 
 
@@ -1139,6 +1144,7 @@ LIMITS = {
     "body_seconds": _whole(1, 3600),
     "session_days": _whole(1, 3650),
     "sessions_per_user": _whole(1, 1000),
+    "name_hold_days": _whole(0, 3650),
     "registrations": _whole(1, 1_000_000),
     "registration_seconds": _whole(1, 86_400),
     "login_failures": _whole(1, 1_000_000),
@@ -1667,13 +1673,12 @@ class Schema:
         self.fields: dict[str, dict] = users["fields"]
         self.unique = [name for name, rule in self.fields.items() if rule.get("unique")]
         writable = {name: rule for name, rule in self.fields.items() if not rule.get("readOnly")}
-        read_only = {"created_at", "guest", *self.fields} - writable.keys()
-        self.new_user = Form(writable, users["required"], read_only)
-        changeable = {name: rule for name, rule in writable.items() if name != "password"}
-        self.changes = Form(changeable, read_only=read_only)
+        self.read_only = {"created_at", "guest", *self.fields} - writable.keys()
+        self.new_user = Form(writable, users["required"], self.read_only)
+        self.changes = {name: rule for name, rule in writable.items() if name != "password"}
         kept = {"username"}  # a guest has one already
         needed = [name for name in users["required"] if name not in kept]
-        self.upgrade = Form(writable, needed, read_only)
+        self.upgrade = Form(writable, needed, self.read_only)
         self.messages = {
             name: Form(spec.get("fields", {}), spec.get("required", ()))
             for name, spec in client_messages.items()
@@ -1738,7 +1743,7 @@ FORMAT = 2
 # can be raised. Each tag costs a look at its deadlines ten times a second.
 SHARDS = {"server": 4, "sentinel": 4, "cluster": 64}
 MAX_SHARDS = 256
-UNIQUE_BUCKETS = 1024
+UNIQUE_BUCKETS = 2048
 LIBRARY_FILE = HERE / "trivia.lua"
 GAME_ID = re.compile(r"[0-9a-z]{12}")
 GAME_ID_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -1781,14 +1786,24 @@ class Keys:
     limit = "limit:{{{}:{}}}".format
 
     @staticmethod
-    def unique(name: str, folded: str) -> str:
+    def unique(folded: str) -> str:
         """Returns the bucket of a unique value.
 
         Many small values in one hash take a third of the memory of a key each.
         """
+        return f"unique:{{{Keys._bucket(folded)}}}"
+
+    @staticmethod
+    def reserved(folded: str) -> str:
+        """Returns what keeps a value that was given up. It shares a tag with the bucket."""
+        digest_bytes = hashlib.blake2b(folded.encode(), digest_size=12).digest()
+        name = base64.urlsafe_b64encode(digest_bytes).decode()
+        return f"reserved:{{{Keys._bucket(folded)}}}:{name}"
+
+    @staticmethod
+    def _bucket(folded: str) -> int:
         digest_bytes = hashlib.blake2b(folded.encode(), digest_size=2).digest()
-        bucket = int.from_bytes(digest_bytes) % UNIQUE_BUCKETS
-        return f"unique:{{{name}:{bucket}}}"
+        return int.from_bytes(digest_bytes) % UNIQUE_BUCKETS
 
     @staticmethod
     def game(game: str) -> str:
@@ -3749,6 +3764,10 @@ class Allowances:
         key = Keys.limit("register", address_digest(address))
         return Allowance(key, self.limits.registration_seconds * 1000, self.limits.registrations)
 
+    def renames(self, uid: str) -> Allowance:
+        """Bounds how often a user takes another name, and so how many are reserved for them."""
+        return Allowance(Keys.limit("rename", uid), *RENAMES)
+
     def tries_in_session(self, uid: str, token: str) -> Allowance:
         """Bounds the passwords that a signed-in caller tries. Nobody else can use it up."""
         _, secret = split_token(token)
@@ -3830,16 +3849,162 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
     return Problem("too_many_attempts", errors=errors, retry_after=-(-wait_ms // 1000))
 
 
-# ---- users ---------------------------------------------------------------------------------------
-# Accounts, sessions and leaderboards. A user is one hash. Unique values are claimed in buckets
-# under other hash tags. So a registration claims, writes the user, then confirms; a change of a
-# name does the same. Each claim names its operation. It is confirmed, replaced or released only as
-# it was read, so that no operation acts on the claim of another. A claim whose user does not have
-# the value is free to take, CLAIM_MS after it was made.
+# ---- claims --------------------------------------------------------------------------------------
+# Unique values. A player signs in by any of them, so all unique fields share one name space: no two
+# players have the same value, in whatever fields. A claim in a bucket gives a value to a user. The
+# bucket has another hash tag than the user. So whoever takes a value claims it, writes the user,
+# then confirms the claim.
 #
-# A token is a UID and a secret, of which only a digest is kept.
+# Invariants: a claim names its operation. It is confirmed, replaced or released only as it was
+# read, so that no operation acts on the claim of another. Nothing is claimed until all values look
+# free, so that a refused caller keeps no value from others. While a claim is new (CLAIM_MS), others
+# wait. After that it counts only if its user has the value. A value that was given up stays
+# reserved for name_hold_days: its user can take it back, nobody else can.
 
 DAY_S = 86400
+NOBODY = "-"  # stands for a UID
+
+
+class Claims:
+    """Gives unique values to users. A value is folded wherever nothing else is said."""
+
+    def __init__(self, redis: Redis, schema: Schema) -> None:
+        self.redis = redis
+        self.fields = schema.unique
+        self.hold_s = schema.limits.name_hold_days * DAY_S
+
+    def values_of(self, user: dict) -> dict[str, str]:
+        """Returns {field: value} of a user's unique values, from what is stored or typed."""
+        return {name: fold(user[name]) for name in self.fields if user.get(name)}
+
+    async def find(self, value: str, *fields: str) -> str:
+        """Returns the UID of the user with the value in one of the fields, or NOBODY.
+
+        It takes as many trips either way, and so as long. Without fields, it looks at all.
+        """
+        owner = await self._owner(value)
+        return owner if await self._has(owner, value, fields or self.fields) else NOBODY
+
+    async def _owner(self, value: str) -> str:
+        claim = await self.redis.call("HGET", Keys.unique(value), value)
+        return claim.split(" ")[0] if claim else NOBODY
+
+    async def _has(self, uid: str, value: str, fields: Iterable[str]) -> bool:
+        texts = await self.redis.call("HMGET", Keys.user(uid), *fields)
+        return value in [fold(text) for text in texts if text]
+
+    async def taken(self, names: dict[str, str], uid: str = "") -> dict[str, str]:
+        """Returns {field: UID of the other user who has its value, or NOBODY if it is reserved}."""
+        owners = await asyncio.gather(*(self._taken_by(value, uid) for value in names.values()))
+        found = zip(names, owners, strict=True)
+        return {name: owner for name, owner in found if owner}
+
+    async def _taken_by(self, value: str, uid: str) -> str:
+        owner, keeper = await asyncio.gather(
+            self._owner(value), self.redis.call("GET", Keys.reserved(value))
+        )
+        if await self._has(owner, value, self.fields) and owner != uid:
+            return owner
+        return NOBODY if keeper not in (None, uid) else ""
+
+    async def claim(self, names: dict[str, str], uid: str) -> dict[str, str]:
+        """Claims values, all or none: {value: claim}. Raises Problem FIELD_taken."""
+        if taken := await self.taken(names, uid):
+            raise name_taken(taken)
+        fields = {value: name for name, value in names.items()}
+        claims = {}
+        try:
+            for value in sorted(fields):  # all in one order, so that no two wait for each other
+                claims[value] = await self._claim_one(fields[value], value, uid)
+        except Problem:
+            await self.settle(uid, claims)
+            raise
+        return claims
+
+    async def _claim_one(self, field: str, value: str, uid: str) -> str:
+        """Claims one value. Waits while another claim on it is new. Raises Problem FIELD_taken."""
+        keys = Keys.unique(value), Keys.reserved(value)
+        operation = secrets.token_urlsafe(3)
+        void = ""
+        give_up_s = time.monotonic() + 2 * CLAIM_MS / 1000
+        while time.monotonic() < give_up_s:
+            reply = await self.redis.run("claim", keys, value, uid, operation, CLAIM_MS, void)
+            outcome, *held = reply
+            if outcome == "claimed":
+                return held[0]
+            if outcome == "reserved":
+                raise name_taken([field])
+            if outcome == "pending":
+                await asyncio.sleep(CLAIM_PAUSE_S)
+                continue
+            void = held[0]
+            if await self._has(void.split(" ")[0], value, self.fields):
+                # If the owner's registration died before it could confirm the claim, this does it.
+                await self.redis.run_durably("settle_claim", keys[:1], value, void, 1)
+                raise name_taken([field])
+        raise Problem("unavailable", retry_after=1)
+
+    async def try_claim(self, name: str, uid: str) -> dict[str, str]:
+        """Claims a name that looks free: {value: claim}; {} if it is not free."""
+        value = fold(name)
+        keys = Keys.unique(value), Keys.reserved(value)
+        operation = secrets.token_urlsafe(3)
+        outcome, *claim = await self.redis.run("claim", keys, value, uid, operation, CLAIM_MS, "")
+        return {value: claim[0]} if outcome == "claimed" else {}
+
+    async def claims_of(self, uid: str, values: Iterable[str]) -> dict[str, str]:
+        """Returns the claims of a user on values: {value: claim}."""
+        values = list(values)
+        calls = (self.redis.call("HGET", Keys.unique(value), value) for value in values)
+        found = zip(values, await asyncio.gather(*calls), strict=True)
+        return {value: claim for value, claim in found if claim and claim.startswith(f"{uid} ")}
+
+    async def settle(self, uid: str, claims: dict[str, str]) -> bool:
+        """Confirms the claims on values that the user has now, and releases the others.
+
+        Returns whether all still stood. A later operation of the same user makes its own claim
+        first, and then nothing is done here.
+        """
+        texts = await self.redis.call("HMGET", Keys.user(uid), *self.fields)
+        owned = [fold(text) for text in texts if text]
+        calls = (
+            self.redis.run_durably(
+                "settle_claim", (Keys.unique(value),), value, claim, int(value in owned)
+            )
+            for value, claim in claims.items()
+        )
+        return all(await asyncio.gather(*calls))
+
+    async def reserve(self, values: Iterable[str], keeper: str) -> None:
+        """Keeps values that are about to be given up for a user, or from all (NOBODY)."""
+        if self.hold_s:
+            calls = (
+                self.redis.run_durably("reserve", (Keys.reserved(value),), keeper, self.hold_s)
+                for value in values
+            )
+            await asyncio.gather(*calls)
+
+
+def claimed_until(claims: dict[str, str]) -> int | str:
+    """Returns when the first of some new claims may be replaced (ms), or '' without claims."""
+    return min((int(claim.split(" ")[2]) for claim in claims.values()), default="")
+
+
+def name_taken(fields: Iterable[str]) -> Problem:
+    """Returns the problem of values that are taken."""
+    errors = {name: ["Already taken."] for name in fields}
+    first = next(iter(errors))
+    return Problem("taken", f"The {first} is taken.", errors, name=f"{first}_taken")
+
+
+# ---- users ---------------------------------------------------------------------------------------
+# Accounts and sessions. A user is one hash. A token is a UID and a secret. Only a digest of the
+# secret is kept. Whatever ends a session also tells the player's connection, which then checks
+# whether its own session still stands.
+#
+# A registration can be repeated: if all its names belong to one user and the password is theirs, it
+# signs in. So a lost reply costs nobody their name.
+
 PERIOD_DAYS = {"day": 1, "week": 7, "month": 31}
 SIGMA = 500  # uncertainty of a new player's rating
 
@@ -3870,6 +4035,7 @@ class Users:
         self.passwords = Passwords(schema.limits.hashing_queue)
         self.allowances = Allowances(redis, schema.limits)
         self.guard = PasswordGuard(self.passwords, self.allowances)
+        self.claims = Claims(redis, schema)
         self.boards = Boards(redis, schema, self.load)
 
     # -- accounts
@@ -3877,55 +4043,66 @@ class Users:
     async def register(self, data: dict, address: str) -> dict:
         """Makes an account and its first session: {token, expires_at, user}."""
         async with self.counted(address):
-            return await self._register(data, address)
+            names = self.claims.values_of(data)
+            taken = await self.claims.taken(names)
+            if not taken:
+                try:
+                    return await self._create_account(names, data, address)
+                except Problem as problem:
+                    if problem.status_code != 409:
+                        raise
+                # Another request was faster, perhaps the same one.
+                taken = await self.claims.taken(names) or names
+            if taken.keys() == names.keys():
+                return await self._register_again(taken, data, address)
+            raise name_taken(taken)
 
     @contextlib.asynccontextmanager
     async def counted(self, address: str) -> AsyncIterator[None]:
-        """Counts a registration from an address. A refusal because something is taken costs more.
+        """Counts a registration or change of names. A refusal because one is taken costs more.
 
-        Raises Problem if there were too many.
+        Raises Problem if there were too many from the address.
         """
         allowance = self.allowances.registrations(address)
         if wait_ms := await self.allowances.take(allowance):
-            text = "Too many registrations from this address. Try again later."
+            text = "Too many were tried from this address. Try again later."
             raise too_many_attempts(wait_ms, {self.schema.unique[0]: [text]})
         try:
             yield
         except Problem as problem:
             if problem.status_code == 409:
-                log.info("registration refused: %s", problem.code)
+                log.info("name refused: %s", problem.code)
                 await self.allowances.change(allowance, REFUSED_REGISTRATION - 1)
             else:
                 await self.allowances.give_back(allowance)
             raise
 
-    async def _register(self, data: dict, address: str) -> dict:
+    async def _create_account(self, names: dict[str, str], data: dict, address: str) -> dict:
+        """Makes an account. Hashes first, so that the claims are short."""
         uid = new_uid()
-        values = {name: data[name] for name in self.schema.unique if data.get(name)}
-        claims = await self._claim(values, uid)
-        try:
-            password = await self.passwords.hash(data["password"], address)
-        except Problem:
-            await self.settle_claims(values, claims, set())
-            raise
+        password = await self.passwords.hash(data["password"], address)
+        claims = await self.claims.claim(names, uid)
         stored = self._stored_fields(data | {"password": password})
-        session = await self.create(uid, stored, address)
-        confirmed = await self.settle_claims(values, claims, set(values) if session else set())
+        session = await self.create(uid, stored, claims, address)
+        stood = await self.claims.settle(uid, claims)
         if session is None:
             raise Problem("unavailable", retry_after=1)
-        if not confirmed:  # it took so long that another user has one of the values
-            await self._withdraw(uid, values)
+        if not stood:  # it took so long that another user has one of the values
+            await self._withdraw(uid, names)
             raise Problem("unavailable", retry_after=1)
         log.info("registered", extra={"player": uid})
         return session
 
-    async def create(self, uid: str, stored: dict[str, str], address: str) -> dict | None:
+    async def create(
+        self, uid: str, stored: dict[str, str], claims: dict[str, str], address: str
+    ) -> dict | None:
         """Writes a new user and their first session: {token, expires_at, user}.
 
-        Returns None if there is such a user already.
+        `claims` are those on the user's unique values. Returns None if there is such a user
+        already, or a claim has expired.
         """
         secret = secrets.token_urlsafe(24)
-        session = digest(secret), self._session_s, address_digest(address)
+        session = digest(secret), self._session_s, address_digest(address), claimed_until(claims)
         fields = flatten(stored)
         expires = await self.redis.run_durably("create_user", (Keys.user(uid),), *session, *fields)
         if not expires:
@@ -3933,121 +4110,90 @@ class Users:
         user = stored | {":created": expires - self._session_s}
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
 
+    async def _register_again(self, taken: dict[str, str], data: dict, address: str) -> dict:
+        """Signs in the user who has all names of a registration, if the password is theirs.
+
+        Else raises Problem FIELD_taken. It takes as long if the names belong to several users, so
+        that the time does not tell which email belongs to which username.
+        """
+        owners = set(taken.values())
+        uid = owners.pop() if len(owners) == 1 else NOBODY
+        user = await self.load(uid)
+        typed = data[next(iter(taken))]
+        if not await self.guard.check_login(typed, user, data["password"], address):
+            raise name_taken(taken)
+        session = await self.open_session(uid, ("password", user["password"]), address)
+        if session is None:  # the password has changed, or the user was erased, meanwhile
+            raise name_taken(taken)
+        log.info("registered again", extra=_player(uid))
+        return session
+
     async def check_free(self, uid: str, data: dict) -> None:
         """Raises Problem if another user has one of the unique values, before costly work."""
-        values = {name: data[name] for name in self.schema.unique if data.get(name)}
-        for name, value in values.items():
-            found = await self.find(value, [name])
-            if found and found[0] != uid:
-                self._refuse_taken([name])
+        if taken := await self.claims.taken(self.claims.values_of(data), uid):
+            raise name_taken(taken)
 
     def _stored_fields(self, data: dict) -> dict[str, str]:
         texts = {name: self.schema.stored(name, value) for name, value in data.items()}
         return {name: text for name, text in texts.items() if text is not None}
 
-    async def _withdraw(self, uid: str, values: dict[str, str]) -> None:
+    async def _withdraw(self, uid: str, names: dict[str, str]) -> None:
         await self.redis.call_durably("DEL", Keys.user(uid))
-        await self.release(uid, values)
+        await self.claims.settle(uid, await self.claims.claims_of(uid, names.values()))
 
-    async def _claim(self, values: dict[str, str], uid: str) -> dict[str, str]:
-        """Claims unique values, all or none: {field: claim}. Raises Problem FIELD_taken."""
-        found = await asyncio.gather(*(self.claim_one(*item, uid) for item in values.items()))
-        claims = dict(zip(values, found, strict=True))
-        taken = [name for name, claim in claims.items() if not claim]
-        if not taken:
-            return claims
-        await self._settle(uid, values, claims)
-        self._refuse_taken(taken)
+    async def find(self, value: str, *fields: str) -> tuple[str, dict[str, str]]:
+        """Returns (UID, stored fields) of who has a value in any of these, or all, unique fields.
 
-    @staticmethod
-    def _refuse_taken(taken: list[str]) -> NoReturn:
-        errors = {name: ["Already taken."] for name in taken}
-        first = taken[0]
-        raise Problem("taken", f"The {first} is taken.", errors, name=f"{first}_taken")
-
-    async def claim_one(self, name: str, value: str, uid: str) -> str:
-        """Claims one value; the claim, or '' if another user has the value."""
-        folded = fold(value)
-        keys = (Keys.unique(name, folded),)
-        operation = secrets.token_urlsafe(3)
-        void = ""
-        for _ in range(3):
-            reply = await self.redis.run("claim", keys, folded, uid, operation, CLAIM_MS, void)
-            outcome, *held = reply
-            if outcome != "held":
-                return held[0] if held else ""
-            void = held[0]
-            owner = void.split(" ")[0]
-            owned = await self.redis.call("HGET", Keys.user(owner), name)
-            if fold(owned or "") == folded:
-                # If the owner's registration died before it could confirm the claim, this does it.
-                await self.redis.run_durably("settle_claim", keys, folded, void, 1)
-                return ""
-        return ""
-
-    async def _settle(self, uid: str, values: dict[str, str], claims: dict[str, str]) -> bool:
-        """Confirms the claims on values that the user has now, and releases the others.
-
-        Returns whether all still stood. A later operation of the same user makes its own claim
-        first, and then nothing is done here.
+        Returns (NOBODY, {}) if there is no such user, in the same time.
         """
-        user = await self.load(uid)
-        owned = {name for name in claims if fold(user.get(name, "")) == fold(values[name])}
-        return await self.settle_claims(values, claims, owned)
-
-    async def settle_claims(
-        self, values: dict[str, str], claims: dict[str, str], owned: set[str]
-    ) -> bool:
-        """Confirms claims on owned fields, releases the others. Returns whether all stood."""
-
-        def settle_one(name: str) -> Awaitable[int]:
-            folded = fold(values[name])
-            keys = (Keys.unique(name, folded),)
-            return self.redis.run_durably(
-                "settle_claim", keys, folded, claims[name], int(name in owned)
-            )
-
-        stood = await asyncio.gather(*(settle_one(name) for name in claims if claims[name]))
-        return all(stood)
-
-    async def _claims_of(self, values: dict[str, str], uid: str) -> dict[str, str]:
-        """Returns this user's claims on values: {field: claim}."""
-        found = await self._holders(values)
-        return {name: claim for name, claim in found.items() if claim.startswith(f"{uid} ")}
-
-    async def _holders(self, values: dict[str, str]) -> dict[str, str]:
-        """Returns {field: claim that stands for its value, or ''}."""
-        folded = {name: fold(value) for name, value in values.items()}
-        calls = (
-            self.redis.call("HGET", Keys.unique(name, value), value)
-            for name, value in folded.items()
-        )
-        claims = await asyncio.gather(*calls)
-        return {name: claim or "" for name, claim in zip(values, claims, strict=True)}
-
-    async def find(
-        self, value: str, names: Iterable[str] | None = None
-    ) -> tuple[str, dict[str, str]] | None:
-        """Returns (UID, fields) of the user with this value in any, or a named, unique field."""
-        folded = fold(value)
-        holders = await self._holders(dict.fromkeys(names or self.schema.unique, value))
-        for name, claim in holders.items():
-            if not claim:
-                continue
-            uid = claim.split(" ")[0]
-            user = await self.load(uid)
-            if fold(user.get(name, "")) == folded:
-                return uid, user
-        return None
+        uid = await self.claims.find(fold(value), *fields)
+        return uid, await self.load(uid)
 
     def load(self, uid: str) -> Awaitable[dict[str, str]]:
         """Returns the fields of a user; {} if there is none."""
         return self.redis.call("HGETALL", Keys.user(uid))
 
     async def change(
+        self, uid: str, user: dict, token: str, data: dict, password: str | None, address: str
+    ) -> dict:
+        """Changes fields of an account; returns all. New names take the password, if there is one.
+
+        Raises Problem.
+        """
+        given = [name for name in self.claims.fields if name in data]
+        moved = [name for name in given if data[name] != user.get(name, "")]
+        if password is None and moved and "password" in user:
+            raise Problem("invalid", errors={"password": [f"A new {moved[0]} takes the password."]})
+        if password is not None and not given:
+            raise Problem("invalid", errors={"password": [self._password_help()]})
+        if password is not None:
+            await self.confirm_password(uid, user, token, password, address)
+        if not moved:
+            return await self.apply_change(uid, user, data)
+        return await self._rename(uid, user, data, address)
+
+    def _password_help(self) -> str:
+        names = " or ".join(self.claims.fields)
+        return f"Only a new {names} takes it. POST /auth/password sets another password."
+
+    async def _rename(self, uid: str, user: dict, data: dict, address: str) -> dict:
+        renames = self.allowances.renames(uid)
+        if wait_ms := await self.allowances.take(renames):
+            raise too_many_attempts(wait_ms)
+        try:
+            async with self.counted(address):
+                changed = await self.apply_change(uid, user, data)
+        except Problem:
+            await self.allowances.give_back(renames)
+            raise
+        await self.allowances.give_back(self.allowances.registrations(address))
+        log.info("names changed", extra=_player(uid))
+        return changed
+
+    async def apply_change(
         self, uid: str, user: dict, data: dict, more: dict[str, str] | None = None
     ) -> dict:
-        """Changes fields of an account; returns all. Repeats it if another change interferes.
+        """Changes fields; returns all. Repeats it if another change interferes.
 
         `more` has further changes, ready to be stored, of fields that the user must have: "\\0"
         removes one. Raises Problem.
@@ -4066,26 +4212,37 @@ class Users:
         raise Problem("unavailable", retry_after=1)
 
     async def _change_once(self, uid: str, user: dict, data: dict, changes: dict) -> bool:
-        unique = [name for name in self.schema.unique if name in data]
-        moved = [name for name in unique if fold(data[name]) != fold(user.get(name, ""))]
-        old = {name: user[name] for name in moved if user.get(name)}
-        new = {name: data[name] for name in moved if data[name]}
-        released = await self._claims_of(old, uid)
-        claims = await self._claim(new, uid)
-        before = {name: user.get(name, "") for name in unique}
-        before |= {name: user[name] for name in changes.keys() & {":guest"}}
+        before = self.claims.values_of(user)
+        after = self.claims.values_of(user | data)
+        lost = set(before.values()) - set(after.values())
+        gained = {name: value for name, value in after.items() if value not in before.values()}
+        released = await self.claims.claims_of(uid, lost)
+        claims = await self.claims.claim(gained, uid)
+        await self.claims.reserve(lost, uid)  # first, or a worker that dies here leaves them free
+        is_rename = bool(data.keys() & set(self.claims.fields))
+        same = {name: user.get(name, "") for name in self.claims.fields if is_rename}
+        same |= {name: user[name] for name in changes.keys() & {":guest"}}
+        rules = len(same), claimed_until(claims)
         keys = (Keys.user(uid),)
         done = await self.redis.run_durably(
-            "change_user", keys, len(before), *flatten(before), *flatten(changes)
+            "change_user", keys, *rules, *flatten(same), *flatten(changes)
         )
-        await self._settle(uid, new, claims)
+        await self.claims.settle(uid, claims)
         if done == 1:
-            await self._settle(uid, old, released)
+            await self.claims.settle(uid, released)
         return done == 1
+
+    async def reserve_names(self, user: dict) -> None:
+        """Keeps the names of a user who is erased from all, for name_hold_days.
+
+        They are kept by digests, which nothing links with the person.
+        """
+        await self.claims.reserve(self.claims.values_of(user).values(), NOBODY)
 
     async def release(self, uid: str, values: dict[str, str]) -> None:
         """Releases the claims of a user who is erased: {field: value}."""
-        await self.settle_claims(values, await self._claims_of(values, uid), set())
+        names = self.claims.values_of(values).values()
+        await self.claims.settle(uid, await self.claims.claims_of(uid, names))
 
     # -- sessions
 
@@ -4111,7 +4268,9 @@ class Users:
         )
         if not reply:
             return None
-        expires, *fields = reply
+        expires, ended, *fields = reply
+        if ended:
+            await self.tell_connection(uid)
         user = self.own_view(pairs_to_dict(fields))
         return {"token": uid + secret, "expires_at": expires, "user": user}
 
@@ -4145,14 +4304,20 @@ class Users:
         """Ends one session."""
         _, secret = split_token(token)
         await self.redis.call_durably("HDEL", Keys.user(uid), f"session:{digest(secret)}")
+        await self.tell_connection(uid)
 
     async def end_sessions(self, uid: str) -> None:
         """Ends all sessions of a user."""
         await self.redis.run_durably("end_sessions", (Keys.user(uid),))
+        await self.tell_connection(uid)
+
+    async def tell_connection(self, uid: str) -> None:
+        """Makes the worker of a player's connection check whether the session still stands."""
+        await self.redis.run("revoke", (Keys.seats,), uid)
 
     async def login(self, value: str, password: str, address: str) -> dict:
         """Opens a session of the user with this value in a unique field, for the right password."""
-        uid, user = await self.find(value) or ("", {})
+        uid, user = await self.find(value)
         if not await self.guard.check_login(value, user, password, address):
             log.info("wrong password" if user else "no such account", extra=_player(uid))
             raise Problem("bad_credentials")
@@ -4165,9 +4330,13 @@ class Users:
     async def change_password(
         self, uid: str, user: dict, token: str, old: str, new: str, address: str
     ) -> None:
-        """Sets a new password and ends all other sessions."""
-        await self.confirm_password(uid, user, token, old, address)
-        kept = await self.passwords.hash(new, address)
+        """Sets a new password and ends all other sessions. It can be repeated."""
+        if await self.guard.check_session(uid, user, token, old, address):
+            kept = await self.passwords.hash(new, address)
+        elif await self.passwords.verify(user.get("password"), new, address):
+            kept = user["password"]  # it was set before, and the reply was lost
+        else:
+            raise self._wrong_password(uid)
         _, secret = split_token(token)
         keys = (Keys.user(uid),)
         done = await self.redis.run_durably(
@@ -4175,14 +4344,18 @@ class Users:
         )
         if not done:  # it was changed, or the user erased, while the hash was computed
             raise Problem("wrong_password")
+        await self.tell_connection(uid)
 
     async def confirm_password(
         self, uid: str, user: dict, token: str, password: str, address: str
     ) -> None:
         """Raises Problem unless the password is that of the signed-in caller."""
         if not await self.guard.check_session(uid, user, token, password, address):
-            log.info("wrong password", extra=_player(uid))
-            raise Problem("wrong_password")
+            raise self._wrong_password(uid)
+
+    def _wrong_password(self, uid: str) -> Problem:
+        log.info("wrong password", extra=_player(uid))
+        return Problem("wrong_password")
 
     # -- views
 
@@ -4202,7 +4375,7 @@ class Users:
 
 
 def _player(uid: str) -> dict:
-    return {"player": uid} if uid else {}
+    return {} if uid == NOBODY else {"player": uid}
 
 
 # ---- leaderboards --------------------------------------------------------------------------------
@@ -4402,10 +4575,6 @@ class Lobby:
         """Tells whether a player is in a game of a queue."""
         seat = await self.seat_of(uid)
         return seat is not None and seat.queue == queue and seat.game != "-"
-
-    async def revoked(self, uid: str) -> None:
-        """Makes the worker of a player's connection check whether the session still stands."""
-        await self.redis.run("revoke", (Keys.seats,), uid)
 
     # -- what is due
 
@@ -5139,25 +5308,33 @@ class PersonalData:
 
     # -- erasure
 
-    async def erase(self, uid: str) -> None:
-        """Erases all that is stored about a player. If it raises, any worker goes on later."""
+    async def erase(self, uid: str, reserve: bool = True) -> None:
+        """Erases all that is stored about a player. If it raises, any worker goes on later.
+
+        Their names are reserved for a while, so that nobody poses as them, if `reserve`.
+        """
         await self.redis.run_durably("begin_erasure", (Keys.erasures,), uid, ERASURE_MS)
-        await self._erase(uid)
+        await self._erase(uid, reserve)
 
     async def finish_erasures(self) -> None:
         """Goes on with erasures that were cut short."""
         due = await self.redis.run("due_erasures", (Keys.erasures,), ERASURE_MS, ERASURES_AT_ONCE)
         for uid in due:
-            await self._erase(uid)
+            await self._erase(uid, reserve=True)
 
-    async def _erase(self, uid: str) -> None:
+    async def _erase(self, uid: str, reserve: bool) -> None:
         await self._leave_game(uid)
         keys = Keys.user(uid), Keys.erased(uid)
+        if reserve:  # first, or a worker that dies in between leaves them free
+            await self.users.reserve_names(await self.users.load(uid))
         fields = await self.redis.run_durably("erase_user", keys, *self.users.schema.unique)
-        await self.lobby.revoked(uid)
+        await self.users.tell_connection(uid)
         await self._leave_game(uid)  # their phone may have joined another one meanwhile
         await self.users.boards.remove(uid)
-        await self.users.release(uid, pairs_to_dict(fields))
+        values = pairs_to_dict(fields)
+        if reserve:  # a change may have come before the erasure
+            await self.users.reserve_names(values)
+        await self.users.release(uid, values)
         if not await self._forget_games(uid):
             return
         keys = Keys.history(uid), Keys.seen(uid), Keys.met(uid), Keys.quits(uid), Keys.erased(uid)
@@ -5230,13 +5407,13 @@ class Names:
         words = [secrets.choice(words) for words in self.schema.sign_in["names"].values()]
         return self._separator.join((*words, str(100 + secrets.randbelow(900))))
 
-    async def claim(self, uid: str) -> tuple[str, str]:
-        """Claims a name for a user. Returns it, and the claim. Raises Problem."""
+    async def claim(self, uid: str) -> tuple[str, dict[str, str]]:
+        """Claims a name for a user. Returns it, and {folded name: claim}. Raises Problem."""
         for _ in range(NAME_ATTEMPTS):
             name = self.new()
-            claim = await self.users.claim_one("username", name, uid)
-            if claim:
-                return name, claim
+            claims = await self.users.claims.try_claim(name, uid)
+            if claims:
+                return name, claims
         raise Problem("unavailable", retry_after=1)
 
     @functools.cached_property
@@ -5265,9 +5442,9 @@ class Guests:
         proof = ":guest", digest(secret)
         name = self.names.new()
         allowance = self.users.allowances.registrations(address)
-        session, claim, guests, wait_ms = await asyncio.gather(
+        session, claims, guests, wait_ms = await asyncio.gather(
             self.users.open_session(uid, proof, address),
-            self.users.claim_one("username", name, uid),
+            self.users.claims.try_claim(name, uid),
             self.redis.call("ZCARD", Keys.guests),
             self.users.allowances.take(allowance),
         )
@@ -5277,9 +5454,9 @@ class Guests:
         elif guests >= self.rules["most"]:
             refusal = Problem("guests_full", retry_after=60)
         if session is None and refusal is None:
-            session = await self._create(uid, proof, name, claim, address)
+            session = await self._create(uid, proof, name, claims, address)
             return session or await self._reopen(uid, proof, address), session is not None
-        await self.users.settle_claims({"username": name}, {"username": claim}, set())
+        await self.users.claims.settle(uid, claims)
         if session is None:
             raise refusal
         if not wait_ms:
@@ -5294,20 +5471,19 @@ class Guests:
         return session
 
     async def _create(
-        self, uid: str, proof: tuple[str, str], name: str, claim: str, address: str
+        self, uid: str, proof: tuple[str, str], name: str, claims: dict[str, str], address: str
     ) -> dict | None:
         """Writes a new guest. Returns the session, or None if there is such a user already."""
-        if not claim:
-            name, claim = await self.names.claim(uid)
+        if not claims:
+            name, claims = await self.names.claim(uid)
         fields = dict([proof, ("username", name)])
         days_ms = self.rules["guest_days"] * DAY_S * 1000
         due_ms = time.time_ns() // 1_000_000 + days_ms
         _, session = await asyncio.gather(
             self.redis.call("ZADD", Keys.guests, "NX", due_ms, uid),
-            self.users.create(uid, fields, address),
+            self.users.create(uid, fields, claims, address),
         )
-        owned = {"username"} if session else set()
-        spawn(self.users.settle_claims({"username": name}, {"username": claim}, owned))
+        spawn(self.users.claims.settle(uid, claims))
         if session is not None:
             log.info("guest created", extra={"player": uid})
         return session
@@ -5320,7 +5496,7 @@ class Guests:
             await self.users.check_free(uid, data)
             password = await self.users.passwords.hash(data["password"], address)
             changes = data | {"password": password}
-            user = await self.users.change(uid, user, changes, {":guest": "\0"})
+            user = await self.users.apply_change(uid, user, changes, {":guest": "\0"})
         await self.redis.call("ZREM", Keys.guests, uid)
         log.info("guest upgraded", extra={"player": uid})
         return user
@@ -5366,18 +5542,18 @@ class Guests:
             unique = self.users.schema.unique
             if not await self.redis.run("expire_guest", keys, *seen, *unique):
                 return
-        await self.personal_data.erase(uid)
+        await self.personal_data.erase(uid, reserve=False)  # nobody knows a guest by name
         await self.redis.call("ZREM", Keys.guests, uid)
         log.info("guest expired", extra={"player": uid})
 
 
 # ---- migration -----------------------------------------------------------------------------------
 # Brings data of format 1 (trivia.py 1.x) to format 2, at the first start. Accounts, sessions,
-# histories and leaderboards stay as they are. Questions get an id, and a fingerprint of text and
-# right answer in place of one of the text. Games get their new form and tag. A game
-# that was being settled is settled. A game that was running ends as `abandoned`, without touching
-# ratings. Seats and queues are emptied: phones reconnect and join again. Each step can be repeated,
-# and the format is written last. So a migration that was cut short begins again.
+# histories and leaderboards stay as they are. Unique values get new buckets. Questions get an id,
+# and a fingerprint of text and right answer in place of one of the text. Games get their new form
+# and tag. A game that was being settled is settled. A game that was running ends as `abandoned`,
+# without touching ratings. Seats and queues are emptied: phones reconnect and join again. Each step
+# can be repeated, and the format is written last. So a migration that was cut short begins again.
 
 
 class Migration:
@@ -5385,6 +5561,7 @@ class Migration:
 
     OLD_SHARDS = 4
     OLD_FINGERPRINT = 16  # characters; new ones have 12
+    OLD_BUCKETS = 1024
 
     def __init__(self, redis: Redis, games: Games) -> None:
         self.redis = redis
@@ -5399,6 +5576,7 @@ class Migration:
             await asyncio.gather(*map(self._migrate_game, keys))
             migrated += len(keys)
         await self._carry_bank()
+        await self._merge_names()
         await self._begin_format()
         log.warning("migrated %d games; the data has format %d now", migrated, FORMAT)
 
@@ -5463,6 +5641,28 @@ class Migration:
         for player in game.players:
             if await self.redis.call("EXISTS", Keys.user(player.uid)):
                 await self.redis.call("ZADD", Keys.history(player.uid), "NX", game.ended, game.id)
+
+    async def _merge_names(self) -> None:
+        """Moves the claims from the buckets of each field into those that all fields share.
+
+        If two players have the same value in different fields, the first field of schema.yaml wins.
+        """
+        lost = 0
+        for name in self.games.schema.unique:
+            for bucket in range(self.OLD_BUCKETS):
+                key = f"unique:{{{name}:{bucket}}}"
+                claims = await self.redis.call("HGETALL", key)
+                moved = await asyncio.gather(*(self._move_claim(*item) for item in claims.items()))
+                await self.redis.call("DEL", key)
+                lost += moved.count(False)
+        if lost:
+            log.warning("%d players can't sign in by a value that another player has", lost)
+
+    async def _move_claim(self, value: str, claim: str) -> bool:
+        """Moves a claim. Returns False if another user has claimed the value."""
+        key = Keys.unique(value)
+        await self.redis.call("HSETNX", key, value, claim)
+        return (await self.redis.call("HGET", key, value)).split(" ")[0] == claim.split(" ")[0]
 
     async def _begin_format(self) -> None:
         """Empties the lobby and writes the format, unless another worker has done so."""
@@ -6637,13 +6837,21 @@ def forms(schema: Schema) -> dict[str, Form]:
         "NewUser": schema.new_user,
         "Guest": Form({"secret": GUEST_SECRET}, ["secret"]),
         "Upgrade": schema.upgrade,
-        "UserChanges": schema.changes,
+        "UserChanges": Form(
+            schema.changes | {"password": change_password_rule(schema)}, read_only=schema.read_only
+        ),
         "Login": login_form(schema.unique, examples),
         "PasswordChange": Form(password_change, list(password_change)),
         "PasswordConfirmation": Form({"password": CONFIRMED_PASSWORD | examples["password"]}),
         "HistoryPage": Form({"limit": PAGE_LIMIT, "cursor": PAGE_CURSOR}),
         "BoardPage": Form(board_page),
     }
+
+
+def change_password_rule(schema: Schema) -> dict:
+    """Returns the rule of the password that a change of sign-in names takes."""
+    names = " or ".join(schema.unique)
+    return GIVEN_PASSWORD | {"description": f"The present password. A new {names} takes it."}
 
 
 def login_form(unique: list[str], examples: dict[str, dict]) -> Form:
@@ -6669,7 +6877,7 @@ def login_form(unique: list[str], examples: dict[str, dict]) -> Form:
     problems=("taken", "too_many_attempts"),
 )
 async def register(call: Call) -> dict:
-    """Creates an account and signs in."""
+    """Creates an account and signs in. It can be repeated if the reply was lost."""
     return await call.server.users.register(call.body, call.address)
 
 
@@ -6732,14 +6940,12 @@ async def login(call: Call) -> dict:
 async def logout(call: Call) -> None:
     """Ends this session."""
     await call.server.users.end_session(call.uid, call.token)
-    await call.server.lobby.revoked(call.uid)
 
 
 @route("DELETE", "/auth/sessions", 204)
 async def end_sessions(call: Call) -> None:
     """Ends all sessions of the caller, on every device."""
     await call.server.users.end_sessions(call.uid)
-    await call.server.lobby.revoked(call.uid)
     log.info("all sessions ended")
 
 
@@ -6756,7 +6962,6 @@ async def change_password(call: Call) -> None:
     new = call.body["new_password"]
     users = call.server.users
     await users.change_password(call.uid, call.user, call.token, old, new, call.address)
-    await call.server.lobby.revoked(call.uid)
     log.info("password changed")
 
 
@@ -6769,11 +6974,21 @@ async def read_me(call: Call) -> dict:
     return call.server.users.own_view(call.user)
 
 
-@route("PATCH", "/users/me", 200, "User", body="UserChanges", problems=("taken",))
+@route(
+    "PATCH",
+    "/users/me",
+    200,
+    "User",
+    body="UserChanges",
+    problems=("wrong_password", "taken", "too_many_attempts"),
+)
 async def change_me(call: Call) -> dict:
-    """Changes fields of the caller's account."""
-    user = await call.server.users.change(call.uid, call.user, call.body)
-    return call.server.users.own_view(user)
+    """Changes fields of the caller's account. A new sign-in name takes the present password."""
+    users = call.server.users
+    data = dict(call.body)
+    password = data.pop("password", None)
+    user = await users.change(call.uid, call.user, call.token, data, password, call.address)
+    return users.own_view(user)
 
 
 @route(
@@ -6814,10 +7029,9 @@ async def my_games(call: Call) -> dict:
 @route("GET", "/users/{username}", 200, "Player", auth="no", problems=("not_found",))
 async def read_user(call: Call, username: str) -> dict:
     """Returns the public fields of a player."""
-    found = await call.server.users.find(username, ["username"])
-    if found is None:
+    _, user = await call.server.users.find(username, "username")
+    if not user:
         raise Problem("not_found", "There is no such player.")
-    _, user = found
     return call.server.schema.public_view(user)
 
 

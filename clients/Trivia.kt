@@ -99,14 +99,17 @@ data class UserChanges(
     val email: String? = null,
     /** The http or https address of a picture. Default: "". */
     val avatar: String? = null,
+    /** The present password. A new username or email takes it. */
+    val password: String? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar)
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "password" to password)
 
     companion object {
         internal fun from(json: Json) = UserChanges(
             username = json["username"].orNull { it.text() },
             email = json["email"].orNull { it.text() },
             avatar = json["avatar"].orNull { it.text() },
+            password = json["password"].orNull { it.text() },
         )
     }
 }
@@ -1235,7 +1238,7 @@ class Trivia(
         onToken(token)
     }
 
-    /** Creates an account and signs in. */
+    /** Creates an account and signs in. It can be repeated if the reply was lost. */
     fun register(body: NewUser): Session {
         val session = Session.from(request("POST", "/auth/register", emptyMap(), body.fields()))
         setToken(session.token)
@@ -1283,7 +1286,7 @@ class Trivia(
         return User.from(request("GET", "/users/me", emptyMap(), null))
     }
 
-    /** Changes fields of the caller's account. */
+    /** Changes fields of the caller's account. A new sign-in name takes the present password. */
     fun changeMe(body: UserChanges): User {
         return User.from(request("PATCH", "/users/me", emptyMap(), body.fields()))
     }

@@ -126,17 +126,21 @@ public struct UserChanges: Codable, Equatable, Sendable {
     public var email: String?
     /// The http or https address of a picture. Default: "".
     public var avatar: String?
+    /// The present password. A new username or email takes it.
+    public var password: String?
 
     enum CodingKeys: String, CodingKey {
         case username = "username"
         case email = "email"
         case avatar = "avatar"
+        case password = "password"
     }
 
-    public init(username: String? = nil, email: String? = nil, avatar: String? = nil) {
+    public init(username: String? = nil, email: String? = nil, avatar: String? = nil, password: String? = nil) {
         self.username = username
         self.email = email
         self.avatar = avatar
+        self.password = password
     }
 }
 
@@ -1359,7 +1363,7 @@ public final class Trivia: @unchecked Sendable {
         if isNew { onToken(token) }
     }
 
-    /// Creates an account and signs in.
+    /// Creates an account and signs in. It can be repeated if the reply was lost.
     public func register(_ body: NewUser) async throws -> Session {
         let session: Session = try await request("POST", "/auth/register", body: body)
         setToken(session.token)
@@ -1407,7 +1411,7 @@ public final class Trivia: @unchecked Sendable {
         return try await request("GET", "/users/me")
     }
 
-    /// Changes fields of the caller's account.
+    /// Changes fields of the caller's account. A new sign-in name takes the present password.
     public func changeMe(_ body: UserChanges) async throws -> User {
         return try await request("PATCH", "/users/me", body: body)
     }

@@ -81,12 +81,13 @@ class Upgrade {
 }
 
 class UserChanges {
-  const UserChanges({this.username, this.email, this.avatar});
+  const UserChanges({this.username, this.email, this.avatar, this.password});
 
   UserChanges.from(Map<String, dynamic> json)
       : username = _orNull(json['username'], (it) => it as String),
         email = _orNull(json['email'], (it) => it as String),
-        avatar = _orNull(json['avatar'], (it) => it as String);
+        avatar = _orNull(json['avatar'], (it) => it as String),
+        password = _orNull(json['password'], (it) => it as String);
 
   /// The name that other players see.
   final String? username;
@@ -97,7 +98,10 @@ class UserChanges {
   /// The http or https address of a picture. Default: "".
   final String? avatar;
 
-  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar});
+  /// The present password. A new username or email takes it.
+  final String? password;
+
+  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar, 'password': password});
 }
 
 class Login {
@@ -1195,7 +1199,7 @@ class Trivia {
     onToken?.call(token);
   }
 
-  /// Creates an account and signs in.
+  /// Creates an account and signs in. It can be repeated if the reply was lost.
   Future<Session> register(NewUser body) async {
     final session = Session.from(await _request('POST', '/auth/register', body: body));
     setToken(session.token);
@@ -1243,7 +1247,7 @@ class Trivia {
     return User.from(await _request('GET', '/users/me'));
   }
 
-  /// Changes fields of the caller's account.
+  /// Changes fields of the caller's account. A new sign-in name takes the present password.
   Future<User> changeMe(UserChanges body) async {
     return User.from(await _request('PATCH', '/users/me', body: body));
   }

@@ -48,6 +48,8 @@ export interface UserChanges {
   email?: string;
   /** The http or https address of a picture. Default: "". */
   avatar?: string;
+  /** The present password. A new username or email takes it. */
+  password?: string;
 }
 
 export interface Login {
@@ -537,7 +539,7 @@ export class Trivia {
     this.options.onToken?.(token);
   }
 
-  /** Creates an account and signs in. */
+  /** Creates an account and signs in. It can be repeated if the reply was lost. */
   async register(body: NewUser): Promise<Session> {
     const session = await this.request<Session>("POST", "/auth/register", undefined, body);
     this.setToken(session.token);
@@ -585,7 +587,7 @@ export class Trivia {
     return this.request<User>("GET", "/users/me", undefined, undefined);
   }
 
-  /** Changes fields of the caller's account. */
+  /** Changes fields of the caller's account. A new sign-in name takes the present password. */
   async changeMe(body: UserChanges): Promise<User> {
     return this.request<User>("PATCH", "/users/me", undefined, body);
   }

@@ -322,8 +322,8 @@ def test_problems_are_as_documented(server, openapi):
     session = server.register(name)
     token = session["token"]
     for body, status in (
-        (account, 409),
-        (account | {"username": name.upper()}, 409),
+        (account | {"password": "another horse"}, 409),
+        (account | {"username": name.upper(), "email": f"{unique_name()}@example.org"}, 409),
         ({}, 422),
         (account | {"x": 1}, 422),
         (account | {"username": "a b"}, 422),
@@ -379,6 +379,10 @@ def test_problems_are_as_documented(server, openapi):
         expect=403,
     )
     call("DELETE", "/users/me", {"password": "wrong"}, token, expect=403)
+    change = {"username": unique_name(), "password": "wrong"}
+    call("PATCH", "/users/me", change, token, expect=403)
+    taken = server.register()["user"]["username"]
+    call("PATCH", "/users/me", {"username": taken, "password": PASSWORD}, token, expect=409)
     call("POST", "/auth/login", {"login": name}, expect=422)
     call("POST", "/auth/login", {"login": name, "email": name, "password": PASSWORD}, expect=422)
     for path, body in (

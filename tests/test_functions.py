@@ -139,7 +139,7 @@ class Store(Valkey):
 
     def run_open_session(self, keys, *args):
         reply = self.call("open_session", keys, *args)
-        return reply and reply[0]
+        return reply and reply[:2]
 
     def now(self):
         seconds, micros = self.client.time()
@@ -376,7 +376,10 @@ def test_the_codes_of_an_answer_have_texts():
 
 def test_a_new_user_is_written_only_where_there_is_none(store):
     key = Keys.user("u1")
-    create = lambda name: store.run("create_user", (key,), "s", 1000, "addr", "username", name)
+    create = lambda name, until=2**50: store.run(
+        "create_user", (key,), "s", 1000, "addr", until, "username", name
+    )
+    assert create("late", store.now() - 1) is None and not store.client.exists(key)
     outcomes = at_once(8, lambda i: create(f"n{i}"))
     [first] = [i for i, outcome in enumerate(outcomes) if outcome]
     fields = store.client.hgetall(key)
@@ -510,11 +513,11 @@ def test_questions_put_at_once_get_a_number_each(store):
 
 # ---- accounts
 
-CLAIM_KEY = Keys.unique("username", "ann")
+CLAIM_KEY, RESERVED_KEY = Keys.unique("ann"), Keys.reserved("ann")
 
 
 def claim(store, uid, void="", operation="op", ms=30_000):
-    return store.run("claim", (CLAIM_KEY,), "ann", uid, operation, ms, void)
+    return store.run("claim", (CLAIM_KEY, RESERVED_KEY), "ann", uid, operation, ms, void)
 
 
 def settle_claim(store, text, confirm):
@@ -573,6 +576,17 @@ def test_a_claim_that_was_confirmed_meanwhile_is_not_replaced(store):
     assert claim(store, "u2", expired) == ["held", "u1 op"]
 
 
+@pytest.mark.parametrize("void", ["", "u0 op"])
+def test_a_value_that_a_user_gave_up_is_reserved_for_them(store, void):
+    if void:
+        store.client.hset(CLAIM_KEY, "ann", void)
+    store.client.set(RESERVED_KEY, "u1")
+    assert claim(store, "u2", void) == ["reserved"] and standing(store) == (void or None)
+    assert claim(store, "u1", void)[0] == "claimed"
+    store.client.set(RESERVED_KEY, trivia.NOBODY)
+    assert claim(store, "u1") == claim(store, "u2") == ["reserved"]
+
+
 @pytest.mark.parametrize("void", ["", "u0 op 5", "u0 op"])
 def test_of_claims_made_at_once_one_wins(store, void):
     if void:
@@ -628,13 +642,14 @@ def test_a_session_is_opened_only_for_a_user_with_the_password_that_was_checked(
 def test_a_session_ends_what_expired_and_what_is_beyond_the_number(store):
     now = int(store.client.time()[0])
     key = make_user(store, **{"session:old": now - 1, "session:a": now + 10, "session:b": now + 20})
-    assert now + 1000 <= open_session(store, "new") <= now + 1010
+    expires, ended, *_ = open_session(store, "new")
+    assert now + 1000 <= expires <= now + 1010 and ended == 1
     assert sessions(store, key) == {"a", "b", "new"} and store.client.hget(key, ":from") == "addr"
-    open_session(store, "newer", ttl=2000)
+    assert open_session(store, "newer", ttl=2000)[1] == 1
     assert sessions(store, key) == {"b", "new", "newer"}
-    open_session(store, "newest", most=1, ttl=3000)
+    assert open_session(store, "newest", most=1, ttl=3000)[1] == 3
     assert sessions(store, key) == {"newest"}
-    open_session(store, "newest", most=1, ttl=3000)
+    assert open_session(store, "newest", most=1, ttl=3000)[1] == 1
     assert sessions(store, key) == {"newest"}
 
 
@@ -687,7 +702,7 @@ def test_each_connection_of_a_user_gets_the_next_turn(store):
 def test_a_change_of_a_user_writes_and_removes_fields_and_ends_no_session(store):
     key = make_user(store, avatar="x", wins=1, **{"session:a": 1, "session:b": 2})
     for _ in range(2):
-        assert store.run("change_user", (key,), 0, "avatar", "\0", "email", "e") == 1
+        assert store.run("change_user", (key,), 0, "", "avatar", "\0", "email", "e") == 1
         found = store.client.hmget(key, "avatar", "email", "wins", "username")
         assert found == [None, "e", "1", "u1"]
         assert sessions(store, key) == {"a", "b"}
@@ -715,7 +730,7 @@ def test_all_sessions_of_a_user_end_and_nothing_else(store):
 def test_of_changes_made_at_once_from_one_state_one_is_made(store):
     key = make_user(store, avatar="a")
     outcomes = at_once(
-        12, lambda i: store.run("change_user", (key,), 1, "avatar", "a", "avatar", f"a{i}")
+        12, lambda i: store.run("change_user", (key,), 1, "", "avatar", "a", "avatar", f"a{i}")
     )
     assert (
         sorted(outcomes) == [-1] * 11 + [1]
@@ -737,13 +752,20 @@ def test_of_changes_made_at_once_from_one_state_one_is_made(store):
 def test_a_user_who_has_changed_since_he_was_read_is_not_changed(store, read, done):
     key = make_user(store, avatar="a", **{"session:s": 1})
     before = store.client.hgetall(key)
-    assert store.run("change_user", (key,), len(read) // 2, *read, "wins", "9") == done
+    assert store.run("change_user", (key,), len(read) // 2, "", *read, "wins", "9") == done
     assert (store.client.hgetall(key) == before) == (done == -1)
     assert store.client.hget(key, "wins") == ("9" if done == 1 else None)
 
 
+def test_a_change_of_names_is_not_made_once_their_claims_may_be_replaced(store):
+    key = make_user(store)
+    late = store.run("change_user", (key,), 0, store.now() - 1, "username", "u2")
+    assert late == -1 and store.client.hget(key, "username") == "u1"
+    assert store.run("change_user", (key,), 0, store.now() + 9999, "username", "u2") == 1
+
+
 def test_a_user_who_is_gone_is_not_changed(store):
-    assert store.run("change_user", (Keys.user("u1"),), 0, "avatar", "x") == 0
+    assert store.run("change_user", (Keys.user("u1"),), 0, "", "avatar", "x") == 0
     assert not store.client.exists(Keys.user("u1"))
 
 
@@ -2311,8 +2333,8 @@ def parse_table(text):
 TABLE = parse_table(trivia.__doc__)
 WORDS = {
     "UID": r"[\w-]{12}",
-    "FIELD": r"(username|email)",
-    "WHAT": r"(login|address|account|connect|register|session|export)",
+    "DIGEST": r"[\w-]{16}",
+    "WHAT": r"(login|address|account|connect|register|rename|session|export)",
     "WHO": r"[^{}]+",
     "NAME": r"[a-z_]+",
     "SHARD": r"[0-3]",
@@ -2335,7 +2357,7 @@ CONTENT = {  # what members and values look like, where the table says more than
     "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
     "erasures:{lobby}": rf"[\w-]{{12}}={MS}",
     "erased:{UID}": r"(username|email)=.+",
-    "unique:{FIELD:N}": rf"[^ ]+=[\w-]{{12}} [\w-]{{4}}( {MS})?",
+    "unique:{N}": rf"[^ ]+=[\w-]{{12}} [\w-]{{4}}( {MS})?",
     "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
     "boards:{boards}": r"[a-z_]+=[a-z_]+",
     "guests:{guests}": rf"[\w-]{{12}}={MS}",
@@ -2606,6 +2628,8 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
             until = TABLE[table_row(key)][2].strip()
             if until == "then":
                 expected = 0 <= ttl <= 3600
+            elif until == "name_hold_days":
+                expected = 29 * 86400 < ttl <= 30 * 86400
             elif until == "20 s":
                 expected = 0 <= ttl <= 20
             elif until == "midnight UTC":
@@ -2665,6 +2689,7 @@ def test_nothing_of_an_erased_user_is_left(played):
         "game:{gSHARD}:ID",
         "playing:{lobby}",
         "limit:{WHAT:WHO}",
+        "reserved:{N}:DIGEST",
         "clock:{lobby}",
         "clock:{gSHARD}",
         "metrics:{metrics}",

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from conftest import PASSWORD, ROOT, Server, play_all, redis_at
+from conftest import PASSWORD, ROOT, Server, edited_schema, play_all, redis_at
 
 SNAPSHOT = ROOT / "tests" / "data" / "format1.rdb"
 FACTS = json.loads((ROOT / "tests" / "data" / "format1.json").read_text())
@@ -53,6 +53,29 @@ def test_each_player_can_still_sign_in(migrated):
     for name in FACTS["users"]:
         answer = migrated.http("POST", "/auth/login", {"login": name, "password": PASSWORD})
         assert answer.status == 200, (name, answer.body)
+
+
+def test_each_player_can_still_sign_in_by_email(migrated):
+    for user in FACTS["users"].values():
+        body = {"login": user["email"], "password": PASSWORD}
+        assert migrated.http("POST", "/auth/login", body).json["user"]["email"] == user["email"]
+    assert not list(migrated.redis.scan_iter("unique:{*:*}"))
+
+
+def test_a_value_of_two_players_stays_with_the_first_field_of_the_schema(make_server):
+    def edit(tree):
+        tree["users"]["fields"]["nick"] = {"type": "string", "unique": True}
+
+    server = restored(make_server(edited_schema(edit), start=False))
+    redis = start_embedded(server)
+    email = FACTS["users"]["old1"]["email"]
+    uid = uid_of(redis, "old0")
+    redis.hset(f"user:{{{uid}}}", "nick", email)
+    redis.hset("unique:{nick:7}", email, f"{uid} op")
+    server.start()
+    body = {"login": email, "password": PASSWORD}
+    assert server.http("POST", "/auth/login", body).json["user"]["username"] == "old1"
+    assert "1 players can't sign in by a value that another player has" in server.log
 
 
 def test_finished_games_are_in_the_histories_and_read_as_before(migrated):

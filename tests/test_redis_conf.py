@@ -360,7 +360,7 @@ def call_every_route(server, name, game):
             else route.path.format(username=name, id=game)
         )
         body = (
-            {"username": (name := unique_name())}
+            {"username": (name := unique_name()), "password": PASSWORD}
             if route.method == "PATCH"
             else bodies.get(route.path)
         )

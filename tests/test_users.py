@@ -44,7 +44,7 @@ def small():
     """A server with small limits, which the tests of this file share; they leave nobody in a queue."""
 
     def edit(tree):
-        tree["limits"] |= {"sessions_per_user": 3}
+        tree["limits"] |= {"sessions_per_user": 3, "name_hold_days": 0}
         tree["queues"]["rated"]["window"] = 10_000
 
     running = Server(edited_schema(edit, rounds=1))
@@ -272,7 +272,7 @@ def test_both_taken_values_are_named(server, resident):
     problem = server.http(
         "POST",
         "/auth/register",
-        {"username": taken["username"], "email": taken["email"], "password": PASSWORD},
+        {"username": taken["username"], "email": taken["email"], "password": WRONG},
     ).refused(409, "username_taken")
     assert set(problem["errors"]) == {"username", "email"}
 
@@ -345,7 +345,7 @@ def test_registration_requires(server, missing):
     }
 
 
-def simultaneous(server, count=100):
+def simultaneous(server, count=30):
     name = unique_name()
     answers = at_once(
         count,
@@ -375,30 +375,117 @@ def test_of_simultaneous_registrations_at_four_workers_one_succeeds(crowd):
     simultaneous(crowd)
 
 
+# -- registrations that are repeated
+
+
+def test_a_registration_whose_reply_was_lost_can_be_repeated(server):
+    name = unique_name()
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+    first = server.http("POST", "/auth/register", body)
+    again = server.http("POST", "/auth/register", body)
+    assert first.status == again.status == 201
+    assert again.json["user"] == first.json["user"]
+    assert uid_of(again.json) == uid_of(first.json) and again.json["token"] != first.json["token"]
+    for session in (first, again):
+        assert me(server, session.json["token"]).json == first.json["user"]
+
+
+def test_the_same_registration_sent_several_times_at_once_makes_one_account(crowd):
+    name = unique_name()
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+    answers = at_once(6, lambda i: crowd.http("POST", "/auth/register", body))
+    assert {answer.status for answer in answers} == {201}
+    assert len({uid_of(answer.json) for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_repeated_registration_takes_the_password_of_the_one_account(server, mine):
+    one, other, here = server.register(), server.register(), stranger()
+    names = {"username": one["user"]["username"], "email": email_of(one if mine else other)}
+    password = WRONG if mine else PASSWORD
+
+    async def hashes(users):
+        seen = []
+        verify = users.passwords._verify
+        users.passwords._verify = lambda *args: seen.append(args) or verify(*args)
+        with pytest.raises(trivia.Problem, match="The username is taken"):
+            await users.register(names | {"password": password}, here)
+        return len(seen)
+
+    assert inside(server, hashes) == 1  # either way, so that the time tells nothing
+    # It is no way around the allowances of sign-in.
+    use_up(server, tries_key(names["username"], here))
+    register_from(server, here, **names, password=PASSWORD).refused(429, "too_many_attempts")
+
+
+def test_a_registration_with_only_some_names_of_an_account_is_refused(server):
+    user = server.register()["user"]
+    for field in ("username", "email"):
+        problem = register_from(server, stranger(), **{field: user[field]})
+        assert set(problem.refused(409, f"{field}_taken")["errors"]) == {field}
+
+
 # -- claims of registrations that died
 
 
-def claim(server, name, value, content):
-    server.redis.hset(trivia.Keys.unique(name, trivia.fold(value)), trivia.fold(value), content)
+def claim(server, value, content):
+    server.redis.hset(trivia.Keys.unique(trivia.fold(value)), trivia.fold(value), content)
 
 
-def claimed(server, name, value):
+def claimed(server, value):
     """The UID of a confirmed claim."""
-    held = server.redis.hget(trivia.Keys.unique(name, trivia.fold(value)), trivia.fold(value))
+    held = server.redis.hget(trivia.Keys.unique(trivia.fold(value)), trivia.fold(value))
     assert held is None or len(held.split(" ")) == 2, held
     return held and held.split(" ")[0]
 
 
 @pytest.mark.parametrize("field", ["username", "email"])
-def test_a_claim_without_a_user_holds_until_its_time_and_then_is_free(server, field):
+def test_a_claim_without_a_user_makes_others_wait_and_then_is_free(server, field):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
-    claim(server, field, body[field], f"deadUID0 op {int(time.time() * 1000) + 30_000}")
-    server.http("POST", "/auth/register", body).refused(409, f"{field}_taken")
-    claim(server, field, body[field], f"deadUID0 op {int(time.time() * 1000) - 1}")
+    expires = time.time() + 1.5
+    claim(server, body[field], f"deadUID0 op {int(expires * 1000)}")
     session = server.http("POST", "/auth/register", body)
-    assert session.status == 201
-    assert claimed(server, field, body[field]) == uid_of(session.json)
+    assert session.status == 201 and time.time() >= expires
+    assert claimed(server, body[field]) == uid_of(session.json)
+
+
+def test_a_claim_that_is_renewed_again_and_again_is_not_called_taken(server):
+    """It is of users who never get the name, so that the caller may try again."""
+    name, on = unique_name(), threading.Event()
+
+    def renew():
+        while not on.wait(0.02):
+            claim(server, name, f"deadUID0 op {int(time.time() * 1000) + 2000}")
+
+    renewing = threading.Thread(target=renew)
+    renewing.start()
+    answer = register_from(server, stranger(), username=name)
+    on.set()
+    renewing.join()
+    answer.refused(503, "unavailable")
+
+
+@pytest.mark.parametrize("way", ["registration", "change"])
+def test_nobody_keeps_a_free_name_by_asking_for_it_with_one_that_is_taken(server, way):
+    """Such a request claims nothing."""
+    taken, name, mine = server.register()["user"], unique_name(), server.register()
+    writes = []
+
+    async def act(users):
+        run = users.redis.run
+        users.redis.run = lambda function, *rest: writes.append(function) or run(function, *rest)
+        with pytest.raises(trivia.Problem, match="taken"):
+            body = {"username": name, "email": taken["email"], "password": PASSWORD}
+            if way == "registration":
+                await users.register(body, stranger())
+            else:
+                del body["password"]
+                stored = await users.load(uid_of(mine))
+                await users.apply_change(uid_of(mine), stored, body)
+
+    inside(server, act)
+    assert not {"claim", "settle_claim"} & set(writes)
 
 
 @pytest.mark.parametrize("field", ["username", "email"])
@@ -409,9 +496,7 @@ def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(
 ):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
-    claim(
-        server, field, body[field], ("deadUID0" if whose == "nobody" else uid_of(resident)) + " op"
-    )
+    claim(server, body[field], ("deadUID0" if whose == "nobody" else uid_of(resident)) + " op")
     login(server, body[field]).refused(401, "bad_credentials")
     if how == "registration":
         answer = server.http("POST", "/auth/register", body)
@@ -419,7 +504,7 @@ def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(
     else:
         session = server.register()
         answer, uid = patch(server, session, {field: body[field]}), uid_of(session)
-    assert answer.status in (200, 201) and claimed(server, field, body[field]) == uid
+    assert answer.status in (200, 201) and claimed(server, body[field]) == uid
     assert (
         login(server, body[field]).status == 200
         and me(server, resident["token"]).json == resident["user"]
@@ -429,7 +514,7 @@ def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(
 @pytest.mark.parametrize("held", ["deadUID0 op 1", "deadUID0 op"])
 def test_of_simultaneous_registrations_of_a_void_claim_one_succeeds(server, held):
     name = unique_name()
-    claim(server, "username", name, held)
+    claim(server, name, held)
     statuses = at_once(
         20,
         lambda i: (
@@ -444,10 +529,10 @@ def test_of_simultaneous_registrations_of_a_void_claim_one_succeeds(server, held
 
 
 @pytest.mark.parametrize("field", ["username", "email"])
-def test_a_void_claim_of_a_user_who_exists_is_confirmed(server, field):
+def test_a_claim_of_a_user_who_exists_counts_even_if_it_was_never_confirmed(server, field):
     session = server.register()
     value = session["user"][field]
-    claim(server, field, value, f"{uid_of(session)} op {int(time.time() * 1000) - 1}")
+    claim(server, value, f"{uid_of(session)} op {int(time.time() * 1000) - 1}")
     assert login(server, value).status == 200  # the player does not notice
     body = {
         "username": unique_name(),
@@ -455,7 +540,7 @@ def test_a_void_claim_of_a_user_who_exists_is_confirmed(server, field):
         "password": PASSWORD,
     } | {field: value}
     server.http("POST", "/auth/register", body).refused(409, f"{field}_taken")
-    assert claimed(server, field, value) == uid_of(session)
+    assert login(server, value).status == 200
 
 
 def inside(server, act):
@@ -476,37 +561,6 @@ def inside(server, act):
 def fcall(server, name, keys, *args):
     """Runs a function of trivia.lua, as the server runs it."""
     return server.redis.fcall(trivia.LIBRARY.function(name), len(keys), *keys, *args)
-
-
-def test_claims_by_function(server):
-    key, later = f"unique:{{test:{unique_name()}}}", 30_000
-
-    def take(uid, ms=later, void=""):
-        return fcall(server, "claim", (key,), "value", uid, f"op-{next(operations)}", ms, void)
-
-    def settle(claim, confirm):
-        return fcall(server, "settle_claim", (key,), "value", claim, confirm)
-
-    operations = itertools.count(1)
-    assert settle("ann op-0 1", 1) == 0  # nothing to settle
-    first, second = take("ann"), take("ann")
-    assert first[0] == second[0] == "claimed" and first[1] != second[1] == server.redis.hget(
-        key, "value"
-    )
-    assert settle(first[1], 1) == settle(first[1], 0) == 0  # his own later operation has it
-    assert take("bob") == ["pending"]
-    server.redis.hset(key, "value", "ann op 1")
-    assert take("bob") == ["held", "ann op 1"]
-    assert take("bob", void="ann op 2") == ["held", "ann op 1"]  # it was replaced meanwhile
-    outcome, claim = take("bob", void="ann op 1")
-    assert outcome == "claimed" and settle("ann op 1", 0) == 0 and settle(claim, 1) == 1
-    confirmed = claim.rpartition(" ")[0]
-    assert server.redis.hget(key, "value") == confirmed and take("ann") == ["held", confirmed]
-    assert (
-        settle(claim, 0) == 0
-        and settle(confirmed, 1) == settle(confirmed, 0) == 1
-        and not server.redis.exists(key)
-    )
 
 
 # -- signing in
@@ -858,17 +912,13 @@ def test_a_list_of_emails_cannot_be_tried_by_registering(strict):
     codes = []
     for i in range(30):
         guess = taken["email"] if i % 2 else f"{unique_name()}@example.org"
-        codes.append(register_from(strict, here, username=taken["username"], email=guess).status)
+        names = {"username": taken["username"], "email": guess}
+        codes.append(register_from(strict, here, **names, password=WRONG).status)
     assert codes == [409] * 5 + [429] * 25
-    assert strict.log[mark:].count("registration refused: username_taken") == 5
+    assert strict.log[mark:].count("name refused: username_taken") == 5
     # When it is used up, a free email gets the same answer as a taken one.
-    assert (
-        register_from(strict, here).status == register_from(strict, here, **taken_of(taken)).status
-    )
-
-
-def taken_of(user):
-    return {"email": user["email"]}
+    for email in (taken["email"], f"{unique_name()}@example.org"):
+        register_from(strict, here, email=email).refused(429, "too_many_attempts")
 
 
 def test_a_registration_that_is_invalid_takes_no_allowance(strict):
@@ -958,6 +1008,37 @@ def test_the_end_of_a_session_closes_its_socket(small, end):
     phone.expect_close(4401)
     wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(session)))
     assert not small.redis.exists(trivia.Keys.queue("rated"))
+
+
+@pytest.mark.parametrize("way", ["login", "repeated registration"])
+def test_the_socket_of_a_session_that_was_pushed_out_is_closed(small, way):
+    session = small.register()
+    user = session["user"]
+    phone = Phone(small, session, "rated")
+    phone.expect("queued")
+    small.redis.hset(*session_field(session), int(time.time()) + 20 * 86400)  # ends first
+    for _ in range(3):
+        if way == "login":
+            assert login(small, user["username"]).status == 200
+        else:
+            assert register_from(small, stranger(), **names_of(user)).status == 201
+    signed_out(small, session["token"])
+    phone.expect_close(4401)
+    wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(session)))
+
+
+def names_of(user):
+    return {name: user[name] for name in ("username", "email")}
+
+
+def test_the_socket_at_another_worker_is_closed_too(crowd):
+    for _ in range(4):  # whichever workers they get
+        session = crowd.register()
+        other = login(crowd, session["user"]["username"]).json
+        phone = Phone(crowd, session, "random")
+        phone.expect("queued")
+        assert crowd.http("DELETE", "/auth/sessions", token=other["token"]).status == 204
+        phone.expect_close(4401)
 
 
 def test_a_session_that_did_not_end_keeps_its_socket(small):
@@ -1087,6 +1168,15 @@ def test_a_change_of_password_that_is_refused_changes_nothing(server, body, stat
     assert login(server, session["user"]["username"]).status == 200
 
 
+def test_a_change_of_password_whose_reply_was_lost_can_be_repeated(server):
+    session = server.register()
+    body = {"password": PASSWORD, "new_password": "battery staple"}
+    for _ in range(2):
+        answer = server.http("POST", "/auth/password", body, session["token"])
+        assert (answer.status, answer.body) == (204, "")
+    assert login(server, session["user"]["username"], "battery staple").status == 200
+
+
 def test_a_login_under_way_does_not_outlive_the_old_password(small):
     session, busy = small.register(), [small.register() for _ in range(2)]
     guard = session_key(session)
@@ -1114,26 +1204,131 @@ def test_a_login_under_way_does_not_outlive_the_old_password(small):
 
 
 def patch(server, session, body):
+    """A change, with the password if it takes one."""
+    if body.keys() & {"username", "email"}:
+        body = {"password": PASSWORD} | body
     return server.http("PATCH", "/users/me", body, session["token"])
 
 
-@pytest.mark.parametrize(
-    "field, new", [("username", unique_name), ("email", lambda: f"{unique_name()}@example.org")]
-)
-def test_a_unique_field_moves_and_the_old_value_becomes_free(server, field, new):
-    session, value = server.register(), new()
+NEW_NAMES = [("username", unique_name), ("email", lambda: f"{unique_name()}@example.org")]
+
+
+def heir(server, field, value):
+    """Somebody who registers with a value."""
+    name = unique_name()
+    body = {"username": name, "email": f"{name}@example.org", "password": WRONG} | {field: value}
+    return server.http("POST", "/auth/register", body)
+
+
+@pytest.mark.parametrize("field, new", NEW_NAMES)
+def test_a_unique_field_moves_and_the_old_value_becomes_free(small, field, new):
+    session, value = small.register(), new()
     old = session["user"][field]
-    assert patch(server, session, {field: value}).json == session["user"] | {field: value}
-    assert me(server, session["token"]).json[field] == value
+    assert patch(small, session, {field: value}).json == session["user"] | {field: value}
+    assert me(small, session["token"]).json[field] == value
+    login(small, old).refused(401, "bad_credentials")
+    assert login(small, value).json["user"][field] == value
+    assert not mentions(small, old + "'") and claimed(small, old) is None
+    assert heir(small, field, old).status == 201
+
+
+@pytest.mark.parametrize("field, new", NEW_NAMES)
+def test_a_value_that_was_given_up_is_kept_for_its_user(server, field, new):
+    session, other = server.register(), server.register()
+    old = session["user"][field]
+    assert patch(server, session, {field: new()}).status == 200
+    heir(server, field, old.upper()).refused(409, f"{field}_taken")
+    patch(server, other, {field: old}).refused(409, f"{field}_taken")
     login(server, old).refused(401, "bad_credentials")
-    assert login(server, value).json["user"][field] == value
-    assert not mentions(server, old + "'") and claimed(server, field, old) is None
-    heir = {
-        "username": unique_name(),
-        "email": f"{unique_name()}@example.org",
-        "password": PASSWORD,
-    } | {field: old}
-    assert server.http("POST", "/auth/register", heir).status == 201
+    assert patch(server, session, {field: old}).json[field] == old
+    assert login(server, old).json["user"][field] == old
+
+
+@pytest.mark.parametrize("field", ["username", "email"])
+def test_the_names_of_an_erased_account_are_kept_from_all(server, field):
+    session = server.register()
+    value = session["user"][field]
+    erase(server, session)
+    heir(server, field, value).refused(409, f"{field}_taken")
+    assert server.redis.get(trivia.Keys.reserved(trivia.fold(value))) == trivia.NOBODY
+    assert 29 * 86400 < server.redis.ttl(trivia.Keys.reserved(trivia.fold(value))) <= 30 * 86400
+    server.redis.delete(trivia.Keys.reserved(trivia.fold(value)))  # the days are over
+    assert heir(server, field, value).status == 201
+
+
+def test_a_change_that_dies_midway_leaves_no_name_free(server):
+    session, name = server.register(), unique_name()
+    old = session["user"]["username"]
+
+    async def die(users):
+        settle, settled = users.claims.settle, []
+
+        async def settle_once(uid, claims):
+            settled.append(claims)
+            if len(settled) == 2:
+                raise trivia.Unavailable
+            return await settle(uid, claims)
+
+        users.claims.settle = settle_once
+        with pytest.raises(trivia.Unavailable):
+            await users.apply_change(
+                uid_of(session), await users.load(uid_of(session)), {"username": name}
+            )
+
+    inside(server, die)
+    assert me(server, session["token"]).json["username"] == name
+    heir(server, "username", old).refused(409, "username_taken")
+
+
+@pytest.mark.parametrize(
+    "body, code, errors",
+    [
+        ({"username": "new"}, "invalid", {"password"}),
+        ({"email": "new"}, "invalid", {"password"}),
+        ({"username": "upper"}, "invalid", {"password"}),
+        ({"username": "new", "password": WRONG}, "wrong_password", set()),
+        ({"avatar": "https://example.org/a", "password": PASSWORD}, "invalid", {"password"}),
+        ({"password": PASSWORD}, "invalid", {"password"}),
+    ],
+)
+def test_a_token_alone_changes_no_name(server, body, code, errors):
+    session = server.register()
+    user = session["user"]
+    values = {"new": f"{unique_name()}@example.org", "upper": user["username"].upper()}
+    if "email" not in body:
+        values["new"] = unique_name()
+    body = {name: values.get(value, value) for name, value in body.items()}
+    answer = server.http("PATCH", "/users/me", body, session["token"])
+    problem = answer.refused(422 if errors else 403, code)
+    assert set(problem.get("errors", {})) == errors
+    assert me(server, session["token"]).json == user
+
+
+def test_a_form_with_unchanged_names_takes_no_password(server):
+    session = server.register()
+    names = {name: session["user"][name] for name in ("username", "email")}
+    body = names | {"avatar": "https://example.org/a"}
+    answer = server.http("PATCH", "/users/me", body, session["token"])
+    assert answer.json == session["user"] | body
+
+
+def test_a_player_changes_their_names_only_so_often(server):
+    session = server.register()
+    for _ in range(trivia.RENAMES[1]):
+        assert patch(server, session, {"username": unique_name()}).status == 200
+    patch(server, session, {"email": f"{unique_name()}@x.org"}).refused(429, "too_many_attempts")
+    assert patch(server, session, {"avatar": "https://example.org/a"}).status == 200
+
+
+def test_a_list_of_emails_cannot_be_tried_by_changing_one_s_own(strict):
+    sessions, taken = [strict.register() for _ in range(3)], strict.register()["user"]["email"]
+    here, codes = stranger(), []
+    for i in range(9):
+        body = {"email": taken, "password": PASSWORD}
+        token = sessions[i % 3]["token"]
+        codes.append(call_from(strict, here, "PATCH", "/users/me", body, token).status)
+    assert codes == [409] * 5 + [429] * 4
+    assert strict.log.count("name refused: email_taken") == 5
 
 
 def test_the_spelling_of_a_name_changes(server):
@@ -1195,12 +1390,12 @@ def test_a_default_is_not_kept(server):
     assert patch(server, session, {}).json == session["user"] | {"avatar": ""}
 
 
-def test_of_simultaneous_changes_of_a_name_only_one_name_stays_taken(server):
-    session = server.register()
-    old, names = session["user"]["username"], [unique_name() for _ in range(6)]
+def test_of_simultaneous_changes_of_a_name_only_one_name_stays_taken(small):
+    server, session = small, small.register()
+    old, names = session["user"]["username"], [unique_name() for _ in range(5)]
     assert {
         answer.status
-        for answer in at_once(6, lambda i: patch(server, session, {"username": names[i]}))
+        for answer in at_once(5, lambda i: patch(server, session, {"username": names[i]}))
     } == {200}
     name = me(server, session["token"]).json["username"]
     assert login(server, name).status == 200
@@ -1217,19 +1412,14 @@ def test_of_simultaneous_changes_to_one_name_one_succeeds(server):
     assert names.count(name) == 1 and all(login(server, one).status == 200 for one in names)
 
 
-def change(server, session, user, data, users=trivia.Users):
+def change(server, session, user, data, prepare=lambda users: None):
     """A change as a worker makes it who has read the user before."""
 
-    async def act():
-        store = trivia.Redis(f"unix://{server.data / 'd' / 'redis.sock'}", "", lambda events: None)
-        await store.connect()
-        try:
-            schema = trivia.Schema(trivia.read_schema(server.data / "schema.yaml"))
-            return await users(store, schema).change(uid_of(session), user, data)
-        finally:
-            await store.close()
+    async def act(users):
+        prepare(users)
+        return await users.apply_change(uid_of(session), user, data)
 
-    return asyncio.run(act())
+    return inside(server, act)
 
 
 def test_a_refused_change_does_not_release_a_name_that_another_change_has_given_him(server):
@@ -1238,7 +1428,7 @@ def test_a_refused_change_does_not_release_a_name_that_another_change_has_given_
     assert patch(server, session, {"username": name}).status == 200
     with pytest.raises(trivia.Problem, match="taken"):
         change(server, session, before, {"username": name, "email": email_of(other)})
-    assert claimed(server, "username", name) == uid_of(session)
+    assert claimed(server, name) == uid_of(session)
     assert login(server, name).status == 200
 
 
@@ -1249,19 +1439,69 @@ def test_a_name_that_he_takes_back_at_the_same_time_stays_his(server):
         server.redis.hgetall(trivia.Keys.user(uid_of(session))),
     )
 
-    class Overtaken(trivia.Users):
-        async def _settle(self, uid, values, claims):
-            # It is about to release the old name; now the player has changed back.
-            if values == {"username": old}:
-                assert (
-                    await asyncio.to_thread(patch, server, session, {"username": old})
-                ).status == 200
-            return await super()._settle(uid, values, claims)
+    def overtake(users):
+        settle = users.claims.settle
 
-    change(server, session, before, {"username": name}, Overtaken)
+        async def settle_later(uid, claims):
+            # It is about to release the old name; now the player has changed back.
+            if trivia.fold(old) in claims:
+                back = await asyncio.to_thread(patch, server, session, {"username": old})
+                assert back.status == 200
+            return await settle(uid, claims)
+
+        users.claims.settle = settle_later
+
+    change(server, session, before, {"username": name}, overtake)
     assert me(server, session["token"]).json["username"] == old
-    assert claimed(server, "username", old) == uid_of(session)
+    assert claimed(server, old) == uid_of(session)
     assert login(server, old).status == 200
+
+
+# -- one name space
+
+
+@pytest.fixture(scope="module")
+def nicks():
+    """A server whose users also have a unique `nick` of any characters."""
+
+    def edit(tree):
+        tree["users"]["fields"]["nick"] = {"type": "string", "maxLength": 60, "unique": True}
+        tree["limits"]["name_hold_days"] = 0
+
+    running = Server(edited_schema(edit))
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+@pytest.mark.parametrize("victim_by", ["email", "username"])
+@pytest.mark.parametrize("way", ["registration", "change"])
+def test_no_value_of_one_player_is_a_value_of_another_in_any_field(nicks, victim_by, way):
+    victim = nicks.register()["user"]
+    value = victim[victim_by]
+    if way == "registration":
+        answer = heir(nicks, "nick", value.upper())
+    else:
+        thief = nicks.register()["token"]
+        body = {"nick": value, "password": PASSWORD}
+        answer = nicks.http("PATCH", "/users/me", body, thief)
+    assert set(answer.refused(409, "nick_taken")["errors"]) == {"nick"}
+    for field in ("login", victim_by):
+        body = {field: value, "password": PASSWORD}
+        assert nicks.http("POST", "/auth/login", body).json["user"] == victim
+
+
+def test_a_player_may_have_one_value_in_two_fields(nicks):
+    name, new = unique_name(), unique_name()
+    session = nicks.register(name, nick=name)
+    body = {"username": new, "password": PASSWORD}
+    assert nicks.http("PATCH", "/users/me", body, session["token"]).status == 200
+    assert login(nicks, name).json["user"]["nick"] == name  # the nick still has it
+    heir(nicks, "username", name).refused(409, "username_taken")
+    body = {"nick": new, "username": name, "password": PASSWORD}  # swapped
+    assert nicks.http("PATCH", "/users/me", body, session["token"]).json["nick"] == new
+    assert login(nicks, new).status == login(nicks, name).status == 200
 
 
 # -- the public profile
@@ -1405,15 +1645,15 @@ def test_a_change_during_an_erasure_leaves_no_trace(small):
     session, busy, new = small.register(), [small.register() for _ in range(2)], unique_name()
     guard = session_key(session)
     threads = busy_hashing(small, busy, 16)
+    before = small.redis.hgetall(trivia.Keys.user(uid_of(session)))
     with ThreadPoolExecutor(1) as pool:
         erased = pool.submit(erase, small, session)
         wait_until(lambda: small.redis.exists(guard))
         # The password waits to be checked.
-        change = patch(small, session, {"username": new, "email": f"{new}@example.org"})
+        assert change(small, session, before, {"username": new, "email": f"{new}@example.org"})
         erased.result()
     for thread in threads:
         thread.join(30)
-    assert change.status == 200
     assert traces(small, session) == [] and mentions(small, new) == []
     small.register(new)
 
