@@ -165,6 +165,7 @@ import hiredis
 import httptools
 import marshmallow
 import msgspec
+import re2
 import uvicorn
 import yaml
 from jsonschema import Draft202012Validator, FormatChecker
@@ -675,6 +676,7 @@ EXACT = 2**53  # bound of numbers without minimum or maximum; a double is exact 
 INT32 = 2**31  # generated clients read an integer that reaches this only with `format: int64`
 TEXT_LENGTH = 255  # bound of texts without maxLength
 READ_ONLY = "This field is read-only."
+MAX_COMPOSED = 1000  # characters of a password that is brought into NFC
 MAX_KEY = 60  # characters of an unknown key that an error repeats
 WEB_ADDRESS = r"https?://[^\s\"'<>\\]+"
 
@@ -720,6 +722,23 @@ class StrictText(StrictField):
 class StrictBoolean(StrictField):
     json_type = "boolean"
     python_types = (bool,)
+
+
+class StrictPassword(StrictText):
+    """Returns the form (NFC) that is hashed, so that lengths are the same on each keyboard."""
+
+    def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> Any:
+        return composed(super()._deserialize(value, attr, data, **options))
+
+
+def composed(password: str) -> str:
+    """Returns a password in NFC: some keyboards type "é" as one character, others as two.
+
+    Python's time for it grows with the square of the length: 2 ms for the longest one here.
+    """
+    if password.isascii() or len(password) > MAX_COMPOSED:
+        return password
+    return unicodedata.normalize("NFC", password)
 
 
 FIELD_CLASSES = {
@@ -825,12 +844,26 @@ def _text_checks(rule: dict) -> list[Callable]:
         marshmallow.validate.Length(*_lengths(rule)),
         _validator(_without_control_characters, "Must not contain control characters."),
     ]
-    if "pattern" in rule:  # JSON Schema searches. A newline, which `$` ignores, is refused above
+    if "pattern" in rule:  # JSON Schema searches
         pattern = rule["pattern"]
-        checks.append(_validator(re.compile(pattern).search, f"Must match {pattern}."))
+        checks.append(_validator(compile_pattern(pattern).search, f"Must match {pattern}."))
     if rule.get("format") in FORMATS:
         checks.append(FORMATS[rule["format"]])
     return checks
+
+
+def compile_pattern(pattern: str) -> Any:
+    """Compiles a pattern of schema.yaml. Raises re.error, re2.error and others if it is wrong.
+
+    RE2 takes a time that is linear in the text, so that no pattern and text can stop the worker: at
+    most 0.2 s for 4,000 characters. Python's `re` takes exponential time for ^([a-z]+ ?)+$. It must
+    accept the pattern too, since RE2 reads some mistakes, such as a{99999999999}, as plain text.
+    """
+    re.compile(pattern)
+    options = re2.Options()
+    options.never_capture = True  # groups would take up to 100 times as long
+    options.log_errors = False
+    return re2.compile(pattern, options)
 
 
 def make_field(rule: dict, required: bool) -> StrictField:
@@ -841,7 +874,9 @@ def make_field(rule: dict, required: bool) -> StrictField:
         for check in checks:  # marshmallow itself would run the others after a failure
             check(value)
 
-    return FIELD_CLASSES[rule["type"]](required=required, validate=validate)
+    is_password = rule.get("format") == "password" and rule["type"] == "string"
+    kind = StrictPassword if is_password else FIELD_CLASSES[rule["type"]]
+    return kind(required=required, validate=validate)
 
 
 def plain_test(rule: dict) -> Callable[[Any], bool] | None:
@@ -1335,9 +1370,9 @@ def shorten(value: Any) -> str:
 FORMAT_CHECKER = FormatChecker(())
 
 
-@FORMAT_CHECKER.checks("regex", (re.error, OverflowError, RecursionError))
+@FORMAT_CHECKER.checks("regex", (re.error, re2.error, OverflowError, RecursionError))
 def _is_regex(value: Any) -> bool:
-    return not isinstance(value, str) or re.compile(value) is not None
+    return not isinstance(value, str) or compile_pattern(value) is not None
 
 
 def _mistakes(tree: Any) -> list[Mistake]:
@@ -1383,7 +1418,7 @@ EXPECTED = {  # by keyword of JSON Schema; any other is shown by its name, as in
     "const": "exactly {}",
     "contains": "a list with {}",
     "pattern": "text that matches {}",
-    "format": "a valid regular expression (regex)",
+    "format": "a regular expression (regex) without look-around and back-references",
     "minimum": "at least {}",
     "maximum": "at most {}",
     "exclusiveMinimum": "more than {}",
@@ -3633,6 +3668,13 @@ def address_digest(address: str) -> str:
     return digest(address, 6)
 
 
+def decomposed(password: str) -> str:
+    """Returns a password in NFD: the counterpart of `composed`."""
+    if password.isascii() or len(password) > MAX_COMPOSED:
+        return password
+    return unicodedata.normalize("NFD", password)
+
+
 class HashJob(NamedTuple):
     """Work that waits for a hashing thread."""
 
@@ -3704,18 +3746,20 @@ class Passwords:
 
     async def hash(self, password: str, address: str) -> str:
         """Returns the hash to keep."""
-        return await self._run(address, self.hasher.hash, password)
+        return await self._run(address, self.hasher.hash, composed(password))
 
     async def verify(self, kept: str | None, password: str, address: str) -> bool:
         """Tells whether the password is right. Without an account (None) it takes as long."""
-        try:
-            right = await self._run(address, self._verify, kept, password)
-        except argon2.exceptions.VerificationError:
-            return False
+        right = await self._run(address, self._verify, kept, password)
         return right and kept is not None
 
     def _verify(self, kept: str | None, password: str) -> bool:
-        return self.hasher.verify(kept or self.hash_of_nobody.result(), password)
+        """Tries each form of the password. A hash of version 1 is of the form that was typed."""
+        forms = composed(password), password, decomposed(password)
+        for form in dict.fromkeys(forms):
+            with contextlib.suppress(argon2.exceptions.VerificationError):
+                return self.hasher.verify(kept or self.hash_of_nobody.result(), form)
+        return False
 
 
 class Allowance(NamedTuple):

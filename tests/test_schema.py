@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 import types
 from datetime import date
 
@@ -189,6 +190,9 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ({X: TEXT | {"pattern": "("}}, f"{X}.pattern", "regex"),
     ({X: TEXT | {"pattern": "a{99999999999}"}}, f"{X}.pattern", ""),
     ({X: TEXT | {"pattern": "(" * 3000 + ")" * 3000}}, f"{X}.pattern", ""),
+    ({X: TEXT | {"pattern": "^(?!admin)"}}, f"{X}.pattern", "without look-around"),
+    ({X: TEXT | {"pattern": r"(.)\1"}}, f"{X}.pattern", "back-references"),
+    ({X: TEXT | {"pattern": "a{2000}"}}, f"{X}.pattern", "regex"),
     ({X: TEXT | {"format": "phone"}}, f"{X}.format", "one of email, "),
     ({X: TEXT | {"enum": []}}, f"{X}.enum", "[]"),
     ({X: TEXT | {"default": None}}, f"{X}.default", "null"),
@@ -914,6 +918,26 @@ def grown():
         )
     finally:
         server.close()
+
+
+@pytest.mark.parametrize(
+    "pattern", ["^([A-Za-z]+ ?)+$", "^(a|a)*$", "^(a*)*$", "(a?){30}a{30}!!", "^(a|b|ab)*c$"]
+)
+def test_no_pattern_and_text_stop_the_worker(pattern):
+    form = trivia.Form({"x": TEXT | {"pattern": pattern, "maxLength": 4000}})
+    for length in (24, 4000):  # an engine that goes back takes seconds for the first already
+        began = time.process_time()
+        with pytest.raises(marshmallow.ValidationError, match="Must match"):
+            form.load({"x": "a" * (length - 1) + "!"})
+        assert time.process_time() - began < 0.5
+
+
+def test_a_text_that_is_too_long_is_not_matched():
+    form = trivia.Form({"x": TEXT | {"pattern": "^b$", "maxLength": 3}})
+    with pytest.raises(marshmallow.ValidationError) as refused:
+        form.load({"x": "aaaa"})
+    assert len(refused.value.messages["x"]) == 1
+    assert "length" in refused.value.messages["x"][0].lower()
 
 
 GOOD = [

@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -647,6 +648,39 @@ def test_a_password_that_is_nearly_right_is_wrong(server, resident, password):
 def test_any_characters_make_a_password(server, password):
     session = server.register(password=password)
     assert login(server, session["user"]["username"], password).status == 200
+
+
+NFC, NFD = (unicodedata.normalize(form, "crème brûlée") for form in ("NFC", "NFD"))
+MIXED = NFC[:5] + NFD[5:]
+
+
+@pytest.mark.parametrize("first", [NFC, NFD, MIXED])
+def test_one_password_is_the_same_on_all_keyboards(server, first):
+    session = server.register(password=first)
+    name = session["user"]["username"]
+    for typed_password in (NFC, NFD, MIXED):
+        assert login(server, name, typed_password).status == 200
+    login(server, name, "creme brulee").refused(401, "bad_credentials")
+    body = {"password": NFD, "new_password": NFC[::-1]}
+    assert server.http("POST", "/auth/password", body, session["token"]).status == 204
+
+
+@pytest.mark.parametrize("old", [NFC, NFD, MIXED])
+def test_a_hash_of_the_form_that_was_typed_still_opens_the_account(server, old):
+    """Version 1 hashed what was typed. Of a mixture, only that."""
+    session = server.register()
+    kept = trivia.Passwords(1).hasher.hash(old)
+    server.redis.hset(trivia.Keys.user(uid_of(session)), "password", kept)
+    for typed_password in {NFC, NFD, old} if old != MIXED else {MIXED}:
+        assert login(server, session["user"]["username"], typed_password).status == 200
+
+
+def test_the_length_of_a_password_is_that_of_its_composed_form(server):
+    body = {"username": unique_name(), "email": f"{unique_name()}@example.org"}
+    short = unicodedata.normalize("NFD", "é" * 7)
+    server.http("POST", "/auth/register", body | {"password": short}).refused(422, "invalid")
+    long = unicodedata.normalize("NFD", "é" * 128)
+    assert server.http("POST", "/auth/register", body | {"password": long}).status == 201
 
 
 # -- throttling of failed logins
