@@ -158,7 +158,7 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, unquote_plus, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, unquote_plus, urlsplit, urlunsplit
 
 import argon2
 import hiredis
@@ -2365,7 +2365,7 @@ class Place(NamedTuple):
             raise ValueError
         is_socket, scheme, kind = match.groups()
         kind = kind or "server"
-        user, _, hosts = parts.netloc.rpartition("@")
+        hosts = parts.netloc.rpartition("@")[2]
         words = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
         path = unquote(parts.path)
         if is_socket:
@@ -2383,18 +2383,19 @@ class Place(NamedTuple):
         if kind == "cluster" and path.strip("/"):
             raise Fatal("REDIS_URL: a cluster has no databases; expected nothing behind the hosts")
         if kind == "server" and not is_socket and path.strip("/"):
-            words["db"] = path.strip("/")
+            int(path.strip("/"))  # redis-py passes over what is no number
+        options = cls._options(parts, scheme or "unix", kind)
         return cls(
             kind,
             addresses,
             scheme == "rediss",
             words.get("ssl_ca_certs", ""),
-            cls._login(user, words.get("username"), words.get("password")),
-            int(words.get("db", 0)),
+            cls._login(options.get("username"), options.get("password")),
+            options.get("db", 0),
             name,
             cls._count("replicas", words.get("replicas", "0"), 0, 9),
             cls._count("shards", words.get("shards", str(SHARDS[kind])), 1, MAX_SHARDS),
-            cls._login("", words.get("sentinel_username"), words.get("sentinel_password")),
+            cls._login(words.get("sentinel_username"), words.get("sentinel_password")),
             re.sub(r"//.*@", "//", url.partition("?")[0]),
         )
 
@@ -2407,10 +2408,16 @@ class Place(NamedTuple):
         return f"{parts.hostname or 'localhost'}:{parts.port or standard}"
 
     @staticmethod
-    def _login(user: str, name: str | None, password: str | None) -> tuple[str, ...]:
-        given_name, _, given_password = user.partition(":")
-        name = unquote(given_name) or name
-        password = unquote(given_password) or password
+    def _options(parts: SplitResult, scheme: str, kind: str) -> dict[str, Any]:
+        """Returns what redis-py reads in the URL of one server: user, password and database."""
+        from redis.asyncio.connection import parse_url  # here: the import is a tenth of a start
+
+        path = parts.path if kind == "server" else ""
+        first_host = parts.netloc.partition(",")[0]
+        return parse_url(urlunsplit((scheme, first_host, path, parts.query, "")))
+
+    @staticmethod
+    def _login(name: str | None, password: str | None) -> tuple[str, ...]:
         return (name or "default", password or "") if name or password else ()
 
     @staticmethod
@@ -2871,7 +2878,8 @@ class Redis(Nodes):
     def __init__(
         self, url: str, worker: str, on_events: Callable[[list[str]], None], embedded: Any = None
     ) -> None:
-        super().__init__(Place.parse(url or embedded.url), on_events, embedded)
+        place = embedded.place if embedded else Place.parse(url)
+        super().__init__(place, on_events, embedded)
         self.worker = worker
         self.shards = self.place.shards  # tags of games that this worker serves
         if worker:
@@ -9240,14 +9248,15 @@ class EmbeddedRedis:
         self.log_file = self.folder / "redis.log"
 
     @property
-    def url(self) -> str:
-        """Its URL for the user who may do only what the workers need (redis.conf). Raises Fatal."""
+    def place(self) -> Place:
+        """Where it is for the user who may do only what workers need (redis.conf). Raises Fatal."""
         if len(os.fsencode(self.socket_path)) > MAX_SOCKET_PATH:
             raise Fatal(
                 f"TRIVIA_DATA: {self.socket_path} is longer than the {MAX_SOCKET_PATH} bytes of "
                 "a UNIX socket's path; use a shorter folder"
             )
-        return f"unix://trivia@{quote(str(self.socket_path))}"
+        path = str(self.socket_path)
+        return Place("server", (path,), login=("trivia", ""), text=f"unix://{quote(path)}")
 
     # -- start
 
@@ -9594,7 +9603,7 @@ async def reach_redis() -> Redis:
 
 def redis_place() -> Place:
     """Returns where Redis is; without REDIS_URL, the embedded server. Raises Fatal."""
-    return Place.parse(REDIS_URL or EmbeddedRedis(DATA).url)
+    return Place.parse(REDIS_URL) if REDIS_URL else EmbeddedRedis(DATA).place
 
 
 # ---- doctor --------------------------------------------------------------------------------------

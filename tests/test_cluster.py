@@ -44,7 +44,9 @@ TRIVIA = [sys.executable, "trivia.py"]
     ],
 )
 def test_redis_url_says_where_redis_is(url, place):
-    assert Place.parse(url)[:7] == place
+    found = Place.parse(url)
+    login = found.login, found.db, found.name, found.replicas
+    assert (found.kind, found.addresses, found.tls, *login) == place
 
 
 def test_the_sentinels_may_have_a_user_of_their_own():
