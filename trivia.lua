@@ -392,6 +392,223 @@ local function history_page(keys, args)
   return call('ZREVRANGE', history, start, start + most - 1)
 end
 
+-- begin_merge: takes a guest out of play, to be merged into an account.
+-- KEYS user    the guest
+-- KEYS merged  what is kept of a guest who is merged
+-- ARGS token   digest of the secret that the caller was given: the start of `:merge`
+-- Returns 1 if the guest is taken out now, or was before; 0 if the guest has no such token.
+-- Atomic, so that the guest is either a player or merged, and nothing of them changes later.
+local function begin_merge(keys, args)
+  local user, merged = unpack(keys)
+  local token = unpack(args)
+  local from = call('EXISTS', merged) == 1 and merged or user
+  local offer = call('HGET', from, ':merge') or ''
+  if string.match(offer, '^%S+') ~= token then return 0 end
+  if from == merged then return 1 end
+  if call('HEXISTS', user, ':guest') == 0 then return 0 end
+  local fields = call('HGETALL', user)
+  for i = 1, #fields, 2 do
+    if not is_session(fields[i]) then call('HSET', merged, fields[i], fields[i + 1]) end
+  end
+  call('DEL', user)
+  return 1
+end
+
+-- merge_history: adds games of a guest to the history of the account.
+-- KEYS user     the account
+-- KEYS history  game -> time of its end
+-- ARGS ...      game, time of its end of each game
+-- Returns 1, or 0 if there is no such account.
+-- Atomic, so that an erased account gets no history.
+local function merge_history(keys, args)
+  local user, history = unpack(keys)
+  if call('HEXISTS', user, 'username') == 0 then return 0 end
+  for i = 1, #args, 2 do call('ZADD', history, 'NX', args[i + 1], args[i]) end
+  return 1
+end
+
+-- merge_seen: marks questions that a guest has seen as seen by the account.
+-- KEYS user  the account
+-- KEYS seen  its bitmap
+-- ARGS bits  bitmap of the guest
+-- Returns 1, or 0 if there is no such account.
+-- Atomic, so that no mark is lost.
+local function merge_seen(keys, args)
+  local user, seen = unpack(keys)
+  local bits = unpack(args)
+  if call('HEXISTS', user, 'username') == 0 then return 0 end
+  local own, union = call('GET', seen) or '', {}
+  for i = 1, math.max(#own, #bits) do
+    union[i] = string.char(bit.bor(string.byte(own, i) or 0, string.byte(bits, i) or 0))
+  end
+  if #union > 0 then call('SET', seen, table.concat(union)) end
+  return 1
+end
+
+-- Returns period and gain of a user on a leaderboard: `start` is 'PERIOD VALUE-AT-ITS-START'.
+local function gain_of(start, value)
+  local period, base = string.match(start or '', '^(%S+) (%S+)$')
+  return period or '', period and value - base or 0
+end
+
+-- apply_merge: adds the numbers of a guest to the account, once, however often it runs.
+-- KEYS user     the account
+-- KEYS merges   guest -> when they were merged (s)
+-- ARGS guest    UID
+-- ARGS keep     seconds for which merges are remembered
+-- ARGS wins     of the guest
+-- ARGS games    of the guest
+-- ARGS rating   of the guest, or ''
+-- ARGS sigma    of the guest, or ''
+-- ARGS initial  rating of a new user
+-- ARGS quick    of the guest: right minus wrong answers in inhuman time
+-- ARGS ...      name, field, default and 'PERIOD VALUE-AT-ITS-START' of the guest, of each
+--               leaderboard with a period
+-- Returns {field, value, ...} of the account, or false if there is no such account.
+-- Atomic: the entry in `merges` says whether it was applied.
+local function apply_merge(keys, args)
+  local user, merges = unpack(keys)
+  local guest, keep, wins, games, rating, sigma, initial, quick = unpack(args)
+  if call('HEXISTS', user, 'username') == 0 then return false end
+  local now = tonumber(call('TIME')[1])
+  if call('ZADD', merges, 'NX', now, guest) == 0 then return call('HGETALL', user) end
+  local old = call('ZRANGEBYSCORE', merges, '-inf', now - keep, 'LIMIT', 0, 100)
+  if #old > 0 then call('ZREM', merges, unpack(old)) end
+  call('EXPIRE', merges, keep)
+  local is_better = rating ~= '' and
+    tonumber(rating) > tonumber(call('HGET', user, 'rating') or initial)
+  for i = 9, #args, 4 do
+    local board, field, default, start = 'board:' .. args[i], args[i + 1], args[i + 2], args[i + 3]
+    local own = tonumber(call('HGET', user, field) or default)
+    local given = tonumber(({wins = wins, games = games, rating = rating})[field]) or 0
+    local period, gain = gain_of(call('HGET', user, board), own)
+    local guest_period, guest_gain = gain_of(start, given)
+    local latest = period > guest_period and period or guest_period
+    if period < guest_period then gain = 0 end
+    if guest_period < period then guest_gain = 0 end
+    local value = own + given
+    if field == 'rating' then
+      value = is_better and given or own
+      if is_better and guest_period >= period then gain = 0 else guest_gain = 0 end
+    end
+    if latest ~= '' then
+      local base = string.format('%.17g', value - gain - guest_gain)
+      call('HSET', user, board, latest .. ' ' .. base)
+    end
+  end
+  if wins ~= '0' then call('HINCRBY', user, 'wins', wins) end
+  if games ~= '0' then call('HINCRBY', user, 'games', games) end
+  if quick ~= '0' then call('HINCRBY', user, ':quick', quick) end
+  if is_better then call('HSET', user, 'rating', rating, ':sigma', sigma) end
+  return call('HGETALL', user)
+end
+
+-- end_merge: ends a merge. What is needed to know of it later expires.
+-- KEYS merged   what is kept of the guest
+-- KEYS history  of the guest: a settlement may still look into it
+-- KEYS seen     of the guest
+-- ARGS keep     seconds
+-- Returns 1.
+-- Atomic, so that all of it expires.
+local function end_merge(keys, args)
+  local merged, history, seen = unpack(keys)
+  local keep = unpack(args)
+  for _, field in ipairs(call('HKEYS', merged)) do
+    if field ~= ':merge' then call('HDEL', merged, field) end
+  end
+  call('HSET', merged, ':done', 1)
+  call('EXPIRE', merged, keep)
+  call('EXPIRE', history, keep)
+  call('DEL', seen)
+  return 1
+end
+
+-- set_code: keeps a code that a user must give.
+-- KEYS codes  kind -> 'DIGEST TRIES UNTIL FOR'
+-- ARGS kind   reset or confirm
+-- ARGS code   its digest
+-- ARGS ttl    ms
+-- ARGS what   it is for: an address, or '-'
+-- Returns 1.
+local function set_code(keys, args)
+  local codes = unpack(keys)
+  local kind, code, ttl, what = unpack(args)
+  local until_ms = wall_clock() + ttl
+  call('HSET', codes, kind, string.format('%s 0 %.0f %s', code, until_ms, what))
+  call('EXPIRE', codes, math.ceil(ttl / 1000))
+  return 1
+end
+
+-- Returns what a code is for, or nil if it is wrong. Each wrong try counts.
+local function check_code(codes, kind, code, most)
+  local kept, tries, until_ms, what = string.match(
+    call('HGET', codes, kind) or '', '^(%S+) (%d+) (%d+) (.+)$')
+  if not kept or tonumber(until_ms) < wall_clock() or tonumber(tries) >= most then return nil end
+  if kept == code then return what end
+  call('HSET', codes, kind, table.concat({kept, tries + 1, until_ms, what}, ' '))
+  return nil
+end
+
+-- try_code: checks a code. A right one can be used afterwards.
+-- KEYS codes  kind -> 'DIGEST TRIES UNTIL FOR'
+-- ARGS kind   reset or confirm
+-- ARGS code   digest of what was given
+-- ARGS most   wrong tries that a code survives
+-- Returns what the code is for, or ''.
+-- Atomic, so that each try counts.
+local function try_code(keys, args)
+  local codes = unpack(keys)
+  local kind, code, most = unpack(args)
+  return check_code(codes, kind, code, tonumber(most)) or ''
+end
+
+-- reset_password: sets a new password for a code, once. It ends all sessions and opens one.
+-- KEYS user      the user
+-- KEYS codes     kind -> 'DIGEST TRIES UNTIL FOR'
+-- ARGS code      digest of what was given
+-- ARGS password  hash
+-- ARGS digest    of the session's token
+-- ARGS ttl       seconds that the session lasts
+-- ARGS from      digest of the address
+-- Returns {expiry (s), field, value, ...} with the fields of the user, or {0} if the code is wrong.
+-- Atomic, so that a code counts once, and no session of the old password stays.
+local function reset_password(keys, args)
+  local user, codes = unpack(keys)
+  local code, password, digest, ttl, from = unpack(args)
+  if call('HEXISTS', user, 'username') == 0 then return {0} end
+  local email = check_code(codes, 'reset', code, math.huge)
+  if not email then return {0} end
+  call('HDEL', codes, 'reset')
+  for _, field in ipairs(call('HKEYS', user)) do
+    if is_session(field) then call('HDEL', user, field) end
+  end
+  local expires = tonumber(call('TIME')[1]) + ttl
+  remember_address(user, from)
+  call('HSET', user, 'password', password, 'session:' .. digest, expires)
+  if email ~= '-' then call('HSET', user, ':confirmed', email) end
+  return {expires, unpack(call('HGETALL', user))}
+end
+
+-- unlink_identity: takes an identity away from a user, if another way to sign in is left.
+-- KEYS user   the user
+-- ARGS field  of the identity
+-- ARGS token  field that goes with it
+-- Returns what the field held, 'none' if there was nothing, or 'last' if it is the only way; then
+-- nothing is done.
+-- Atomic, so that of two identities one stays.
+local function unlink_identity(keys, args)
+  local user = unpack(keys)
+  local field, token = unpack(args)
+  local value, ways = call('HGET', user, field), 0
+  if not value then return 'none' end
+  for _, name in ipairs(call('HKEYS', user)) do
+    if name == 'password' or string.sub(name, 1, 5) == 'oidc:' then ways = ways + 1 end
+  end
+  if ways < 2 then return 'last' end
+  call('HDEL', user, field, token)
+  return value
+end
+
 -- due_guests: returns guests who are due to be checked. It postpones each, so that one worker gets
 -- them. If that worker dies, another one gets them then.
 -- KEYS guests  UID -> when they are checked
@@ -429,6 +646,7 @@ end
 -- KEYS user     the player
 -- KEYS history  game -> time of its end
 -- KEYS met      digest of an opponent -> games of today with them that counted
+-- KEYS merged   what is kept of a guest who was merged into an account
 -- ARGS game     id
 -- ARGS ended    when it ended
 -- ARGS keep     ms for which games are kept
@@ -443,13 +661,18 @@ end
 -- ARGS ...      name, field, period, default of each leaderboard with a period
 -- Returns {1 if it was applied now, 'GAME ...', field, value, ...} with the games that the history
 -- has no room for, which the caller drops, and the fields of the user; {0, ''} if there is no such
--- user.
+-- user; {'merged', '', account} for a guest to whom it was applied before they were merged;
+-- {'moved', '', account} for one to whom it was not: the caller applies it to the account.
 -- Atomic: the entry in the history says whether it was applied.
 local function apply_result(keys, args)
-  local user, history, met = unpack(keys)
+  local user, history, met, merged = unpack(keys)
   local game, ended, keep, most, counts, wins, change, sigma = unpack(args)
   local initial, quick, others = unpack(args, 9)
-  if call('HEXISTS', user, 'username') == 0 then return {0, ''} end
+  if call('HEXISTS', user, 'username') == 0 then
+    local account = string.match(call('HGET', merged, ':merge') or '', '^%S+ (%S+)')
+    if not account then return {0, ''} end
+    return {call('ZSCORE', history, game) and 'merged' or 'moved', '', account}
+  end
   if call('ZADD', history, 'NX', ended, game) == 0 then
     return {0, '', unpack(call('HGETALL', user))}
   end
@@ -1477,6 +1700,16 @@ local function write_erased(game, i, uid)
   game.plan.players[i] = {uid, '(erased ' .. i .. ')'}
 end
 
+-- Puts an account into the seat of the guest who was merged into it; '' erases the player.
+local function replace(game, uid, account)
+  local i = seat_of(game, uid)
+  if i and account ~= '' then
+    game.plan.players[i][1] = account
+  elseif i then
+    write_erased(game, i, '')
+  end
+end
+
 -- finish_game: ends a settled game. It tells the players, and keeps what is looked up later.
 -- KEYS key        the game
 -- KEYS deadlines  of its shard
@@ -1485,7 +1718,7 @@ end
 -- ARGS ranking    JSON
 -- ARGS ttl        seconds for which the game is kept
 -- ARGS ...        UID of each player whose name is not kept: they were erased meanwhile, or nobody
---                 answered in the game
+--                 answered in the game; 'UID ACCOUNT' of each who was merged into an account
 -- Returns 1, or 0 if it was done before.
 -- Events: end, to all.
 -- Atomic, so that a game ends once.
@@ -1499,8 +1732,7 @@ local function finish_game(keys, args)
   emit(game, 'end', message(game, 'end', '"reason":"' .. state.reason .. '","ranking":' .. ranking))
   for _, seat in ipairs(game.plan.players) do seat[3], seat[4] = nil, nil end
   for n = 4, #args do
-    local i = seat_of(game, args[n])
-    if i then write_erased(game, i, '') end
+    replace(game, string.match(args[n], '^(%S+) ?(%S*)$'))
   end
   state.phase, state.deadline = 'end', 0
   for i, player in ipairs(game.players) do
@@ -1522,12 +1754,30 @@ local function forget_player(keys, args)
   local key = unpack(keys)
   local uid = unpack(args)
   local game = load({}, key)
-  local i = game and seat_of(game, uid)
-  if not i then return 0 end
+  if not game or not seat_of(game, uid) then return 0 end
   local is_over = game.state.phase == 'end'
-  write_erased(game, i, is_over and '' or uid)
+  for i, seat in ipairs(game.plan.players) do   -- an account has two after a game with its guest
+    if seat[1] == uid then write_erased(game, i, is_over and '' or uid) end
+  end
   call('HSET', key, 'plan', write_plan(game.plan))
   return is_over and 1 or 2
+end
+
+-- replace_player: puts an account into the seat of a guest in a game that has ended.
+-- KEYS key      the game
+-- ARGS uid      guest
+-- ARGS account  UID, or '' to erase the player
+-- Returns 'done', 'missing', or 'running' if the game has not ended: its settlement needs the UID.
+-- Atomic, so that a settlement in between keeps its players.
+local function replace_player(keys, args)
+  local key = unpack(keys)
+  local uid, account = unpack(args)
+  local game = load({}, key)
+  if not game then return 'missing' end
+  if game.state.phase ~= 'end' then return 'running' end
+  replace(game, uid, account)
+  call('HSET', key, 'plan', write_plan(game.plan))
+  return 'done'
 end
 
 -- drop_game: deletes a finished game that no history holds any more.
@@ -1549,6 +1799,82 @@ local function drop_game(keys, args)
   if holders == 0 then return call('DEL', key) end
   call('HSET', key, 'state', write_state(game.state))
   return 0
+end
+
+-- ==== chores =====================================================================================
+
+-- add_chore: adds work that any worker does when it is due.
+-- KEYS chores  id -> 'TRIES JSON'
+-- KEYS due     id -> when it is due
+-- ARGS id      of the chore
+-- ARGS text    JSON
+-- ARGS delay   ms until it is due
+-- ARGS most    chores that there may be
+-- Returns 1 if it is there now, 0 if there are too many.
+-- Atomic, so that a chore that is there keeps its time.
+local function add_chore(keys, args)
+  local chores, due = unpack(keys)
+  local id, text, delay, most = unpack(args)
+  if call('HEXISTS', chores, id) == 1 then return 1 end
+  if call('HLEN', chores) >= tonumber(most) then return 0 end
+  call('HSET', chores, id, '0 ' .. text)
+  call('ZADD', due, wall_clock() + delay, id)
+  return 1
+end
+
+-- take_chores: hands out chores that are due. Each is due again after the lease.
+-- KEYS chores  id -> 'TRIES JSON'
+-- KEYS due     id -> when it is due
+-- ARGS lease   ms
+-- ARGS most    chores to return
+-- Returns {id, how often it was handed out, JSON, ...}.
+-- Atomic, so that each is handed out once at a time.
+local function take_chores(keys, args)
+  local chores, due = unpack(keys)
+  local lease, most = unpack(args)
+  local now, taken = wall_clock(), {}
+  for _, id in ipairs(call('ZRANGEBYSCORE', due, '-inf', now, 'LIMIT', 0, most)) do
+    local tries, text = string.match(call('HGET', chores, id) or '', '^(%d+) (.*)$')
+    if tries then
+      call('HSET', chores, id, tries + 1 .. ' ' .. text)
+      call('ZADD', due, now + lease, id)
+      for _, value in ipairs({id, tries + 1, text}) do taken[#taken + 1] = value end
+    else
+      call('ZREM', due, id)
+    end
+  end
+  return taken
+end
+
+-- postpone_chore: sets when a chore that was handed out is due again.
+-- KEYS chores  id -> 'TRIES JSON'
+-- KEYS due     id -> when it is due
+-- ARGS id      of the chore
+-- ARGS delay   ms until it is due
+-- ARGS undone  1 if certainly nothing of it was done: the try does not count
+-- Returns 1, or 0 if there is no such chore.
+-- Atomic, so that a chore that has ended stays ended.
+local function postpone_chore(keys, args)
+  local chores, due = unpack(keys)
+  local id, delay, undone = unpack(args)
+  local tries, text = string.match(call('HGET', chores, id) or '', '^(%d+) (.*)$')
+  if not tries then return 0 end
+  call('HSET', chores, id, math.max(0, tries - undone) .. ' ' .. text)
+  call('ZADD', due, wall_clock() + delay, id)
+  return 1
+end
+
+-- end_chore: removes a chore.
+-- KEYS chores  id -> 'TRIES JSON'
+-- KEYS due     id -> when it is due
+-- ARGS id      of the chore
+-- Returns 1 if it was there.
+-- Atomic, so that no half of it stays.
+local function end_chore(keys, args)
+  local chores, due = unpack(keys)
+  local id = unpack(args)
+  call('ZREM', due, id)
+  return call('HDEL', chores, id)
 end
 
 -- ==== metrics ====================================================================================
@@ -1587,6 +1913,15 @@ register('begin_erasure', begin_erasure, 'allow-oom')
 register('due_erasures', due_erasures, 'allow-oom')
 register('erase_user', erase_user, 'allow-oom')
 register('history_page', history_page, 'no-writes')
+register('begin_merge', begin_merge)
+register('merge_history', merge_history)
+register('merge_seen', merge_seen)
+register('apply_merge', apply_merge)
+register('end_merge', end_merge)
+register('set_code', set_code)
+register('try_code', try_code, 'allow-oom')
+register('reset_password', reset_password)
+register('unlink_identity', unlink_identity)
 register('due_guests', due_guests, 'allow-oom')
 register('expire_guest', expire_guest, 'allow-oom')
 register('apply_result', apply_result)
@@ -1607,5 +1942,10 @@ register('enter_game', enter_game)
 register('relay', relay)
 register('finish_game', finish_game)
 register('forget_player', forget_player, 'allow-oom')
+register('replace_player', replace_player)
 register('drop_game', drop_game, 'allow-oom')
+register('add_chore', add_chore)
+register('take_chores', take_chores, 'allow-oom')
+register('postpone_chore', postpone_chore, 'allow-oom')
+register('end_chore', end_chore, 'allow-oom')
 register('add_metrics', add_metrics)

@@ -40,8 +40,12 @@ time may lag behind that clock.
                                  the rating); :from (digests of the addresses
                                  of the last sign-ins, newest first); :turn
                                  (number of connections so far); :guest (digest
-                                 of a guest's secret); session:DIGEST -> expiry
-                                 (s); board:NAME -> "PERIOD
+                                 of a guest's secret); :merge (an offer to merge
+                                 the guest: "DIGEST ACCOUNT FIELD VALUE UNTIL");
+                                 oidc:NAME (digest of an identity); :confirmed
+                                 (folded address that is proved); :revoke:NAME
+                                 ("CLIENT TOKEN" to be revoked); session:DIGEST
+                                 -> expiry (s); board:NAME -> "PERIOD
                                  VALUE-AT-ITS-START"; :quick (right minus wrong
                                  answers in inhuman time)
     history:{UID}        zset    game id -> time of its end                       erased
@@ -57,6 +61,17 @@ time may lag behind that clock.
     reserved:{N}:DIGEST  string  UID that gave up the value with this digest;     name_hold_days
                                  "-": nobody may take it
     limit:{WHAT:WHO}     string  time at which the allowance is whole again       then
+    merged:{UID}         hash    a guest who is merged into an account: the        1 day after it
+                                 fields of the guest; :done
+    merges:{UID}         zset    guests who were merged into the account -> when   1 day
+                                 (s)
+    codes:{UID}          hash    reset or confirm -> "DIGEST TRIES UNTIL FOR" of   15 minutes
+                                 a code that the user was sent
+    provider:{NAME}      string  document and keys of an OpenID provider, with     1 day
+                                 the time at which they were fetched (JSON)
+    nonce:{DIGEST}       string  the nonce of this ID token was used               1 day
+    chores:{chores}      hash    id -> "TRIES JSON" of work that any worker does   done
+    due:{chores}         zset    id of a chore -> when it is due                   done
     guests:{guests}      zset    UID of a guest -> when it is checked whether     erased, upgraded
                                  they have expired
     seats:{lobby}        hash    UID -> "CONNECTION TURN QUEUE SINCE RATING       left and not
@@ -99,9 +114,10 @@ time may lag behind that clock.
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
 schema checks, schema), store (keys and format, client, cluster, Redis), play (questions, question
-files, passwords, claims, users, leaderboards, lobby, game, personal data, guests, migration), wire
-(messages, connections, hub, routes, documents), process (worker, app, protocols, adapter, embedded
-Redis, commands, doctor, backup).
+files, passwords, claims, users, leaderboards, lobby, game, games, personal data, chores, guests,
+merges, identities, mail, recovery, migration), wire (messages, connections, hub, routes, sign-in
+routes, player routes, documents), process (worker, app, protocols, adapter, embedded Redis,
+commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -124,6 +140,7 @@ import hashlib
 import hmac
 import html
 import http.client
+import importlib
 import importlib.util
 import ipaddress
 import itertools
@@ -153,11 +170,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
+from email.policy import SMTP as SMTP_POLICY
+from email.utils import formatdate, parseaddr
 from http import HTTPStatus
 from importlib import metadata
 from pathlib import Path
+from string import Formatter
 from types import ModuleType
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, NoReturn
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, unquote_plus, urlsplit, urlunsplit
 
 import argon2
@@ -213,6 +234,7 @@ DATA = Path(os.environ.get("TRIVIA_DATA", "data"))      # folder of the embedded
 SCHEMA_FILE = Path(os.environ.get("TRIVIA_SCHEMA", HERE / "schema.yaml"))
 LAB = os.environ.get("TRIVIA_LAB", "")                  # 1: adds the queue `lab` for app authors
 OPS_TOKEN = os.environ.get("TRIVIA_OPS_TOKEN", "")      # opens /ops and /metrics
+MAIL = os.environ.get("TRIVIA_MAIL", "")                # smtp(s)://user:password@host:port?from=
 LOG_LEVEL = (os.environ.get("TRIVIA_LOG") or "info").upper()    # debug adds each request and game
 WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from WatchdogSec
 
@@ -275,6 +297,9 @@ PROBLEMS = {
     "bad_json": (400, "The body is not valid JSON."),
     "not_authenticated": (401, "A valid session token is needed: Authorization: Bearer TOKEN."),
     "bad_credentials": (401, "The account does not exist, or the password is wrong."),
+    "bad_id_token": (401, "The ID token is refused."),
+    "bad_merge_token": (401, "The merge token is wrong, used up or too old. Sign in again."),
+    "bad_code": (403, "The code is wrong, used up or too old."),
     "wrong_password": (403, "The password is wrong."),
     "origin_refused": (403, "Pages of this origin may not call this server."),
     "not_found": (404, "The resource does not exist."),
@@ -283,23 +308,32 @@ PROBLEMS = {
     "taken": (409, "Already taken."),
     "has_account": (409, "This guest has an account now. Sign in, or use a new secret."),
     "not_a_guest": (409, "The caller is not a guest."),
+    "identity_taken": (409, "The identity belongs to another account."),
+    "in_game": (409, "The guest plays a game. Merge when it has ended."),
+    "provider_linked": (409, "Another identity of this provider is linked. Unlink it first."),
+    "last_sign_in": (409, "The account would have no way to sign in left."),
     "too_large": (413, "The body is too large."),
     "unsupported_media_type": (415, "The body must be JSON: Content-Type: application/json."),
     "invalid": (422, "Some fields are invalid."),
     "upgrade_required": (426, "This path is for WebSockets: Upgrade: websocket."),
     "too_many_attempts": (429, "Too many attempts. Try again later."),
     "head_too_large": (431, "The request line and the headers are too large."),
+    "no_mail": (503, "This server sends no mail."),
+    "provider_unavailable": (503, "The provider of the identity can't be reached; try again."),
     "guests_full": (503, "No more guests can be taken now. Register, or try again later."),
     "internal": (500, "Something went wrong on the server."),
     "unavailable": (503, "The server can't do this now; try again shortly."),
 }
 
 
+WAITING = ("too_many_attempts", "unavailable", "guests_full", "no_mail", "provider_unavailable")
+
+
 class Problem(SanicException):
     """Refuses an HTTP request with a stable code.
 
     `errors` is {field: [what is wrong]}, `retry_after` is in seconds. `name` replaces the code that
-    the client sees, for example `username_taken` for `taken`.
+    the client sees, for example `username_taken` for `taken`. `more` has further members.
     """
 
     def __init__(
@@ -309,12 +343,14 @@ class Problem(SanicException):
         errors: dict | None = None,
         retry_after: int | None = None,
         name: str | None = None,
+        more: dict | None = None,
     ) -> None:
         status, standard_detail = PROBLEMS[code]
         self.code = name or code
         self.detail = detail or standard_detail
         self.errors = errors
         self.retry_after = retry_after
+        self.more = more or {}
         super().__init__(self.detail, status_code=status, quiet=True)
 
     def body(self) -> dict:
@@ -328,7 +364,7 @@ class Problem(SanicException):
         }
         if self.errors:
             problem["errors"] = self.errors
-        return problem
+        return problem | self.more
 
     def response(self) -> HTTPResponse:
         """Returns the problem details as an HTTP response."""
@@ -365,6 +401,9 @@ def check_environment() -> None:
     token_is_fine = not OPS_TOKEN or re.fullmatch(r"[\x21-\x7e]{16,}", OPS_TOKEN) is not None
     token_found = f"{len(OPS_TOKEN)} characters"  # never the secret itself
     _expect("TRIVIA_OPS_TOKEN", token_is_fine, token_found, "16 or more, without spaces")
+    mail_is_fine = not MAIL or is_mail_server(MAIL)
+    expected = "smtp(s)://user:password@host:port?from=ADDRESS"  # never the value: it has a secret
+    _expect("TRIVIA_MAIL", mail_is_fine, f"{len(MAIL)} characters", expected)
     _expect("WATCHDOG_USEC", WATCHDOG_USEC.isdecimal(), WATCHDOG_USEC, "microseconds")
 
 
@@ -1188,6 +1227,8 @@ LIMITS = {
     "game_days": _whole(1, 3650),
     "games_per_user": _whole(1, 10_000),
 }
+# What the server adds to a user, or takes as the name of one.
+ADDED_FIELDS = ("login", "created_at", "guest", "email_confirmed", "providers")
 _WORD = {"type": "string", "pattern": r"^[^\W\d_]{2,12}$"}
 _WORDS = {"type": "array", "items": _WORD, "minItems": 20, "maxItems": 1000, "uniqueItems": True}
 GUESTS = _object(
@@ -1196,8 +1237,37 @@ GUESTS = _object(
     leaderboards=_BOOL,
     most=_whole(1, 100_000_000),
 )
-SIGN_IN = {"dependentRequired": {"guests": ["names"]}} | _object(
-    names=_object("first second", first=_WORDS, second=_WORDS), guests=GUESTS
+# https, or http to this host. No slash at the end: a path is appended.
+SAFE_ADDRESS = (
+    r"^(https://[^/?#\s]+|http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?)(/[^?#\s]*[^/?#\s])?$"
+)
+PROVIDER = _object(
+    "issuer audiences",
+    issuer={"type": "string", "pattern": SAFE_ADDRESS},
+    audiences=_NAMES | {"minItems": 1},
+)
+_MAIL = _object(
+    "subject text",
+    subject={"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[^\r\n]+$"},
+    text={"type": "string", "minLength": 1, "maxLength": 4000},
+)
+MAIL_WORDS = ("username", "code", "link", "minutes")  # what {...} in a mail may name
+RECOVERY = _object(
+    "mails",
+    page={"type": "string", "pattern": SAFE_ADDRESS[:-1] + r"/?$"},
+    mails={
+        "type": "object",
+        "propertyNames": {"pattern": "^[a-z]{2,3}(-[a-z]{2,4})?$"},
+        "minProperties": 1,
+        "properties": {},
+        "additionalProperties": _object("reset confirm", reset=_MAIL, confirm=_MAIL),
+    },
+)
+SIGN_IN = {"dependentRequired": {"guests": ["names"], "providers": ["names"]}} | _object(
+    names=_object("first second", first=_WORDS, second=_WORDS),
+    guests=GUESTS,
+    providers=_named(PROVIDER, minProperties=1),
+    recovery=RECOVERY,
 )
 LIMITS_WITH_DEFAULT = {
     "pair_games": _whole(1, 1_000_000) | {"default": 10},
@@ -1211,9 +1281,7 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
     origins=_NAMES,
     users=_object(
         "fields required",
-        fields=_named(
-            FIELD, USER_FIELDS, propertyNames=_names_except("login", "created_at", "guest")
-        ),
+        fields=_named(FIELD, USER_FIELDS, propertyNames=_names_except(*ADDED_FIELDS)),
         required=_names_with("username", "password"),
     ),
     sign_in=SIGN_IN,
@@ -1461,6 +1529,7 @@ class CrossChecks:
         if self._fine("origins"):
             yield from self._origins()
         yield from self._guest_names()
+        yield from self._mails()
         yield from self._limits()
 
     def _fine(self, *path: str) -> bool:
@@ -1521,6 +1590,17 @@ class CrossChecks:
             if isinstance(players, dict) and players["min"] > players["max"]:
                 yield ("queues", name, "players"), shorten(players), "min at most max"
 
+    def _mails(self) -> Iterable[Mistake]:
+        """Checks that mails go to an address, contain a code, and name only words that exist."""
+        mails = self._children("sign_in", "recovery", "mails")
+        rule = self._children("users", "fields").get("email")
+        if mails and not (rule and rule.get("unique") and rule.get("type") == "string"):
+            yield ("sign_in", "recovery"), "no unique text field `email`", "one in users.fields"
+        for language, templates in mails.items():
+            for template, mail in templates.items():
+                path = ("sign_in", "recovery", "mails", language, template)
+                yield from _mail_mistakes(path, mail)
+
     def _guest_names(self) -> Iterable[Mistake]:
         """Checks that generated names are usernames."""
         names = self._children("sign_in").get("names")
@@ -1538,6 +1618,22 @@ class CrossChecks:
             found = limits["early_exit_seconds"]
             expected = f"at most early_exit_most_seconds, {limits['early_exit_most_seconds']}"
             yield ("limits", "early_exit_seconds"), shorten(found), expected
+
+
+def _mail_mistakes(path: tuple, mail: dict[str, str]) -> Iterable[Mistake]:
+    named = set()
+    for part, text in mail.items():
+        try:
+            words = {word for _, word, _, _ in Formatter().parse(text) if word is not None}
+            wrong = words - set(MAIL_WORDS)
+        except ValueError:
+            words, wrong = set(), {"{"}
+        if wrong:
+            expected = "only " + ", ".join(f"{{{word}}}" for word in MAIL_WORDS)
+            yield (*path, part), shorten(sorted(wrong)[0]), expected
+        named |= words
+    if "code" not in named:
+        yield (*path, "text"), "no {code}", "{code} where the code goes"
 
 
 def separator_of(names: dict[str, list], rule: dict) -> str | None:
@@ -1713,6 +1809,11 @@ class Schema:
         self.changes = {name: rule for name, rule in writable.items() if name != "password"}
         kept = {"username"}  # a guest has one already
         needed = [name for name in users["required"] if name not in kept]
+        email = self.fields.get("email", {})
+        is_address = email.get("type") == "string" and email.get("unique")
+        self.email = Form({"email": email}, ["email"]) if is_address else None
+        providers = self.sign_in.get("providers", {})
+        self.identities = [f"oidc:{name}" for name in providers]  # fields of a user
         self.upgrade = Form(writable, needed, self.read_only)
         self.messages = {
             name: Form(spec.get("fields", {}), spec.get("required", ()))
@@ -1809,6 +1910,8 @@ class Keys:
     quick = "quick:{metrics}"
     bank_channel = "bank:{bank}"
     guests = "guests:{guests}"
+    chores = "chores:{chores}"
+    due_chores = "due:{chores}"
 
     user = "user:{{{}}}".format
     history = "history:{{{}}}".format
@@ -1819,6 +1922,11 @@ class Keys:
     skew = "skew:{{{}}}".format
     queue = "queue:{{lobby}}:{}".format
     limit = "limit:{{{}:{}}}".format
+    provider = "provider:{{{}}}".format
+    nonce = "nonce:{{{}}}".format
+    merged = "merged:{{{}}}".format
+    merges = "merges:{{{}}}".format
+    codes = "codes:{{{}}}".format
 
     @staticmethod
     def unique(folded: str) -> str:
@@ -3920,10 +4028,10 @@ NOBODY = "-"  # stands for a UID
 class Claims:
     """Gives unique values to users. A value is folded wherever nothing else is said."""
 
-    def __init__(self, redis: Redis, schema: Schema) -> None:
+    def __init__(self, redis: Redis, fields: list[str], hold_s: int) -> None:
         self.redis = redis
-        self.fields = schema.unique
-        self.hold_s = schema.limits.name_hold_days * DAY_S
+        self.fields = fields
+        self.hold_s = hold_s
 
     def values_of(self, user: dict) -> dict[str, str]:
         """Returns {field: value} of a user's unique values, from what is stored or typed."""
@@ -4017,6 +4125,8 @@ class Claims:
         Returns whether all still stood. A later operation of the same user makes its own claim
         first, and then nothing is done here.
         """
+        if not claims:
+            return True
         texts = await self.redis.call("HMGET", Keys.user(uid), *self.fields)
         owned = [fold(text) for text in texts if text]
         calls = (
@@ -4077,6 +4187,12 @@ def _period_of_day(kind: str, day: int) -> str:
     return f"{year}-W{week:02}"
 
 
+def is_confirmed(user: dict) -> bool:
+    """Tells whether a user has proved that their address is theirs."""
+    email = user.get("email")
+    return bool(email) and user.get(":confirmed") == fold(email)
+
+
 class Users:
     """Manages accounts and sessions. Methods raise Problem."""
 
@@ -4087,7 +4203,9 @@ class Users:
         self.passwords = Passwords(schema.limits.hashing_queue)
         self.allowances = Allowances(redis, schema.limits)
         self.guard = PasswordGuard(self.passwords, self.allowances)
-        self.claims = Claims(redis, schema)
+        hold_s = schema.limits.name_hold_days * DAY_S
+        self.claims = Claims(redis, schema.unique, hold_s)
+        self.identities = Claims(redis, schema.identities, 0)
         self.boards = Boards(redis, schema, self.load)
 
     # -- accounts
@@ -4154,12 +4272,12 @@ class Users:
         already, or a claim has expired.
         """
         secret = secrets.token_urlsafe(24)
-        session = digest(secret), self._session_s, address_digest(address), claimed_until(claims)
+        session = digest(secret), self.session_s, address_digest(address), claimed_until(claims)
         fields = flatten(stored)
         expires = await self.redis.run_durably("create_user", (Keys.user(uid),), *session, *fields)
         if not expires:
             return None
-        user = stored | {":created": expires - self._session_s}
+        user = stored | {":created": expires - self.session_s}
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
 
     async def _register_again(self, taken: dict[str, str], data: dict, address: str) -> dict:
@@ -4293,13 +4411,27 @@ class Users:
 
     async def release(self, uid: str, values: dict[str, str]) -> None:
         """Releases the claims of a user who is erased: {field: value}."""
-        names = self.claims.values_of(values).values()
-        await self.claims.settle(uid, await self.claims.claims_of(uid, names))
+        for claims in (self.claims, self.identities):
+            held = await claims.claims_of(uid, claims.values_of(values).values())
+            await claims.settle(uid, held)
+
+    async def store(
+        self, uid: str, same: dict, changes: dict, claims: dict[str, str] | None = None
+    ) -> bool:
+        """Stores changes, as long as the user has `same` and the claims stand; "\0" removes one.
+
+        Returns whether it did.
+        """
+        rules = len(same), claimed_until(claims or {})
+        done = await self.redis.run_durably(
+            "change_user", (Keys.user(uid),), *rules, *flatten(same), *flatten(changes)
+        )
+        return done == 1
 
     # -- sessions
 
     @property
-    def _session_s(self) -> int:
+    def session_s(self) -> int:
         return self.limits.session_days * DAY_S
 
     async def open_session(self, uid: str, proof: tuple[str, str], address: str) -> dict | None:
@@ -4313,7 +4445,7 @@ class Users:
             "open_session",
             (Keys.user(uid),),
             digest(secret),
-            self._session_s,
+            self.session_s,
             self.limits.sessions_per_user,
             address_digest(address),
             *proof,
@@ -4336,11 +4468,17 @@ class Users:
             uid, secret = parts
             keys = (Keys.user(uid),)
             fields = await self.redis.run(
-                "authenticate", keys, digest(secret), self._session_s, int(connects)
+                "authenticate", keys, digest(secret), self.session_s, int(connects)
             )
             if fields:
                 return uid, pairs_to_dict(fields)
         raise Problem("not_authenticated")
+
+    def session_of(self, token: str, user: dict) -> dict:
+        """Returns the session of a token that was checked: {token, expires_at, user}."""
+        _, secret = split_token(token)
+        expires = int(user[f"session:{digest(secret)}"])
+        return {"token": token, "expires_at": expires, "user": self.own_view(user)}
 
     async def count_connection(self, uid: str) -> None:
         """Raises Problem if a user connects more often than any phone needs to."""
@@ -4377,7 +4515,15 @@ class Users:
         if session is None:  # the password has changed, or the user was erased, meanwhile
             raise Problem("bad_credentials")
         log.info("signed in", extra=_player(uid))
+        if self.passwords.hasher.check_needs_rehash(user["password"]):
+            spawn(self._rehash(uid, user["password"], password, address))
         return session
+
+    async def _rehash(self, uid: str, kept: str, password: str, address: str) -> None:
+        """Hashes a password that was just checked again, after its parameters have changed."""
+        with contextlib.suppress(Problem):  # the next sign-in tries again
+            changed = await self.passwords.hash(password, address)
+            await self.store(uid, {"password": kept}, {"password": changed})
 
     async def change_password(
         self, uid: str, user: dict, token: str, old: str, new: str, address: str
@@ -4413,7 +4559,13 @@ class Users:
 
     def own_view(self, user: dict) -> dict:
         """Returns a user as they see themselves."""
-        return self.schema.own_view(user) | {"created_at": int(user.get(":created", 0))}
+        view = self.schema.own_view(user) | {"created_at": int(user.get(":created", 0))}
+        if "recovery" in self.schema.sign_in:
+            view["email_confirmed"] = is_confirmed(user)
+        if "providers" in self.schema.sign_in:
+            names = self.schema.sign_in["providers"]
+            view["providers"] = [name for name in names if f"oidc:{name}" in user]
+        return view
 
     def strength(self, user: dict) -> tuple[float, float]:
         """Returns (rating, uncertainty) for the rating model."""
@@ -4830,6 +4982,11 @@ class Game:
         return next(player for player in self.players if player.uid == uid)
 
 
+# ---- games ---------------------------------------------------------------------------------------
+# Asks for the transitions of games, settles them, and shows them. See the section above for the way
+# of a game.
+
+
 class Games:
     """Forms, advances and settles games."""
 
@@ -5059,18 +5216,26 @@ class Games:
             game.result = await self._fix_result(game, self._compute_result(game, counts))
         uids = [player.uid for player in game.players]
         is_void = game.kind != "sandbox" and not game.is_kept
-        users = dict(zip(uids, await self._apply_all(game), strict=True)) if game.is_kept else {}
-        present = {uid: user for uid, user in users.items() if user}
+        people = {}
+        if game.is_kept:
+            people = dict(zip(uids, await self._apply_all(game), strict=True))
+        present = {account: user for account, user in people.values() if user}
         copies = [self.users.boards.refresh(*person) for person in present.items()]
         copies += [
             self._refresh_quick(uid, user) for uid, user in present.items() if ":quick" in user
         ]
         early = {player.uid: is_void and player.left for player in game.players}
-        nameless = uids if is_void else [uid for uid in users if uid not in present]
+        gone = list(uids)
+        if not is_void:
+            gone = [
+                f"{uid} {account}" if user else uid
+                for uid, (account, user) in people.items()
+                if not user or account != uid
+            ]
         # In this order, in one batch: whatever is lost on the way is repeated while the game is not
         # finished.
         await asyncio.gather(
-            *copies, self.release(game.id, early), self._finish(game, is_void, nameless)
+            *copies, self.release(game.id, early), self._finish(game, is_void, gone)
         )
 
     async def _refresh_quick(self, uid: str, user: dict) -> None:
@@ -5142,27 +5307,47 @@ class Games:
             part["change"] = round(new.mu - old.mu, 3)
             part["sigma"] = round(new.sigma, 3)
 
-    async def _apply_all(self, game: Game) -> list[dict]:
-        """Applies the result. Returns the players' new fields; {} for an erased player."""
+    async def _apply_all(self, game: Game) -> list[tuple[str, dict]]:
+        """Applies the result. Returns for each player (UID, new fields); {} for an erased player.
+
+        The UID is that of the account for a guest who was merged since the game began.
+        """
         boards = list(self._period_boards(game.ended))
         parts = zip(game.players, game.result, game.quick_answers(), strict=True)
-        replies = await asyncio.gather(*(self._apply(game, *part, boards) for part in parts))
-        for player, (_, dropped, *_) in zip(game.players, replies, strict=True):
-            for old in dropped.split():
-                spawn(self._drop(old, player.uid))
-        return [pairs_to_dict(fields) for _, _, *fields in replies]
+        return await asyncio.gather(
+            *(
+                self._apply_to(game, player.uid, *part, game.opponents(player), boards)
+                for player, *part in parts
+            )
+        )
+
+    async def _apply_to(self, game: Game, uid: str, *part: Any) -> tuple[str, dict]:
+        state, dropped, *fields = await self._apply(game, uid, *part)
+        if state == "merged":  # and this game with the guest
+            return fields[0], await self.users.load(fields[0])
+        if state == "moved":
+            return await self._apply_to(game, fields[0], *part)
+        for old in dropped.split():
+            spawn(self._drop(old, uid))
+        return uid, pairs_to_dict(fields)
 
     async def _drop(self, game: str, uid: str) -> None:
         """Notes that a player's history has dropped a game. The last of them deletes it."""
         await self.redis.run("drop_game", (Keys.game(game),), uid)
 
     def _apply(
-        self, game: Game, player: Player, part: dict, quick: tuple[int, int], boards: list
+        self,
+        game: Game,
+        uid: str,
+        part: dict,
+        quick: tuple[int, int],
+        opponents: list[str],
+        boards: list,
     ) -> Awaitable[list]:
         right, wrong = quick
         return self.redis.run(
             "apply_result",
-            (Keys.user(player.uid), Keys.history(player.uid), Keys.met(player.uid)),
+            (Keys.user(uid), Keys.history(uid), Keys.met(uid), Keys.merged(uid)),
             game.id,
             game.ended,
             self.schema.limits.game_days * DAY_S * 1000,
@@ -5173,7 +5358,7 @@ class Games:
             part.get("sigma", ""),
             self.schema.fields["rating"]["default"],
             right - wrong,
-            " ".join(game.opponents(player)),
+            " ".join(opponents),
             *boards,
         )
 
@@ -5379,7 +5564,9 @@ class PersonalData:
         keys = Keys.user(uid), Keys.erased(uid)
         if reserve:  # first, or a worker that dies in between leaves them free
             await self.users.reserve_names(await self.users.load(uid))
-        fields = await self.redis.run_durably("erase_user", keys, *self.users.schema.unique)
+        schema = self.users.schema
+        claimed = *schema.unique, *schema.identities
+        fields = await self.redis.run_durably("erase_user", keys, *claimed)
         await self.users.tell_connection(uid)
         await self._leave_game(uid)  # their phone may have joined another one meanwhile
         await self.users.boards.remove(uid)
@@ -5389,11 +5576,21 @@ class PersonalData:
         await self.users.release(uid, values)
         if not await self._forget_games(uid):
             return
-        keys = Keys.history(uid), Keys.seen(uid), Keys.met(uid), Keys.quits(uid), Keys.erased(uid)
+        await self._forget_merges(uid)
+        kinds = Keys.history, Keys.seen, Keys.met, Keys.quits, Keys.codes, Keys.erased
+        keys = [key(uid) for key in kinds]
         await asyncio.gather(*(self.redis.call("DEL", key) for key in keys))
         await self.redis.call("ZREM", Keys.quick, uid)
         await self.redis.call("ZREM", Keys.erasures, uid)
         log.info("erased", extra={"player": uid})
+
+    async def _forget_merges(self, uid: str) -> None:
+        """Removes what is kept of guests who were merged into the account."""
+        for guest in await self.redis.call("ZRANGE", Keys.merges(uid), 0, -1):
+            if await self.redis.call("HEXISTS", Keys.merged(guest), ":done"):
+                await self.redis.call("DEL", Keys.merged(guest))
+                await self.redis.call("DEL", Keys.history(guest))
+        await self.redis.call("DEL", Keys.merges(uid))
 
     async def _leave_game(self, uid: str) -> None:
         """Makes the player leave their game for good, so that their opponents need not wait."""
@@ -5423,6 +5620,85 @@ async def _joined(lists: AsyncIterator[list]) -> AsyncIterator[str]:
         if items:
             yield comma + dumps(items)[1:-1]
             comma = ","
+
+
+# ---- chores --------------------------------------------------------------------------------------
+# Work that must be done although the worker that began it may die: mail, the end of a merge, calls
+# to providers of identities. A chore is written to Redis first. Any worker takes it when it is due,
+# under a lease, and removes it when it is done. If the worker dies, another one takes the chore
+# after the lease. So a chore is done at least once, and its work must bear that.
+#
+# Invariants: the number of chores is bounded. A chore that fails is tried again, ever later.
+#
+# To add a kind of chore: Chores.handlers["KIND"] = a coroutine function of the chore. It raises
+# Later if nothing was done, and returns if there is nothing left to do.
+
+CHORES_S = 1  # between two looks for chores that are due
+CHORES_AT_ONCE = 20
+CHORE_LEASE_MS = 60_000
+MAX_CHORES = 200_000  # about 200 bytes each
+
+
+class Later(Exception):
+    """Nothing of a chore was done; it must be tried again."""
+
+
+@dataclass
+class Chore:
+    """A chore as a worker takes it."""
+
+    id: str
+    kind: str
+    begun_s: float  # when it was added
+    tries: int  # how often it was taken and may have been done, this time included
+    data: dict
+
+
+class Chores:
+    """Keeps chores in Redis, and does those that are due."""
+
+    KEYS = Keys.chores, Keys.due_chores
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.handlers: dict[str, Callable[[Chore], Awaitable]] = {}
+
+    async def add(self, kind: str, delay_ms: int = 0, chore: str = "", **data: Any) -> str:
+        """Adds a chore; returns its id. Raises Problem if there are too many.
+
+        With the id of a chore that is there it does nothing.
+        """
+        chore = chore or secrets.token_urlsafe(9)
+        text = dumps([kind, round(time.time()), data])
+        if not await self.redis.run("add_chore", self.KEYS, chore, text, delay_ms, MAX_CHORES):
+            raise Problem("unavailable", retry_after=60)
+        return chore
+
+    async def done(self, chore: str) -> None:
+        """Removes a chore."""
+        await self.redis.run("end_chore", self.KEYS, chore)
+
+    async def do_due(self) -> None:
+        """Does the chores that are due."""
+        taken = await self.redis.run("take_chores", self.KEYS, CHORE_LEASE_MS, CHORES_AT_ONCE)
+        await asyncio.gather(*(self._do(*taken[i : i + 3]) for i in range(0, len(taken), 3)))
+
+    async def _do(self, chore_id: str, tries: int, text: str) -> None:
+        kind, begun_s, data = json.loads(text)
+        chore = Chore(chore_id, kind, begun_s, tries, data)
+        if kind not in self.handlers:  # a newer worker knows it
+            return
+        try:
+            async with asyncio.timeout(CHORE_LEASE_MS / 2000):
+                await self.handlers[kind](chore)
+        except (Later, Problem, Unavailable, TimeoutError) as error:
+            surely_undone = isinstance(error, Later)
+            delay_ms = round(min(max((time.time() - begun_s) / 4, 2), 300) * 1000)
+            keys = self.KEYS
+            await self.redis.run("postpone_chore", keys, chore_id, delay_ms, int(surely_undone))
+            log.warning("chore %s waits: %s", kind, error or "timeout")
+            return
+        await self.done(chore_id)
 
 
 # ---- guests --------------------------------------------------------------------------------------
@@ -5494,14 +5770,17 @@ class Guests:
         proof = ":guest", digest(secret)
         name = self.names.new()
         allowance = self.users.allowances.registrations(address)
-        session, claims, guests, wait_ms = await asyncio.gather(
+        session, is_merged, claims, guests, wait_ms = await asyncio.gather(
             self.users.open_session(uid, proof, address),
+            self.redis.call("EXISTS", Keys.merged(uid)),
             self.users.claims.try_claim(name, uid),
             self.redis.call("ZCARD", Keys.guests),
             self.users.allowances.take(allowance),
         )
         refusal = None
-        if wait_ms:
+        if is_merged:
+            refusal = Problem("has_account")
+        elif wait_ms:
             refusal = too_many_attempts(wait_ms)
         elif guests >= self.rules["most"]:
             refusal = Problem("guests_full", retry_after=60)
@@ -5509,16 +5788,17 @@ class Guests:
             session = await self._create(uid, proof, name, claims, address)
             return session or await self._reopen(uid, proof, address), session is not None
         await self.users.claims.settle(uid, claims)
-        if session is None:
-            raise refusal
         if not wait_ms:
             await self.users.allowances.give_back(allowance)
+        if session is None:
+            raise refusal
         return session, False
 
     async def _reopen(self, uid: str, proof: tuple[str, str], address: str) -> dict:
         """Opens a session of a user who was there when a guest was to be created."""
         session = await self.users.open_session(uid, proof, address)
         if session is None:
+            await self.ended(uid)
             raise Problem("has_account")
         return session
 
@@ -5549,9 +5829,13 @@ class Guests:
             password = await self.users.passwords.hash(data["password"], address)
             changes = data | {"password": password}
             user = await self.users.apply_change(uid, user, changes, {":guest": "\0"})
-        await self.redis.call("ZREM", Keys.guests, uid)
+        await self.ended(uid)
         log.info("guest upgraded", extra={"player": uid})
         return user
+
+    async def ended(self, uid: str) -> None:
+        """Notes that a user is not a guest any more."""
+        await self.redis.call("ZREM", Keys.guests, uid)
 
     # -- expiry
 
@@ -5594,9 +5878,899 @@ class Guests:
             unique = self.users.schema.unique
             if not await self.redis.run("expire_guest", keys, *seen, *unique):
                 return
-        await self.personal_data.erase(uid, reserve=False)  # nobody knows a guest by name
-        await self.redis.call("ZREM", Keys.guests, uid)
-        log.info("guest expired", extra={"player": uid})
+        if not await self.redis.call("EXISTS", Keys.merged(uid)):
+            await self.personal_data.erase(uid, reserve=False)  # nobody knows a guest by name
+            log.info("guest expired", extra={"player": uid})
+        await self.ended(uid)
+
+
+# ---- merges --------------------------------------------------------------------------------------
+# A guest who signs in with the identity of an account can be merged into that account: games,
+# questions seen, wins and the higher rating. Guest and account have different hash tags. So
+# `begin_merge` first moves the guest, in one step, to `merged:{UID}`, where nothing changes them.
+# What follows can be repeated by any worker until it is complete: the numbers are added once
+# (`merges:{UID}` of the account says so), all else may be written twice.
+#
+# Invariants: a merge that has begun is completed, because its chore was written before. A game of
+# the guest that is settled later is applied to the account (see apply_result).
+
+MERGE_TOKEN_S = 900
+MERGED_KEPT_S = DAY_S  # how long it is known that a guest was merged
+MERGE_LATENCY_S = 60  # a request begins its merge within this time
+MERGE_RETRY_MS = 10_000
+HISTORY_PORTION = 500
+
+
+class Merges:
+    """Merges guests into accounts. Methods raise Problem."""
+
+    def __init__(
+        self, redis: Redis, schema: Schema, users: Users, lobby: Lobby, chores: Chores
+    ) -> None:
+        self.redis = redis
+        self.schema = schema
+        self.users = users
+        self.lobby = lobby
+        self.chores = chores
+        chores.handlers["merge"] = self._resume
+
+    async def offer(self, guest: str, fields: dict, account: str, proof: tuple[str, str]) -> dict:
+        """Returns what an app must show and send to merge: {merge, guest, account}."""
+        secret = secrets.token_urlsafe(24)
+        until = round(time.time()) + MERGE_TOKEN_S
+        offer = " ".join((digest(secret), account, *proof, str(until)))
+        same = {":guest": fields[":guest"]}
+        if not await self.users.store(guest, same, {":merge": offer}):
+            raise Problem("not_authenticated")
+        return {
+            "merge": guest + secret,
+            "guest": self.schema.public_view(fields),
+            "account": self.schema.public_view(await self.users.load(account)),
+        }
+
+    async def merge(self, token: str, address: str) -> dict:
+        """Merges the guest of a token; returns a session of the account. Can be repeated."""
+        guest, secret = split_token(token) or ("", "")
+        offer = await self._find_offer(guest, digest(secret))
+        if offer is None:
+            raise Problem("bad_merge_token")
+        account, field, value = offer
+        seat = await self.lobby.seat_of(guest)
+        if seat is not None and seat.game != "-":
+            raise Problem("in_game")
+        await self.chores.add("merge", MERGE_RETRY_MS, f"merge {guest}", guest=guest)
+        keys = Keys.user(guest), Keys.merged(guest)
+        if not await self.redis.run_durably("begin_merge", keys, digest(secret)):
+            raise Problem("bad_merge_token")
+        if await self._complete(guest):
+            await self.chores.done(f"merge {guest}")
+        session = await self.users.open_session(account, (field, value), address)
+        if session is None:  # the identity was unlinked, or the account erased
+            raise Problem("bad_merge_token")
+        log.info("guest merged", extra={"player": account})
+        return session
+
+    async def _find_offer(self, guest: str, token: str) -> tuple[str, str, str] | None:
+        """Returns (account, field, value) of a token that is still good."""
+        texts = await asyncio.gather(
+            self.redis.call("HGET", Keys.user(guest), ":merge"),
+            self.redis.call("HGET", Keys.merged(guest), ":merge"),
+        )
+        for text in filter(None, texts):
+            known, account, field, value, until = text.split(" ")
+            if hmac.compare_digest(known, token) and time.time() < int(until):
+                return account, field, value
+        return None
+
+    async def _resume(self, chore: Chore) -> None:
+        guest = chore.data["guest"]
+        begun = await self.redis.call("EXISTS", Keys.merged(guest))
+        if not begun and time.time() > chore.begun_s + MERGE_LATENCY_S:
+            return  # the worker died before it began
+        if not begun or not await self._complete(guest):
+            raise Later("a merge is not complete")
+
+    async def _complete(self, guest: str) -> bool:
+        """Does all steps of a merge. Returns False if a game of the guest is not finished yet."""
+        fields = await self.redis.call("HGETALL", Keys.merged(guest))
+        if not fields or ":done" in fields:
+            return True
+        account = fields[":merge"].split(" ")[1]
+        games = await self.redis.call("ZRANGE", Keys.history(guest), 0, -1, "WITHSCORES")
+        user = await self._move(guest, account, fields, games)
+        if user:
+            await self.users.boards.refresh(account, user)
+        successor = account if user else ""
+        outcomes = []
+        for start in range(0, len(games), HISTORY_PORTION):
+            portion = games[start : start + HISTORY_PORTION]
+            calls = (self._move_game(game, guest, successor) for game, _ in portion)
+            outcomes += await asyncio.gather(*calls)
+        await self.users.boards.remove(guest)
+        await self.users.release(guest, fields)
+        await self.redis.call("ZREM", Keys.guests, guest)
+        await self.redis.call("ZREM", Keys.quick, guest)
+        await self.redis.call("DEL", Keys.met(guest))
+        await self.users.tell_connection(guest)
+        if "running" in outcomes:
+            return False
+        keys = Keys.merged(guest), Keys.history(guest), Keys.seen(guest)
+        await self.redis.run("end_merge", keys, MERGED_KEPT_S)
+        return True
+
+    async def _move(self, guest: str, account: str, fields: dict, games: list) -> dict:
+        """Moves what the guest has to the account. Returns its fields, {} if it is gone."""
+        history = Keys.user(account), Keys.history(account)
+        for start in range(0, len(games), HISTORY_PORTION):
+            pairs = [item for pair in games[start : start + HISTORY_PORTION] for item in pair]
+            await self.redis.run_durably("merge_history", history, *pairs)
+        seen = to_bitmap(await self.redis.call("GET", Keys.seen(guest)))
+        await self.redis.run_durably("merge_seen", (Keys.user(account), Keys.seen(account)), seen)
+        reply = await self.redis.run_durably(
+            "apply_merge",
+            (Keys.user(account), Keys.merges(account)),
+            guest,
+            MERGED_KEPT_S,
+            fields.get("wins", 0),
+            fields.get("games", 0),
+            fields.get("rating", ""),
+            fields.get(":sigma", ""),
+            self.schema.fields["rating"]["default"],
+            fields.get(":quick", 0),
+            *self._period_boards(fields),
+        )
+        return pairs_to_dict(reply or [])
+
+    def _period_boards(self, fields: dict) -> Iterator[Any]:
+        """Yields name, field, default and what the guest has of each leaderboard with a period."""
+        for name, board in self.schema.boards.items():
+            if "period" in board and board["field"] in ("wins", "games", "rating"):
+                default = self.schema.fields[board["field"]]["default"]
+                yield from (name, board["field"], default, fields.get(f"board:{name}", ""))
+
+    def _move_game(self, game: str, guest: str, account: str) -> Awaitable[str]:
+        return self.redis.run("replace_player", (Keys.game(game),), guest, account)
+
+
+# ---- identities ----------------------------------------------------------------------------------
+# Sign-in with Apple, Google or any OpenID provider. A phone gets an ID token from its system and
+# sends it here. The server verifies the token by the provider's published keys. An identity is
+# (issuer, subject); Redis keeps only its digest, in the field `oidc:PROVIDER` of the user. It is a
+# unique value like a username, and is claimed in the same way.
+#
+# Invariants: PyJWT verifies, httpx fetches; both are imported when they are first needed. Keys are
+# kept for a day after the provider was last reached, in each worker and in Redis. So an outage of
+# the provider, or a restart in it, ends no sign-in. A nonce counts once.
+# Source: OpenID Connect Core 1.0, section 3.1.3.7; RFC 8725.
+
+ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"}
+MAX_ID_TOKEN = 8192  # characters
+MAX_PROVIDER_ANSWER = 256 * 1024  # bytes
+PROVIDER_SECONDS = 5  # a provider counts as down when it is silent for so long
+KEYS_FRESH_S = 3600  # keys are fetched again after it
+KEYS_KEPT_S = DAY_S  # keys are used for so long while the provider is down
+KEYS_PAUSE_S = 10  # between two fetches, whatever key ids arrive
+TOKEN_LEEWAY_S = 60  # by which the clocks of provider and server may differ
+TOKEN_MAX_AGE_S = DAY_S
+REVOCATION_DAYS = 7  # for which a revocation is tried
+CLIENT_SECRETS = "TRIVIA_SECRET_"
+
+
+def identity_digest(issuer: str, subject: str) -> str:
+    """Returns what is stored of an identity.
+
+    It has no capitals, because unique values are folded, and begins with a control character, which
+    no name of a player has: they share one name space.
+    """
+    return "\x1f" + hashlib.blake2b(f"{issuer}\0{subject}".encode(), digest_size=16).hexdigest()
+
+
+def client_secret(provider: str) -> str:
+    """Returns the client secret that the operator has set for a provider, or ''."""
+    return os.environ.get(f"{CLIENT_SECRETS}{provider.upper()}", "")
+
+
+def refuse_token(reason: str) -> NoReturn:
+    """Refuses an ID token."""
+    errors = {"id_token": [f"{reason}."]}
+    raise Problem("bad_id_token", f"The ID token is refused: {reason}.", errors)
+
+
+class Provider:
+    """An OpenID provider: its configuration, and its keys as they were last known."""
+
+    def __init__(self, redis: Redis, name: str, spec: dict) -> None:
+        self.redis = redis
+        self.name = name
+        self.issuer: str = spec["issuer"]
+        self.audiences: list[str] = spec["audiences"]
+        self.field = f"oidc:{name}"
+        self.known: dict = {}  # {"at": when it was fetched, "document": {}, "keys": [JWK]}
+        self.tried_at_s = -KEYS_PAUSE_S
+        self.is_up = False  # whether the last fetch succeeded
+        self.fetching: asyncio.Task | None = None
+
+    # -- keys
+
+    async def load(self) -> None:
+        """Has the document and the keys at hand, fresh if possible. Raises Problem."""
+        if not self.known:
+            self.known = json.loads(await self.redis.call("GET", self._cache) or "{}")
+        if self._age_s() > KEYS_FRESH_S:
+            await self._refresh()
+        if self._age_s() > KEYS_KEPT_S:
+            raise Problem("provider_unavailable", retry_after=KEYS_PAUSE_S)
+
+    def _age_s(self) -> float:
+        return time.time() - self.known.get("at", 0)
+
+    async def key(self, key_id: Any) -> dict:
+        """Returns the key (JWK) with an id. Raises Problem."""
+        await self.load()
+        found = self._find(key_id)
+        if found is None:
+            if not await self._refresh():
+                raise Problem("provider_unavailable", retry_after=KEYS_PAUSE_S)
+            found = self._find(key_id)
+        if found is None:
+            refuse_token("its key is not one of the provider's")
+        return found
+
+    def _find(self, key_id: Any) -> dict | None:
+        """Returns the key with an id. A token without an id can mean the only key."""
+        keys = self.known.get("keys", [])
+        if key_id is None:
+            return keys[0] if len(keys) == 1 else None
+        return next((key for key in keys if key.get("kid") == key_id), None)
+
+    @property
+    def _cache(self) -> str:
+        return Keys.provider(self.name)
+
+    async def _refresh(self) -> bool:
+        """Fetches the keys. Returns False if the provider is down.
+
+        One fetch runs at a time, and they keep a distance: any token can name an unknown key.
+        """
+        if self.fetching is None:
+            if time.monotonic() < self.tried_at_s + KEYS_PAUSE_S:
+                return self.is_up
+            self.tried_at_s = time.monotonic()
+            self.fetching = spawn(self._fetch_keys())
+        await asyncio.shield(self.fetching)
+        return self.is_up
+
+    async def _fetch_keys(self) -> None:
+        self.is_up = False
+        try:
+            self.known = await self._fetch()
+            self.is_up = True
+        except (OSError, ValueError) as error:
+            return log.warning("provider %s is down: %s", self.name, error)
+        finally:
+            self.fetching = None
+        await self.redis.call("SET", self._cache, dumps(self.known), "EX", KEYS_KEPT_S)
+
+    async def _fetch(self) -> dict:
+        """Fetches the document and the keys. Raises OSError or ValueError."""
+        document = await self.ask("GET", f"{self.issuer}/.well-known/openid-configuration")
+        if document.get("issuer") != self.issuer:
+            raise ValueError(f"its document names the issuer {shorten(document.get('issuer'))}")
+        keys = (await self.ask("GET", document.get("jwks_uri"))).get("keys")
+        keys = [key for key in keys if _is_signing_key(key)] if isinstance(keys, list) else []
+        if not keys:
+            raise ValueError("it has no keys to verify with")
+        return {"at": round(time.time()), "document": document, "keys": keys}
+
+    # -- HTTP
+
+    async def ask(self, method: str, url: Any, form: dict | None = None) -> dict:
+        """Calls the provider; returns its JSON object. Raises OSError or ValueError."""
+        if not isinstance(url, str) or not re.match(SAFE_ADDRESS, url):
+            raise ValueError(f"it names the address {shorten(url)}")
+        httpx = await imported("httpx")
+        limits = httpx.Timeout(PROVIDER_SECONDS)
+        body = bytearray()
+        try:
+            async with (
+                asyncio.timeout(2 * PROVIDER_SECONDS),
+                httpx.AsyncClient(timeout=limits, trust_env=is_public(url)) as client,
+                client.stream(method, url, data=form) as response,
+            ):
+                async for part in response.aiter_bytes():
+                    body += part
+                    if len(body) > MAX_PROVIDER_ANSWER:
+                        raise ValueError("its answer is too long")
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            raise OSError(f"{type(error).__name__} at {url}") from None
+        if response.status_code >= 400:
+            raise OSError(f"status {response.status_code} at {url}")
+        answer = parse_json(bytes(body)) if body else {}
+        if not isinstance(answer, dict):
+            raise ValueError("its answer is no JSON object")
+        return answer
+
+    # -- tokens
+
+    async def verify(self, token: str, nonce: str) -> dict:
+        """Returns the claims of an ID token. Raises Problem bad_id_token."""
+        jwt = await imported("jwt")
+        try:
+            header = jwt.get_unverified_header(token)
+        except jwt.PyJWTError:
+            refuse_token("it is malformed")
+        if header.get("alg") not in ALGORITHMS:
+            refuse_token("its algorithm is not allowed")
+        jwk = await self.key(header.get("kid"))
+        try:
+            key = jwt.PyJWK(jwk)
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[key.algorithm_name],
+                audience=self.audiences,
+                issuer=self.issuer,
+                leeway=TOKEN_LEEWAY_S,
+                options={"require": ["exp", "iat", "iss", "aud", "sub"]},
+            )
+        except (jwt.PyJWTError, ArithmeticError, TypeError, ValueError) as error:
+            refuse_token(_reason(jwt, error))
+        self._check_claims(claims, nonce)
+        return claims
+
+    def _check_claims(self, claims: dict, nonce: str) -> None:
+        """Checks what PyJWT does not check."""
+        if not 1 <= len(claims["sub"]) <= 255:
+            refuse_token("its subject is empty or too long")
+        if not isinstance(claims["iat"], (int, float)):
+            refuse_token("it is malformed")
+        if claims["iat"] < time.time() - TOKEN_MAX_AGE_S:
+            refuse_token("it is too old")
+        has_several = isinstance(claims["aud"], list) and len(claims["aud"]) > 1
+        if has_several and claims.get("azp") not in self.audiences:
+            refuse_token("it was issued to another app")
+        given = claims.get("nonce")
+        if not isinstance(given, str):
+            refuse_token("it has no nonce")
+        # An app may give the provider the SHA-256 of its nonce, as Apple's and Google's guides do.
+        hashed = hashlib.sha256(nonce.encode()).hexdigest()
+        if not any(hmac.compare_digest(given.encode(), one.encode()) for one in (nonce, hashed)):
+            refuse_token("its nonce is another one")
+
+    async def spend(self, claims: dict) -> None:
+        """Marks the nonce of a token as used. Raises Problem if it was used before."""
+        key = Keys.nonce(digest(f"{self.issuer} {claims['nonce']}"))
+        ttl_s = TOKEN_MAX_AGE_S + 2 * TOKEN_LEEWAY_S
+        if not await self.redis.call("SET", key, 1, "NX", "EX", ttl_s):
+            refuse_token("its nonce was used before")
+
+
+def _is_signing_key(key: Any) -> bool:
+    """Tells whether a JWK verifies signatures. A symmetric key never does."""
+    if not isinstance(key, dict) or key.get("use", "sig") != "sig":
+        return False
+    return key.get("kty") in ("RSA", "EC", "OKP") and key.get("alg", "RS256") in ALGORITHMS
+
+
+def _reason(jwt: ModuleType, error: Exception) -> str:
+    """Returns why PyJWT refuses a token."""
+    reasons = {
+        jwt.ExpiredSignatureError: "it has expired",
+        jwt.ImmatureSignatureError: "it is not valid yet",
+        jwt.InvalidIssuerError: "its issuer is another one",
+        jwt.InvalidAudienceError: "its audience is another app",
+        jwt.InvalidSignatureError: "its signature is wrong",
+        jwt.InvalidAlgorithmError: "its algorithm is not that of the key",
+    }
+    if isinstance(error, jwt.MissingRequiredClaimError):
+        return f"it has no {error.claim}"
+    return reasons.get(type(error), "it is malformed")
+
+
+def is_public(url: str) -> bool:
+    """Tells whether an address is beyond this host."""
+    return urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")
+
+
+async def imported(name: str) -> ModuleType:
+    """Imports a module that few requests need, in a thread, so that games go on meanwhile."""
+    return sys.modules.get(name) or await asyncio.to_thread(importlib.import_module, name)
+
+
+class Identities:
+    """Signs in by ID tokens; links and unlinks identities. Methods raise Problem."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        schema: Schema,
+        users: Users,
+        guests: Guests,
+        merges: Merges,
+        chores: Chores,
+    ) -> None:
+        self.redis = redis
+        self.users = users
+        self.guests = guests
+        self.names = guests.names
+        self.merges = merges
+        self.chores = chores
+        specs = schema.sign_in.get("providers", {})
+        self.providers = {name: Provider(redis, name, spec) for name, spec in specs.items()}
+        self.email = schema.email
+        chores.handlers |= {"exchange": self._exchange, "revoke": self._revoke}
+
+    def provider(self, name: str) -> Provider:
+        """Returns a provider. Raises Problem not_found."""
+        if name not in self.providers:
+            known = ", ".join(self.providers)
+            raise Problem("not_found", f"There is no such provider; expected one of {known}")
+        return self.providers[name]
+
+    async def sign_in(self, call: Call, name: str) -> tuple[dict, bool]:
+        """Opens a session by an ID token, or links the identity to the caller.
+
+        Returns the session, and whether the account is new.
+        """
+        provider = self.provider(name)
+        claims = await provider.verify(call.body["id_token"], call.body["nonce"])
+        await provider.spend(claims)
+        proof = provider.field, identity_digest(provider.issuer, claims["sub"])
+        for _ in range(10):
+            uid = await self.users.identities.find(proof[1], proof[0])
+            session, is_new = await self._try_sign_in(call, provider, proof, claims, uid)
+            if session is not None:
+                await self._keep_code(call, provider, claims, session)
+                return session, is_new
+            await asyncio.sleep(0.2)  # another request is using this identity for the first time
+        raise Problem("unavailable", retry_after=1)
+
+    async def _try_sign_in(
+        self, call: Call, provider: Provider, proof: tuple[str, str], claims: dict, uid: str
+    ) -> tuple[dict | None, bool]:
+        if uid == NOBODY and call.uid:
+            return await self._link(call, proof, self._email_of(claims)), False
+        if uid == NOBODY:
+            return await self._create(call, proof, self._email_of(claims)), True
+        if not call.uid:
+            session = await self.users.open_session(uid, proof, call.address)
+            log.info("signed in with %s", provider.name, extra={"player": uid})
+            return session, False
+        if uid == call.uid:
+            return self.users.session_of(call.token, call.user), False
+        await self._refuse_taken(call, uid, proof)
+
+    async def _refuse_taken(self, call: Call, account: str, proof: tuple[str, str]) -> NoReturn:
+        """Refuses an identity of another account; offers a guest to be merged into that one."""
+        more = {}
+        if ":guest" in call.user:
+            more = await self.merges.offer(call.uid, call.user, account, proof)
+        raise Problem("identity_taken", more=more)
+
+    def _email_of(self, claims: dict) -> str:
+        """Returns the address that the provider has verified, or ''."""
+        if self.email is None or claims.get("email_verified") not in (True, "true"):
+            return ""  # Apple sends the text
+        try:
+            return self.email.load({"email": claims.get("email")})["email"]
+        except marshmallow.ValidationError:
+            return ""
+
+    async def _claim(self, uid: str, proof: tuple[str, str]) -> dict[str, str]:
+        """Claims an identity; {} if another request was faster."""
+        try:
+            return await self.users.identities.claim(dict([proof]), uid)
+        except Problem as problem:
+            if problem.status_code != 409:
+                raise
+            return {}
+
+    async def _create(self, call: Call, proof: tuple[str, str], email: str) -> dict | None:
+        """Makes an account of an identity. Returns its session, or None if it is in use."""
+        uid = new_uid()
+        identity = await self._claim(uid, proof)
+        if not identity:
+            return None
+        fields = dict([proof])
+        names = {}
+        session = None
+        try:
+            async with self.users.counted(call.address):
+                fields["username"], names = await self.names.claim(uid)
+                found = await self.users.claims.try_claim(email, uid) if email else {}
+                if found:
+                    names |= found
+                    fields["email"] = email
+                session = await self.users.create(uid, fields, identity | names, call.address)
+        finally:
+            await self.users.identities.settle(uid, identity)
+            await self.users.claims.settle(uid, names)
+        if session is not None:
+            log.info("registered with an identity", extra={"player": uid})
+        return session
+
+    async def _link(self, call: Call, proof: tuple[str, str], email: str) -> dict | None:
+        """Links an identity to the caller. A guest becomes an account by that."""
+        uid, user = call.uid, call.user
+        if proof[0] in user:
+            raise Problem("provider_linked")
+        identity = await self._claim(uid, proof)
+        if not identity:
+            return None
+        same = {proof[0]: ""}
+        changes = dict([proof])
+        names = {}
+        if email and not user.get("email"):
+            names = await self.users.claims.try_claim(email, uid)
+        if names:
+            same["email"] = ""
+            changes["email"] = email
+        if ":guest" in user:
+            same[":guest"] = user[":guest"]
+            changes[":guest"] = "\0"
+        done = await self.users.store(uid, same, changes, identity | names)
+        await self.users.identities.settle(uid, identity)
+        await self.users.claims.settle(uid, names)
+        call.user = await self.users.load(uid)
+        if not done:
+            return None
+        if ":guest" in user:
+            await self.guests.ended(uid)
+            await self.users.boards.refresh(uid, call.user)
+        log.info("identity linked")
+        return self.users.session_of(call.token, call.user)
+
+    async def unlink(self, call: Call, name: str) -> None:
+        """Unlinks an identity from the caller, who keeps another way to sign in."""
+        provider = self.provider(name)
+        fields = provider.field, f":revoke:{name}"
+        outcome = await self.redis.run_durably("unlink_identity", (Keys.user(call.uid),), *fields)
+        if outcome == "last":
+            raise Problem("last_sign_in")
+        if outcome != "none":
+            held = await self.users.identities.claims_of(call.uid, [outcome])
+            await self.users.identities.settle(call.uid, held)
+            await self.revoke(call.user, [name])
+            log.info("identity unlinked")
+
+    # -- revocation: RFC 7009, which Apple asks for when an account is erased
+
+    async def _keep_code(self, call: Call, provider: Provider, claims: dict, session: dict) -> None:
+        """Has the authorization code exchanged for the token that a revocation needs."""
+        if "code" in call.body and client_secret(provider.name):
+            uid = session["token"][:-SECRET_LENGTH]
+            audience = claims["aud"] if isinstance(claims["aud"], str) else claims["aud"][0]
+            data = {"uid": uid, "provider": provider.name, "client": audience}
+            await self.chores.add("exchange", code=call.body["code"], **data)
+
+    async def _exchange(self, chore: Chore) -> None:
+        provider = self.providers.get(chore.data["provider"])
+        if provider is None or time.time() > chore.begun_s + 300:  # codes live for minutes
+            return
+        form = {"grant_type": "authorization_code", "code": chore.data["code"]}
+        answer = await self._ask(provider, "token_endpoint", chore, form)
+        token = answer.get("refresh_token") or answer.get("access_token")
+        if isinstance(token, str):
+            kept = f"{chore.data['client']} {token}"
+            await self.users.store(chore.data["uid"], {}, {f":revoke:{provider.name}": kept})
+
+    async def revoke(self, user: dict, names: Iterable[str]) -> None:
+        """Has the tokens of a user at these providers revoked."""
+        for name in names:
+            kept = user.get(f":revoke:{name}")
+            if kept:
+                client, token = kept.split(" ", 1)
+                await self.chores.add("revoke", provider=name, client=client, token=token)
+
+    async def _revoke(self, chore: Chore) -> None:
+        provider = self.providers.get(chore.data["provider"])
+        if provider is None or time.time() > chore.begun_s + REVOCATION_DAYS * DAY_S:
+            return log.error("a token could not be revoked")
+        await self._ask(provider, "revocation_endpoint", chore, {"token": chore.data["token"]})
+        log.info("token revoked")
+
+    async def _ask(self, provider: Provider, endpoint: str, chore: Chore, form: dict) -> dict:
+        """Calls an endpoint of a provider as its client. Raises Later."""
+        credentials = {
+            "client_id": chore.data["client"],
+            "client_secret": client_secret(provider.name),
+        }
+        try:
+            await provider.load()
+            url = provider.known["document"].get(endpoint)
+            return await provider.ask("POST", url, form | credentials)
+        except (OSError, ValueError, Problem) as error:
+            raise Later(str(error)) from None
+
+
+# ---- mail ----------------------------------------------------------------------------------------
+# Sends the mails of `sign_in.recovery` through the server of TRIVIA_MAIL. A mail is a chore: a
+# provider that is down delays it, and the death of a worker does not lose it. The code in it is
+# made when it is sent, so its time begins then, and no queue holds it.
+#
+# Invariants: a mail is sent again only if the mail server did not say what became of it, because it
+# or the worker died in that moment; and then once. A code is neither logged nor kept in plain.
+
+MAIL_SECONDS = 10  # the mail server counts as down when it is silent for so long
+MAIL_DAYS = 1  # for which a mail is tried
+MAIL_TRIES = 2
+CODE_MINUTES = 15
+CODE_TRIES = 5
+MAIL_PORTS = {"smtp": 587, "smtps": 465}
+
+
+class MailServer(NamedTuple):
+    """Where mail goes, from TRIVIA_MAIL."""
+
+    hostname: str
+    port: int
+    username: str | None
+    password: str | None
+    use_tls: bool
+    sender: str
+
+    @classmethod
+    def parse(cls, url: str) -> MailServer:
+        """Parses smtp(s)://user:password@host:port?from=ADDRESS. Raises ValueError."""
+        parts = urlsplit(url)
+        query = dict(parse_qsl(parts.query, strict_parsing=True))
+        sender = query.pop("from", "")
+        if parts.scheme not in MAIL_PORTS or not parts.hostname or query or "@" not in sender:
+            raise ValueError(url)
+        return cls(
+            parts.hostname,
+            parts.port or MAIL_PORTS[parts.scheme],
+            unquote(parts.username) if parts.username else None,
+            unquote(parts.password) if parts.password else None,
+            parts.scheme == "smtps",
+            sender,
+        )
+
+
+def is_mail_server(url: str) -> bool:
+    """Tells whether a text is a value for TRIVIA_MAIL."""
+    try:
+        MailServer.parse(url)
+    except ValueError:
+        return False
+    return True
+
+
+def new_code() -> str:
+    """Returns a code that a person can type: six digits."""
+    return f"{secrets.randbelow(1_000_000):06}"
+
+
+def code_digest(uid: str, code: str) -> str:
+    """Returns what is stored of a code."""
+    return digest(f"{uid} {code}")
+
+
+class Mail:
+    """Sends mail."""
+
+    def __init__(self, redis: Redis, schema: Schema, users: Users, chores: Chores) -> None:
+        self.redis = redis
+        self.users = users
+        self.rules = schema.sign_in.get("recovery", {})
+        self.server = MailServer.parse(MAIL) if MAIL else None
+        chores.handlers["mail"] = self._send
+
+    def language(self, accepted: str) -> str:
+        """Returns the first language of an Accept-Language header that there are texts for."""
+        known = list(self.rules["mails"])
+        for part in accepted.split(",")[:10]:
+            tag = part.partition(";")[0].strip().lower()
+            for language in (tag, tag.partition("-")[0]):
+                if language in known:
+                    return language
+        return known[0]
+
+    async def _send(self, chore: Chore) -> None:
+        """Sends a mail with a new code: {template, uid, to, language}. Raises Later."""
+        uid, template = chore.data["uid"], chore.data["template"]
+        user = await self.users.load(uid)
+        if not user or self.server is None:
+            return
+        is_late = time.time() > chore.begun_s + MAIL_DAYS * DAY_S
+        if is_late or chore.tries > MAIL_TRIES:
+            return log.error("mail %s was given up", template, extra={"player": uid})
+        code, to = new_code(), chore.data["to"]
+        proves = fold(to) if template == "reset" else to
+        keys = (Keys.codes(uid),)
+        ttl_ms = CODE_MINUTES * 60_000
+        await self.redis.run_durably(
+            "set_code", keys, template, code_digest(uid, code), ttl_ms, proves
+        )
+        words = {"username": user["username"], "code": code, "minutes": CODE_MINUTES}
+        words["link"] = self._link(template, user["username"], code)
+        text = self.rules["mails"][chore.data["language"]][template]
+        message = self._message(chore.id, to, text["subject"], text["text"], words)
+        await self._deliver(message, to)
+        log.info("mail %s sent", template, extra={"player": uid})
+
+    def _link(self, template: str, username: str, code: str) -> str:
+        """Returns the page's address. What is secret stands behind the #, which no log sees."""
+        page = self.rules.get("page", "")
+        return f"{page}#{template}={code}&login={quote(username)}" if page else ""
+
+    def _message(self, chore: str, to: str, subject: str, text: str, words: dict) -> EmailMessage:
+        message = EmailMessage()
+        message["From"] = self.server.sender
+        message["To"] = to
+        message["Subject"] = subject.format_map(words)
+        domain = self.server.sender.rpartition("@")[2].strip("> ")
+        message["Message-ID"] = f"<{chore}@{domain}>"
+        message["Date"] = formatdate()
+        message["Auto-Submitted"] = "auto-generated"
+        message.set_content(text.format_map(words))
+        return message
+
+    async def _deliver(self, message: EmailMessage, to: str) -> None:
+        """Hands a message to the mail server. Raises Later if it certainly has not taken it."""
+        smtp = await imported("aiosmtplib")
+        server = self.server
+        client = smtp.SMTP(
+            hostname=server.hostname,
+            port=server.port,
+            username=server.username,
+            password=server.password,
+            use_tls=server.use_tls,
+            timeout=MAIL_SECONDS,
+        )
+        try:
+            await client.connect()
+            await client.mail(parseaddr(server.sender)[1])
+            await client.rcpt(to)
+        except (smtp.SMTPException, OSError) as error:
+            client.close()
+            self._refuse(error)
+            return
+        try:
+            await client.data(message.as_bytes(policy=SMTP_POLICY))
+        except smtp.SMTPResponseException as error:
+            self._refuse(error)
+        except smtp.SMTPException as error:  # it may have taken the message
+            raise Unavailable(type(error).__name__) from None
+        finally:
+            client.close()
+
+    @staticmethod
+    def _refuse(error: Exception) -> None:
+        """Raises Later, unless the server refuses this mail for good."""
+        code = getattr(error, "code", 0)
+        if code in (501, 550, 551, 553, 554):
+            return log.warning("the mail server refuses a mail: %d", code)
+        raise Later(f"{type(error).__name__} {code or ''}".strip())
+
+
+# ---- recovery ------------------------------------------------------------------------------------
+# A forgotten password, and the proof that an address is the player's. A code of six digits arrives
+# by mail; the operator can give one to a player without mail. It counts once, for a quarter of an
+# hour and five tries.
+#
+# Invariants: nobody learns from an answer or its time whether there is an account: the search is a
+# chore. A reset ends all sessions. An address that is not confirmed belongs to whoever proves it.
+
+
+class Recovery:
+    """Resets passwords and confirms addresses. Methods raise Problem."""
+
+    def __init__(self, redis: Redis, users: Users, mail: Mail, chores: Chores) -> None:
+        self.redis = redis
+        self.users = users
+        self.mail = mail
+        self.chores = chores
+        chores.handlers["recover"] = self._recover
+
+    def check_mail(self) -> None:
+        """Raises Problem no_mail if the server can't send mail."""
+        if self.mail.server is None:
+            raise Problem("no_mail", retry_after=3600)
+
+    async def _count(self, what: str, who: str, seconds: int, burst: int) -> None:
+        allowance = Allowance(Keys.limit(what, who), seconds * 1000, burst)
+        if wait_ms := await self.users.allowances.take(allowance):
+            raise too_many_attempts(wait_ms)
+
+    async def recover(self, login: str, address: str, accepted: str) -> None:
+        """Has a code sent to the account, if there is one. Takes as long if there is none."""
+        self.check_mail()
+        here = address_digest(address)
+        await self._count("recover", here, 60, 20)
+        language = self.mail.language(accepted)
+        await self.chores.add("recover", login=login, language=language, address=here)
+
+    async def _recover(self, chore: Chore) -> None:
+        uid, user = await self.users.find(chore.data["login"])
+        if ":guest" in user or not user.get("email"):
+            return log.info("recovery without an address", extra=_player(uid))
+        try:
+            # So that a stranger can't use it up for the owner, known addresses have their own.
+            known = chore.data["address"] in user.get(":from", "").split()
+            await self._count("recover", f"{uid}:{known:d}", 600, 5)
+        except Problem:
+            return log.info("too many recoveries", extra={"player": uid})
+        data = {"template": "reset", "uid": uid, "to": user["email"]}
+        mail = f"mail {chore.id}"
+        await self.chores.add("mail", 0, mail, language=chore.data["language"], **data)
+
+    async def reset(self, login: str, code: str, password: str, address: str) -> dict:
+        """Sets a new password for a code, ends all sessions and opens one."""
+        await self._count("reset", address_digest(address), 10, 50)
+        uid, _ = await self.users.find(login)
+        given = code_digest(uid, code)
+        if not await self._try(uid, "reset", given):
+            log.info("wrong code", extra=_player(uid))
+            raise Problem("bad_code")
+        kept = await self.users.passwords.hash(password, address)
+        secret = secrets.token_urlsafe(24)
+        session = digest(secret), self.users.session_s, address_digest(address)
+        keys = Keys.user(uid), Keys.codes(uid)
+        expires, *fields = await self.redis.run_durably(
+            "reset_password", keys, given, kept, *session
+        )
+        if not expires:
+            raise Problem("bad_code")
+        await self.users.tell_connection(uid)
+        log.info("password reset", extra={"player": uid})
+        user = pairs_to_dict(fields)
+        return {"token": uid + secret, "expires_at": expires, "user": self.users.own_view(user)}
+
+    async def _try(self, uid: str, kind: str, given: str) -> str:
+        """Returns what a code was made for, or ''. Only so many may be tried."""
+        return await self.redis.run("try_code", (Keys.codes(uid),), kind, given, CODE_TRIES)
+
+    async def give_code(self, uid: str) -> str:
+        """Makes a code for a reset that an operator passes on."""
+        code = new_code()
+        keys = (Keys.codes(uid),)
+        ttl_ms = CODE_MINUTES * 60_000
+        await self.redis.run_durably("set_code", keys, "reset", code_digest(uid, code), ttl_ms, "-")
+        return code
+
+    # -- confirmation
+
+    async def send_confirmation(self, call: Call) -> None:
+        """Has a code sent to an address: the caller's, or one that they want to have."""
+        self.check_mail()
+        to = call.body.get("email") or call.user.get("email")
+        if not to:
+            raise Problem("invalid", errors={"email": ["Missing data for required field."]})
+        await self._count("confirm", address_digest(call.address), 60, 20)
+        await self._count("confirm", call.uid, 600, 5)
+        holder, user = await self.users.find(to, "email")
+        if holder != call.uid and is_confirmed(user):
+            return  # the answer is the same: nobody learns whose address it is
+        language = self.mail.language(call.request.headers.get("accept-language", ""))
+        data = {"template": "confirm", "uid": call.uid, "to": to}
+        await self.chores.add("mail", language=language, **data)
+
+    async def confirm(self, call: Call) -> None:
+        """Confirms an address by its code. Takes it from an account that has not confirmed it."""
+        self.check_mail()
+        given = code_digest(call.uid, call.body["code"])
+        email = await self._try(call.uid, "confirm", given)
+        if not email:
+            raise Problem("bad_code")
+        if fold(call.user.get("email", "")) != fold(email):
+            await self._take_from_holder(call.uid, email)
+            await self.users.apply_change(call.uid, call.user, {"email": email})
+        await self.users.store(call.uid, {}, {":confirmed": fold(email)})
+        await self.redis.call("HDEL", Keys.codes(call.uid), "confirm")
+        log.info("address confirmed")
+
+    async def _take_from_holder(self, uid: str, email: str) -> None:
+        """Takes an address from another account, unless that one has confirmed it."""
+        holder, user = await self.users.find(email, "email")
+        if holder in (uid, NOBODY):
+            return
+        if is_confirmed(user):
+            raise name_taken(["email"])
+        same = {"email": user["email"], ":confirmed": user.get(":confirmed", "")}
+        held = await self.users.claims.claims_of(holder, [fold(email)])
+        await self.users.store(holder, same, {"email": "\0"})
+        await self.users.claims.settle(holder, held)
 
 
 # ---- migration -----------------------------------------------------------------------------------
@@ -6809,6 +7983,7 @@ class Route:
     auth: str = "yes"  # yes, no or optional
     problems: tuple[str, ...] = ()  # codes beyond those that follow from the fields above
     also: int = 0  # another status of success
+    body_needed: bool = True  # otherwise an empty body stands for {}
     part: str = ""  # the route is there only if `sign_in` of the schema declares this
 
     @property
@@ -6852,6 +8027,26 @@ GUEST_SECRET = {
     "maxLength": 128,
     "description": "A random text that the device makes once and keeps as a password.",
 }
+CODE = {
+    "type": "string",
+    "pattern": "^[0-9]{6}$",
+    "maxLength": 6,
+    "description": "The six digits of the mail.",
+}
+ID_TOKEN = {
+    "id_token": {"type": "string", "minLength": 1, "maxLength": MAX_ID_TOKEN},
+    "nonce": {
+        "type": "string",
+        "minLength": 8,
+        "maxLength": 128,
+        "description": "That of the token, or the text of which the token has the SHA-256 in hex.",
+    },
+    "code": {
+        "type": "string",
+        "maxLength": 2000,
+        "description": "The authorization code, with which the server can revoke at an erasure.",
+    },
+}
 PAGE_LIMIT = {
     "type": "integer",
     "minimum": 1,
@@ -6888,6 +8083,15 @@ def forms(schema: Schema) -> dict[str, Form]:
     return {
         "NewUser": schema.new_user,
         "Guest": Form({"secret": GUEST_SECRET}, ["secret"]),
+        "Merge": Form({"merge": {"type": "string", "maxLength": 64}}, ["merge"]),
+        "Recovery": Form({"login": LOGIN_NAME}, ["login"]),
+        "Reset": Form(
+            {"login": LOGIN_NAME, "code": CODE, "password": schema.fields["password"]},
+            ["login", "code", "password"],
+        ),
+        "Confirmation": Form({"code": CODE}, ["code"]),
+        "ConfirmationMail": Form({"email": schema.fields["email"]} if schema.email else {}),
+        "IdToken": Form(ID_TOKEN, ["id_token", "nonce"]),
         "Upgrade": schema.upgrade,
         "UserChanges": Form(
             schema.changes | {"password": change_password_rule(schema)}, read_only=schema.read_only
@@ -6916,7 +8120,8 @@ def login_form(unique: list[str], examples: dict[str, dict]) -> Form:
     return Form(fields, ["password"])
 
 
-# -- sign-in
+# ---- sign-in routes ------------------------------------------------------------------------------
+# The routes under /auth. What they do is in the sections of part "play".
 
 
 @route(
@@ -6964,6 +8169,112 @@ async def upgrade(call: Call) -> dict:
     """Makes an account of a guest, who keeps everything. Without a username they keep theirs."""
     user = await call.server.guests.upgrade(call.uid, call.user, call.body, call.address)
     return {"user": call.server.users.own_view(user)}
+
+
+@route(
+    "POST",
+    "/auth/oidc/{provider}",
+    200,
+    "Session",
+    body="IdToken",
+    auth="optional",
+    also=201,
+    part="providers",
+    problems=(
+        "bad_id_token",
+        "not_found",
+        "identity_taken",
+        "provider_linked",
+        "provider_unavailable",
+    ),
+)
+async def sign_in_with_identity(call: Call, provider: str) -> dict:
+    """Signs in with an ID token, also for the first time (201), or links it to the caller."""
+    session, is_new = await call.server.identities.sign_in(call, provider)
+    call.status = 201 if is_new else 200
+    return session
+
+
+@route(
+    "POST",
+    "/auth/recover",
+    202,
+    body="Recovery",
+    auth="no",
+    part="recovery",
+    problems=("no_mail", "too_many_attempts"),
+)
+async def recover(call: Call) -> None:
+    """Sends a code for a new password by mail, if there is such an account with an address."""
+    language = call.request.headers.get("accept-language", "")
+    await call.server.recovery.recover(call.body["login"], call.address, language)
+
+
+@route(
+    "POST",
+    "/auth/reset",
+    200,
+    "Session",
+    body="Reset",
+    auth="no",
+    part="recovery",
+    problems=("bad_code", "too_many_attempts"),
+)
+async def reset(call: Call) -> dict:
+    """Sets a new password with a code, ends all sessions and signs in."""
+    body = call.body
+    recovery = call.server.recovery
+    return await recovery.reset(body["login"], body["code"], body["password"], call.address)
+
+
+@route(
+    "POST",
+    "/auth/confirm/send",
+    202,
+    body="ConfirmationMail",
+    body_needed=False,
+    part="recovery",
+    problems=("no_mail", "too_many_attempts"),
+)
+async def send_confirmation(call: Call) -> None:
+    """Sends a code that confirms an address: the caller's, or another one that they want."""
+    await call.server.recovery.send_confirmation(call)
+
+
+@route(
+    "POST",
+    "/auth/confirm",
+    204,
+    body="Confirmation",
+    part="recovery",
+    problems=("bad_code", "no_mail", "taken"),
+)
+async def confirm(call: Call) -> None:
+    """Confirms the address that a code was sent to. It becomes the caller's."""
+    await call.server.recovery.confirm(call)
+
+
+@route(
+    "POST",
+    "/auth/merge",
+    200,
+    "Session",
+    body="Merge",
+    auth="no",
+    part="providers",
+    problems=("bad_merge_token", "in_game"),
+)
+async def merge(call: Call) -> dict:
+    """Merges a guest into the account of an identity, and signs in to that account."""
+    return await call.server.merges.merge(call.body["merge"], call.address)
+
+
+@route(
+    "DELETE", "/auth/oidc/{provider}", 204, part="providers", problems=("not_found", "last_sign_in")
+)
+async def unlink_identity(call: Call, provider: str) -> None:
+    """Unlinks an identity from the caller, who must have another way to sign in."""
+    await call.server.identities.unlink(call, provider)
 
 
 @route(
@@ -7017,7 +8328,8 @@ async def change_password(call: Call) -> None:
     log.info("password changed")
 
 
-# -- the caller
+# ---- player routes -------------------------------------------------------------------------------
+# The routes of accounts, games, leaderboards, queues and health; and how a request becomes a call.
 
 
 @route("GET", "/users/me", 200, "User")
@@ -7058,6 +8370,7 @@ async def erase_me(call: Call) -> None:
             raise Problem("invalid", errors={"password": ["Missing data for required field."]})
         password = call.body["password"]
         await users.confirm_password(call.uid, call.user, call.token, password, call.address)
+    await call.server.identities.revoke(call.user, call.server.identities.providers)
     await call.server.personal_data.erase(call.uid)
 
 
@@ -7183,7 +8496,8 @@ def endpoint(route: Route) -> Callable:
         if route.query:
             call.query = read_query(request, call.server.forms[route.query])
         if route.body:
-            call.body = read_body(request, call.server.forms[route.body])
+            is_empty = not request.body and not route.body_needed
+            call.body = {} if is_empty else read_body(request, call.server.forms[route.body])
         arguments = {name: unquote(value) for name, value in path.items()}
         answer = await route.handler(call, **arguments)
         status = call.status or route.status
@@ -7340,11 +8654,22 @@ def _user_components(schema: Schema) -> dict[str, dict]:
     session = {"token": _STRING, "expires_at": expires_at, "user": _ref("User")}
     guest = {"guest": {"const": True, "description": "Present while the user is a guest."}}
     return {
-        "User": _object_of(own | {"created_at": _EPOCH_SECONDS} | guest, optional=guest),
+        "User": _object_of(own | _added_fields(schema) | guest, optional=guest),
         "Player": _object_of(public | guest, optional=guest),
         "Session": _object_of(session),
         "Upgraded": _object_of({"user": _ref("User")}),
     }
+
+
+def _added_fields(schema: Schema) -> dict[str, dict]:
+    """Returns what own_view adds to the fields of the schema."""
+    added: dict[str, dict] = {"created_at": _EPOCH_SECONDS}
+    if "recovery" in schema.sign_in:
+        added["email_confirmed"] = {"type": "boolean"}
+    if "providers" in schema.sign_in:
+        description = "Providers with an identity that signs in to this account."
+        added["providers"] = _list_of(_STRING) | {"description": description}
+    return added
 
 
 def _readable_rule(name: str, rule: dict) -> dict:
@@ -7373,7 +8698,12 @@ def _problem_component(schema: Schema) -> dict:
         | {"description": "Stable; for programs. A later version may add codes."},
         "errors": errors,
     }
-    return _object_of(properties, optional=("errors",))
+    merge = {
+        "merge": _STRING | {"description": "A token for POST /auth/merge."},
+        "guest": _ref("Player"),
+        "account": _ref("Player"),
+    }
+    return _object_of(properties | merge, optional=("errors", *merge))
 
 
 def _game_components() -> dict[str, dict]:
@@ -7553,7 +8883,7 @@ def _operation(route: Route, schema: Schema, known: dict[str, Form]) -> dict:
     }
     if route.body:
         content = {JSON: {"schema": _ref(route.body)} | _example(known[route.body])}
-        operation["requestBody"] = {"required": True, "content": content}
+        operation["requestBody"] = {"required": route.body_needed, "content": content}
     if route.auth == "yes":
         operation["security"] = [{"bearer": []}]
     elif route.auth == "optional":
@@ -7573,7 +8903,10 @@ def _example(form: Form) -> dict:
 
 
 def _parameters(route: Route, schema: Schema, known: dict[str, Form]) -> list[dict]:
-    rules = {"name": {"type": "string", "enum": list(schema.boards)}}
+    rules = {
+        "name": {"type": "string", "enum": list(schema.boards)},
+        "provider": {"type": "string", "enum": list(schema.sign_in.get("providers", {}))},
+    }
     parameters = []
     for name in re.findall(r"{(\w+)}", route.path):
         rule = rules.get(name, _STRING)
@@ -7596,7 +8929,7 @@ def _responses(route: Route, schema: Schema) -> dict[str, dict]:
         response = responses.setdefault(str(status), _problem_response())
         line = f"{_shown_code(code, schema)}: {text}"
         response["description"] = f"{response['description']} {line}".strip()
-        if code in ("too_many_attempts", "unavailable", "guests_full"):
+        if code in WAITING:
             response["headers"] = {
                 "Retry-After": {"schema": _INTEGER, "description": "Seconds to wait."}
             }
@@ -7804,7 +9137,14 @@ class Server:
         self.games = Games(self.redis, schema, self.bank, self.users, self.worker)
         self.lobby = Lobby(self.redis, schema, self.worker, self.games.form)
         self.personal_data = PersonalData(self.redis, self.users, self.lobby, self.games)
+        self.chores = Chores(self.redis)
         self.guests = Guests(self.redis, schema, self.users, self.personal_data)
+        self.merges = Merges(self.redis, schema, self.users, self.lobby, self.chores)
+        self.mail = Mail(self.redis, schema, self.users, self.chores)
+        self.recovery = Recovery(self.redis, self.users, self.mail, self.chores)
+        self.identities = Identities(
+            self.redis, schema, self.users, self.guests, self.merges, self.chores
+        )
         self.hub = Hub(self.worker, self.redis, schema, self.users, self.lobby, self.games, wire_of)
         self.background: list[asyncio.Task] = []
 
@@ -7865,6 +9205,7 @@ class Server:
             _forever(SWEEP_S, self.hub.sweep),
             _forever(METRICS_S, self._add_up),
             _forever(EXPIRE_GUESTS_S, self.guests.expire),
+            _forever(CHORES_S, self.chores.do_due),
             _forever(DROP_LIBRARIES_S, self.redis.drop_unused_libraries),
             _forever(ERASURES_S, self.personal_data.finish_erasures),
         ]
@@ -9407,9 +10748,9 @@ def preloaded(library: Path) -> dict[str, str]:
 
 
 # ---- commands ------------------------------------------------------------------------------------
-# The command line: python trivia.py [run | check | client | import | doctor | backup | restore |
-# repair | erase]. A command prints its result and exits with 0, or with 1 and one line that says
-# what is wrong: Fatal.
+# The command line: python trivia.py [run | check | client | import | user | doctor | backup |
+# restore | repair | erase]. A command prints its result and exits with 0, or with 1 and one line
+# that says what is wrong: Fatal.
 #
 # Invariants: a command stops the embedded server that it started. Commands that use Redis load
 # trivia.lua and check the format of the data first, as a worker does.
@@ -9432,7 +10773,7 @@ def command_line() -> argparse.ArgumentParser:
         prog="trivia.py", description="A backend for online trivia games."
     )
     parser.add_argument("--version", action="version", version=f"trivia {VERSION}")
-    names = "run | check | client | import | doctor | backup | restore | repair | erase"
+    names = "run | check | client | import | user | doctor | backup | restore | repair | erase"
     commands = parser.add_subparsers(metavar=names)
     run = commands.add_parser("run", help="serve (the default)")
     for target in (parser, run):
@@ -9478,6 +10819,10 @@ def add_host_commands(commands: argparse._SubParsersAction) -> None:
         "url", nargs="?", default="", help="the public address: https://trivia.example.org"
     )
     look.set_defaults(run=lambda options: sys.exit(asyncio.run(doctor(options.url))))
+    user = commands.add_parser("user", help="help a player: a code for a new password")
+    user.add_argument("name", metavar="NAME")
+    user.add_argument("action", choices=["reset"])
+    user.set_defaults(run=lambda options: asyncio.run(give_code(options.name)))
     save = commands.add_parser("backup", help="write all data of Redis to a new file")
     save.add_argument("folder", type=Path, metavar="DIR")
     save.set_defaults(run=lambda options: asyncio.run(backup(options.folder)))
@@ -9588,6 +10933,25 @@ async def erase_accounts(uids: list[str]) -> int:
     return missing
 
 
+async def give_code(name: str) -> None:
+    """Prints a code for a new password of a player, who may have no mail. Raises Fatal."""
+    schema = Schema(read_schema(SCHEMA_FILE))
+    if "recovery" not in schema.sign_in:
+        raise Fatal("sign_in.recovery of schema.yaml is off: no player can use a code")
+    redis = await reach_redis()
+    try:
+        users = Users(redis, schema)
+        chores = Chores(redis)
+        uid, user = await users.find(name, "username")
+        if not user or ":guest" in user:
+            raise Fatal(f"{name}: there is no account with this username")
+        recovery = Recovery(redis, users, Mail(redis, schema, users, chores), chores)
+        code = await recovery.give_code(uid)
+    finally:
+        await redis.close()
+    print(f"{name}: the code {code} sets a new password within {CODE_MINUTES} minutes")
+
+
 # -- Redis, for commands
 
 
@@ -9653,6 +11017,7 @@ def look_at_kernel(schema: Schema) -> list[Finding]:
         *_memory_findings(),
         _clock_finding(),
         _lab_finding(),
+        *_mail_findings(schema),
     ]
 
 
@@ -9720,6 +11085,13 @@ def _clock_finding() -> Finding:
     found = "synchronised" if synchronised else "not synchronised"
     remedy = "run a time service: apt install systemd-timesyncd"
     return Finding("clock", synchronised, found, remedy)
+
+
+def _mail_findings(schema: Schema) -> Iterable[Finding]:
+    if "recovery" in schema.sign_in:
+        found = f"to {MailServer.parse(MAIL).hostname}" if MAIL else "TRIVIA_MAIL is not set"
+        remedy = "smtp(s)://user:password@host:port?from=ADDRESS, or a forgotten password stays so"
+        yield Finding("mail", bool(MAIL), found, remedy)
 
 
 def _lab_finding() -> Finding:

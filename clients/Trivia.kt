@@ -38,7 +38,7 @@ const val PROTOCOL = "trivia.v1"
 data class NewUser(
     /** The name that other players see. */
     val username: String,
-    /** An alternative to the username at sign-in. The server sends no mail. */
+    /** An alternative to the username at sign-in, and where a forgotten password is recovered. */
     val email: String,
     /** The server stores only its argon2id hash. */
     val password: String,
@@ -70,10 +70,66 @@ data class Guest(
     }
 }
 
+data class Recovery(
+    val login: String,
+) {
+    internal fun fields() = fieldsOf("login" to login)
+
+    companion object {
+        internal fun from(json: Json) = Recovery(
+            login = json["login"].text(),
+        )
+    }
+}
+
+data class Reset(
+    val login: String,
+    /** The six digits of the mail. */
+    val code: String,
+    /** The server stores only its argon2id hash. */
+    val password: String,
+) {
+    internal fun fields() = fieldsOf("login" to login, "code" to code, "password" to password)
+
+    companion object {
+        internal fun from(json: Json) = Reset(
+            login = json["login"].text(),
+            code = json["code"].text(),
+            password = json["password"].text(),
+        )
+    }
+}
+
+data class Confirmation(
+    /** The six digits of the mail. */
+    val code: String,
+) {
+    internal fun fields() = fieldsOf("code" to code)
+
+    companion object {
+        internal fun from(json: Json) = Confirmation(
+            code = json["code"].text(),
+        )
+    }
+}
+
+data class ConfirmationMail(
+    /** An alternative to the username at sign-in, and where a forgotten password is recovered. */
+    val email: String? = null,
+) {
+    internal fun fields() = fieldsOf("email" to email)
+
+    companion object {
+        internal fun from(json: Json) = ConfirmationMail(
+            email = json["email"].orNull { it.text() },
+        )
+    }
+}
+
 data class Upgrade(
     /** The name that other players see. */
     val username: String? = null,
-    /** An alternative to the username at sign-in. The server sends no mail. */
+    /** An alternative to the username at sign-in, and where a forgotten password is recovered. */
     val email: String,
     /** The server stores only its argon2id hash. */
     val password: String,
@@ -95,7 +151,7 @@ data class Upgrade(
 data class UserChanges(
     /** The name that other players see. */
     val username: String? = null,
-    /** An alternative to the username at sign-in. The server sends no mail. */
+    /** An alternative to the username at sign-in, and where a forgotten password is recovered. */
     val email: String? = null,
     /** The http or https address of a picture. Default: "". */
     val avatar: String? = null,
@@ -178,10 +234,11 @@ data class User(
     val rating: Double,
     /** Seconds since 1970. */
     val createdAt: Long,
+    val emailConfirmed: Boolean,
     /** Present while the user is a guest. */
     val guest: Any? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "created_at" to createdAt, "guest" to guest)
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "created_at" to createdAt, "email_confirmed" to emailConfirmed, "guest" to guest)
 
     companion object {
         internal fun from(json: Json) = User(
@@ -192,6 +249,7 @@ data class User(
             games = json["games"].long(),
             rating = json["rating"].double(),
             createdAt = json["created_at"].long(),
+            emailConfirmed = json["email_confirmed"].bool(),
             guest = json["guest"].value,
         )
     }
@@ -263,8 +321,12 @@ data class Problem(
     val code: String,
     /** What is wrong, by field. */
     val errors: Map<String, List<String>>? = null,
+    /** A token for POST /auth/merge. */
+    val merge: String? = null,
+    val guest: Player? = null,
+    val account: Player? = null,
 ) {
-    internal fun fields() = fieldsOf("type" to type, "title" to title, "status" to status, "detail" to detail, "code" to code, "errors" to errors)
+    internal fun fields() = fieldsOf("type" to type, "title" to title, "status" to status, "detail" to detail, "code" to code, "errors" to errors, "merge" to merge, "guest" to guest?.fields(), "account" to account?.fields())
 
     companion object {
         internal fun from(json: Json) = Problem(
@@ -274,6 +336,9 @@ data class Problem(
             detail = json["detail"].text(),
             code = json["code"].text(),
             errors = json["errors"].orNull { it.map { it.list { it.text() } } },
+            merge = json["merge"].orNull { it.text() },
+            guest = json["guest"].orNull { Player.from(it) },
+            account = json["account"].orNull { Player.from(it) },
         )
     }
 }
@@ -1059,7 +1124,7 @@ data class LeaveFields(
 }
 
 /** The codes of errors, over HTTP and in `error` messages. */
-val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "too_many_attempts", "head_too_large", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
+val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
 
 /** The queues of the server. */
 val QUEUES = listOf("random", "rated", "party")
@@ -1255,6 +1320,28 @@ class Trivia(
     /** Makes an account of a guest, who keeps everything. Without a username they keep theirs. */
     fun upgrade(body: Upgrade): Upgraded {
         return Upgraded.from(request("POST", "/auth/upgrade", emptyMap(), body.fields()))
+    }
+
+    /** Sends a code for a new password by mail, if there is such an account with an address. */
+    fun recover(body: Recovery) {
+        request("POST", "/auth/recover", emptyMap(), body.fields())
+    }
+
+    /** Sets a new password with a code, ends all sessions and signs in. */
+    fun reset(body: Reset): Session {
+        val session = Session.from(request("POST", "/auth/reset", emptyMap(), body.fields()))
+        setToken(session.token)
+        return session
+    }
+
+    /** Sends a code that confirms an address: the caller's, or another one that they want. */
+    fun sendConfirmation(body: ConfirmationMail) {
+        request("POST", "/auth/confirm/send", emptyMap(), body.fields())
+    }
+
+    /** Confirms the address that a code was sent to. It becomes the caller's. */
+    fun confirm(body: Confirmation) {
+        request("POST", "/auth/confirm", emptyMap(), body.fields())
     }
 
     /** Signs in. */

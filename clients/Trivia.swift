@@ -59,7 +59,7 @@ public enum JSONValue: Codable, Equatable, Sendable {
 public struct NewUser: Codable, Equatable, Sendable {
     /// The name that other players see.
     public var username: String
-    /// An alternative to the username at sign-in. The server sends no mail.
+    /// An alternative to the username at sign-in, and where a forgotten password is recovered.
     public var email: String
     /// The server stores only its argon2id hash.
     public var password: String
@@ -94,10 +94,68 @@ public struct Guest: Codable, Equatable, Sendable {
     }
 }
 
+public struct Recovery: Codable, Equatable, Sendable {
+    public var login: String
+
+    enum CodingKeys: String, CodingKey {
+        case login = "login"
+    }
+
+    public init(login: String) {
+        self.login = login
+    }
+}
+
+public struct Reset: Codable, Equatable, Sendable {
+    public var login: String
+    /// The six digits of the mail.
+    public var code: String
+    /// The server stores only its argon2id hash.
+    public var password: String
+
+    enum CodingKeys: String, CodingKey {
+        case login = "login"
+        case code = "code"
+        case password = "password"
+    }
+
+    public init(login: String, code: String, password: String) {
+        self.login = login
+        self.code = code
+        self.password = password
+    }
+}
+
+public struct Confirmation: Codable, Equatable, Sendable {
+    /// The six digits of the mail.
+    public var code: String
+
+    enum CodingKeys: String, CodingKey {
+        case code = "code"
+    }
+
+    public init(code: String) {
+        self.code = code
+    }
+}
+
+public struct ConfirmationMail: Codable, Equatable, Sendable {
+    /// An alternative to the username at sign-in, and where a forgotten password is recovered.
+    public var email: String?
+
+    enum CodingKeys: String, CodingKey {
+        case email = "email"
+    }
+
+    public init(email: String? = nil) {
+        self.email = email
+    }
+}
+
 public struct Upgrade: Codable, Equatable, Sendable {
     /// The name that other players see.
     public var username: String?
-    /// An alternative to the username at sign-in. The server sends no mail.
+    /// An alternative to the username at sign-in, and where a forgotten password is recovered.
     public var email: String
     /// The server stores only its argon2id hash.
     public var password: String
@@ -122,7 +180,7 @@ public struct Upgrade: Codable, Equatable, Sendable {
 public struct UserChanges: Codable, Equatable, Sendable {
     /// The name that other players see.
     public var username: String?
-    /// An alternative to the username at sign-in. The server sends no mail.
+    /// An alternative to the username at sign-in, and where a forgotten password is recovered.
     public var email: String?
     /// The http or https address of a picture. Default: "".
     public var avatar: String?
@@ -212,6 +270,7 @@ public struct User: Codable, Equatable, Sendable {
     public var rating: Double
     /// Seconds since 1970.
     public var createdAt: Int
+    public var emailConfirmed: Bool
     /// Present while the user is a guest.
     public var guest: JSONValue?
 
@@ -223,10 +282,11 @@ public struct User: Codable, Equatable, Sendable {
         case games = "games"
         case rating = "rating"
         case createdAt = "created_at"
+        case emailConfirmed = "email_confirmed"
         case guest = "guest"
     }
 
-    public init(username: String, email: String? = nil, avatar: String, wins: Int, games: Int, rating: Double, createdAt: Int, guest: JSONValue? = nil) {
+    public init(username: String, email: String? = nil, avatar: String, wins: Int, games: Int, rating: Double, createdAt: Int, emailConfirmed: Bool, guest: JSONValue? = nil) {
         self.username = username
         self.email = email
         self.avatar = avatar
@@ -234,6 +294,7 @@ public struct User: Codable, Equatable, Sendable {
         self.games = games
         self.rating = rating
         self.createdAt = createdAt
+        self.emailConfirmed = emailConfirmed
         self.guest = guest
     }
 }
@@ -311,6 +372,10 @@ public struct Problem: Codable, Equatable, Sendable {
     public var code: String
     /// What is wrong, by field.
     public var errors: [String: [String]]?
+    /// A token for POST /auth/merge.
+    public var merge: String?
+    public var guest: Player?
+    public var account: Player?
 
     enum CodingKeys: String, CodingKey {
         case type = "type"
@@ -319,15 +384,21 @@ public struct Problem: Codable, Equatable, Sendable {
         case detail = "detail"
         case code = "code"
         case errors = "errors"
+        case merge = "merge"
+        case guest = "guest"
+        case account = "account"
     }
 
-    public init(type: String, title: String, status: Int, detail: String, code: String, errors: [String: [String]]? = nil) {
+    public init(type: String, title: String, status: Int, detail: String, code: String, errors: [String: [String]]? = nil, merge: String? = nil, guest: Player? = nil, account: Player? = nil) {
         self.type = type
         self.title = title
         self.status = status
         self.detail = detail
         self.code = code
         self.errors = errors
+        self.merge = merge
+        self.guest = guest
+        self.account = account
     }
 }
 
@@ -1304,7 +1375,7 @@ extension JoinFields {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "too_many_attempts", "head_too_large", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
+public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
 
 /// The queues of the server.
 public let triviaQueues = ["random", "rated", "party"]
@@ -1380,6 +1451,28 @@ public final class Trivia: @unchecked Sendable {
     /// Makes an account of a guest, who keeps everything. Without a username they keep theirs.
     public func upgrade(_ body: Upgrade) async throws -> Upgraded {
         return try await request("POST", "/auth/upgrade", body: body)
+    }
+
+    /// Sends a code for a new password by mail, if there is such an account with an address.
+    public func recover(_ body: Recovery) async throws {
+        try await send("POST", "/auth/recover", body: body)
+    }
+
+    /// Sets a new password with a code, ends all sessions and signs in.
+    public func reset(_ body: Reset) async throws -> Session {
+        let session: Session = try await request("POST", "/auth/reset", body: body)
+        setToken(session.token)
+        return session
+    }
+
+    /// Sends a code that confirms an address: the caller's, or another one that they want.
+    public func sendConfirmation(_ body: ConfirmationMail) async throws {
+        try await send("POST", "/auth/confirm/send", body: body)
+    }
+
+    /// Confirms the address that a code was sent to. It becomes the caller's.
+    public func confirm(_ body: Confirmation) async throws {
+        try await send("POST", "/auth/confirm", body: body)
     }
 
     /// Signs in.

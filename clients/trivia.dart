@@ -32,7 +32,7 @@ class NewUser {
   /// The name that other players see.
   final String username;
 
-  /// An alternative to the username at sign-in. The server sends no mail.
+  /// An alternative to the username at sign-in, and where a forgotten password is recovered.
   final String email;
 
   /// The server stores only its argon2id hash.
@@ -56,6 +56,60 @@ class Guest {
   Map<String, dynamic> toJson() => _fields({'secret': secret});
 }
 
+class Recovery {
+  const Recovery({required this.login});
+
+  Recovery.from(Map<String, dynamic> json)
+      : login = json['login'] as String;
+
+  final String login;
+
+  Map<String, dynamic> toJson() => _fields({'login': login});
+}
+
+class Reset {
+  const Reset({required this.login, required this.code, required this.password});
+
+  Reset.from(Map<String, dynamic> json)
+      : login = json['login'] as String,
+        code = json['code'] as String,
+        password = json['password'] as String;
+
+  final String login;
+
+  /// The six digits of the mail.
+  final String code;
+
+  /// The server stores only its argon2id hash.
+  final String password;
+
+  Map<String, dynamic> toJson() => _fields({'login': login, 'code': code, 'password': password});
+}
+
+class Confirmation {
+  const Confirmation({required this.code});
+
+  Confirmation.from(Map<String, dynamic> json)
+      : code = json['code'] as String;
+
+  /// The six digits of the mail.
+  final String code;
+
+  Map<String, dynamic> toJson() => _fields({'code': code});
+}
+
+class ConfirmationMail {
+  const ConfirmationMail({this.email});
+
+  ConfirmationMail.from(Map<String, dynamic> json)
+      : email = _orNull(json['email'], (it) => it as String);
+
+  /// An alternative to the username at sign-in, and where a forgotten password is recovered.
+  final String? email;
+
+  Map<String, dynamic> toJson() => _fields({'email': email});
+}
+
 class Upgrade {
   const Upgrade({this.username, required this.email, required this.password, this.avatar});
 
@@ -68,7 +122,7 @@ class Upgrade {
   /// The name that other players see.
   final String? username;
 
-  /// An alternative to the username at sign-in. The server sends no mail.
+  /// An alternative to the username at sign-in, and where a forgotten password is recovered.
   final String email;
 
   /// The server stores only its argon2id hash.
@@ -92,7 +146,7 @@ class UserChanges {
   /// The name that other players see.
   final String? username;
 
-  /// An alternative to the username at sign-in. The server sends no mail.
+  /// An alternative to the username at sign-in, and where a forgotten password is recovered.
   final String? email;
 
   /// The http or https address of a picture. Default: "".
@@ -156,7 +210,7 @@ class PasswordConfirmation {
 }
 
 class User {
-  const User({required this.username, this.email, required this.avatar, required this.wins, required this.games, required this.rating, required this.createdAt, this.guest});
+  const User({required this.username, this.email, required this.avatar, required this.wins, required this.games, required this.rating, required this.createdAt, required this.emailConfirmed, this.guest});
 
   User.from(Map<String, dynamic> json)
       : username = json['username'] as String,
@@ -166,6 +220,7 @@ class User {
         games = json['games'] as int,
         rating = (json['rating'] as num).toDouble(),
         createdAt = json['created_at'] as int,
+        emailConfirmed = json['email_confirmed'] as bool,
         guest = json['guest'];
 
   /// The name that other players see.
@@ -188,10 +243,12 @@ class User {
   /// Seconds since 1970.
   final int createdAt;
 
+  final bool emailConfirmed;
+
   /// Present while the user is a guest.
   final Object? guest;
 
-  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'created_at': createdAt, 'guest': guest});
+  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'created_at': createdAt, 'email_confirmed': emailConfirmed, 'guest': guest});
 }
 
 class Player {
@@ -256,7 +313,7 @@ class Upgraded {
 }
 
 class Problem {
-  const Problem({required this.type, required this.title, required this.status, required this.detail, required this.code, this.errors});
+  const Problem({required this.type, required this.title, required this.status, required this.detail, required this.code, this.errors, this.merge, this.guest, this.account});
 
   Problem.from(Map<String, dynamic> json)
       : type = json['type'] as String,
@@ -264,7 +321,10 @@ class Problem {
         status = json['status'] as int,
         detail = json['detail'] as String,
         code = json['code'] as String,
-        errors = _orNull(json['errors'], (it) => _map(it, (it) => _list(it, (it) => it as String)));
+        errors = _orNull(json['errors'], (it) => _map(it, (it) => _list(it, (it) => it as String))),
+        merge = _orNull(json['merge'], (it) => it as String),
+        guest = _orNull(json['guest'], (it) => Player.from(it as Map<String, dynamic>)),
+        account = _orNull(json['account'], (it) => Player.from(it as Map<String, dynamic>));
 
   final String type;
 
@@ -280,7 +340,14 @@ class Problem {
   /// What is wrong, by field.
   final Map<String, List<String>>? errors;
 
-  Map<String, dynamic> toJson() => _fields({'type': type, 'title': title, 'status': status, 'detail': detail, 'code': code, 'errors': errors});
+  /// A token for POST /auth/merge.
+  final String? merge;
+
+  final Player? guest;
+
+  final Player? account;
+
+  Map<String, dynamic> toJson() => _fields({'type': type, 'title': title, 'status': status, 'detail': detail, 'code': code, 'errors': errors, 'merge': merge, 'guest': guest, 'account': account});
 }
 
 class GameSummary {
@@ -1138,7 +1205,7 @@ class LeaveFields extends ClientMessage {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'wrong_password', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'has_account', 'not_a_guest', 'too_large', 'unsupported_media_type', 'invalid', 'upgrade_required', 'too_many_attempts', 'head_too_large', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
+const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'wrong_password', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'upgrade_required', 'too_many_attempts', 'head_too_large', 'no_mail', 'provider_unavailable', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
 
 /// The queues of the server.
 const triviaQueues = ['random', 'rated', 'party'];
@@ -1216,6 +1283,28 @@ class Trivia {
   /// Makes an account of a guest, who keeps everything. Without a username they keep theirs.
   Future<Upgraded> upgrade(Upgrade body) async {
     return Upgraded.from(await _request('POST', '/auth/upgrade', body: body));
+  }
+
+  /// Sends a code for a new password by mail, if there is such an account with an address.
+  Future<void> recover(Recovery body) async {
+    await _request('POST', '/auth/recover', body: body);
+  }
+
+  /// Sets a new password with a code, ends all sessions and signs in.
+  Future<Session> reset(Reset body) async {
+    final session = Session.from(await _request('POST', '/auth/reset', body: body));
+    setToken(session.token);
+    return session;
+  }
+
+  /// Sends a code that confirms an address: the caller's, or another one that they want.
+  Future<void> sendConfirmation(ConfirmationMail body) async {
+    await _request('POST', '/auth/confirm/send', body: body);
+  }
+
+  /// Confirms the address that a code was sent to. It becomes the caller's.
+  Future<void> confirm(Confirmation body) async {
+    await _request('POST', '/auth/confirm', body: body);
   }
 
   /// Signs in.

@@ -17,7 +17,7 @@ export const PROTOCOL = "trivia.v1";
 export interface NewUser {
   /** The name that other players see. */
   username: string;
-  /** An alternative to the username at sign-in. The server sends no mail. */
+  /** An alternative to the username at sign-in, and where a forgotten password is recovered. */
   email: string;
   /** The server stores only its argon2id hash. */
   password: string;
@@ -30,10 +30,32 @@ export interface Guest {
   secret: string;
 }
 
+export interface Recovery {
+  login: string;
+}
+
+export interface Reset {
+  login: string;
+  /** The six digits of the mail. */
+  code: string;
+  /** The server stores only its argon2id hash. */
+  password: string;
+}
+
+export interface Confirmation {
+  /** The six digits of the mail. */
+  code: string;
+}
+
+export interface ConfirmationMail {
+  /** An alternative to the username at sign-in, and where a forgotten password is recovered. */
+  email?: string;
+}
+
 export interface Upgrade {
   /** The name that other players see. */
   username?: string;
-  /** An alternative to the username at sign-in. The server sends no mail. */
+  /** An alternative to the username at sign-in, and where a forgotten password is recovered. */
   email: string;
   /** The server stores only its argon2id hash. */
   password: string;
@@ -44,7 +66,7 @@ export interface Upgrade {
 export interface UserChanges {
   /** The name that other players see. */
   username?: string;
-  /** An alternative to the username at sign-in. The server sends no mail. */
+  /** An alternative to the username at sign-in, and where a forgotten password is recovered. */
   email?: string;
   /** The http or https address of a picture. Default: "". */
   avatar?: string;
@@ -88,6 +110,7 @@ export interface User {
   rating: number;
   /** Seconds since 1970. */
   created_at: number;
+  email_confirmed: boolean;
   /** Present while the user is a guest. */
   guest?: true;
 }
@@ -127,6 +150,10 @@ export interface Problem {
   code: ErrorCode;
   /** What is wrong, by field. */
   errors?: Record<string, Array<string>>;
+  /** A token for POST /auth/merge. */
+  merge?: string;
+  guest?: Player;
+  account?: Player;
 }
 
 export interface GameSummary {
@@ -477,7 +504,7 @@ export type ServerMessage = QueuedMessage | CancelledMessage | StartMessage | Qu
 export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields);
 
 /** The codes of errors, over HTTP and in `error` messages. */
-export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "too_many_attempts", "head_too_large", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
+export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
 export type ErrorCode = (typeof ERROR_CODES)[number];
 
 /** The queues of the server. */
@@ -556,6 +583,28 @@ export class Trivia {
   /** Makes an account of a guest, who keeps everything. Without a username they keep theirs. */
   async upgrade(body: Upgrade): Promise<Upgraded> {
     return this.request<Upgraded>("POST", "/auth/upgrade", undefined, body);
+  }
+
+  /** Sends a code for a new password by mail, if there is such an account with an address. */
+  async recover(body: Recovery): Promise<void> {
+    return this.request<void>("POST", "/auth/recover", undefined, body);
+  }
+
+  /** Sets a new password with a code, ends all sessions and signs in. */
+  async reset(body: Reset): Promise<Session> {
+    const session = await this.request<Session>("POST", "/auth/reset", undefined, body);
+    this.setToken(session.token);
+    return session;
+  }
+
+  /** Sends a code that confirms an address: the caller's, or another one that they want. */
+  async sendConfirmation(body: ConfirmationMail): Promise<void> {
+    return this.request<void>("POST", "/auth/confirm/send", undefined, body);
+  }
+
+  /** Confirms the address that a code was sent to. It becomes the caller's. */
+  async confirm(body: Confirmation): Promise<void> {
+    return this.request<void>("POST", "/auth/confirm", undefined, body);
   }
 
   /** Signs in. */

@@ -330,6 +330,9 @@ def import_a_question(server, folder):
     assert "1 added" in done.stdout, done
 
 
+CODED = {"/auth/recover", "/auth/reset", "/auth/confirm", "/auth/confirm/send"}
+
+
 def call_every_route(server, name, game):
     """Each with a new session, since some end it; an account can be erased once, so that comes last."""
     query = {"/leaderboards/{name}": "?around=me", "/users/me/games": "?limit=1"}
@@ -348,7 +351,8 @@ def call_every_route(server, name, game):
         "/auth/upgrade": account | {"username": unique_name(), "email": f"{unique_name()}@b.org"},
     }
     for route in sorted(
-        trivia.ROUTES, key=lambda route: route.method == "DELETE" and route.path == "/users/me"
+        trivia.routes_of(trivia.app.ctx.schema),
+        key=lambda route: route.method == "DELETE" and route.path == "/users/me",
     ):
         token = server.http("POST", "/auth/login", login).json["token"]
         if route.path == "/auth/upgrade":
@@ -364,6 +368,8 @@ def call_every_route(server, name, game):
             if route.method == "PATCH"
             else bodies.get(route.path)
         )
+        if route.path in CODED:  # tests/test_sign_in.py calls them with a mail server
+            continue
         answer = server.http(
             route.method, where + query.get(route.path, ""), body if route.body else None, token
         )

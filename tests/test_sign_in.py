@@ -1,12 +1,48 @@
 """Sign-in without a password: guests, identities, merges, recovery, on real servers, providers and mail servers."""
 
+import base64
+import contextlib
+import email
+import hashlib
+import hmac
+import http.client
+import json
+import os
+import random
 import re
 import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import argon2
+import jwt
+import psutil
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from conftest import PASSWORD, Phone, Server, at_once, edited_schema, play_all, wait_until
+from conftest import (
+    FOLDER,
+    PASSWORD,
+    ROOT,
+    Phone,
+    Server,
+    Valkey,
+    at_once,
+    edited_schema,
+    play_all,
+    wait_until,
+)
+
+sys.path.insert(0, str(ROOT))
+import trivia  # noqa: E402
 
 
 def widen(tree):
@@ -383,3 +419,1044 @@ def test_check_says_what_is_wrong_with_guests(make_server, guests, names, words)
     server = make_server(edited_schema(edit), start=False)
     server.start(wait=False).process.wait(20)
     assert words in server.log and re.search(r"schema.yaml:\d+: sign_in", server.log), server.log
+
+
+# ---- identities ---------------------------------------------------------------------------------
+
+
+class OpenId:
+    """A provider of identities as a process, and what it signs with."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="oidc-", dir=FOLDER))
+        (self.folder / ".well-known").mkdir()
+        self.process, self.port, self.keys = None, "", {}
+        self.rotate("k1")
+        self.start()
+
+    def start(self):
+        command = [sys.executable, ROOT / "tests" / "provider.py", self.folder]
+        command += [self.port] if self.port else []
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.port = self.process.stdout.readline().strip()
+        self.issuer = f"http://127.0.0.1:{self.port}"
+        endpoints = {
+            "issuer": self.issuer,
+            "jwks_uri": f"{self.issuer}/jwks.json",
+            "token_endpoint": f"{self.issuer}/token",
+            "revocation_endpoint": f"{self.issuer}/revoke",
+        }
+        file = self.folder / ".well-known" / "openid-configuration"
+        file.write_text(json.dumps(endpoints))
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait(10)
+
+    def close(self):
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    def rotate(self, *names):
+        """Publishes keys of these names, and no others; the first one signs."""
+        for name in names:
+            if name not in self.keys:
+                self.keys[name] = rsa.generate_private_key(65537, 2048)
+        published = []
+        for name in names:
+            jwk = json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(self.keys[name].public_key()))
+            published.append(jwk | {"kid": name, "use": "sig", "alg": "RS256"})
+        (self.folder / "jwks.json").write_text(json.dumps({"keys": published}))
+        self.name = names[0]
+
+    def token(self, sub=None, key=None, alg="RS256", kid=None, drop=(), **claims):
+        """(id_token, nonce) for a person."""
+        now, nonce = int(time.time()), secrets.token_hex(16)
+        claims = {
+            "iss": self.issuer,
+            "aud": "app.ios",
+            "sub": sub or secrets.token_hex(8),
+            "iat": now,
+            "exp": now + 600,
+            "nonce": nonce,
+        } | claims
+        claims = {name: value for name, value in claims.items() if name not in drop}
+        headers = {"kid": kid or self.name}
+        return jwt.encode(claims, key or self.keys[self.name], alg, headers), nonce
+
+    def noted(self, name):
+        file = self.folder / name
+        return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.fixture(scope="module")
+def provider():
+    with contextlib.closing(OpenId()) as one:
+        yield one
+
+
+def use(tree, provider):
+    widen(tree)
+    spec = {"issuer": provider.issuer, "audiences": ["app.ios", "app.android"]}
+    tree["sign_in"]["providers"] = {"acme": spec}
+
+
+@pytest.fixture(scope="module")
+def club(provider):
+    """A server that takes the identities of the provider."""
+    env = {"TRIVIA_SECRET_ACME": "client-secret"}
+    running = Server(edited_schema(lambda tree: use(tree, provider), rounds=1), env=env)
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+def present(server, token_and_nonce, session=None, **more):
+    token, nonce = token_and_nonce
+    body = {"id_token": token, "nonce": nonce} | more
+    return server.http("POST", "/auth/oidc/acme", body, session and session["token"])
+
+
+def sign_in(server, provider, sub, session=None, **claims):
+    answer = present(server, provider.token(sub, **claims), session)
+    assert answer.status in (200, 201), answer.body
+    return answer.json
+
+
+def test_an_identity_makes_an_account_once_and_signs_in_again(club, provider):
+    sub = secrets.token_hex(8)
+    first = present(club, provider.token(sub, email="a@example.org", email_verified=False))
+    assert first.status == 201 and "guest" not in first.json["user"]
+    assert first.json["user"]["email"] is None
+    again = present(club, provider.token(sub, aud="app.android"))
+    assert again.status == 200 and uid_of(again.json) == uid_of(first.json)
+    assert again.json["user"] == first.json["user"]
+    other = present(club, provider.token())
+    assert other.status == 201 and uid_of(other.json) != uid_of(first.json)
+
+
+def test_of_simultaneous_first_sign_ins_one_makes_the_account(club, provider):
+    sub = secrets.token_hex(8)
+    tokens = [provider.token(sub) for _ in range(8)]
+    answers = at_once(8, lambda i: present(club, tokens[i]))
+    assert sorted(answer.status for answer in answers) == [200] * 7 + [201]
+    assert len({uid_of(answer.json) for answer in answers}) == 1
+
+
+def test_a_verified_address_becomes_that_of_the_account_if_it_is_free(club, provider):
+    email = f"{secrets.token_hex(6)}@example.org"
+    user = sign_in(club, provider, None, email=email, email_verified=True)["user"]
+    assert user["email"] == email
+    user = sign_in(club, provider, None, email=email.upper(), email_verified="true")["user"]
+    assert user["email"] is None
+    user = sign_in(club, provider, None, email="no", email_verified=True)["user"]
+    assert user["email"] is None
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_nonce_may_be_hashed_by_the_app(club, provider, hashed):
+    nonce = secrets.token_hex(16)
+    given = hashlib.sha256(nonce.encode()).hexdigest() if hashed else nonce
+    token, _ = provider.token(nonce=given)
+    assert present(club, (token, nonce)).status == 201
+
+
+STRANGER = rsa.generate_private_key(65537, 2048)
+
+
+def unsigned(provider):
+    token, nonce = provider.token()
+    body = token.split(".")[1]
+    header = base64.urlsafe_b64encode(b'{"alg":"none","typ":"JWT","kid":"k1"}').rstrip(b"=")
+    return f"{header.decode()}.{body}.", nonce
+
+
+def signed_with_the_public_key(provider):
+    """HS256, by hand: PyJWT itself refuses to make it."""
+    public = provider.keys[provider.name].public_key()
+    secret = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    token, nonce = provider.token()
+    header = json.dumps({"alg": "HS256", "typ": "JWT", "kid": provider.name}).encode()
+    head = base64.urlsafe_b64encode(header).rstrip(b"=").decode() + "." + token.split(".")[1]
+    signature = hmac.digest(secret, head.encode(), "sha256")
+    return f"{head}.{base64.urlsafe_b64encode(signature).rstrip(b'=').decode()}", nonce
+
+
+def truncated(provider):
+    token, nonce = provider.token()
+    return token[:-10], nonce
+
+
+NOW = time.time
+HOSTILE = {
+    "alg none": (unsigned, "algorithm is not allowed"),
+    "HS256 with the public key": (signed_with_the_public_key, "algorithm is not allowed"),
+    "wrong issuer": (lambda p: p.token(iss="https://accounts.example.org"), "issuer"),
+    "wrong audience": (lambda p: p.token(aud="another.app"), "audience"),
+    "another authorized party": (lambda p: p.token(aud=["app.ios", "x"], azp="x"), "another app"),
+    "another provider's key id": (lambda p: p.token(key=STRANGER, kid="theirs"), "key is not one"),
+    "another provider's key": (lambda p: p.token(key=STRANGER), "signature"),
+    "expired": (lambda p: p.token(iat=int(NOW()) - 900, exp=int(NOW()) - 300), "expired"),
+    "not yet valid": (lambda p: p.token(nbf=int(NOW()) + 300), "not valid yet"),
+    "from the future": (lambda p: p.token(iat=int(NOW()) + 300), "not valid yet"),
+    "too old": (lambda p: p.token(iat=int(NOW()) - 100_000), "too old"),
+    "no nonce": (lambda p: p.token(drop=["nonce"]), "no nonce"),
+    "another nonce": (lambda p: p.token(nonce="a" * 32), "nonce is another"),
+    "no sub": (lambda p: p.token(drop=["sub"]), "no sub"),
+    "an empty sub": (lambda p: crafted(p, sub=""), "subject is empty"),
+    "a sub that is no text": (lambda p: crafted(p, sub=7), "malformed"),
+    "a nonce that is no text": (lambda p: crafted(p, nonce=7), "no nonce"),
+    "a time that is text": (lambda p: crafted(p, iat=str(int(NOW()))), "malformed"),
+    "an infinite time": (lambda p: crafted(p, iat=float("inf")), "malformed"),
+    "no exp": (lambda p: p.token(drop=["exp"]), "no exp"),
+    "a truncated signature": (truncated, "signature|malformed"),
+    "no token": (lambda p: ("x.y.z", "n" * 20), "malformed"),
+}
+
+
+def crafted(provider, **claims):
+    """A token that PyJWT itself refuses to make."""
+    nonce, now = secrets.token_hex(16), int(time.time())
+    claims = {
+        "iss": provider.issuer,
+        "aud": "app.ios",
+        "sub": "s",
+        "iat": now,
+        "exp": now + 60,
+        "nonce": nonce,
+    } | claims
+    key = provider.keys[provider.name]
+    sign = jwt.api_jws.PyJWS().encode
+    return sign(json.dumps(claims).encode(), key, "RS256", {"kid": provider.name}), nonce
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_token_is_refused(club, provider, name):
+    make, reason = HOSTILE[name]
+    users = len(club.redis.keys("user:*"))
+    refused = present(club, make(provider)).refused(401, "bad_id_token")
+    assert re.search(reason, refused["detail"]), refused
+    assert len(club.redis.keys("user:*")) == users
+
+
+def test_a_replayed_token_is_refused(club, provider):
+    token = provider.token()
+    assert present(club, token).status == 201
+    refused = present(club, token).refused(401, "bad_id_token")
+    assert "used before" in refused["detail"]
+    tokens = [provider.token("twice", nonce="n" * 32)[0] for _ in range(6)]
+    answers = at_once(6, lambda i: present(club, (tokens[i], "n" * 32)))
+    assert sorted(answer.status for answer in answers) == [201] + [401] * 5
+
+
+@pytest.mark.parametrize(
+    "body, status",
+    [
+        ({}, 422),
+        ({"id_token": "x"}, 422),
+        ({"id_token": "x" * 8193, "nonce": "n" * 16}, 422),
+        ({"id_token": "x" * 20_000, "nonce": "n" * 16}, 413),
+        ({"id_token": ["x"], "nonce": "n" * 16}, 422),
+        ({"id_token": None, "nonce": "n" * 16}, 422),
+        ({"id_token": "x", "nonce": "n" * 7}, 422),
+        ({"id_token": "x", "nonce": "n" * 16, "sub": "y"}, 422),
+    ],
+)
+def test_a_wrong_body_is_refused(club, body, status):
+    assert club.http("POST", "/auth/oidc/acme", body).status == status
+
+
+def test_an_unknown_provider_is_not_found(club):
+    body = {"id_token": "x", "nonce": "n" * 16}
+    for name in ("nope", "__proto__", "acme%00"):
+        club.http("POST", f"/auth/oidc/{name}", body).refused(404, "not_found")
+
+
+def test_tokens_and_subjects_are_neither_stored_nor_logged(club, provider):
+    sub = f"sub-{secrets.token_hex(16)}"
+    token = provider.token(sub)
+    present(club, token)
+    everything = club.log + str(
+        [club.redis.hgetall(key) for key in club.redis.keys("user:*")] + club.redis.keys("*")
+    )
+    for secret in (sub, token[0], token[1]):
+        assert secret not in everything
+
+
+# -- keys
+
+
+def test_keys_are_rotated_and_an_outage_is_survived(provider, make_server):
+    """At two workers, one of which starts in the outage."""
+    own = OpenId()
+    try:
+        server = make_server(edited_schema(lambda tree: use(tree, own)))
+        assert present(server, own.token()).status == 201
+        own.rotate("k2", "k1")
+        old = own.keys["k1"]
+        make_fetchable(server)
+        assert present(server, own.token()).status == 201  # k2, unknown so far
+        assert present(server, own.token(key=old, kid="k1")).status == 201
+        own.stop()
+        assert present(server, own.token()).status == 201
+        server.stop()
+        server.start()
+        assert present(server, own.token()).status == 201  # the keys are in Redis
+        stranger = present(server, own.token(key=STRANGER, kid="k3"))
+        stranger.refused(503, "provider_unavailable")
+        assert int(stranger.headers["retry-after"]) > 0
+        key = "provider:{acme}"
+        known = json.loads(server.redis.get(key))
+        server.redis.set(key, json.dumps(known | {"at": known["at"] - 3700}))
+        server.stop()
+        server.start()  # an hour into the outage
+        assert present(server, own.token()).status == 201
+        server.redis.set(key, json.dumps(known | {"at": known["at"] - 90_000}))
+        server.stop()
+        server.start()  # a day into it
+        present(server, own.token()).refused(503, "provider_unavailable")
+        own.rotate("k3")
+        own.start()
+        make_fetchable(server)
+        assert present(server, own.token()).status == 201
+        withdrawn = own.token(key=own.keys["k2"], kid="k2")
+        present(server, withdrawn).refused(401, "bad_id_token")
+        assert "Traceback" not in server.log
+    finally:
+        own.close()
+
+
+def make_fetchable(server):
+    """Waits until the pause between two fetches is over."""
+    time.sleep(trivia.KEYS_PAUSE_S + 0.1)
+
+
+def test_unknown_key_ids_do_not_flood_the_provider(club, provider):
+    before = len(provider.noted("gets"))
+    tokens = [provider.token(key=STRANGER, kid=f"x{i}") for i in range(60)]
+    for answer in at_once(60, lambda i: present(club, tokens[i])):
+        answer.refused(401, "bad_id_token")
+    assert len(provider.noted("gets")) - before <= 4
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["", "[]", "{}", '{"issuer": "https://other.example.org"}', "x" * 300_000, '{"issuer": 7}'],
+)
+def test_a_provider_that_answers_nonsense_counts_as_down(make_server, document):
+    own = OpenId()
+    try:
+        (own.folder / ".well-known" / "openid-configuration").write_text(document)
+        server = make_server(edited_schema(lambda tree: use(tree, own)))
+        present(server, own.token()).refused(503, "provider_unavailable")
+        assert "Traceback" not in server.log
+    finally:
+        own.close()
+
+
+# -- linking
+
+
+def test_a_guest_links_an_identity_and_keeps_everything(club, provider):
+    secret, sub = new_secret(), secrets.token_hex(8)
+    guest = enter(club, secret)
+    rival = enter(club)
+    phones = [Phone(club, guest, "random"), Phone(club, rival, "random")]
+    play_all(phones)
+    linked = sign_in(club, provider, sub, guest)
+    assert linked["token"] == guest["token"] and "guest" not in linked["user"]
+    assert linked["user"]["games"] == 1
+    again = sign_in(club, provider, sub)
+    assert uid_of(again) == uid_of(guest) and again["user"] == linked["user"]
+    assert sign_in(club, provider, sub, again)["token"] == again["token"]
+    club.http("POST", "/auth/guest", {"secret": secret}).refused(409, "has_account")
+    assert club.redis.zscore("guests:{guests}", uid_of(guest)) is None
+    phones[0].send("join")  # the socket goes on
+    phones[0].expect("queued")
+    for phone in phones:
+        phone.close()
+
+
+def test_unlinking_leaves_a_way_in(club, provider):
+    sub, other = secrets.token_hex(8), secrets.token_hex(8)
+    session = sign_in(club, provider, sub)
+    unlink = lambda one: club.http("DELETE", "/auth/oidc/acme", token=one["token"])
+    unlink(session).refused(409, "last_sign_in")
+    account = club.register()
+    sign_in(club, provider, other, account)
+    present(club, provider.token(), account).refused(409, "provider_linked")
+    assert uid_of(sign_in(club, provider, other)) == uid_of(account)
+    assert [unlink(account).status for _ in range(2)] == [204, 204]
+    fresh = present(club, provider.token(other))
+    assert fresh.status == 201 and uid_of(fresh.json) != uid_of(account)
+    sign_in(club, provider, None, account)  # another one can take its place
+
+
+def test_an_identity_of_another_account_is_refused(club, provider):
+    sub = secrets.token_hex(8)
+    owner, account = sign_in(club, provider, sub), club.register()
+    refused = present(club, provider.token(sub), account).refused(409, "identity_taken")
+    assert "merge" not in refused
+    assert uid_of(sign_in(club, provider, sub)) == uid_of(owner)
+
+
+def test_of_simultaneous_links_of_one_identity_one_succeeds(club, provider):
+    sub, guests = secrets.token_hex(8), [enter(club) for _ in range(6)]
+    tokens = [provider.token(sub) for _ in guests]
+    answers = at_once(6, lambda i: present(club, tokens[i], guests[i]))
+    assert sorted(answer.status for answer in answers) == [200] + [409] * 5
+    [won] = [i for i, answer in enumerate(answers) if answer.status == 200]
+    assert uid_of(sign_in(club, provider, sub)) == uid_of(guests[won])
+
+
+def test_an_erasure_forgets_the_identity_and_revokes_its_token(club, provider):
+    sub = secrets.token_hex(8)
+    session = present(club, provider.token(sub), code="code-1").json
+    field = f"user:{{{uid_of(session)}}}"
+    wait_until(lambda: club.redis.hget(field, ":revoke:acme") == "app.ios refresh-1")
+    assert club.http("DELETE", "/users/me", {}, session["token"]).status == 204
+    posts = lambda: [json.loads(line) for line in provider.noted("posts")]
+    wait_until(lambda: any(path == "/revoke" for path, _ in posts()))
+    [exchange] = [form for path, form in posts() if path == "/token"]
+    [revoked] = [form for path, form in posts() if path == "/revoke"]
+    assert exchange["code"] == "code-1" and exchange["grant_type"] == "authorization_code"
+    for form in (exchange, revoked):
+        assert (form["client_id"], form["client_secret"]) == ("app.ios", "client-secret")
+    assert revoked["token"] == "refresh-1"
+    wait_until(lambda: not club.redis.hlen("chores:{chores}"))
+    assert not [key for key in club.redis.keys("*") if uid_of(session) in key]
+    assert not [claim for claim in claims(club) if uid_of(session) in claim]
+    fresh = present(club, provider.token(sub))
+    assert fresh.status == 201 and uid_of(fresh.json) != uid_of(session)
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ({"issuer": "http://idp.example.org", "audiences": ["a"]}, "text that matches"),
+        ({"issuer": "https://idp.example.org", "audiences": []}, "at least 1 item"),
+        ({"issuer": "https://idp.example.org/", "audiences": ["a"]}, "text that matches"),
+        ({"audiences": ["a"]}, "issuer: found nothing"),
+    ],
+)
+def test_check_says_what_is_wrong_with_a_provider(make_server, spec, words):
+    edit = lambda tree: tree["sign_in"].update(providers={"acme": spec})
+    server = make_server(edited_schema(edit), start=False)
+    server.start(wait=False).process.wait(20)
+    assert "sign_in.providers.acme" in server.log and words in server.log, server.log
+
+
+# ---- merges -------------------------------------------------------------------------------------
+
+
+def offer(server, provider, sub, guest):
+    """The refusal of an identity that has an account, with its offer to merge."""
+    refused = present(server, provider.token(sub), guest).refused(409, "identity_taken")
+    assert {"merge", "guest", "account"} <= refused.keys()
+    return refused
+
+
+def merge(server, token):
+    return server.http("POST", "/auth/merge", {"merge": token})
+
+
+def numbers(server, session):
+    user = me(server, session).json
+    return user["wins"], user["games"]
+
+
+def add_past(server, session, wins, games, rating, week, gained, seen, prefix):
+    """Gives a player a past: games that have ended, a rating, a week, questions seen."""
+    uid, link = uid_of(session), server.redis
+    fields = {"wins": wins, "games": games, "rating": rating, ":sigma": 100 + wins}
+    if week:
+        fields["board:wins"] = f"{week} {wins - gained}"
+    link.hset(f"user:{{{uid}}}", mapping=fields)
+    now = link.time()[0] * 1000
+    history = {f"{prefix}{i:011d}"[:12]: now - 1000 * i for i in range(games)}
+    if history:
+        link.zadd(f"history:{{{uid}}}", history)
+    for number in seen:
+        link.setbit(f"seen:{{{uid}}}", number, 1)
+    return set(history)
+
+
+def test_a_guest_is_merged_with_all_that_they_have(club, provider):
+    sub, secret = secrets.token_hex(8), new_secret()
+    account = sign_in(club, provider, sub)
+    guest, rival = enter(club, secret), enter(club)
+    first = play_all([Phone(club, guest, "random"), Phone(club, rival, "random")])[0]["game"]
+    second = play_all([Phone(club, account, "random"), Phone(club, rival, "random")])[0]["game"]
+    before = [me(club, session).json for session in (guest, account)]
+    refused = offer(club, provider, sub, guest)
+    assert refused["guest"]["username"] == guest["user"]["username"]
+    assert refused["account"]["username"] == account["user"]["username"]
+    assert "email" not in refused["account"]
+    merged = merge(club, refused["merge"])
+    assert merged.status == 200 and uid_of(merged.json) == uid_of(account)
+    user = me(club, merged.json).json
+    assert user["games"] == 2 and user["wins"] == before[0]["wins"] + before[1]["wins"]
+    assert user["rating"] == max(before[0]["rating"], before[1]["rating"])
+    assert user["username"] == account["user"]["username"]
+    me(club, guest).refused(401, "not_authenticated")
+    games = club.http("GET", "/users/me/games", token=merged.json["token"]).json["games"]
+    assert {game["id"] for game in games} == {first, second}
+    for game in (first, second):
+        assert club.http("GET", f"/games/{game}", token=merged.json["token"]).status == 200
+    export = club.http("GET", "/users/me/export", token=merged.json["token"]).json
+    assert len(export["questions_seen"]) >= 1 and len(export["games"]) == 2
+    assert club.http("GET", f"/users/{guest['user']['username']}").status == 404
+    board = club.http("GET", "/leaderboards/rating?limit=100").json["entries"]
+    names = [row["username"] for row in board]
+    assert names.count(account["user"]["username"]) == 1
+    assert guest["user"]["username"] not in names
+    club.http("POST", "/auth/guest", {"secret": secret}).refused(409, "has_account")
+    assert merge(club, refused["merge"]).status == 200  # its reply may have been lost
+    assert me(club, merged.json).json == user
+    assert club.redis.zscore("guests:{guests}", uid_of(guest)) is None
+    wait_until(lambda: not club.redis.hlen("chores:{chores}"))
+
+
+WEEK = trivia.period_of("week", time.time())
+PAST = "2020-W01"
+MERGED_BOARDS = [  # guest (wins, week, gained), account (the same), gained afterwards
+    ((5, WEEK, 2), (10, WEEK, 3), 5),
+    ((5, WEEK, 2), (10, PAST, 3), 2),
+    ((5, PAST, 2), (10, WEEK, 3), 3),
+    ((5, WEEK, 5), (0, "", 0), 5),
+    ((0, "", 0), (10, WEEK, 3), 3),
+]
+
+
+@pytest.mark.parametrize("guest_past, account_past, gained", MERGED_BOARDS)
+def test_a_merge_counts_within_the_week_what_was_won_in_it(
+    club, provider, guest_past, account_past, gained
+):
+    sub = secrets.token_hex(8)
+    account, guest = sign_in(club, provider, sub), enter(club)
+    pasts = []
+    for session, (wins, week, gain), prefix in (
+        (guest, guest_past, "0"),
+        (account, account_past, "1"),
+    ):
+        rating = 1600 if session is guest else 1550
+        pasts.append(add_past(club, session, wins, wins + 1, rating, week, gain, [wins], prefix))
+    token = offer(club, provider, sub, guest)["merge"]
+    assert merge(club, token).status == 200
+    user = me(club, account).json
+    assert user["wins"] == guest_past[0] + account_past[0]
+    assert user["games"] == user["wins"] + 2 and user["rating"] == 1600
+    uid = uid_of(account)
+    assert club.redis.zscore(f"board:{{wins}}:{WEEK}", uid) == gained
+    assert set(club.redis.zrange(f"history:{{{uid}}}", 0, -1)) == pasts[0] | pasts[1]
+    for number in (guest_past[0], account_past[0]):
+        assert club.redis.getbit(f"seen:{{{uid}}}", number)
+    stored = club.redis.hgetall(f"user:{{{uid}}}")
+    assert stored[":sigma"] == str(100 + guest_past[0])
+
+
+def test_a_lower_rating_of_the_guest_changes_nothing(club, provider):
+    sub = secrets.token_hex(8)
+    account, guest = sign_in(club, provider, sub), enter(club)
+    add_past(club, guest, 1, 2, 1400, "", 0, [], "2")
+    add_past(club, account, 1, 2, 1450, "", 0, [], "3")
+    assert merge(club, offer(club, provider, sub, guest)["merge"]).status == 200
+    assert me(club, account).json["rating"] == 1450
+
+
+def test_a_merge_waits_for_the_end_of_the_guest_s_game(club, provider):
+    sub = secrets.token_hex(8)
+    account, guest, rival = sign_in(club, provider, sub), enter(club), enter(club)
+    token = offer(club, provider, sub, guest)["merge"]
+    phones = [Phone(club, guest, "random"), Phone(club, rival, "random")]
+    phones[0].expect("question")
+    merge(club, token).refused(409, "in_game")
+    assert me(club, guest).status == 200
+    play_all(phones)
+    merged = wait_until(lambda: (answer := merge(club, token)).status == 200 and answer)
+    assert merged.json["user"]["games"] == 1 and uid_of(merged.json) == uid_of(account)
+    phones[0].expect_close(4401)
+    phones[1].close()
+
+
+def test_simultaneous_merges_of_one_guest_merge_once(club, provider):
+    sub = secrets.token_hex(8)
+    account, guest = sign_in(club, provider, sub), enter(club)
+    add_past(club, guest, 3, 7, 1700, "", 0, [1, 2, 3], "4")
+    token = offer(club, provider, sub, guest)["merge"]
+    answers = at_once(8, lambda i: merge(club, token))
+    assert [answer.status for answer in answers] == [200] * 8
+    assert numbers(club, account) == (3, 7)
+
+
+@pytest.mark.parametrize("token", ["", "x", "x" * 44, "x" * 64, "é" * 44])
+def test_a_wrong_merge_token_is_refused(club, token):
+    merge(club, token).refused(401, "bad_merge_token")
+
+
+def test_a_merge_token_ends_with_what_it_was_given_for(club, provider):
+    sub = secrets.token_hex(8)
+    account, guest = sign_in(club, provider, sub), enter(club)
+    old = offer(club, provider, sub, guest)["merge"]
+    new = offer(club, provider, sub, guest)["merge"]
+    merge(club, old).refused(401, "bad_merge_token")  # a newer one replaces it
+    assert merge(club, new[:-1] + ("a" if new[-1] != "a" else "b")).status == 401
+    user = f"user:{{{uid_of(guest)}}}"
+    stored = club.redis.hget(user, ":merge")
+    club.redis.hset(user, ":merge", re.sub(r"\d+$", "1", stored))
+    merge(club, new).refused(401, "bad_merge_token")  # too old
+    club.redis.hset(user, ":merge", stored)
+    assert club.http("POST", "/auth/upgrade", new_account(), guest["token"]).status == 200
+    merge(club, new).refused(401, "bad_merge_token")  # not a guest any more
+    assert me(club, guest).status == me(club, account).status == 200
+
+
+def test_an_erased_account_gets_no_merge(club, provider):
+    sub = secrets.token_hex(8)
+    account, guest = sign_in(club, provider, sub), enter(club)
+    token = offer(club, provider, sub, guest)["merge"]
+    assert club.http("DELETE", "/users/me", {}, account["token"]).status == 204
+    merge(club, token).refused(401, "bad_merge_token")
+    assert not [key for key in club.redis.keys("*") if uid_of(account) in key]
+
+
+def test_an_account_that_is_erased_after_a_merge_leaves_nothing(club, provider):
+    sub = secrets.token_hex(8)
+    account, guest, rival = sign_in(club, provider, sub), enter(club), enter(club)
+    play_all([Phone(club, guest, "random"), Phone(club, rival, "random")])
+    merged = merge(club, offer(club, provider, sub, guest)["merge"]).json
+    assert club.http("DELETE", "/users/me", {}, merged["token"]).status == 204
+    for key in club.redis.keys("*"):
+        assert uid_of(account) not in key and uid_of(guest) not in key, key
+        if key.startswith("game:"):
+            plan = club.redis.hget(key, "plan")
+            assert uid_of(account) not in plan and uid_of(guest) not in plan
+
+
+# -- sudden death
+
+MERGES = int(os.environ.get("TRIVIA_TEST_MERGES", "40"))
+
+
+def test_merges_under_sudden_deaths_lose_and_double_nothing(provider):
+    """Workers and Redis are killed again and again, while guests are merged, two into each account."""
+    valkey = Valkey().start()
+    schema = edited_schema(lambda tree: use(tree, provider))
+    command = [sys.executable, "trivia.py", "--port", "0", "--workers", "2"]
+    server = Server(schema, command, env={"REDIS_URL": valkey.url}).start()
+    stop = threading.Event()
+    try:
+        people = []
+        for i in range(MERGES // 2):
+            sub = secrets.token_hex(8)
+            account = sign_in(server, provider, sub)
+            past = [add_past_at(valkey.client, account, i % 5, i % 7 + 1, f"a{i}")]
+            tokens = []
+            for k in range(2):
+                guest = enter(server)
+                past.append(add_past_at(valkey.client, guest, k + 1, i % 3 + k + 1, f"{k}{i}"))
+                tokens.append(offer(server, provider, sub, guest)["merge"])
+            people.append((account, past, tokens))
+        killer = threading.Thread(target=kill_again_and_again, args=(server, valkey, stop))
+        killer.start()
+        jobs = [token for _, _, tokens in people for token in tokens]
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda token: insist(server, token), jobs))
+        stop.set()
+        killer.join(60)
+        wait_until(lambda: not valkey.client.hlen("chores:{chores}"), 90)
+        for account, past, _ in people:
+            key, uid = f"user:{{{uid_of(account)}}}", uid_of(account)
+            found = valkey.client.hgetall(key)
+            assert int(found.get("wins", 0)) == sum(wins for wins, _ in past)
+            assert int(found["games"]) == sum(len(games) for _, games in past)
+            history = set(valkey.client.zrange(f"history:{{{uid}}}", 0, -1))
+            assert history == set().union(*(games for _, games in past))
+        assert len(valkey.client.keys("user:*")) == len(people)
+        assert not valkey.client.zcard("guests:{guests}")
+        assert "Traceback" not in server.log, server.log[-4000:]
+    finally:
+        stop.set()
+        server.close()
+        valkey.close()
+
+
+def add_past_at(client, session, wins, games, prefix):
+    history = {f"{prefix}_{i}".ljust(12, "0"): time.time() * 1000 for i in range(games)}
+    uid = uid_of(session)
+    client.hset(f"user:{{{uid}}}", mapping={"wins": wins, "games": games})
+    client.zadd(f"history:{{{uid}}}", history)
+    return wins, set(history)
+
+
+def insist(server, token):
+    """Merges, as an app does that repeats what failed; the guest's secret is another way to see."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            answer = merge(server, token)
+            if answer.status == 200:
+                return
+            assert answer.status == 503, answer.body
+        time.sleep(0.05)
+    pytest.fail("not merged in time")
+
+
+def kill_again_and_again(server, valkey, stop):
+    dice = random.Random(7)
+    while not stop.wait(dice.uniform(0.2, 0.8)):
+        if dice.random() < 0.3:
+            valkey.kill()
+            valkey.start()
+        else:
+            with contextlib.suppress(psutil.Error):  # it has just died
+                children = psutil.Process(server.process.pid).children()
+                workers = [one for one in children if "spawn_main" in " ".join(one.cmdline())]
+                if workers:
+                    dice.choice(workers).kill()
+
+
+# ---- mail and recovery --------------------------------------------------------------------------
+
+
+class MailBox:
+    """A mail server as a process. Each mail becomes a file in its folder."""
+
+    def __init__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="mail-", dir=FOLDER))
+        self.port, self.process = "0", None
+        self.start()
+
+    def start(self, mode="take"):
+        command = [sys.executable, ROOT / "tests" / "mailbox.py", self.folder, self.port, mode]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.port = self.process.stdout.readline().strip()
+        self.url = f"smtp://127.0.0.1:{self.port}?from=Trivia%20%3Cgame%40example.org%3E"
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait(10)
+
+    def close(self):
+        self.stop()
+        shutil.rmtree(self.folder)
+
+    def mails(self, to):
+        """The mails to an address, as they arrived."""
+        files = sorted(self.folder.glob("*.eml"))
+        found = [email.message_from_bytes(file.read_bytes()) for file in files]
+        return [mail for mail in found if mail["X-RcptTo"] == to]
+
+    def code(self, to, number=1):
+        """The code in the mail of this number to an address."""
+        mail = wait_until(lambda: (found := self.mails(to))[number - 1 :] and found[number - 1], 30)
+        return re.search(r"\b\d{6}\b", mail.get_payload(decode=True).decode())[0]
+
+
+@pytest.fixture(scope="module")
+def mailbox():
+    with contextlib.closing(MailBox()) as one:
+        yield one
+
+
+def page(tree):
+    tree["sign_in"]["recovery"]["page"] = "https://quiz.example.org/"
+    german = {"subject": "Dein Code {code}", "text": "Hallo {username}: {code} {link}"}
+    tree["sign_in"]["recovery"]["mails"]["de"] = {"reset": german, "confirm": german}
+
+
+@pytest.fixture(scope="module")
+def post(mailbox):
+    """A server that sends mail."""
+    running = Server(edited_schema(page), env={"TRIVIA_MAIL": mailbox.url})
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+def recover(server, login, **headers):
+    answer = server.http("POST", "/auth/recover", {"login": login}, headers=headers)
+    assert answer.status == 202 and answer.body == "", answer.body
+
+
+def reset(server, login, code, password="a new horse"):
+    body = {"login": login, "code": code, "password": password}
+    return server.http("POST", "/auth/reset", body)
+
+
+def wrong(code):
+    return f"{(int(code) + 1) % 1_000_000:06}"
+
+
+def test_a_forgotten_password_is_set_anew_and_ends_all_sessions(post, mailbox):
+    player = post.register()
+    phone = Phone(post, player, "random")
+    phone.expect("queued")
+    to = player["user"]["email"]
+    recover(post, player["user"]["username"])
+    code = mailbox.code(to)
+    [mail] = mailbox.mails(to)
+    text = mail.get_payload(decode=True).decode()
+    assert code in mail["Subject"] and mail["From"] == "Trivia <game@example.org>"
+    assert f"https://quiz.example.org/#reset={code}&login={player['user']['username']}" in text
+    session = reset(post, to, code)
+    assert session.status == 200 and uid_of(session.json) == uid_of(player)
+    assert session.json["user"]["email_confirmed"] is True
+    me(post, player).refused(401, "not_authenticated")
+    phone.expect_close(4401)
+    assert me(post, session.json).status == 200
+    login = {"login": to, "password": PASSWORD}
+    post.http("POST", "/auth/login", login).refused(401, "bad_credentials")
+    assert post.http("POST", "/auth/login", login | {"password": "a new horse"}).status == 200
+    reset(post, to, code, "another horse").refused(403, "bad_code")  # it counts once
+    assert code not in post.log and to not in post.log
+    assert code not in str([post.redis.hgetall(key) for key in post.redis.keys("codes:*")])
+
+
+def test_a_mail_is_in_the_language_of_the_phone(post, mailbox):
+    player = post.register()
+    recover(post, player["user"]["email"], **{"Accept-Language": "fr, de-AT;q=0.8, en"})
+    mailbox.code(player["user"]["email"])
+    assert mailbox.mails(player["user"]["email"])[0]["Subject"].startswith("Dein Code")
+
+
+def test_a_code_survives_five_wrong_tries_and_no_more(post, mailbox):
+    player = post.register()
+    name, to = player["user"]["username"], player["user"]["email"]
+    recover(post, name)
+    code = mailbox.code(to)
+    for _ in range(4):
+        reset(post, name, wrong(code)).refused(403, "bad_code")
+    at_once(4, lambda i: reset(post, name, wrong(code)))
+    reset(post, name, code).refused(403, "bad_code")
+    recover(post, name)
+    assert reset(post, name, mailbox.code(to, 2)).status == 200
+
+
+def test_a_code_is_too_old_after_a_quarter_of_an_hour(post, mailbox):
+    player = post.register()
+    recover(post, player["user"]["username"])
+    code = mailbox.code(player["user"]["email"])
+    key = f"codes:{{{uid_of(player)}}}"
+    assert 0 < post.redis.ttl(key) <= 900
+    kept = post.redis.hget(key, "reset").split(" ")
+    left_ms = int(kept[2]) - time.time() * 1000
+    assert 800_000 < left_ms <= 901_000
+    post.redis.hset(key, "reset", " ".join([*kept[:2], "1000000000000", *kept[3:]]))
+    reset(post, player["user"]["username"], code).refused(403, "bad_code")
+
+
+def test_of_simultaneous_resets_with_one_code_one_counts(post, mailbox):
+    player = post.register()
+    recover(post, player["user"]["username"])
+    code = mailbox.code(player["user"]["email"])
+    passwords = [f"new horse {i}" for i in range(4)]
+    answers = at_once(4, lambda i: reset(post, player["user"]["username"], code, passwords[i]))
+    assert sorted(answer.status for answer in answers) == [200, 403, 403, 403]
+
+
+def test_nobody_learns_whether_there_is_an_account(post, mailbox):
+    player, guest = post.register(), enter(post)
+    unknown = f"{secrets.token_hex(8)}@example.org"
+    for login in (player["user"]["email"], unknown, guest["user"]["username"], "\N{SNOWMAN}"):
+        recover(post, login)
+    answers = [reset(post, login, "000000") for login in (player["user"]["email"], unknown)]
+    assert answers[0].status == answers[1].status == 403 and answers[0].body == answers[1].body
+    mailbox.code(player["user"]["email"])
+    wait_until(lambda: not post.redis.hlen("chores:{chores}"))
+    assert not mailbox.mails(unknown)
+
+
+def test_a_player_gets_only_so_many_mails(post, mailbox):
+    player = post.register()
+    post.redis.hdel(f"user:{{{uid_of(player)}}}", ":from")  # a stranger asks
+    for _ in range(8):
+        recover(post, player["user"]["username"])
+    wait_until(lambda: not post.redis.hlen("chores:{chores}"), 30)
+    assert len(mailbox.mails(player["user"]["email"])) == 5
+
+
+@pytest.mark.parametrize(
+    "path, body",
+    [
+        ("recover", {}),
+        ("recover", {"login": 5}),
+        ("recover", {"login": "x" * 255}),
+        ("reset", {"login": "x", "code": "12345", "password": PASSWORD}),
+        ("reset", {"login": "x", "code": "1234567", "password": PASSWORD}),
+        ("reset", {"login": "x", "code": "١٢٣٤٥٦", "password": PASSWORD}),
+        ("reset", {"login": "x", "code": 123456, "password": PASSWORD}),
+        ("reset", {"login": "x", "code": "123456", "password": "short"}),
+        ("reset", {"login": "x", "code": "123456"}),
+    ],
+)
+def test_a_wrong_request_for_recovery_is_refused(post, path, body):
+    post.http("POST", f"/auth/{path}", body).refused(422, "invalid")
+
+
+# -- confirmation
+
+
+def send_confirmation(server, session, body=None):
+    return server.http("POST", "/auth/confirm/send", body, session["token"])
+
+
+def confirm(server, session, code):
+    return server.http("POST", "/auth/confirm", {"code": code}, session["token"])
+
+
+def test_an_address_is_confirmed_by_its_code(post, mailbox):
+    player = post.register()
+    assert me(post, player).json["email_confirmed"] is False
+    assert send_confirmation(post, player).status == 202
+    code = mailbox.code(player["user"]["email"])
+    confirm(post, player, wrong(code)).refused(403, "bad_code")
+    assert confirm(post, player, code).status == 204
+    assert me(post, player).json["email_confirmed"] is True
+    confirm(post, player, code).refused(403, "bad_code")
+    other = post.register()
+    confirm(post, other, code).refused(403, "bad_code")
+
+
+def test_an_unconfirmed_address_goes_to_whoever_proves_it(post, mailbox):
+    squatter, owner = post.register(), post.register()
+    address = squatter["user"]["email"]
+    assert send_confirmation(post, owner, {"email": address.upper()}).status == 202
+    code = mailbox.code(address.upper())
+    assert confirm(post, owner, code).status == 204
+    user = me(post, owner).json
+    assert user["email"] == address.upper() and user["email_confirmed"] is True
+    assert me(post, squatter).json["email"] is None
+    login = {"login": address, "password": PASSWORD}
+    assert uid_of(post.http("POST", "/auth/login", login).json) == uid_of(owner)
+    # It is proved by now: another player gets no mail, and the same answer.
+    third = post.register()
+    assert send_confirmation(post, third, {"email": address}).status == 202
+    wait_until(lambda: not post.redis.hlen("chores:{chores}"))
+    assert len(mailbox.mails(address)) == 0
+
+
+# -- outages
+
+
+def test_a_mail_waits_for_a_provider_that_is_down_and_is_sent_once(make_server):
+    box = MailBox()
+    try:
+        server = make_server(env={"TRIVIA_MAIL": box.url})
+        player = server.register()
+        box.stop()
+        recover(server, player["user"]["username"])
+        wait_until(lambda: "chore mail waits" in server.log, 30)
+        server.stop(signal.SIGKILL)
+        server.start()
+        [chore] = [c for c in server.redis.hkeys("chores:{chores}") if c.startswith("mail ")]
+        box.start()
+        server.redis.zadd("due:{chores}", {chore: 1})  # an hour later
+        code = box.code(player["user"]["email"])
+        wait_until(lambda: not server.redis.hlen("chores:{chores}"), 30)
+        assert len(box.mails(player["user"]["email"])) == 1
+        assert reset(server, player["user"]["username"], code).status == 200
+    finally:
+        box.close()
+
+
+def test_a_mail_server_that_dies_with_a_mail_gets_it_twice_at_most(make_server):
+    box = MailBox()
+    try:
+        server = make_server(env={"TRIVIA_MAIL": box.url})
+        player = server.register()
+        box.stop()
+        box.start("die")  # it keeps the mail and says nothing
+        recover(server, player["user"]["username"])
+        to = player["user"]["email"]
+        for sent in (1, 2):
+            wait_until(lambda: len(box.mails(to)) == sent, 30)
+            wait_until(
+                lambda: server.redis.hlen("chores:{chores}") and box.process.poll() is not None
+            )
+            box.start("die")
+            [chore] = server.redis.hkeys("chores:{chores}")
+            wait_until(
+                lambda: server.redis.zscore("due:{chores}", chore) - time.time() * 1000 < 50_000, 40
+            )
+            server.redis.zadd("due:{chores}", {chore: 1})
+        wait_until(lambda: not server.redis.hlen("chores:{chores}"), 30)
+        assert len(box.mails(to)) == 2 and "was given up" in server.log
+    finally:
+        box.close()
+
+
+def test_a_mail_that_is_refused_for_good_is_dropped(make_server):
+    box = MailBox()
+    try:
+        box.stop()
+        box.start("refuse")
+        server = make_server(env={"TRIVIA_MAIL": box.url})
+        recover(server, server.register()["user"]["username"])
+        wait_until(lambda: "refuses a mail: 550" in server.log, 30)
+        wait_until(lambda: not server.redis.hlen("chores:{chores}"), 30)
+    finally:
+        box.close()
+
+
+def test_without_a_mail_server_the_operator_gives_a_code(server):
+    player = server.register()
+    name = player["user"]["username"]
+    server.http("POST", "/auth/recover", {"login": name}).refused(503, "no_mail")
+    send_confirmation(server, player).refused(503, "no_mail")
+    command = [sys.executable, "trivia.py", "user", name, "reset"]
+    done = subprocess.run(command, cwd=ROOT, env=server.env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    code = re.search(r"\b\d{6}\b", done.stdout)[0]
+    session = reset(server, name, code)
+    assert session.status == 200 and session.json["user"]["email_confirmed"] is False
+    for nobody in ("nobody", enter(server)["user"]["username"]):
+        command[3] = nobody
+        done = subprocess.run(command, cwd=ROOT, env=server.env, capture_output=True, text=True)
+        assert done.returncode == 1 and "there is no account" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["mail.example.org", "http://h?from=a@b", "smtp://h", "smtp://h?from=a", "smtp://h:x?from=a@b"],
+)
+def test_a_wrong_mail_server_is_refused_at_start_without_its_secret(make_server, url):
+    url = url.replace("//h", "//me:secret@h")
+    server = make_server(env={"TRIVIA_MAIL": url}, start=False)
+    server.start(wait=False).process.wait(20)
+    assert "TRIVIA_MAIL: found" in server.log and "secret" not in server.log
+
+
+@pytest.mark.parametrize(
+    "mail, words",
+    [
+        ({"text": "no code", "subject": "x"}, "found no {code}"),
+        ({"text": "{code} {name}", "subject": "x"}, 'found "name"; expected only {username}'),
+        ({"text": "{code} {", "subject": "x"}, "expected only {username}"),
+        ({"text": "{code.__class__}", "subject": "x"}, "expected only {username}"),
+        ({"text": "{code}"}, "subject: found nothing"),
+    ],
+)
+def test_check_says_what_is_wrong_with_a_mail(make_server, mail, words):
+    edit = lambda tree: tree["sign_in"]["recovery"]["mails"]["en"].update(reset=mail)
+    server = make_server(edited_schema(edit), start=False)
+    server.start(wait=False).process.wait(20)
+    assert words in server.log and "sign_in.recovery.mails.en.reset" in server.log, server.log
+
+
+# -- rehashing
+
+
+def test_a_password_is_hashed_again_when_the_parameters_have_changed(server):
+    player = server.register()
+    key = f"user:{{{uid_of(player)}}}"
+    weak = argon2.PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(PASSWORD)
+    server.redis.hset(key, "password", weak)
+    login = {"login": player["user"]["username"], "password": PASSWORD}
+    session = server.http("POST", "/auth/login", login)
+    assert session.status == 200
+    wait_until(lambda: "m=19456,t=2,p=1" in server.redis.hget(key, "password"))
+    assert server.http("POST", "/auth/login", login).status == 200
+    assert me(server, player).status == me(server, session.json).status == 200
