@@ -102,7 +102,7 @@ class Store(Valkey):
     def run_create_game(self, keys, caller, queue, rules, quiz, start_ms, start, *people):
         *numbers, on_exit, kind = rules.split(" ")
         seats = [people[i : i + 4] for i in range(0, len(people), 4)]
-        people = [[uid, name, 1500, 500] for uid, name, *_ in seats]
+        people = [[uid, name, 1658.123, 480.123] for uid, name, *_ in seats]
         plan = trivia.write_plan(queue, [*map(int, numbers), on_exit, kind], quiz, people)
         connections = [item for _, _, conn, turn in seats for item in (conn, turn)]
         return self.call("create_game", keys, caller, plan, start_ms, start, *connections)
