@@ -273,7 +273,7 @@ LINGER_SECONDS = 1          # a refused HTTP connection is read on for so long
 BACKLOG = 65_535            # connections that may wait in the kernel; net.core.somaxconn limits it
 ACCEPTS_PER_TURN = 16       # connections that a worker accepts in one turn of its event loop
 CONNECT_ALLOWANCE = 100, 200    # ms, times: a player connects 200 times at once, then per 100 ms
-REFUSED_REGISTRATION = 4    # counts as so many tries to register
+REGISTRATION_TRIES = 20     # tries to register, for each account that an address may make
 EXPORT_ALLOWANCE = 60_000, 10   # the same for exports of a player's data
 RENAMES = 86_400_000, 5     # ms, times: a player changes names 5 times at once, then once a day
 CLAIM_MS = 3000             # a unique value is claimed so long for who has not stored it yet
@@ -3919,8 +3919,20 @@ class Allowances:
         """Bounds how often a user asks for all their data."""
         return Allowance(Keys.limit("export", uid), *EXPORT_ALLOWANCE)
 
+    def registration_tries(self, address: str) -> Allowance:
+        """Bounds all tries to register from an address."""
+        interval_ms = self.limits.registration_seconds * 1000 // REGISTRATION_TRIES
+        burst = self.limits.registrations * REGISTRATION_TRIES
+        return Allowance(Keys.limit("try", address_digest(address)), interval_ms, burst)
+
+    def refused_registrations(self, address: str) -> Allowance:
+        """Bounds how often an address is told that a name is taken."""
+        interval_ms = self.limits.registration_seconds * 1000
+        burst = max(1, self.limits.registrations // 4)
+        return Allowance(Keys.limit("refused", address_digest(address)), interval_ms, burst)
+
     def registrations(self, address: str) -> Allowance:
-        """Bounds the registrations from an address, made or refused."""
+        """Bounds the new accounts and guests from an address."""
         key = Keys.limit("register", address_digest(address))
         return Allowance(key, self.limits.registration_seconds * 1000, self.limits.registrations)
 
@@ -4229,23 +4241,32 @@ class Users:
 
     @contextlib.asynccontextmanager
     async def counted(self, address: str) -> AsyncIterator[None]:
-        """Counts a registration or change of names. A refusal because one is taken costs more.
+        """Counts a registration, or a change of names, from an address.
 
-        Raises Problem if there were too many from the address.
+        One that is refused because a name is taken counts as a refusal only, so that refusals keep
+        nobody at the same address from a free name. Raises Problem if there were too many.
         """
-        allowance = self.allowances.registrations(address)
-        if wait_ms := await self.allowances.take(allowance):
-            text = "Too many were tried from this address. Try again later."
-            raise too_many_attempts(wait_ms, {self.schema.unique[0]: [text]})
+        tries = self.allowances.registration_tries(address)
+        made = self.allowances.registrations(address)
+        if wait_ms := await self.allowances.take(tries, made):
+            raise self._too_many_registrations(wait_ms)
         try:
             yield
         except Problem as problem:
+            await self.allowances.give_back(made)
             if problem.status_code == 409:
-                log.info("name refused: %s", problem.code)
-                await self.allowances.change(allowance, REFUSED_REGISTRATION - 1)
-            else:
-                await self.allowances.give_back(allowance)
+                await self._count_refusal(problem, address)
             raise
+
+    async def _count_refusal(self, problem: Problem, address: str) -> None:
+        wait_ms = await self.allowances.take(self.allowances.refused_registrations(address))
+        if wait_ms:
+            raise self._too_many_registrations(wait_ms) from None
+        log.info("name refused: %s", problem.code)
+
+    def _too_many_registrations(self, wait_ms: int) -> Problem:
+        text = "Too many were tried from this address. Try again later."
+        return too_many_attempts(wait_ms, {self.schema.unique[0]: [text]})
 
     async def _create_account(self, names: dict[str, str], data: dict, address: str) -> dict:
         """Makes an account. Hashes first, so that the claims are short."""

@@ -2361,7 +2361,7 @@ TABLE = parse_table(trivia.__doc__)
 WORDS = {
     "UID": r"[\w-]{12}",
     "DIGEST": r"[\w-]{16}",
-    "WHAT": r"(login|address|account|connect|register|rename|session|export)",
+    "WHAT": r"(login|address|try|refused|account|connect|register|rename|session|export)",
     "WHO": r"[^{}]+",
     "NAME": r"[a-z_]+",
     "SHARD": r"[0-3]",
