@@ -1159,11 +1159,12 @@ end
 --
 -- A game is a hash of three parts:
 --   plan   fixed when the game begins: [queue, rules, quiz, [player, ...]]
---          rules    [answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind]
+--          rules    [answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind, total_ms,
+--                   lives]; the last two are absent unless the queue has one of them
 --          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
 --          player   [uid, name, rating, sigma]; the last two only in a rated game that runs: the
 --                   strength with which they began
---   state  what moves: [phase, round, deadline, [player, ...], reason, ended]
+--   state  what moves: [phase, round, deadline, [player, ...], reason, ended, spent, wrong]
 --          phase    start | question | reveal | settle | end
 --          round    from 1; 0 before the first question
 --          deadline of the phase
@@ -1177,6 +1178,9 @@ end
 --            choice, ms, points   the answer to the open question, if there is one
 --          reason   finished | forfeit | abandoned; from `settle` on, as is `ended`
 --          ended    by the clock of Redis
+--          spent    ms of `total_ms` that the closed rounds took
+--          wrong    closed rounds without a right answer, which `lives` bounds. These two are there
+--                   only if the rules have a bound; `reason` is '' then before `settle`
 --   1, 2...  the answers of each closed round: 'CHOICE:MS:POINTS' or '-' of each player
 -- and, from `settle` on, `result`, written by the first worker that computes it.
 -- plan, state and result are JSON. The first two are arrays, which take half the memory of objects.
@@ -1195,7 +1199,9 @@ end
 -- output buffer for each event that a connection publishes to itself.
 
 local DROPPED = -1
-local RULES = {'answer_ms', 'reveal_ms', 'seat_ms', 'correct', 'speed', 'on_exit', 'kind'}
+local RULES = {
+  'answer_ms', 'reveal_ms', 'seat_ms', 'correct', 'speed', 'on_exit', 'kind', 'total_ms', 'lives',
+}
 
 local function read_plan(text)
   local queue, rules, quiz, players = unpack(cjson.decode(text))
@@ -1207,7 +1213,7 @@ local function write_plan(plan)
 end
 
 local function read_state(text)
-  local phase, round, deadline, players, reason, ended = unpack(cjson.decode(text))
+  local phase, round, deadline, players, reason, ended, spent, wrong = unpack(cjson.decode(text))
   for i, player in ipairs(players) do
     local conn, turn, seq, score, kept, choice, ms, points = unpack(player)
     kept = kept or 0
@@ -1219,7 +1225,7 @@ local function read_state(text)
   end
   return {
     phase = phase, round = round, deadline = deadline, players = players,
-    reason = reason, ended = ended,
+    reason = reason ~= '' and reason or nil, ended = ended, spent = spent, wrong = wrong,
   }
 end
 
@@ -1233,9 +1239,12 @@ local function write_state(state)
     if player.answer then fields[6], fields[7], fields[8] = unpack(player.answer) end
     players[i] = fields
   end
-  return cjson.encode({
-    state.phase, state.round, state.deadline, players, state.reason, state.ended,
-  })
+  local fields = {state.phase, state.round, state.deadline, players, state.reason, state.ended}
+  if state.spent then
+    fields[5], fields[6] = state.reason or '', state.ended or 0
+    fields[7], fields[8] = state.spent, state.wrong
+  end
+  return cjson.encode(fields)
 end
 
 local function new_call(keys, caller)
@@ -1248,7 +1257,7 @@ local function new_game(moment, key, plan, state)
     at = moment, key = key, id = string.match(key, '}:(.+)$'), tag = tag_of(key),
     plan = plan, state = state, players = state.players,
   }
-  for i, rule in ipairs(RULES) do game[rule] = plan.rules[i] end
+  for i, rule in ipairs(RULES) do game[rule] = plan.rules[i] or 0 end
   return game
 end
 
@@ -1362,14 +1371,52 @@ local function settle(game, reason)
   begin_phase(game, 'settle', TAKE_OVER_MS)
 end
 
+-- Returns the time for the question that is open, or for the next one: less than usual when the
+-- clock for all questions runs out.
+local function question_ms(game)
+  if game.total_ms == 0 then return game.answer_ms end
+  return math.min(game.answer_ms, game.total_ms - game.state.spent)
+end
+
+-- Returns for how long the question has been open. The clock of the host may have been set back.
+local function ms_since_question(game)
+  local ms = question_ms(game)
+  return math.max(0, math.min(ms, game.at.now - game.state.deadline + ms))
+end
+
+-- Opens the next question. Ends the game behind the last one, and in a solo game when the clock for
+-- all questions or the lives are used up.
 local function open_question(game)
-  local state = game.state
+  local state, ms = game.state, question_ms(game)
   local number, order = question_of(game, state.round + 1)
-  if not number then return settle(game, 'finished') end
+  local used_up = ms <= 0 or game.lives > 0 and state.wrong >= game.lives
+  if used_up or not number then return settle(game, 'finished') end
   state.round = state.round + 1
   for _, player in ipairs(game.players) do player.answer = nil end
-  begin_phase(game, 'question', game.answer_ms)
-  emit(game, 'question', table.concat({state.round, number, order, game.answer_ms}, ' '))
+  begin_phase(game, 'question', ms)
+  emit(game, 'question', table.concat({state.round, number, order, ms}, ' '))
+end
+
+-- Tells whether a choice of the open question is the right one.
+local function is_right(game, choice)
+  local _, order = question_of(game, game.state.round)
+  return string.sub(order, choice + 1, choice + 1) == '0'
+end
+
+-- Counts what the open question takes from the clock for all questions and from the lives. Returns
+-- what is left of them, for the message.
+local function spend(game)
+  local state, rest = game.state, ''
+  if game.total_ms > 0 then
+    state.spent = state.spent + ms_since_question(game)
+    rest = ',"total_ms":' .. game.total_ms - state.spent
+  end
+  if game.lives > 0 then
+    local answer = game.players[1].answer
+    if not answer or not is_right(game, answer[1]) then state.wrong = state.wrong + 1 end
+    rest = rest .. ',"lives":' .. game.lives - state.wrong
+  end
+  return rest
 end
 
 local function reveal(game)
@@ -1387,12 +1434,13 @@ local function reveal(game)
     end
     scores[i] = quoted(game, i) .. ':' .. player.score
   end
+  local left = spend(game)
   game.closed_round = table.concat(closed, ' ')
   begin_phase(game, 'reveal', game.reveal_ms)
   local rest = string.format(
-    '"round":%d,"correct":%d,"answers":{%s},"scores":{%s},"reveal_ms":%d',
+    '"round":%d,"correct":%d,"answers":{%s},"scores":{%s},"reveal_ms":%d%s',
     round, string.find(order, '0') - 1, table.concat(answers, ','), table.concat(scores, ','),
-    game.reveal_ms)
+    game.reveal_ms, left)
   emit(game, 'reveal', message(game, 'reveal', rest))
 end
 
@@ -1418,7 +1466,7 @@ local function settle_if_deserted(game)
   end
   if left == #game.players then
     settle(game, 'abandoned')
-  elseif left == #game.players - 1 and game.on_exit == 'forfeit' then
+  elseif left > 0 and left == #game.players - 1 and game.on_exit == 'forfeit' then
     settle(game, 'forfeit')
   else
     return false
@@ -1471,6 +1519,7 @@ local function create_game(keys, args)
   end
   local state = {phase = 'start', round = 0, players = players}
   local game = new_game(moment, key, read_plan(plan), state)
+  if game.total_ms > 0 or game.lives > 0 then state.spent, state.wrong = 0, 0 end
   for _, player in ipairs(players) do
     if not player.conn then player.kept = moment.now + game.seat_ms end
   end
@@ -1559,8 +1608,7 @@ end
 
 -- Returns the points for an answer after so many ms.
 local function points_for(game, choice, ms)
-  local _, order = question_of(game, game.state.round)
-  if string.sub(order, choice + 1, choice + 1) ~= '0' then return 0 end
+  if not is_right(game, choice) then return 0 end
   return game.correct + math.floor(game.speed * (game.answer_ms - ms) / game.answer_ms)
 end
 
@@ -1587,9 +1635,7 @@ local function answer(keys, args)
   local i = player_with(game, conn)
   local wrong = refusal(game, i, tonumber(round), choice)
   if wrong then return wrong end
-  -- The clock of the host may have been set back since the question opened.
-  local opened = game.state.deadline - game.answer_ms
-  local ms = math.max(0, math.min(game.answer_ms, moment.now - opened))
+  local ms = ms_since_question(game)
   game.players[i].answer = {choice, ms, points_for(game, choice, ms)}
   game.changed = true
   reveal_if_all_answered(game)

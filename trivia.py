@@ -1121,7 +1121,7 @@ USER_FIELDS = {  # the server itself reads or writes these
     "games": _COUNTED,
     "rating": {"allOf": [_with(FIELD, type="number", readOnly=True), {"required": ["default"]}]},
 }
-_PLAYERS = _whole(2, 8)
+_PLAYERS = _whole(1, 8)
 _POINTS = _whole(0, 1_000_000)
 _RATING_POINTS = {"type": "number", "minimum": 0, "maximum": 1_000_000}
 _RATING_QUEUE_RULE = {"if": _with({}, match="rating"), "then": {"required": ["window", "widen"]}}
@@ -1129,9 +1129,12 @@ _PLAYER_RANGE_RULE = {
     "if": {"properties": {"players": {"type": "object"}}, "required": ["players"]},
     "then": {"required": ["fill_seconds"]},
 }
-QUEUE = {"allOf": [_RATING_QUEUE_RULE, _PLAYER_RANGE_RULE]} | _object(
-    "players match rounds start_seconds answer_seconds reveal_seconds wait_seconds scoring rated "
-    "on_exit seat_seconds",
+_OPPONENTS_RULE = {
+    "if": {"not": _with({}, players=1)},
+    "then": {"required": ["match", "wait_seconds", "rated", "on_exit"]},
+}
+QUEUE = {"allOf": [_RATING_QUEUE_RULE, _PLAYER_RANGE_RULE, _OPPONENTS_RULE]} | _object(
+    "players rounds start_seconds answer_seconds reveal_seconds scoring seat_seconds",
     description=_TEXT,
     players=_object("min max", min=_PLAYERS, max=_PLAYERS)
     | _PLAYERS
@@ -1145,6 +1148,8 @@ QUEUE = {"allOf": [_RATING_QUEUE_RULE, _PLAYER_RANGE_RULE]} | _object(
     start_seconds=_SECONDS,
     answer_seconds=_SECONDS,
     reveal_seconds=_SECONDS,
+    total_seconds=_SECONDS,
+    lives=_whole(1, 100),
     seat_seconds=_SECONDS,
     rated=_BOOL,
     scoring=_object("correct speed", correct=_POINTS, speed=_POINTS),
@@ -1586,9 +1591,24 @@ class CrossChecks:
 
     def _queues(self) -> Iterable[Mistake]:
         for name, queue in self._children("queues").items():
-            players = queue["players"]
-            if isinstance(players, dict) and players["min"] > players["max"]:
-                yield ("queues", name, "players"), shorten(players), "min at most max"
+            for key, expected in _wrong_combinations(queue):
+                yield ("queues", name, key), shorten(queue[key]), expected
+
+
+def _wrong_combinations(queue: dict) -> Iterable[tuple[str, str]]:
+    """Yields (key, what is expected of it) for the keys of a queue that contradict each other."""
+    players = queue["players"]
+    if isinstance(players, dict) and players["min"] > players["max"]:
+        yield "players", "min at most max"
+    if not isinstance(players, dict):
+        players = {"min": players, "max": players}
+    is_solo = players["max"] == 1
+    if is_solo and queue.get("match") == "rating":
+        yield "match", "no match, since `players: 1` has no opponents"
+    if players["min"] == 1 and queue.get("rated"):
+        yield "rated", "false, since a rated game needs two players"
+    if not is_solo and "lives" in queue:
+        yield "lives", "no lives, unless the queue has `players: 1`"
 
     def _mails(self) -> Iterable[Mistake]:
         """Checks that mails go to an address, contain a code, and name only words that exist."""
@@ -1724,6 +1744,7 @@ def _refusal(key: str, value: Any, rule: dict) -> str:
 # The tree of schema.yaml, ready for use: forms, queues, limits, and how a user is stored and shown.
 # Redis keeps each field of a user as text, and leaves out a field that has its default.
 
+SOLO_WAIT_MS = 10_000  # a game of one player begins at once; another worker may have to form it
 # {type: function from the text in Redis to the value}
 _FROM_TEXT = {"string": str, "integer": int, "number": float, "boolean": "1".__eq__}
 
@@ -1745,6 +1766,11 @@ class Queue:
         """Returns a setting in seconds as ms; 0 if it is not set."""
         return round(self.spec.get(key, 0) * 1000)
 
+    @property
+    def wait_ms(self) -> int:
+        """How long a player waits for a game. In solo it starts at once."""
+        return self.ms("wait_seconds") or SOLO_WAIT_MS
+
     @functools.cached_property
     def match_rules(self) -> tuple:
         """What matchmaking in Redis needs: min, max, fill ms, wait ms, window, widen.
@@ -1755,30 +1781,39 @@ class Queue:
             self.players["min"],
             self.players["max"],
             self.ms("fill_seconds"),
-            self.ms("wait_seconds"),
-            self.spec["window"] if self.spec["match"] == "rating" else -1,
+            self.wait_ms,
+            self.spec["window"] if self.spec.get("match") == "rating" else -1,
             self.spec.get("widen", 0),
         )
 
     @functools.cached_property
     def game_rules(self) -> list:
         """What a game keeps of its queue, so that a deploy does not change a running game."""
-        return [
+        rules = [
             self.ms("answer_seconds"),
             self.ms("reveal_seconds"),
             self.ms("seat_seconds"),
             self.spec["scoring"]["correct"],
             self.spec["scoring"]["speed"],
-            self.spec["on_exit"],
+            self.spec.get("on_exit", "continue"),
             self.kind,
         ]
+        if self.bounds:
+            rules += [self.bounds.get("total_ms", 0), self.bounds.get("lives", 0)]
+        return rules
+
+    @functools.cached_property
+    def bounds(self) -> dict[str, int]:
+        """What ends a game before its last question: {total_ms, lives}, or those that there are."""
+        bounds = {"total_ms": self.ms("total_seconds"), "lives": self.spec.get("lives", 0)}
+        return {name: value for name, value in bounds.items() if value}
 
     @functools.cached_property
     def kind(self) -> str:
         """The kind of its games: rated, unrated, or sandbox, in which nothing counts."""
         if self.name == LAB_QUEUE:
             return "sandbox"
-        return "rated" if self.spec["rated"] else "unrated"
+        return "rated" if self.spec.get("rated") else "unrated"
 
 
 def _origins(listed: list[str]) -> list[str]:
@@ -2031,7 +2066,7 @@ def parse_plan(text: str) -> dict:
 def write_state(state: dict) -> str:
     """Writes the state of a game, as trivia.lua does."""
     players = [_write_player(player) for player in state["players"]]
-    ends = [state[name] for name in ("reason", "ended") if name in state]
+    ends = [state[name] for name in ("reason", "ended", "spent", "wrong") if name in state]
     return dumps([state["phase"], state["round"], state["deadline"], players, *ends])
 
 
@@ -2045,9 +2080,10 @@ def _write_player(player: dict) -> list:
 def parse_state(text: str) -> dict:
     """Parses the state of a game: phase, round, deadline, players, and once it ends reason, ended.
 
-    A player has turn, seq, score, and if they apply conn, kept, left, answer (choice, ms, points).
+    A game that may end early also has spent and wrong; its reason is '' until it ends. A player has
+    turn, seq, score, and if they apply conn, kept, left, answer (choice, ms, points).
     """
-    names = ("phase", "round", "deadline", "players", "reason", "ended")
+    names = ("phase", "round", "deadline", "players", "reason", "ended", "spent", "wrong")
     state = dict(zip(names, json.loads(text), strict=False))
     state["players"] = [_parse_player(*player) for player in state["players"]]
     return state
@@ -4776,7 +4812,7 @@ class Lobby:
         outcome, *rest = reply
         if outcome == "matched":
             spawn(self.form(rest[0]))
-            return "queued", {"timeout_ms": queue.ms("wait_seconds")}
+            return "queued", {"timeout_ms": queue.wait_ms}
         if outcome == "queued":
             timeout_ms, delay_ms = rest
             return "queued", {"timeout_ms": timeout_ms} | (
@@ -4923,6 +4959,19 @@ class Player:
     strength: list[float]  # [rating, uncertainty] as the game began, if it is rated
 
 
+RULES = (  # of a game, in the order in which it keeps them
+    "answer_ms",
+    "reveal_ms",
+    "seat_ms",
+    "correct",
+    "speed",
+    "on_exit",
+    "kind",
+    "total_ms",
+    "lives",
+)
+
+
 class Game:
     """A game as it was read from Redis; trivia.lua describes the format."""
 
@@ -4932,11 +4981,14 @@ class Game:
         self.id = game
         self.now_ms = now_ms
         self.queue: str = plan["queue"]
-        self.kind: str = plan["rules"][-1]
+        self.rules = dict(zip(RULES, plan["rules"], strict=False))
+        self.kind: str = self.rules["kind"]
         self.rounds = parse_quiz(plan["quiz"])
         self.phase: str = state["phase"]
         self.round: int = state["round"]
         self.deadline: int = state["deadline"]
+        self.spent: int = state.get("spent", 0)
+        self.wrong: int = state.get("wrong", 0)
         self.reason: str = state.get("reason", "")
         self.ended: int = state.get("ended", 0)
         self.result: list[dict] | None = json.loads(fields.get("result", "null"))
@@ -4998,6 +5050,18 @@ class Game:
         """Tells whether a user is one of its players."""
         return any(player.uid == uid for player in self.players)
 
+    def bounds_left(self) -> dict[str, int]:
+        """Returns what is left of the clock for all questions and of the lives, if it has them."""
+        left = {}
+        if total_ms := self.rules.get("total_ms"):
+            left["total_ms"] = total_ms - self.spent
+            if self.phase == "question":
+                question_ms = min(self.rules["answer_ms"], left["total_ms"])
+                left["total_ms"] -= question_ms - max(0, self.deadline - self.now_ms)
+        if lives := self.rules.get("lives"):
+            left["lives"] = lives - self.wrong
+        return left
+
     def player_of(self, uid: str) -> Player:
         """Returns the part of a player."""
         return next(player for player in self.players if player.uid == uid)
@@ -5047,6 +5111,7 @@ class Games:
             "players": [self.schema.public_view(user) for user in users],
             "rounds": len(numbers),
             "starts_ms": start_ms,
+            **queue.bounds,
         }
         connections = self._connections(game, presences)
         created = await self._run("create_game", game, plan, start_ms, dumps(start), *connections)
@@ -5308,7 +5373,7 @@ class Games:
         `counts` tells for each player whether the game counts; if not, there is {counts: False}.
         """
         ranks = game.ranks()
-        alone_first = ranks.count(1) == 1
+        alone_first = ranks.count(1) == 1 and len(ranks) > 1
         result = []
         for rank, player, does_count in zip(ranks, game.players, counts, strict=True):
             won = does_count and rank == 1 and alone_first and not player.left
@@ -5432,7 +5497,7 @@ class Games:
             "left_ms": max(0, game.deadline - game.now_ms),
             "scores": {player.name: player.score for player in game.players},
         }
-        return update | self._open_round(game, uid)
+        return update | game.bounds_left() | self._open_round(game, uid)
 
     def _open_round(self, game: Game, uid: str) -> dict:
         """Returns what `update` says of the round: the right choice only once it was revealed."""
@@ -7502,7 +7567,7 @@ class Connection:
                 self.send({"type": "queued", "queue": queue.name} | value)
 
     async def _ticket_rating(self, queue: Queue) -> float:
-        if queue.spec["match"] != "rating":
+        if queue.spec.get("match") != "rating":
             return 0.0
         if queue.name in self.ratings:
             return self.ratings[queue.name]

@@ -289,7 +289,7 @@ def test_every_route_answers_as_documented(server, openapi):
         ).json
         assert page["total"] >= len(page["entries"])
     assert call("GET", "/users/me/export", token=token, expect=200).json["games"] == [record]
-    assert len(call("GET", "/queues", expect=200).json["queues"]) == 3
+    assert len(call("GET", "/queues", expect=200).json["queues"]) == 4
     call("GET", "/health/live", expect=200)
     call("GET", "/health/ready", expect=200)
     secret = {"secret": secrets.token_urlsafe(32)}

@@ -47,6 +47,14 @@ QUEUES = {
     "narrow": {"categories": ["History"], "difficulties": ["hard"], "rounds": 4},
     "growing": {"categories": ["Space", IMPORTED], "difficulties": ["hard"], "rounds": 5},
 }
+SOLO = {"players": 1, "seat_seconds": 20, "start_seconds": 0.05, "reveal_seconds": 0.05}
+SOLO |= {"scoring": {"correct": 100, "speed": 50}, "rounds": 3, "answer_seconds": NEVER}
+SOLO_QUEUES = {
+    "alone": {},
+    "survival": {"lives": 2, "rounds": 20},
+    "speed_run": {"total_seconds": 1.5, "rounds": 100},
+    "last_stand": {"lives": 1, "answer_seconds": 0.4},
+}
 STANDARD = {
     "players": 2,
     "match": "fifo",
@@ -80,6 +88,7 @@ OPS_TOKEN = "token-of-the-operator"
 def add_queues(tree):
     tree["limits"]["pair_games"] = PAIR_GAMES
     tree["queues"] |= {name: STANDARD | changes for name, changes in QUEUES.items()}
+    tree["queues"] |= {name: SOLO | changes for name, changes in SOLO_QUEUES.items()}
 
 
 @pytest.fixture(scope="module")
@@ -1197,6 +1206,96 @@ def test_questions_do_not_repeat_until_the_bank_runs_low_and_then_there_are_enou
         assert len(asked) == len(set(asked)) == 4 and set(asked) <= pool
         seen += asked
     assert len(pool) == 12 and set(seen[:12]) == pool
+
+
+# -- solo
+
+
+def test_a_player_alone_plays_a_whole_game_with_the_same_messages(hall, sit):
+    [ann] = sit("alone", 1)
+    end = ann.play(right)
+    assert [frame["type"] for frame in ann.frames] == [
+        *("queued", "start"),
+        *("question", "reveal") * 3,
+        "end",
+    ]
+    assert_contiguous(ann)
+    assert_no_secret(ann)
+    assert end["reason"] == "finished"
+    [row] = end["ranking"]
+    assert row["player"] == ann.name and row["rank"] == 1 and row["score"] > 300
+    wait_until(lambda: me(hall, ann)["games"] == 1)
+    assert me(hall, ann)["wins"] == 0 and me(hall, ann)["rating"] == 1500
+    assert board(hall, "wins", ann) is None
+    record = hall.http("GET", f"/games/{ann.game}", token=ann.token).json
+    assert len(record["rounds"]) == 3
+    ann.send("join")
+    ann.expect("start")
+
+
+def test_a_solo_game_is_resumed_after_a_drop_and_waits_for_nobody(sit):
+    [ann] = sit("alone", 1)
+    ann.expect("question")
+    ann.drop()
+    ann.connect()
+    update = ann.receive()
+    assert (update["type"], update["phase"], update["round"]) == ("update", "question", 1)
+    ann.send("answer", round=1, choice=right(update["question"]))
+    assert ann.expect("reveal")["scores"][ann.name] > 100
+    assert ann.play(right)["reason"] == "finished"
+
+
+def test_a_solo_game_that_the_player_leaves_is_abandoned(hall, sit):
+    [ann] = sit("alone", 1)
+    ann.expect("question")
+    ann.send("leave")
+    assert ann.expect("end")["reason"] == "abandoned"
+
+
+def test_survival_ends_with_the_last_life_and_says_how_many_are_left(sit):
+    [ann] = sit("survival", 1)
+    assert ann.frames[-1]["lives"] == 2
+    lives = []
+    for number, choose in enumerate((right, wrong, right, wrong), 1):
+        question = ann.expect("question", round=number)
+        ann.send("answer", round=number, choice=choose(question))
+        lives.append(ann.expect("reveal")["lives"])
+        if number == 2:
+            assert check(ann)["lives"] == 1
+    assert lives == [2, 1, 1, 0]
+    end = ann.expect("end")
+    assert end["reason"] == "finished" and end["ranking"][0]["score"] > 200
+    assert ann.frames[-2]["type"] == "reveal"
+
+
+def test_a_question_without_an_answer_takes_a_life(sit):
+    [ann] = sit("last_stand", 1)
+    assert ann.expect("reveal")["lives"] == 0
+    assert ann.expect("end")["ranking"][0]["score"] == 0
+
+
+def test_a_speed_run_has_one_clock_that_runs_while_a_question_is_open(sit):
+    [ann] = sit("speed_run", 1)
+    assert ann.frames[-1]["total_ms"] == 1500
+    left = 1500
+    for number in range(1, 4):
+        question = ann.expect("question", round=number)
+        assert question["answer_ms"] == left  # and not the 60 s of the queue
+        if number == 2:
+            time.sleep(0.2)
+            assert 0 < check(ann)["total_ms"] <= left - 200
+        ann.send("answer", round=number, choice=right(question))
+        reveal = ann.expect("reveal")
+        took_ms = reveal["answers"][ann.name]["ms"]
+        assert took_ms >= (200 if number == 2 else 0)
+        assert reveal["total_ms"] == left - took_ms
+        left = reveal["total_ms"]
+    ann.expect("question")
+    began = time.monotonic()
+    reveal = ann.expect("reveal")
+    assert reveal["total_ms"] == 0 and reveal["answers"] == {}
+    assert time.monotonic() - began < left / 1000 + 2
+    assert ann.expect("end")["reason"] == "finished"
 
 
 def item(text, category=IMPORTED, difficulty="hard", **changes):
