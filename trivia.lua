@@ -21,6 +21,7 @@ local function call(...) return redis.call(...) end
 local TAKE_OVER_MS = 2000       -- after it, another worker repeats a settlement or forms a match
 local GRACE_MS = 2000           -- a round waits so long for a player who lost their connection
 local CLOCK_WRITE_MS = 1000     -- between writes of a clock
+local MOST_SEATS = 16           -- of a game: those who left and those who came late count as well
 local CLOCK_GAP_MS = 3000       -- a longer gap between two looks at a clock stops game time
 local KNOWN_ADDRESSES = 8       -- so many addresses of a user's sign-ins are kept
 local TRIM_AT_ONCE = 100        -- old games that leave a history at the end of a game
@@ -743,22 +744,29 @@ end
 local function read_seat(seats, uid)
   local text = call('HGET', seats, uid)
   if not text then return nil end
-  local form = '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+)$'
-  local conn, turn, queue, since, rating, game = string.match(text, form)
+  local form = '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ?(%S*)$'
+  local conn, turn, queue, since, rating, game, party = string.match(text, form)
   return {
-    conn = conn, turn = tonumber(turn), queue = queue,
-    since = tonumber(since), rating = rating, game = game,
+    conn = conn, turn = tonumber(turn), queue = queue, since = tonumber(since),
+    rating = rating, game = game, party = party ~= '' and party or '-',
   }
 end
 
 local function write_seat(seats, uid, seat)
-  call('HSET', seats, uid,
-    table.concat({seat.conn, seat.turn, seat.queue, seat.since, seat.rating, seat.game}, ' '))
+  local fields = {seat.conn, seat.turn, seat.queue, seat.since, seat.rating, seat.game}
+  if seat.party ~= '-' then fields[7] = seat.party end
+  call('HSET', seats, uid, table.concat(fields, ' '))
 end
 
 local function write_idle_seat(seats, uid, conn, turn)
-  local idle = {conn = conn, turn = turn, queue = '-', since = 0, rating = '-', game = '-'}
-  write_seat(seats, uid, idle)
+  write_seat(seats, uid, {
+    conn = conn, turn = turn, queue = '-', since = 0, rating = '-', game = '-', party = '-',
+  })
+end
+
+-- Has the party of a seat checked at once: the players in it must see what has changed.
+local function check_party(due, seat)
+  if seat.party ~= '-' then call('ZADD', due, 0, seat.queue .. ' room:' .. seat.party) end
 end
 
 -- Sends an event about the lobby to one connection.
@@ -861,7 +869,6 @@ end
 -- Seats a group in a new game. Returns the match: 'GAME QUEUE UID...'.
 local function seat_group(search, group, members)
   for _, uid in ipairs(group) do
-    drop_ticket(search, uid)
     members[uid].game = search.new_game
     write_seat(search.seats, uid, members[uid])
   end
@@ -885,6 +892,7 @@ local function seek(search, seat)
   end
   local enough = #group >= search.least and search.now - oldest >= search.fill
   if #group < search.most and not enough then return nil end
+  for _, uid in ipairs(group) do drop_ticket(search, uid) end
   return seat_group(search, group, members)
 end
 
@@ -935,10 +943,10 @@ end
 -- ARGS over      game that is over for the player, or ''
 -- ARGS longest   players that the queue may hold
 -- ARGS turn      fencing token of the connection: a higher turn is newer
--- Returns {'game', id}, {'full'}, {'queued', ms until the ticket ends, ms for which the player is
--- held back}, {'matched', match}, or {'stale'} if a newer connection of the player is there. Run
--- again by the same connection it changes nothing. Who is held back has a ticket whose `since` is
--- yet to come. It enters the queue then.
+-- Returns {'game', id, party if there is one}, {'full'}, {'queued', ms until the ticket ends, ms
+-- for which the player is held back}, {'matched', match}, or {'stale'} if a newer connection of the
+-- player is there. Run again by the same connection it changes nothing. Who is held back has a
+-- ticket whose `since` is yet to come. It enters the queue then.
 -- Events: replaced, to an older connection of the player.
 -- Atomic, so that nobody is in two games, or matched with themselves, or matched twice.
 local function join(keys, args)
@@ -954,6 +962,8 @@ local function join(keys, args)
     if seat.game ~= '-' and seat.game ~= over then
       seat.conn, seat.turn = conn, turn
       write_seat(seats, uid, seat)
+      check_party(search.due, seat)
+      if seat.party ~= '-' then return {'game', seat.game, seat.party} end
       return {'game', seat.game}
     end
     if seat.game ~= '-' then
@@ -961,12 +971,16 @@ local function join(keys, args)
     elseif seat.queue == search.name then
       since = seat.since
     end
+    check_party(search.due, seat)
   end
   if call('ZCARD', search.queue) >= tonumber(longest) and not call('ZSCORE', search.queue, uid) then
     write_idle_seat(seats, uid, conn, turn)
     return {'full'}
   end
-  seat = {conn = conn, turn = turn, queue = search.name, since = since, rating = rating, game = '-'}
+  seat = {
+    conn = conn, turn = turn, queue = search.name, since = since, rating = rating, game = '-',
+    party = '-',
+  }
   write_seat(seats, uid, seat)
   local match = seek_in_turn(search, seat)
   if match then return {'matched', match} end
@@ -1016,11 +1030,13 @@ local function check_ticket(keys, args)
   return {'timeout'}
 end
 
--- leave: gives up a player's ticket, or tells which game they are in. For a connection that was
--- replaced it only removes a ticket in another queue than the one of the newer connection.
+-- leave: gives up a player's ticket, or tells which game they are in. A player whose connection is
+-- gone keeps their place in a room for a while. For a connection that was replaced it only removes
+-- a ticket in another queue than the one of the newer connection.
 -- KEYS seats  UID -> what the player does
 -- KEYS queue  UID -> since (fifo) or rating
 -- KEYS due    tickets by the time of their next check
+-- KEYS clock  of the lobby
 -- ARGS uid    player
 -- ARGS name   of the queue
 -- ARGS conn   connection
@@ -1028,15 +1044,20 @@ end
 -- Returns {'stale'}, {'game', id} or {'left'}.
 -- Atomic, so that a match and a departure never cross.
 local function leave(keys, args)
-  local seats, queue, due = unpack(keys)
+  local seats, queue, due, clock = unpack(keys)
   local uid, name, conn, gone = unpack(args)
   local seat = read_seat(seats, uid)
   local mine = seat and seat.conn == conn
-  if mine and seat.game ~= '-' then
+  if mine then check_party(due, seat) end
+  if mine and (seat.game ~= '-' or seat.party ~= '-' and gone == '1') then
     if gone == '1' then
       seat.conn = '-'
-      write_seat(seats, uid, seat)
+      if seat.party ~= '-' then seat.since = game_clock(clock, due) end
+    else
+      seat.party = '-'
     end
+    write_seat(seats, uid, seat)
+    if seat.game == '-' then return {'left'} end
     return {'game', seat.game}
   end
   if mine or not seat or seat.queue ~= name then
@@ -1052,9 +1073,10 @@ local function leave(keys, args)
   return {'left'}
 end
 
--- release: frees players from a game, as far as they are still in it.
+-- release: frees players from a game, as far as they are still in it. They stay in their room.
 -- KEYS seats    UID -> what the player does
 -- KEYS playing  queue -> players in games
+-- KEYS due      tickets by the time of their next check
 -- KEYS ...      how long each player is held back
 -- ARGS game     id
 -- ARGS first    ms for which a player is held back who left early for the first time
@@ -1063,7 +1085,7 @@ end
 -- Returns how many were in it.
 -- Atomic, so that a player is counted out, and held back, once.
 local function release(keys, args)
-  local seats, playing = unpack(keys)
+  local seats, playing, due = unpack(keys)
   local game, first, longest = unpack(args)
   local released = 0
   for i = 4, #args, 2 do
@@ -1071,9 +1093,13 @@ local function release(keys, args)
     local seat = read_seat(seats, uid)
     if seat and seat.game == game then
       released = released + 1
-      if early == '1' then hold_back(keys[1 + i / 2], tonumber(first), tonumber(longest)) end
+      if early == '1' then hold_back(keys[2 + i / 2], tonumber(first), tonumber(longest)) end
       call('HINCRBY', playing, seat.queue, -1)
-      if seat.conn == '-' then
+      check_party(due, seat)
+      if seat.party ~= '-' then
+        seat.game = '-'
+        write_seat(seats, uid, seat)
+      elseif seat.conn == '-' then
         call('HDEL', seats, uid)
       else
         write_idle_seat(seats, uid, seat.conn, seat.turn)
@@ -1162,8 +1188,9 @@ end
 --          rules    [answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind, total_ms,
 --                   lives]; the last two are absent unless the queue has one of them
 --          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
---          player   [uid, name, rating, sigma]; the last two only in a rated game that runs: the
---                   strength with which they began
+--          player   [uid, name, rating, sigma, first]
+--            rating, sigma  the strength with which they began; only in a rated game that runs
+--            first          round of the first question of a player who came late
 --   state  what moves: [phase, round, deadline, [player, ...], reason, ended, spent, wrong]
 --          phase    start | question | reveal | settle | end
 --          round    from 1; 0 before the first question
@@ -1444,13 +1471,19 @@ local function reveal(game)
   emit(game, 'reveal', message(game, 'reveal', rest))
 end
 
--- Closes the question early if all have answered who are connected, or were a moment ago, and there
--- is such a player.
+-- Tells whether the open question was put to a player, who may have come after it.
+local function was_asked(game, i)
+  local first_round = game.plan.players[i][5] or 1
+  return first_round <= game.state.round
+end
+
+-- Closes the question early if all have answered who were asked and are connected, or were a moment
+-- ago, and there is such a player.
 local function reveal_if_all_answered(game)
   local expected = false
-  for _, player in ipairs(game.players) do
+  for i, player in ipairs(game.players) do
     local away = player.left or player.kept and waits_until(game, player.kept) <= game.at.now
-    if not away then
+    if not away and was_asked(game, i) then
       if not player.answer then return end
       expected = true
     end
@@ -1597,7 +1630,7 @@ end
 -- Returns what is wrong with an answer, or nil.
 local function refusal(game, i, round, choice)
   local state = game.state
-  if not i then return 'not_playing' end
+  if not i or not was_asked(game, i) then return 'not_playing' end
   if round > state.round then return 'wrong_round' end
   local is_open = state.phase == 'question' and game.at.now <= state.deadline
   if round < state.round or not is_open then return 'late_answer' end
@@ -1680,6 +1713,21 @@ local function exit_game(keys, args)
   return reply(moment, outcome(game))
 end
 
+-- Adds a player to a running game. They play from the next question on. Returns their number, or
+-- nil if there is no further question, or no seat.
+local function add_late_player(game, uid, name)
+  local state = game.state
+  local ends = state.phase == 'settle' or state.phase == 'end'
+  if ends or #game.players >= MOST_SEATS or not question_of(game, state.round + 1) then
+    return nil
+  end
+  local i = #game.players + 1
+  game.plan.players[i] = {uid, name, 0, 0, state.round + 1}
+  game.players[i] = {turn = 0, seq = 0, score = 0}
+  call('HSET', game.key, 'plan', write_plan(game.plan))
+  return i
+end
+
 -- enter_game: brings a player's connection into their game, for the first time or again. It also
 -- gives a snapshot.
 -- KEYS key        the game
@@ -1689,18 +1737,20 @@ end
 -- ARGS uid        player
 -- ARGS conn       connection
 -- ARGS turn       fencing token of the connection
+-- ARGS late       name of a player who may enter the running game without a seat so far, or ''
 -- Returns {'missing'}, {'over'} if they have no seat in it, {'stale'} if a newer connection is
 -- there, or {'ok', now, plan, state}.
 -- Events: user_return, to the others.
 -- Atomic, so that the newest of several connections stays.
 local function enter_game(keys, args)
   local key = unpack(keys)
-  local caller, uid, conn, turn = unpack(args)
+  local caller, uid, conn, turn, late = unpack(args)
   turn = tonumber(turn)
   local moment = new_call(keys, caller)
   local game = load(moment, key)
   if not game then return {'missing'} end
   local i = seat_of(game, uid)
+  if not i and (late or '') ~= '' then i = add_late_player(game, uid, late) end
   local player = game.players[i]
   if not player or player.left or game.state.phase == 'end' then return {'over'} end
   if turn < player.turn then return {'stale'} end
@@ -1923,6 +1973,438 @@ local function end_chore(keys, args)
   return call('HDEL', chores, id)
 end
 
+-- ==== rooms ======================================================================================
+--
+-- A private room is a hash beside the seats:
+--   queue    name
+--   host     UID
+--   locked   1: no new player gets in
+--   game     the last game that began in it, or '-'
+--   since    when something last happened, for the time after which the room closes
+--   members  'UID UID ...' in the order of their arrival
+--   kicked   'UID UID ...' who may not come back
+--   shown    digest of the last message about it
+--   name:UID, view:UID   of each member: their name, and what others see of them (JSON)
+-- or, for a day after it has closed, only `closed`.
+--
+-- The seats decide: a player is in the room whose code is the `party` of their seat. So a player is
+-- in one room at most, and whatever moves their seat takes them out of the room. It also makes the
+-- room's ticket due, 'QUEUE room:CODE'. Each function here first tidies: it removes the members
+-- whose seats are elsewhere or were without a connection for too long, and finds a new host.
+--
+-- Events: 'room CODE TIME NUMBER:0 ...\nQUEUE BODY' to all members, when what they see has changed.
+-- BODY is the message without `type`, `queue` and `settings`, which the worker adds.
+
+local ROOM_MEMORY_S = 86400     -- so long a code is known as that of a closed room
+local MOST_KICKED = 50          -- players that a room remembers
+
+local function words(text)
+  local list = {}
+  for word in string.gmatch(text or '', '%S+') do list[#list + 1] = word end
+  return list
+end
+
+local function load_room(seats, key)
+  local flat, fields = call('HGETALL', key), {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  local room = {
+    seats = seats, key = key, code = string.match(key, '([^:]+)$'), queue = fields.queue,
+    exists = fields.queue ~= nil, closed = fields.closed, host = fields.host,
+    locked = fields.locked or '0', game = fields.game or '-', since = tonumber(fields.since),
+    shown = fields.shown or '', kicked = words(fields.kicked), members = {},
+  }
+  for i, uid in ipairs(words(fields.members)) do
+    room.members[i] = {
+      uid = uid, name = fields['name:' .. uid], view = fields['view:' .. uid],
+      seat = read_seat(seats, uid),
+    }
+  end
+  return room
+end
+
+-- Returns why there is no such room, or nil.
+local function lack_of(room)
+  if room.closed then return 'expired_code' end
+  if not room.exists then return 'unknown_code' end
+end
+
+local function member_of(room, field, value)
+  for _, member in ipairs(room.members) do
+    if member[field] == value then return member end
+  end
+end
+
+local function is_playing(room)
+  for _, member in ipairs(room.members) do
+    if room.game ~= '-' and member.seat.game == room.game then return true end
+  end
+  return false
+end
+
+-- Returns a room as its members see it.
+local function room_body(room)
+  local views, connected = {}, {}
+  for i, member in ipairs(room.members) do
+    views[i] = member.view
+    if member.seat.conn ~= '-' then connected[#connected + 1] = cjson.encode(member.name) end
+  end
+  local host = member_of(room, 'uid', room.host) or room.members[1]
+  return string.format(
+    '{"code":"%s","host":%s,"players":[%s],"connected":[%s],"locked":%s,"state":"%s"}',
+    room.code, cjson.encode(host.name), table.concat(views, ','), table.concat(connected, ','),
+    tostring(room.locked == '1'), is_playing(room) and 'playing' or 'waiting')
+end
+
+-- Takes a member's seat out of the room.
+local function free_seat(room, uid, seat)
+  seat.party = '-'
+  if seat.game ~= '-' then
+    write_seat(room.seats, uid, seat)
+  elseif seat.conn == '-' then
+    call('HDEL', room.seats, uid)
+  else
+    write_idle_seat(room.seats, uid, seat.conn, seat.turn)
+  end
+end
+
+local function forget_member(room, member)
+  call('HDEL', room.key, 'name:' .. member.uid, 'view:' .. member.uid)
+end
+
+-- Closes the room, in which nothing happened for too long.
+local function close_room(room)
+  local text = '{"type":"cancelled","queue":"' .. room.queue .. '","reason":"timeout"}'
+  for _, member in ipairs(room.members) do
+    tell(member.seat.conn, 'cancelled', text)
+    free_seat(room, member.uid, member.seat)
+  end
+  call('DEL', room.key)
+  call('HSET', room.key, 'closed', 1)
+  call('EXPIRE', room.key, ROOM_MEMORY_S)
+  call('ZREM', room.due, room.queue .. ' room:' .. room.code)
+  room.closed, room.members = '1', {}
+end
+
+-- Removes the members who are gone, finds a new host for one of them, and closes a room that is
+-- empty, or in which nothing happened for too long.
+local function tidy(room)
+  if lack_of(room) then return end
+  local here = {}
+  for _, member in ipairs(room.members) do
+    local seat = member.seat
+    local is_here = seat and seat.party == room.code
+    if is_here and seat.conn == '-' and seat.since + room.seat_ms <= room.now then
+      free_seat(room, member.uid, seat)
+      is_here = false
+    end
+    if is_here then here[#here + 1] = member else forget_member(room, member) end
+  end
+  room.members = here
+  if not member_of(room, 'uid', room.host) then
+    local heir = here[1]
+    for i = #here, 1, -1 do
+      if here[i].seat.conn ~= '-' then heir = here[i] end
+    end
+    room.host = heir and heir.uid
+  end
+  if is_playing(room) then room.since = room.now end
+  if #here == 0 or room.since + room.wait_ms <= room.now then close_room(room) end
+end
+
+-- Reads the room of a call and tidies it.
+local function open_call(keys, args)
+  local seats, key, due, clock = unpack(keys)
+  local caller, name, seat_ms, wait_ms = unpack(args)
+  local room, now, _, precise = load_room(seats, key), game_clock(clock, due)
+  room.now, room.precise, room.due, room.caller, room.own = now, precise, due, caller, {}
+  room.queue = room.queue or name
+  room.seat_ms, room.wait_ms = tonumber(seat_ms), tonumber(wait_ms)
+  tidy(room)
+  return room
+end
+
+-- Sends the room to its members but one, once for each worker.
+local function announce(room, body, except)
+  local targets = {}
+  for _, member in ipairs(room.members) do
+    local worker, number = worker_of(member.seat.conn)
+    if worker and member.seat.conn ~= except then
+      targets[worker] = (targets[worker] or '') .. ' ' .. number .. ':0'
+    end
+  end
+  for worker, list in pairs(targets) do
+    local event = 'room ' .. room.code .. ' ' .. room.precise .. list .. '\n'
+      .. room.queue .. ' ' .. body
+    if worker == room.caller then
+      room.own[#room.own + 1] = event
+    else
+      call('SPUBLISH', channel('lobby', worker), event)
+    end
+  end
+end
+
+-- Writes the room and tells its members what has changed; `except` is a connection that gets it
+-- another way. Returns the room as they see it.
+local function save_room(room, except)
+  if room.closed then return '' end
+  local members, due_at = {}, room.since + room.wait_ms
+  for i, member in ipairs(room.members) do
+    members[i] = member.uid
+    if member.seat.conn == '-' then due_at = math.min(due_at, member.seat.since + room.seat_ms) end
+  end
+  local body = room_body(room)
+  local digest = redis.sha1hex(body)
+  if digest ~= room.shown then announce(room, body, except) end
+  call('HSET', room.key, 'queue', room.queue, 'host', room.host, 'locked', room.locked,
+    'game', room.game, 'since', room.since, 'members', table.concat(members, ' '),
+    'kicked', table.concat(room.kicked, ' '), 'shown', digest)
+  call('ZADD', room.due, due_at, room.queue .. ' room:' .. room.code)
+  return body
+end
+
+-- Returns why a player can't get into a room, or nil.
+local function entry_refusal(room, uid, most)
+  local lack = lack_of(room)
+  if lack or member_of(room, 'uid', uid) then return lack end
+  for _, kicked in ipairs(room.kicked) do
+    if kicked == uid then return 'kicked' end
+  end
+  if room.locked == '1' then return 'room_locked' end
+  if #room.members >= tonumber(most) then return 'room_full' end
+end
+
+-- Takes a player out of the game that is over for them, and out of another room. Returns their new
+-- seat.
+local function new_seat(room, playing, seat, conn, turn)
+  if seat and seat.game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
+  if seat and seat.party ~= room.code then check_party(room.due, seat) end
+  return {
+    conn = conn, turn = turn, queue = room.queue, since = 0, rating = '-', game = '-',
+    party = room.code,
+  }
+end
+
+local function add_member(room, uid, name, view, seat)
+  local member = member_of(room, 'uid', uid)
+  if not member then
+    member = {uid = uid}
+    room.members[#room.members + 1] = member
+  end
+  member.name, member.view, member.seat = name, view, seat
+  call('HSET', room.key, 'name:' .. uid, name, 'view:' .. uid, view)
+end
+
+-- join_room: takes a player's connection into a room, a new one or one that is there; or back to
+-- the game that they are in.
+-- KEYS seats     UID -> what the player does
+-- KEYS key       the room
+-- KEYS due       tickets by the time of their next check
+-- KEYS clock     of the lobby
+-- KEYS playing   queue -> players in games
+-- ARGS caller    worker that calls
+-- ARGS name      of the queue
+-- ARGS seat_ms   for which a member without a connection is kept
+-- ARGS wait_ms   after which a room closes in which nothing happens
+-- ARGS uid       player
+-- ARGS conn      connection
+-- ARGS turn      fencing token of the connection: a higher turn is newer
+-- ARGS over      game that is over for the player, or ''
+-- ARGS opens     1: makes a new room
+-- ARGS most      members of a room
+-- ARGS late      1: the player also enters the running game of the room
+-- ARGS username  of the player
+-- ARGS view      what others see of the player, as JSON
+-- Returns {'stale'} if a newer connection of the player is there, {'game', id, party}, {'taken'} if
+-- the code of a new room is in use, {'refused', error code, room that they are in or '-'}, or
+-- {'room', the room as its members see it}. Run again by the same connection it changes nothing.
+-- Events: room, to the other members; replaced, to an older connection of the player.
+-- Atomic, so that nobody is in two rooms, and no room has too many members.
+local function join_room(keys, args)
+  local room, playing = open_call(keys, args), unpack(keys, 5)
+  local uid, conn, turn, over, opens, most, late, username, view = unpack(args, 5)
+  local seat = read_seat(room.seats, uid)
+  turn = tonumber(turn)
+  if seat and seat.turn > turn then return {'stale'} end
+  if opens == '1' and (room.closed or room.exists) then return {'taken'} end
+  if seat and seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
+  if seat and seat.game ~= '-' and seat.game ~= over then
+    seat.conn, seat.turn = conn, turn
+    write_seat(room.seats, uid, seat)
+    check_party(room.due, seat)
+    return {'game', seat.game, seat.party}
+  end
+  local wrong = opens ~= '1' and entry_refusal(room, uid, most)
+  if wrong and seat and seat.party ~= '-' and seat.party ~= room.code then
+    return {'refused', wrong, seat.party}
+  elseif wrong then
+    new_seat(room, playing, seat, conn, turn)
+    write_idle_seat(room.seats, uid, conn, turn)
+    return {'refused', wrong, '-'}
+  end
+  seat = new_seat(room, playing, seat, conn, turn)
+  if late == '1' and is_playing(room) and room.game ~= over then
+    seat.game = room.game
+    call('HINCRBY', playing, room.queue, 1)
+  end
+  write_seat(room.seats, uid, seat)
+  if opens == '1' then room.host = uid end
+  room.since = room.now
+  add_member(room, uid, username, view, seat)
+  local body = save_room(room, conn)
+  if seat.game ~= '-' then return reply(room, {'game', seat.game, seat.party}) end
+  return reply(room, {'room', body})
+end
+
+-- Returns the member with a connection, or nil and why they may not direct the room.
+local function host_with(room, uid, conn)
+  local member = member_of(room, 'uid', uid)
+  if lack_of(room) then return nil, lack_of(room) end
+  if not member or member.seat.conn ~= conn then return nil, 'not_in_room' end
+  if room.host ~= uid then return nil, 'not_host' end
+  return member
+end
+
+-- begin_room: begins a game of all connected members of a room.
+-- KEYS seats     UID -> what the player does
+-- KEYS key       the room
+-- KEYS due       tickets by the time of their next check
+-- KEYS clock     of the lobby
+-- KEYS playing   queue -> players in games
+-- KEYS forming   matches whose game is not formed yet
+-- KEYS workers   living workers
+-- ARGS caller    worker that calls
+-- ARGS name      of the queue
+-- ARGS seat_ms   for which a member without a connection is kept
+-- ARGS wait_ms   after which a room closes in which nothing happens
+-- ARGS uid       player
+-- ARGS conn      connection
+-- ARGS game      id for a new game
+-- ARGS least     players of a game
+-- Returns {'matched', match} or {error code}: unknown_code, expired_code, not_in_room, not_host,
+-- room_plays, too_few_players. Then nothing is done.
+-- Events: room, to all members.
+-- Atomic, so that a room plays one game at a time.
+local function begin_room(keys, args)
+  local room, playing, forming, workers = open_call(keys, args), unpack(keys, 5)
+  local uid, conn, game, least = unpack(args, 5)
+  local host, wrong = host_with(room, uid, conn)
+  if not host then return {wrong} end
+  if is_playing(room) then return {'room_plays'} end
+  local search = {
+    seats = room.seats, playing = playing, forming = forming, workers = workers, alive = {},
+    name = room.queue, new_game = game, now = room.now,
+  }
+  local group, members = {}, {}
+  for _, member in ipairs(room.members) do
+    local seat = member.seat
+    if seat.game == '-' and seat.conn ~= '-' and is_alive(search, seat.conn) then
+      group[#group + 1] = member.uid
+      members[member.uid] = seat
+    end
+  end
+  if #group < tonumber(least) then return {'too_few_players'} end
+  local match = seat_group(search, group, members)
+  room.game, room.since = game, room.now
+  save_room(room)
+  return reply(room, {'matched', match})
+end
+
+-- Takes a member out of the room for good. Returns the game that they are in, or '-'.
+local function kick(room, playing, member)
+  local seat = member.seat
+  local game = seat.game
+  if game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
+  tell(seat.conn, 'cancelled', '{"type":"cancelled","queue":"' .. room.queue
+    .. '","reason":"kicked"}')
+  seat.game = '-'
+  free_seat(room, member.uid, seat)
+  forget_member(room, member)
+  for i, other in ipairs(room.members) do
+    if other == member then table.remove(room.members, i) end
+  end
+  room.kicked[#room.kicked + 1] = member.uid
+  if #room.kicked > MOST_KICKED then table.remove(room.kicked, 1) end
+  return game
+end
+
+-- direct_room: does what the host of a room says.
+-- KEYS seats    UID -> what the player does
+-- KEYS key      the room
+-- KEYS due      tickets by the time of their next check
+-- KEYS clock    of the lobby
+-- KEYS playing  queue -> players in games
+-- ARGS caller   worker that calls
+-- ARGS name     of the queue
+-- ARGS seat_ms  for which a member without a connection is kept
+-- ARGS wait_ms  after which a room closes in which nothing happens
+-- ARGS uid      player
+-- ARGS conn     connection
+-- ARGS act      lock: lets no new player in; kick: sends a member away; pass: makes them the host
+-- ARGS value    of lock: 1 or 0; else the name of the member
+-- Returns {'ok'}, {'kicked', game that the member was in, their connection} for the caller to take
+-- them out of the game, or {error code}: unknown_code, expired_code, not_in_room, not_host,
+-- no_such_player. Then nothing is done.
+-- Events: room, to all members; cancelled, to a member who is sent away.
+-- Atomic, so that a former host directs nothing.
+local function direct_room(keys, args)
+  local room, playing = open_call(keys, args), unpack(keys, 5)
+  local uid, conn, act, value = unpack(args, 5)
+  local host, wrong = host_with(room, uid, conn)
+  if not host then return {wrong} end
+  local done, other = {'ok'}, member_of(room, 'name', value)
+  if act == 'lock' then
+    room.locked = value
+  elseif not other or other == host then
+    return {'no_such_player'}
+  elseif act == 'pass' then
+    room.host = other.uid
+  else
+    local at = other.seat.conn
+    done = {'kicked', kick(room, playing, other), at}
+  end
+  room.since = room.now
+  save_room(room)
+  return reply(room, done)
+end
+
+-- check_room: tidies a room that is due, and tells its members what has changed.
+-- KEYS seats    UID -> what the player does
+-- KEYS key      the room
+-- KEYS due      tickets by the time of their next check
+-- KEYS clock    of the lobby
+-- ARGS caller   worker that calls
+-- ARGS name     of the queue
+-- ARGS seat_ms  for which a member without a connection is kept
+-- ARGS wait_ms  after which a room closes in which nothing happens
+-- Returns 'open' or 'gone'.
+-- Events: room, to all members; cancelled, to all members of a room that closes.
+-- Atomic, as join_room is.
+local function check_room(keys, args)
+  local room = open_call(keys, args)
+  if lack_of(room) then
+    call('ZREM', room.due, room.queue .. ' room:' .. room.code)
+    return reply(room, 'gone')
+  end
+  save_room(room)
+  return reply(room, 'open')
+end
+
+-- show_room: returns a room as its members see it. It changes nothing.
+-- KEYS seats  UID -> what the player does
+-- KEYS key    the room
+-- Returns {queue, the room}, or {error code}: unknown_code, expired_code.
+-- Atomic, so that members and their seats fit together.
+local function show_room(keys)
+  local seats, key = unpack(keys)
+  local room = load_room(seats, key)
+  for i = #room.members, 1, -1 do
+    local seat = room.members[i].seat
+    if not seat or seat.party ~= room.code then table.remove(room.members, i) end
+  end
+  if #room.members == 0 then return {lack_of(room) or 'expired_code'} end
+  return {room.queue, room_body(room)}
+end
+
 -- ==== metrics ====================================================================================
 
 -- add_metrics: adds what a worker counted to the sums of all workers.
@@ -1994,4 +2476,9 @@ register('add_chore', add_chore)
 register('take_chores', take_chores, 'allow-oom')
 register('postpone_chore', postpone_chore, 'allow-oom')
 register('end_chore', end_chore, 'allow-oom')
+register('join_room', join_room)
+register('begin_room', begin_room)
+register('direct_room', direct_room)
+register('check_room', check_room)
+register('show_room', show_room)
 register('add_metrics', add_metrics)

@@ -26,7 +26,8 @@ The way of an answer, section by section:
   trivia.lua   `answer` judges by the clock of Redis and stores the state. It emits `answered`, or
                after the last expected answer `reveal`
   hub          Hub.deliver encodes an event once and hands it to each of its connections
-  connections  Connection.on_event checks `seq` and writes the frame to the phone
+  connections  Connection.on_event checks `seq`
+  outlets      Outlet.write writes the frame to the phone
 A deadline begins at Games.advance_due, which every worker runs, and takes the same way.
 
 Keys. The text in braces is the hash tag. All keys of one function share it, so that on a cluster
@@ -76,9 +77,14 @@ time may lag behind that clock.
                                  they have expired
     seats:{lobby}        hash    UID -> "CONNECTION TURN QUEUE SINCE RATING       left and not
                                  GAME", "-" for nothing. TURN is a fencing        in a game
-                                 token: an older connection can't undo a newer
+                                 token: an older connection can't undo a newer.
+                                 In a room, its code follows
     queue:{lobby}:NAME   zset    UID -> since (fifo) or rating                    matched, left
-    due:{lobby}          zset    "QUEUE UID" -> when the ticket is checked again  matched, left
+    due:{lobby}          zset    "QUEUE UID" or "QUEUE room:CODE" -> when the     matched, left
+                                 ticket or the room is checked again
+    room:{lobby}:CODE    hash    queue, host, locked, game, since, members,       a day after it
+                                 kicked, shown, name:UID, view:UID: see           closed
+                                 trivia.lua. closed, once it has closed
     forming:{lobby}      zset    "GAME QUEUE UID..." -> when another worker may   game is formed
                                  form it
     quits:{lobby}:UID    string  "TIMES WAIT END": games that the player left     forgotten
@@ -114,10 +120,10 @@ time may lag behind that clock.
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
 schema checks, schema), store (keys and format, client, cluster, Redis), play (questions, question
-files, passwords, claims, users, leaderboards, lobby, game, games, personal data, chores, guests,
-merges, identities, mail, recovery, migration), wire (messages, connections, hub, routes, sign-in
-routes, player routes, documents), process (worker, app, protocols, adapter, embedded Redis,
-commands, doctor, backup).
+files, passwords, claims, users, leaderboards, lobby, game, games, rooms, personal data, chores,
+guests, merges, identities, mail, recovery, migration), wire (messages, outlets, connections, hub,
+routes, sign-in routes, player routes, documents), process (worker, app, protocols, adapter,
+embedded Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -275,6 +281,9 @@ ACCEPTS_PER_TURN = 16       # connections that a worker accepts in one turn of i
 CONNECT_ALLOWANCE = 100, 200    # ms, times: a player connects 200 times at once, then per 100 ms
 REGISTRATION_TRIES = 20     # tries to register, for each account that an address may make
 EXPORT_ALLOWANCE = 60_000, 10   # the same for exports of a player's data
+CODE_ALLOWANCE = 6_000, 10      # ms, times: a player tries ten unknown codes, then one per 6 s
+NETWORK_CODE_ALLOWANCE = 3_000, 60      # the same for all who share a network
+ROOM_ALLOWANCE = 60_000, 20     # a player opens 20 rooms, then one per minute
 RENAMES = 86_400_000, 5     # ms, times: a player changes names 5 times at once, then once a day
 CLAIM_MS = 3000             # a unique value is claimed so long for who has not stored it yet
 CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
@@ -305,6 +314,8 @@ PROBLEMS = {
     "not_found": (404, "The resource does not exist."),
     "method_not_allowed": (405, "The resource does not support this method."),
     "body_timeout": (408, "The body did not arrive in time."),
+    "unknown_code": (404, "There is no room of this code."),
+    "expired_code": (410, "The room of this code has closed."),
     "taken": (409, "Already taken."),
     "has_account": (409, "This guest has an account now. Sign in, or use a new secret."),
     "not_a_guest": (409, "The caller is not a guest."),
@@ -316,6 +327,7 @@ PROBLEMS = {
     "unsupported_media_type": (415, "The body must be JSON: Content-Type: application/json."),
     "invalid": (422, "Some fields are invalid."),
     "upgrade_required": (426, "This path is for WebSockets: Upgrade: websocket."),
+    "malformed_code": (422, "A code has six letters and digits."),
     "too_many_attempts": (429, "Too many attempts. Try again later."),
     "head_too_large": (431, "The request line and the headers are too large."),
     "no_mail": (503, "This server sends no mail."),
@@ -1044,6 +1056,7 @@ _NAMES = {"type": "array", "items": _TEXT, "uniqueItems": True}
 _NAME = {"pattern": "^[a-z][a-z0-9_]{0,31}$"}
 DIFFICULTIES = ["easy", "medium", "hard"]
 LAB_QUEUE = "lab"
+ROOM = "room"  # `match` of a queue of private rooms
 
 
 def _whole(least: int, greatest: int) -> dict:
@@ -1061,13 +1074,16 @@ def _object(required: str = "", /, **properties: dict) -> dict:
     }
 
 
-def _named(values: dict, known: dict | None = None, **more: Any) -> dict:
-    """Describes entries by name. Those in `known` are required: the server itself uses them."""
+def _named(values: dict, known: dict | None = None, maybe: dict | None = None, **more: Any) -> dict:
+    """Describes entries by name.
+
+    The server itself uses those in `known`, which are required, and those in `maybe`.
+    """
     known = known or {}
     return {
         "type": "object",
         "propertyNames": _NAME,
-        "properties": known,
+        "properties": known | (maybe or {}),
         "required": list(known),
         "additionalProperties": values,
     } | more
@@ -1126,12 +1142,19 @@ _POINTS = _whole(0, 1_000_000)
 _RATING_POINTS = {"type": "number", "minimum": 0, "maximum": 1_000_000}
 _RATING_QUEUE_RULE = {"if": _with({}, match="rating"), "then": {"required": ["window", "widen"]}}
 _PLAYER_RANGE_RULE = {
-    "if": {"properties": {"players": {"type": "object"}}, "required": ["players"]},
+    "if": {
+        "properties": {"players": {"type": "object"}, "match": {"not": {"const": ROOM}}},
+        "required": ["players"],
+    },
     "then": {"required": ["fill_seconds"]},
 }
 _OPPONENTS_RULE = {
     "if": {"not": _with({}, players=1)},
-    "then": {"required": ["match", "wait_seconds", "rated", "on_exit"]},
+    "then": {
+        "required": ["match", "on_exit"],
+        "if": {"not": _with({}, match=ROOM)},
+        "then": {"required": ["wait_seconds", "rated"]},
+    },
 }
 QUEUE = {"allOf": [_RATING_QUEUE_RULE, _PLAYER_RANGE_RULE, _OPPONENTS_RULE]} | _object(
     "players rounds start_seconds answer_seconds reveal_seconds scoring seat_seconds",
@@ -1139,7 +1162,8 @@ QUEUE = {"allOf": [_RATING_QUEUE_RULE, _PLAYER_RANGE_RULE, _OPPONENTS_RULE]} | _
     players=_object("min max", min=_PLAYERS, max=_PLAYERS)
     | _PLAYERS
     | {"type": ["integer", "object"]},
-    match={"enum": ["fifo", "rating"]},
+    match={"enum": ["fifo", "rating", ROOM]},
+    late_join=_BOOL,
     window=_RATING_POINTS,
     widen=_RATING_POINTS,
     fill_seconds=_SECONDS,
@@ -1189,14 +1213,21 @@ RELAYED = _object(
 )
 
 
-def _handled(required_keys: str, required_fields: str = "", **field_types: str) -> dict:
-    """Describes a client message that the server itself handles, by the fields that it reads."""
-    known = {name: _with(FIELD, type=kind) for name, kind in field_types.items()}
+def _handled(
+    required_keys: str, required_fields: str = "", maybe: dict | None = None, **types: str
+) -> dict:
+    """Describes a client message that the server itself handles, by the fields that it reads.
+
+    `types` are those of fields that must be declared, `maybe` those of fields that may be.
+    """
+    known = {name: _with(FIELD, type=kind) for name, kind in types.items()}
+    more = {name: _with(FIELD, type=kind) for name, kind in (maybe or {}).items()}
+    reserved = {"type", "id", "seq", "player"} - known.keys()
     return _object(
         required_keys,
         description=_TEXT,
         required=_names_with(*required_fields.split()),
-        fields=_named(FIELD, known, propertyNames=_names_except("type", "id", "seq", "player")),
+        fields=_named(FIELD, known, more, propertyNames=_names_except(*sorted(reserved))),
     )
 
 
@@ -1206,9 +1237,21 @@ HANDLED = {
     ),
     "check": _handled(""),
     "ping": _handled("fields", client_ms="number"),
-    "join": _handled("fields", queue="string"),
+    "join": _handled("fields", maybe={"code": "string"}, queue="string"),
     "leave": _handled(""),
 }
+HANDLED_IN_ROOMS = {
+    "begin": _handled(""),
+    "kick": _handled("fields required", "player", player="string"),
+    "lock": _handled("fields required", "locked", locked="boolean"),
+    "pass": _handled("fields required", "player", player="string"),
+}
+# What else must be declared where a queue has `match: room`: paths below `messages`.
+ROOM_MESSAGES = [
+    *(("client", name) for name in HANDLED_IN_ROOMS),
+    ("client", "join", "fields", "code"),
+    ("server", "room"),
+]
 LIMITS = {
     "connections": _whole(1, 1_000_000),
     "message_bytes": _whole(125, 1_048_576),  # the fast path does not check frames of 125 bytes
@@ -1296,8 +1339,15 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
     queues=_named(QUEUE, minProperties=1, propertyNames=_names_except(LAB_QUEUE)),
     messages=_object(
         "client server",
-        client=_named(RELAYED, HANDLED, propertyNames=_names_except(*SERVER_MESSAGES)),
-        server=_object(" ".join(SERVER_MESSAGES), **dict.fromkeys(SERVER_MESSAGES, SERVER_MESSAGE)),
+        client=_named(
+            RELAYED,
+            HANDLED,
+            HANDLED_IN_ROOMS,
+            propertyNames=_names_except(*SERVER_MESSAGES, "room"),
+        ),
+        server=_object(
+            " ".join(SERVER_MESSAGES), **dict.fromkeys([*SERVER_MESSAGES, "room"], SERVER_MESSAGE)
+        ),
     ),
     limits=_object(" ".join(LIMITS), **LIMITS, **LIMITS_WITH_DEFAULT),
 )
@@ -1593,22 +1643,14 @@ class CrossChecks:
         for name, queue in self._children("queues").items():
             for key, expected in _wrong_combinations(queue):
                 yield ("queues", name, key), shorten(queue[key]), expected
+            if queue.get("match") == ROOM:
+                yield from self._missing_messages(ROOM_MESSAGES, f"{name} has `match: room`")
 
-
-def _wrong_combinations(queue: dict) -> Iterable[tuple[str, str]]:
-    """Yields (key, what is expected of it) for the keys of a queue that contradict each other."""
-    players = queue["players"]
-    if isinstance(players, dict) and players["min"] > players["max"]:
-        yield "players", "min at most max"
-    if not isinstance(players, dict):
-        players = {"min": players, "max": players}
-    is_solo = players["max"] == 1
-    if is_solo and queue.get("match") == "rating":
-        yield "match", "no match, since `players: 1` has no opponents"
-    if players["min"] == 1 and queue.get("rated"):
-        yield "rated", "false, since a rated game needs two players"
-    if not is_solo and "lives" in queue:
-        yield "lives", "no lives, unless the queue has `players: 1`"
+    def _missing_messages(self, paths: list[tuple], why: str) -> Iterable[Mistake]:
+        for path in paths:
+            *above, name = "messages", *path
+            if name not in self._children(*above) and self._fine(*above, name):
+                yield (*above, name), "nothing", f"this key, since the queue {why}"
 
     def _mails(self) -> Iterable[Mistake]:
         """Checks that mails go to an address, contain a code, and name only words that exist."""
@@ -1654,6 +1696,27 @@ def _mail_mistakes(path: tuple, mail: dict[str, str]) -> Iterable[Mistake]:
         named |= words
     if "code" not in named:
         yield (*path, "text"), "no {code}", "{code} where the code goes"
+
+
+def _wrong_combinations(queue: dict) -> Iterable[tuple[str, str]]:
+    """Yields (key, what is expected of it) for the keys of a queue that contradict each other."""
+    players = queue["players"]
+    if isinstance(players, dict) and players["min"] > players["max"]:
+        yield "players", "min at most max"
+    if not isinstance(players, dict):
+        players = {"min": players, "max": players}
+    is_solo = players["max"] == 1
+    match = queue.get("match")
+    if is_solo and match in ("rating", ROOM):
+        yield "match", "no match, since `players: 1` has no opponents"
+    if match == ROOM and queue.get("rated"):
+        yield "rated", "false, since the players of a room choose each other"
+    elif players["min"] == 1 and queue.get("rated"):
+        yield "rated", "false, since a rated game needs two players"
+    if match != ROOM and queue.get("late_join"):
+        yield "late_join", "no late_join, unless the queue has `match: room`"
+    if not is_solo and "lives" in queue:
+        yield "lives", "no lives, unless the queue has `players: 1`"
 
 
 def separator_of(names: dict[str, list], rule: dict) -> str | None:
@@ -1745,6 +1808,7 @@ def _refusal(key: str, value: Any, rule: dict) -> str:
 # Redis keeps each field of a user as text, and leaves out a field that has its default.
 
 SOLO_WAIT_MS = 10_000  # a game of one player begins at once; another worker may have to form it
+ROOM_WAIT_MS = 3_600_000  # a room without `wait_seconds` closes when nothing happens for so long
 # {type: function from the text in Redis to the value}
 _FROM_TEXT = {"string": str, "integer": int, "number": float, "boolean": "1".__eq__}
 
@@ -1767,9 +1831,20 @@ class Queue:
         return round(self.spec.get(key, 0) * 1000)
 
     @property
+    def is_room(self) -> bool:
+        """Whether its players meet in private rooms."""
+        return self.spec.get("match") == ROOM
+
+    @property
     def wait_ms(self) -> int:
-        """How long a player waits for a game. In solo it starts at once."""
-        return self.ms("wait_seconds") or SOLO_WAIT_MS
+        """How long a player, or a room, waits for a game."""
+        return self.ms("wait_seconds") or (ROOM_WAIT_MS if self.is_room else SOLO_WAIT_MS)
+
+    @functools.cached_property
+    def settings(self) -> dict:
+        """What players see of its rules."""
+        rules = {key: value for key, value in self.spec.items() if key != "description"}
+        return rules | {"players": self.players}
 
     @functools.cached_property
     def match_rules(self) -> tuple:
@@ -1813,6 +1888,8 @@ class Queue:
         """The kind of its games: rated, unrated, or sandbox, in which nothing counts."""
         if self.name == LAB_QUEUE:
             return "sandbox"
+        if self.is_room:
+            return "private"
         return "rated" if self.spec.get("rated") else "unrated"
 
 
@@ -1956,6 +2033,7 @@ class Keys:
     quits = "quits:{{lobby}}:{}".format
     skew = "skew:{{{}}}".format
     queue = "queue:{{lobby}}:{}".format
+    room = "room:{{lobby}}:{}".format
     limit = "limit:{{{}:{}}}".format
     provider = "provider:{{{}}}".format
     nonce = "nonce:{{{}}}".format
@@ -2043,14 +2121,15 @@ class Seat(NamedTuple):
     turn: int
     queue: str
     game: str
+    party: str = ""
 
     @classmethod
     def parse(cls, text: str | None) -> Seat | None:
-        """Parses "connection turn queue since rating game"; "-" stands for nothing."""
+        """Parses "connection turn queue since rating game", then a party if there is one."""
         if not text:
             return None
-        connection, turn, queue, _, _, game = text.split(" ")
-        return cls(connection, int(turn), queue, game)
+        connection, turn, queue, _, _, game, *party = text.split(" ")
+        return cls(connection, int(turn), queue, game, *party)
 
 
 def write_plan(queue: str, rules: list, quiz: str, players: list[list]) -> str:
@@ -3026,6 +3105,7 @@ class Redis(Nodes):
         super().__init__(place, on_events, embedded)
         self.worker = worker
         self.shards = self.place.shards  # tags of games that this worker serves
+        self.new_shards = 1  # tags that a new game may have; each heartbeat says how many
         if worker:
             self.channels = Keys.channels(worker, self.shards)
         self.may_migrate = False  # whether data of an older format is welcome
@@ -3976,6 +4056,18 @@ class Allowances:
         """Bounds how often a user takes another name, and so how many are reserved for them."""
         return Allowance(Keys.limit("rename", uid), *RENAMES)
 
+    def codes(self, network: str, uid: str = "") -> list[Allowance]:
+        """Bounds the unknown codes of rooms that are tried from a network, and by a player."""
+        key = Keys.limit("codes", address_digest(network))
+        allowances = [Allowance(key, *NETWORK_CODE_ALLOWANCE)]
+        if uid:
+            allowances.append(Allowance(Keys.limit("code", uid), *CODE_ALLOWANCE))
+        return allowances
+
+    def rooms(self, uid: str) -> Allowance:
+        """Bounds how often a player opens a room."""
+        return Allowance(Keys.limit("rooms", uid), *ROOM_ALLOWANCE)
+
     def tries_in_session(self, uid: str, token: str) -> Allowance:
         """Bounds the passwords that a signed-in caller tries. Nobody else can use it up."""
         _, secret = split_token(token)
@@ -4770,18 +4862,26 @@ class Boards:
 
 
 class Lobby:
-    """Manages tickets, matches and the presence of workers. `form` makes the game of a match."""
+    """Manages tickets, matches and the presence of workers.
+
+    `form` makes the game of a match; `check_room` tidies a room, by queue and code.
+    """
 
     def __init__(
-        self, redis: Redis, schema: Schema, worker: str, form: Callable[[str], Awaitable]
+        self,
+        redis: Redis,
+        schema: Schema,
+        worker: str,
+        form: Callable[[str], Awaitable],
+        check_room: Callable[[Queue, str], Awaitable],
     ) -> None:
         self.redis = redis
         self.schema = schema
         self.worker = worker
         self.form = form
+        self.check_room = check_room
         # worker -> its last heartbeat, and how often this worker has seen the same
         self.heartbeats: dict[str, tuple[str, int]] = {}
-        self.new_shards = 1  # tags that a new game may have
 
     def _search(self, queue: Queue, uid: str) -> tuple[tuple, tuple]:
         """Returns the keys and the first arguments of join and check_ticket."""
@@ -4794,16 +4894,16 @@ class Lobby:
             Keys.playing,
             Keys.lobby_clock,
         )
-        return keys, (uid, queue.name, new_game_id(self.new_shards), *queue.match_rules)
+        return keys, (uid, queue.name, new_game_id(self.redis.new_shards), *queue.match_rules)
 
     async def join(
         self, queue: Queue, uid: str, connection: str, turn: int, rating: float, over: str
-    ) -> tuple[str, Any]:
+    ) -> tuple[str, Any, str]:
         """Takes a connection into a queue; forms a match in the background.
 
-        Returns ('game', id), ('queued', {timeout_ms, perhaps delay_ms}), ('full', None), or
-        ('stale', None) for a connection that was replaced. `over` is the game that has ended for
-        the player, or ''.
+        Returns ('game', id, party), ('queued', {timeout_ms, perhaps delay_ms}, ''), ('full', '',
+        ''), or ('stale', '', '') for a connection that was replaced. `over` is the game that has
+        ended for the player, or ''.
         """
         keys, search = self._search(queue, uid)
         keys = (*keys, Keys.quits(uid))
@@ -4812,19 +4912,18 @@ class Lobby:
         outcome, *rest = reply
         if outcome == "matched":
             spawn(self.form(rest[0]))
-            return "queued", {"timeout_ms": queue.wait_ms}
+            return "queued", {"timeout_ms": queue.wait_ms}, ""
         if outcome == "queued":
             timeout_ms, delay_ms = rest
-            return "queued", {"timeout_ms": timeout_ms} | (
-                {"delay_ms": delay_ms} if delay_ms else {}
-            )
-        return outcome, rest[0] if rest else None
+            times = {"timeout_ms": timeout_ms} | ({"delay_ms": delay_ms} if delay_ms else {})
+            return "queued", times, ""
+        return outcome, *rest, *[""] * (2 - len(rest))
 
     async def leave(
         self, queue: str, uid: str, connection: str, gone: bool
     ) -> tuple[str, str | None]:
         """Gives up a ticket: ('left', None), ('game', id) in a game, or ('stale', None)."""
-        keys = Keys.seats, Keys.queue(queue), Keys.due
+        keys = Keys.seats, Keys.queue(queue), Keys.due, Keys.lobby_clock
         outcome, *rest = await self.redis.run("leave", keys, uid, queue, connection, int(gone))
         return outcome, rest[0] if rest else None
 
@@ -4851,7 +4950,11 @@ class Lobby:
         name, uid = ticket.split(" ")
         if name not in self.schema.queues:  # workers with another schema.yaml check it
             return
-        keys, search = self._search(self.schema.queues[name], uid)
+        queue = self.schema.queues[name]
+        kind, _, code = uid.partition(":")
+        if kind == "room" and code:
+            return await self.check_room(queue, code)
+        keys, search = self._search(queue, uid)
         message = dumps({"type": "cancelled", "queue": name, "reason": "timeout"})
         outcome, *rest = await self.redis.run("check_ticket", keys, *search, message)
         if outcome == "matched":
@@ -4874,7 +4977,7 @@ class Lobby:
         known, dead, beats, most, least = await self.redis.run(
             "heartbeat", keys, self.worker, LIBRARY.digest, serves, *flatten(silent)
         )
-        self.new_shards = min(self.redis.place.shards, least)
+        self.redis.new_shards = min(self.redis.place.shards, least)
         if most > serves:
             await self.redis.serve(most)
         heard = pairs_to_dict(beats)
@@ -4957,6 +5060,7 @@ class Player:
     seq: int
     answer: dict | None  # {choice, ms, points} of the open question
     strength: list[float]  # [rating, uncertainty] as the game began, if it is rated
+    first_round: int  # later than 1 for a player who came late
 
 
 RULES = (  # of a game, in the order in which it keeps them
@@ -4997,7 +5101,7 @@ class Game:
         self.fields = fields
 
     @staticmethod
-    def _player(player: dict, uid: str, name: str, *strength: float) -> Player:
+    def _player(player: dict, uid: str, name: str, *more: float) -> Player:
         answer = player.get("answer")
         return Player(
             uid,
@@ -5007,7 +5111,8 @@ class Game:
             "conn" in player,
             player["seq"],
             dict(zip(("choice", "ms", "points"), answer, strict=True)) if answer else None,
-            list(strength),
+            list(more[:2]),
+            int(more[2]) if len(more) > 2 else 1,
         )
 
     def answers(self, number: int) -> dict[str, dict]:
@@ -5263,13 +5368,19 @@ class Games:
         """
         limits = self.schema.limits
         waits_ms = limits.early_exit_seconds * 1000, limits.early_exit_most_seconds * 1000
-        keys = Keys.seats, Keys.playing, *map(Keys.quits, early)
+        keys = Keys.seats, Keys.playing, Keys.due, *map(Keys.quits, early)
         people = [item for uid, is_early in early.items() for item in (uid, int(is_early))]
         await self.redis.run("release", keys, game, *waits_ms, *people)
 
-    async def enter(self, game: str, uid: str, connection: str, turn: int) -> Game | str:
-        """Brings a connection into a game. Returns the game; 'over' for this player; or 'stale'."""
-        reply = await self._when_formed("enter_game", game, uid, connection, turn)
+    async def enter(
+        self, game: str, uid: str, connection: str, turn: int, late: bool = False
+    ) -> Game | str:
+        """Brings a connection into a game. Returns the game; 'over' for this player; or 'stale'.
+
+        `late` adds the player to a game that has begun without them.
+        """
+        name = (await self.users.load(uid)).get("username", "") if late else ""
+        reply = await self._when_formed("enter_game", game, uid, connection, turn, name)
         if reply[0] != "ok":
             return "over" if reply[0] == "missing" else reply[0]
         _, now_ms, plan, state = reply
@@ -5345,9 +5456,10 @@ class Games:
     async def _counts_for(self, game: Game) -> list[bool]:
         """Tells for each player whether the game counts for them.
 
-        It does if it is kept and they have an opponent whom they have not met too often today.
+        It does if it is kept and they have an opponent whom they have not met too often today. So
+        a solo game never does.
         """
-        if not game.is_kept:
+        if not game.is_kept or len(game.players) == 1:
             return [False] * len(game.players)
         met = await asyncio.gather(
             *(
@@ -5373,7 +5485,8 @@ class Games:
         `counts` tells for each player whether the game counts; if not, there is {counts: False}.
         """
         ranks = game.ranks()
-        alone_first = ranks.count(1) == 1 and len(ranks) > 1
+        can_win = len(ranks) > 1 and game.kind != "private"
+        alone_first = can_win and ranks.count(1) == 1
         result = []
         for rank, player, does_count in zip(ranks, game.players, counts, strict=True):
             won = does_count and rank == 1 and alone_first and not player.left
@@ -5503,6 +5616,8 @@ class Games:
         """Returns what `update` says of the round: the right choice only once it was revealed."""
         if game.phase not in ("question", "reveal"):
             return {}
+        if game.phase == "question" and game.player_of(uid).first_round > game.round:
+            return {}
         number, order = game.rounds[game.round - 1]
         question = {"round": game.round} | self.bank.questions[number].view(order)
         answered = {player.name: player.answer for player in game.players if player.answer}
@@ -5569,6 +5684,179 @@ def ranking(game: Game) -> list[dict]:
             row["counts"] = part["counts"]
         rows.append(row)
     return sorted(rows, key=lambda row: row["rank"])
+
+
+# ---- rooms ---------------------------------------------------------------------------------------
+# Private rooms: friends meet by a code and play as often as they like. trivia.lua holds every
+# change of a room. A room stays after its game. It closes when it is empty, or when nothing happens
+# in it for `wait_seconds`. Its games are formed and played like any others. They move no rating and
+# are no wins: the players chose each other.
+#
+# A code has no vowels, and none of the letters and digits that look alike. There are 85 million,
+# and a network may try 20 unknown ones a minute. Among 10,000 rooms that finds one in seven hours.
+
+CODE_LETTERS = "CDFHJKMNPRTVWXY256789"
+CODE_LENGTH = 6
+CODE_FORM = re.compile(r"[A-Z0-9]{6}")
+NO_CODE = "-"  # stands for a code that is not looked up
+DIGITS_AS_LETTERS = str.maketrans("256789", "ZSGTBG")
+RUDE = re.compile("FCK|FKN|KKK|XXX|WTF|SHT|BTCH|DCK|CNT|PRN|TWT|PNS|VGN|NGG|NGR|CRP|SS")
+
+
+def new_room_code() -> str:
+    """Returns a random code of a room in which nobody reads a rude word."""
+    while True:
+        code = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_LENGTH))
+        if not RUDE.search(code.translate(DIGITS_AS_LETTERS)):
+            return code
+
+
+def read_code(text: str) -> str:
+    """Returns a code as it is stored, however it was typed; NO_CODE if it is malformed."""
+    code = text.upper().replace(" ", "").replace("-", "")
+    return code if CODE_FORM.fullmatch(code) else NO_CODE
+
+
+class Rooms:
+    """Opens rooms, lets players in and does what hosts say. Methods raise Refused."""
+
+    def __init__(self, redis: Redis, schema: Schema, games: Games) -> None:
+        self.redis = redis
+        self.schema = schema
+        self.games = games
+        self.allowances = games.users.allowances
+
+    def _run(self, name: str, queue: Queue, code: str, more: tuple, *args: str | int) -> Awaitable:
+        """Runs a function of rooms; `more` are keys beyond those that all of them take."""
+        keys = Keys.seats, Keys.room(code), Keys.due, Keys.lobby_clock, *more
+        rules = self.games.worker, queue.name, queue.ms("seat_seconds"), queue.wait_ms
+        return self.redis.run(name, keys, *rules, *args)
+
+    # -- getting in
+
+    async def join(
+        self, who: Admission, connection: str, over: str, queue: Queue, code: str
+    ) -> tuple[Queue, list]:
+        """Takes a connection into the room of a code; without one back into its room, or a new one.
+
+        Returns the queue of the room and what `join_room` says. `over` is the game that has ended
+        for the player, or ''.
+        """
+        seat_text, user = await asyncio.gather(
+            self.redis.call("HGET", Keys.seats, who.uid), self.games.users.load(who.uid)
+        )
+        view = dumps(self.schema.public_view(user))
+        person = who.uid, connection, who.turn, over
+        portrait = user.get("username", ERASED_NAME), view
+        seat = Seat.parse(seat_text)
+        if seat and seat.queue == queue.name and not code:
+            code = seat.party
+        if not code:
+            return queue, await self._open(queue, person, portrait)
+        code = read_code(code)
+        if seat and seat.party == code:
+            return await self._enter(queue, code, person, portrait)
+        tries = self.allowances.codes(who.network, who.uid)
+        if code == NO_CODE:
+            return queue, await self._refuse("malformed_code", queue, person, portrait)
+        if await self.allowances.take(*tries):
+            return queue, await self._refuse("too_many_attempts", queue, person, portrait)
+        queue, reply = await self._enter(queue, code, person, portrait)
+        if reply[0] != "refused" or reply[1] not in ("unknown_code", "expired_code"):
+            await self.allowances.give_back(*tries)
+        return queue, reply
+
+    async def _refuse(self, why: str, queue: Queue, person: tuple, portrait: tuple) -> list:
+        """Refuses for a reason of our own. The player gets their presence all the same."""
+        reply = await self._join(queue, NO_CODE, person, 0, portrait)
+        return [why if part == "unknown_code" else part for part in reply]
+
+    async def _enter(
+        self, queue: Queue, code: str, person: tuple, portrait: tuple
+    ) -> tuple[Queue, list]:
+        name = await self.redis.call("HGET", Keys.room(code), "queue")
+        queue = self.schema.queues.get(name, queue)
+        return queue, await self._join(queue, code, person, 0, portrait)
+
+    async def _open(self, queue: Queue, person: tuple, portrait: tuple) -> list:
+        uid, *_ = person
+        if await self.allowances.take(self.allowances.rooms(uid)):
+            return await self._refuse("too_many_attempts", queue, person, portrait)
+        reply = ["taken"]
+        while reply[0] == "taken":
+            reply = await self._join(queue, new_room_code(), person, 1, portrait)
+        return reply
+
+    def _join(
+        self, queue: Queue, code: str, person: tuple, opens: int, portrait: tuple
+    ) -> Awaitable[list]:
+        most = queue.players["max"]
+        late = int(queue.spec.get("late_join", False))
+        more = (Keys.playing,)
+        return self._run("join_room", queue, code, more, *person, opens, most, late, *portrait)
+
+    # -- inside
+
+    async def begin(self, queue: Queue, code: str, uid: str, connection: str) -> None:
+        """Begins a game of all connected members, for the host."""
+        more = Keys.playing, Keys.forming, Keys.workers
+        least = queue.players["min"]
+        new_game = new_game_id(self.redis.new_shards)
+        outcome, *match = await self._run(
+            "begin_room", queue, code, more, uid, connection, new_game, least
+        )
+        if outcome != "matched":
+            raise refusal(outcome)
+        spawn(self.games.form(match[0]))
+
+    async def direct(
+        self, queue: Queue, code: str, uid: str, connection: str, act: str, values: dict
+    ) -> None:
+        """Does what the host says: lock, kick or pass."""
+        value = values["player"] if "player" in values else int(values["locked"])
+        more = (Keys.playing,)
+        outcome, *kicked = await self._run(
+            "direct_room", queue, code, more, uid, connection, act, value
+        )
+        if outcome == "kicked" and kicked[0] != "-":
+            spawn(self.games.exit(*kicked, True))
+        elif outcome not in ("ok", "kicked"):
+            raise refusal(outcome)
+
+    async def check(self, queue: Queue, code: str) -> None:
+        """Tidies a room that is due."""
+        await self._run("check_room", queue, code, ())
+
+    # -- views
+
+    def message(self, text: str) -> bytes:
+        """Returns the `room` message for the body of its event: "QUEUE BODY"."""
+        return b'{"type":"room",%b' % self._view(*text.split(" ", 1))[1:]
+
+    def _view(self, name: str, body: str) -> bytes:
+        queue = self.schema.queues.get(name)
+        settings = dumps(queue.settings if queue else {})
+        return f'{{"queue":{dumps(name)},"settings":{settings},{body[1:]}'.encode()
+
+    async def show(self, code: str) -> bytes:
+        """Returns a room as JSON. Raises Problem."""
+        reply = await self.redis.run("show_room", (Keys.seats, Keys.room(code)))
+        if len(reply) == 1:
+            raise Problem(reply[0])
+        return self._view(*reply)
+
+    async def preview(self, text: str, network: str) -> dict:
+        """Returns what a link shows of a room. Raises Problem."""
+        code = read_code(text)
+        if code == NO_CODE:
+            raise Problem("malformed_code")
+        tries = self.allowances.codes(network)
+        wait_ms = await self.allowances.take(*tries)
+        if wait_ms:
+            raise Problem("too_many_attempts", retry_after=-(-wait_ms // 1000))
+        shown = await self.show(code)
+        await self.allowances.give_back(*tries)
+        return json.loads(shown)
 
 
 # ---- personal data -------------------------------------------------------------------------------
@@ -7040,7 +7328,8 @@ def converted_rounds(old: dict[str, str], seats: range) -> dict[str, str]:
 # and how a message is parsed.
 #
 #   idle --join--> queued --start--> playing --end--> idle
-#                  queued or playing --cancelled--> idle
+#   idle --join--> room   --start--> playing --end--> room
+#                  queued, room or playing --cancelled--> idle
 #
 # Invariant: ALLOWED names every legal pair of state and message. Any other pair is refused before
 # it has an effect.
@@ -7053,15 +7342,20 @@ class State(enum.StrEnum):
 
     IDLE = "idle"
     QUEUED = "queued"
+    ROOM = "room"
     PLAYING = "playing"
 
 
 ALLOWED = {  # {message: the states in which it is legal}
     "answer": (State.PLAYING,),
     "check": (State.PLAYING,),
-    "ping": (State.IDLE, State.QUEUED, State.PLAYING),
+    "ping": (State.IDLE, State.QUEUED, State.ROOM, State.PLAYING),
     "join": (State.IDLE,),
-    "leave": (State.QUEUED, State.PLAYING),
+    "leave": (State.QUEUED, State.ROOM, State.PLAYING),
+    "begin": (State.ROOM,),
+    "kick": (State.ROOM, State.PLAYING),
+    "lock": (State.ROOM, State.PLAYING),
+    "pass": (State.ROOM, State.PLAYING),
 }
 RELAYED_IN = (State.PLAYING,)  # the same for messages that go to the opponents
 REFUSALS = {  # {error code: text}
@@ -7073,6 +7367,18 @@ REFUSALS = {  # {error code: text}
     "not_playing": "This connection is not in the game.",
     "unknown_queue": "There is no such queue.",
     "queue_full": "The queue is full; try again later.",
+    "malformed_code": "A code has six letters and digits.",
+    "unknown_code": "There is no room of this code.",
+    "expired_code": "The room of this code has closed.",
+    "room_full": "The room is full.",
+    "room_locked": "The host has locked the room.",
+    "kicked": "The host has sent you away from this room.",
+    "too_many_attempts": "Too many attempts. Try again later.",
+    "not_in_room": "You are not in a room.",
+    "not_host": "Only the host of the room can do that.",
+    "room_plays": "The room plays a game already.",
+    "too_few_players": "Too few players are connected to begin.",
+    "no_such_player": "No other player of that name is in the room.",
     "unavailable": "The server can't do this just now; try again shortly.",
     "not_text": "Expected a text frame with JSON.",
     "too_fast": "Too many messages; slow down.",
@@ -7121,6 +7427,97 @@ def take_id(message: dict) -> dict:
     return {"id": given}
 
 
+# ---- outlets -------------------------------------------------------------------------------------
+# The way out to a phone: frames, and the close. A frame is written at once. A phone that does not
+# read gets a bounded outbox and a task that empties it; then it is dropped.
+
+
+@types.coroutine
+def _resume(coroutine: Any, waiting: Any) -> Any:
+    """Continues a coroutine that was started by hand and yielded what it waits for."""
+    yield waiting
+    return (yield from coroutine)
+
+
+class Outlet:
+    """Writes to a phone's WebSocket and closes it."""
+
+    def __init__(self, hub: Hub, send: Callable) -> None:
+        self.hub = hub
+        self.closing = False
+        self.outbox: deque[bytes] | None = None
+        self.writer: asyncio.Task | None = None  # waits for a phone that does not read
+        self.wire: Wire | None = hub.wire_of(send)
+        self._send = send
+
+    def send(self, message: dict) -> None:
+        """Sends a message that is for this connection alone."""
+        if not self.closing:
+            count("deliveries")
+            self.write(dumps(message).encode())
+
+    def write(self, payload: bytes) -> None:
+        """Writes a frame: at once, or as soon as the phone has read the frames before it."""
+        if self.closing:
+            return
+        if self.writer is not None:
+            if len(self.outbox) >= self.hub.limits.outbox_messages:
+                self.abort()
+            else:
+                self.outbox.append(payload)
+        elif self.wire is None or not self.wire.write(payload):
+            self._write_by_asgi(payload)
+
+    def _write_by_asgi(self, payload: bytes) -> None:
+        """Starts the server's `send` by hand: it rarely waits, and then it costs no task."""
+        sending = self._send({"type": "websocket.send", "text": payload.decode()})
+        try:
+            waiting = sending.send(None)
+        except StopIteration:
+            return
+        except Exception:  # each server has its own exception for a connection that is gone
+            count("closes", "gone")
+            self.closing = True
+            return
+        self.outbox = deque()
+        self.writer = spawn(self._write_rest(sending, waiting))
+
+    async def _write_rest(self, sending: Any, waiting: Any) -> None:
+        """Finishes a send that waits for the phone, then sends the outbox."""
+        limit_s = self.hub.limits.send_seconds
+        try:
+            async with asyncio.timeout(limit_s):
+                await _resume(sending, waiting)
+            while self.outbox:
+                text = self.outbox.popleft().decode()
+                async with asyncio.timeout(limit_s):
+                    await self._send({"type": "websocket.send", "text": text})
+        except Exception:
+            self.abort()
+        finally:
+            self.writer = None
+
+    def abort(self) -> None:
+        """Drops a connection that can't be written to. Without a wire the server times it out."""
+        if not self.closing:
+            count("closes", "aborted")
+        self.closing = True
+        if self.wire is not None:
+            self.wire.abort()
+
+    async def close(self, code: int, reason: str = "") -> None:
+        """Closes with a code."""
+        if self.closing:
+            return
+        self.closing = True
+        count("closes", code)
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(self.hub.limits.send_seconds):
+                await self._send({"type": "websocket.close", "code": code, "reason": reason})
+                return
+        self.abort()
+
+
 # ---- connections ---------------------------------------------------------------------------------
 # A player's WebSocket on raw ASGI: what the phone sends, what it gets, and in which state it is.
 #
@@ -7131,23 +7528,18 @@ def take_id(message: dict) -> dict:
 # A player costs no task and no timer. Only a phone that does not read gets a task and an outbox.
 
 
-@types.coroutine
-def _resume(coroutine: Any, waiting: Any) -> Any:
-    """Continues a coroutine that was started by hand and yielded what it waits for."""
-    yield waiting
-    return (yield from coroutine)
-
-
-class Connection:
+class Connection(Outlet):
     """A player's WebSocket."""
 
     def __init__(
         self, hub: Hub, number: str, admission: Admission, ratings: dict[str, float], send: Callable
     ) -> None:
-        self.hub = hub
+        super().__init__(hub, send)
         self.number = number
         self.id = f"{hub.worker}.{number}"
-        self.queue, self.uid, self.turn, self.token = admission
+        self.admission = admission
+        self.queue, self.uid, self.turn, self.token, *_ = admission
+        self.code = ""  # of the room that the player is in
         self.ratings = ratings  # {queue: rating}, instead of the player's own
 
         self.state = State.IDLE
@@ -7166,11 +7558,6 @@ class Connection:
 
         self.busy = True  # the ASGI loop handles a message, or the connection arrives
         self.handling: asyncio.Task | None = None  # a message of the fast path that has to wait
-        self.closing = False
-        self.outbox: deque[bytes] | None = None
-        self.writer: asyncio.Task | None = None  # waits for a phone that does not read
-        self.wire: Wire | None = hub.wire_of(send)
-        self._send = send
 
     @property
     def _ids(self) -> dict:
@@ -7333,6 +7720,8 @@ class Connection:
             return self._on_answer(values, mark)
         if kind in self.hub.schema.relayed:
             return self._guarded(self._relay(kind, values), mark)
+        if kind in HANDLED_IN_ROOMS:
+            return self._guarded(self._direct_room(kind, values), mark)
         return self._guarded(getattr(self, f"_on_{kind}")(values), mark)
 
     def _on_answer(self, values: dict, mark: dict) -> None:
@@ -7386,10 +7775,20 @@ class Connection:
             raise refusal("unknown_queue")
         if self.hub.draining:
             return await self.close(CLOSE_RESTART, RESTART)
-        await self._join(self.hub.schema.queues[name])
+        await self._join(self.hub.schema.queues[name], values.get("code", ""))
+
+    async def _direct_room(self, kind: str, values: dict) -> None:
+        if not self.code:
+            raise refusal("not_in_room")
+        where = self.queue, self.code, self.uid, self.id
+        if kind == "begin":
+            await self.hub.rooms.begin(*where)
+        else:
+            await self.hub.rooms.direct(*where, kind, values)
 
     async def _on_leave(self, values: dict) -> None:
         outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
+        self.code = ""
         if outcome == "game":
             phase = await self.hub.games.leave(game, self.id, self.uid)
             if phase in ("settle", "stale"):  # the end is on its way
@@ -7403,14 +7802,15 @@ class Connection:
 
     def on_event(self, kind: str, game: str, seq: int, body: bytes) -> bool:
         """Handles an event from Redis. Returns whether the phone gets a message now."""
-        if game == "-":
-            return self._on_lobby_event(kind, body)
+        if game == "-" or kind == "room":
+            return self._on_lobby_event(kind, game, body)
         if self.buffered is not None:
             self.buffered.append((kind, game, seq, body))
             return False
-        if kind == "start" and self.state is State.QUEUED:
-            waited_s = self.hub.loop.time() - self.queued_at
-            observe("queue_wait_seconds", waited_s, self.queue.name)
+        if kind == "start" and self.state in (State.QUEUED, State.ROOM):
+            if self.state is State.QUEUED:
+                waited_s = self.hub.loop.time() - self.queued_at
+                observe("queue_wait_seconds", waited_s, self.queue.name)
             self._set_state(State.PLAYING, game)
         if game != self.game or seq <= self.seq:
             return False
@@ -7418,12 +7818,12 @@ class Connection:
             self.resync()
             return False
         self.seq = seq
-        self._write(b'{"seq":%d,' % seq + body[1:])
+        self.write(b'{"seq":%d,' % seq + body[1:])
         if kind == "end":
-            self._set_state(State.IDLE, over=game)
+            self._set_state(State.ROOM if self.code else State.IDLE, over=game)
         return True
 
-    def _on_lobby_event(self, kind: str, body: bytes) -> bool:
+    def _on_lobby_event(self, kind: str, code: str, body: bytes) -> bool:
         if kind == "replaced":
             spawn(self.close(CLOSE_REPLACED, REPLACED))
             return False
@@ -7431,11 +7831,17 @@ class Connection:
             spawn(self._check_session())
             return False
         if self.buffered is not None:
-            self.buffered.append((kind, "-", 0, body))
+            self.buffered.append((kind, code, 0, body))
             return False
-        count("tickets_cancelled", self.queue.name, "timeout")
-        self._set_state(State.IDLE)
-        self._write(body)
+        if kind == "room":
+            if code != self.code:
+                return False
+        else:
+            if self.state is State.QUEUED:
+                count("tickets_cancelled", self.queue.name, "timeout")
+            self._set_state(State.IDLE, over=self.game or self.over)
+            self.code = ""
+        self.write(body)
         return True
 
     def mark_seen(self, question: str | int) -> None:
@@ -7450,79 +7856,12 @@ class Connection:
         self.seq = 0
         self.active_at = self.hub.loop.time()
 
-    def send(self, message: dict) -> None:
-        """Sends a message that is for this connection alone."""
-        if not self.closing:
-            count("deliveries")
-            self._write(dumps(message).encode())
-
-    def _write(self, payload: bytes) -> None:
-        """Writes a frame: at once, or as soon as the phone has read the frames before it."""
-        if self.closing:
-            return
-        if self.writer is not None:
-            if len(self.outbox) >= self.hub.limits.outbox_messages:
-                self.abort()
-            else:
-                self.outbox.append(payload)
-        elif self.wire is None or not self.wire.write(payload):
-            self._write_by_asgi(payload)
-
-    def _write_by_asgi(self, payload: bytes) -> None:
-        """Starts the server's `send` by hand: it rarely waits, and then it costs no task."""
-        sending = self._send({"type": "websocket.send", "text": payload.decode()})
-        try:
-            waiting = sending.send(None)
-        except StopIteration:
-            return
-        except Exception:  # each server has its own exception for a connection that is gone
-            count("closes", "gone")
-            self.closing = True
-            return
-        self.outbox = deque()
-        self.writer = spawn(self._write_rest(sending, waiting))
-
-    async def _write_rest(self, sending: Any, waiting: Any) -> None:
-        """Finishes a send that waits for the phone, then sends the outbox."""
-        limit_s = self.hub.limits.send_seconds
-        try:
-            async with asyncio.timeout(limit_s):
-                await _resume(sending, waiting)
-            while self.outbox:
-                text = self.outbox.popleft().decode()
-                async with asyncio.timeout(limit_s):
-                    await self._send({"type": "websocket.send", "text": text})
-        except Exception:
-            self.abort()
-        finally:
-            self.writer = None
-
-    def abort(self) -> None:
-        """Drops a connection that can't be written to. Without a wire the server times it out."""
-        if not self.closing:
-            count("closes", "aborted")
-        self.closing = True
-        if self.wire is not None:
-            self.wire.abort()
-
-    async def close(self, code: int, reason: str = "") -> None:
-        """Closes with a code."""
-        if self.closing:
-            return
-        self.closing = True
-        count("closes", code)
-        with contextlib.suppress(Exception):
-            async with asyncio.timeout(self.hub.limits.send_seconds):
-                await self._send({"type": "websocket.close", "code": code, "reason": reason})
-                return
-        self.abort()
-
     # -- joining and resuming
 
     async def _arrive(self) -> None:
         """Joins the queue of the handshake."""
         try:
-            await self._join(self.queue)
+            await self._join(self.queue, self.admission.code)
             with contextlib.suppress(Unavailable):  # then it is checked when Redis is back
                 await self._check_session()  # it may have ended before there was a presence to tell
         except Refused as refused:
@@ -7543,19 +7882,22 @@ class Connection:
         except Problem:
             await self.close(CLOSE_UNAUTHENTICATED, "the session has ended")
 
-    async def _join(self, queue: Queue) -> None:
-        """Joins a queue, or resumes the game that the player is in. Raises Refused.
+    async def _join(self, queue: Queue, code: str = "") -> None:
+        """Joins a queue or a room, or resumes the game that the player is in. Raises Refused.
 
         Events wait meanwhile: those of a game may come from another primary than the reply.
         """
+        if code or queue.is_room:
+            return await self._join_room(queue, code)
         self.queue = queue
+        self.code = ""
         rating = await self._ticket_rating(queue)
         with self._events_buffered():
-            outcome, value = await self.hub.lobby.join(
+            outcome, value, party = await self.hub.lobby.join(
                 queue, self.uid, self.id, self.turn, rating, self.over
             )
             if outcome == "game":
-                await self._enter(value)
+                await self._enter_of_party(value, party)
             elif outcome == "stale":
                 await self.close(CLOSE_REPLACED, REPLACED)
             elif outcome == "full":
@@ -7566,6 +7908,50 @@ class Connection:
                 self.queued_at = self.active_at
                 self.send({"type": "queued", "queue": queue.name} | value)
 
+    async def _join_room(self, queue: Queue, code: str) -> None:
+        """Joins the room of a code. Without one: back into the player's room, or into a new one."""
+        with self._events_buffered():
+            self.queue, reply = await self.hub.rooms.join(
+                self.admission, self.id, self.over, queue, code
+            )
+            outcome, *rest = reply
+            if outcome == "room":
+                self._enter_room(rest[0])
+            elif outcome == "game":
+                await self._enter_of_party(*rest)
+            elif outcome == "stale":
+                await self.close(CLOSE_REPLACED, REPLACED)
+            else:
+                await self._on_refused_room(*rest)
+
+    async def _enter_of_party(self, game: str, party: str) -> None:
+        """Enters a game, which may be that of a room."""
+        self.code = "" if party == NO_CODE else party
+        await self._enter(game, bool(self.code) and self.queue.spec.get("late_join", False))
+        await self._show_room()
+
+    def _enter_room(self, body: str) -> None:
+        view = json.loads(body)
+        self.code = view["code"]
+        self._set_state(State.ROOM, over=self.over)
+        count("deliveries")
+        self.write(self.hub.rooms.message(f"{self.queue.name} {body}"))
+
+    async def _show_room(self) -> None:
+        """Sends the room to a player who has come back to its game."""
+        if self.code and self.state is State.PLAYING:
+            with contextlib.suppress(Problem):  # it has closed
+                body = await self.hub.rooms.show(self.code)
+                self.send({"type": "room"} | json.loads(body))
+
+    async def _on_refused_room(self, why: str, party: str) -> None:
+        """Stays in the room of before, if there is one. Raises Refused."""
+        self.code = ""
+        self._set_state(State.IDLE, over=self.over)
+        if party != NO_CODE:
+            await self._join_room(self.queue, party)
+        raise refusal(why)
+
     async def _ticket_rating(self, queue: Queue) -> float:
         if queue.spec.get("match") != "rating":
             return 0.0
@@ -7573,10 +7959,10 @@ class Connection:
             return self.ratings[queue.name]
         return await self.hub.users.rating_of(self.uid)
 
-    async def _enter(self, game_id: str) -> None:
+    async def _enter(self, game_id: str, late: bool = False) -> None:
         """Enters a game and sends `update`. Events that arrive meanwhile follow it."""
         with self._events_buffered():
-            game = await self.hub.games.enter(game_id, self.uid, self.id, self.turn)
+            game = await self.hub.games.enter(game_id, self.uid, self.id, self.turn, late)
             if game == "over":
                 return await self._on_missed_end(game_id)
             if game == "stale":  # `replaced` is on its way
@@ -7600,7 +7986,10 @@ class Connection:
         if game is not None and game.phase == "end" and game.has(self.uid):
             end = {"seq": seq, "type": "end", "game": game_id, "reason": game.reason}
             self.send(end | {"ranking": ranking(game)})
+            if self.code:  # what happened in the room meanwhile may be lost as well
+                await self._join_room(self.queue, self.code)
         else:
+            self.code = ""
             self.send({"type": "cancelled", "queue": self.queue.name, "reason": "left"})
 
     @contextlib.contextmanager
@@ -7662,9 +8051,10 @@ class Connection:
 
     async def _ask(self) -> None:
         if self.state is State.PLAYING:
-            return await self._enter(self.game)
-        if self.state is State.QUEUED:
-            return await self._join(self.queue)
+            await self._enter(self.game)
+            return await self._show_room()
+        if self.state in (State.QUEUED, State.ROOM):
+            return await self._join(self.queue, self.code)
         # A join that was answered with `unavailable` may have been carried out all the same.
         outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
         if outcome == "game" and game != self.over:
@@ -7698,6 +8088,8 @@ class Admission(NamedTuple):
     uid: str
     turn: int
     token: str
+    code: str  # of a room, or ''
+    network: str  # that limits count by
 
 
 class Origin(NamedTuple):
@@ -7741,6 +8133,7 @@ class Hub:
         lobby: Lobby,
         games: Games,
         wire_of: Callable[[Callable], Wire | None],
+        rooms: Rooms | None = None,
     ) -> None:
         self.worker = worker
         self.redis = redis
@@ -7749,6 +8142,7 @@ class Hub:
         self.users = users
         self.lobby = lobby
         self.games = games
+        self.rooms = rooms
         self.wire_of = wire_of
         self.loop = asyncio.get_running_loop()
         self.sockets: dict[str, Connection] = {}  # by their number, as events name it
@@ -7801,7 +8195,9 @@ class Hub:
             uid, user = await self.users.authenticate(token, connects=True)
             await self.users.count_connection(uid)
             queue = await self._queue_at(scope["path"], uid)
-            return Admission(queue, uid, int(user[":turn"]), token)
+            code = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("code", "")
+            client, _ = scope.get("client") or ("", 0)
+            return Admission(queue, uid, int(user[":turn"]), token, code, network_of(client))
 
     @contextlib.asynccontextmanager
     async def _admission_slot(self) -> AsyncIterator[None]:
@@ -7855,6 +8251,8 @@ class Hub:
 
     def _encode(self, kind: str, game: str, text: str) -> bytes | None:
         """Returns an event's message without `seq`; None if it must wait for the question bank."""
+        if kind == "room":
+            return self.rooms.message(text)
         if kind != "question":
             return text.encode()
         try:
@@ -7960,6 +8358,18 @@ class Hub:
         await asyncio.gather(*(connection.close(CLOSE_IDLE, "idle") for connection in idle))
 
 
+def network_of(client: str) -> str:
+    """Returns what limits count by: an IPv4 host, or the /64 network of an IPv6 host.
+
+    Behind a proxy that uvicorn trusts, `client` is the address that the proxy names.
+    """
+    with contextlib.suppress(ValueError):
+        host = ipaddress.ip_address(client)
+        if host.version == 6 and not host.ipv4_mapped:
+            return str(ipaddress.ip_network((host, 64), strict=False))
+    return client or "local"
+
+
 def offered_token(subprotocols: list[str]) -> str:
     """Returns the token of a browser, which offers it as the subprotocol `bearer.TOKEN`, or ''."""
     for offer in subprotocols:
@@ -8043,16 +8453,8 @@ class Call:
 
     @property
     def address(self) -> str:
-        """The address that limits count by: an IPv4 host, or the /64 network of an IPv6 host.
-
-        Behind a proxy that uvicorn trusts, it is the address that the proxy names.
-        """
-        client = self.request.client_ip or ""
-        with contextlib.suppress(ValueError):
-            host = ipaddress.ip_address(client)
-            if host.version == 6 and not host.ipv4_mapped:
-                return str(ipaddress.ip_network((host, 64), strict=False))
-        return client or "local"
+        """The address that limits count by."""
+        return network_of(self.request.client_ip or "")
 
 
 @dataclass
@@ -8533,6 +8935,19 @@ def queue_view(queue: Queue, waiting: int, playing: int) -> dict:
     return {"name": queue.name} | queue.spec | numbers
 
 
+@route(
+    "GET",
+    "/rooms/{code}",
+    200,
+    "Room",
+    auth="no",
+    problems=("unknown_code", "expired_code", "malformed_code", "too_many_attempts"),
+)
+async def read_room(call: Call, code: str) -> dict:
+    """Returns a private room, for the preview of a link to it."""
+    return await call.server.rooms.preview(code, call.address)
+
+
 # -- health
 
 NOT_READY = {  # {first word of what Redis answers: reason}
@@ -8723,6 +9138,7 @@ def components(schema: Schema) -> dict[str, dict]:
         **_game_components(),
         "Leaderboard": _leaderboard_component(),
         "QueueList": _queues_component(),
+        "Room": _room_component(),
         "Export": _export_component(),
         "Health": _object_of({"status": _STRING, "version": _STRING}, optional=("version",)),
     }
@@ -8854,6 +9270,23 @@ def _queues_component() -> dict:
     rules = QUEUE["properties"]
     queue = _object_of(rules | always, optional=rules.keys() - always.keys())
     return _object_of({"queues": _list_of(queue)})
+
+
+def _room_component() -> dict:
+    rules = {key: rule for key, rule in QUEUE["properties"].items() if key != "description"}
+    players = _object_of({"min": _INTEGER, "max": _INTEGER})
+    settings = _object_of(rules | {"players": players}, optional=rules.keys() - {"players"})
+    room = {
+        "queue": _STRING,
+        "settings": settings,
+        "code": _STRING,
+        "host": _STRING,
+        "players": _list_of(_ref("Player")),
+        "connected": _list_of(_STRING),
+        "locked": {"type": "boolean"},
+        "state": {"enum": ["waiting", "playing"]},
+    }
+    return _object_of(room)
 
 
 def _export_component() -> dict:
@@ -9221,7 +9654,8 @@ class Server:
         self.bank = Bank(self.redis, schema)
         self.users = Users(self.redis, schema)
         self.games = Games(self.redis, schema, self.bank, self.users, self.worker)
-        self.lobby = Lobby(self.redis, schema, self.worker, self.games.form)
+        self.rooms = Rooms(self.redis, schema, self.games)
+        self.lobby = Lobby(self.redis, schema, self.worker, self.games.form, self.rooms.check)
         self.personal_data = PersonalData(self.redis, self.users, self.lobby, self.games)
         self.chores = Chores(self.redis)
         self.guests = Guests(self.redis, schema, self.users, self.personal_data)
@@ -9231,7 +9665,8 @@ class Server:
         self.identities = Identities(
             self.redis, schema, self.users, self.guests, self.merges, self.chores
         )
-        self.hub = Hub(self.worker, self.redis, schema, self.users, self.lobby, self.games, wire_of)
+        parts = self.redis, schema, self.users, self.lobby, self.games
+        self.hub = Hub(self.worker, *parts, wire_of, self.rooms)
         self.background: list[asyncio.Task] = []
 
     # -- start and stop

@@ -532,6 +532,7 @@ data class QueueList(
         val description: String? = null,
         val players: Players,
         val match: String? = null,
+        val lateJoin: Boolean? = null,
         val window: Double? = null,
         val widen: Double? = null,
         val fillSeconds: Double? = null,
@@ -540,6 +541,8 @@ data class QueueList(
         val startSeconds: Double? = null,
         val answerSeconds: Double? = null,
         val revealSeconds: Double? = null,
+        val totalSeconds: Double? = null,
+        val lives: Int? = null,
         val seatSeconds: Double? = null,
         val rated: Boolean? = null,
         val scoring: Scoring? = null,
@@ -550,13 +553,14 @@ data class QueueList(
         val waiting: Int,
         val playing: Int,
     ) {
-        internal fun fields() = fieldsOf("description" to description, "players" to players.fields(), "match" to match, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties, "name" to name, "waiting" to waiting, "playing" to playing)
+        internal fun fields() = fieldsOf("description" to description, "players" to players.fields(), "match" to match, "late_join" to lateJoin, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties, "name" to name, "waiting" to waiting, "playing" to playing)
 
         companion object {
             internal fun from(json: Json) = Queues(
                 description = json["description"].orNull { it.text() },
                 players = Players.from(json["players"]),
                 match = json["match"].orNull { it.text() },
+                lateJoin = json["late_join"].orNull { it.bool() },
                 window = json["window"].orNull { it.double() },
                 widen = json["widen"].orNull { it.double() },
                 fillSeconds = json["fill_seconds"].orNull { it.double() },
@@ -565,6 +569,8 @@ data class QueueList(
                 startSeconds = json["start_seconds"].orNull { it.double() },
                 answerSeconds = json["answer_seconds"].orNull { it.double() },
                 revealSeconds = json["reveal_seconds"].orNull { it.double() },
+                totalSeconds = json["total_seconds"].orNull { it.double() },
+                lives = json["lives"].orNull { it.int() },
                 seatSeconds = json["seat_seconds"].orNull { it.double() },
                 rated = json["rated"].orNull { it.bool() },
                 scoring = json["scoring"].orNull { Scoring.from(it) },
@@ -574,6 +580,108 @@ data class QueueList(
                 name = json["name"].text(),
                 waiting = json["waiting"].int(),
                 playing = json["playing"].int(),
+            )
+        }
+
+        data class Players(
+            val min: Int,
+            val max: Int,
+        ) {
+            internal fun fields() = fieldsOf("min" to min, "max" to max)
+
+            companion object {
+                internal fun from(json: Json) = Players(
+                    min = json["min"].int(),
+                    max = json["max"].int(),
+                )
+            }
+        }
+
+        data class Scoring(
+            val correct: Int,
+            val speed: Int,
+        ) {
+            internal fun fields() = fieldsOf("correct" to correct, "speed" to speed)
+
+            companion object {
+                internal fun from(json: Json) = Scoring(
+                    correct = json["correct"].int(),
+                    speed = json["speed"].int(),
+                )
+            }
+        }
+    }
+}
+
+data class Room(
+    val queue: String,
+    val settings: Settings,
+    val code: String,
+    val host: String,
+    val players: List<Player>,
+    val connected: List<String>,
+    val locked: Boolean,
+    val state: String,
+) {
+    internal fun fields() = fieldsOf("queue" to queue, "settings" to settings.fields(), "code" to code, "host" to host, "players" to players.map { it.fields() }, "connected" to connected, "locked" to locked, "state" to state)
+
+    companion object {
+        internal fun from(json: Json) = Room(
+            queue = json["queue"].text(),
+            settings = Settings.from(json["settings"]),
+            code = json["code"].text(),
+            host = json["host"].text(),
+            players = json["players"].list { Player.from(it) },
+            connected = json["connected"].list { it.text() },
+            locked = json["locked"].bool(),
+            state = json["state"].text(),
+        )
+    }
+
+    data class Settings(
+        val players: Players,
+        val match: String? = null,
+        val lateJoin: Boolean? = null,
+        val window: Double? = null,
+        val widen: Double? = null,
+        val fillSeconds: Double? = null,
+        val waitSeconds: Double? = null,
+        val rounds: Int? = null,
+        val startSeconds: Double? = null,
+        val answerSeconds: Double? = null,
+        val revealSeconds: Double? = null,
+        val totalSeconds: Double? = null,
+        val lives: Int? = null,
+        val seatSeconds: Double? = null,
+        val rated: Boolean? = null,
+        val scoring: Scoring? = null,
+        val onExit: String? = null,
+        val categories: List<String>? = null,
+        val difficulties: List<String>? = null,
+    ) {
+        internal fun fields() = fieldsOf("players" to players.fields(), "match" to match, "late_join" to lateJoin, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties)
+
+        companion object {
+            internal fun from(json: Json) = Settings(
+                players = Players.from(json["players"]),
+                match = json["match"].orNull { it.text() },
+                lateJoin = json["late_join"].orNull { it.bool() },
+                window = json["window"].orNull { it.double() },
+                widen = json["widen"].orNull { it.double() },
+                fillSeconds = json["fill_seconds"].orNull { it.double() },
+                waitSeconds = json["wait_seconds"].orNull { it.double() },
+                rounds = json["rounds"].orNull { it.int() },
+                startSeconds = json["start_seconds"].orNull { it.double() },
+                answerSeconds = json["answer_seconds"].orNull { it.double() },
+                revealSeconds = json["reveal_seconds"].orNull { it.double() },
+                totalSeconds = json["total_seconds"].orNull { it.double() },
+                lives = json["lives"].orNull { it.int() },
+                seatSeconds = json["seat_seconds"].orNull { it.double() },
+                rated = json["rated"].orNull { it.bool() },
+                scoring = json["scoring"].orNull { Scoring.from(it) },
+                onExit = json["on_exit"].orNull { it.text() },
+                categories = json["categories"].orNull { it.list { it.text() } },
+                difficulties = json["difficulties"].orNull { it.list { it.text() } },
             )
         }
 
@@ -664,6 +772,7 @@ sealed interface ServerMessage {
         internal fun from(json: Json): ServerMessage? = when (json["type"].text()) {
             "queued" -> QueuedMessage.from(json)
             "cancelled" -> CancelledMessage.from(json)
+            "room" -> RoomMessage.from(json)
             "start" -> StartMessage.from(json)
             "question" -> QuestionMessage.from(json)
             "answered" -> AnsweredMessage.from(json)
@@ -707,7 +816,7 @@ data class QueuedMessage(
     }
 }
 
-/** The player is out of the queue, or has left the game. */
+/** The player is out of the queue or the room, or has left the game. */
 data class CancelledMessage(
     val queue: String,
     val reason: String,
@@ -722,6 +831,40 @@ data class CancelledMessage(
     }
 }
 
+/**
+ * The private room that the player is in: the reply to `join`, and after each change. After `end`
+ * the players are in their room again.
+ */
+data class RoomMessage(
+    /** Six letters and digits by which friends join. */
+    val code: String,
+    val queue: String,
+    /** A username. */
+    val host: String,
+    val players: List<Player>,
+    /** Usernames of the connected players. */
+    val connected: List<String>,
+    val locked: Boolean,
+    val state: String,
+    /** The rules of the queue; see `GET /queues`. */
+    val settings: Any?,
+) : ServerMessage {
+    override val type get() = "room"
+
+    companion object {
+        internal fun from(json: Json) = RoomMessage(
+            code = json["code"].text(),
+            queue = json["queue"].text(),
+            host = json["host"].text(),
+            players = json["players"].list { Player.from(it) },
+            connected = json["connected"].list { it.text() },
+            locked = json["locked"].bool(),
+            state = json["state"].text(),
+            settings = json["settings"].value,
+        )
+    }
+}
+
 /** A game starts. */
 data class StartMessage(
     val game: String,
@@ -732,6 +875,10 @@ data class StartMessage(
     val rounds: Int,
     /** Time until the first question. */
     val startsMs: Long,
+    /** With `total_seconds`: time left for all questions. */
+    val totalMs: Long? = null,
+    /** With `lives`: questions that may still go wrong. */
+    val lives: Int? = null,
 ) : ServerMessage {
     override val type get() = "start"
 
@@ -743,6 +890,8 @@ data class StartMessage(
             players = json["players"].list { Player.from(it) },
             rounds = json["rounds"].int(),
             startsMs = json["starts_ms"].long(),
+            totalMs = json["total_ms"].orNull { it.long() },
+            lives = json["lives"].orNull { it.int() },
         )
     }
 }
@@ -808,6 +957,8 @@ data class RevealMessage(
     val scores: Map<String, Int>,
     /** Time until the next question or the end. */
     val revealMs: Long,
+    val totalMs: Long? = null,
+    val lives: Int? = null,
 ) : ServerMessage {
     override val type get() = "reveal"
 
@@ -820,6 +971,8 @@ data class RevealMessage(
             answers = json["answers"].map { Answers.from(it) },
             scores = json["scores"].map { it.int() },
             revealMs = json["reveal_ms"].long(),
+            totalMs = json["total_ms"].orNull { it.long() },
+            lives = json["lives"].orNull { it.int() },
         )
     }
 
@@ -860,7 +1013,12 @@ data class UpdateMessage(
     /** Time until this phase ends. */
     val leftMs: Long,
     val scores: Map<String, Int>,
-    /** Present in the phases `question` and `reveal`. */
+    val totalMs: Long? = null,
+    val lives: Int? = null,
+    /**
+     * Present in the phases `question` and `reveal`, but not for a player who came after the
+     * question.
+     */
     val question: Question? = null,
     /** This player's answer to the question. */
     val choice: Int? = null,
@@ -885,6 +1043,8 @@ data class UpdateMessage(
             phase = json["phase"].text(),
             leftMs = json["left_ms"].long(),
             scores = json["scores"].map { it.int() },
+            totalMs = json["total_ms"].orNull { it.long() },
+            lives = json["lives"].orNull { it.int() },
             question = json["question"].orNull { Question.from(it) },
             choice = json["choice"].orNull { it.int() },
             answered = json["answered"].orNull { it.list { it.text() } },
@@ -893,7 +1053,9 @@ data class UpdateMessage(
         )
     }
 
-    /** Present in the phases `question` and `reveal`. */
+    /**
+     * Present in the phases `question` and `reveal`, but not for a player who came after the question.
+     */
     data class Question(
         val round: Int? = null,
         val text: String? = null,
@@ -935,7 +1097,7 @@ data class UserExitMessage(
     }
 }
 
-/** A player has reconnected. */
+/** A player has reconnected, or has joined a running game (`late_join`). */
 data class UserReturnMessage(
     val game: String,
     val seq: Int,
@@ -1109,12 +1271,17 @@ data class JoinFields(
     val id: Any? = null,
     /** Optional: a queue. Default: the previous one. */
     val queue: String? = null,
+    /**
+     * Optional: the code of a private room, whose queue counts then. Without it, a queue with
+     * `match: room` opens a new room.
+     */
+    val code: String? = null,
 ) : ClientMessage {
-    override fun fields() = fieldsOf("type" to "join", "id" to id, "queue" to queue)
+    override fun fields() = fieldsOf("type" to "join", "id" to id, "queue" to queue, "code" to code)
 
 }
 
-/** Leaves the queue, or the game for good. */
+/** Leaves the queue, the room, or the game for good. */
 data class LeaveFields(
     /** Repeated in an `error` about this message. */
     val id: Any? = null,
@@ -1123,11 +1290,52 @@ data class LeaveFields(
 
 }
 
+/** The host of a room begins a game of all who are connected. */
+data class BeginFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "begin", "id" to id)
+
+}
+
+/** The host sends a player away from the room, and out of its game. They can't come back. */
+data class KickFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+    /** A username. */
+    val player: String,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "kick", "id" to id, "player" to player)
+
+}
+
+/** The host lets no new player into the room, or lets them in again. */
+data class LockFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+    val locked: Boolean,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "lock", "id" to id, "locked" to locked)
+
+}
+
+/** The host makes another player the host. */
+data class PassFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+    /** A username. */
+    val player: String,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "pass", "id" to id, "player" to player)
+
+}
+
 /** The codes of errors, over HTTP and in `error` messages. */
-val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
+val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
 
 /** The queues of the server. */
-val QUEUES = listOf("random", "rated", "party")
+val QUEUES = listOf("random", "rated", "party", "solo", "friends")
 
 // ---- JSON ----------------------------------------------------------------------------------------
 
@@ -1412,6 +1620,11 @@ class Trivia(
     /** Returns the queues: their rules, and how many players wait and play. */
     fun readQueues(): QueueList {
         return QueueList.from(request("GET", "/queues", emptyMap(), null))
+    }
+
+    /** Returns a private room, for the preview of a link to it. */
+    fun readRoom(code: String): Room {
+        return Room.from(request("GET", "/rooms/${part(code)}", emptyMap(), null))
     }
 
     /** Tells that the process answers, and its version. */
@@ -1816,6 +2029,18 @@ class Play internal constructor(
 
     /** A reaction. The opponents see it. */
     fun emoji(message: EmojiFields) = send(message)
+
+    /** The host of a room begins a game of all who are connected. */
+    fun begin(message: BeginFields) = send(message)
+
+    /** The host sends a player away from the room, and out of its game. They can't come back. */
+    fun kick(message: KickFields) = send(message)
+
+    /** The host lets no new player into the room, or lets them in again. */
+    fun lock(message: LockFields) = send(message)
+
+    /** The host makes another player the host. */
+    fun pass(message: PassFields) = send(message)
 
     /** Sends a message. Without a connection it is dropped; `update` then shows the true state. */
     fun send(message: ClientMessage) = thread.execute { sendNow(message.fields()) }

@@ -615,6 +615,7 @@ public struct QueueList: Codable, Equatable, Sendable {
         public var description: String?
         public var players: Players
         public var match: String?
+        public var lateJoin: Bool?
         public var window: Double?
         public var widen: Double?
         public var fillSeconds: Double?
@@ -623,6 +624,8 @@ public struct QueueList: Codable, Equatable, Sendable {
         public var startSeconds: Double?
         public var answerSeconds: Double?
         public var revealSeconds: Double?
+        public var totalSeconds: Double?
+        public var lives: Int?
         public var seatSeconds: Double?
         public var rated: Bool?
         public var scoring: Scoring?
@@ -667,6 +670,7 @@ public struct QueueList: Codable, Equatable, Sendable {
             case description = "description"
             case players = "players"
             case match = "match"
+            case lateJoin = "late_join"
             case window = "window"
             case widen = "widen"
             case fillSeconds = "fill_seconds"
@@ -675,6 +679,8 @@ public struct QueueList: Codable, Equatable, Sendable {
             case startSeconds = "start_seconds"
             case answerSeconds = "answer_seconds"
             case revealSeconds = "reveal_seconds"
+            case totalSeconds = "total_seconds"
+            case lives = "lives"
             case seatSeconds = "seat_seconds"
             case rated = "rated"
             case scoring = "scoring"
@@ -686,10 +692,11 @@ public struct QueueList: Codable, Equatable, Sendable {
             case playing = "playing"
         }
 
-        public init(description: String? = nil, players: Players, match: String? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
+        public init(description: String? = nil, players: Players, match: String? = nil, lateJoin: Bool? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
             self.description = description
             self.players = players
             self.match = match
+            self.lateJoin = lateJoin
             self.window = window
             self.widen = widen
             self.fillSeconds = fillSeconds
@@ -698,6 +705,8 @@ public struct QueueList: Codable, Equatable, Sendable {
             self.startSeconds = startSeconds
             self.answerSeconds = answerSeconds
             self.revealSeconds = revealSeconds
+            self.totalSeconds = totalSeconds
+            self.lives = lives
             self.seatSeconds = seatSeconds
             self.rated = rated
             self.scoring = scoring
@@ -716,6 +725,135 @@ public struct QueueList: Codable, Equatable, Sendable {
 
     public init(queues: [Queues]) {
         self.queues = queues
+    }
+}
+
+public struct Room: Codable, Equatable, Sendable {
+    public var queue: String
+    public var settings: Settings
+    public var code: String
+    public var host: String
+    public var players: [Player]
+    public var connected: [String]
+    public var locked: Bool
+    public var state: String
+
+    public struct Settings: Codable, Equatable, Sendable {
+        public var players: Players
+        public var match: String?
+        public var lateJoin: Bool?
+        public var window: Double?
+        public var widen: Double?
+        public var fillSeconds: Double?
+        public var waitSeconds: Double?
+        public var rounds: Int?
+        public var startSeconds: Double?
+        public var answerSeconds: Double?
+        public var revealSeconds: Double?
+        public var totalSeconds: Double?
+        public var lives: Int?
+        public var seatSeconds: Double?
+        public var rated: Bool?
+        public var scoring: Scoring?
+        public var onExit: String?
+        public var categories: [String]?
+        public var difficulties: [String]?
+
+        public struct Players: Codable, Equatable, Sendable {
+            public var min: Int
+            public var max: Int
+
+            enum CodingKeys: String, CodingKey {
+                case min = "min"
+                case max = "max"
+            }
+
+            public init(min: Int, max: Int) {
+                self.min = min
+                self.max = max
+            }
+        }
+
+        public struct Scoring: Codable, Equatable, Sendable {
+            public var correct: Int
+            public var speed: Int
+
+            enum CodingKeys: String, CodingKey {
+                case correct = "correct"
+                case speed = "speed"
+            }
+
+            public init(correct: Int, speed: Int) {
+                self.correct = correct
+                self.speed = speed
+            }
+        }
+
+        enum CodingKeys: String, CodingKey {
+            case players = "players"
+            case match = "match"
+            case lateJoin = "late_join"
+            case window = "window"
+            case widen = "widen"
+            case fillSeconds = "fill_seconds"
+            case waitSeconds = "wait_seconds"
+            case rounds = "rounds"
+            case startSeconds = "start_seconds"
+            case answerSeconds = "answer_seconds"
+            case revealSeconds = "reveal_seconds"
+            case totalSeconds = "total_seconds"
+            case lives = "lives"
+            case seatSeconds = "seat_seconds"
+            case rated = "rated"
+            case scoring = "scoring"
+            case onExit = "on_exit"
+            case categories = "categories"
+            case difficulties = "difficulties"
+        }
+
+        public init(players: Players, match: String? = nil, lateJoin: Bool? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
+            self.players = players
+            self.match = match
+            self.lateJoin = lateJoin
+            self.window = window
+            self.widen = widen
+            self.fillSeconds = fillSeconds
+            self.waitSeconds = waitSeconds
+            self.rounds = rounds
+            self.startSeconds = startSeconds
+            self.answerSeconds = answerSeconds
+            self.revealSeconds = revealSeconds
+            self.totalSeconds = totalSeconds
+            self.lives = lives
+            self.seatSeconds = seatSeconds
+            self.rated = rated
+            self.scoring = scoring
+            self.onExit = onExit
+            self.categories = categories
+            self.difficulties = difficulties
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case queue = "queue"
+        case settings = "settings"
+        case code = "code"
+        case host = "host"
+        case players = "players"
+        case connected = "connected"
+        case locked = "locked"
+        case state = "state"
+    }
+
+    public init(queue: String, settings: Settings, code: String, host: String, players: [Player], connected: [String], locked: Bool, state: String) {
+        self.queue = queue
+        self.settings = settings
+        self.code = code
+        self.host = host
+        self.players = players
+        self.connected = connected
+        self.locked = locked
+        self.state = state
     }
 }
 
@@ -774,6 +912,7 @@ public struct Health: Codable, Equatable, Sendable {
 public enum ServerMessage: Equatable, Sendable {
     case queued(QueuedMessage)
     case cancelled(CancelledMessage)
+    case room(RoomMessage)
     case start(StartMessage)
     case question(QuestionMessage)
     case answered(AnsweredMessage)
@@ -793,6 +932,7 @@ public enum ServerMessage: Equatable, Sendable {
         switch head.type {
         case "queued": return .queued(try JSONDecoder().decode(QueuedMessage.self, from: data))
         case "cancelled": return .cancelled(try JSONDecoder().decode(CancelledMessage.self, from: data))
+        case "room": return .room(try JSONDecoder().decode(RoomMessage.self, from: data))
         case "start": return .start(try JSONDecoder().decode(StartMessage.self, from: data))
         case "question": return .question(try JSONDecoder().decode(QuestionMessage.self, from: data))
         case "answered": return .answered(try JSONDecoder().decode(AnsweredMessage.self, from: data))
@@ -842,7 +982,7 @@ public struct QueuedMessage: Codable, Equatable, Sendable {
     }
 }
 
-/// The player is out of the queue, or has left the game.
+/// The player is out of the queue or the room, or has left the game.
 public struct CancelledMessage: Codable, Equatable, Sendable {
     public var queue: String
     public var reason: String
@@ -858,6 +998,45 @@ public struct CancelledMessage: Codable, Equatable, Sendable {
     }
 }
 
+/// The private room that the player is in: the reply to `join`, and after each change. After `end`
+/// the players are in their room again.
+public struct RoomMessage: Codable, Equatable, Sendable {
+    /// Six letters and digits by which friends join.
+    public var code: String
+    public var queue: String
+    /// A username.
+    public var host: String
+    public var players: [Player]
+    /// Usernames of the connected players.
+    public var connected: [String]
+    public var locked: Bool
+    public var state: String
+    /// The rules of the queue; see `GET /queues`.
+    public var settings: JSONValue?
+
+    enum CodingKeys: String, CodingKey {
+        case code = "code"
+        case queue = "queue"
+        case host = "host"
+        case players = "players"
+        case connected = "connected"
+        case locked = "locked"
+        case state = "state"
+        case settings = "settings"
+    }
+
+    public init(code: String, queue: String, host: String, players: [Player], connected: [String], locked: Bool, state: String, settings: JSONValue? = nil) {
+        self.code = code
+        self.queue = queue
+        self.host = host
+        self.players = players
+        self.connected = connected
+        self.locked = locked
+        self.state = state
+        self.settings = settings
+    }
+}
+
 /// A game starts.
 public struct StartMessage: Codable, Equatable, Sendable {
     public var game: String
@@ -868,6 +1047,10 @@ public struct StartMessage: Codable, Equatable, Sendable {
     public var rounds: Int
     /// Time until the first question.
     public var startsMs: Int
+    /// With `total_seconds`: time left for all questions.
+    public var totalMs: Int?
+    /// With `lives`: questions that may still go wrong.
+    public var lives: Int?
 
     enum CodingKeys: String, CodingKey {
         case game = "game"
@@ -876,15 +1059,19 @@ public struct StartMessage: Codable, Equatable, Sendable {
         case players = "players"
         case rounds = "rounds"
         case startsMs = "starts_ms"
+        case totalMs = "total_ms"
+        case lives = "lives"
     }
 
-    public init(game: String, seq: Int, queue: String, players: [Player], rounds: Int, startsMs: Int) {
+    public init(game: String, seq: Int, queue: String, players: [Player], rounds: Int, startsMs: Int, totalMs: Int? = nil, lives: Int? = nil) {
         self.game = game
         self.seq = seq
         self.queue = queue
         self.players = players
         self.rounds = rounds
         self.startsMs = startsMs
+        self.totalMs = totalMs
+        self.lives = lives
     }
 }
 
@@ -959,6 +1146,8 @@ public struct RevealMessage: Codable, Equatable, Sendable {
     public var scores: [String: Int]
     /// Time until the next question or the end.
     public var revealMs: Int
+    public var totalMs: Int?
+    public var lives: Int?
 
     /// By username. Players without an answer are missing.
     public struct Answers: Codable, Equatable, Sendable {
@@ -987,9 +1176,11 @@ public struct RevealMessage: Codable, Equatable, Sendable {
         case answers = "answers"
         case scores = "scores"
         case revealMs = "reveal_ms"
+        case totalMs = "total_ms"
+        case lives = "lives"
     }
 
-    public init(game: String, seq: Int, round: Int, correct: Int, answers: [String: Answers], scores: [String: Int], revealMs: Int) {
+    public init(game: String, seq: Int, round: Int, correct: Int, answers: [String: Answers], scores: [String: Int], revealMs: Int, totalMs: Int? = nil, lives: Int? = nil) {
         self.game = game
         self.seq = seq
         self.round = round
@@ -997,6 +1188,8 @@ public struct RevealMessage: Codable, Equatable, Sendable {
         self.answers = answers
         self.scores = scores
         self.revealMs = revealMs
+        self.totalMs = totalMs
+        self.lives = lives
     }
 }
 
@@ -1017,7 +1210,10 @@ public struct UpdateMessage: Codable, Equatable, Sendable {
     /// Time until this phase ends.
     public var leftMs: Int
     public var scores: [String: Int]
-    /// Present in the phases `question` and `reveal`.
+    public var totalMs: Int?
+    public var lives: Int?
+    /// Present in the phases `question` and `reveal`, but not for a player who came after the
+    /// question.
     public var question: Question?
     /// This player's answer to the question.
     public var choice: Int?
@@ -1028,7 +1224,7 @@ public struct UpdateMessage: Codable, Equatable, Sendable {
     /// Present in the phase `reveal`, in the same form as there.
     public var answers: JSONValue?
 
-    /// Present in the phases `question` and `reveal`.
+    /// Present in the phases `question` and `reveal`, but not for a player who came after the question.
     public struct Question: Codable, Equatable, Sendable {
         public var round: Int?
         public var text: String?
@@ -1064,6 +1260,8 @@ public struct UpdateMessage: Codable, Equatable, Sendable {
         case phase = "phase"
         case leftMs = "left_ms"
         case scores = "scores"
+        case totalMs = "total_ms"
+        case lives = "lives"
         case question = "question"
         case choice = "choice"
         case answered = "answered"
@@ -1071,7 +1269,7 @@ public struct UpdateMessage: Codable, Equatable, Sendable {
         case answers = "answers"
     }
 
-    public init(game: String, seq: Int, queue: String, players: [Player], connected: [String], rounds: Int, round: Int, phase: String, leftMs: Int, scores: [String: Int], question: Question? = nil, choice: Int? = nil, answered: [String]? = nil, correct: Int? = nil, answers: JSONValue? = nil) {
+    public init(game: String, seq: Int, queue: String, players: [Player], connected: [String], rounds: Int, round: Int, phase: String, leftMs: Int, scores: [String: Int], totalMs: Int? = nil, lives: Int? = nil, question: Question? = nil, choice: Int? = nil, answered: [String]? = nil, correct: Int? = nil, answers: JSONValue? = nil) {
         self.game = game
         self.seq = seq
         self.queue = queue
@@ -1082,6 +1280,8 @@ public struct UpdateMessage: Codable, Equatable, Sendable {
         self.phase = phase
         self.leftMs = leftMs
         self.scores = scores
+        self.totalMs = totalMs
+        self.lives = lives
         self.question = question
         self.choice = choice
         self.answered = answered
@@ -1113,7 +1313,7 @@ public struct UserExitMessage: Codable, Equatable, Sendable {
     }
 }
 
-/// A player has reconnected.
+/// A player has reconnected, or has joined a running game (`late_join`).
 public struct UserReturnMessage: Codable, Equatable, Sendable {
     public var game: String
     public var seq: Int
@@ -1341,20 +1541,25 @@ public struct JoinFields: ClientMessage, Equatable, Sendable {
     public var id: JSONValue?
     /// Optional: a queue. Default: the previous one.
     public var queue: String?
+    /// Optional: the code of a private room, whose queue counts then. Without it, a queue with
+    /// `match: room` opens a new room.
+    public var code: String?
 
     enum CodingKeys: String, CodingKey {
         case type = "type"
         case id = "id"
         case queue = "queue"
+        case code = "code"
     }
 
-    public init(id: JSONValue? = nil, queue: String? = nil) {
+    public init(id: JSONValue? = nil, queue: String? = nil, code: String? = nil) {
         self.id = id
         self.queue = queue
+        self.code = code
     }
 }
 
-/// Leaves the queue, or the game for good.
+/// Leaves the queue, the room, or the game for good.
 public struct LeaveFields: ClientMessage, Equatable, Sendable {
     public let type = "leave"
     /// Repeated in an `error` about this message.
@@ -1370,15 +1575,90 @@ public struct LeaveFields: ClientMessage, Equatable, Sendable {
     }
 }
 
+/// The host of a room begins a game of all who are connected.
+public struct BeginFields: ClientMessage, Equatable, Sendable {
+    public let type = "begin"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+    }
+
+    public init(id: JSONValue? = nil) {
+        self.id = id
+    }
+}
+
+/// The host sends a player away from the room, and out of its game. They can't come back.
+public struct KickFields: ClientMessage, Equatable, Sendable {
+    public let type = "kick"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+    /// A username.
+    public var player: String
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+        case player = "player"
+    }
+
+    public init(id: JSONValue? = nil, player: String) {
+        self.id = id
+        self.player = player
+    }
+}
+
+/// The host lets no new player into the room, or lets them in again.
+public struct LockFields: ClientMessage, Equatable, Sendable {
+    public let type = "lock"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+    public var locked: Bool
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+        case locked = "locked"
+    }
+
+    public init(id: JSONValue? = nil, locked: Bool) {
+        self.id = id
+        self.locked = locked
+    }
+}
+
+/// The host makes another player the host.
+public struct PassFields: ClientMessage, Equatable, Sendable {
+    public let type = "pass"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+    /// A username.
+    public var player: String
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+        case player = "player"
+    }
+
+    public init(id: JSONValue? = nil, player: String) {
+        self.id = id
+        self.player = player
+    }
+}
+
 extension JoinFields {
-    var query: [String: String?] { [:] }
+    var query: [String: String?] { ["code": code.map { "\($0)" }] }
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
+public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
 
 /// The queues of the server.
-public let triviaQueues = ["random", "rated", "party"]
+public let triviaQueues = ["random", "rated", "party", "solo", "friends"]
 
 // MARK: - HTTP
 
@@ -1543,6 +1823,11 @@ public final class Trivia: @unchecked Sendable {
     /// Returns the queues: their rules, and how many players wait and play.
     public func readQueues() async throws -> QueueList {
         return try await request("GET", "/queues")
+    }
+
+    /// Returns a private room, for the preview of a link to it.
+    public func readRoom(code: String) async throws -> Room {
+        return try await request("GET", "/rooms/\(part(code))")
     }
 
     /// Tells that the process answers, and its version.
@@ -1777,6 +2062,26 @@ public final class Play {
 
     /// A reaction. The opponents see it.
     public func emoji(_ message: EmojiFields) {
+        send(message)
+    }
+
+    /// The host of a room begins a game of all who are connected.
+    public func begin(_ message: BeginFields) {
+        send(message)
+    }
+
+    /// The host sends a player away from the room, and out of its game. They can't come back.
+    public func kick(_ message: KickFields) {
+        send(message)
+    }
+
+    /// The host lets no new player into the room, or lets them in again.
+    public func lock(_ message: LockFields) {
+        send(message)
+    }
+
+    /// The host makes another player the host.
+    public func pass(_ message: PassFields) {
         send(message)
     }
 

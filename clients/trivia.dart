@@ -559,12 +559,13 @@ class QueueList {
 }
 
 class QueueListQueues {
-  const QueueListQueues({this.description, required this.players, this.match, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties, required this.name, required this.waiting, required this.playing});
+  const QueueListQueues({this.description, required this.players, this.match, this.lateJoin, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties, required this.name, required this.waiting, required this.playing});
 
   QueueListQueues.from(Map<String, dynamic> json)
       : description = _orNull(json['description'], (it) => it as String),
         players = QueueListQueuesPlayers.from(json['players'] as Map<String, dynamic>),
         match = _orNull(json['match'], (it) => it as String),
+        lateJoin = _orNull(json['late_join'], (it) => it as bool),
         window = _orNull(json['window'], (it) => (it as num).toDouble()),
         widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
         fillSeconds = _orNull(json['fill_seconds'], (it) => (it as num).toDouble()),
@@ -573,6 +574,8 @@ class QueueListQueues {
         startSeconds = _orNull(json['start_seconds'], (it) => (it as num).toDouble()),
         answerSeconds = _orNull(json['answer_seconds'], (it) => (it as num).toDouble()),
         revealSeconds = _orNull(json['reveal_seconds'], (it) => (it as num).toDouble()),
+        totalSeconds = _orNull(json['total_seconds'], (it) => (it as num).toDouble()),
+        lives = _orNull(json['lives'], (it) => it as int),
         seatSeconds = _orNull(json['seat_seconds'], (it) => (it as num).toDouble()),
         rated = _orNull(json['rated'], (it) => it as bool),
         scoring = _orNull(json['scoring'], (it) => QueueListQueuesScoring.from(it as Map<String, dynamic>)),
@@ -589,6 +592,8 @@ class QueueListQueues {
 
   final String? match;
 
+  final bool? lateJoin;
+
   final double? window;
 
   final double? widen;
@@ -604,6 +609,10 @@ class QueueListQueues {
   final double? answerSeconds;
 
   final double? revealSeconds;
+
+  final double? totalSeconds;
+
+  final int? lives;
 
   final double? seatSeconds;
 
@@ -623,7 +632,7 @@ class QueueListQueues {
 
   final int playing;
 
-  Map<String, dynamic> toJson() => _fields({'description': description, 'players': players, 'match': match, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties, 'name': name, 'waiting': waiting, 'playing': playing});
+  Map<String, dynamic> toJson() => _fields({'description': description, 'players': players, 'match': match, 'late_join': lateJoin, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties, 'name': name, 'waiting': waiting, 'playing': playing});
 }
 
 class QueueListQueuesPlayers {
@@ -644,6 +653,131 @@ class QueueListQueuesScoring {
   const QueueListQueuesScoring({required this.correct, required this.speed});
 
   QueueListQueuesScoring.from(Map<String, dynamic> json)
+      : correct = json['correct'] as int,
+        speed = json['speed'] as int;
+
+  final int correct;
+
+  final int speed;
+
+  Map<String, dynamic> toJson() => _fields({'correct': correct, 'speed': speed});
+}
+
+class Room {
+  const Room({required this.queue, required this.settings, required this.code, required this.host, required this.players, required this.connected, required this.locked, required this.state});
+
+  Room.from(Map<String, dynamic> json)
+      : queue = json['queue'] as String,
+        settings = RoomSettings.from(json['settings'] as Map<String, dynamic>),
+        code = json['code'] as String,
+        host = json['host'] as String,
+        players = _list(json['players'], (it) => Player.from(it as Map<String, dynamic>)),
+        connected = _list(json['connected'], (it) => it as String),
+        locked = json['locked'] as bool,
+        state = json['state'] as String;
+
+  final String queue;
+
+  final RoomSettings settings;
+
+  final String code;
+
+  final String host;
+
+  final List<Player> players;
+
+  final List<String> connected;
+
+  final bool locked;
+
+  final String state;
+
+  Map<String, dynamic> toJson() => _fields({'queue': queue, 'settings': settings, 'code': code, 'host': host, 'players': players, 'connected': connected, 'locked': locked, 'state': state});
+}
+
+class RoomSettings {
+  const RoomSettings({required this.players, this.match, this.lateJoin, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties});
+
+  RoomSettings.from(Map<String, dynamic> json)
+      : players = RoomSettingsPlayers.from(json['players'] as Map<String, dynamic>),
+        match = _orNull(json['match'], (it) => it as String),
+        lateJoin = _orNull(json['late_join'], (it) => it as bool),
+        window = _orNull(json['window'], (it) => (it as num).toDouble()),
+        widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
+        fillSeconds = _orNull(json['fill_seconds'], (it) => (it as num).toDouble()),
+        waitSeconds = _orNull(json['wait_seconds'], (it) => (it as num).toDouble()),
+        rounds = _orNull(json['rounds'], (it) => it as int),
+        startSeconds = _orNull(json['start_seconds'], (it) => (it as num).toDouble()),
+        answerSeconds = _orNull(json['answer_seconds'], (it) => (it as num).toDouble()),
+        revealSeconds = _orNull(json['reveal_seconds'], (it) => (it as num).toDouble()),
+        totalSeconds = _orNull(json['total_seconds'], (it) => (it as num).toDouble()),
+        lives = _orNull(json['lives'], (it) => it as int),
+        seatSeconds = _orNull(json['seat_seconds'], (it) => (it as num).toDouble()),
+        rated = _orNull(json['rated'], (it) => it as bool),
+        scoring = _orNull(json['scoring'], (it) => RoomSettingsScoring.from(it as Map<String, dynamic>)),
+        onExit = _orNull(json['on_exit'], (it) => it as String),
+        categories = _orNull(json['categories'], (it) => _list(it, (it) => it as String)),
+        difficulties = _orNull(json['difficulties'], (it) => _list(it, (it) => it as String));
+
+  final RoomSettingsPlayers players;
+
+  final String? match;
+
+  final bool? lateJoin;
+
+  final double? window;
+
+  final double? widen;
+
+  final double? fillSeconds;
+
+  final double? waitSeconds;
+
+  final int? rounds;
+
+  final double? startSeconds;
+
+  final double? answerSeconds;
+
+  final double? revealSeconds;
+
+  final double? totalSeconds;
+
+  final int? lives;
+
+  final double? seatSeconds;
+
+  final bool? rated;
+
+  final RoomSettingsScoring? scoring;
+
+  final String? onExit;
+
+  final List<String>? categories;
+
+  final List<String>? difficulties;
+
+  Map<String, dynamic> toJson() => _fields({'players': players, 'match': match, 'late_join': lateJoin, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties});
+}
+
+class RoomSettingsPlayers {
+  const RoomSettingsPlayers({required this.min, required this.max});
+
+  RoomSettingsPlayers.from(Map<String, dynamic> json)
+      : min = json['min'] as int,
+        max = json['max'] as int;
+
+  final int min;
+
+  final int max;
+
+  Map<String, dynamic> toJson() => _fields({'min': min, 'max': max});
+}
+
+class RoomSettingsScoring {
+  const RoomSettingsScoring({required this.correct, required this.speed});
+
+  RoomSettingsScoring.from(Map<String, dynamic> json)
       : correct = json['correct'] as int,
         speed = json['speed'] as int;
 
@@ -710,6 +844,7 @@ sealed class ServerMessage {
   static ServerMessage? from(Map<String, dynamic> json) => switch (json['type']) {
         'queued' => QueuedMessage.from(json),
         'cancelled' => CancelledMessage.from(json),
+        'room' => RoomMessage.from(json),
         'start' => StartMessage.from(json),
         'question' => QuestionMessage.from(json),
         'answered' => AnsweredMessage.from(json),
@@ -751,7 +886,7 @@ class QueuedMessage extends ServerMessage {
   final int? delayMs;
 }
 
-/// The player is out of the queue, or has left the game.
+/// The player is out of the queue or the room, or has left the game.
 class CancelledMessage extends ServerMessage {
   const CancelledMessage({required this.queue, required this.reason});
 
@@ -764,9 +899,45 @@ class CancelledMessage extends ServerMessage {
   final String reason;
 }
 
+/// The private room that the player is in: the reply to `join`, and after each change. After `end`
+/// the players are in their room again.
+class RoomMessage extends ServerMessage {
+  const RoomMessage({required this.code, required this.queue, required this.host, required this.players, required this.connected, required this.locked, required this.state, this.settings});
+
+  RoomMessage.from(Map<String, dynamic> json)
+      : code = json['code'] as String,
+        queue = json['queue'] as String,
+        host = json['host'] as String,
+        players = _list(json['players'], (it) => Player.from(it as Map<String, dynamic>)),
+        connected = _list(json['connected'], (it) => it as String),
+        locked = json['locked'] as bool,
+        state = json['state'] as String,
+        settings = json['settings'];
+
+  /// Six letters and digits by which friends join.
+  final String code;
+
+  final String queue;
+
+  /// A username.
+  final String host;
+
+  final List<Player> players;
+
+  /// Usernames of the connected players.
+  final List<String> connected;
+
+  final bool locked;
+
+  final String state;
+
+  /// The rules of the queue; see `GET /queues`.
+  final Object? settings;
+}
+
 /// A game starts.
 class StartMessage extends ServerMessage {
-  const StartMessage({required this.game, required this.seq, required this.queue, required this.players, required this.rounds, required this.startsMs});
+  const StartMessage({required this.game, required this.seq, required this.queue, required this.players, required this.rounds, required this.startsMs, this.totalMs, this.lives});
 
   StartMessage.from(Map<String, dynamic> json)
       : game = json['game'] as String,
@@ -774,7 +945,9 @@ class StartMessage extends ServerMessage {
         queue = json['queue'] as String,
         players = _list(json['players'], (it) => Player.from(it as Map<String, dynamic>)),
         rounds = json['rounds'] as int,
-        startsMs = json['starts_ms'] as int;
+        startsMs = json['starts_ms'] as int,
+        totalMs = _orNull(json['total_ms'], (it) => it as int),
+        lives = _orNull(json['lives'], (it) => it as int);
 
   final String game;
 
@@ -789,6 +962,12 @@ class StartMessage extends ServerMessage {
 
   /// Time until the first question.
   final int startsMs;
+
+  /// With `total_seconds`: time left for all questions.
+  final int? totalMs;
+
+  /// With `lives`: questions that may still go wrong.
+  final int? lives;
 }
 
 /// A new question. Answers are accepted from now on.
@@ -845,7 +1024,7 @@ class AnsweredMessage extends ServerMessage {
 
 /// The question is closed. Shows the right answer, all answers and the scores.
 class RevealMessage extends ServerMessage {
-  const RevealMessage({required this.game, required this.seq, required this.round, required this.correct, required this.answers, required this.scores, required this.revealMs});
+  const RevealMessage({required this.game, required this.seq, required this.round, required this.correct, required this.answers, required this.scores, required this.revealMs, this.totalMs, this.lives});
 
   RevealMessage.from(Map<String, dynamic> json)
       : game = json['game'] as String,
@@ -854,7 +1033,9 @@ class RevealMessage extends ServerMessage {
         correct = json['correct'] as int,
         answers = _map(json['answers'], (it) => RevealMessageAnswers.from(it as Map<String, dynamic>)),
         scores = _map(json['scores'], (it) => it as int),
-        revealMs = json['reveal_ms'] as int;
+        revealMs = json['reveal_ms'] as int,
+        totalMs = _orNull(json['total_ms'], (it) => it as int),
+        lives = _orNull(json['lives'], (it) => it as int);
 
   final String game;
 
@@ -873,6 +1054,10 @@ class RevealMessage extends ServerMessage {
 
   /// Time until the next question or the end.
   final int revealMs;
+
+  final int? totalMs;
+
+  final int? lives;
 }
 
 /// By username. Players without an answer are missing.
@@ -896,7 +1081,7 @@ class RevealMessageAnswers {
 /// The whole game as this player sees it. It is the reply to `check` and the first message after a
 /// reconnect.
 class UpdateMessage extends ServerMessage {
-  const UpdateMessage({required this.game, required this.seq, required this.queue, required this.players, required this.connected, required this.rounds, required this.round, required this.phase, required this.leftMs, required this.scores, this.question, this.choice, this.answered, this.correct, this.answers});
+  const UpdateMessage({required this.game, required this.seq, required this.queue, required this.players, required this.connected, required this.rounds, required this.round, required this.phase, required this.leftMs, required this.scores, this.totalMs, this.lives, this.question, this.choice, this.answered, this.correct, this.answers});
 
   UpdateMessage.from(Map<String, dynamic> json)
       : game = json['game'] as String,
@@ -909,6 +1094,8 @@ class UpdateMessage extends ServerMessage {
         phase = json['phase'] as String,
         leftMs = json['left_ms'] as int,
         scores = _map(json['scores'], (it) => it as int),
+        totalMs = _orNull(json['total_ms'], (it) => it as int),
+        lives = _orNull(json['lives'], (it) => it as int),
         question = _orNull(json['question'], (it) => UpdateMessageQuestion.from(it as Map<String, dynamic>)),
         choice = _orNull(json['choice'], (it) => it as int),
         answered = _orNull(json['answered'], (it) => _list(it, (it) => it as String)),
@@ -939,7 +1126,12 @@ class UpdateMessage extends ServerMessage {
 
   final Map<String, int> scores;
 
-  /// Present in the phases `question` and `reveal`.
+  final int? totalMs;
+
+  final int? lives;
+
+  /// Present in the phases `question` and `reveal`, but not for a player who came after the
+  /// question.
   final UpdateMessageQuestion? question;
 
   /// This player's answer to the question.
@@ -955,7 +1147,7 @@ class UpdateMessage extends ServerMessage {
   final Object? answers;
 }
 
-/// Present in the phases `question` and `reveal`.
+/// Present in the phases `question` and `reveal`, but not for a player who came after the question.
 class UpdateMessageQuestion {
   const UpdateMessageQuestion({this.round, this.text, this.choices, this.category, this.difficulty});
 
@@ -999,7 +1191,7 @@ class UserExitMessage extends ServerMessage {
   final int returnsMs;
 }
 
-/// A player has reconnected.
+/// A player has reconnected, or has joined a running game (`late_join`).
 class UserReturnMessage extends ServerMessage {
   const UserReturnMessage({required this.game, required this.seq, required this.player});
 
@@ -1181,7 +1373,7 @@ class PingFields extends ClientMessage {
 
 /// Joins a queue on the same WebSocket, after `end` or `cancelled`.
 class JoinFields extends ClientMessage {
-  const JoinFields({this.id, this.queue});
+  const JoinFields({this.id, this.queue, this.code});
 
   /// Repeated in an `error` about this message.
   final Object? id;
@@ -1189,11 +1381,15 @@ class JoinFields extends ClientMessage {
   /// Optional: a queue. Default: the previous one.
   final String? queue;
 
+  /// Optional: the code of a private room, whose queue counts then. Without it, a queue with
+  /// `match: room` opens a new room.
+  final String? code;
+
   @override
-  Map<String, dynamic> toJson() => _fields({'type': 'join', 'id': id, 'queue': queue});
+  Map<String, dynamic> toJson() => _fields({'type': 'join', 'id': id, 'queue': queue, 'code': code});
 }
 
-/// Leaves the queue, or the game for good.
+/// Leaves the queue, the room, or the game for good.
 class LeaveFields extends ClientMessage {
   const LeaveFields({this.id});
 
@@ -1204,11 +1400,63 @@ class LeaveFields extends ClientMessage {
   Map<String, dynamic> toJson() => _fields({'type': 'leave', 'id': id});
 }
 
+/// The host of a room begins a game of all who are connected.
+class BeginFields extends ClientMessage {
+  const BeginFields({this.id});
+
+  /// Repeated in an `error` about this message.
+  final Object? id;
+
+  @override
+  Map<String, dynamic> toJson() => _fields({'type': 'begin', 'id': id});
+}
+
+/// The host sends a player away from the room, and out of its game. They can't come back.
+class KickFields extends ClientMessage {
+  const KickFields({this.id, required this.player});
+
+  /// Repeated in an `error` about this message.
+  final Object? id;
+
+  /// A username.
+  final String player;
+
+  @override
+  Map<String, dynamic> toJson() => _fields({'type': 'kick', 'id': id, 'player': player});
+}
+
+/// The host lets no new player into the room, or lets them in again.
+class LockFields extends ClientMessage {
+  const LockFields({this.id, required this.locked});
+
+  /// Repeated in an `error` about this message.
+  final Object? id;
+
+  final bool locked;
+
+  @override
+  Map<String, dynamic> toJson() => _fields({'type': 'lock', 'id': id, 'locked': locked});
+}
+
+/// The host makes another player the host.
+class PassFields extends ClientMessage {
+  const PassFields({this.id, required this.player});
+
+  /// Repeated in an `error` about this message.
+  final Object? id;
+
+  /// A username.
+  final String player;
+
+  @override
+  Map<String, dynamic> toJson() => _fields({'type': 'pass', 'id': id, 'player': player});
+}
+
 /// The codes of errors, over HTTP and in `error` messages.
-const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'wrong_password', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'upgrade_required', 'too_many_attempts', 'head_too_large', 'no_mail', 'provider_unavailable', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
+const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'wrong_password', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'unknown_code', 'expired_code', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'upgrade_required', 'malformed_code', 'too_many_attempts', 'head_too_large', 'no_mail', 'provider_unavailable', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'room_full', 'room_locked', 'kicked', 'not_in_room', 'not_host', 'room_plays', 'too_few_players', 'no_such_player', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
 
 /// The queues of the server.
-const triviaQueues = ['random', 'rated', 'party'];
+const triviaQueues = ['random', 'rated', 'party', 'solo', 'friends'];
 
 /// Returns fields of a body or a message, without those that were left out.
 Map<String, dynamic> _fields(Map<String, dynamic> fields) => fields..removeWhere((_, value) => value == null);
@@ -1375,6 +1623,11 @@ class Trivia {
   /// Returns the queues: their rules, and how many players wait and play.
   Future<QueueList> readQueues() async {
     return QueueList.from(await _request('GET', '/queues'));
+  }
+
+  /// Returns a private room, for the preview of a link to it.
+  Future<Room> readRoom(String code) async {
+    return Room.from(await _request('GET', '/rooms/${Uri.encodeComponent(code)}'));
   }
 
   /// Tells that the process answers, and its version.
@@ -1615,6 +1868,18 @@ class Play {
 
   /// A reaction. The opponents see it.
   void emoji(EmojiFields message) => send(message);
+
+  /// The host of a room begins a game of all who are connected.
+  void begin(BeginFields message) => send(message);
+
+  /// The host sends a player away from the room, and out of its game. They can't come back.
+  void kick(KickFields message) => send(message);
+
+  /// The host lets no new player into the room, or lets them in again.
+  void lock(LockFields message) => send(message);
+
+  /// The host makes another player the host.
+  void pass(PassFields message) => send(message);
 
   /// Sends a message. Without a connection it is dropped; `update` then shows the true state.
   void send(ClientMessage message) => _sendNow(message.toJson());

@@ -223,7 +223,8 @@ export interface QueueList {
       min: number;
       max: number;
     };
-    match?: "fifo" | "rating";
+    match?: "fifo" | "rating" | "room";
+    late_join?: boolean;
     window?: number;
     widen?: number;
     fill_seconds?: number;
@@ -232,6 +233,8 @@ export interface QueueList {
     start_seconds?: number;
     answer_seconds?: number;
     reveal_seconds?: number;
+    total_seconds?: number;
+    lives?: number;
     seat_seconds?: number;
     rated?: boolean;
     scoring?: {
@@ -245,6 +248,43 @@ export interface QueueList {
     waiting: number;
     playing: number;
   }>;
+}
+
+export interface Room {
+  queue: string;
+  settings: {
+    players: {
+      min: number;
+      max: number;
+    };
+    match?: "fifo" | "rating" | "room";
+    late_join?: boolean;
+    window?: number;
+    widen?: number;
+    fill_seconds?: number;
+    wait_seconds?: number;
+    rounds?: number;
+    start_seconds?: number;
+    answer_seconds?: number;
+    reveal_seconds?: number;
+    total_seconds?: number;
+    lives?: number;
+    seat_seconds?: number;
+    rated?: boolean;
+    scoring?: {
+      correct: number;
+      speed: number;
+    };
+    on_exit?: "forfeit" | "continue";
+    categories?: Array<string>;
+    difficulties?: Array<"easy" | "medium" | "hard">;
+  };
+  code: string;
+  host: string;
+  players: Array<Player>;
+  connected: Array<string>;
+  locked: boolean;
+  state: "waiting" | "playing";
 }
 
 export interface Export {
@@ -277,11 +317,31 @@ export interface QueuedMessage {
   delay_ms?: number;
 }
 
-/** The player is out of the queue, or has left the game. */
+/** The player is out of the queue or the room, or has left the game. */
 export interface CancelledMessage {
   type: "cancelled";
   queue: string;
-  reason: "timeout" | "left";
+  reason: "timeout" | "left" | "kicked";
+}
+
+/**
+ * The private room that the player is in: the reply to `join`, and after each change. After `end`
+ * the players are in their room again.
+ */
+export interface RoomMessage {
+  type: "room";
+  /** Six letters and digits by which friends join. */
+  code: string;
+  queue: string;
+  /** A username. */
+  host: string;
+  players: Array<Player>;
+  /** Usernames of the connected players. */
+  connected: Array<string>;
+  locked: boolean;
+  state: "waiting" | "playing";
+  /** The rules of the queue; see `GET /queues`. */
+  settings: Record<string, unknown>;
 }
 
 /** A game starts. */
@@ -295,6 +355,10 @@ export interface StartMessage {
   rounds: number;
   /** Time until the first question. */
   starts_ms: number;
+  /** With `total_seconds`: time left for all questions. */
+  total_ms?: number;
+  /** With `lives`: questions that may still go wrong. */
+  lives?: number;
 }
 
 /** A new question. Answers are accepted from now on. */
@@ -339,6 +403,8 @@ export interface RevealMessage {
   scores: Record<string, number>;
   /** Time until the next question or the end. */
   reveal_ms: number;
+  total_ms?: number;
+  lives?: number;
 }
 
 /**
@@ -361,7 +427,12 @@ export interface UpdateMessage {
   /** Time until this phase ends. */
   left_ms: number;
   scores: Record<string, number>;
-  /** Present in the phases `question` and `reveal`. */
+  total_ms?: number;
+  lives?: number;
+  /**
+   * Present in the phases `question` and `reveal`, but not for a player who came after the
+   * question.
+   */
   question?: {
     round?: number;
     text?: string;
@@ -389,7 +460,7 @@ export interface UserExitMessage {
   returns_ms: number;
 }
 
-/** A player has reconnected. */
+/** A player has reconnected, or has joined a running game (`late_join`). */
 export interface UserReturnMessage {
   type: "user_return";
   game: string;
@@ -489,26 +560,60 @@ export interface JoinFields {
   id?: string | number | null;
   /** Optional: a queue. Default: the previous one. */
   queue?: string;
+  /**
+   * Optional: the code of a private room, whose queue counts then. Without it, a queue with `match:
+   * room` opens a new room.
+   */
+  code?: string;
 }
 
-/** Leaves the queue, or the game for good. */
+/** Leaves the queue, the room, or the game for good. */
 export interface LeaveFields {
   /** Repeated in an `error` about this message. */
   id?: string | number | null;
 }
 
+/** The host of a room begins a game of all who are connected. */
+export interface BeginFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+}
+
+/** The host sends a player away from the room, and out of its game. They can't come back. */
+export interface KickFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+  /** A username. */
+  player: string;
+}
+
+/** The host lets no new player into the room, or lets them in again. */
+export interface LockFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+  locked: boolean;
+}
+
+/** The host makes another player the host. */
+export interface PassFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+  /** A username. */
+  player: string;
+}
+
 /** What the server sends. */
-export type ServerMessage = QueuedMessage | CancelledMessage | StartMessage | QuestionMessage | AnsweredMessage | RevealMessage | UpdateMessage | UserExitMessage | UserReturnMessage | EndMessage | PongMessage | ErrorMessage | EmojiMessage;
+export type ServerMessage = QueuedMessage | CancelledMessage | RoomMessage | StartMessage | QuestionMessage | AnsweredMessage | RevealMessage | UpdateMessage | UserExitMessage | UserReturnMessage | EndMessage | PongMessage | ErrorMessage | EmojiMessage;
 
 /** What a client sends. */
-export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields);
+export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields) | ({ type: "begin" } & BeginFields) | ({ type: "kick" } & KickFields) | ({ type: "lock" } & LockFields) | ({ type: "pass" } & PassFields);
 
 /** The codes of errors, over HTTP and in `error` messages. */
-export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
+export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
 export type ErrorCode = (typeof ERROR_CODES)[number];
 
 /** The queues of the server. */
-export type QueueName = "random" | "rated" | "party";
+export type QueueName = "random" | "rated" | "party" | "solo" | "friends";
 
 // ---- HTTP ----------------------------------------------------------------------------------------
 
@@ -675,6 +780,11 @@ export class Trivia {
   /** Returns the queues: their rules, and how many players wait and play. */
   async readQueues(): Promise<QueueList> {
     return this.request<QueueList>("GET", "/queues", undefined, undefined);
+  }
+
+  /** Returns a private room, for the preview of a link to it. */
+  async readRoom(code: string): Promise<Room> {
+    return this.request<Room>("GET", `/rooms/${encodeURIComponent(code)}`, undefined, undefined);
   }
 
   /** Tells that the process answers, and its version. */
@@ -880,6 +990,26 @@ export class Play {
   /** A reaction. The opponents see it. */
   emoji(fields: EmojiFields): boolean {
     return this.send({ type: "emoji", ...fields });
+  }
+
+  /** The host of a room begins a game of all who are connected. */
+  begin(fields: BeginFields = {}): boolean {
+    return this.send({ type: "begin", ...fields });
+  }
+
+  /** The host sends a player away from the room, and out of its game. They can't come back. */
+  kick(fields: KickFields): boolean {
+    return this.send({ type: "kick", ...fields });
+  }
+
+  /** The host lets no new player into the room, or lets them in again. */
+  lock(fields: LockFields): boolean {
+    return this.send({ type: "lock", ...fields });
+  }
+
+  /** The host makes another player the host. */
+  pass(fields: PassFields): boolean {
+    return this.send({ type: "pass", ...fields });
   }
 
   /** Sends a message. Without a connection it is dropped; `update` then shows the true state. */

@@ -41,6 +41,7 @@ ROUTES = {
     ("GET", "/games/{id}"),
     ("GET", "/leaderboards/{name}"),
     ("GET", "/queues"),
+    ("GET", "/rooms/{code}"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
 }
@@ -52,6 +53,7 @@ OPEN = {
     "/auth/login",
     "/users/{username}",
     "/queues",
+    "/rooms/{code}",
     "/health/live",
     "/health/ready",
 }
@@ -289,7 +291,11 @@ def test_every_route_answers_as_documented(server, openapi):
         ).json
         assert page["total"] >= len(page["entries"])
     assert call("GET", "/users/me/export", token=token, expect=200).json["games"] == [record]
-    assert len(call("GET", "/queues", expect=200).json["queues"]) == 4
+    assert len(call("GET", "/queues", expect=200).json["queues"]) == 5
+    host = server.phone(queue="friends")
+    code = host.expect("room")["code"]
+    call("GET", f"/rooms/{code}", where="/rooms/{code}", expect=200)
+    host.close()
     call("GET", "/health/live", expect=200)
     call("GET", "/health/ready", expect=200)
     secret = {"secret": secrets.token_urlsafe(32)}
@@ -363,6 +369,8 @@ def test_problems_are_as_documented(server, openapi):
                 assert answer.headers["www-authenticate"] == "Bearer"
     call("GET", "/leaderboards/rating?around=me", where="/leaderboards/{name}", expect=401)
     call("GET", "/leaderboards/nope", where="/leaderboards/{name}", expect=404)
+    call("GET", "/rooms/ABC234", where="/rooms/{code}", expect=404)
+    call("GET", "/rooms/nope", where="/rooms/{code}", expect=422)
     for query in (
         "limit=0",
         "limit=101",
@@ -518,7 +526,7 @@ def test_asyncapi_document_has_a_channel_for_each_queue_with_all_messages(asynca
         f"client.{name}" for name in ("answer", "check", "emoji", "ping", "join", "leave")
     }
     assert {name for name in messages if name.startswith("server.")} == {
-        f"server.{name}" for name in (*trivia.SERVER_MESSAGES, "emoji")
+        f"server.{name}" for name in (*trivia.SERVER_MESSAGES, "room", "emoji")
     }
     for name, message in messages.items():
         assert (
@@ -571,6 +579,36 @@ def test_every_message_of_a_real_game_is_as_documented(server, asyncapi):
             frame,
         )
     for phone in (ann, bob):
+        phone.close()
+
+
+def test_every_message_of_a_room_and_of_a_solo_game_is_as_documented(server, asyncapi):
+    host = server.phone(queue="friends")
+    code = host.expect("room")["code"]
+    guest = server.phone(queue=f"friends?code={code}")
+    guest.expect("room")
+    host.send("lock", locked=True)
+    guest.expect("room", locked=True)
+    host.send("begin")
+    for phone in (host, guest):
+        phone.expect("question")
+    guest.drop()
+    host.expect("user_exit")
+    guest.connect()
+    guest.expect("update")
+    guest.expect("room", state="playing")
+    host.send("kick", player=guest.name)
+    assert guest.expect("cancelled")["reason"] == "kicked"
+    guest.send("join", queue="solo")
+    guest.expect("question")
+    guest.send("check")
+    assert guest.expect("update")["lives"] == 3
+    guest.send("answer", round=1, choice=0)
+    guest.expect("reveal")
+    for frame in (*host.frames, *guest.frames):
+        payload = asyncapi["components"]["messages"][f"server.{frame['type']}"]["payload"]
+        validate(asyncapi, payload, frame)
+    for phone in (host, guest):
         phone.close()
 
 

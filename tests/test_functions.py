@@ -302,10 +302,12 @@ def declared(name, kind):
 def unpacked(name, kind):
     """The names that a function's body, or the helper that it calls first, takes from keys or args."""
     body = contract(name)[1]
-    if "read_search(keys, args)" in body:
-        body = re.search(r"local function read_search\(.*?^end$", SOURCE, re.M | re.S)[0] + body
-    listed = re.findall(rf"local ([\w, ]+) = unpack\({kind}(?:, \d+)?\)", body)
-    names = [one.strip() for names in listed for one in names.split(",")]
+    for helper in ("read_search", "open_call"):
+        if f"{helper}(keys, args)" in body:
+            found = re.search(rf"local function {helper}\(.*?^end$", SOURCE, re.M | re.S)
+            body = found[0] + body
+    listed = re.findall(rf"local ([\w, ]+) = (?:\w+\(.*\), )?unpack\({kind}(?:, \d+)?\)", body)
+    names = [one.strip() for names in listed for one in names.split(",") if one != "room"]
     names += [one for _, one in sorted(re.findall(rf"{kind}\[(\d+)\]()", body))]
     return names
 
@@ -433,7 +435,6 @@ def test_a_server_gets_lost_functions_again_without_a_restart(make_server):
     server = make_server()
     ann, bob = server.pair()
     server.redis.function_flush()
-    assert not server.redis.function_list()
     assert [end["reason"] for end in play_all([ann, bob])] == ["finished"] * 2
     assert LIBRARY.name in str(server.redis.function_list())
     server.redis.function_flush()
@@ -1070,16 +1071,17 @@ def check_ticket(store, uid, rules=FIFO, name="q", message="bye", game=None):
 
 
 def leave(store, uid, conn, gone=0, name="q"):
-    return store.run("leave", (Keys.seats, Keys.queue(name), Keys.due), uid, name, conn, gone)
+    keys = Keys.seats, Keys.queue(name), Keys.due, Keys.lobby_clock
+    return store.run("leave", keys, uid, name, conn, gone)
 
 
 def release(store, uid, game, early=0):
-    return store.run("release", (Keys.seats, Keys.playing), uid, game, early)
+    return store.run("release", (Keys.seats, Keys.playing, Keys.due), uid, game, early)
 
 
 def seat(store, uid):
     text = store.client.hget(Keys.seats, uid)
-    return text and SimpleNamespace(**dict(zip(SEAT, text.split(" "), strict=True)))
+    return text and SimpleNamespace(**dict(zip(SEAT, text.split(" "), strict=False)))
 
 
 def waited(store, uid, ms, name="q"):
@@ -1210,7 +1212,7 @@ def test_a_game_in_progress_is_returned_to_whatever_queue_is_asked_for(store, wo
 
 def leave_early(store, uid, conn, early=1):
     """A player is released from a game that they left before anybody had answered."""
-    game = trivia.new_game_id()
+    game = trivia.new_game_id(4)
     store.client.hset(Keys.seats, uid, f"{conn} {turn_of(conn)} q 0 1500 {game}")
     assert release(store, uid, game, early) == 1
     assert release(store, uid, game, early) == 0
@@ -1528,6 +1530,288 @@ def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, 
     )
     store.client.zrem(Keys.workers, one.id)
     assert one.beat()[0] == 0 and one.beat()[0] == 1
+
+
+# ---- rooms
+
+
+CODE = "CDFHJK"
+
+
+def room_keys(code, *more):
+    return (Keys.seats, Keys.room(code), Keys.due, Keys.lobby_clock, *more)
+
+
+def room_rules(seat_ms=30_000, wait_ms=60_000):
+    return NOBODY, "q", seat_ms, wait_ms
+
+
+def join_room(store, uid, conn, code=CODE, opens=0, most=3, late=0, over=""):
+    person = uid, conn, turn_of(conn), over, opens, most, late, f"name {uid}"
+    view = json.dumps({"username": f"name {uid}"})
+    return store.call("join_room", room_keys(code, Keys.playing), *room_rules(), *person, view)
+
+
+def begin_room(store, uid, conn, code=CODE, least=2, game=None):
+    keys = room_keys(code, Keys.playing, Keys.forming, Keys.workers)
+    game = game or trivia.new_game_id(4)
+    return store.call("begin_room", keys, *room_rules(), uid, conn, game, least)
+
+
+def direct_room(store, uid, conn, act, value, code=CODE):
+    keys = room_keys(code, Keys.playing)
+    return store.call("direct_room", keys, *room_rules(), uid, conn, act, value)
+
+
+def check_room(store, code=CODE, seat_ms=30_000, wait_ms=60_000):
+    return store.call("check_room", room_keys(code), *room_rules(seat_ms, wait_ms))
+
+
+def show_room(store, code=CODE):
+    queue, *body = store.call("show_room", (Keys.seats, Keys.room(code)))
+    return json.loads(body[0]) | {"queue": queue} if body else queue
+
+
+def room_view(reply):
+    outcome, body = reply
+    assert outcome == "room", reply
+    return json.loads(body)
+
+
+def room_events(worker):
+    """The rooms that a worker was told: [(connections, connected players)]."""
+    told = []
+    for kind, code, targets, text in worker.events():
+        assert (kind, code) == ("room", CODE) and set(targets.values()) == {0}
+        queue, _, body = text.partition(" ")
+        assert queue == "q"
+        told.append((set(targets), json.loads(body)["connected"]))
+    return told
+
+
+@pytest.fixture
+def room(store, worker):
+    """A room of a host and a guest: connections by player."""
+    conns = {uid: worker.connection() for uid in ("u1", "u2")}
+    join_room(store, "u1", conns["u1"], opens=1)
+    join_room(store, "u2", conns["u2"])
+    worker.events()
+    return conns
+
+
+def whole(store):
+    """All that the store holds, but for the clock and the time of the last event in a room."""
+    content = {}
+    for key in store.client.scan_iter():
+        if store.client.type(key) == "hash":
+            content[key] = store.client.hgetall(key)
+            content[key].pop("since", None)
+        elif key != Keys.due and store.client.type(key) == "zset":
+            content[key] = store.client.zrange(key, 0, -1)
+    return content
+
+
+def test_a_room_is_opened_once_and_shown_to_all_who_are_in_it(store, worker):
+    ann, bob = worker.connection(), worker.connection()
+    view = room_view(join_room(store, "u1", ann, opens=1))
+    assert view == {
+        "code": CODE,
+        "host": "name u1",
+        "players": [{"username": "name u1"}],
+        "connected": ["name u1"],
+        "locked": False,
+        "state": "waiting",
+    }
+    assert join_room(store, "u2", bob, opens=1) == ["taken"] and not seat(store, "u2")
+    assert worker.events() == []
+    view = room_view(join_room(store, "u2", bob))
+    assert view["host"] == "name u1" and view["connected"] == ["name u1", "name u2"]
+    assert room_events(worker) == [({ann}, ["name u1", "name u2"])]
+    assert show_room(store) == view | {"queue": "q"}
+    before = whole(store)
+    assert room_view(join_room(store, "u2", bob)) == view and whole(store) == before
+    assert check_room(store) == "open" and whole(store) == before and worker.events() == []
+
+
+@pytest.mark.parametrize(
+    "state, code",
+    [
+        ("unknown", "unknown_code"),
+        ("closed", "expired_code"),
+        ("full", "room_full"),
+        ("locked", "room_locked"),
+        ("kicked", "kicked"),
+    ],
+)
+def test_a_room_that_can_not_be_joined_says_why_and_stays_as_it_is(
+    store, worker, room, state, code
+):
+    if state == "unknown":
+        store.client.delete(Keys.room(CODE))
+    elif state == "closed":
+        for uid, conn in room.items():
+            leave(store, uid, conn)
+        assert check_room(store) == "gone" == check_room(store)
+        assert 86_000 < store.client.ttl(Keys.room(CODE)) <= 86_400
+    elif state == "full":
+        join_room(store, "u3", worker.connection())
+    elif state == "locked":
+        direct_room(store, "u1", room["u1"], "lock", "1")
+    else:
+        join_room(store, "u9", worker.connection())
+        assert direct_room(store, "u1", room["u1"], "kick", "name u9")[0] == "kicked"
+        leave(store, "u9", seat(store, "u9").conn, 1)
+    before = whole(store).get(Keys.room(CODE))
+    conn = worker.connection()
+    worker.events()
+    assert join_room(store, "u9", conn) == ["refused", code, "-"]
+    assert whole(store).get(Keys.room(CODE)) == before and worker.events() == []
+    assert seat(store, "u9").conn == conn and seat(store, "u9").queue == "-"
+
+
+def test_players_who_join_at_once_fill_a_room_and_no_more(store, worker):
+    conns = [worker.connection() for _ in range(9)]
+    join_room(store, "u0", conns[0], opens=1, most=4)
+    replies = at_once(8, lambda i: join_room(store, f"u{i + 1}", conns[i + 1], most=4)[:2])
+    assert sorted(reply[0] for reply in replies) == ["refused"] * 5 + ["room"] * 3
+    assert len(show_room(store)["players"]) == 4
+
+
+def test_a_room_begins_one_game_of_those_who_are_connected(store, workers):
+    here, lost = workers(), workers()
+    conns = {"u1": here.connection(), "u2": here.connection(), "u3": lost.connection()}
+    for number, (uid, conn) in enumerate(conns.items()):
+        join_room(store, uid, conn, opens=int(number == 0), most=5)
+    gone = here.connection()
+    join_room(store, "u4", gone, most=5)
+    leave(store, "u4", gone, 1)
+    lost.die()
+    before = whole(store)
+    assert begin_room(store, "u1", conns["u1"], least=3) == ["too_few_players"]
+    assert begin_room(store, "u2", conns["u2"]) == ["not_host"]
+    assert begin_room(store, "u1", conns["u2"]) == ["not_in_room"]
+    assert begin_room(store, "u1", conns["u1"], code="XXXXXX") == ["unknown_code"]
+    assert whole(store) == before
+    replies = at_once(6, lambda i: begin_room(store, "u1", conns["u1"]))
+    assert sorted(reply[0] for reply in replies) == ["matched"] + ["room_plays"] * 5
+    [match] = [reply[1] for reply in replies if reply[0] == "matched"]
+    game, *rest = match.split(" ")
+    assert rest == ["q", "u1", "u2"] and store.client.zrange(Keys.forming, 0, -1) == [match]
+    assert [seat(store, uid).game for uid in ("u1", "u2", "u3", "u4")] == [game, game, "-", "-"]
+    assert store.client.hgetall(Keys.playing) == {"q": "2"}
+    assert show_room(store)["state"] == "playing"
+    assert [release(store, uid, game) for uid in ("u1", "u2")] == [1, 1]
+    assert store.client.zscore(Keys.due, f"q room:{CODE}") == 0  # so that all are told at once
+    assert show_room(store)["state"] == "waiting" and check_room(store) == "open"
+    assert begin_room(store, "u1", conns["u1"])[0] == "matched"
+
+
+def test_a_member_who_is_away_is_kept_for_a_while_and_the_host_followed(store, worker, room):
+    assert leave(store, "u1", room["u1"], 1) == ["left"]
+    assert check_room(store) == "open"
+    assert room_events(worker) == [({room["u2"]}, ["name u2"])]
+    assert show_room(store)["host"] == "name u1"
+    due_in = store.client.zscore(Keys.due, f"q room:{CODE}") - store.now()
+    assert 29_000 < due_in <= 30_000
+    assert check_room(store, seat_ms=0) == "open"
+    view = show_room(store)
+    assert (view["host"], len(view["players"])) == ("name u2", 1) and not seat(store, "u1")
+    assert room_events(worker) == [({room["u2"]}, ["name u2"])]
+    leave(store, "u2", room["u2"], 1)
+    assert check_room(store, seat_ms=0) == "gone" and show_room(store) == "expired_code"
+    assert not store.client.exists(Keys.seats) and not store.client.exists(Keys.due)
+
+
+def test_a_member_who_comes_back_takes_the_place_of_their_older_connection(store, worker, room):
+    newer = worker.connection()
+    assert room_view(join_room(store, "u2", newer))["connected"] == ["name u1", "name u2"]
+    assert worker.events() == [("replaced", "-", {room["u2"]: 0}, "")]
+    assert join_room(store, "u2", room["u2"]) == ["stale"]
+    assert leave(store, "u2", room["u2"], 1) == ["stale"] and check_room(store) == "open"
+    assert show_room(store)["connected"] == ["name u1", "name u2"] and worker.events() == []
+
+
+@pytest.mark.parametrize("where", ["a queue", "another room"])
+def test_who_goes_elsewhere_is_out_of_the_room(store, worker, room, where):
+    conn = worker.connection()
+    if where == "a queue":
+        join(store, "u2", conn)
+    else:
+        assert room_view(join_room(store, "u2", conn, code="XXXXXX", opens=1))
+    worker.events()
+    assert store.client.zscore(Keys.due, f"q room:{CODE}") == 0
+    assert check_room(store) == "open"
+    assert room_events(worker) == [({room["u1"]}, ["name u1"])]
+    assert show_room(store)["players"] == [{"username": "name u1"}]
+
+
+def test_a_room_in_which_nothing_happens_closes_and_tells_its_members(store, worker, room):
+    assert check_room(store, wait_ms=0) == "gone"
+    text = '{"type":"cancelled","queue":"q","reason":"timeout"}'
+    told = sorted(worker.events(), key=str)
+    assert told == sorted([("cancelled", "-", {conn: 0}, text) for conn in room.values()], key=str)
+    assert [seat(store, uid).queue for uid in room] == ["-", "-"]
+    assert check_room(store) == "gone" and not store.client.exists(Keys.due)
+
+
+def test_a_room_that_plays_does_not_close(store, worker, room):
+    begin_room(store, "u1", room["u1"])
+    store.client.hset(Keys.room(CODE), "since", 1)
+    assert check_room(store) == "open" and show_room(store)["state"] == "playing"
+
+
+def test_a_host_directs_a_room_and_nobody_else_does(store, worker, room):
+    before = whole(store)
+    assert direct_room(store, "u2", room["u2"], "lock", "1") == ["not_host"]
+    assert direct_room(store, "u1", room["u2"], "lock", "1") == ["not_in_room"]
+    assert direct_room(store, "u1", room["u1"], "kick", "name u1") == ["no_such_player"]
+    assert direct_room(store, "u1", room["u1"], "pass", "nobody") == ["no_such_player"]
+    assert whole(store) == before and worker.events() == []
+    assert direct_room(store, "u1", room["u1"], "pass", "name u2") == ["ok"]
+    assert show_room(store)["host"] == "name u2"
+    assert direct_room(store, "u1", room["u1"], "lock", "1") == ["not_host"]
+    assert direct_room(store, "u2", room["u2"], "lock", "1") == ["ok"]
+    assert show_room(store)["locked"] is True
+
+
+def test_who_is_sent_away_is_out_of_the_game_and_stays_out_of_the_room(store, worker, room):
+    game = begin_room(store, "u1", room["u1"])[1].split(" ")[0]
+    worker.events()
+    reply = direct_room(store, "u1", room["u1"], "kick", "name u2")
+    assert reply == ["kicked", game, room["u2"]]
+    kinds = [kind for kind, *_ in worker.events()]
+    assert kinds == ["cancelled", "room"] and store.client.hgetall(Keys.playing) == {"q": "1"}
+    assert seat(store, "u2").game == "-" == seat(store, "u2").queue
+    assert join_room(store, "u2", room["u2"]) == ["refused", "kicked", "-"]
+
+
+def test_who_joins_a_playing_room_enters_its_game_if_the_queue_says_so(store, worker, room):
+    game = begin_room(store, "u1", room["u1"])[1].split(" ")[0]
+    waits, plays = worker.connection(), worker.connection()
+    assert join_room(store, "u3", waits, most=5)[0] == "room" and seat(store, "u3").game == "-"
+    assert join_room(store, "u4", plays, most=5, late=1) == ["game", game, CODE]
+    assert seat(store, "u4").game == game and store.client.hgetall(Keys.playing) == {"q": "3"}
+    assert join_room(store, "u4", plays, most=5, late=1) == ["game", game, CODE]
+    # Who has left the game waits for the next one.
+    assert join_room(store, "u4", plays, most=5, late=1, over=game)[0] == "room"
+    assert store.client.hgetall(Keys.playing) == {"q": "2"}
+
+
+def test_events_of_a_room_for_the_worker_that_runs_the_function_come_with_the_reply(store, workers):
+    here, other = workers(), workers()
+    conns = [here.connection(), other.connection(), here.connection()]
+    for number, conn in enumerate(conns):
+        keys = room_keys(CODE, Keys.playing)
+        person = f"u{number}", conn, turn_of(conn), "", int(number == 0), 3, 0, f"name {number}"
+        reply = store.call(
+            "join_room", keys, here.id, *room_rules()[1:], *person, '{"username":"x"}'
+        )
+    kind, value, event = reply
+    assert kind == "events" and value[0] == "room"
+    head, _, _ = event.partition("\n")
+    number = conns[0].split(".")[1]
+    assert re.fullmatch(rf"room {CODE} \d+\.\d{{6}} {number}:0", head)
+    assert here.events() == [] and len(other.events()) == 1
 
 
 # ---- time
@@ -2361,19 +2645,21 @@ TABLE = parse_table(trivia.__doc__)
 WORDS = {
     "UID": r"[\w-]{12}",
     "DIGEST": r"[\w-]{16}",
-    "WHAT": r"(login|address|try|refused|account|connect|register|rename|session|export)",
+    "WHAT": r"(login|address|try|refused|account|connect|register|rename|session|export"
+    r"|code|codes|rooms)",
     "WHO": r"[^{}]+",
     "NAME": r"[a-z_]+",
     "SHARD": r"[0-3]",
     "ID": r"[0-9a-z]{12}",
     "PERIOD": r"\d{4}-W?\d\d(-\d\d)?",
     "GAME": r"[0-9a-z]{12}",
+    "CODE": r"[A-Z0-9]{6}",
     "N": r"\d+",
 }
 CONN, MS = r"([0-9a-f]{10}\.\d+)", r"\d{13}"
 CONTENT = {  # what members and values look like, where the table says more than a name
-    "seats:{lobby}": rf"[\w-]{{12}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)",
-    "due:{lobby}": rf"[a-z]+ [\w-]{{12}}={MS}",
+    "seats:{lobby}": rf"[\w-]{{12}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)( [A-Z0-9]{{6}})?",
+    "due:{lobby}": rf"[a-z]+ ([\w-]{{12}}|room:[A-Z0-9]{{6}})=({MS}|0)",
     "queue:{lobby}:NAME": rf"[\w-]{{12}}=({MS}|[\d.]+)",
     "workers:{lobby}": rf"(dead:)?[0-9a-f]{{10}}={MS}",
     "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{12}})+={MS}",
@@ -2408,8 +2694,11 @@ USER_FIELDS = (
 
 
 GAME_FIELDS = r"plan|state|result|[1-9]\d*"
+ROOM_FIELDS = (
+    r"queue|host|locked|game|since|members|kicked|shown|name:[\w-]{12}|view:[\w-]{12}|closed"
+)
 PLAN_FIELDS = {"queue", "rules", "quiz", "players"}
-STATE_FIELDS = {"phase", "round", "deadline", "reason", "ended", "players"}
+STATE_FIELDS = {"phase", "round", "deadline", "reason", "ended", "players", "spent", "wrong"}
 PLAYER_FIELDS = {"conn", "turn", "kept", "left", "seq", "score", "answer"}
 
 
@@ -2553,6 +2842,25 @@ def played():
         party[1].expect("end")
         look("left early")
 
+        friends = [phone(0, "friends")]
+        code = friends[0].expect("room")["code"]
+        friends.append(phone(1, f"friends?code={code}"))
+        friends[0].expect("room")
+        friends[0].send("lock", locked=True)
+        friends[1].expect("room", locked=True)
+        assert server.http("GET", f"/rooms/{code}").status == 200
+        look("in a room")
+        friends[0].send("begin")
+        play_all(friends)
+        for one in friends:
+            one.expect("room", state="waiting")
+            one.send("leave")
+            one.expect("cancelled", reason="left")
+        wait_until(lambda: store.client.hget(Keys.room(code), "closed"))
+
+        survivor = phone(2, "solo")
+        survivor.play(lambda question: 0)
+
         server.http(
             "POST",
             "/auth/login",
@@ -2576,7 +2884,7 @@ def played():
         server.http("DELETE", "/auth/sessions", token=people[3]["token"])
         name = {"login": people[3]["user"]["username"], "password": PASSWORD}
         people[3] = server.http("POST", "/auth/login", name).json
-        for one in (*party, back, bob, alone):
+        for one in (*party, back, bob, alone, *friends, survivor):
             frames.append(one.frames)
             one.close()
         wait_until(lambda: not store.client.exists(Keys.seats))
@@ -2615,6 +2923,7 @@ def test_every_row_of_the_key_table_was_met_and_every_key_is_documented(played):
 
 def test_keys_have_the_type_and_the_content_that_the_table_says(played):
     fields = {"user:{UID}": USER_FIELDS, "game:{gSHARD}:ID": GAME_FIELDS}
+    fields["room:{lobby}:CODE"] = ROOM_FIELDS
     for name, sample in played.samples.items():
         for key, (kind, content, _) in sample.items():
             row = table_row(key)
@@ -2657,6 +2966,8 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
                 expected = 0 <= ttl <= 3600
             elif until == "name_hold_days":
                 expected = 29 * 86400 < ttl <= 30 * 86400
+            elif until == "a day after it closed":
+                expected = ttl == -1 or (0 < ttl <= 86_400 and content == {"closed": "1"})
             elif until == "20 s":
                 expected = 0 <= ttl <= 20
             elif until == "midnight UTC":
@@ -2666,7 +2977,8 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
             elif until == "twice the period":
                 expected = 7 * 86400 < ttl <= 2 * 7 * 86400
             elif "game_days" in until and trivia.parse_state(content["state"])["phase"] == "end":
-                is_void = '"counts":false' in content["result"]
+                is_solo = trivia.parse_plan(content["plan"])["queue"] == "solo"
+                is_void = '"counts":false' in content["result"] and not is_solo
                 expected = 60 < ttl <= 120 if is_void else 29 * 86400 < ttl <= 30 * 86400
             else:
                 expected = ttl == -1
@@ -2722,6 +3034,7 @@ def test_nothing_of_an_erased_user_is_left(played):
         "metrics:{metrics}",
         "skew:{GAME}",
         "format:{lobby}",
+        "room:{lobby}:CODE",  # which has closed
     }
 
 

@@ -908,8 +908,9 @@ def test_the_end_of_another_session_leaves_the_connection_alone(server, open_pho
 
 # ---- which message is legal when
 
-STATES = ["idle", "queued", "playing"]
+STATES = ["idle", "queued", "room", "playing"]
 FIELDS = {"answer": {"round": 1, "choice": 0}, "emoji": {"emoji": "👍"}}
+FIELDS |= {"kick": {"player": "x"}, "pass": {"player": "x"}, "lock": {"locked": True}}
 LEGAL = ALLOWED | {"emoji": RELAYED_IN}
 PAIRS = [(kind, state) for kind in LEGAL for state in STATES]
 
@@ -921,6 +922,8 @@ def phones_in(server):
     phones["idle"].send("leave")
     phones["idle"].expect("cancelled")
     phones |= {"queued": server.phone(queue="party"), "playing": server.phone()}
+    phones["room"] = server.phone(queue="friends")
+    phones["room"].expect("room")
     partner = server.phone()
     phones["queued"].expect("queued")
     phones["playing"].expect("question")

@@ -1,0 +1,509 @@
+"""Private rooms over real sockets: codes, hosts, games of a room, guests who come late, lost workers."""
+
+import shutil
+import signal
+import sys
+
+import pytest
+
+from conftest import ROOT, Server, edited_schema, play_all, wait_until
+
+sys.path.insert(0, str(ROOT))
+
+import trivia
+
+NEVER = 60
+ROOM = {
+    "players": {"min": 2, "max": 4},
+    "match": "room",
+    "rounds": 3,
+    "start_seconds": 0.05,
+    "answer_seconds": NEVER,
+    "reveal_seconds": 0.05,
+    "scoring": {"correct": 100, "speed": 50},
+    "on_exit": "continue",
+    "seat_seconds": 30,
+}
+QUEUES = {
+    "den": {},
+    "brief": {"seat_seconds": 0.5},
+    "short": {"wait_seconds": 1},
+    "open": {"late_join": True},
+    "slow": {"late_join": True, "start_seconds": NEVER},
+}
+
+
+def add_rooms(tree):
+    tree["queues"] |= {name: ROOM | changes for name, changes in QUEUES.items()}
+
+
+@pytest.fixture(scope="module")
+def house():
+    """A server with rooms."""
+    running = Server(edited_schema(add_rooms))
+    try:
+        yield running.start()
+        assert "Traceback" not in running.log, running.log[-5000:]
+    finally:
+        running.close()
+
+
+@pytest.fixture
+def phones(house):
+    """Connects new players; they are gone after the test."""
+    connected = []
+
+    def connect(queue, code="", **options):
+        at = f"{queue}?code={code}" if code else queue
+        connected.append(house.phone(queue=at, **options))
+        return connected[-1]
+
+    yield connect
+    for phone in connected:
+        phone.close()
+
+
+def open_room(phones, queue="den", guests=1):
+    """A host and guests in a new room, all past the `room` that shows the last of them: (code, phones)."""
+    host = phones(queue)
+    code = host.expect("room")["code"]
+    everybody = [host]
+    for number in range(guests):
+        everybody.append(phones(queue, code))
+        for phone in everybody:
+            assert len(phone.expect("room")["players"]) == number + 2
+    return code, everybody
+
+
+def names(room):
+    return [player["username"] for player in room["players"]]
+
+
+def begin(everybody):
+    """The host begins; all are past their `start`."""
+    everybody[0].send("begin")
+    return [phone.expect("start") for phone in everybody]
+
+
+def join_refused(phone, why, code):
+    phone.send("join", code=code)
+    phone.refused(why)
+
+
+# -- a room from its opening to its second game
+
+
+def test_friends_meet_by_a_code_play_and_are_in_their_room_again(house, phones):
+    host = phones("den")
+    first = host.receive()
+    code = first["code"]
+    assert first["type"] == "room" and (first["queue"], first["host"]) == ("den", host.name)
+    assert names(first) == first["connected"] == [host.name]
+    assert (first["locked"], first["state"]) == (False, "waiting")
+    assert first["settings"]["players"] == {"min": 2, "max": 4} and first["settings"]["rounds"] == 3
+    guest = phones("den", code.lower()[:3] + "-" + code[3:])
+    room = guest.receive()
+    assert (room["type"], room["code"], room["host"]) == ("room", code, host.name)
+    assert names(room) == room["connected"] == [host.name, guest.name]
+    assert host.receive() == room
+    for game in (1, 2):
+        starts = begin([host, guest])
+        assert starts[0] == starts[1] and starts[0]["queue"] == "den"
+        assert names(starts[0]) == [host.name, guest.name]
+        for end in play_all([host, guest]):
+            assert end["reason"] == "finished" and "rating" not in end["ranking"][0]
+        for phone in (host, guest):
+            assert phone.expect("room", state="waiting")["host"] == host.name
+        wait_until(lambda: house.http("GET", "/users/me", token=host.token).json["games"] == game)
+    me = house.http("GET", "/users/me", token=host.token).json
+    assert (me["wins"], me["rating"]) == (0, 1500)
+    guest.send("leave")
+    assert guest.expect("cancelled") == {"type": "cancelled", "queue": "den", "reason": "left"}
+    assert names(host.expect("room")) == [host.name]
+    host.send("leave")
+    host.expect("cancelled", reason="left")
+    wait_until(lambda: house.http("GET", f"/rooms/{code}").status == 410)
+
+
+def test_a_room_is_joined_on_a_socket_that_is_there(phones):
+    code, [host] = open_room(phones, guests=0)
+    guest = phones("random")
+    guest.expect("queued")
+    guest.send("leave")
+    guest.expect("cancelled")
+    guest.send("join", code=code)
+    assert names(guest.expect("room")) == [host.name, guest.name]
+    begin([host, guest])
+    guest.send("leave")
+    assert guest.expect("cancelled")["reason"] == "left"
+    assert names(host.expect("room", state="playing")) == [host.name]
+    guest.send("join", queue="den")
+    other = guest.expect("room")
+    assert other["code"] != code and other["host"] == guest.name
+
+
+def test_a_link_shows_the_room_before_anybody_joins(house, phones):
+    code, [host, guest] = open_room(phones)
+    room = house.http("GET", f"/rooms/{code.lower()}").json
+    assert room == {key: value for key, value in guest.frames[-1].items() if key != "type"}
+    begin([host, guest])
+    assert house.http("GET", f"/rooms/{code}").json["state"] == "playing"
+
+
+# -- hosts
+
+
+def test_a_host_sends_a_guest_away_who_can_not_come_back(house, phones):
+    code, [host, guest, other] = open_room(phones, guests=2)
+    host.send("kick", player=guest.name)
+    assert guest.expect("cancelled")["reason"] == "kicked"
+    assert names(host.expect("room")) == names(other.expect("room")) == [host.name, other.name]
+    join_refused(guest, "kicked", code)
+    guest.send("join", queue="den")  # but elsewhere they may play
+    guest.expect("room")
+
+
+def test_a_guest_who_is_sent_away_leaves_the_game_too(phones):
+    code, [host, guest, other] = open_room(phones, guests=2)
+    begin([host, guest, other])
+    for phone in (host, guest, other):
+        phone.expect("question")
+    host.send("kick", player=guest.name)
+    guest.expect("cancelled", reason="kicked")
+    assert host.expect("user_exit")["player"] == guest.name
+    host.send("answer", round=1, choice=0)
+    other.send("answer", round=1, choice=0)
+    assert other.expect("reveal")["round"] == 1
+    guest.send("join", queue="den")
+    guest.expect("room")
+
+
+def test_a_locked_room_lets_nobody_in_but_those_who_are_there(phones):
+    code, [host, guest] = open_room(phones)
+    host.send("lock", locked=True)
+    assert guest.expect("room")["locked"] is True
+    stranger = phones("den", code)
+    stranger.refused("room_locked")
+    guest.drop()
+    guest.connect()
+    assert guest.expect("room")["locked"] is True
+    host.send("lock", locked=False)
+    guest.expect("room", locked=False)
+    stranger.send("join", code=code)
+    stranger.expect("room")
+
+
+def test_a_host_passes_the_room_and_directs_it_no_more(phones):
+    _, [host, guest] = open_room(phones)
+    host.send("pass", player=guest.name)
+    assert host.expect("room")["host"] == guest.expect("room")["host"] == guest.name
+    for message in (
+        {"kind": "begin"},
+        {"kind": "lock", "locked": True},
+        {"kind": "kick", "player": guest.name},
+        {"kind": "pass", "player": host.name},
+    ):
+        host.refused("not_host", **message)
+    begin([guest, host])
+
+
+def test_a_host_who_leaves_is_followed_by_who_came_next(phones):
+    _, [host, guest, other] = open_room(phones, guests=2)
+    host.send("leave")
+    assert guest.expect("room")["host"] == other.expect("room")["host"] == guest.name
+
+
+def test_a_host_who_drops_keeps_the_room_for_the_time_of_a_seat(phones):
+    _, [host, guest] = open_room(phones, "brief")
+    host.drop()
+    room = guest.expect("room")
+    assert (room["host"], room["connected"]) == (host.name, [guest.name])
+    room = guest.expect("room")
+    assert (room["host"], names(room)) == (guest.name, [guest.name])
+
+
+def test_a_host_who_drops_and_comes_back_is_still_the_host(phones):
+    code, [host, guest] = open_room(phones)
+    host.drop()
+    assert guest.expect("room")["connected"] == [guest.name]
+    host.connect()
+    room = host.expect("room")
+    assert room["code"] == code and room["host"] == host.name
+    assert room["connected"] == [host.name, guest.name]
+    guest.expect("room", connected=[host.name, guest.name])
+    begin([host, guest])
+
+
+# -- what does not work
+
+
+def test_each_wrong_code_has_an_error_of_its_own_and_changes_nothing(house, phones):
+    code, [host, guest] = open_room(phones)
+    gone, [leaver] = open_room(phones, guests=0)
+    leaver.send("leave")
+    leaver.expect("cancelled")
+    wait_until(lambda: house.http("GET", f"/rooms/{gone}").status == 410)
+    before = house.redis.hgetall(f"room:{{lobby}}:{code}")
+    stranger = phones("den", "ABC234")
+    stranger.refused("unknown_code")
+    for wrong, why in (
+        ("nope", "malformed_code"),
+        (gone, "expired_code"),
+        ("ABC235", "unknown_code"),
+    ):
+        join_refused(stranger, why, wrong)
+        status = {"malformed_code": 422, "expired_code": 410, "unknown_code": 404}[why]
+        house.http("GET", f"/rooms/{wrong}").refused(status, why)
+    for _ in range(2):
+        phones("den", code).expect("room")
+    join_refused(stranger, "room_full", code)
+    assert house.redis.hget(f"room:{{lobby}}:{code}", "host") == before["host"]
+    stranger.send("join", queue="random")  # and they may do anything else
+    stranger.expect("queued")
+
+
+def test_a_guest_with_a_wrong_code_stays_in_the_room_where_they_are(phones):
+    code, [host, guest] = open_room(phones)
+    guest.drop()
+    guest.connect("den?code=ABC234")
+    assert guest.receive()["code"] == code
+    guest.refused("unknown_code")
+    begin([host, guest])
+
+
+def test_what_a_host_can_not_do_is_refused_by_name(phones):
+    _, [host] = open_room(phones, guests=0)
+    host.refused("too_few_players", "begin")
+    host.refused("no_such_player", "kick", player="nobody")
+    host.refused("no_such_player", "kick", player=host.name)
+    host.refused("no_such_player", "pass", player="nobody")
+    host.refused("invalid_message", "lock")
+    host.refused("wrong_state", "join", queue="random")
+    host.refused("wrong_state", "answer", round=1, choice=0)
+    alone = phones("random")
+    for kind, fields in (("begin", {}), ("lock", {"locked": True}), ("kick", {"player": "x"})):
+        alone.refused("wrong_state", kind, **fields)
+
+
+def test_a_room_plays_one_game_at_a_time(phones):
+    _, [host, guest] = open_room(phones)
+    begin([host, guest])
+    host.refused("wrong_state", "begin")
+
+
+def test_a_room_in_which_nothing_happens_closes(house, phones):
+    code, [host, guest] = open_room(phones, "short")
+    for phone in (host, guest):
+        assert phone.expect("cancelled") == {
+            "type": "cancelled",
+            "queue": "short",
+            "reason": "timeout",
+        }
+    assert house.http("GET", f"/rooms/{code}").status == 410
+    host.send("join")
+    host.expect("room")
+
+
+def test_who_joins_elsewhere_leaves_the_room(phones):
+    code, [host, guest] = open_room(phones)
+    guest.drop()
+    guest.connect("random")
+    guest.expect("queued")
+    assert names(host.expect("room", players=[host.frames[-1]["players"][0]])) == [host.name]
+    other = phones("den")
+    second = other.expect("room")["code"]
+    guest.drop()
+    guest.connect(f"den?code={second}")
+    assert names(guest.expect("room")) == [other.name, guest.name]
+
+
+# -- who comes late
+
+
+def test_who_comes_during_a_game_plays_from_the_next_question_on(house, phones):
+    code, [host, guest] = open_room(phones, "open")
+    [game, _] = [start["game"] for start in begin([host, guest])]
+    for phone in (host, guest):
+        phone.expect("question", round=1)
+    late = phones("open", code)
+    update = late.receive()
+    assert (update["type"], update["game"], update["phase"]) == ("update", game, "question")
+    assert "question" not in update and update["round"] == 1
+    assert names(update) == [host.name, guest.name, late.name]
+    room = late.expect("room")
+    assert (room["state"], len(room["players"])) == ("playing", 3)
+    for phone in (host, guest):
+        assert phone.expect("user_return")["player"] == late.name
+    late.refused("not_playing", "answer", round=1, choice=0)
+    for phone in (host, guest):  # they do not wait for an answer of the late one
+        phone.send("answer", round=1, choice=0)
+    reveal = late.expect("reveal", round=1)
+    assert late.name not in reveal["answers"] and reveal["scores"][late.name] == 0
+    second = late.expect("question", round=2)
+    assert second["answer_ms"] == NEVER * 1000
+    late.send("answer", round=2, choice=0)
+    host.expect("answered", player=late.name)
+    late.drop()
+    host.expect("user_exit")
+    late.connect()
+    update = late.receive()
+    assert (update["type"], update["choice"]) == ("update", 0) and "question" in update
+    for phone in (host, guest):
+        phone.send("answer", round=2, choice=0)
+    answers = late.expect("reveal", round=2)["answers"]
+    assert answers.keys() == {host.name, guest.name, late.name}
+    for end in play_all([host, guest, late]):
+        assert {row["player"] for row in end["ranking"]} == {host.name, guest.name, late.name}
+    record = house.http("GET", f"/games/{game}", token=late.token).json
+    assert late.name not in record["rounds"][0]["answers"]
+    assert late.name in record["rounds"][1]["answers"]
+    for phone in (host, guest, late):
+        assert phone.expect("room", state="waiting")["host"] == host.name
+
+
+def test_who_comes_before_the_first_question_is_asked_all_of_them(phones):
+    code, [host, guest] = open_room(phones, "slow")
+    begin([host, guest])
+    late = phones("slow", code)
+    update = late.receive()
+    assert (update["phase"], update["round"], len(update["players"])) == ("start", 0, 3)
+
+
+def test_who_comes_in_the_last_round_waits_in_the_room(phones):
+    code, [host, guest] = open_room(phones, "open")
+    begin([host, guest])
+    for number in (1, 2):
+        for phone in (host, guest):
+            phone.expect("question", round=number)
+        for phone in (host, guest):
+            phone.send("answer", round=number, choice=0)
+    host.expect("question", round=3)
+    late = phones("open", code)
+    assert late.receive()["state"] == "playing"
+    late.refused("wrong_state", "check")
+    for phone in (host, guest):
+        phone.send("answer", round=3, choice=0)
+    for phone in (host, guest):
+        phone.expect("end")
+    late.expect("room", state="waiting")
+    begin([host, guest, late])
+
+
+def test_who_comes_during_a_game_without_late_join_waits_in_the_room(phones):
+    code, [host, guest] = open_room(phones, "den")
+    begin([host, guest])
+    late = phones("den", code)
+    assert late.receive()["state"] == "playing"
+    for end in play_all([host, guest]):
+        assert len(end["ranking"]) == 2
+    late.expect("room", state="waiting")
+    assert names(begin([host, guest, late])[0]) == [host.name, guest.name, late.name]
+
+
+# -- lost workers, and strangers who guess
+
+
+@pytest.fixture(scope="module")
+def beside(house):
+    """A second worker on the same store."""
+    running = beside_of(house)
+    try:
+        yield running.start()
+    finally:
+        stop_alone(running)
+
+
+def beside_of(house):
+    url = f"unix://{house.data / 'd' / 'redis.sock'}"
+    return Server(edited_schema(add_rooms), env={"REDIS_URL": url})
+
+
+def stop_alone(server):
+    """Ends a worker, and leaves the store to the others."""
+    server.stop(signal.SIGKILL)
+    shutil.rmtree(server.data)
+
+
+def test_a_room_and_its_game_go_over_workers(house, beside, phones):
+    code, [host] = open_room(phones, guests=0)
+    guest = beside.phone(queue=f"den?code={code}")
+    assert names(host.expect("room")) == names(guest.expect("room")) == [host.name, guest.name]
+    begin([host, guest])
+    play_all([host, guest])
+    for phone in (host, guest):
+        phone.expect("room", state="waiting")
+    host.send("pass", player=guest.name)
+    guest.expect("room", host=guest.name)
+    host.expect("room", host=guest.name)
+    begin([guest, host])
+    guest.close()
+
+
+def test_a_room_survives_the_worker_of_its_host(house, phones):
+    doomed = beside_of(house).start()
+    try:
+        host = doomed.phone(queue="brief")
+        code = host.expect("room")["code"]
+        guest, other = phones("brief", code), phones("brief", code)
+        other.expect("room")
+        begin([host, guest, other])
+    finally:
+        stop_alone(doomed)
+    for number in (1, 2, 3):  # the game goes on without the host
+        for phone in (guest, other):
+            phone.expect("question", round=number)
+        for phone in (guest, other):
+            phone.send("answer", round=number, choice=0)
+        for phone in (guest, other):
+            phone.expect("reveal", round=number)
+    for phone in (guest, other):
+        phone.expect("end")
+    # The worker is taken for dead after ten heartbeats; then the time of a seat passes.
+    room = guest.expect("room", seconds=30, host=guest.name)
+    assert names(room) == [guest.name, other.name]
+    host.server = house
+    host.connect(f"brief?code={code}")
+    assert names(host.expect("room")) == [guest.name, other.name, host.name]
+    other.expect("room", connected=[guest.name, other.name, host.name])
+    begin([guest, other, host])
+    host.close()
+
+
+def test_whoever_guesses_codes_has_to_wait(house, phones):
+    code, _ = open_room(phones, guests=0)
+    stranger = phones("den", "ABC234")
+    stranger.refused("unknown_code")
+    answers = []
+    for _ in range(14):
+        stranger.send("join", code=trivia.new_room_code())
+        answers.append(stranger.expect("error")["code"])
+    assert answers[:9] == ["unknown_code"] * 9
+    assert answers[-1] == "too_many_attempts" and len(set(answers)) == 2
+    join_refused(stranger, "too_many_attempts", code)  # not even the right one is tried
+    friend = phones("den", code)  # who knows the code gets in
+    friend.expect("room")
+    for _ in range(6):  # however often they come and go
+        friend.send("leave")
+        friend.expect("cancelled")
+        friend.send("join", code=code)
+        friend.expect("room")
+
+
+def test_a_million_guesses_a_minute_find_less_than_one_of_ten_thousand_rooms():
+    tries = trivia.NETWORK_CODE_ALLOWANCE[1] + 60_000 / trivia.NETWORK_CODE_ALLOWANCE[0]
+    codes = {trivia.new_room_code() for _ in range(20_000)}
+    letters = set("".join(codes))
+    assert len(codes) > 19_990 and letters == set(trivia.CODE_LETTERS)
+    share = 20_000 / len([*codes])  # so few are refused as rude, that they make no difference
+    assert 10_000 / (len(letters) ** trivia.CODE_LENGTH) * tries * share < 0.1
+
+
+def test_codes_have_no_look_alikes_and_no_rude_words():
+    for pair in ("0O", "1I", "1L", "2Z", "5S", "6G", "8B", "VU", "QO"):
+        assert not set(pair) <= set(trivia.CODE_LETTERS), pair
+    assert not set("AEIOU") & set(trivia.CODE_LETTERS)
+    codes = [trivia.new_room_code() for _ in range(20_000)]
+    assert not [code for code in codes if "FCK" in code or "5HT" in code or "DCK" in code]
+    assert trivia.read_code(" abc-234 ") == "ABC234"
+    for malformed in ("", "ABC23", "ABC2345", "ABC23ß", "äBC234", "ABC 2 3 4 5"):
+        assert trivia.read_code(malformed) == trivia.NO_CODE
