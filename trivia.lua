@@ -83,6 +83,59 @@ local function begin_format(keys, args)
   return 1
 end
 
+-- ==== schema =====================================================================================
+
+-- meet_schema: marks facts that a worker with another schema can't keep true.
+-- KEYS schema     fact -> what all stored data fits, with '?' if it may not
+-- ARGS game_days  of the worker's schema
+-- ARGS ...        fact, how it is, for each of the worker's facts
+-- Returns the most game_days that there ever were.
+-- Atomic, so that an adoption happens before it, and is marked, or after it, and is refused.
+local function meet_schema(keys, args)
+  local schema = unpack(keys)
+  local game_days = unpack(args)
+  local mine, stored = {}, call('HGETALL', schema)
+  for i = 2, #args, 2 do mine[args[i]] = args[i + 1] end
+  for i = 1, #stored, 2 do
+    local fact, is = stored[i], stored[i + 1]
+    -- No worker writes a field that it does not have. But it does not know claims of its values.
+    local is_lost = not mine[fact] and string.match(fact, '^field ')
+    local is_kept = mine[fact] == is or is_lost and not string.match(is, ' unique$')
+    if fact ~= 'game_days' and not is_kept and string.sub(is, 1, 1) ~= '?' then
+      call('HSET', schema, fact, '?' .. is)
+    end
+  end
+  local most = math.max(call('HGET', schema, 'game_days') or 0, game_days)
+  call('HSET', schema, 'game_days', most)
+  return most
+end
+
+-- adopt_schema: writes down that all stored data fits facts.
+-- KEYS schema     fact -> what all stored data fits, with '?' if it may not
+-- KEYS libraries  worker -> digests of its function library and of its schema
+-- ARGS version    digest of the schema that all living workers must have
+-- ARGS ...        fact, what was read of it before ('' for nothing), how it is ('' removes it)
+-- Returns 1, or 0 if a worker has another schema or a fact has changed; nothing is done then.
+-- Atomic, so that no worker with another schema has written in between.
+local function adopt_schema(keys, args)
+  local schema, libraries = unpack(keys)
+  local version = unpack(args)
+  for _, versions in ipairs(call('HVALS', libraries)) do
+    if string.match(versions, '%S+$') ~= version then return 0 end
+  end
+  for i = 2, #args, 3 do
+    if (call('HGET', schema, args[i]) or '') ~= args[i + 1] then return 0 end
+  end
+  for i = 2, #args, 3 do
+    if args[i + 2] == '' then
+      call('HDEL', schema, args[i])
+    else
+      call('HSET', schema, args[i], args[i + 2])
+    end
+  end
+  return 1
+end
+
 -- ==== questions ==================================================================================
 
 -- put_question: adds a question to the bank, or corrects it. A number keeps its question for ever:
@@ -266,7 +319,9 @@ local function authenticate(keys, args)
   local now, session = tonumber(call('TIME')[1]), 'session:' .. digest
   local expires = tonumber(call('HGET', user, session) or 0)
   if expires <= now then return false end
-  if now + ttl - expires > math.min(86400, ttl / 10) then call('HSET', user, session, now + ttl) end
+  local gain = now + ttl - expires
+  -- It is negative after a change of the schema: the session does not outlast the new time.
+  if gain > math.min(86400, ttl / 10) or gain < 0 then call('HSET', user, session, now + ttl) end
   if connects == '1' then call('HINCRBY', user, ':turn', 1) end
   return call('HGETALL', user)
 end
@@ -692,10 +747,13 @@ local function apply_result(keys, args)
   if counts == '0' then return {1, dropped, unpack(call('HGETALL', user))} end
   for i = 12, #args, 4 do
     local board, field, period, default = 'board:' .. args[i], args[i + 1], args[i + 2], args[i + 3]
-    local last = string.match(call('HGET', user, board) or '', '^%S+') or ''
+    local kept = call('HGET', user, board) or ''
+    local last, kept_field = string.match(kept, '^(%S+) %S+ ?(%S*)$')
+    local is_same = last and #last == #period and (kept_field == '' or kept_field == field)
     -- A result that comes late counts for the period that has begun since.
-    if last < period then
-      call('HSET', user, board, period .. ' ' .. (call('HGET', user, field) or default))
+    if not is_same or last < period then
+      local value = call('HGET', user, field) or default
+      call('HSET', user, board, period .. ' ' .. value .. ' ' .. field)
     end
   end
   call('HINCRBY', user, 'games', 1)
@@ -1126,10 +1184,10 @@ end
 -- The callers compare heartbeats and ask no clock, which may be set. A caller that hangs counts
 -- nothing meanwhile.
 -- KEYS workers    worker -> last heartbeat; 'dead:WORKER' while it is reaped
--- KEYS libraries  worker -> digest of its function library
+-- KEYS libraries  worker -> digests of its function library and of its schema
 -- KEYS shards     worker -> number of game tags that it serves; 'most' -> the highest there was
 -- ARGS worker     the caller
--- ARGS library    digest of the caller's library
+-- ARGS library    digests of the caller's library and schema
 -- ARGS serves     number of game tags that the caller serves
 -- ARGS ...        name, last heartbeat of each worker that is taken for dead
 -- Returns {1 if the worker was known, {dead worker to be reaped by the caller, ...}, {name,
@@ -2427,6 +2485,8 @@ local function register(name, callback, ...)
 end
 
 register('begin_format', begin_format)
+register('meet_schema', meet_schema, 'allow-oom')
+register('adopt_schema', adopt_schema)
 register('put_question', put_question)
 register('claim', claim)
 register('settle_claim', settle_claim, 'allow-oom')

@@ -47,8 +47,8 @@ time may lag behind that clock.
                                  (folded address that is proved); :revoke:NAME
                                  ("CLIENT TOKEN" to be revoked); session:DIGEST
                                  -> expiry (s); board:NAME -> "PERIOD
-                                 VALUE-AT-ITS-START"; :quick (right minus wrong
-                                 answers in inhuman time)
+                                 VALUE-AT-ITS-START FIELD"; :quick (right minus
+                                 wrong answers in inhuman time)
     history:{UID}        zset    game id -> time of its end                       erased
     seen:{UID}           string  bitmap of the questions that were put to the     erased
                                  player
@@ -91,7 +91,11 @@ time may lag behind that clock.
                                  early, and until when they are held back
     workers:{lobby}      zset    worker -> last heartbeat; "dead:WORKER" while    10 s silent
                                  it is reaped
-    libraries:{lobby}    hash    worker -> digest of its trivia.lua               its death
+    libraries:{lobby}    hash    worker -> digests of its trivia.lua and of       its death
+                                 Schema.facts
+    schema:{lobby}       hash    fact of Schema.facts -> what all stored data     never
+                                 fits, with "?" if it may not; game_days ->
+                                 the most there ever was
     shards:{lobby}       hash    worker -> number of game tags that it serves;    its death
                                  most -> the highest number there was
     clock:{lobby}        string  "LAG TIME": ms by which tickets lag behind the   never
@@ -102,7 +106,6 @@ time may lag behind that clock.
                                                                                   or 2 min if void
     deadlines:{gSHARD}   zset    game id -> its next deadline                     settled
     clock:{gSHARD}       string  as clock:{lobby}, of games                       never
-    boards:{boards}      hash    leaderboard -> field, if it holds all players    never
     board:{NAME}         zset    UID -> value                                     erased
     board:{NAME}:PERIOD  zset    UID -> gain within the period                    twice the period
     bank:{bank}          hash    number -> question (JSON), for ever; file:NAME   never
@@ -121,14 +124,15 @@ time may lag behind that clock.
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
 schema checks, schema), store (keys and format, client, cluster, Redis), play (questions, question
 files, passwords, claims, users, leaderboards, lobby, game, games, rooms, personal data, chores,
-guests, merges, identities, mail, recovery, migration), wire (messages, outlets, connections, hub,
-routes, sign-in routes, player routes, documents), process (worker, app, protocols, adapter,
-embedded Redis, commands, doctor, backup).
+guests, merges, identities, mail, recovery, stored schema, migration), wire (messages, outlets,
+connections, hub, routes, sign-in routes, player routes, documents), process (worker, app,
+protocols, adapter, embedded Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
 
 import argparse
+import array
 import asyncio
 import base64
 import binascii
@@ -1809,8 +1813,35 @@ def _refusal(key: str, value: Any, rule: dict) -> str:
 
 SOLO_WAIT_MS = 10_000  # a game of one player begins at once; another worker may have to form it
 ROOM_WAIT_MS = 3_600_000  # a room without `wait_seconds` closes when nothing happens for so long
-# {type: function from the text in Redis to the value}
-_FROM_TEXT = {"string": str, "integer": int, "number": float, "boolean": "1".__eq__}
+
+
+def _read_integer(text: str) -> int:
+    if not re.fullmatch(r"-?\d{1,16}", text, re.ASCII) or abs(int(text)) > EXACT:
+        raise ValueError(text)
+    return int(text)
+
+
+def _read_number(text: str) -> float:
+    is_number = re.fullmatch(r"-?\d+(\.\d+)?(e[+-]?\d+)?", text, re.ASCII)
+    if not is_number or abs(float(text)) > EXACT:
+        raise ValueError(text)
+    return float(text)
+
+
+def _read_boolean(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError(text)
+    return text == "1"
+
+
+# {type: function from the text in Redis to the value}. The text may be that of another type, which
+# the field had before. ValueError: it can't be read as this one.
+_FROM_TEXT = {
+    "string": str,
+    "integer": _read_integer,
+    "number": _read_number,
+    "boolean": _read_boolean,
+}
 
 
 @dataclass(frozen=True)
@@ -1960,9 +1991,36 @@ class Schema:
             return rule.get("default")
         try:
             value = _FROM_TEXT[rule["type"]](text)
-        except ValueError:  # it was stored when the field had another type
+        except ValueError:
             return rule.get("default")
         return round(value, 3) if name == "rating" else value
+
+    def can_read(self, name: str, text: str) -> bool:
+        """Tells whether a text from Redis is a value of a field's type."""
+        try:
+            _FROM_TEXT[self.fields[name]["type"]](text)
+        except ValueError:
+            return False
+        return True
+
+    @functools.cached_property
+    def facts(self) -> dict[str, str]:
+        """What stored data depends on: {"field NAME", "board NAME" or "queue NAME": how it is}."""
+        facts = {f"queue {name}": "-" for name in self.queues if name != LAB_QUEUE}
+        for name, rule in self.fields.items():
+            facts[f"field {name}"] = rule["type"] + (" unique" if rule.get("unique") else "")
+        facts |= {f"field {name}": "string unique" for name in self.identities}
+        guests = self.sign_in.get("guests", {}).get("leaderboards", False)
+        for name, board in self.boards.items():
+            rule = self.fields[board["field"]]
+            parts = board.get("period", "-"), board["field"], rule["type"], rule.get("default", "-")
+            facts[f"board {name}"] = " ".join(map(str, (*parts, guests)))
+        return facts
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Identifies `facts`."""
+        return hashlib.sha256(dumps(sorted(self.facts.items())).encode()).hexdigest()[:8]
 
     def stored(self, name: str, value: Any) -> str | None:
         """Returns the text that Redis keeps for a value, or None for the default."""
@@ -1998,6 +2056,7 @@ GAME_ID_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 UID_BYTES = 9  # 72 bits; accounts of format 1 have 48
 SECRET_LENGTH = 32  # characters of a token behind the UID
 ERASED_NAME = "(erased)"
+MISFIT = "?"  # begins what `schema:{lobby}` says of stored data that no longer fits it for sure
 
 
 class Keys:
@@ -2013,7 +2072,7 @@ class Keys:
     playing = "playing:{lobby}"
     erasures = "erasures:{lobby}"
     lobby_clock = "clock:{lobby}"
-    boards = "boards:{boards}"
+    schema = "schema:{lobby}"
     bank = "bank:{bank}"
     fingerprints = "fingerprints:{bank}"
     ids = "ids:{bank}"
@@ -2060,6 +2119,11 @@ class Keys:
     def _bucket(folded: str) -> int:
         digest_bytes = hashlib.blake2b(folded.encode(), digest_size=2).digest()
         return int.from_bytes(digest_bytes) % UNIQUE_BUCKETS
+
+    @staticmethod
+    def unique_buckets() -> list[str]:
+        """Returns all buckets of unique values."""
+        return [f"unique:{{{bucket}}}" for bucket in range(UNIQUE_BUCKETS)]
 
     @staticmethod
     def game(game: str) -> str:
@@ -2209,6 +2273,11 @@ def has_seen(bitmap: bytes, number: int) -> bool:
 def pairs_to_dict(flat: list) -> dict:
     """Turns [field, value, ...] into {field: value}."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def uid_of_key(key: str) -> str:
+    """Returns the UID of the key of a user."""
+    return key.removeprefix("user:{").removesuffix("}")
 
 
 def flatten(pairs: dict) -> list:
@@ -3274,7 +3343,8 @@ class Redis(Nodes):
 
         A worker that just starts may lose its library here; its next call loads it again.
         """
-        used = set(await self.call("HVALS", Keys.libraries)) | {LIBRARY.digest}
+        versions = await self.call("HVALS", Keys.libraries)
+        used = {version.partition(" ")[0] for version in versions} | {LIBRARY.digest}
         listed = await self.each("FUNCTION", "LIST", "LIBRARYNAME", f"{LIBRARY.PREFIX}*")
         for address, libraries in listed.items():
             for library in libraries:
@@ -4252,6 +4322,44 @@ class Claims:
         outcome, *claim = await self.redis.run("claim", keys, value, uid, operation, CLAIM_MS, "")
         return {value: claim[0]} if outcome == "claimed" else {}
 
+    async def claim_stored(self, uid: str, values: dict[str, str]) -> list[str]:
+        """Claims values that a user has in fields which have become unique.
+
+        Returns the fields whose value another user has.
+        """
+        standing = await self.claims_of(uid, values.values())
+        claims, lost = {}, []
+        for name, value in values.items():
+            if value in standing:
+                continue
+            await self.redis.call("DEL", Keys.reserved(value))  # who has it comes first
+            try:
+                claims[value] = await self._claim_one(name, value, uid)
+            except Problem:
+                lost.append(name)
+        await self.settle(uid, claims)
+        return lost
+
+    async def release_void(self, bucket: str) -> None:
+        """Releases the claims of a bucket whose users don't have the value.
+
+        They may have it in a unique field, or as the identity of any provider.
+        """
+        rows = [row async for row in self.redis.scan(bucket)]
+        await asyncio.gather(*(self._release_if_void(bucket, *row) for row in rows))
+
+    async def _release_if_void(self, bucket: str, value: str, claim: str) -> None:
+        if claim.count(" ") > 1:  # its registration may be under way
+            return
+        user = await self.redis.call("HGETALL", Keys.user(claim.split(" ")[0]))
+        owned = [
+            fold(text)
+            for name, text in user.items()
+            if name in self.fields or name.startswith("oidc:")
+        ]
+        if value not in owned:
+            await self.redis.run("settle_claim", (bucket,), value, claim, 0)
+
     async def claims_of(self, uid: str, values: Iterable[str]) -> dict[str, str]:
         """Returns the claims of a user on values: {value: claim}."""
         values = list(values)
@@ -4347,6 +4455,7 @@ class Users:
         self.claims = Claims(redis, schema.unique, hold_s)
         self.identities = Claims(redis, schema.identities, 0)
         self.boards = Boards(redis, schema, self.load)
+        self.claimed = [*schema.unique, *schema.identities]  # fields of which there may be claims
 
     # -- accounts
 
@@ -4734,8 +4843,10 @@ def _player(uid: str) -> dict:
 # ---- leaderboards --------------------------------------------------------------------------------
 # A leaderboard orders users by a numeric field, or by what they gained in it within a period (day,
 # week, month). The user's hash is the truth; a leaderboard is a copy of it. `refresh` makes the
-# copy, after each game and each change of fields. Any worker may do it at any time. A new
-# leaderboard of schema.yaml is filled at the next start.
+# copy, after each game and each change of fields. Any worker may do it at any time. The section on
+# the stored schema fills leaderboards that are new or have changed.
+
+SWEPT_AT_ONCE = 500  # places of a leaderboard
 
 
 class Boards:
@@ -4745,11 +4856,24 @@ class Boards:
         self.redis = redis
         self.schema = schema
         self.load = load
+        self.periods: set[tuple[str, str]] = set()  # (name, period or '-') that there may be
+        self.add_periods(schema.facts)
+
+    def add_periods(self, facts: dict[str, str]) -> None:
+        """Notes the leaderboards of Schema.facts, of this schema or an earlier one."""
+        for fact, text in facts.items():
+            kind, _, name = fact.partition(" ")
+            if kind == "board":
+                self.periods.add((name, text.removeprefix(MISFIT).split(" ")[0]))
 
     def _keys(self, name: str) -> list[str]:
+        period = self.schema.boards[name].get("period", "-")
+        return self.keys(name, period)
+
+    @staticmethod
+    def keys(name: str, period: str) -> list[str]:
         """Returns the key of a leaderboard; with a period, then the past ones that may exist."""
-        period = self.schema.boards[name].get("period")
-        if period is None:
+        if period == "-":
             return [Keys.board(name, "")]
         length_s = DAY_S * PERIOD_DAYS[period]
         now_s = time.time()
@@ -4763,10 +4887,17 @@ class Boards:
         if "period" not in board:
             return "", value if ranked and "games" in user else None
         period = period_of(board["period"], time.time())
-        last, _, base = user.get(f"board:{name}", "").partition(" ")
-        if last != period or not ranked:
+        last, base, field = (user.get(f"board:{name}", "") + "  ").split(" ")[:3]
+        if last != period or not ranked or field not in ("", board["field"]):
             return period, None
-        return period, value - float(base) or None
+        return period, value - self._number(base) or None
+
+    @staticmethod
+    def _number(text: str) -> float:
+        """Reads the value at the start of a period; 0 if the field was no number then."""
+        with contextlib.suppress(ValueError):
+            return _read_number(text)
+        return 0.0
 
     def _places(self, user: dict) -> dict[str, tuple[str, float | None]]:
         return {name: self._place(user, name) for name in self.schema.boards}
@@ -4799,22 +4930,34 @@ class Boards:
                 yield self.redis.call("EXPIRE", key, 2 * DAY_S * days)
 
     async def remove(self, uid: str) -> None:
-        """Removes a user from all leaderboards."""
-        keys = [key for name in self.schema.boards for key in self._keys(name)]
+        """Removes a user from all leaderboards, also from those that schema.yaml has lost."""
+        keys = [key for board in self.periods for key in self.keys(*board)]
         await asyncio.gather(*(self.redis.call("ZREM", key, uid) for key in keys))
 
-    async def fill_new(self) -> None:
-        """Puts all players on leaderboards that schema.yaml has gained."""
-        known = await self.redis.call("HGETALL", Keys.boards)
-        boards = self.schema.boards.items()
-        fields = {name: board["field"] for name, board in boards if "period" not in board}
-        if not fields.items() - known.items():
-            return
+    async def fill(self, names: list[str]) -> None:
+        """Puts all players on leaderboards, and removes from them who does not exist."""
         async for keys in self.redis.scan_keys(Keys.user("*")):
-            uids = [key.removeprefix("user:{").removesuffix("}") for key in keys]
+            uids = [uid_of_key(key) for key in keys]
             users = await asyncio.gather(*map(self.load, uids))
             await asyncio.gather(*map(self.refresh, uids, users))
-        await self.redis.call("HSET", Keys.boards, *flatten(fields))
+        for name in names:
+            await self._sweep(self._keys(name)[0])
+
+    async def _sweep(self, key: str) -> None:
+        start = 0
+        while uids := await self.redis.call("ZRANGE", key, start, start + SWEPT_AT_ONCE - 1):
+            there = await asyncio.gather(
+                *(self.redis.call("HEXISTS", Keys.user(uid), "username") for uid in uids)
+            )
+            gone = [uid for uid, exists in zip(uids, there, strict=True) if not exists]
+            if gone:
+                await self.redis.call("ZREM", key, *gone)
+            start += len(uids) - len(gone)
+
+    async def delete(self, name: str, period: str) -> None:
+        """Deletes a leaderboard that schema.yaml has lost."""
+        await asyncio.gather(*(self.redis.call("DEL", key) for key in self.keys(name, period)))
+        self.periods.discard((name, period))
 
     async def page(self, name: str, limit: int, offset: int, around: str | None) -> dict:
         """Returns a page: {leaderboard, period, total, entries: [{rank, username, value}]}.
@@ -4860,6 +5003,8 @@ class Boards:
 # window, to start with fewer players, to end it, or because its worker is gone. This section also
 # keeps the list of living workers.
 
+TICKETS_READ = 1000  # tickets that are read at once when a queue is closed
+
 
 class Lobby:
     """Manages tickets, matches and the presence of workers.
@@ -4880,6 +5025,7 @@ class Lobby:
         self.worker = worker
         self.form = form
         self.check_room = check_room
+        self.version = f"{LIBRARY.digest} {schema.digest}"
         # worker -> its last heartbeat, and how often this worker has seen the same
         self.heartbeats: dict[str, tuple[str, int]] = {}
 
@@ -4975,7 +5121,7 @@ class Lobby:
         keys = Keys.workers, Keys.libraries, Keys.shards
         serves = self.redis.shards
         known, dead, beats, most, least = await self.redis.run(
-            "heartbeat", keys, self.worker, LIBRARY.digest, serves, *flatten(silent)
+            "heartbeat", keys, self.worker, self.version, serves, *flatten(silent)
         )
         self.redis.new_shards = min(self.redis.place.shards, least)
         if most > serves:
@@ -4988,6 +5134,36 @@ class Lobby:
     def _repeats(self, worker: str, beat: str) -> tuple[str, int]:
         last, repeats = self.heartbeats.get(worker, ("", 0))
         return beat, repeats + 1 if last == beat else 0
+
+    async def close_queue(self, name: str) -> None:
+        """Ends the tickets, rooms and unformed matches of a queue that no worker has."""
+        for ticket in await self._tickets_of(name):
+            kind, _, code = ticket.partition(":")
+            if kind == "room" and code:
+                keys = Keys.seats, Keys.room(code), Keys.due, Keys.lobby_clock
+                await self.redis.run("check_room", keys, self.worker, name, 0, 0)
+            else:
+                seat = await self.seat_of(ticket)
+                await self.leave(name, ticket, seat.connection if seat else "-", True)
+            await self.redis.call("ZREM", Keys.due, f"{name} {ticket}")
+        await self.redis.call("DEL", Keys.queue(name))
+        for match in await self.redis.call("ZRANGE", Keys.forming, 0, -1):
+            game, of_queue, *players = match.split(" ")
+            if of_queue == name:
+                nobody_left = [item for uid in players for item in (uid, 0)]
+                keys = Keys.seats, Keys.playing, *map(Keys.quits, players)
+                await self.redis.run("release", keys, game, 0, 0, *nobody_left)
+                await self.redis.call("ZREM", Keys.forming, match)
+
+    async def _tickets_of(self, queue: str) -> list[str]:
+        """Returns the UIDs and the rooms, "room:CODE", that have a ticket of a queue."""
+        found = []
+        start = 0
+        while page := await self.redis.call("ZRANGE", Keys.due, start, start + TICKETS_READ - 1):
+            pairs = (ticket.split(" ") for ticket in page)
+            found += [ticket for name, ticket in pairs if name == queue]
+            start += TICKETS_READ
+        return found
 
     async def forget_worker(self, name: str) -> None:
         """Removes a worker that has stopped, or that was reaped ("dead:WORKER")."""
@@ -5186,6 +5362,7 @@ class Games:
         self.bank = bank
         self.users = users
         self.worker = worker
+        self.kept_days = schema.limits.game_days  # the longest that a stored game is kept
         self.shards: list[int] = []  # those that this worker advances
         self.others_s = OTHERS_S  # between two looks at the others
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
@@ -5549,7 +5726,7 @@ class Games:
             (Keys.user(uid), Keys.history(uid), Keys.met(uid), Keys.merged(uid)),
             game.id,
             game.ended,
-            self.schema.limits.game_days * DAY_S * 1000,
+            self.kept_days * DAY_S * 1000,
             self.schema.limits.games_per_user,
             int(part.get("counts", True)),
             int(part["won"]),
@@ -5938,9 +6115,7 @@ class PersonalData:
         keys = Keys.user(uid), Keys.erased(uid)
         if reserve:  # first, or a worker that dies in between leaves them free
             await self.users.reserve_names(await self.users.load(uid))
-        schema = self.users.schema
-        claimed = *schema.unique, *schema.identities
-        fields = await self.redis.run_durably("erase_user", keys, *claimed)
+        fields = await self.redis.run_durably("erase_user", keys, *self.users.claimed)
         await self.users.tell_connection(uid)
         await self._leave_game(uid)  # their phone may have joined another one meanwhile
         await self.users.boards.remove(uid)
@@ -6249,8 +6424,7 @@ class Guests:
         if user:
             keys = Keys.user(uid), Keys.erased(uid)
             seen = user[":guest"], user.get(":turn", "")
-            unique = self.users.schema.unique
-            if not await self.redis.run("expire_guest", keys, *seen, *unique):
+            if not await self.redis.run("expire_guest", keys, *seen, *self.users.claimed):
                 return
         if not await self.redis.call("EXISTS", Keys.merged(uid)):
             await self.personal_data.erase(uid, reserve=False)  # nobody knows a guest by name
@@ -7145,6 +7319,223 @@ class Recovery:
         held = await self.users.claims.claims_of(holder, [fold(email)])
         await self.users.store(holder, same, {"email": "\0"})
         await self.users.claims.settle(holder, held)
+
+
+# ---- stored schema -------------------------------------------------------------------------------
+# What stored data was made with, and what becomes of it when schema.yaml changes. `schema:{lobby}`
+# holds Schema.facts, as far as all stored data fits them.
+#
+#   start      A worker claims the values of fields that have become unique, or refuses to start if
+#              players share one. What differs from its schema.yaml is marked as a misfit.
+#   adoption   During a deploy, workers with another schema.yaml still run, and write as it says.
+#              Once all that live have the same, one of them makes all stored data fit: it fills
+#              leaderboards, repeats the claims, and drops what schema.yaml has lost.
+#
+# Invariants: a fact without mark is true of all data, whatever workers came and went. Both steps
+# can be repeated. No value of a player is ever changed: a value of a field that is gone, or that
+# has a type which can't hold it, stays where it is, and shows again when the field is as it was.
+
+ADOPT_S = 5  # between two looks whether there is something to adopt
+MAX_SHARED = 10  # values that are shared by players, of which a start tells
+MAX_NAMED = 5  # players who are named with each
+
+
+class StoredSchema:
+    """Compares schema.yaml with what stored data was made with, and makes the data fit."""
+
+    def __init__(self, redis: Redis, schema: Schema, users: Users, lobby: Lobby) -> None:
+        self.redis = redis
+        self.schema = schema
+        self.users = users
+        self.lobby = lobby
+
+    # -- at the start
+
+    async def claim(self) -> None:
+        """Claims the values of fields that have become unique. Raises Fatal if players share one.
+
+        Other workers may write such a field without a claim until the data is adopted.
+        """
+        known = await self._read()
+        names = self._new_unique(known)
+        refuse_file(SCHEMA_FILE, await self._shared_values(known, names))
+        await self._claim_all(names)
+
+    async def mark(self) -> int:
+        """Marks what differs from schema.yaml. Other workers must know of this one by now.
+
+        Returns the most days for which a stored game may be kept.
+        """
+        days = self.schema.limits.game_days
+        facts = flatten(self.schema.facts)
+        return await self.redis.run("meet_schema", (Keys.schema,), days, *facts)
+
+    async def mistakes(self) -> list[Mistake]:
+        """Returns what is stored and does not fit schema.yaml. Changes nothing."""
+        known = await self._read()
+        return await self._shared_values(known, self._new_unique(known))
+
+    async def _read(self) -> dict[str, str]:
+        known = await self.redis.call("HGETALL", Keys.schema)
+        unique = {fact for fact, text in known.items() if text.endswith(" unique")}
+        names = {fact.partition(" ")[2] for fact in unique}
+        now = *self.schema.unique, *self.schema.identities
+        self.users.claimed = list(dict.fromkeys([*now, *sorted(names)]))
+        self.users.boards.add_periods(known)
+        return known
+
+    def _new_unique(self, known: dict[str, str]) -> list[str]:
+        facts = self.schema.facts
+        return [
+            name
+            for name in self.schema.unique
+            if known.get(f"field {name}") != facts[f"field {name}"]
+        ]
+
+    async def _values(self) -> AsyncIterator[dict[str, dict[str, str]]]:
+        """Yields {UID: {unique field: folded value}} in portions; a user may come twice."""
+        names = self.schema.unique
+        async for keys in self.redis.scan_keys(Keys.user("*")):
+            rows = await asyncio.gather(*(self.redis.call("HMGET", key, *names) for key in keys))
+            users = [dict(zip(names, row, strict=True)) for row in rows]
+            values = map(self.users.claims.values_of, users)
+            yield dict(zip(map(uid_of_key, keys), values, strict=True))
+
+    async def _shared_values(self, known: dict[str, str], names: list[str]) -> list[Mistake]:
+        """Returns a mistake for each value of these fields that players share, up to MAX_SHARED.
+
+        It names only players, since a value may be an email address. In data of which nothing is
+        known, from format 1, players may share a value in different fields: see Migration.
+        """
+        expected = "different values in all unique fields"
+        shared = await self._shared(names, across=bool(known)) if names else []
+        mistakes: list[Mistake] = []
+        for name, uids in shared[:MAX_SHARED]:
+            more = f" and {len(uids) - MAX_NAMED} more" if len(uids) > MAX_NAMED else ""
+            found = f"the same value at the players {', '.join(uids[:MAX_NAMED])}{more}"
+            mistakes.append((("users", "fields", name, "unique"), found, expected))
+        if len(shared) > MAX_SHARED:
+            found = f"{len(shared) - MAX_SHARED} more values that players share"
+            mistakes.append((("users", "fields", shared[0][0], "unique"), found, expected))
+        return mistakes
+
+    async def _shared(self, names: list[str], across: bool) -> list[tuple[str, list[str]]]:
+        """Returns [(field, its players)] of each value that players share, also across fields.
+
+        It keeps 8 bytes of each value in memory.
+        """
+        digests = array.array("Q")
+        async for portion in self._values():
+            for values in portion.values():
+                digests.extend({_digest_number(value) for value in values.values()})
+        twice = {one for one, other in itertools.pairwise(sorted(digests)) if one == other}
+        if not twice:
+            return []
+        holders: dict[str, dict[str, str]] = {}
+        async for portion in self._values():
+            for uid, values in portion.items():
+                for name, value in values.items():
+                    if _digest_number(value) in twice:
+                        holders.setdefault(value, {})[uid] = name
+        shared = []
+        for players in holders.values():
+            counts = Counter(players.values())
+            new = sorted(name for name in names if counts[name] > (0 if across else 1))
+            if len(players) > 1 and new:
+                shared.append((new[0], sorted(players)))
+        return sorted(shared)
+
+    async def _claim_all(self, names: list[str]) -> None:
+        if not names:
+            return
+        async for portion in self._values():
+            claims = (self.users.claims.claim_stored(*item) for item in portion.items())
+            taken = await asyncio.gather(*claims)
+            for uid, lost in zip(portion, taken, strict=True):
+                for name in lost:  # a worker without this unique field has let it happen
+                    text = "users.fields.%s: another player has this value"
+                    log.error(text, name, extra={"player": uid})
+
+    # -- adoption
+
+    async def adopt(self) -> None:
+        """Makes stored data fit, if all living workers agree, and this is the first of them."""
+        known = await self._read()
+        facts = self.schema.facts
+        changed = [fact for fact in facts if known.get(fact) != facts[fact]]
+        lost = [fact for fact in known if fact not in facts and not fact.startswith("field ")]
+        lost = [fact for fact in lost if fact != "game_days"]
+        if not (changed or lost) or not await self._is_first():
+            return
+        if known:
+            log.warning("schema.yaml has changed: %s", ", ".join(sorted(changed + lost)))
+        await self._adopt_fields(known, changed)
+        await self._adopt_boards(known, changed)
+        for fact in lost:
+            await self._drop(fact, known[fact])
+        rows = [(fact, known.get(fact, ""), facts.get(fact, "")) for fact in changed + lost]
+        keys = Keys.schema, Keys.libraries
+        version = self.schema.digest
+        done = await self.redis.run("adopt_schema", keys, version, *itertools.chain(*rows))
+        if done and known:
+            log.warning("stored data fits schema.yaml")
+
+    async def _is_first(self) -> bool:
+        """Tells whether all living workers have the facts of this one, and it is the first."""
+        versions = await self.redis.call("HGETALL", Keys.libraries)
+        agree = all(version.endswith(f" {self.schema.digest}") for version in versions.values())
+        return agree and min(versions, default="") == self.lobby.worker
+
+    async def _adopt_fields(self, known: dict[str, str], changed: list[str]) -> None:
+        unique = False
+        for fact in changed:
+            kind, _, name = fact.partition(" ")
+            before = known.get(fact, "").removeprefix(MISFIT)
+            if kind != "field":
+                continue
+            unique = unique or "unique" in (before + self.schema.facts[fact])
+            kept_types = "", self.schema.facts[fact].partition(" ")[0]
+            if before.partition(" ")[0] not in kept_types:
+                await self._tell_unreadable(name)
+        if unique:
+            await self._claim_all(self.schema.unique)
+            for bucket in Keys.unique_buckets():
+                await self.users.claims.release_void(bucket)
+
+    async def _adopt_boards(self, known: dict[str, str], changed: list[str]) -> None:
+        changed = [fact for fact in changed if fact.startswith("board ")]
+        for fact in changed:
+            before = known.get(fact, "").removeprefix(MISFIT).partition(" ")[0]
+            if before not in ("", self.schema.facts[fact].partition(" ")[0]):
+                await self._drop(fact, known[fact])
+        if changed:
+            await self.users.boards.fill([fact.partition(" ")[2] for fact in changed])
+
+    async def _tell_unreadable(self, name: str) -> None:
+        """Logs whose value the new type of a field can't hold: they get its default."""
+        uids = []
+        async for keys in self.redis.scan_keys(Keys.user("*")):
+            texts = await asyncio.gather(*(self.redis.call("HGET", key, name) for key in keys))
+            for key, text in zip(keys, texts, strict=True):
+                if text is not None and not self.schema.can_read(name, text):
+                    uids.append(uid_of_key(key))
+        if uids:
+            kind = self.schema.fields[name]["type"]
+            named = ", ".join(uids[:MAX_NAMED])
+            text = "users.fields.%s: %d stored values are no %s and give way to the default: %s"
+            log.warning(text, name, len(uids), kind, named)
+
+    async def _drop(self, fact: str, text: str) -> None:
+        """Drops what schema.yaml has lost: a leaderboard, or the tickets of a queue."""
+        kind, _, name = fact.partition(" ")
+        if kind == "board":
+            await self.users.boards.delete(name, text.removeprefix(MISFIT).split(" ")[0])
+        elif kind == "queue":
+            await self.lobby.close_queue(name)
+
+
+def _digest_number(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
 
 
 # ---- migration -----------------------------------------------------------------------------------
@@ -9109,6 +9500,7 @@ _NUMBER = {"type": "number"}
 _STRING_OR_NULL = {"type": ["string", "null"]}
 _EPOCH_SECONDS = _INTEGER | {"description": "Seconds since 1970."}
 _TIME_NAME = re.compile(r"(.+_)?(ms|at)")
+NARROWING = {"minLength", "maxLength", "pattern", "minimum", "maximum", "enum", "format"}
 BEARER_SCHEME = {"bearer": {"type": "http", "scheme": "bearer"}}
 _WEBSOCKET_SERVER = {
     "host": "localhost:8000",
@@ -9177,12 +9569,16 @@ def _added_fields(schema: Schema) -> dict[str, dict]:
 def _readable_rule(name: str, rule: dict) -> dict:
     """Returns what a field can hold in an answer.
 
-    A field without a default can be null: in an account that is older than the field, or older
-    than the rule that requires it.
+    A value may be older than the bounds of its field: they hold for what clients send. A field
+    without a default can be null: in an account that is older than the field, or older than the
+    rule that requires it.
     """
+    plain = {key: value for key, value in rule.items() if key not in NARROWING}
+    readable = public_rule(plain)
+    readable.pop("maxLength", None)
     if name == "username" or "default" in rule:
-        return public_rule(rule)
-    return {"oneOf": [public_rule(rule), {"type": "null"}]}
+        return readable
+    return {"oneOf": [readable, {"type": "null"}]}
 
 
 def _problem_component(schema: Schema) -> dict:
@@ -9665,6 +10061,7 @@ class Server:
         self.identities = Identities(
             self.redis, schema, self.users, self.guests, self.merges, self.chores
         )
+        self.stored_schema = StoredSchema(self.redis, schema, self.users, self.lobby)
         parts = self.redis, schema, self.users, self.lobby, self.games
         self.hub = Hub(self.worker, *parts, wire_of, self.rooms)
         self.background: list[asyncio.Task] = []
@@ -9682,7 +10079,6 @@ class Server:
             await asyncio.sleep(random.uniform(0.2, 1))
         shorten_collections()
         self.background = [spawn(work) for work in self._background_work()]
-        spawn(self.users.boards.fill_new())
         log.info("worker serves", extra={"worker": self.worker})
 
     def _check_retry(self, attempt: int, error: Unavailable) -> None:
@@ -9703,12 +10099,14 @@ class Server:
         try:
             if self.redis.format != FORMAT:
                 await Migration(self.redis, self.games).run()
+            await self.stored_schema.claim()
             async with asyncio.timeout(6 * CALL_SECONDS):
                 await self.bank.add_shipped()
                 await self.bank.load()
                 self.bank.check()
                 await self.lobby.heartbeat()
                 await self.lobby.heartbeat()  # tells the others which shards the first one added
+                self.games.kept_days = await self.stored_schema.mark()
         except (TimeoutError, Unavailable, hiredis.ReplyError) as error:
             # Without this, each attempt would leave a subscribed connection behind.
             self.redis.abort()
@@ -9729,6 +10127,7 @@ class Server:
             _forever(CHORES_S, self.chores.do_due),
             _forever(DROP_LIBRARIES_S, self.redis.drop_unused_libraries),
             _forever(ERASURES_S, self.personal_data.finish_erasures),
+            _forever(ADOPT_S, self.stored_schema.adopt),
         ]
 
     async def stop(self) -> None:
@@ -10992,6 +11391,18 @@ def notify(news: str) -> None:
         systemd.sendto(news.encode(), re.sub("^@", "\0", path))
 
 
+def is_schema_fine() -> bool:
+    """Tells whether a new worker would start with schema.yaml, and logs what it would say.
+
+    If it did not start, uvicorn would stop the others as well.
+    """
+    command = [sys.executable, HERE / "trivia.py", "check", "--stored"]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        log.error("reload refused: %s", done.stderr.strip())
+    return done.returncode == 0
+
+
 class Supervisor(uvicorn.supervisors.Multiprocess):
     """Supervises workers like uvicorn, and tells systemd how they are."""
 
@@ -11009,6 +11420,8 @@ class Supervisor(uvicorn.supervisors.Multiprocess):
             notify("READY=1")
 
     def handle_hup(self) -> None:
+        if not is_schema_fine():
+            return
         self.keep_subprocess_alive()  # kills a worker that hangs; the reload would wait for it
         # Each worker may have the watchdog's whole time: up to 20 s to start and to stop.
         patience = int(WATCHDOG_USEC) * (len(self.processes) + 1)
@@ -11320,7 +11733,10 @@ def add_file_commands(commands: argparse._SubParsersAction) -> None:
     check.add_argument(
         "--json-schema", action="store_true", help="print the JSON Schema of the file, for editors"
     )
-    check.set_defaults(run=lambda options: check_file(options.file, options.json_schema))
+    check.add_argument(
+        "--stored", action="store_true", help="also compare it with what is stored in Redis"
+    )
+    check.set_defaults(run=lambda options: check_file(options))
     client = commands.add_parser("client", help="print a client for apps, made from schema.yaml")
     client.add_argument("language", help="typescript, kotlin, swift or dart")
     client.add_argument("file", nargs="?", type=Path, help="write it there instead")
@@ -11364,13 +11780,16 @@ def run_import(options: argparse.Namespace) -> None:
     sys.exit(asyncio.run(import_files(options.files, options.update)))
 
 
-def check_file(file: Path, json_schema: bool) -> None:
+def check_file(options: argparse.Namespace) -> None:
     """Checks a schema file, or prints the JSON Schema of all such files. Raises Fatal."""
-    if json_schema:
+    if options.json_schema:
         print(json.dumps(FILE_SCHEMA, indent=2))
         return
+    file = options.file
     schema = Schema(read_schema(file))
     refuse_file(file, asyncio.run(bank_mistakes(schema)))
+    if options.stored:
+        refuse_file(file, asyncio.run(stored_mistakes(schema)))
     counts = [
         f"{len(schema.fields)} user fields",
         f"{len(schema.boards)} leaderboards",
@@ -11417,6 +11836,24 @@ async def bank_mistakes(schema: Schema) -> list[Mistake]:
             await redis.close()
         questions += bank.present
     return mistakes()
+
+
+async def stored_mistakes(schema: Schema) -> list[Mistake]:
+    """Returns what is stored in Redis and does not fit a schema. Raises Fatal."""
+    redis = await reach_redis()
+    try:
+        return await compare_stored(redis, schema)
+    except Unavailable as error:
+        raise Fatal(str(error)) from None
+    finally:
+        await redis.close()
+
+
+async def compare_stored(redis: Redis, schema: Schema) -> list[Mistake]:
+    """Returns what is stored and does not fit a schema."""
+    users = Users(redis, schema)
+    lobby = Lobby(redis, schema, "", None, None)
+    return await StoredSchema(redis, schema, users, lobby).mistakes()
 
 
 async def import_files(paths: list[Path], update: bool) -> int:
@@ -11665,7 +12102,8 @@ async def _ask_redis(redis: Redis, schema: Schema) -> list[Finding]:
         for finding in found if len(infos) > 1 else ():
             finding.what = f"{finding.what} at {address}"
         findings += found
-    return [*findings, _access_finding(redis.place), _workers_finding(workers)]
+    stored = _stored_finding(await compare_stored(redis, schema))
+    return [*findings, _access_finding(redis.place), _workers_finding(workers), stored]
 
 
 def _redis_findings(info: dict[str, str], config: dict[str, str]) -> Iterable[Finding]:
@@ -11780,6 +12218,12 @@ def _redis_clock_finding(redis_time: list[str]) -> Finding:
     ahead_s = int(seconds) + int(micros) / 1e6 - time.time()
     remedy = "the clocks of the two hosts differ: apt install systemd-timesyncd on both"
     return Finding("clock of Redis", abs(ahead_s) < 1, f"{ahead_s:+.3f} s", remedy)
+
+
+def _stored_finding(mistakes: list[Mistake]) -> Finding:
+    found = [f"{'.'.join(path)}: {what}" for path, what, _ in mistakes]
+    remedy = "the server does not start like that: change the values, or take `unique` away"
+    return Finding("stored data", not found, "; ".join(found) or "fits schema.yaml", remedy)
 
 
 def _workers_finding(workers: list[str]) -> Finding:

@@ -1004,8 +1004,74 @@ def test_a_board_remembers_the_value_at_the_beginning_of_its_period(store):
         board("b", "2026-W01"),
         board("c", "2026-W02"),
         board("d", "2026-W01"),
-    ] == ["2026-W01 7", "2026-W01 7", "2026-W02 9", "2026-W02 9"]
-    assert store.client.hget(key, "board:daily") == "2026-01-01 5"
+    ] == ["2026-W01 7 wins", "2026-W01 7 wins", "2026-W02 9 wins", "2026-W02 9 wins"]
+    assert store.client.hget(key, "board:daily") == "2026-01-01 5 games"
+
+
+@pytest.mark.parametrize(
+    "kept, left",
+    [
+        (None, "2026-W02 7 wins"),
+        ("2026-W01 3 wins", "2026-W02 7 wins"),
+        ("2026-W02 3 wins", "2026-W02 3 wins"),
+        ("2026-W03 3 wins", "2026-W03 3 wins"),
+        ("2026-W02 3", "2026-W02 3"),  # as format 1 has it
+        ("2026-W02 3 games", "2026-W02 7 wins"),
+        ("2026-12 3 wins", "2026-W02 7 wins"),
+        ("2026-12-31 3 wins", "2026-W02 7 wins"),
+    ],
+)
+def test_a_board_of_another_field_or_period_begins_anew(store, kept, left):
+    key = make_user(store, wins=7, **({"board:b": kept} if kept else {}))
+    assert apply(store, "g", wins=1, boards=("b", "wins", "2026-W02", 0)) == 1
+    assert store.client.hget(key, "board:b") == left
+
+
+MINE = {"field a": "string", "field u": "string unique", "board b": "- wins", "queue q": "-"}
+
+
+def meet(store, days, facts):
+    return store.run("meet_schema", (Keys.schema,), days, *trivia.flatten(facts))
+
+
+def test_a_schema_that_differs_marks_what_it_can_not_keep_true(store):
+    assert meet(store, 30, MINE) == 30
+    assert store.client.hgetall(Keys.schema) == {"game_days": "30"}
+    gone = {"field gone": "string", "field lost": "string unique", "board gone": "- x"}
+    store.client.hset(Keys.schema, mapping=MINE | gone)
+    assert meet(store, 90, MINE) == 90 and meet(store, 7, MINE) == 90
+    other = MINE | {"field u": "string", "board b": "week wins"}
+    for _ in range(2):
+        assert meet(store, 7, {**other, "field new": "integer"}) == 90
+    assert store.client.hgetall(Keys.schema) == MINE | {
+        "field u": "?string unique",
+        "board b": "?- wins",
+        "field gone": "string",
+        "field lost": "?string unique",
+        "board gone": "?- x",
+        "game_days": "90",
+    }
+
+
+@pytest.mark.parametrize(
+    "versions, before, done",
+    [
+        ({"w1": "l s"}, "", 1),
+        ({"w1": "l s", "w2": "other s"}, "", 1),
+        ({"w1": "l s", "w2": "l old"}, "", 0),
+        ({"w1": "l s", "w2": "l"}, "", 0),
+        ({"w1": "l s"}, "?string", 0),
+    ],
+)
+def test_stored_data_is_adopted_when_all_agree_and_nothing_has_changed(
+    store, versions, before, done
+):
+    store.client.hset(Keys.libraries, mapping=versions)
+    store.client.hset(Keys.schema, "board gone", "?- x")
+    rows = "field a", before, "string", "board gone", "?- x", ""
+    assert store.run("adopt_schema", (Keys.schema, Keys.libraries), "s", *rows) == done
+    after = {"field a": "string"} if done else {"board gone": "?- x"}
+    assert store.client.hgetall(Keys.schema) == after
 
 
 def limit(store, take=1, interval=1000, burst=3, who="u1"):
@@ -2672,14 +2738,15 @@ CONTENT = {  # what members and values look like, where the table says more than
     "erased:{UID}": r"(username|email)=.+",
     "unique:{N}": rf"[^ ]+=[\w-]{{12}} [\w-]{{4}}( {MS})?",
     "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
-    "boards:{boards}": r"[a-z_]+=[a-z_]+",
+    "schema:{lobby}": r"(game_days=\d+|queue [a-z]+=\??-|(field|board) [a-z_]+=\??[a-z].*|"
+    r"board [a-z_]+=\??-.*)",
     "guests:{guests}": rf"[\w-]{{12}}={MS}",
     "fingerprints:{bank}": r"[\w-]{12}=[\w-]{12}",
     "ids:{bank}": r"[\w-]{12}=\d+ [\w-]{12}",
     "board:{NAME}": r"[\w-]{12}=[\d.]+",
     "board:{NAME}:PERIOD": r"[\w-]{12}=[\d.]+",
     "metrics:{metrics}": r"[a-z_]+( [\w-]+)*=[\d.e-]+",
-    "libraries:{lobby}": r"[0-9a-f]{10}=[0-9a-f]{8}",
+    "libraries:{lobby}": r"[0-9a-f]{10}=[0-9a-f]{8} [0-9a-f]{8}",
     "shards:{lobby}": r"([0-9a-f]{10}|most)=4",
     "loads:{metrics}": r"[0-9a-f]{10}=\d+ \d+ [\d.]+",
     "met:{UID}": r"[\w-]{8}=\d+",
@@ -3024,7 +3091,7 @@ def test_nothing_of_an_erased_user_is_left(played):
         "bank:{bank}",
         "fingerprints:{bank}",
         "ids:{bank}",
-        "boards:{boards}",
+        "schema:{lobby}",
         "game:{gSHARD}:ID",
         "playing:{lobby}",
         "limit:{WHAT:WHO}",

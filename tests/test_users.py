@@ -2238,7 +2238,7 @@ def test_a_result_is_applied_once(server, somebody):
         "games": "1",
         "rating": "1510",
         ":sigma": "400",
-        "board:wins": "2026-W47 5",
+        "board:wins": "2026-W47 5 wins",
     }
     assert apply(server, somebody) == 0
     assert server.redis.hgetall(trivia.Keys.user(somebody)) == applied
