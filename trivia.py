@@ -1293,10 +1293,12 @@ GUESTS = _object(
 SAFE_ADDRESS = (
     r"^(https://[^/?#\s]+|http://(127\.0\.0\.1|localhost|\[::1\])(:\d+)?)(/[^?#\s]*[^/?#\s])?$"
 )
+_ADDRESS = {"type": "string", "pattern": SAFE_ADDRESS}
 PROVIDER = _object(
     "issuer audiences",
-    issuer={"type": "string", "pattern": SAFE_ADDRESS},
+    issuer=_ADDRESS,
     audiences=_NAMES | {"minItems": 1},
+    web=_object("client_id authorize", client_id=_TEXT, authorize=_ADDRESS),
 )
 _MAIL = _object(
     "subject text",
@@ -7123,19 +7125,22 @@ class Mail:
         is_late = time.time() > chore.begun_s + MAIL_DAYS * DAY_S
         if is_late or chore.tries > MAIL_TRIES:
             return log.error("mail %s was given up", template, extra={"player": uid})
-        code, to = new_code(), chore.data["to"]
+        to = chore.data["to"]
+        await self._deliver(to, functools.partial(self._write, chore, user))
+        log.info("mail %s sent", template, extra={"player": uid})
+
+    async def _write(self, chore: Chore, user: dict) -> EmailMessage:
+        """Makes a code, keeps its digest, and returns the mail with it."""
+        uid, template, to = (chore.data[name] for name in ("uid", "template", "to"))
+        code = new_code()
         proves = fold(to) if template == "reset" else to
         keys = (Keys.codes(uid),)
-        ttl_ms = CODE_MINUTES * 60_000
-        await self.redis.run_durably(
-            "set_code", keys, template, code_digest(uid, code), ttl_ms, proves
-        )
+        kept = template, code_digest(uid, code), CODE_MINUTES * 60_000, proves
+        await self.redis.run_durably("set_code", keys, *kept)
         words = {"username": user["username"], "code": code, "minutes": CODE_MINUTES}
         words["link"] = self._link(template, user["username"], code)
         text = self.rules["mails"][chore.data["language"]][template]
-        message = self._message(chore.id, to, text["subject"], text["text"], words)
-        await self._deliver(message, to)
-        log.info("mail %s sent", template, extra={"player": uid})
+        return self._message(chore.id, to, text["subject"], text["text"], words)
 
     def _link(self, template: str, username: str, code: str) -> str:
         """Returns the page's address. What is secret stands behind the #, which no log sees."""
@@ -7154,8 +7159,11 @@ class Mail:
         message.set_content(text.format_map(words))
         return message
 
-    async def _deliver(self, message: EmailMessage, to: str) -> None:
-        """Hands a message to the mail server. Raises Later if it certainly has not taken it."""
+    async def _deliver(self, to: str, write: Callable[[], Awaitable[EmailMessage]]) -> None:
+        """Hands a mail to the mail server. Raises Later if it certainly has not taken it.
+
+        The mail is written once the server takes one, so that an outage replaces no code.
+        """
         smtp = await imported("aiosmtplib")
         server = self.server
         client = smtp.SMTP(
@@ -7175,6 +7183,7 @@ class Mail:
             self._refuse(error)
             return
         try:
+            message = await write()
             await client.data(message.as_bytes(policy=SMTP_POLICY))
         except smtp.SMTPResponseException as error:
             self._refuse(error)
@@ -10671,9 +10680,22 @@ def add_documents(app: Trivia) -> None:
         app.static(f"/docs/ui/{file}", SWAGGER_UI / file, name=name)
 
 
+def sign_in_offer(schema: Schema) -> dict:
+    """Returns the ways to sign in that the page shows."""
+    providers = schema.sign_in.get("providers", {})
+    return {
+        "guests": "guests" in schema.sign_in,
+        "recovery": "recovery" in schema.sign_in and bool(MAIL),
+        "providers": {name: spec["web"] for name, spec in providers.items() if "web" in spec},
+    }
+
+
 def add_pages(app: Trivia) -> None:
     """Adds the page that plays, and the operator's page if there is an operator's token."""
-    add_content(app, "/", "play", (PAGES / "play.html").read_text("utf-8"), HTML)
+    page = (PAGES / "play.html").read_text("utf-8")
+    offer = dumps(sign_in_offer(app.ctx.schema)).replace("<", "\\u003c")
+    page = page.replace('type="application/json">{}<', f'type="application/json">{offer}<')
+    add_content(app, "/", "play", page, HTML)
     if OPS_TOKEN:
         add_content(app, "/ops", "ops", (PAGES / "ops.html").read_text("utf-8"), HTML)
 

@@ -3,13 +3,14 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import expect
 
-from conftest import PASSWORD, Server, edited_schema, unique_name, wait_until
+from conftest import PASSWORD, ROOT, Server, edited_schema, unique_name, wait_until
 from test_end_to_end import free_port, workers_of
 
 expect.set_options(timeout=20_000)
@@ -292,3 +293,72 @@ def test_mistakes_in_the_form_are_told_beside_the_field(server, open_tabs):
     ann.on("auth")
     assert all("422" in trouble for trouble in ann.troubles), ann.troubles
     ann.troubles.clear()  # the browser itself notes a refused request in its console
+
+
+# ---- sign-in ------------------------------------------------------------------------------------
+
+
+def test_a_new_phone_plays_in_one_tap_and_keeps_its_progress(make_server, open_tabs, tmp_path):
+    server = make_server(edited_schema(rounds=1, start_seconds=1, answer_seconds=20))
+    ann, bob = open_tabs(server, {"width": 390, "height": 844})
+    for tab in (ann, bob):
+        tab.on("auth")
+        tab.find("#play-now").click()
+        tab.on("lobby")
+        expect(tab.find("#guest-note")).to_be_visible()
+        tab.name = tab.find("#me-name").inner_text()
+        tab.join()
+    for tab in (ann, bob):
+        tab.on("game")
+        tab.answer(0)
+    for tab in (ann, bob):
+        tab.on("result")
+        expect(tab.find("#keep")).to_be_visible()
+    ann.find("#keep-result").click()
+    ann.on("auth")
+    assert ann.find("#username").input_value() == ann.name
+    ann.find("#email").fill(f"{unique_name()}@example.org")
+    ann.find("#password").fill(PASSWORD)
+    ann.find("#show-password").click()
+    expect(ann.find("#password")).to_have_attribute("type", "text")
+    ann.find("#submit").click()
+    ann.on("lobby")
+    expect(ann.find("#guest-note")).to_be_hidden()
+    expect(ann.find("#me-games")).to_have_text("1")
+    # The tab closes; another one of the same browser is signed in.
+    ann.page.close()
+    again = ann.context.new_page()
+    again.goto(f"http://127.0.0.1:{server.port}/")
+    expect(again.locator("#me-name")).to_have_text(ann.name)
+    bob.find("#home").click()
+    bob.find("#sign-out").click()
+    bob.on("auth")
+    bob.find("#play-now").click()  # the same guest
+    bob.on("lobby")
+    expect(bob.find("#me-name")).to_have_text(bob.name)
+
+
+def test_a_link_in_a_mail_sets_a_new_password(make_server, open_tabs):
+    env = {"TRIVIA_MAIL": "smtp://127.0.0.1:9?from=a@example.org"}
+    server = make_server(env=env)
+    player = server.register()
+    name = player["user"]["username"]
+    [tab] = open_tabs(server, {"width": 390, "height": 844}, count=1)
+    tab.find("#mode-login").click()
+    tab.find("#forgot").click()
+    tab.find("#login").fill(name)
+    tab.find("#submit").click()
+    expect(tab.find("#code")).to_be_visible()
+    tab.check_width("reset")
+    command = [sys.executable, "trivia.py", "user", name, "reset"]
+    done = subprocess.run(command, cwd=ROOT, env=server.env, capture_output=True, text=True)
+    code = re.search(r"\b\d{6}\b", done.stdout)[0]
+    tab.page.goto("about:blank")
+    tab.page.goto(f"http://127.0.0.1:{server.port}/#reset={code}&login={name}")
+    tab.on("auth")
+    expect(tab.find("#code")).to_have_value(code)
+    assert tab.page.url.endswith("/")  # the code is out of the address
+    tab.find("#password").fill("another horse")
+    tab.find("#submit").click()
+    tab.on("lobby")
+    expect(tab.find("#me-name")).to_have_text(name)
