@@ -523,7 +523,8 @@ def test_asyncapi_document_has_a_channel_for_each_queue_with_all_messages(asynca
     }
     messages = asyncapi["components"]["messages"]
     assert {name for name in messages if name.startswith("client.")} == {
-        f"client.{name}" for name in ("answer", "check", "emoji", "ping", "join", "leave")
+        f"client.{name}"
+        for name in ("answer", "check", "emoji", "ping", "join", "leave", *trivia.HANDLED_IN_ROOMS)
     }
     assert {name for name in messages if name.startswith("server.")} == {
         f"server.{name}" for name in (*trivia.SERVER_MESSAGES, "room", "emoji")
