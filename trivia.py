@@ -7477,7 +7477,7 @@ class StoredSchema:
         if not (changed or lost) or not await self._is_first():
             return
         if known:
-            log.warning("schema.yaml has changed: %s", ", ".join(sorted(changed + lost)))
+            log.info("schema.yaml has changed: %s", ", ".join(sorted(changed + lost)))
         await self._adopt_fields(known, changed)
         await self._adopt_boards(known, changed)
         for fact in lost:
@@ -7487,7 +7487,7 @@ class StoredSchema:
         version = self.schema.digest
         done = await self.redis.run("adopt_schema", keys, version, *itertools.chain(*rows))
         if done and known:
-            log.warning("stored data fits schema.yaml")
+            log.info("stored data fits schema.yaml")
 
     async def _is_first(self) -> bool:
         """Tells whether all living workers have the facts of this one, and it is the first."""

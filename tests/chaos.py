@@ -80,6 +80,7 @@ FREE_S = 35  # in which a name that nobody came to have must be free again
 
 def short_games(tree):
     """Edits schema.yaml: quick games, of which some end by forfeit and some go on."""
+    tree["queues"] = {name: tree["queues"][name] for name in QUEUES}
     for spec in tree["queues"].values():
         spec.update(
             start_seconds=SHORT_S,

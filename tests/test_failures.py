@@ -811,7 +811,8 @@ def test_who_connects_again_and_again_is_slowed_down(make_server):
 
 def test_of_a_crowd_a_few_get_in_at_a_time_and_the_others_are_told_to_come_again(monkeypatch):
     monkeypatch.setattr(trivia, "ADMISSION_SECONDS", 0.05)
-    scope = {"path": "/game/random", "headers": [(b"authorization", b"Bearer t")]}
+    headers = [(b"authorization", b"Bearer t")]
+    scope = {"path": "/game/random", "query_string": b"", "headers": headers}
 
     async def scene():
         inside, opened = [], asyncio.Event()

@@ -755,7 +755,7 @@ def test_the_doctor_on_the_kernel(monkeypatch, tmp_path, what, file, value, reme
         return [
             finding
             for finding in trivia.look_at_kernel(
-                SimpleNamespace(limits=SimpleNamespace(connections=20_000))
+                SimpleNamespace(limits=SimpleNamespace(connections=20_000), sign_in={})
             )
             if not finding.fine
         ]
