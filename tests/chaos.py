@@ -1043,12 +1043,12 @@ def nothing_is_left_behind(evidence):
 
 def unique_values_belong_to_those_who_have_them(evidence):
     claimed = {
-        (key.split(":")[1][1:], value): claim.split(" ")
-        for key, bucket in evidence.of("unique").items()
+        value: claim.split(" ")
+        for bucket in evidence.of("unique").values()
         for value, claim in bucket.items()
     }
     had = {
-        (name, user[name].casefold()): uid
+        user[name].casefold(): uid
         for uid, user in evidence.users.items()
         for name in ("username", "email")
     }

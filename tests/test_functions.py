@@ -856,7 +856,7 @@ def apply(
 ):
     return store.run(
         "apply_result",
-        (Keys.user(uid), Keys.history(uid), Keys.met(uid)),
+        (Keys.user(uid), Keys.history(uid), Keys.met(uid), Keys.merged(uid)),
         game,
         ended,
         keep,
@@ -3101,6 +3101,7 @@ def test_nothing_of_an_erased_user_is_left(played):
         "metrics:{metrics}",
         "skew:{GAME}",
         "format:{lobby}",
+        "shards:{lobby}",  # the highest number there was
         "room:{lobby}:CODE",  # which has closed
     }
 
