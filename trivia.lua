@@ -1688,8 +1688,9 @@ end
 -- Returns what is wrong with an answer, or nil.
 local function refusal(game, i, round, choice)
   local state = game.state
-  if not i or not was_asked(game, i) then return 'not_playing' end
+  if not i then return 'not_playing' end
   if round > state.round then return 'wrong_round' end
+  if not was_asked(game, i) then return 'not_playing' end
   local is_open = state.phase == 'question' and game.at.now <= state.deadline
   if round < state.round or not is_open then return 'late_answer' end
   if game.players[i].answer then return 'already_answered' end

@@ -477,7 +477,7 @@ def test_the_data_of_a_server_moves_to_a_cluster_and_its_backup_to_a_server(
         assert code == 0, printed
         assert stored(other.client) == before
 
-        again = make_server(env={"REDIS_URL": spread.url})
+        again = make_server(env={"REDIS_URL": spread.url, "TRIVIA_OPS_TOKEN": "x" * 32})
         assert again.http("GET", "/users/me", token=phones[0].token).status == 401
         login = {"login": phones[0].name, "password": PASSWORD}
         session = again.http("POST", "/auth/login", login).json
@@ -488,7 +488,7 @@ def test_the_data_of_a_server_moves_to_a_cluster_and_its_backup_to_a_server(
         assert len(found) >= 3 * 6, printed
         assert len(re.findall("MEND  replicas at 127.0.0.1:[0-9]+: 0", printed)) == 3, printed
         assert len(re.findall("fine  cluster-.* at ", printed)) == 2 * 3, printed
-        page = again.http("GET", "/metrics").body
+        page = again.http("GET", "/metrics", token="x" * 32).body
         assert len(re.findall(r"^trivia_redis_up{node=.*} 1", page, re.M)) == 3, page
 
 

@@ -361,14 +361,15 @@ def call_every_route(server, name, game):
         where = (
             "/leaderboards/rating"
             if "{name}" in route.path
-            else route.path.format(username=name, id=game)
+            else route.path.format(username=name, id=game, code="ABC234", provider="p")
         )
         body = (
             {"username": (name := unique_name()), "password": PASSWORD}
             if route.method == "PATCH"
             else bodies.get(route.path)
         )
-        if route.path in CODED:  # tests/test_sign_in.py calls them with a mail server
+        # tests/test_sign_in.py calls those with a mail server, and tests/test_rooms.py this one.
+        if route.path in CODED or "{code}" in route.path:
             continue
         answer = server.http(
             route.method, where + query.get(route.path, ""), body if route.body else None, token

@@ -98,7 +98,7 @@ def test_check_exits_with_0_for_the_shipped_schema():
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(
-        "schema.yaml: fine: 7 user fields, 2 leaderboards, 3 queues, 6 client messages\n"
+        "schema.yaml: fine: 7 user fields, 2 leaderboards, 5 queues, 10 client messages\n"
     )
 
 
@@ -380,7 +380,11 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
         "messages.client.emoji.required",
         "the name of a field",
     ),
-    ({"messages.client.join.fields": {}}, "messages.client.join.fields.queue", "found nothing"),
+    (
+        {"messages.client.join.fields": {}, "queues.friends": GONE},
+        "messages.client.join.fields.queue",
+        "found nothing",
+    ),
     (
         {"messages.client.answer.fields.choice": TEXT},
         "messages.client.answer.fields.choice",
@@ -556,7 +560,11 @@ def test_merge_keys_and_aliases_may_be_used(file):
     "edits",
     [
         {"leaderboards": {}},
-        {"users.fields.email": GONE, "users.required": ["username", "password"]},
+        {
+            "users.fields.email": GONE,
+            "users.required": ["username", "password"],
+            "sign_in.recovery": GONE,
+        },
         {"origins": GONE},
         {"origins": ["*"]},
         {"origins": ["null", "http://localhost:3000", "capacitor://localhost", "http://[::1]:80"]},
@@ -1210,7 +1218,7 @@ def test_new_leaderboard_has_the_players_of_the_time_before(grown):
 def test_new_queue_is_listed_with_its_rules_and_can_be_played(grown):
     server = grown.server
     listed = {queue["name"]: queue for queue in server.http("GET", "/queues").json["queues"]}
-    assert list(listed) == ["random", "rated", "party", "blitz"]
+    assert list(listed) == ["random", "rated", "party", "solo", "friends", "blitz"]
     assert listed["blitz"].items() >= (BLITZ | FAST | {"rounds": 2}).items()
     phones = [server.phone(queue="blitz") for _ in range(3)]
     ends = play_all(phones)
