@@ -2153,7 +2153,7 @@ def test_a_weekly_leaderboard_begins_anew(small):
     # A week goes by: what was this week's is last week's.
     last = trivia.period_of("week", time.time() - 7 * 86400)
     field = small.redis.hget(trivia.Keys.user(uid), "board:wins")
-    assert field.split(" ")[1:] == ["0"]
+    assert field.split(" ")[1:] == ["0", "wins"]
     small.redis.hset(trivia.Keys.user(uid), "board:wins", f"{last} 0")
     small.redis.zrem(trivia.Keys.board("wins", trivia.period_of("week", time.time())), uid)
     assert (
@@ -2212,7 +2212,8 @@ def apply(
     keep=86_400_000,
     ended=1000,
 ):
-    keys = trivia.Keys.user(uid), trivia.Keys.history(uid), trivia.Keys.met(uid)
+    keys = [make(uid) for make in (trivia.Keys.user, trivia.Keys.history, trivia.Keys.met)]
+    keys.append(trivia.Keys.merged(uid))
     boards = "wins", "wins", period, 0
     result = game, ended, keep, 1000, 1, wins, change, sigma, 1500, 0, ""
     return fcall(server, "apply_result", keys, *result, *boards)[0]
