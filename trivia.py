@@ -12320,7 +12320,7 @@ def _status(url: str, path: str, headers: dict[str, str] | None = None) -> str:
 # from. A backup loads in the same version of Redis or a newer one. Into a cluster, and from a
 # folder, it copies key by key instead. So clusters may differ in size, and one server's data moves
 # to a cluster. Either way the file goes on with a script, which ends all sessions when Redis reads
-# it: some were ended since the backup, for example when somebody had stolen a token.
+# it: some were ended since the backup, for example when a token was stolen.
 #
 # Invariants: the file has hashes of passwords, so only its owner may read it. A backup that is not
 # complete never gets its final name. `restore` and `repair` overwrite nothing. No worker starts on

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -190,6 +190,17 @@ class Writer:
     def marks(self) -> dict[str, str]:
         """Returns {mark: text}."""
         raise NotImplementedError
+
+    def common_marks(self, quoted: Callable[[str], str] = json.dumps) -> dict[str, str]:
+        """Returns the marks that differ between languages only in how a string is quoted."""
+        contract = self.contract
+        return {
+            "title": contract.title,
+            "protocol": contract.protocol,
+            "queue": contract.queues[0],
+            "queues": ", ".join(map(quoted, contract.queues)),
+            "codes": ", ".join(map(quoted, contract.codes)),
+        }
 
 
 class TypeScript(Writer):
@@ -415,11 +426,7 @@ class Kotlin(Nominal):
         client = [self._class(shape, self._fields_function(shape)) for shape in contract.client]
         cases = (f'"{one.kind}" -> {one.name}.from(json)' for one in contract.server)
         return {
-            "title": contract.title,
-            "protocol": contract.protocol,
-            "queue": contract.queues[0],
-            "queues": ", ".join(map(json.dumps, contract.queues)),
-            "codes": ", ".join(map(json.dumps, contract.codes)),
+            **self.common_marks(),
             "sign_in": "login(Login(login = name, password = password))",
             "types": "\n\n".join(map(self._shape, contract.shapes)),
             "server_cases": "\n".join(" " * 12 + case for case in cases),
@@ -572,11 +579,7 @@ class Swift(Nominal):
             for one in server
         )
         return {
-            "title": contract.title,
-            "protocol": contract.protocol,
-            "queue": contract.queues[0],
-            "queues": ", ".join(map(json.dumps, contract.queues)),
-            "codes": ", ".join(map(json.dumps, contract.codes)),
+            **self.common_marks(),
             "sign_in": "login(Login(login: name, password: password))",
             "types": "\n\n".join(self._struct(one, "Codable") for one in contract.shapes),
             "server_enum": "\n".join(cases),
@@ -604,15 +607,10 @@ class Swift(Nominal):
                 body += "\n" + textwrap.indent(self._struct(nested, "Codable"), "    ") + "\n"
         body += self._keys(shape, "ClientMessage" in kinds) + self._init(shape)
         head = f"public struct {shape.name}: {kinds}, Equatable, Sendable"
-        return f"{self._comment(shape.text)}{head} {{\n{body}}}"
-
-    @staticmethod
-    def _comment(text: str, indent: str = "") -> str:
-        lines = textwrap.wrap(" ".join(text.split()), COMMENT_WIDTH - len(indent) - 4)
-        return "".join(f"{indent}/// {line}\n" for line in lines)
+        return f"{line_comment(shape.text)}{head} {{\n{body}}}"
 
     def _property(self, field: Field) -> str:
-        head = self._comment(field.text, "    ")
+        head = line_comment(field.text, "    ")
         return f"{head}    public var {self.name(field.name)}: {self.type_of(field)}\n"
 
     def _keys(self, shape: Shape, has_type: bool) -> str:
@@ -654,7 +652,7 @@ class Swift(Nominal):
             if shape.kind not in HANDLED:
                 head = f"    public func {self.name(shape.kind)}(_ message: {shape.name})"
                 yield (
-                    self._comment(shape.text, "    ") + f"{head} {{\n        send(message)\n    }}"
+                    line_comment(shape.text, "    ") + f"{head} {{\n        send(message)\n    }}"
                 )
 
     def _operation(self, operation: Operation) -> str:
@@ -675,7 +673,7 @@ class Swift(Nominal):
             f"    public func {self.name(operation.name)}({', '.join(names)}) async throws{answer}"
         )
         body = self._body(operation, ", ".join(parts))
-        return self._comment(operation.text, "    ") + f"{head} {{\n{body}    }}"
+        return line_comment(operation.text, "    ") + f"{head} {{\n{body}    }}"
 
     @staticmethod
     def _body(operation: Operation, parts: str) -> str:
@@ -713,11 +711,7 @@ class Dart(Nominal):
         client = [self._class(one, "ClientMessage") for one in contract.client]
         cases = (f"{quote(one.kind)} => {one.name}.from(json)," for one in contract.server)
         return {
-            "title": contract.title,
-            "protocol": contract.protocol,
-            "queue": contract.queues[0],
-            "queues": ", ".join(map(quote, contract.queues)),
-            "codes": ", ".join(map(quote, contract.codes)),
+            **self.common_marks(quote),
             "sign_in": "login(Login(login: name, password: password))",
             "types": "\n\n".join(map(self._class, contract.shapes)),
             "server_cases": "\n".join(" " * 8 + case for case in cases),
@@ -737,7 +731,7 @@ class Dart(Nominal):
 
     def _class(self, shape: Shape, base: str = "") -> str:
         self.owner = shape.name
-        text = self._comment(shape.text) + f"class {shape.name}"
+        text = line_comment(shape.text) + f"class {shape.name}"
         text += f" extends {base} {{\n" if base else " {\n"
         text += self._constructors(shape, reads=base != "ClientMessage")
         text += "".join(map(self._property, shape.fields))
@@ -765,12 +759,8 @@ class Dart(Nominal):
         return f"{text}\n  {shape.name}.from(Map<String, dynamic> json){start};\n"
 
     def _property(self, field: Field) -> str:
-        head = "\n" + self._comment(field.text, "  ")
+        head = "\n" + line_comment(field.text, "  ")
         return f"{head}  final {self.type_of(field)} {self.name(field.name)};\n"
-
-    @staticmethod
-    def _comment(text: str, indent: str = "") -> str:
-        return Swift._comment(text, indent)
 
     # -- JSON
 
@@ -807,7 +797,7 @@ class Dart(Nominal):
         for shape in self.contract.client:
             if shape.kind not in HANDLED:
                 head = f"  void {self.name(shape.kind)}({shape.name} message)"
-                yield self._comment(shape.text, "  ") + f"{head} => send(message);"
+                yield line_comment(shape.text, "  ") + f"{head} => send(message);"
 
     def _operation(self, operation: Operation) -> str:
         names = [f"String {self.name(name)}" for name in operation.parameters]
@@ -824,7 +814,7 @@ class Dart(Nominal):
         answer = operation.answer or "void"
         head = f"  Future<{answer}> {self.name(operation.name)}({', '.join(names)}) async {{\n"
         body = self._body(operation, f"await _request({', '.join(parts)})")
-        return self._comment(operation.text, "  ") + head + body + "  }"
+        return line_comment(operation.text, "  ") + head + body + "  }"
 
     @staticmethod
     def _body(operation: Operation, call: str) -> str:
@@ -863,6 +853,12 @@ def comment(text: str, indent: str = "") -> str:
     lines = textwrap.wrap(words, COMMENT_WIDTH - len(indent) - 3)
     body = "".join(f"{indent} * {line}\n" for line in lines)
     return f"{indent}/**\n{body}{indent} */\n"
+
+
+def line_comment(text: str, indent: str = "") -> str:
+    """Returns a documentation comment in the form ///, or "" without a text."""
+    lines = textwrap.wrap(" ".join(text.split()), COMMENT_WIDTH - len(indent) - 4)
+    return "".join(f"{indent}/// {line}\n" for line in lines)
 
 
 def client(language: str, documents: tuple[dict, dict], protocol: str, codes: list[str]) -> str:
