@@ -822,9 +822,17 @@ local function write_idle_seat(seats, uid, conn, turn)
   })
 end
 
+-- The party of a seat is the code of a room, or the id of a game that may be played again.
+local function is_room(party) return #party == 6 end
+local function is_rematch(party) return #party == 12 end
+
 -- Has the party of a seat checked at once: the players in it must see what has changed.
 local function check_party(due, seat)
-  if seat.party ~= '-' then call('ZADD', due, 0, seat.queue .. ' room:' .. seat.party) end
+  if is_rematch(seat.party) then
+    call('ZADD', due, 0, '- rematch:' .. seat.party)
+  elseif seat.party ~= '-' then
+    call('ZADD', due, 0, seat.queue .. ' room:' .. seat.party)
+  end
 end
 
 -- Sends an event about the lobby to one connection.
@@ -924,13 +932,19 @@ local function seat_of_candidate(search, uid)
   return seat
 end
 
--- Seats a group in a new game. Returns the match: 'GAME QUEUE UID...'.
+-- Seats a group in a new game. Returns the match: 'GAME QUEUE UID...', and 'rematch:GAME' if they
+-- play a game again. A player who might have played another game again is out of that.
 local function seat_group(search, group, members)
   for _, uid in ipairs(group) do
+    if is_rematch(members[uid].party) then
+      check_party(search.due, members[uid])
+      members[uid].party = '-'
+    end
     members[uid].game = search.new_game
     write_seat(search.seats, uid, members[uid])
   end
   local match = search.new_game .. ' ' .. search.name .. ' ' .. table.concat(group, ' ')
+  if search.again then match = match .. ' rematch:' .. search.again end
   call('HINCRBY', search.playing, search.name, #group)
   call('ZADD', search.forming, search.now + TAKE_OVER_MS, match)
   return match
@@ -1002,16 +1016,18 @@ end
 -- ARGS longest   players that the queue may hold
 -- ARGS turn      fencing token of the connection: a higher turn is newer
 -- Returns {'game', id, party if there is one}, {'full'}, {'queued', ms until the ticket ends, ms
--- for which the player is held back}, {'matched', match}, or {'stale'} if a newer connection of the
--- player is there. Run again by the same connection it changes nothing. Who is held back has a
--- ticket whose `since` is yet to come. It enters the queue then.
+-- for which the player is held back, game that they may play again if there is one}, {'matched',
+-- match}, {'rematch', game} to a player who reconnects while somebody wants to play that game
+-- again, or {'stale'} if a newer connection of the player is there. Run again by the same
+-- connection it changes nothing. Who is held back has a ticket whose `since` is yet to come. It
+-- enters the queue then.
 -- Events: replaced, to an older connection of the player.
 -- Atomic, so that nobody is in two games, or matched with themselves, or matched twice.
 local function join(keys, args)
   local search = read_search(keys, args)
   local quits = unpack(keys, 8)
   local conn, rating, over, longest, turn = unpack(args, 10)
-  local seats, uid, since = search.seats, search.uid, search.now + held_back(quits)
+  local seats, uid, since, party = search.seats, search.uid, search.now + held_back(quits), '-'
   turn = tonumber(turn)
   local seat = read_seat(seats, uid)
   if seat then
@@ -1026,10 +1042,19 @@ local function join(keys, args)
     end
     if seat.game ~= '-' then
       call('HINCRBY', search.playing, seat.queue, -1)
-    elseif seat.queue == search.name then
+    elseif seat.queue == search.name and not is_room(seat.party) then
       since = seat.since
     end
     check_party(search.due, seat)
+    -- A player who reconnects may still play again. A player who joins after the end may not.
+    if is_rematch(seat.party) and seat.party ~= over then
+      party = seat.party
+      if seat.queue == '-' and seat.since > search.now then
+        seat.conn, seat.turn = conn, turn
+        write_seat(seats, uid, seat)
+        return {'rematch', party}
+      end
+    end
   end
   if call('ZCARD', search.queue) >= tonumber(longest) and not call('ZSCORE', search.queue, uid) then
     write_idle_seat(seats, uid, conn, turn)
@@ -1037,12 +1062,13 @@ local function join(keys, args)
   end
   seat = {
     conn = conn, turn = turn, queue = search.name, since = since, rating = rating, game = '-',
-    party = '-',
+    party = party,
   }
   write_seat(seats, uid, seat)
   local match = seek_in_turn(search, seat)
   if match then return {'matched', match} end
-  return {'queued', since + search.wait - search.now, math.max(0, since - search.now)}
+  local held = math.max(0, since - search.now)
+  return {'queued', since + search.wait - search.now, held, party ~= '-' and party or nil}
 end
 
 -- check_ticket: checks a ticket that is due. It is matched, ended, or checked again later.
@@ -1089,8 +1115,9 @@ local function check_ticket(keys, args)
 end
 
 -- leave: gives up a player's ticket, or tells which game they are in. A player whose connection is
--- gone keeps their place in a room for a while. For a connection that was replaced it only removes
--- a ticket in another queue than the one of the newer connection.
+-- gone keeps their place in a room for a while, and may still play their last game again. For a
+-- connection that was replaced it only removes a ticket in another queue than the one of the newer
+-- connection.
 -- KEYS seats  UID -> what the player does
 -- KEYS queue  UID -> since (fifo) or rating
 -- KEYS due    tickets by the time of their next check
@@ -1107,7 +1134,7 @@ local function leave(keys, args)
   local seat = read_seat(seats, uid)
   local mine = seat and seat.conn == conn
   if mine then check_party(due, seat) end
-  if mine and (seat.game ~= '-' or seat.party ~= '-' and gone == '1') then
+  if mine and (seat.game ~= '-' or is_room(seat.party) and gone == '1') then
     if gone == '1' then
       seat.conn = '-'
       if seat.party ~= '-' then seat.since = game_clock(clock, due) end
@@ -1123,12 +1150,34 @@ local function leave(keys, args)
     call('ZREM', due, name .. ' ' .. uid)
   end
   if not mine then return {'stale'} end
-  if gone == '1' then
+  if is_rematch(seat.party) then
+    seat.conn = gone == '1' and '-' or conn
+    if seat.queue ~= '-' then seat.queue, seat.since, seat.rating = '-', 0, '-' end
+    write_seat(seats, uid, seat)
+  elseif gone == '1' or conn == '-' then
     call('HDEL', seats, uid)
   else
     write_idle_seat(seats, uid, conn, seat.turn)
   end
   return {'left'}
+end
+
+-- Frees a player from a game if they are still in it. They stay in their room. Returns their seat
+-- if it was freed.
+local function free_from_game(seats, playing, due, game, uid)
+  local seat = read_seat(seats, uid)
+  if not seat or seat.game ~= game then return nil end
+  call('HINCRBY', playing, seat.queue, -1)
+  check_party(due, seat)
+  if seat.party ~= '-' then
+    seat.game = '-'
+    write_seat(seats, uid, seat)
+  elseif seat.conn == '-' then
+    call('HDEL', seats, uid)
+  else
+    write_idle_seat(seats, uid, seat.conn, seat.turn)
+  end
+  return seat
 end
 
 -- release: frees players from a game, as far as they are still in it. They stay in their room.
@@ -1148,20 +1197,9 @@ local function release(keys, args)
   local released = 0
   for i = 4, #args, 2 do
     local uid, early = args[i], args[i + 1]
-    local seat = read_seat(seats, uid)
-    if seat and seat.game == game then
+    if free_from_game(seats, playing, due, game, uid) then
       released = released + 1
       if early == '1' then hold_back(keys[2 + i / 2], tonumber(first), tonumber(longest)) end
-      call('HINCRBY', playing, seat.queue, -1)
-      check_party(due, seat)
-      if seat.party ~= '-' then
-        seat.game = '-'
-        write_seat(seats, uid, seat)
-      elseif seat.conn == '-' then
-        call('HDEL', seats, uid)
-      else
-        write_idle_seat(seats, uid, seat.conn, seat.turn)
-      end
     end
   end
   return released
@@ -1242,13 +1280,14 @@ end
 -- ==== game =======================================================================================
 --
 -- A game is a hash of three parts:
---   plan   fixed when the game begins: [queue, rules, quiz, [player, ...]]
+--   plan   fixed when the game begins: [queue, rules, quiz, [player, ...], series]
 --          rules    [answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind, total_ms,
 --                   lives]; the last two are absent unless the queue has one of them
 --          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
 --          player   [uid, name, rating, sigma, first]
 --            rating, sigma  the strength with which they began; only in a rated game that runs
 --            first          round of the first question of a player who came late
+--          series   of two players who play again: the games that each has won so far; else absent
 --   state  what moves: [phase, round, deadline, [player, ...], reason, ended, spent, wrong]
 --          phase    start | question | reveal | settle | end
 --          round    from 1; 0 before the first question
@@ -1289,12 +1328,12 @@ local RULES = {
 }
 
 local function read_plan(text)
-  local queue, rules, quiz, players = unpack(cjson.decode(text))
-  return {queue = queue, rules = rules, quiz = quiz, players = players}
+  local queue, rules, quiz, players, series = unpack(cjson.decode(text))
+  return {queue = queue, rules = rules, quiz = quiz, players = players, series = series}
 end
 
 local function write_plan(plan)
-  return cjson.encode({plan.queue, plan.rules, plan.quiz, plan.players})
+  return cjson.encode({plan.queue, plan.rules, plan.quiz, plan.players, plan.series})
 end
 
 local function read_state(text)
@@ -1870,7 +1909,7 @@ end
 -- KEYS deadlines  of its shard
 -- KEYS clock      of its shard
 -- ARGS caller     worker that calls
--- ARGS ranking    JSON
+-- ARGS ranking    JSON; more fields of the message may follow
 -- ARGS ttl        seconds for which the game is kept
 -- ARGS ...        UID of each player whose name is not kept: they were erased meanwhile, or nobody
 --                 answered in the game; 'UID ACCOUNT' of each who was merged into an account
@@ -2067,7 +2106,7 @@ local function load_room(seats, key)
   local flat, fields = call('HGETALL', key), {}
   for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
   local room = {
-    seats = seats, key = key, code = string.match(key, '([^:]+)$'), queue = fields.queue,
+    seats = seats, key = key, id = string.match(key, '([^:]+)$'), queue = fields.queue,
     exists = fields.queue ~= nil, closed = fields.closed, host = fields.host,
     locked = fields.locked or '0', game = fields.game or '-', since = tonumber(fields.since),
     shown = fields.shown or '', kicked = words(fields.kicked), members = {},
@@ -2110,19 +2149,19 @@ local function room_body(room)
   local host = member_of(room, 'uid', room.host) or room.members[1]
   return string.format(
     '{"code":"%s","host":%s,"players":[%s],"connected":[%s],"locked":%s,"state":"%s"}',
-    room.code, cjson.encode(host.name), table.concat(views, ','), table.concat(connected, ','),
+    room.id, cjson.encode(host.name), table.concat(views, ','), table.concat(connected, ','),
     tostring(room.locked == '1'), is_playing(room) and 'playing' or 'waiting')
 end
 
 -- Takes a member's seat out of the room.
-local function free_seat(room, uid, seat)
+local function free_seat(seats, uid, seat)
   seat.party = '-'
   if seat.game ~= '-' then
-    write_seat(room.seats, uid, seat)
+    write_seat(seats, uid, seat)
   elseif seat.conn == '-' then
-    call('HDEL', room.seats, uid)
+    call('HDEL', seats, uid)
   else
-    write_idle_seat(room.seats, uid, seat.conn, seat.turn)
+    write_idle_seat(seats, uid, seat.conn, seat.turn)
   end
 end
 
@@ -2135,12 +2174,12 @@ local function close_room(room)
   local text = '{"type":"cancelled","queue":"' .. room.queue .. '","reason":"timeout"}'
   for _, member in ipairs(room.members) do
     tell(member.seat.conn, 'cancelled', text)
-    free_seat(room, member.uid, member.seat)
+    free_seat(room.seats, member.uid, member.seat)
   end
   call('DEL', room.key)
   call('HSET', room.key, 'closed', 1)
   call('EXPIRE', room.key, ROOM_MEMORY_S)
-  call('ZREM', room.due, room.queue .. ' room:' .. room.code)
+  call('ZREM', room.due, room.queue .. ' room:' .. room.id)
   room.closed, room.members = '1', {}
 end
 
@@ -2151,9 +2190,9 @@ local function tidy(room)
   local here = {}
   for _, member in ipairs(room.members) do
     local seat = member.seat
-    local is_here = seat and seat.party == room.code
+    local is_here = seat and seat.party == room.id
     if is_here and seat.conn == '-' and seat.since + room.seat_ms <= room.now then
-      free_seat(room, member.uid, seat)
+      free_seat(room.seats, member.uid, seat)
       is_here = false
     end
     if is_here then here[#here + 1] = member else forget_member(room, member) end
@@ -2182,20 +2221,19 @@ local function open_call(keys, args)
   return room
 end
 
--- Sends the room to its members but one, once for each worker.
-local function announce(room, body, except)
+-- Sends an event of a party to members of it, but not to one connection.
+local function announce(party, kind, members, body, except)
   local targets = {}
-  for _, member in ipairs(room.members) do
+  for _, member in ipairs(members) do
     local worker, number = worker_of(member.seat.conn)
     if worker and member.seat.conn ~= except then
       targets[worker] = (targets[worker] or '') .. ' ' .. number .. ':0'
     end
   end
   for worker, list in pairs(targets) do
-    local event = 'room ' .. room.code .. ' ' .. room.precise .. list .. '\n'
-      .. room.queue .. ' ' .. body
-    if worker == room.caller then
-      room.own[#room.own + 1] = event
+    local event = kind .. ' ' .. party.id .. ' ' .. party.precise .. list .. '\n' .. body
+    if worker == party.caller then
+      party.own[#party.own + 1] = event
     else
       call('SPUBLISH', channel('lobby', worker), event)
     end
@@ -2213,11 +2251,13 @@ local function save_room(room, except)
   end
   local body = room_body(room)
   local digest = redis.sha1hex(body)
-  if digest ~= room.shown then announce(room, body, except) end
+  if digest ~= room.shown then
+    announce(room, 'room', room.members, room.queue .. ' ' .. body, except)
+  end
   call('HSET', room.key, 'queue', room.queue, 'host', room.host, 'locked', room.locked,
     'game', room.game, 'since', room.since, 'members', table.concat(members, ' '),
     'kicked', table.concat(room.kicked, ' '), 'shown', digest)
-  call('ZADD', room.due, due_at, room.queue .. ' room:' .. room.code)
+  call('ZADD', room.due, due_at, room.queue .. ' room:' .. room.id)
   return body
 end
 
@@ -2236,10 +2276,10 @@ end
 -- seat.
 local function new_seat(room, playing, seat, conn, turn)
   if seat and seat.game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
-  if seat and seat.party ~= room.code then check_party(room.due, seat) end
+  if seat and seat.party ~= room.id then check_party(room.due, seat) end
   return {
     conn = conn, turn = turn, queue = room.queue, since = 0, rating = '-', game = '-',
-    party = room.code,
+    party = room.id,
   }
 end
 
@@ -2293,7 +2333,7 @@ local function join_room(keys, args)
     return {'game', seat.game, seat.party}
   end
   local wrong = opens ~= '1' and entry_refusal(room, uid, most)
-  if wrong and seat and seat.party ~= '-' and seat.party ~= room.code then
+  if wrong and seat and seat.party ~= '-' and seat.party ~= room.id then
     return {'refused', wrong, seat.party}
   elseif wrong then
     new_seat(room, playing, seat, conn, turn)
@@ -2376,7 +2416,7 @@ local function kick(room, playing, member)
   tell(seat.conn, 'cancelled', '{"type":"cancelled","queue":"' .. room.queue
     .. '","reason":"kicked"}')
   seat.game = '-'
-  free_seat(room, member.uid, seat)
+  free_seat(room.seats, member.uid, seat)
   forget_member(room, member)
   for i, other in ipairs(room.members) do
     if other == member then table.remove(room.members, i) end
@@ -2441,7 +2481,7 @@ end
 local function check_room(keys, args)
   local room = open_call(keys, args)
   if lack_of(room) then
-    call('ZREM', room.due, room.queue .. ' room:' .. room.code)
+    call('ZREM', room.due, room.queue .. ' room:' .. room.id)
     return reply(room, 'gone')
   end
   save_room(room)
@@ -2458,10 +2498,249 @@ local function show_room(keys)
   local room = load_room(seats, key)
   for i = #room.members, 1, -1 do
     local seat = room.members[i].seat
-    if not seat or seat.party ~= room.code then table.remove(room.members, i) end
+    if not seat or seat.party ~= room.id then table.remove(room.members, i) end
   end
   if #room.members == 0 then return {lack_of(room) or 'expired_code'} end
   return {room.queue, room_body(room)}
+end
+
+-- ==== rematches ==================================================================================
+--
+-- What players may play again is a hash beside the seats, for as long as they may:
+--   queue    name
+--   least    players of a game
+--   ends     time until which they may agree
+--   members  'UID UID ...' who were in the game to its end
+--   agreed   'UID UID ...'
+--   rest     more fields of the message, as JSON: ',"series":{...}' or ''
+--   shown    digest of the last message
+--   left     time at which the last connected player left, or `ends`
+--   name:UID of each member
+--
+-- As for rooms, the seats decide: a player may play again while `party` of their seat is the game.
+-- The seat's queue is '-', unless they wait in one meanwhile. Once somebody has agreed, `since` is
+-- `ends`: then a player who reconnects is not taken into a queue.
+--
+-- Events: 'rematch GAME TIME NUMBER:0 ...\nMESSAGE' to all members, when something has changed.
+
+-- Reads the offer of a call. It has no `queue` if there is none.
+local function read_offer(keys, args)
+  local seats, key, due, clock, playing, forming = unpack(keys)
+  local caller, next_game = unpack(args)
+  local flat, fields = call('HGETALL', key), {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  local now, _, precise = game_clock(clock, due)
+  local again = {
+    seats = seats, key = key, due = due, playing = playing, forming = forming, now = now,
+    precise = precise, caller = caller, own = {}, id = string.match(key, '([^:]+)$'),
+    queue = fields.queue, least = tonumber(fields.least), ends = tonumber(fields.ends or 0),
+    rest = fields.rest, shown = fields.shown, new_game = next_game, agreed = {}, members = {},
+    left = math.min(now, fields.left or 0),
+  }
+  for _, uid in ipairs(words(fields.agreed)) do again.agreed[uid] = true end
+  for i, uid in ipairs(words(fields.members)) do
+    local seat = read_seat(seats, uid)
+    local is_here = seat and seat.party == again.id and seat.game == '-'
+    again.members[i] = {uid = uid, name = fields['name:' .. uid], seat = seat, is_here = is_here}
+    if not is_here then again.agreed[uid] = nil end
+  end
+  return again
+end
+
+-- Tells the players who has agreed, who is connected, and who will not play again, when that has
+-- changed. `left_ms` is 0 if it is over. The connection `asks` is told in any case.
+local function show_rematch(again, left_ms, asks)
+  local agreed, connected, declined, here, conns = {}, {}, {}, {}, {}
+  for _, member in ipairs(again.members) do
+    local name = cjson.encode(member.name)
+    if again.agreed[member.uid] then agreed[#agreed + 1] = name end
+    if member.is_here then
+      here[#here + 1], conns[#conns + 1] = member, member.seat.conn
+      if member.seat.conn ~= '-' then connected[#connected + 1] = name end
+    elseif not again.agreed[member.uid] then
+      declined[#declined + 1] = name
+    end
+  end
+  local is_news = #agreed + #declined > 0 or #connected < #here or again.shown ~= ''
+  local body = string.format('"players":[%s],"connected":[%s],"declined":[%s]%s',
+    table.concat(agreed, ','), table.concat(connected, ','), table.concat(declined, ','),
+    again.rest)
+  local digest = redis.sha1hex(body .. table.concat(conns, ' '))
+  if not is_news or digest == again.shown and left_ms > 0 then
+    for i = #here, 1, -1 do
+      if here[i].seat.conn ~= asks then table.remove(here, i) end
+    end
+  end
+  if is_news then again.shown = digest end
+  announce(again, 'rematch', here, string.format(
+    '{"type":"rematch","game":"%s",%s,"expires_ms":%.0f}', again.id, body, left_ms))
+end
+
+local function close_rematch(again)
+  show_rematch(again, 0)
+  for _, member in ipairs(again.members) do
+    if member.is_here and member.seat.queue ~= '-' then
+      member.seat.party = '-'           -- they wait for another game meanwhile
+      write_seat(again.seats, member.uid, member.seat)
+    elseif member.is_here then
+      free_seat(again.seats, member.uid, member.seat)
+    end
+  end
+  call('DEL', again.key)
+  call('ZREM', again.due, '- rematch:' .. again.id)
+end
+
+-- Begins the next game of the players who have agreed. Returns the match.
+local function begin_again(again)
+  local search = {
+    seats = again.seats, due = again.due, playing = again.playing, forming = again.forming,
+    name = again.queue, new_game = again.new_game, now = again.now, again = again.id,
+  }
+  local group, members = {}, {}
+  for _, member in ipairs(again.members) do
+    if again.agreed[member.uid] then
+      group[#group + 1] = member.uid
+      member.seat.party, member.seat.queue = '-', again.queue
+      members[member.uid], member.is_here = member.seat, false
+    end
+  end
+  local match = seat_group(search, group, members)
+  close_rematch(again)
+  return match
+end
+
+-- Makes the seats of players say that others have agreed.
+local function mark_seats(again)
+  for _, member in ipairs(again.members) do
+    local seat = member.seat
+    if member.is_here and seat.queue == '-' and seat.since ~= again.ends then
+      seat.since = again.ends
+      write_seat(again.seats, member.uid, seat)
+    end
+  end
+end
+
+-- Begins the next game when all who are there have agreed, or enough of them at the end of the
+-- time. Ends the matter when too few are there, or when nobody was connected for a while. Else it
+-- tells what has changed. Returns the reply.
+local function settle_rematch(again, asks)
+  local here, connected, agreed, is_over = 0, 0, {}, again.ends <= again.now
+  for _, member in ipairs(again.members) do
+    if member.is_here then here = here + 1 end
+    if member.is_here and member.seat.conn ~= '-' then connected = connected + 1 end
+    if again.agreed[member.uid] then agreed[#agreed + 1] = member.uid end
+  end
+  if #agreed >= again.least and (#agreed == here or is_over) then
+    return {'matched', again.queue, begin_again(again)}
+  end
+  local quits_at = connected == 0 and again.left + GRACE_MS or again.ends
+  if here < again.least or quits_at <= again.now or is_over then
+    close_rematch(again)
+    return {'over', again.queue}
+  end
+  if #agreed > 0 then mark_seats(again) end
+  show_rematch(again, again.ends - again.now, asks)
+  call('HSET', again.key, 'agreed', table.concat(agreed, ' '), 'shown', again.shown,
+    'left', connected == 0 and again.left or again.ends)
+  call('ZADD', again.due, math.min(quits_at, again.ends), '- rematch:' .. again.id)
+  return {'waiting', again.queue}
+end
+
+-- offer_rematch: frees players from a game, and lets them play it again.
+-- KEYS seats    UID -> what the player does
+-- KEYS key      what they may play again
+-- KEYS due      tickets by the time of their next check
+-- KEYS clock    of the lobby
+-- KEYS playing  queue -> players in games
+-- ARGS game     id
+-- ARGS name     of the queue
+-- ARGS ms       for which they may agree
+-- ARGS least    players of a game
+-- ARGS rest     more fields of the message, as JSON: ',"series":{...}' or ''
+-- ARGS ...      UID, name of each player
+-- Returns how many were freed.
+-- Atomic, so that nobody is matched before they may play again.
+local function offer_rematch(keys, args)
+  local seats, key, due, clock, playing = unpack(keys)
+  local game, name, ms, least, rest = unpack(args)
+  local ends, fields, members = game_clock(clock, due) + ms, {}, {}
+  for i = 6, #args, 2 do
+    local uid = args[i]
+    local seat = free_from_game(seats, playing, due, game, uid)
+    if seat then
+      members[#members + 1] = uid
+      fields[#fields + 1], fields[#fields + 2] = 'name:' .. uid, args[i + 1]
+      write_seat(seats, uid, {
+        conn = seat.conn, turn = seat.turn, queue = '-', since = 0, rating = '-', game = '-',
+        party = game,
+      })
+    end
+  end
+  if #members == 0 then return 0 end
+  call('HSET', key, 'queue', name, 'least', least, 'ends', ends, 'left', ends, 'rest', rest,
+    'members', table.concat(members, ' '), 'agreed', '', 'shown', '', unpack(fields))
+  call('ZADD', due, ends, '- rematch:' .. game)
+  return #members
+end
+
+-- answer_rematch: a player wants to play again, or does not.
+-- KEYS seats      UID -> what the player does
+-- KEYS key        what they may play again
+-- KEYS due        tickets by the time of their next check
+-- KEYS clock      of the lobby
+-- KEYS playing    queue -> players in games
+-- KEYS forming    matches whose game is not formed yet
+-- KEYS queue      UID -> since or rating: where the player waits, if they do
+-- ARGS caller     worker that calls
+-- ARGS next_game  id for a new game
+-- ARGS uid        player
+-- ARGS conn       connection
+-- ARGS accept     1 or 0
+-- ARGS name       of the queue in which the player waits
+-- Returns {'waiting', queue of the game}, {'over', queue} if they will not play again, {'matched',
+-- queue, match}, or {'rematch_over'} if the player may play no game again; then nothing is done.
+-- Events: rematch, to all.
+-- Atomic, so that the last to agree begins one game.
+local function answer_rematch(keys, args)
+  local again, queue = read_offer(keys, args), unpack(keys, 7)
+  local uid, conn, accept, name = unpack(args, 3)
+  local member = again.ends > again.now and member_of(again, 'uid', uid)
+  if not member or not member.is_here or member.seat.conn ~= conn then return {'rematch_over'} end
+  local seat = member.seat
+  if accept == '1' then
+    call('ZREM', queue, uid)
+    call('ZREM', again.due, name .. ' ' .. uid)
+    again.agreed[uid] = true
+    seat.queue, seat.since, seat.rating = '-', again.ends, '-'
+  else
+    seat.party, member.is_here, again.agreed[uid] = '-', false, nil
+  end
+  write_seat(again.seats, uid, seat)
+  return reply(again, settle_rematch(again))
+end
+
+-- check_rematch: looks whether players still may play again, and tells what has changed.
+-- KEYS seats      UID -> what the player does
+-- KEYS key        what they may play again
+-- KEYS due        tickets by the time of their next check
+-- KEYS clock      of the lobby
+-- KEYS playing    queue -> players in games
+-- KEYS forming    matches whose game is not formed yet
+-- ARGS caller     worker that calls
+-- ARGS next_game  id for a new game
+-- ARGS id         of the game that they may play again
+-- ARGS conn       connection that is told how it stands; ''
+-- Returns {'waiting', queue of the game}, {'over', queue or nothing} or {'matched', queue, match}.
+-- Events: rematch, to all if something has changed, else to that connection.
+-- Atomic, as answer_rematch is.
+local function check_rematch(keys, args)
+  local again = read_offer(keys, args)
+  local id, conn = unpack(args, 3)
+  if not again.queue then
+    call('ZREM', again.due, '- rematch:' .. id)
+    return {'over'}
+  end
+  return reply(again, settle_rematch(again, conn))
 end
 
 -- ==== metrics ====================================================================================
@@ -2542,4 +2821,7 @@ register('begin_room', begin_room)
 register('direct_room', direct_room)
 register('check_room', check_room)
 register('show_room', show_room)
+register('offer_rematch', offer_rematch)
+register('answer_rematch', answer_rematch)
+register('check_rematch', check_rematch)
 register('add_metrics', add_metrics)

@@ -78,15 +78,19 @@ time may lag behind that clock.
     seats:{lobby}        hash    UID -> "CONNECTION TURN QUEUE SINCE RATING       left and not
                                  GAME", "-" for nothing. TURN is a fencing        in a game
                                  token: an older connection can't undo a newer.
-                                 In a room, its code follows
+                                 The code of their room may follow, or the game
+                                 that they may play again
     queue:{lobby}:NAME   zset    UID -> since (fifo) or rating                    matched, left
-    due:{lobby}          zset    "QUEUE UID" or "QUEUE room:CODE" -> when the     matched, left
-                                 ticket or the room is checked again
+    due:{lobby}          zset    "QUEUE UID", "QUEUE room:CODE", "- rematch:GAME" matched, left
+                                 -> when that is checked again
     room:{lobby}:CODE    hash    queue, host, locked, game, since, members,       a day after it
                                  kicked, shown, name:UID, view:UID: see           closed
                                  trivia.lua. closed, once it has closed
+    rematch:{lobby}:GAME hash    queue, least, ends, members, agreed, rest,       rematch_seconds
+                                 shown, left, name:UID: see trivia.lua
     forming:{lobby}      zset    "GAME QUEUE UID..." -> when another worker may   game is formed
-                                 form it
+                                 form it; "rematch:GAME" follows if that game
+                                 is played again
     quits:{lobby}:UID    string  "TIMES WAIT END": games that the player left     forgotten
                                  early, and until when they are held back
     workers:{lobby}      zset    worker -> last heartbeat; "dead:WORKER" while    10 s silent
@@ -123,9 +127,9 @@ time may lag behind that clock.
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
 schema checks, schema), store (keys and format, client, cluster, Redis), play (questions, question
-files, passwords, claims, users, leaderboards, lobby, game, games, rooms, personal data, chores,
-guests, merges, identities, mail, recovery, stored schema, migration), wire (messages, outlets,
-connections, hub, routes, sign-in routes, player routes, documents), process (worker, app,
+files, passwords, claims, users, leaderboards, lobby, game, rematches, games, rooms, personal data,
+chores, guests, merges, identities, mail, recovery, stored schema, migration), wire (messages,
+outlets, connections, hub, routes, sign-in routes, player routes, documents), process (worker, app,
 protocols, adapter, embedded Redis, commands, doctor, backup).
 """
 
@@ -1168,6 +1172,7 @@ QUEUE = {"allOf": [_RATING_QUEUE_RULE, _PLAYER_RANGE_RULE, _OPPONENTS_RULE]} | _
     | {"type": ["integer", "object"]},
     match={"enum": ["fifo", "rating", ROOM]},
     late_join=_BOOL,
+    rematch_seconds=_SECONDS,
     window=_RATING_POINTS,
     widen=_RATING_POINTS,
     fill_seconds=_SECONDS,
@@ -1244,6 +1249,7 @@ HANDLED = {
     "join": _handled("fields", maybe={"code": "string"}, queue="string"),
     "leave": _handled(""),
 }
+HANDLED_AFTER_GAMES = {"rematch": _handled("fields required", "accept", accept="boolean")}
 HANDLED_IN_ROOMS = {
     "begin": _handled(""),
     "kick": _handled("fields required", "player", player="string"),
@@ -1256,6 +1262,7 @@ ROOM_MESSAGES = [
     ("client", "join", "fields", "code"),
     ("server", "room"),
 ]
+REMATCH_MESSAGES = [("client", "rematch"), ("server", "rematch")]  # where it has `rematch_seconds`
 LIMITS = {
     "connections": _whole(1, 1_000_000),
     "message_bytes": _whole(125, 1_048_576),  # the fast path does not check frames of 125 bytes
@@ -1348,11 +1355,12 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
         client=_named(
             RELAYED,
             HANDLED,
-            HANDLED_IN_ROOMS,
+            HANDLED_IN_ROOMS | HANDLED_AFTER_GAMES,
             propertyNames=_names_except(*SERVER_MESSAGES, "room"),
         ),
         server=_object(
-            " ".join(SERVER_MESSAGES), **dict.fromkeys([*SERVER_MESSAGES, "room"], SERVER_MESSAGE)
+            " ".join(SERVER_MESSAGES),
+            **dict.fromkeys([*SERVER_MESSAGES, "room", "rematch"], SERVER_MESSAGE),
         ),
     ),
     limits=_object(" ".join(LIMITS), **LIMITS, **LIMITS_WITH_DEFAULT),
@@ -1649,14 +1657,18 @@ class CrossChecks:
         for name, queue in self._children("queues").items():
             for key, expected in _wrong_combinations(queue):
                 yield ("queues", name, key), shorten(queue[key]), expected
-            if queue.get("match") == ROOM:
-                yield from self._missing_messages(ROOM_MESSAGES, f"{name} has `match: room`")
+        queues = self._children("queues").items()
+        rooms = [name for name, queue in queues if queue.get("match") == ROOM]
+        yield from self._missing_messages(ROOM_MESSAGES, rooms, "match: room")
+        again = [name for name, queue in queues if "rematch_seconds" in queue]
+        yield from self._missing_messages(REMATCH_MESSAGES, again, "rematch_seconds")
 
-    def _missing_messages(self, paths: list[tuple], why: str) -> Iterable[Mistake]:
-        for path in paths:
+    def _missing_messages(self, paths: list, queues: list[str], key: str) -> Iterable[Mistake]:
+        for path in paths if queues else ():
             *above, name = "messages", *path
             if name not in self._children(*above) and self._fine(*above, name):
-                yield (*above, name), "nothing", f"this key, since the queue {why}"
+                expected = f"this key, since the queue {queues[0]} has `{key}`"
+                yield (*above, name), "nothing", expected
 
     def _mails(self) -> Iterable[Mistake]:
         """Checks that mails go to an address, contain a code, and name only words that exist."""
@@ -1722,6 +1734,8 @@ def _wrong_combinations(queue: dict) -> Iterable[tuple[str, str]]:
         yield "rated", "false, since a rated game needs two players"
     if match != ROOM and queue.get("late_join"):
         yield "late_join", "no late_join, unless the queue has `match: room`"
+    if (is_solo or match == ROOM) and "rematch_seconds" in queue:
+        yield "rematch_seconds", "no rematch_seconds: rooms stay, and who plays alone joins again"
     if not is_solo and "lives" in queue:
         yield "lives", "no lives, unless the queue has `players: 1`"
 
@@ -1868,6 +1882,11 @@ class Queue:
     def is_room(self) -> bool:
         """Whether its players meet in private rooms."""
         return self.spec.get("match") == ROOM
+
+    @property
+    def rematch_ms(self) -> int:
+        """How long the players of a game may agree to play it again."""
+        return self.ms("rematch_seconds")
 
     @property
     def wait_ms(self) -> int:
@@ -2096,6 +2115,7 @@ class Keys:
     skew = "skew:{{{}}}".format
     queue = "queue:{{lobby}}:{}".format
     room = "room:{{lobby}}:{}".format
+    rematch = "rematch:{{lobby}}:{}".format
     limit = "limit:{{{}:{}}}".format
     provider = "provider:{{{}}}".format
     nonce = "nonce:{{{}}}".format
@@ -2199,14 +2219,15 @@ class Seat(NamedTuple):
         return cls(connection, int(turn), queue, game, *party)
 
 
-def write_plan(queue: str, rules: list, quiz: str, players: list[list]) -> str:
+def write_plan(queue: str, rules: list, quiz: str, players: list[list], *series: list) -> str:
     """Writes the plan of a game. See trivia.lua for the format, also that of a player."""
-    return dumps([queue, rules, quiz, players])
+    return dumps([queue, rules, quiz, players, *series])
 
 
 def parse_plan(text: str) -> dict:
     """Parses what write_plan wrote, by the names of its parameters."""
-    return dict(zip(("queue", "rules", "quiz", "players"), json.loads(text), strict=True))
+    names = ("queue", "rules", "quiz", "players", "series")
+    return dict(zip(names, json.loads(text), strict=False))
 
 
 def write_state(state: dict) -> str:
@@ -5012,7 +5033,8 @@ TICKETS_READ = 1000  # tickets that are read at once when a queue is closed
 class Lobby:
     """Manages tickets, matches and the presence of workers.
 
-    `form` makes the game of a match; `check_room` tidies a room, by queue and code.
+    `form` makes the game of a match. `check_room` tidies a room, by queue and code;
+    `check_rematch` a game that may be played again.
     """
 
     def __init__(
@@ -5022,12 +5044,14 @@ class Lobby:
         worker: str,
         form: Callable[[str], Awaitable],
         check_room: Callable[[Queue, str], Awaitable],
+        check_rematch: Callable[[str], Awaitable],
     ) -> None:
         self.redis = redis
         self.schema = schema
         self.worker = worker
         self.form = form
         self.check_room = check_room
+        self.check_rematch = check_rematch
         self.version = f"{LIBRARY.digest} {schema.digest}"
         # worker -> its last heartbeat, and how often this worker has seen the same
         self.heartbeats: dict[str, tuple[str, int]] = {}
@@ -5050,9 +5074,9 @@ class Lobby:
     ) -> tuple[str, Any, str]:
         """Takes a connection into a queue; forms a match in the background.
 
-        Returns ('game', id, party), ('queued', {timeout_ms, perhaps delay_ms}, ''), ('full', '',
-        ''), or ('stale', '', '') for a connection that was replaced. `over` is the game that has
-        ended for the player, or ''.
+        Returns ('game', id, party), ('queued', {timeout_ms, perhaps delay_ms}, game that may be
+        played again), ('rematch', that game, ''), ('full', '', ''), or ('stale', '', '') for a
+        connection that was replaced. `over` is the game that has ended for the player, or ''.
         """
         keys, search = self._search(queue, uid)
         keys = (*keys, Keys.quits(uid))
@@ -5063,9 +5087,9 @@ class Lobby:
             spawn(self.form(rest[0]))
             return "queued", {"timeout_ms": queue.wait_ms}, ""
         if outcome == "queued":
-            timeout_ms, delay_ms = rest
+            timeout_ms, delay_ms, *again = rest
             times = {"timeout_ms": timeout_ms} | ({"delay_ms": delay_ms} if delay_ms else {})
-            return "queued", times, ""
+            return "queued", times, "".join(again)
         return outcome, *rest, *[""] * (2 - len(rest))
 
     async def leave(
@@ -5097,6 +5121,8 @@ class Lobby:
 
     async def _check(self, ticket: str) -> None:
         name, uid = ticket.split(" ")
+        if uid.startswith("rematch:"):
+            return await self.check_rematch(uid.removeprefix("rematch:"))
         if name not in self.schema.queues:  # workers with another schema.yaml check it
             return
         queue = self.schema.queues[name]
@@ -5151,8 +5177,9 @@ class Lobby:
             await self.redis.call("ZREM", Keys.due, f"{name} {ticket}")
         await self.redis.call("DEL", Keys.queue(name))
         for match in await self.redis.call("ZRANGE", Keys.forming, 0, -1):
-            game, of_queue, *players = match.split(" ")
+            game, of_queue, *rest = match.split(" ")
             if of_queue == name:
+                players = [part for part in rest if ":" not in part]
                 nobody_left = [item for uid in players for item in (uid, 0)]
                 keys = Keys.seats, Keys.playing, *map(Keys.quits, players)
                 await self.redis.run("release", keys, game, 0, 0, *nobody_left)
@@ -5267,6 +5294,7 @@ class Game:
         self.rules = dict(zip(RULES, plan["rules"], strict=False))
         self.kind: str = self.rules["kind"]
         self.rounds = parse_quiz(plan["quiz"])
+        self.series: list[int] = plan.get("series", [])
         self.phase: str = state["phase"]
         self.round: int = state["round"]
         self.deadline: int = state["deadline"]
@@ -5334,6 +5362,22 @@ class Game:
         """Tells whether a user is one of its players."""
         return any(player.uid == uid for player in self.players)
 
+    def wins(self) -> list[int]:
+        """Returns how many games of a series each player has won, this one included."""
+        before = self.series or [0] * len(self.players)
+        ranks = self.ranks()
+        is_draw = ranks.count(1) > 1
+        return [won + (rank == 1 and not is_draw) for won, rank in zip(before, ranks, strict=True)]
+
+    def series_of(self, uids: list[str]) -> list[int]:
+        """Returns the wins of two players who play again, in another order; [] if they changed."""
+        wins = {player.uid: won for player, won in zip(self.players, self.wins(), strict=True)}
+        return [wins[uid] for uid in uids] if len(uids) == 2 and wins.keys() == set(uids) else []
+
+    def by_name(self, values: list[int]) -> dict[str, int]:
+        """Returns {player: value} for a value of each player."""
+        return {player.name: value for player, value in zip(self.players, values, strict=True)}
+
     def bounds_left(self) -> dict[str, int]:
         """Returns what is left of the clock for all questions and of the lives, if it has them."""
         left = {}
@@ -5351,6 +5395,81 @@ class Game:
         return next(player for player in self.players if player.uid == uid)
 
 
+# ---- rematches -----------------------------------------------------------------------------------
+# Lets the players of a game play it again. trivia.lua holds every change of an offer: who may play
+# again, who has agreed, and until when. The settlement of a game makes the offer. The match that
+# follows from it is formed like any other, and names the last game.
+
+
+class Rematches:
+    """Offers rematches, and takes what players say to them. `form` makes the game of a match."""
+
+    def __init__(
+        self, redis: Redis, schema: Schema, worker: str, form: Callable[[str], Awaitable]
+    ) -> None:
+        self.redis = redis
+        self.schema = schema
+        self.worker = worker
+        self.form = form
+
+    def _terms(self, game: Game) -> dict:
+        """Returns what `end` says of a rematch: {} if there is none."""
+        queue = self.schema.queues.get(game.queue)
+        here = sum(not player.left for player in game.players)
+        if queue is None or not queue.rematch_ms or here < queue.players["min"]:
+            return {}
+        is_series = len(game.players) == 2
+        series = {"series": game.by_name(game.wins())} if is_series else {}
+        return {"rematch_ms": queue.rematch_ms} | series
+
+    def end_fields(self, game: Game) -> dict:
+        """Returns the fields of `end` that follow from the result."""
+        return {"ranking": ranking(game)} | self._terms(game)
+
+    async def offer(self, game: Game, away: set[str]) -> None:
+        """Frees the players of a game so that they may play it again, if its queue allows that.
+
+        `away` are UIDs that are erased or merged by now.
+        """
+        terms = self._terms(game)
+        if not terms:
+            return
+        here = [player for player in game.players if not player.left and player.uid not in away]
+        names = [item for player in here for item in (player.uid, player.name)]
+        series = f',"series":{dumps(terms["series"])}' if "series" in terms else ""
+        keys = Keys.seats, Keys.rematch(game.id), Keys.due, Keys.lobby_clock, Keys.playing
+        least = self.schema.queues[game.queue].players["min"]
+        rules = game.queue, terms["rematch_ms"], least, series
+        await self.redis.run("offer_rematch", keys, game.id, *rules, *names)
+
+    async def answer(
+        self, game: str, uid: str, connection: str, accept: bool, queue: str
+    ) -> list[str]:
+        """Says whether a player wants to play a game again. `queue` is where they wait meanwhile.
+
+        Returns the outcome, and the queue of the game unless it is 'rematch_over'.
+        """
+        return await self._run("answer", game, (Keys.queue(queue),), uid, connection, accept, queue)
+
+    async def check(self, game: str, connection: str = "") -> str:
+        """Looks whether players still may play a game again. Tells a connection how that stands.
+
+        Returns the queue of the game, or '' if they may not.
+        """
+        outcome, *queue = await self._run("check", game, (), game, connection)
+        return queue[0] if outcome == "waiting" else ""
+
+    async def _run(self, act: str, game: str, keys: tuple, *args: str | int) -> list[str]:
+        """Runs a function. Forms the game of players who have agreed, in the background."""
+        new_game = new_game_id(self.redis.new_shards)
+        lobby = Keys.seats, Keys.rematch(game), Keys.due, Keys.lobby_clock
+        keys = *lobby, Keys.playing, Keys.forming, *keys
+        reply = await self.redis.run(f"{act}_rematch", keys, self.worker, new_game, *args)
+        if reply[0] == "matched":
+            spawn(self.form(reply.pop()))
+        return reply
+
+
 # ---- games ---------------------------------------------------------------------------------------
 # Asks for the transitions of games, settles them, and shows them. See the section above for the way
 # of a game.
@@ -5365,6 +5484,7 @@ class Games:
         self.bank = bank
         self.users = users
         self.worker = worker
+        self.rematches = Rematches(redis, schema, worker, self.form)
         self.kept_days = schema.limits.game_days  # the longest that a stored game is kept
         self.shards: list[int] = []  # those that this worker advances
         self.others_s = OTHERS_S  # between two looks at the others
@@ -5380,30 +5500,53 @@ class Games:
 
     async def form(self, match: str) -> None:
         """Makes the game of a match, "GAME QUEUE UID...". Run twice it makes one game."""
-        game, name, *uids = match.split(" ")
+        game, name, *rest = match.split(" ")
         queue = self.schema.queues.get(name)
         if queue is None:
             return
+        uids = [part for part in rest if ":" not in part]
         users, presences, seen = await self._people(uids)
         numbers = self.bank.pick(name, seen)
-        seats = [self._seat(queue, *person) for person in zip(uids, users, strict=True)]
-        plan = write_plan(name, queue.game_rules, self.bank.shuffled(numbers), seats)
-        start_ms = queue.ms("start_seconds")
-        start = {
-            "type": "start",
-            "game": game,
-            "queue": name,
-            "players": [self.schema.public_view(user) for user in users],
-            "rounds": len(numbers),
-            "starts_ms": start_ms,
-            **queue.bounds,
-        }
-        connections = self._connections(game, presences)
-        created = await self._run("create_game", game, plan, start_ms, dumps(start), *connections)
+        quiz = self.bank.shuffled(numbers)
+        series = await self._series(uids, *(part for part in rest if ":" in part))
+        people = list(zip(uids, users, presences, strict=True))
+        created = await self._create(game, queue, people, quiz, series)
         if created:
             count("games_started", name)
             log.debug("game begins", extra={"game": game})
         await self.redis.call("ZREM", Keys.forming, match)
+
+    async def _series(self, uids: list[str], again: str = "") -> list[int]:
+        """Returns the games that each of two players has won who play "rematch:GAME"; else []."""
+        last = await self.load(again.removeprefix("rematch:")) if again else None
+        return last.series_of(uids) if last is not None else []
+
+    async def _create(
+        self, game: str, queue: Queue, people: list[tuple], quiz: str, series: list[int]
+    ) -> bool:
+        """Makes a game of these people, (UID, user, their seat), and this quiz.
+
+        Returns False if it is there already.
+        """
+        seats = [self._seat(queue, uid, user) for uid, user, _ in people]
+        more = {}
+        if series:
+            names = [name for _, name, *_ in seats]
+            more["series"] = dict(zip(names, series, strict=True))
+        start_ms = queue.ms("start_seconds")
+        start = {
+            "type": "start",
+            "game": game,
+            "queue": queue.name,
+            "players": [self.schema.public_view(user) for _, user, _ in people],
+            "rounds": len(parse_quiz(quiz)),
+            "starts_ms": start_ms,
+            **queue.bounds,
+            **more,
+        }
+        plan = write_plan(queue.name, queue.game_rules, quiz, seats, *([series] if series else []))
+        connections = self._connections(game, [presence for *_, presence in people])
+        return await self._run("create_game", game, plan, start_ms, dumps(start), *connections)
 
     def _seat(self, queue: Queue, uid: str, user: dict) -> list:
         """Returns a player as the plan of a game has them."""
@@ -5609,8 +5752,10 @@ class Games:
                 for uid, (account, user) in people.items()
                 if not user or account != uid
             ]
-        # In this order, in one batch: whatever is lost on the way is repeated while the game is not
-        # finished.
+        # In this order: whatever is lost on the way is repeated while the game is not finished. Who
+        # gets `end` may play again at once; on a cluster that is known by another primary.
+        away = {text.split(" ")[0] for text in gone if not is_void}
+        await self.rematches.offer(game, away)
         await asyncio.gather(
             *copies, self.release(game.id, early), self._finish(game, is_void, gone)
         )
@@ -5624,7 +5769,7 @@ class Games:
 
     async def _finish(self, game: Game, is_void: bool, nameless: list[str]) -> None:
         ttl_s = FORGET_S if is_void else self.schema.limits.game_days * DAY_S
-        text = dumps(ranking(game))
+        text = dumps(self.rematches.end_fields(game)).removeprefix('{"ranking":')[:-1]
         if await self._run("finish_game", game.id, text, ttl_s, *nameless):
             count("games_ended", game.queue, game.reason)
             if game.is_kept:
@@ -5790,7 +5935,8 @@ class Games:
             "left_ms": max(0, game.deadline - game.now_ms),
             "scores": {player.name: player.score for player in game.players},
         }
-        return update | game.bounds_left() | self._open_round(game, uid)
+        series = {"series": game.by_name(game.series)} if game.series else {}
+        return update | series | game.bounds_left() | self._open_round(game, uid)
 
     def _open_round(self, game: Game, uid: str) -> dict:
         """Returns what `update` says of the round: the right choice only once it was revealed."""
@@ -7753,6 +7899,7 @@ ALLOWED = {  # {message: the states in which it is legal}
     "ping": (State.IDLE, State.QUEUED, State.ROOM, State.PLAYING),
     "join": (State.IDLE,),
     "leave": (State.QUEUED, State.ROOM, State.PLAYING),
+    "rematch": (State.IDLE, State.QUEUED),
     "begin": (State.ROOM,),
     "kick": (State.ROOM, State.PLAYING),
     "lock": (State.ROOM, State.PLAYING),
@@ -7775,6 +7922,7 @@ REFUSALS = {  # {error code: text}
     "room_locked": "The host has locked the room.",
     "kicked": "The host has sent you away from this room.",
     "too_many_attempts": "Too many attempts. Try again later.",
+    "rematch_over": "There is no game that you may play again now.",
     "not_in_room": "You are not in a room.",
     "not_host": "Only the host of the room can do that.",
     "room_plays": "The room plays a game already.",
@@ -7941,6 +8089,8 @@ class Connection(Outlet):
         self.admission = admission
         self.queue, self.uid, self.turn, self.token, *_ = admission
         self.code = ""  # of the room that the player is in
+        self.again = ""  # the game that the player may play again, after they have reconnected
+        self.agreed = False  # to play the last game again
         self.ratings = ratings  # {queue: rating}, instead of the player's own
 
         self.state = State.IDLE
@@ -8176,7 +8326,27 @@ class Connection(Outlet):
             raise refusal("unknown_queue")
         if self.hub.draining:
             return await self.close(CLOSE_RESTART, RESTART)
+        self.over = self.over or self.again
         await self._join(self.hub.schema.queues[name], values.get("code", ""))
+
+    async def _on_rematch(self, values: dict) -> None:
+        seat = await self.hub.lobby.seat_of(self.uid)
+        game = seat.party if seat else ""
+        self.agreed = values["accept"]  # before Redis has it: `start` may come first
+        outcome, *queue = await self.hub.games.rematches.answer(
+            game, self.uid, self.id, int(self.agreed), self.queue.name
+        )
+        if outcome == "rematch_over":
+            self.agreed = False
+            raise refusal(outcome)
+        self.queue = self.hub.schema.queues.get(*queue, self.queue)
+        if self.agreed and self.state is State.QUEUED:
+            self._await_rematch(game)
+
+    def _await_rematch(self, game: str) -> None:
+        """Lets `start` come without a ticket."""
+        self._set_state(State.IDLE, over=game)
+        self.agreed = True
 
     async def _direct_room(self, kind: str, values: dict) -> None:
         if not self.code:
@@ -8203,12 +8373,12 @@ class Connection(Outlet):
 
     def on_event(self, kind: str, game: str, seq: int, body: bytes) -> bool:
         """Handles an event from Redis. Returns whether the phone gets a message now."""
-        if game == "-" or kind == "room":
+        if game == "-" or kind in ("room", "rematch"):
             return self._on_lobby_event(kind, game, body)
         if self.buffered is not None:
             self.buffered.append((kind, game, seq, body))
             return False
-        if kind == "start" and self.state in (State.QUEUED, State.ROOM):
+        if kind == "start" and (self.state in (State.QUEUED, State.ROOM) or self.agreed):
             if self.state is State.QUEUED:
                 waited_s = self.hub.loop.time() - self.queued_at
                 observe("queue_wait_seconds", waited_s, self.queue.name)
@@ -8237,6 +8407,9 @@ class Connection(Outlet):
         if kind == "room":
             if code != self.code:
                 return False
+        elif kind == "rematch":
+            if self.state not in ALLOWED["rematch"]:
+                return False
         else:
             if self.state is State.QUEUED:
                 count("tickets_cancelled", self.queue.name, "timeout")
@@ -8254,6 +8427,7 @@ class Connection(Outlet):
         self.state = state
         self.game = game
         self.over = over
+        self.agreed = False
         self.seq = 0
         self.active_at = self.hub.loop.time()
 
@@ -8299,6 +8473,9 @@ class Connection(Outlet):
             )
             if outcome == "game":
                 await self._enter_of_party(value, party)
+            elif outcome == "rematch":
+                self._await_rematch(value)
+                await self._keeps_offer(value)
             elif outcome == "stale":
                 await self.close(CLOSE_REPLACED, REPLACED)
             elif outcome == "full":
@@ -8307,7 +8484,21 @@ class Connection(Outlet):
             else:
                 self._set_state(State.QUEUED)
                 self.queued_at = self.active_at
-                self.send({"type": "queued", "queue": queue.name} | value)
+                if not party or await self._keeps_offer(party):
+                    self.send({"type": "queued", "queue": queue.name} | value)
+
+    async def _keeps_offer(self, game: str) -> bool:
+        """Tells a player who has reconnected how the offer of a rematch stands.
+
+        Joins again, without it, if it is over or the game was in another queue. Then it returns
+        False.
+        """
+        self.again = game
+        if await self.hub.games.rematches.check(game, self.id) == self.queue.name:
+            return True
+        self.over = game
+        await self._join(self.queue)
+        return False
 
     async def _join_room(self, queue: Queue, code: str) -> None:
         """Joins the room of a code. Without one: back into the player's room, or into a new one."""
@@ -8386,7 +8577,8 @@ class Connection(Outlet):
         self._set_state(State.IDLE, over=game_id)
         if game is not None and game.phase == "end" and game.has(self.uid):
             end = {"seq": seq, "type": "end", "game": game_id, "reason": game.reason}
-            self.send(end | {"ranking": ranking(game)})
+            self.send(end | self.hub.games.rematches.end_fields(game))
+            await self.hub.games.rematches.check(game_id, self.id)
             if self.code:  # what happened in the room meanwhile may be lost as well
                 await self._join_room(self.queue, self.code)
         else:
@@ -10061,7 +10253,9 @@ class Server:
         self.users = Users(self.redis, schema)
         self.games = Games(self.redis, schema, self.bank, self.users, self.worker)
         self.rooms = Rooms(self.redis, schema, self.games)
-        self.lobby = Lobby(self.redis, schema, self.worker, self.games.form, self.rooms.check)
+        games = self.games
+        checks = self.rooms.check, games.rematches.check
+        self.lobby = Lobby(self.redis, schema, self.worker, games.form, *checks)
         self.personal_data = PersonalData(self.redis, self.users, self.lobby, self.games)
         self.chores = Chores(self.redis)
         self.guests = Guests(self.redis, schema, self.users, self.personal_data)

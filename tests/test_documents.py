@@ -524,10 +524,19 @@ def test_asyncapi_document_has_a_channel_for_each_queue_with_all_messages(asynca
     messages = asyncapi["components"]["messages"]
     assert {name for name in messages if name.startswith("client.")} == {
         f"client.{name}"
-        for name in ("answer", "check", "emoji", "ping", "join", "leave", *trivia.HANDLED_IN_ROOMS)
+        for name in (
+            "answer",
+            "check",
+            "emoji",
+            "ping",
+            "join",
+            "leave",
+            "rematch",
+            *trivia.HANDLED_IN_ROOMS,
+        )
     }
     assert {name for name in messages if name.startswith("server.")} == {
-        f"server.{name}" for name in (*trivia.SERVER_MESSAGES, "room", "emoji")
+        f"server.{name}" for name in (*trivia.SERVER_MESSAGES, "room", "rematch", "emoji")
     }
     for name, message in messages.items():
         assert (
@@ -566,13 +575,25 @@ def test_every_message_of_a_real_game_is_as_documented(server, asyncapi):
     for phone in (ann, bob):
         phone.expect("reveal")
     play_all([ann, bob])
+    ann.refused("rematch_over", "rematch", accept=True)
+    for phone in (ann, bob):
+        phone.send("join", queue="rated")
+    for _ in range(2):
+        play_all([ann, bob])
+        for phone in (ann, bob):
+            phone.send("rematch", accept=True)
+            phone.expect("rematch")
+    for phone in (ann, bob):
+        phone.expect("start")
+    bob.send("leave")
+    ann.expect("end")
     ann.send("join", queue="rated")
     ann.expect("queued")
     ann.send("leave")
     assert ann.expect("cancelled")["reason"] == "left"
     forfeit(server, ann, bob)
     frames = [frame for phone in (ann, bob) for frame in phone.frames]
-    assert {frame["type"] for frame in frames} == {*trivia.SERVER_MESSAGES, "emoji"}
+    assert {frame["type"] for frame in frames} == {*trivia.SERVER_MESSAGES, "rematch", "emoji"}
     for frame in frames:
         validate(
             asyncapi,

@@ -302,12 +302,13 @@ def declared(name, kind):
 def unpacked(name, kind):
     """The names that a function's body, or the helper that it calls first, takes from keys or args."""
     body = contract(name)[1]
-    for helper in ("read_search", "open_call"):
+    for helper in ("read_search", "open_call", "read_offer"):
         if f"{helper}(keys, args)" in body:
             found = re.search(rf"local function {helper}\(.*?^end$", SOURCE, re.M | re.S)
             body = found[0] + body
     listed = re.findall(rf"local ([\w, ]+) = (?:\w+\(.*\), )?unpack\({kind}(?:, \d+)?\)", body)
-    names = [one.strip() for names in listed for one in names.split(",") if one != "room"]
+    names = [one.strip() for names in listed for one in names.split(",")]
+    names = [one for one in names if one not in ("room", "again")]
     names += [one for _, one in sorted(re.findall(rf"{kind}\[(\d+)\]()", body))]
     return names
 
@@ -2724,11 +2725,11 @@ WORDS = {
 }
 CONN, MS = r"([0-9a-f]{10}\.\d+)", r"\d{13}"
 CONTENT = {  # what members and values look like, where the table says more than a name
-    "seats:{lobby}": rf"[\w-]{{12}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)( [A-Z0-9]{{6}})?",
-    "due:{lobby}": rf"[a-z]+ ([\w-]{{12}}|room:[A-Z0-9]{{6}})=({MS}|0)",
+    "seats:{lobby}": rf"[\w-]{{12}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)( [A-Z0-9]{{6}}| [0-9a-z]{{12}})?",
+    "due:{lobby}": rf"([a-z]+ ([\w-]{{12}}|room:[A-Z0-9]{{6}})|- rematch:[0-9a-z]{{12}})=({MS}|0)",
     "queue:{lobby}:NAME": rf"[\w-]{{12}}=({MS}|[\d.]+)",
     "workers:{lobby}": rf"(dead:)?[0-9a-f]{{10}}={MS}",
-    "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{12}})+={MS}",
+    "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{12}})+( rematch:[0-9a-z]{{12}})?={MS}",
     "clock:{lobby}": rf"=\d+ {MS}",
     "clock:{gSHARD}": rf"=\d+ {MS}",
     "playing:{lobby}": r"[a-z]+=\d+",
@@ -2764,6 +2765,7 @@ GAME_FIELDS = r"plan|state|result|[1-9]\d*"
 ROOM_FIELDS = (
     r"queue|host|locked|game|since|members|kicked|shown|name:[\w-]{12}|view:[\w-]{12}|closed"
 )
+REMATCH_FIELDS = r"queue|least|ends|members|agreed|rest|shown|left|name:[\w-]{12}"
 PLAN_FIELDS = {"queue", "rules", "quiz", "players"}
 STATE_FIELDS = {"phase", "round", "deadline", "reason", "ended", "players", "spent", "wrong"}
 PLAYER_FIELDS = {"conn", "turn", "kept", "left", "seq", "score", "answer"}
@@ -2901,6 +2903,13 @@ def played():
         party[3].expect("cancelled", reason="left")
         play_all(party[:3])
         look("settled twice")
+        party[0].send("rematch", accept=True)
+        party[1].expect("rematch")
+        party[1].drop()
+        party[0].expect("rematch", connected=[party[n].name for n in (0, 2)])
+        party[1].connect()
+        party[1].expect("rematch")
+        look("one wants to play again")
         for one in party[:2]:
             one.send("join", queue="random")
         for one in party[:2]:
@@ -2991,6 +3000,7 @@ def test_every_row_of_the_key_table_was_met_and_every_key_is_documented(played):
 def test_keys_have_the_type_and_the_content_that_the_table_says(played):
     fields = {"user:{UID}": USER_FIELDS, "game:{gSHARD}:ID": GAME_FIELDS}
     fields["room:{lobby}:CODE"] = ROOM_FIELDS
+    fields["rematch:{lobby}:GAME"] = REMATCH_FIELDS
     for name, sample in played.samples.items():
         for key, (kind, content, _) in sample.items():
             row = table_row(key)

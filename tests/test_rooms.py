@@ -1,4 +1,4 @@
-"""Private rooms over real sockets: codes, hosts, games of a room, guests who come late, lost workers."""
+"""Private rooms and rematches over real sockets: codes, hosts, who comes late, lost workers."""
 
 import shutil
 import signal
@@ -33,8 +33,23 @@ QUEUES = {
 }
 
 
+DUEL = ROOM | {
+    "players": 2,
+    "match": "fifo",
+    "wait_seconds": NEVER,
+    "rated": False,
+    "on_exit": "forfeit",
+}
+MATCHED = {
+    "again": {"rematch_seconds": 20},
+    "again_soon": {"rematch_seconds": 0.7},
+    "trio": {"players": {"min": 2, "max": 3}, "fill_seconds": NEVER, "rematch_seconds": 20},
+}
+
+
 def add_rooms(tree):
     tree["queues"] |= {name: ROOM | changes for name, changes in QUEUES.items()}
+    tree["queues"] |= {name: DUEL | changes for name, changes in MATCHED.items()}
 
 
 @pytest.fixture(scope="module")
@@ -507,3 +522,205 @@ def test_codes_have_no_look_alikes_and_no_rude_words():
     assert trivia.read_code(" abc-234 ") == "ABC234"
     for malformed in ("", "ABC23", "ABC2345", "ABC23ß", "äBC234", "ABC 2 3 4 5"):
         assert trivia.read_code(malformed) == trivia.NO_CODE
+
+
+# -- rematches
+
+
+def meet(phones, queue="again", count=2):
+    """New players who have just played a game to its end: their phones and their `end`s."""
+    players = [phones(queue) for _ in range(count)]
+    for phone in players:
+        phone.expect("start")
+    return players, play_all(players, lambda question: 0)
+
+
+def offer_of(house, end):
+    return house.redis.exists(f"rematch:{{lobby}}:{end['game']}")
+
+
+def seat_of(house, phone):
+    return house.redis.hget("seats:{lobby}", phone.token[:12])
+
+
+def test_two_players_play_again_with_one_tap_each_and_see_their_series(house, phones):
+    (ann, bob), ends = meet(phones)
+    wins = {row["player"]: int(row["rank"] == 1) for row in ends[0]["ranking"]}
+    if sum(wins.values()) > 1:
+        wins = dict.fromkeys(wins, 0)
+    assert ends[0]["rematch_ms"] == 20_000 and ends[0]["series"] == wins
+    texts = [{frame["text"] for frame in ann.frames if frame["type"] == "question"}]
+    for _ in range(2):
+        game = ends[0]["game"]
+        ann.send("rematch", accept=True)
+        for phone in (ann, bob):
+            told = phone.expect("rematch")
+            assert told.pop("expires_ms") in range(1, 20_001)
+            assert told == {
+                "type": "rematch",
+                "game": game,
+                "players": [ann.name],
+                "connected": told["connected"],
+                "declined": [],
+                "series": wins,
+            }
+            assert sorted(told["connected"]) == sorted([ann.name, bob.name])
+        bob.send("rematch", accept=True)
+        starts = [phone.expect("start") for phone in (ann, bob)]
+        assert starts[0] == starts[1] and starts[0]["queue"] == "again"
+        assert starts[0]["game"] != game and starts[0]["series"] == wins
+        ann.send("check")
+        assert ann.expect("update")["series"] == wins
+        ends = play_all([ann, bob], lambda question: 0)
+        ranks = {row["player"]: row["rank"] for row in ends[0]["ranking"]}
+        if sorted(ranks.values()) == [1, 2]:
+            wins = {name: count + (ranks[name] == 1) for name, count in wins.items()}
+        assert ends[0]["series"] == wins
+        texts.append({frame["text"] for frame in ann.frames if frame["type"] == "question"})
+    assert len(texts[2]) == 9  # new questions each time
+    wait_until(lambda: house.http("GET", "/users/me", token=ann.token).json["games"] == 3)
+
+
+def test_who_declines_or_joins_elsewhere_is_told_at_once(house, phones):
+    for act in ({"kind": "rematch", "accept": False}, {"kind": "join", "queue": "den"}, None):
+        (ann, bob), ends = meet(phones)
+        ann.send("rematch", accept=True)
+        bob.expect("rematch", players=[ann.name])
+        ann.expect("rematch", players=[ann.name])
+        if act:
+            bob.send(**act)
+        else:  # on another connection
+            bob.connect("random")
+            bob.expect("queued")
+        told = ann.expect("rematch", expires_ms=0)
+        assert (told["declined"], told["expires_ms"]) == ([bob.name], 0)
+        ann.refused("rematch_over", "rematch", accept=True)
+        ann.send("join", queue="random")
+        ann.expect("queued")
+        ann.send("leave")
+        assert not offer_of(house, ends[0])
+
+
+def test_a_player_who_reconnects_in_between_plays_again(house, beside, phones):
+    (ann, bob), ends = meet(phones)
+    bob.drop()
+    ann.send("rematch", accept=True)
+    assert ann.expect("rematch", connected=[ann.name])["players"] == [ann.name]
+    bob.server = beside  # on another worker
+    bob.connect()
+    told = bob.receive()
+    assert (told["type"], told["players"]) == ("rematch", [ann.name])
+    ann.expect("rematch", connected=ends[0]["ranking"] and told["connected"])
+    ann.drop()  # who has agreed need not stay connected
+    bob.expect("rematch", connected=[bob.name])
+    bob.send("rematch", accept=True)
+    game = bob.expect("start")["game"]
+    ann.connect("den")
+    assert ann.receive()["game"] == game
+    for end in play_all([ann, bob]):
+        assert end["reason"] == "finished" and sum(end["series"].values()) <= 2
+    bob.close()
+
+
+def test_a_player_who_reconnected_before_anybody_agreed_waits_and_may_still_agree(house, phones):
+    (ann, bob), _ = meet(phones)
+    bob.drop()
+    told = ann.expect("rematch")
+    assert (told["players"], told["connected"], told["declined"]) == ([], [ann.name], [])
+    bob.connect()
+    assert bob.receive()["type"] == "queued"
+    told = bob.receive()
+    assert (told["type"], told["players"], told["declined"]) == ("rematch", [], [])
+    assert 0 < told["expires_ms"] <= 20_000 and sorted(told["connected"]) == sorted(
+        [ann.name, bob.name]
+    )
+    ann.send("rematch", accept=True)
+    assert bob.expect("rematch")["players"] == [ann.name]
+    bob.send("rematch", accept=True)
+    for phone in (ann, bob):
+        phone.expect("start")
+    assert not house.redis.exists("queue:{lobby}:again")
+
+
+def test_a_player_who_was_matched_elsewhere_meanwhile_declines(phones):
+    (ann, bob), _ = meet(phones)
+    bob.drop()
+    bob.connect()
+    bob.expect("queued")
+    ann.send("rematch", accept=True)
+    bob.expect("rematch")
+    stranger = phones("again")
+    stranger.expect("start")
+    bob.expect("start")
+    assert ann.expect("rematch", expires_ms=0)["declined"] == [bob.name]
+
+
+def test_the_time_for_a_rematch_ends(house, phones):
+    (ann, bob), ends = meet(phones, "again_soon")
+    assert ends[0]["rematch_ms"] == 700
+    ann.send("rematch", accept=True)
+    for phone in (ann, bob):
+        assert phone.expect("rematch", expires_ms=0)["players"] == [ann.name]
+    for phone in (ann, bob):
+        phone.refused("rematch_over", "rematch", accept=True)
+    assert not offer_of(house, ends[0])
+    assert seat_of(house, ann).split(" ")[2:] == ["-", "0", "-", "-"]
+
+
+def test_of_three_players_those_who_agree_play_on(phones):
+    (ann, bob, cid), ends = meet(phones, "trio", 3)
+    assert "series" not in ends[0]
+    ann.send("rematch", accept=True)
+    bob.expect("rematch", players=[ann.name])
+    cid.send("rematch", accept=False)
+    assert ann.expect("rematch", declined=[cid.name])["expires_ms"] > 0
+    bob.send("rematch", accept=True)
+    start = ann.expect("start")
+    assert {player["username"] for player in start["players"]} == {ann.name, bob.name}
+    cid.refused("rematch_over", "rematch", accept=True)
+
+
+def test_nobody_can_agree_to_what_is_not_offered(phones):
+    alone = phones("random")
+    alone.refused("rematch_over", "rematch", accept=True)
+    alone.send("leave")
+    ann, bob = phones("again"), phones("again")
+    for phone in (ann, bob):
+        phone.expect("start")
+    ann.refused("wrong_state", "rematch", accept=True)
+    bob.send("leave")
+    assert "rematch_ms" not in ann.expect("end")
+    ann.refused("rematch_over", "rematch", accept=True)
+    ann.refused("invalid_message", "rematch")
+    (host, guest), ends = meet(phones, "random")  # a queue without rematches
+    assert "rematch_ms" not in ends[0]
+    host.refused("rematch_over", "rematch", accept=True)
+
+
+def test_a_rematch_survives_the_worker_of_a_player(house, phones):
+    doomed = beside_of(house).start()
+    try:
+        ann, bob = doomed.phone(queue="again"), phones("again")
+        for phone in (ann, bob):
+            phone.expect("start")
+        play_all([ann, bob])
+        ann.send("rematch", accept=True)
+        bob.expect("rematch", players=[ann.name])
+    finally:
+        stop_alone(doomed)
+    ann.server = house
+    ann.connect()
+    assert ann.expect("rematch")["players"] == [ann.name]
+    bob.send("rematch", accept=True)
+    for phone in (ann, bob):
+        phone.expect("start")
+    play_all([ann, bob])
+    ann.close()
+
+
+def test_players_who_all_leave_leave_nothing(house, phones):
+    (ann, bob), ends = meet(phones)
+    for phone in (ann, bob):
+        phone.close()
+    wait_until(lambda: not seat_of(house, ann) and not seat_of(house, bob))
+    assert not offer_of(house, ends[0])

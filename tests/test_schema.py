@@ -98,7 +98,7 @@ def test_check_exits_with_0_for_the_shipped_schema():
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(
-        "schema.yaml: fine: 7 user fields, 2 leaderboards, 5 queues, 10 client messages\n"
+        "schema.yaml: fine: 7 user fields, 2 leaderboards, 5 queues, 11 client messages\n"
     )
 
 
@@ -220,6 +220,12 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ({"messages.client.kick.required": []}, "messages.client.kick.required", "player"),
     ({"messages.client.lock.fields.locked": TEXT}, "messages.client.lock.fields.locked", "boolean"),
     ({"messages.client.pass.relay": "opponents"}, "messages.client.pass.relay", ""),
+    # rematches
+    ({"queues.friends.rematch_seconds": 20}, "queues.friends.rematch_seconds", "rooms stay"),
+    ({"queues.solo.rematch_seconds": 20}, "queues.solo.rematch_seconds", "alone joins again"),
+    ({"queues.rated.rematch_seconds": 86_401}, "queues.rated.rematch_seconds", "at most 86400"),
+    ({"messages.client.rematch": GONE}, "messages.client.rematch", "`rematch_seconds`"),
+    ({"messages.server.rematch": GONE}, "messages.server.rematch", "`rematch_seconds`"),
     ({"queues.solo.total_seconds": 0}, "queues.solo.total_seconds", "more than 0"),
     ({"queues.party.players": {"min": 2}}, "queues.party.players", "max"),
     ({"queues.party.players": {"min": 2, "max": 9}}, "queues.party.players", "8"),
