@@ -533,6 +533,7 @@ data class QueueList(
         val players: Players,
         val match: String? = null,
         val lateJoin: Boolean? = null,
+        val rematchSeconds: Double? = null,
         val window: Double? = null,
         val widen: Double? = null,
         val fillSeconds: Double? = null,
@@ -553,7 +554,7 @@ data class QueueList(
         val waiting: Int,
         val playing: Int,
     ) {
-        internal fun fields() = fieldsOf("description" to description, "players" to players.fields(), "match" to match, "late_join" to lateJoin, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties, "name" to name, "waiting" to waiting, "playing" to playing)
+        internal fun fields() = fieldsOf("description" to description, "players" to players.fields(), "match" to match, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties, "name" to name, "waiting" to waiting, "playing" to playing)
 
         companion object {
             internal fun from(json: Json) = Queues(
@@ -561,6 +562,7 @@ data class QueueList(
                 players = Players.from(json["players"]),
                 match = json["match"].orNull { it.text() },
                 lateJoin = json["late_join"].orNull { it.bool() },
+                rematchSeconds = json["rematch_seconds"].orNull { it.double() },
                 window = json["window"].orNull { it.double() },
                 widen = json["widen"].orNull { it.double() },
                 fillSeconds = json["fill_seconds"].orNull { it.double() },
@@ -642,6 +644,7 @@ data class Room(
         val players: Players,
         val match: String? = null,
         val lateJoin: Boolean? = null,
+        val rematchSeconds: Double? = null,
         val window: Double? = null,
         val widen: Double? = null,
         val fillSeconds: Double? = null,
@@ -659,13 +662,14 @@ data class Room(
         val categories: List<String>? = null,
         val difficulties: List<String>? = null,
     ) {
-        internal fun fields() = fieldsOf("players" to players.fields(), "match" to match, "late_join" to lateJoin, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties)
+        internal fun fields() = fieldsOf("players" to players.fields(), "match" to match, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties)
 
         companion object {
             internal fun from(json: Json) = Settings(
                 players = Players.from(json["players"]),
                 match = json["match"].orNull { it.text() },
                 lateJoin = json["late_join"].orNull { it.bool() },
+                rematchSeconds = json["rematch_seconds"].orNull { it.double() },
                 window = json["window"].orNull { it.double() },
                 widen = json["widen"].orNull { it.double() },
                 fillSeconds = json["fill_seconds"].orNull { it.double() },
@@ -781,6 +785,7 @@ sealed interface ServerMessage {
             "user_exit" -> UserExitMessage.from(json)
             "user_return" -> UserReturnMessage.from(json)
             "end" -> EndMessage.from(json)
+            "rematch" -> RematchMessage.from(json)
             "pong" -> PongMessage.from(json)
             "error" -> ErrorMessage.from(json)
             "emoji" -> EmojiMessage.from(json)
@@ -879,6 +884,8 @@ data class StartMessage(
     val totalMs: Long? = null,
     /** With `lives`: questions that may still go wrong. */
     val lives: Int? = null,
+    /** After a rematch; see there. */
+    val series: Map<String, Int>? = null,
 ) : ServerMessage {
     override val type get() = "start"
 
@@ -892,6 +899,7 @@ data class StartMessage(
             startsMs = json["starts_ms"].long(),
             totalMs = json["total_ms"].orNull { it.long() },
             lives = json["lives"].orNull { it.int() },
+            series = json["series"].orNull { it.map { it.int() } },
         )
     }
 }
@@ -1015,6 +1023,7 @@ data class UpdateMessage(
     val scores: Map<String, Int>,
     val totalMs: Long? = null,
     val lives: Int? = null,
+    val series: Map<String, Int>? = null,
     /**
      * Present in the phases `question` and `reveal`, but not for a player who came after the
      * question.
@@ -1045,6 +1054,7 @@ data class UpdateMessage(
             scores = json["scores"].map { it.int() },
             totalMs = json["total_ms"].orNull { it.long() },
             lives = json["lives"].orNull { it.int() },
+            series = json["series"].orNull { it.map { it.int() } },
             question = json["question"].orNull { Question.from(it) },
             choice = json["choice"].orNull { it.int() },
             answered = json["answered"].orNull { it.list { it.text() } },
@@ -1120,6 +1130,10 @@ data class EndMessage(
     val seq: Int,
     val reason: String,
     val ranking: List<Ranking>,
+    /** With `rematch_seconds`: time to agree to play again. */
+    val rematchMs: Long? = null,
+    /** See `rematch`. */
+    val series: Map<String, Int>? = null,
 ) : ServerMessage {
     override val type get() = "end"
 
@@ -1129,6 +1143,8 @@ data class EndMessage(
             seq = json["seq"].int(),
             reason = json["reason"].text(),
             ranking = json["ranking"].list { Ranking.from(it) },
+            rematchMs = json["rematch_ms"].orNull { it.long() },
+            series = json["series"].orNull { it.map { it.int() } },
         )
     }
 
@@ -1159,6 +1175,38 @@ data class EndMessage(
                 counts = json["counts"].orNull { it.bool() },
             )
         }
+    }
+}
+
+/**
+ * Who wants to play the last game again, after each change. When all do, `start` follows. At the
+ * end of the time it follows for those who do, if they are enough.
+ */
+data class RematchMessage(
+    /** The game that has ended. */
+    val game: String,
+    /** Usernames of those who have agreed. */
+    val players: List<String>,
+    /** Usernames of those who are connected. */
+    val connected: List<String>,
+    /** Usernames of those who are out: they declined or play elsewhere. */
+    val declined: List<String>,
+    /** Time left to agree; 0: there will be no rematch with this player. */
+    val expiresMs: Long,
+    /** Of two players: the games that each has won of those in a row, by username. */
+    val series: Map<String, Int>? = null,
+) : ServerMessage {
+    override val type get() = "rematch"
+
+    companion object {
+        internal fun from(json: Json) = RematchMessage(
+            game = json["game"].text(),
+            players = json["players"].list { it.text() },
+            connected = json["connected"].list { it.text() },
+            declined = json["declined"].list { it.text() },
+            expiresMs = json["expires_ms"].long(),
+            series = json["series"].orNull { it.map { it.int() } },
+        )
     }
 }
 
@@ -1265,6 +1313,16 @@ data class PingFields(
 
 }
 
+/** The player wants to play the last game again with the same players, or does not. */
+data class RematchFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+    val accept: Boolean,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "rematch", "id" to id, "accept" to accept)
+
+}
+
 /** Joins a queue on the same WebSocket, after `end` or `cancelled`. */
 data class JoinFields(
     /** Repeated in an `error` about this message. */
@@ -1332,7 +1390,7 @@ data class PassFields(
 }
 
 /** The codes of errors, over HTTP and in `error` messages. */
-val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
+val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
 
 /** The queues of the server. */
 val QUEUES = listOf("random", "rated", "party", "solo", "friends")
@@ -2029,6 +2087,9 @@ class Play internal constructor(
 
     /** A reaction. The opponents see it. */
     fun emoji(message: EmojiFields) = send(message)
+
+    /** The player wants to play the last game again with the same players, or does not. */
+    fun rematch(message: RematchFields) = send(message)
 
     /** The host of a room begins a game of all who are connected. */
     fun begin(message: BeginFields) = send(message)

@@ -616,6 +616,7 @@ public struct QueueList: Codable, Equatable, Sendable {
         public var players: Players
         public var match: String?
         public var lateJoin: Bool?
+        public var rematchSeconds: Double?
         public var window: Double?
         public var widen: Double?
         public var fillSeconds: Double?
@@ -671,6 +672,7 @@ public struct QueueList: Codable, Equatable, Sendable {
             case players = "players"
             case match = "match"
             case lateJoin = "late_join"
+            case rematchSeconds = "rematch_seconds"
             case window = "window"
             case widen = "widen"
             case fillSeconds = "fill_seconds"
@@ -692,11 +694,12 @@ public struct QueueList: Codable, Equatable, Sendable {
             case playing = "playing"
         }
 
-        public init(description: String? = nil, players: Players, match: String? = nil, lateJoin: Bool? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
+        public init(description: String? = nil, players: Players, match: String? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
             self.description = description
             self.players = players
             self.match = match
             self.lateJoin = lateJoin
+            self.rematchSeconds = rematchSeconds
             self.window = window
             self.widen = widen
             self.fillSeconds = fillSeconds
@@ -742,6 +745,7 @@ public struct Room: Codable, Equatable, Sendable {
         public var players: Players
         public var match: String?
         public var lateJoin: Bool?
+        public var rematchSeconds: Double?
         public var window: Double?
         public var widen: Double?
         public var fillSeconds: Double?
@@ -793,6 +797,7 @@ public struct Room: Codable, Equatable, Sendable {
             case players = "players"
             case match = "match"
             case lateJoin = "late_join"
+            case rematchSeconds = "rematch_seconds"
             case window = "window"
             case widen = "widen"
             case fillSeconds = "fill_seconds"
@@ -811,10 +816,11 @@ public struct Room: Codable, Equatable, Sendable {
             case difficulties = "difficulties"
         }
 
-        public init(players: Players, match: String? = nil, lateJoin: Bool? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
+        public init(players: Players, match: String? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
             self.players = players
             self.match = match
             self.lateJoin = lateJoin
+            self.rematchSeconds = rematchSeconds
             self.window = window
             self.widen = widen
             self.fillSeconds = fillSeconds
@@ -921,6 +927,7 @@ public enum ServerMessage: Equatable, Sendable {
     case userExit(UserExitMessage)
     case userReturn(UserReturnMessage)
     case end(EndMessage)
+    case rematch(RematchMessage)
     case pong(PongMessage)
     case error(ErrorMessage)
     case emoji(EmojiMessage)
@@ -941,6 +948,7 @@ public enum ServerMessage: Equatable, Sendable {
         case "user_exit": return .userExit(try JSONDecoder().decode(UserExitMessage.self, from: data))
         case "user_return": return .userReturn(try JSONDecoder().decode(UserReturnMessage.self, from: data))
         case "end": return .end(try JSONDecoder().decode(EndMessage.self, from: data))
+        case "rematch": return .rematch(try JSONDecoder().decode(RematchMessage.self, from: data))
         case "pong": return .pong(try JSONDecoder().decode(PongMessage.self, from: data))
         case "error": return .error(try JSONDecoder().decode(ErrorMessage.self, from: data))
         case "emoji": return .emoji(try JSONDecoder().decode(EmojiMessage.self, from: data))
@@ -1051,6 +1059,8 @@ public struct StartMessage: Codable, Equatable, Sendable {
     public var totalMs: Int?
     /// With `lives`: questions that may still go wrong.
     public var lives: Int?
+    /// After a rematch; see there.
+    public var series: [String: Int]?
 
     enum CodingKeys: String, CodingKey {
         case game = "game"
@@ -1061,9 +1071,10 @@ public struct StartMessage: Codable, Equatable, Sendable {
         case startsMs = "starts_ms"
         case totalMs = "total_ms"
         case lives = "lives"
+        case series = "series"
     }
 
-    public init(game: String, seq: Int, queue: String, players: [Player], rounds: Int, startsMs: Int, totalMs: Int? = nil, lives: Int? = nil) {
+    public init(game: String, seq: Int, queue: String, players: [Player], rounds: Int, startsMs: Int, totalMs: Int? = nil, lives: Int? = nil, series: [String: Int]? = nil) {
         self.game = game
         self.seq = seq
         self.queue = queue
@@ -1072,6 +1083,7 @@ public struct StartMessage: Codable, Equatable, Sendable {
         self.startsMs = startsMs
         self.totalMs = totalMs
         self.lives = lives
+        self.series = series
     }
 }
 
@@ -1212,6 +1224,7 @@ public struct UpdateMessage: Codable, Equatable, Sendable {
     public var scores: [String: Int]
     public var totalMs: Int?
     public var lives: Int?
+    public var series: [String: Int]?
     /// Present in the phases `question` and `reveal`, but not for a player who came after the
     /// question.
     public var question: Question?
@@ -1262,6 +1275,7 @@ public struct UpdateMessage: Codable, Equatable, Sendable {
         case scores = "scores"
         case totalMs = "total_ms"
         case lives = "lives"
+        case series = "series"
         case question = "question"
         case choice = "choice"
         case answered = "answered"
@@ -1269,7 +1283,7 @@ public struct UpdateMessage: Codable, Equatable, Sendable {
         case answers = "answers"
     }
 
-    public init(game: String, seq: Int, queue: String, players: [Player], connected: [String], rounds: Int, round: Int, phase: String, leftMs: Int, scores: [String: Int], totalMs: Int? = nil, lives: Int? = nil, question: Question? = nil, choice: Int? = nil, answered: [String]? = nil, correct: Int? = nil, answers: JSONValue? = nil) {
+    public init(game: String, seq: Int, queue: String, players: [Player], connected: [String], rounds: Int, round: Int, phase: String, leftMs: Int, scores: [String: Int], totalMs: Int? = nil, lives: Int? = nil, series: [String: Int]? = nil, question: Question? = nil, choice: Int? = nil, answered: [String]? = nil, correct: Int? = nil, answers: JSONValue? = nil) {
         self.game = game
         self.seq = seq
         self.queue = queue
@@ -1282,6 +1296,7 @@ public struct UpdateMessage: Codable, Equatable, Sendable {
         self.scores = scores
         self.totalMs = totalMs
         self.lives = lives
+        self.series = series
         self.question = question
         self.choice = choice
         self.answered = answered
@@ -1338,6 +1353,10 @@ public struct EndMessage: Codable, Equatable, Sendable {
     public var seq: Int
     public var reason: String
     public var ranking: [Ranking]
+    /// With `rematch_seconds`: time to agree to play again.
+    public var rematchMs: Int?
+    /// See `rematch`.
+    public var series: [String: Int]?
 
     public struct Ranking: Codable, Equatable, Sendable {
         public var player: String
@@ -1376,13 +1395,52 @@ public struct EndMessage: Codable, Equatable, Sendable {
         case seq = "seq"
         case reason = "reason"
         case ranking = "ranking"
+        case rematchMs = "rematch_ms"
+        case series = "series"
     }
 
-    public init(game: String, seq: Int, reason: String, ranking: [Ranking]) {
+    public init(game: String, seq: Int, reason: String, ranking: [Ranking], rematchMs: Int? = nil, series: [String: Int]? = nil) {
         self.game = game
         self.seq = seq
         self.reason = reason
         self.ranking = ranking
+        self.rematchMs = rematchMs
+        self.series = series
+    }
+}
+
+/// Who wants to play the last game again, after each change. When all do, `start` follows. At the
+/// end of the time it follows for those who do, if they are enough.
+public struct RematchMessage: Codable, Equatable, Sendable {
+    /// The game that has ended.
+    public var game: String
+    /// Usernames of those who have agreed.
+    public var players: [String]
+    /// Usernames of those who are connected.
+    public var connected: [String]
+    /// Usernames of those who are out: they declined or play elsewhere.
+    public var declined: [String]
+    /// Time left to agree; 0: there will be no rematch with this player.
+    public var expiresMs: Int
+    /// Of two players: the games that each has won of those in a row, by username.
+    public var series: [String: Int]?
+
+    enum CodingKeys: String, CodingKey {
+        case game = "game"
+        case players = "players"
+        case connected = "connected"
+        case declined = "declined"
+        case expiresMs = "expires_ms"
+        case series = "series"
+    }
+
+    public init(game: String, players: [String], connected: [String], declined: [String], expiresMs: Int, series: [String: Int]? = nil) {
+        self.game = game
+        self.players = players
+        self.connected = connected
+        self.declined = declined
+        self.expiresMs = expiresMs
+        self.series = series
     }
 }
 
@@ -1534,6 +1592,25 @@ public struct PingFields: ClientMessage, Equatable, Sendable {
     }
 }
 
+/// The player wants to play the last game again with the same players, or does not.
+public struct RematchFields: ClientMessage, Equatable, Sendable {
+    public let type = "rematch"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+    public var accept: Bool
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+        case accept = "accept"
+    }
+
+    public init(id: JSONValue? = nil, accept: Bool) {
+        self.id = id
+        self.accept = accept
+    }
+}
+
 /// Joins a queue on the same WebSocket, after `end` or `cancelled`.
 public struct JoinFields: ClientMessage, Equatable, Sendable {
     public let type = "join"
@@ -1655,7 +1732,7 @@ extension JoinFields {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
+public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
 
 /// The queues of the server.
 public let triviaQueues = ["random", "rated", "party", "solo", "friends"]
@@ -2062,6 +2139,11 @@ public final class Play {
 
     /// A reaction. The opponents see it.
     public func emoji(_ message: EmojiFields) {
+        send(message)
+    }
+
+    /// The player wants to play the last game again with the same players, or does not.
+    public func rematch(_ message: RematchFields) {
         send(message)
     }
 

@@ -559,13 +559,14 @@ class QueueList {
 }
 
 class QueueListQueues {
-  const QueueListQueues({this.description, required this.players, this.match, this.lateJoin, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties, required this.name, required this.waiting, required this.playing});
+  const QueueListQueues({this.description, required this.players, this.match, this.lateJoin, this.rematchSeconds, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties, required this.name, required this.waiting, required this.playing});
 
   QueueListQueues.from(Map<String, dynamic> json)
       : description = _orNull(json['description'], (it) => it as String),
         players = QueueListQueuesPlayers.from(json['players'] as Map<String, dynamic>),
         match = _orNull(json['match'], (it) => it as String),
         lateJoin = _orNull(json['late_join'], (it) => it as bool),
+        rematchSeconds = _orNull(json['rematch_seconds'], (it) => (it as num).toDouble()),
         window = _orNull(json['window'], (it) => (it as num).toDouble()),
         widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
         fillSeconds = _orNull(json['fill_seconds'], (it) => (it as num).toDouble()),
@@ -593,6 +594,8 @@ class QueueListQueues {
   final String? match;
 
   final bool? lateJoin;
+
+  final double? rematchSeconds;
 
   final double? window;
 
@@ -632,7 +635,7 @@ class QueueListQueues {
 
   final int playing;
 
-  Map<String, dynamic> toJson() => _fields({'description': description, 'players': players, 'match': match, 'late_join': lateJoin, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties, 'name': name, 'waiting': waiting, 'playing': playing});
+  Map<String, dynamic> toJson() => _fields({'description': description, 'players': players, 'match': match, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties, 'name': name, 'waiting': waiting, 'playing': playing});
 }
 
 class QueueListQueuesPlayers {
@@ -696,12 +699,13 @@ class Room {
 }
 
 class RoomSettings {
-  const RoomSettings({required this.players, this.match, this.lateJoin, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties});
+  const RoomSettings({required this.players, this.match, this.lateJoin, this.rematchSeconds, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties});
 
   RoomSettings.from(Map<String, dynamic> json)
       : players = RoomSettingsPlayers.from(json['players'] as Map<String, dynamic>),
         match = _orNull(json['match'], (it) => it as String),
         lateJoin = _orNull(json['late_join'], (it) => it as bool),
+        rematchSeconds = _orNull(json['rematch_seconds'], (it) => (it as num).toDouble()),
         window = _orNull(json['window'], (it) => (it as num).toDouble()),
         widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
         fillSeconds = _orNull(json['fill_seconds'], (it) => (it as num).toDouble()),
@@ -724,6 +728,8 @@ class RoomSettings {
   final String? match;
 
   final bool? lateJoin;
+
+  final double? rematchSeconds;
 
   final double? window;
 
@@ -757,7 +763,7 @@ class RoomSettings {
 
   final List<String>? difficulties;
 
-  Map<String, dynamic> toJson() => _fields({'players': players, 'match': match, 'late_join': lateJoin, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties});
+  Map<String, dynamic> toJson() => _fields({'players': players, 'match': match, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties});
 }
 
 class RoomSettingsPlayers {
@@ -853,6 +859,7 @@ sealed class ServerMessage {
         'user_exit' => UserExitMessage.from(json),
         'user_return' => UserReturnMessage.from(json),
         'end' => EndMessage.from(json),
+        'rematch' => RematchMessage.from(json),
         'pong' => PongMessage.from(json),
         'error' => ErrorMessage.from(json),
         'emoji' => EmojiMessage.from(json),
@@ -937,7 +944,7 @@ class RoomMessage extends ServerMessage {
 
 /// A game starts.
 class StartMessage extends ServerMessage {
-  const StartMessage({required this.game, required this.seq, required this.queue, required this.players, required this.rounds, required this.startsMs, this.totalMs, this.lives});
+  const StartMessage({required this.game, required this.seq, required this.queue, required this.players, required this.rounds, required this.startsMs, this.totalMs, this.lives, this.series});
 
   StartMessage.from(Map<String, dynamic> json)
       : game = json['game'] as String,
@@ -947,7 +954,8 @@ class StartMessage extends ServerMessage {
         rounds = json['rounds'] as int,
         startsMs = json['starts_ms'] as int,
         totalMs = _orNull(json['total_ms'], (it) => it as int),
-        lives = _orNull(json['lives'], (it) => it as int);
+        lives = _orNull(json['lives'], (it) => it as int),
+        series = _orNull(json['series'], (it) => _map(it, (it) => it as int));
 
   final String game;
 
@@ -968,6 +976,9 @@ class StartMessage extends ServerMessage {
 
   /// With `lives`: questions that may still go wrong.
   final int? lives;
+
+  /// After a rematch; see there.
+  final Map<String, int>? series;
 }
 
 /// A new question. Answers are accepted from now on.
@@ -1081,7 +1092,7 @@ class RevealMessageAnswers {
 /// The whole game as this player sees it. It is the reply to `check` and the first message after a
 /// reconnect.
 class UpdateMessage extends ServerMessage {
-  const UpdateMessage({required this.game, required this.seq, required this.queue, required this.players, required this.connected, required this.rounds, required this.round, required this.phase, required this.leftMs, required this.scores, this.totalMs, this.lives, this.question, this.choice, this.answered, this.correct, this.answers});
+  const UpdateMessage({required this.game, required this.seq, required this.queue, required this.players, required this.connected, required this.rounds, required this.round, required this.phase, required this.leftMs, required this.scores, this.totalMs, this.lives, this.series, this.question, this.choice, this.answered, this.correct, this.answers});
 
   UpdateMessage.from(Map<String, dynamic> json)
       : game = json['game'] as String,
@@ -1096,6 +1107,7 @@ class UpdateMessage extends ServerMessage {
         scores = _map(json['scores'], (it) => it as int),
         totalMs = _orNull(json['total_ms'], (it) => it as int),
         lives = _orNull(json['lives'], (it) => it as int),
+        series = _orNull(json['series'], (it) => _map(it, (it) => it as int)),
         question = _orNull(json['question'], (it) => UpdateMessageQuestion.from(it as Map<String, dynamic>)),
         choice = _orNull(json['choice'], (it) => it as int),
         answered = _orNull(json['answered'], (it) => _list(it, (it) => it as String)),
@@ -1129,6 +1141,8 @@ class UpdateMessage extends ServerMessage {
   final int? totalMs;
 
   final int? lives;
+
+  final Map<String, int>? series;
 
   /// Present in the phases `question` and `reveal`, but not for a player who came after the
   /// question.
@@ -1209,13 +1223,15 @@ class UserReturnMessage extends ServerMessage {
 
 /// The game has ended.
 class EndMessage extends ServerMessage {
-  const EndMessage({required this.game, required this.seq, required this.reason, required this.ranking});
+  const EndMessage({required this.game, required this.seq, required this.reason, required this.ranking, this.rematchMs, this.series});
 
   EndMessage.from(Map<String, dynamic> json)
       : game = json['game'] as String,
         seq = json['seq'] as int,
         reason = json['reason'] as String,
-        ranking = _list(json['ranking'], (it) => EndMessageRanking.from(it as Map<String, dynamic>));
+        ranking = _list(json['ranking'], (it) => EndMessageRanking.from(it as Map<String, dynamic>)),
+        rematchMs = _orNull(json['rematch_ms'], (it) => it as int),
+        series = _orNull(json['series'], (it) => _map(it, (it) => it as int));
 
   final String game;
 
@@ -1224,6 +1240,12 @@ class EndMessage extends ServerMessage {
   final String reason;
 
   final List<EndMessageRanking> ranking;
+
+  /// With `rematch_seconds`: time to agree to play again.
+  final int? rematchMs;
+
+  /// See `rematch`.
+  final Map<String, int>? series;
 }
 
 class EndMessageRanking {
@@ -1255,6 +1277,38 @@ class EndMessageRanking {
   final bool? counts;
 
   Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'counts': counts});
+}
+
+/// Who wants to play the last game again, after each change. When all do, `start` follows. At the
+/// end of the time it follows for those who do, if they are enough.
+class RematchMessage extends ServerMessage {
+  const RematchMessage({required this.game, required this.players, required this.connected, required this.declined, required this.expiresMs, this.series});
+
+  RematchMessage.from(Map<String, dynamic> json)
+      : game = json['game'] as String,
+        players = _list(json['players'], (it) => it as String),
+        connected = _list(json['connected'], (it) => it as String),
+        declined = _list(json['declined'], (it) => it as String),
+        expiresMs = json['expires_ms'] as int,
+        series = _orNull(json['series'], (it) => _map(it, (it) => it as int));
+
+  /// The game that has ended.
+  final String game;
+
+  /// Usernames of those who have agreed.
+  final List<String> players;
+
+  /// Usernames of those who are connected.
+  final List<String> connected;
+
+  /// Usernames of those who are out: they declined or play elsewhere.
+  final List<String> declined;
+
+  /// Time left to agree; 0: there will be no rematch with this player.
+  final int expiresMs;
+
+  /// Of two players: the games that each has won of those in a row, by username.
+  final Map<String, int>? series;
 }
 
 /// The reply to `ping`.
@@ -1371,6 +1425,19 @@ class PingFields extends ClientMessage {
   Map<String, dynamic> toJson() => _fields({'type': 'ping', 'id': id, 'client_ms': clientMs});
 }
 
+/// The player wants to play the last game again with the same players, or does not.
+class RematchFields extends ClientMessage {
+  const RematchFields({this.id, required this.accept});
+
+  /// Repeated in an `error` about this message.
+  final Object? id;
+
+  final bool accept;
+
+  @override
+  Map<String, dynamic> toJson() => _fields({'type': 'rematch', 'id': id, 'accept': accept});
+}
+
 /// Joins a queue on the same WebSocket, after `end` or `cancelled`.
 class JoinFields extends ClientMessage {
   const JoinFields({this.id, this.queue, this.code});
@@ -1453,7 +1520,7 @@ class PassFields extends ClientMessage {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'wrong_password', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'unknown_code', 'expired_code', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'upgrade_required', 'malformed_code', 'too_many_attempts', 'head_too_large', 'no_mail', 'provider_unavailable', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'room_full', 'room_locked', 'kicked', 'not_in_room', 'not_host', 'room_plays', 'too_few_players', 'no_such_player', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
+const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'wrong_password', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'unknown_code', 'expired_code', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'upgrade_required', 'malformed_code', 'too_many_attempts', 'head_too_large', 'no_mail', 'provider_unavailable', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'room_full', 'room_locked', 'kicked', 'rematch_over', 'not_in_room', 'not_host', 'room_plays', 'too_few_players', 'no_such_player', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
 
 /// The queues of the server.
 const triviaQueues = ['random', 'rated', 'party', 'solo', 'friends'];
@@ -1868,6 +1935,9 @@ class Play {
 
   /// A reaction. The opponents see it.
   void emoji(EmojiFields message) => send(message);
+
+  /// The player wants to play the last game again with the same players, or does not.
+  void rematch(RematchFields message) => send(message);
 
   /// The host of a room begins a game of all who are connected.
   void begin(BeginFields message) => send(message);

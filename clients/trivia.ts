@@ -225,6 +225,7 @@ export interface QueueList {
     };
     match?: "fifo" | "rating" | "room";
     late_join?: boolean;
+    rematch_seconds?: number;
     window?: number;
     widen?: number;
     fill_seconds?: number;
@@ -259,6 +260,7 @@ export interface Room {
     };
     match?: "fifo" | "rating" | "room";
     late_join?: boolean;
+    rematch_seconds?: number;
     window?: number;
     widen?: number;
     fill_seconds?: number;
@@ -359,6 +361,8 @@ export interface StartMessage {
   total_ms?: number;
   /** With `lives`: questions that may still go wrong. */
   lives?: number;
+  /** After a rematch; see there. */
+  series?: Record<string, number>;
 }
 
 /** A new question. Answers are accepted from now on. */
@@ -429,6 +433,7 @@ export interface UpdateMessage {
   scores: Record<string, number>;
   total_ms?: number;
   lives?: number;
+  series?: Record<string, number>;
   /**
    * Present in the phases `question` and `reveal`, but not for a player who came after the
    * question.
@@ -489,6 +494,30 @@ export interface EndMessage {
      */
     counts?: boolean;
   }>;
+  /** With `rematch_seconds`: time to agree to play again. */
+  rematch_ms?: number;
+  /** See `rematch`. */
+  series?: Record<string, number>;
+}
+
+/**
+ * Who wants to play the last game again, after each change. When all do, `start` follows. At the
+ * end of the time it follows for those who do, if they are enough.
+ */
+export interface RematchMessage {
+  type: "rematch";
+  /** The game that has ended. */
+  game: string;
+  /** Usernames of those who have agreed. */
+  players: Array<string>;
+  /** Usernames of those who are connected. */
+  connected: Array<string>;
+  /** Usernames of those who are out: they declined or play elsewhere. */
+  declined: Array<string>;
+  /** Time left to agree; 0: there will be no rematch with this player. */
+  expires_ms: number;
+  /** Of two players: the games that each has won of those in a row, by username. */
+  series?: Record<string, number>;
 }
 
 /** The reply to `ping`. */
@@ -554,6 +583,13 @@ export interface PingFields {
   client_ms?: number;
 }
 
+/** The player wants to play the last game again with the same players, or does not. */
+export interface RematchFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+  accept: boolean;
+}
+
 /** Joins a queue on the same WebSocket, after `end` or `cancelled`. */
 export interface JoinFields {
   /** Repeated in an `error` about this message. */
@@ -603,13 +639,13 @@ export interface PassFields {
 }
 
 /** What the server sends. */
-export type ServerMessage = QueuedMessage | CancelledMessage | RoomMessage | StartMessage | QuestionMessage | AnsweredMessage | RevealMessage | UpdateMessage | UserExitMessage | UserReturnMessage | EndMessage | PongMessage | ErrorMessage | EmojiMessage;
+export type ServerMessage = QueuedMessage | CancelledMessage | RoomMessage | StartMessage | QuestionMessage | AnsweredMessage | RevealMessage | UpdateMessage | UserExitMessage | UserReturnMessage | EndMessage | RematchMessage | PongMessage | ErrorMessage | EmojiMessage;
 
 /** What a client sends. */
-export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields) | ({ type: "begin" } & BeginFields) | ({ type: "kick" } & KickFields) | ({ type: "lock" } & LockFields) | ({ type: "pass" } & PassFields);
+export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "rematch" } & RematchFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields) | ({ type: "begin" } & BeginFields) | ({ type: "kick" } & KickFields) | ({ type: "lock" } & LockFields) | ({ type: "pass" } & PassFields);
 
 /** The codes of errors, over HTTP and in `error` messages. */
-export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
+export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
 export type ErrorCode = (typeof ERROR_CODES)[number];
 
 /** The queues of the server. */
@@ -990,6 +1026,11 @@ export class Play {
   /** A reaction. The opponents see it. */
   emoji(fields: EmojiFields): boolean {
     return this.send({ type: "emoji", ...fields });
+  }
+
+  /** The player wants to play the last game again with the same players, or does not. */
+  rematch(fields: RematchFields): boolean {
+    return this.send({ type: "rematch", ...fields });
   }
 
   /** The host of a room begins a game of all who are connected. */
