@@ -580,7 +580,7 @@ local function end_merge(keys, args)
 end
 
 -- set_code: keeps a code that a user must give.
--- KEYS codes  kind -> 'DIGEST TRIES UNTIL FOR'
+-- KEYS codes  kind -> 'DIGEST TRIES OWN-TRIES UNTIL FOR'
 -- ARGS kind   reset or confirm
 -- ARGS code   its digest
 -- ARGS ttl    ms
@@ -590,37 +590,42 @@ local function set_code(keys, args)
   local codes = unpack(keys)
   local kind, code, ttl, what = unpack(args)
   local until_ms = wall_clock() + ttl
-  call('HSET', codes, kind, string.format('%s 0 %.0f %s', code, until_ms, what))
+  call('HSET', codes, kind, string.format('%s 0 0 %.0f %s', code, until_ms, what))
   call('EXPIRE', codes, math.ceil(ttl / 1000))
   return 1
 end
 
--- Returns what a code is for, or nil if it is wrong. Each wrong try counts.
-local function check_code(codes, kind, code, most)
-  local kept, tries, until_ms, what = string.match(
-    call('HGET', codes, kind) or '', '^(%S+) (%d+) (%d+) (.+)$')
-  if not kept or tonumber(until_ms) < wall_clock() or tonumber(tries) >= most then return nil end
+-- Returns what a code is for, or nil if it is wrong. Each wrong try counts. Those from addresses
+-- that the user has signed in from count apart, so that no stranger uses them up.
+local function check_code(codes, kind, code, most, is_known)
+  local kept, strange, own, until_ms, what = string.match(
+    call('HGET', codes, kind) or '', '^(%S+) (%d+) (%d+) (%d+) (.+)$')
+  if not kept or tonumber(until_ms) < wall_clock() then return nil end
+  if tonumber(is_known and own or strange) >= most then return nil end
   if kept == code then return what end
-  call('HSET', codes, kind, table.concat({kept, tries + 1, until_ms, what}, ' '))
+  if is_known then own = own + 1 else strange = strange + 1 end
+  local counted = string.format('%s %d %d %s %s', kept, strange, own, until_ms, what)
+  call('HSET', codes, kind, counted)
   return nil
 end
 
 -- try_code: checks a code. A right one can be used afterwards.
--- KEYS codes  kind -> 'DIGEST TRIES UNTIL FOR'
+-- KEYS codes  kind -> 'DIGEST TRIES OWN-TRIES UNTIL FOR'
 -- ARGS kind   reset or confirm
 -- ARGS code   digest of what was given
 -- ARGS most   wrong tries that a code survives
+-- ARGS known  1: the caller's address is one that the user has signed in from
 -- Returns what the code is for, or ''.
 -- Atomic, so that each try counts.
 local function try_code(keys, args)
   local codes = unpack(keys)
-  local kind, code, most = unpack(args)
-  return check_code(codes, kind, code, tonumber(most)) or ''
+  local kind, code, most, known = unpack(args)
+  return check_code(codes, kind, code, tonumber(most), known == '1') or ''
 end
 
 -- reset_password: sets a new password for a code, once. It ends all sessions and opens one.
 -- KEYS user      the user
--- KEYS codes     kind -> 'DIGEST TRIES UNTIL FOR'
+-- KEYS codes     kind -> 'DIGEST TRIES OWN-TRIES UNTIL FOR'
 -- ARGS code      digest of what was given
 -- ARGS password  hash
 -- ARGS digest    of the session's token
@@ -632,7 +637,7 @@ local function reset_password(keys, args)
   local user, codes = unpack(keys)
   local code, password, digest, ttl, from = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return {0} end
-  local email = check_code(codes, 'reset', code, math.huge)
+  local email = check_code(codes, 'reset', code, math.huge, false)
   if not email then return {0} end
   call('HDEL', codes, 'reset')
   for _, field in ipairs(call('HKEYS', user)) do
@@ -1780,6 +1785,19 @@ local function answer(keys, args)
   return reply(moment, 'ok')
 end
 
+-- Tells whether nobody has answered in a game so far.
+local function is_unanswered(game)
+  local rounds = {}
+  for _, player in ipairs(game.players) do
+    if player.answer then return false end
+  end
+  for round = 1, game.state.round do rounds[round] = round end
+  for _, closed in ipairs(#rounds > 0 and call('HMGET', game.key, unpack(rounds)) or {}) do
+    if closed and string.find(closed, '%d') then return false end
+  end
+  return true
+end
+
 -- exit_game: vacates the seat of a player, for a while or for good.
 -- KEYS key        the game
 -- KEYS deadlines  of its shard
@@ -1787,8 +1805,9 @@ end
 -- ARGS caller     worker that calls
 -- ARGS who        connection of the player; or their UID, whatever connection they have
 -- ARGS leaving    1: for good
--- Returns 'missing', 'stale' for a connection that was replaced, the phase, or {'settle', field,
--- value, ...}: the caller settles the game.
+-- Returns 'missing', 'stale' for a connection that was replaced, {'settle', field, value, ...}: the
+-- caller settles the game; 'early' if the game goes on without a player who left for good before
+-- anybody had answered; else the phase.
 -- Events: user_exit, to the others; reveal, if they all have answered.
 -- Atomic, so that an exit happens once.
 local function exit_game(keys, args)
@@ -1801,6 +1820,7 @@ local function exit_game(keys, args)
   local over = game.state.phase == 'end' or game.state.phase == 'settle'
   if not i or over or game.players[i].left then return 'stale' end
   local conn = game.players[i].conn
+  local is_early = leaving == '1' and is_unanswered(game)
   vacate(game, i, leaving ~= '1' and moment.now + game.seat_ms or nil)
   if settle_if_deserted(game) then
     if leaving == '1' then game.players[i].conn = conn end      -- so that they see the end
@@ -1808,6 +1828,7 @@ local function exit_game(keys, args)
     reveal_if_all_answered(game)
   end
   save(game)
+  if is_early and game.state.phase ~= 'settle' then return reply(moment, 'early') end
   return reply(moment, outcome(game))
 end
 
@@ -2786,10 +2807,10 @@ register('merge_history', merge_history)
 register('merge_seen', merge_seen)
 register('apply_merge', apply_merge)
 register('end_merge', end_merge)
-register('set_code', set_code)
+register('set_code', set_code, 'allow-oom')
 register('try_code', try_code, 'allow-oom')
-register('reset_password', reset_password)
-register('unlink_identity', unlink_identity)
+register('reset_password', reset_password, 'allow-oom')
+register('unlink_identity', unlink_identity, 'allow-oom')
 register('due_guests', due_guests, 'allow-oom')
 register('expire_guest', expire_guest, 'allow-oom')
 register('apply_result', apply_result)
@@ -2812,7 +2833,7 @@ register('finish_game', finish_game)
 register('forget_player', forget_player, 'allow-oom')
 register('replace_player', replace_player)
 register('drop_game', drop_game, 'allow-oom')
-register('add_chore', add_chore)
+register('add_chore', add_chore, 'allow-oom')
 register('take_chores', take_chores, 'allow-oom')
 register('postpone_chore', postpone_chore, 'allow-oom')
 register('end_chore', end_chore, 'allow-oom')

@@ -66,8 +66,8 @@ time may lag behind that clock.
                                  fields of the guest; :done
     merges:{UID}         zset    guests who were merged into the account -> when   1 day
                                  (s)
-    codes:{UID}          hash    reset or confirm -> "DIGEST TRIES UNTIL FOR" of   15 minutes
-                                 a code that the user was sent
+    codes:{UID}          hash    reset or confirm -> "DIGEST TRIES OWN-TRIES       15 minutes
+                                 UNTIL FOR" of a code that the user was sent
     provider:{NAME}      string  document and keys of an OpenID provider, with     1 day
                                  the time at which they were fetched (JSON)
     nonce:{DIGEST}       string  the nonce of this ID token was used               1 day
@@ -318,6 +318,7 @@ PROBLEMS = {
     "bad_merge_token": (401, "The merge token is wrong, used up or too old. Sign in again."),
     "bad_code": (403, "The code is wrong, used up or too old."),
     "wrong_password": (403, "The password is wrong."),
+    "sign_in_again": (403, "Sign in again first: this takes a session of the last 15 minutes."),
     "origin_refused": (403, "Pages of this origin may not call this server."),
     "not_found": (404, "The resource does not exist."),
     "method_not_allowed": (405, "The resource does not support this method."),
@@ -2077,6 +2078,7 @@ GAME_ID = re.compile(r"[0-9a-z]{12}")
 GAME_ID_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 UID_BYTES = 9  # 72 bits; accounts of format 1 have 48
 SECRET_LENGTH = 32  # characters of a token behind the UID
+RECENT_S = 900  # a session is recent for so long
 ERASED_NAME = "(erased)"
 MISFIT = "?"  # begins what `schema:{lobby}` says of stored data that no longer fits it for sure
 
@@ -2192,6 +2194,19 @@ def new_game_id(shards: int) -> str:
     random_part = "".join([GAME_ID_LETTERS[byte % 32] for byte in rest])
     high, low = divmod(number % shards, 36)
     return f"{GAME_ID_LETTERS[high]}{GAME_ID_LETTERS[low]}{random_part}"
+
+
+def new_secret() -> str:
+    """Returns the secret of a new session. Its last bytes say when the session began."""
+    began = round(time.time()).to_bytes(4)
+    return base64.urlsafe_b64encode(secrets.token_bytes(20) + began).decode()
+
+
+def is_recent(token: str) -> bool:
+    """Tells whether the session of a token that was checked has just begun."""
+    _, secret = split_token(token)
+    began_s = int.from_bytes(base64.urlsafe_b64decode(secret)[-4:])
+    return abs(time.time() - began_s) < RECENT_S
 
 
 def split_token(token: str) -> tuple[str, str] | None:
@@ -4074,18 +4089,24 @@ class Passwords:
         """Returns the hash to keep."""
         return await self._run(address, self.hasher.hash, composed(password))
 
-    async def verify(self, kept: str | None, password: str, address: str) -> bool:
-        """Tells whether the password is right. Without an account (None) it takes as long."""
-        right = await self._run(address, self._verify, kept, password)
-        return right and kept is not None
+    async def verify(self, kept: str | None, password: str, address: str) -> int:
+        """Returns 1 if the password is right, or 2 if its hash should be made anew; else 0.
 
-    def _verify(self, kept: str | None, password: str) -> bool:
+        Without an account (None) it takes as long.
+        """
+        right = await self._run(address, self._verify, kept, password)
+        return 0 if kept is None else right
+
+    def _verify(self, kept: str | None, password: str) -> int:
         """Tries each form of the password. A hash of version 1 is of the form that was typed."""
         forms = composed(password), password, decomposed(password)
+        kept = kept or self.hash_of_nobody.result()
         for form in dict.fromkeys(forms):
             with contextlib.suppress(argon2.exceptions.VerificationError):
-                return self.hasher.verify(kept or self.hash_of_nobody.result(), form)
-        return False
+                self.hasher.verify(kept, form)
+                is_old = form != forms[0] or self.hasher.check_needs_rehash(kept)
+                return 2 if is_old else 1
+        return 0
 
 
 class Allowance(NamedTuple):
@@ -4190,8 +4211,8 @@ class PasswordGuard:
         self.passwords = passwords
         self.allowances = allowances
 
-    async def check_login(self, name: str, user: dict, password: str, address: str) -> bool:
-        """Tells whether the password is that of the user; {} stands for no such account.
+    async def check_login(self, name: str, user: dict, password: str, address: str) -> int:
+        """Returns what Passwords.verify says of the user; {} stands for no such account.
 
         `name` is what the caller typed. The addresses of earlier sign-ins are exempt from the
         shared allowances, so that no stranger can use these up for the owner. To hide this, a
@@ -4217,8 +4238,8 @@ class PasswordGuard:
 
     async def check_session(
         self, uid: str, user: dict, token: str, password: str, address: str
-    ) -> bool:
-        """Tells whether the password is that of the signed-in caller."""
+    ) -> int:
+        """Returns what Passwords.verify says of the signed-in caller."""
         allowance = self.allowances.tries_in_session(uid, token)
         if wait_ms := await self.allowances.take(allowance):
             raise too_many_attempts(wait_ms)
@@ -4229,7 +4250,7 @@ class PasswordGuard:
 
     async def _verify(
         self, user: dict, password: str, address: str, taken: tuple[Allowance, ...]
-    ) -> bool:
+    ) -> int:
         """Verifies a password. Gives the allowances back if it could not."""
         try:
             return await self.passwords.verify(user.get("password"), password, address)
@@ -4553,7 +4574,7 @@ class Users:
         `claims` are those on the user's unique values. Returns None if there is such a user
         already, or a claim has expired.
         """
-        secret = secrets.token_urlsafe(24)
+        secret = new_secret()
         session = digest(secret), self.session_s, address_digest(address), claimed_until(claims)
         fields = flatten(stored)
         expires = await self.redis.run_durably("create_user", (Keys.user(uid),), *session, *fields)
@@ -4616,6 +4637,8 @@ class Users:
         moved = [name for name in given if data[name] != user.get(name, "")]
         if password is None and moved and "password" in user:
             raise Problem("invalid", errors={"password": [f"A new {moved[0]} takes the password."]})
+        if moved and "password" not in user:
+            check_recent(user, token)
         if password is not None and not given:
             raise Problem("invalid", errors={"password": [self._password_help()]})
         if password is not None:
@@ -4722,7 +4745,7 @@ class Users:
         `proof` is (field, value) of what was checked. Without that field, or with another value in
         it, there is no session: returns None.
         """
-        secret = secrets.token_urlsafe(24)
+        secret = new_secret()
         reply = await self.redis.run_durably(
             "open_session",
             (Keys.user(uid),),
@@ -4789,20 +4812,21 @@ class Users:
 
     async def login(self, value: str, password: str, address: str) -> dict:
         """Opens a session of the user with this value in a unique field, for the right password."""
-        uid, user = await self.find(value)
-        if not await self.guard.check_login(value, user, password, address):
-            log.info("wrong password" if user else "no such account", extra=_player(uid))
-            raise Problem("bad_credentials")
-        session = await self.open_session(uid, ("password", user["password"]), address)
-        if session is None:  # the password has changed, or the user was erased, meanwhile
-            raise Problem("bad_credentials")
+        session = None
+        while session is None:  # the hash was made anew, or the password has changed, meanwhile
+            uid, user = await self.find(value)
+            right = await self.guard.check_login(value, user, password, address)
+            if not right:
+                log.info("wrong password" if user else "no such account", extra=_player(uid))
+                raise Problem("bad_credentials")
+            session = await self.open_session(uid, ("password", user["password"]), address)
         log.info("signed in", extra=_player(uid))
-        if self.passwords.hasher.check_needs_rehash(user["password"]):
+        if right > 1:
             spawn(self._rehash(uid, user["password"], password, address))
         return session
 
     async def _rehash(self, uid: str, kept: str, password: str, address: str) -> None:
-        """Hashes a password that was just checked again, after its parameters have changed."""
+        """Hashes a password that was just checked again: in NFC, with the present parameters."""
         with contextlib.suppress(Problem):  # the next sign-in tries again
             changed = await self.passwords.hash(password, address)
             await self.store(uid, {"password": kept}, {"password": changed})
@@ -4858,6 +4882,15 @@ class Users:
         """Returns a user's rating."""
         text = await self.redis.call("HGET", Keys.user(uid), "rating")
         return self.strength({"rating": text} if text else {})[0]
+
+
+def check_recent(user: dict, token: str) -> None:
+    """Raises Problem unless the session is recent, so that a stolen token takes no account away.
+
+    It stands for the password where ways to sign in change without one. A guest has no other proof.
+    """
+    if ":guest" not in user and not is_recent(token):
+        raise Problem("sign_in_again")
 
 
 def _player(uid: str) -> dict:
@@ -5669,18 +5702,18 @@ class Games:
         return await self._run("relay", game, connection, kind, dumps(values)[1:-1])
 
     async def exit(self, game: str, who: str, leaving: bool) -> str:
-        """Vacates a seat, for a while or for good. Returns the phase, 'missing' or 'stale'."""
+        """Vacates a seat, for a while or for good. Returns what `exit_game` does."""
         outcome = await self._when_formed("exit_game", game, who, int(leaving))
         return self._settle_if_due(game, outcome)
 
     async def leave(self, game: str, who: str, uid: str) -> str:
-        """Makes a player leave a game for good. Returns the phase, 'missing' or 'stale'.
+        """Makes a player leave a game for good. Returns what `exit_game` does.
 
         `who` is their connection; or their UID, whatever connection they have.
         """
         phase = await self.exit(game, who, True)
         if phase not in ("settle", "stale"):  # otherwise the settlement releases them
-            await self.release(game, {uid: phase == "start"})
+            await self.release(game, {uid: phase == "early"})
         return phase
 
     async def release(self, game: str, early: dict[str, bool]) -> None:
@@ -6257,7 +6290,10 @@ class PersonalData:
         """Goes on with erasures that were cut short."""
         due = await self.redis.run("due_erasures", (Keys.erasures,), ERASURE_MS, ERASURES_AT_ONCE)
         for uid in due:
-            await self._erase(uid, reserve=True)
+            try:
+                await self._erase(uid, reserve=True)
+            except (Unavailable, hiredis.ReplyError) as error:  # it must not hold up the others
+                log.error("an erasure waits: %s", error, extra={"player": uid})
 
     async def _erase(self, uid: str, reserve: bool) -> None:
         await self._leave_game(uid)
@@ -6471,7 +6507,7 @@ class Guests:
         session, is_merged, claims, guests, wait_ms = await asyncio.gather(
             self.users.open_session(uid, proof, address),
             self.redis.call("EXISTS", Keys.merged(uid)),
-            self.users.claims.try_claim(name, uid),
+            self._try_name(name, uid),
             self.redis.call("ZCARD", Keys.guests),
             self.users.allowances.take(allowance),
         )
@@ -6491,6 +6527,12 @@ class Guests:
         if session is None:
             raise refusal
         return session, False
+
+    async def _try_name(self, name: str, uid: str) -> dict[str, str]:
+        """Claims a name; {} if it can't. A full Redis still lets in a guest who is there."""
+        with contextlib.suppress(Unavailable):
+            return await self.users.claims.try_claim(name, uid)
+        return {}
 
     async def _reopen(self, uid: str, proof: tuple[str, str], address: str) -> dict:
         """Opens a session of a user who was there when a guest was to be created."""
@@ -6751,6 +6793,7 @@ TOKEN_LEEWAY_S = 60  # by which the clocks of provider and server may differ
 TOKEN_MAX_AGE_S = DAY_S
 REVOCATION_DAYS = 7  # for which a revocation is tried
 CLIENT_SECRETS = "TRIVIA_SECRET_"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def identity_digest(issuer: str, subject: str) -> str:
@@ -6896,7 +6939,7 @@ class Provider:
             header = jwt.get_unverified_header(token)
         except jwt.PyJWTError:
             refuse_token("it is malformed")
-        if header.get("alg") not in ALGORITHMS:
+        if str(header.get("alg")) not in ALGORITHMS:
             refuse_token("its algorithm is not allowed")
         jwk = await self.key(header.get("kid"))
         try:
@@ -6966,7 +7009,7 @@ def _reason(jwt: ModuleType, error: Exception) -> str:
 
 def is_public(url: str) -> bool:
     """Tells whether an address is beyond this host."""
-    return urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")
+    return urlsplit(url).hostname not in LOOPBACK
 
 
 async def imported(name: str) -> ModuleType:
@@ -7010,6 +7053,8 @@ class Identities:
         Returns the session, and whether the account is new.
         """
         provider = self.provider(name)
+        if call.uid and provider.field not in call.user:
+            check_recent(call.user, call.token)
         claims = await provider.verify(call.body["id_token"], call.body["nonce"])
         await provider.spend(claims)
         proof = provider.field, identity_digest(provider.issuer, claims["sub"])
@@ -7120,6 +7165,7 @@ class Identities:
     async def unlink(self, call: Call, name: str) -> None:
         """Unlinks an identity from the caller, who keeps another way to sign in."""
         provider = self.provider(name)
+        check_recent(call.user, call.token)
         fields = provider.field, f":revoke:{name}"
         outcome = await self.redis.run_durably("unlink_identity", (Keys.user(call.uid),), *fields)
         if outcome == "last":
@@ -7205,6 +7251,20 @@ class MailServer(NamedTuple):
     password: str | None
     use_tls: bool
     sender: str
+
+    @property
+    def tls(self) -> dict:
+        """How aiosmtplib encrypts. Beyond this host, certificates count, and a password needs TLS.
+
+        On this host, a mail server often has a certificate that it has signed itself.
+        """
+        is_remote = self.hostname not in LOOPBACK
+        needs_starttls = is_remote and self.username is not None and not self.use_tls
+        return {
+            "use_tls": self.use_tls,
+            "start_tls": needs_starttls or None,  # None: if the mail server offers it
+            "validate_certs": is_remote,
+        }
 
     @classmethod
     def parse(cls, url: str) -> MailServer:
@@ -7318,8 +7378,8 @@ class Mail:
             port=server.port,
             username=server.username,
             password=server.password,
-            use_tls=server.use_tls,
             timeout=MAIL_SECONDS,
+            **server.tls,
         )
         try:
             await client.connect()
@@ -7355,6 +7415,8 @@ class Mail:
 #
 # Invariants: nobody learns from an answer or its time whether there is an account: the search is a
 # chore. A reset ends all sessions. An address that is not confirmed belongs to whoever proves it.
+# What strangers try is counted apart from what comes from addresses of earlier sign-ins, so that no
+# stranger keeps the owner from their account.
 
 
 class Recovery:
@@ -7365,7 +7427,7 @@ class Recovery:
         self.users = users
         self.mail = mail
         self.chores = chores
-        chores.handlers["recover"] = self._recover
+        chores.handlers |= {"recover": self._recover, "confirm": self._confirm}
 
     def check_mail(self) -> None:
         """Raises Problem no_mail if the server can't send mail."""
@@ -7401,15 +7463,17 @@ class Recovery:
 
     async def reset(self, login: str, code: str, password: str, address: str) -> dict:
         """Sets a new password for a code, ends all sessions and opens one."""
-        await self._count("reset", address_digest(address), 10, 50)
-        uid, _ = await self.users.find(login)
+        here = address_digest(address)
+        await self._count("reset", here, 60, 50)
+        uid, user = await self.users.find(login)
         given = code_digest(uid, code)
-        if not await self._try(uid, "reset", given):
+        is_known = here in user.get(":from", "").split()
+        if not await self._try(uid, "reset", given, is_known):
             log.info("wrong code", extra=_player(uid))
             raise Problem("bad_code")
         kept = await self.users.passwords.hash(password, address)
-        secret = secrets.token_urlsafe(24)
-        session = digest(secret), self.users.session_s, address_digest(address)
+        secret = new_secret()
+        session = digest(secret), self.users.session_s, here
         keys = Keys.user(uid), Keys.codes(uid)
         expires, *fields = await self.redis.run_durably(
             "reset_password", keys, given, kept, *session
@@ -7421,9 +7485,10 @@ class Recovery:
         user = pairs_to_dict(fields)
         return {"token": uid + secret, "expires_at": expires, "user": self.users.own_view(user)}
 
-    async def _try(self, uid: str, kind: str, given: str) -> str:
+    async def _try(self, uid: str, kind: str, given: str, is_known: bool) -> str:
         """Returns what a code was made for, or ''. Only so many may be tried."""
-        return await self.redis.run("try_code", (Keys.codes(uid),), kind, given, CODE_TRIES)
+        rules = CODE_TRIES, int(is_known)
+        return await self.redis.run("try_code", (Keys.codes(uid),), kind, given, *rules)
 
     async def give_code(self, uid: str) -> str:
         """Makes a code for a reset that an operator passes on."""
@@ -7438,23 +7503,38 @@ class Recovery:
     async def send_confirmation(self, call: Call) -> None:
         """Has a code sent to an address: the caller's, or one that they want to have."""
         self.check_mail()
-        to = call.body.get("email") or call.user.get("email")
+        own = call.user.get("email", "")
+        to = call.body.get("email") or own
         if not to:
             raise Problem("invalid", errors={"email": ["Missing data for required field."]})
+        if fold(to) != fold(own):  # whoever has the mails of an account has the account
+            check_recent(call.user, call.token)
         await self._count("confirm", address_digest(call.address), 60, 20)
         await self._count("confirm", call.uid, 600, 5)
-        holder, user = await self.users.find(to, "email")
-        if holder != call.uid and is_confirmed(user):
-            return  # the answer is the same: nobody learns whose address it is
         language = self.mail.language(call.request.headers.get("accept-language", ""))
-        data = {"template": "confirm", "uid": call.uid, "to": to}
-        await self.chores.add("mail", language=language, **data)
+        await self.chores.add("confirm", uid=call.uid, to=to, language=language)
+
+    async def _confirm(self, chore: Chore) -> None:
+        """Has a code sent, unless another account has confirmed the address.
+
+        Strangers to an address can have only so many mails sent to it, all together.
+        """
+        uid, to = chore.data["uid"], chore.data["to"]
+        holder, user = await self.users.find(to, "email")
+        if holder != uid:
+            try:
+                await self._count("mail", digest(fold(to), 9), 600, 5)
+            except Problem:
+                return log.info("too many confirmations", extra={"player": uid})
+        if holder == uid or not is_confirmed(user):
+            mail = f"mail {chore.id}"
+            await self.chores.add("mail", 0, mail, template="confirm", **chore.data)
 
     async def confirm(self, call: Call) -> None:
         """Confirms an address by its code. Takes it from an account that has not confirmed it."""
         self.check_mail()
         given = code_digest(call.uid, call.body["code"])
-        email = await self._try(call.uid, "confirm", given)
+        email = await self._try(call.uid, "confirm", given, is_known=True)
         if not email:
             raise Problem("bad_code")
         if fold(call.user.get("email", "")) != fold(email):
@@ -9265,6 +9345,7 @@ async def upgrade(call: Call) -> dict:
         "bad_id_token",
         "not_found",
         "identity_taken",
+        "sign_in_again",
         "provider_linked",
         "provider_unavailable",
     ),
@@ -9315,7 +9396,7 @@ async def reset(call: Call) -> dict:
     body="ConfirmationMail",
     body_needed=False,
     part="recovery",
-    problems=("no_mail", "too_many_attempts"),
+    problems=("no_mail", "sign_in_again", "too_many_attempts"),
 )
 async def send_confirmation(call: Call) -> None:
     """Sends a code that confirms an address: the caller's, or another one that they want."""
@@ -9351,7 +9432,11 @@ async def merge(call: Call) -> dict:
 
 
 @route(
-    "DELETE", "/auth/oidc/{provider}", 204, part="providers", problems=("not_found", "last_sign_in")
+    "DELETE",
+    "/auth/oidc/{provider}",
+    204,
+    part="providers",
+    problems=("not_found", "sign_in_again", "last_sign_in"),
 )
 async def unlink_identity(call: Call, provider: str) -> None:
     """Unlinks an identity from the caller, who must have another way to sign in."""
@@ -9425,7 +9510,7 @@ async def read_me(call: Call) -> dict:
     200,
     "User",
     body="UserChanges",
-    problems=("wrong_password", "taken", "too_many_attempts"),
+    problems=("wrong_password", "sign_in_again", "taken", "too_many_attempts"),
 )
 async def change_me(call: Call) -> dict:
     """Changes fields of the caller's account. A new sign-in name takes the present password."""
@@ -9441,7 +9526,7 @@ async def change_me(call: Call) -> dict:
     "/users/me",
     204,
     body="PasswordConfirmation",
-    problems=("wrong_password", "too_many_attempts"),
+    problems=("wrong_password", "sign_in_again", "too_many_attempts"),
 )
 async def erase_me(call: Call) -> None:
     """Erases the caller's account and all personal data."""
@@ -9451,6 +9536,8 @@ async def erase_me(call: Call) -> None:
             raise Problem("invalid", errors={"password": ["Missing data for required field."]})
         password = call.body["password"]
         await users.confirm_password(call.uid, call.user, call.token, password, call.address)
+    else:
+        check_recent(call.user, call.token)
     await call.server.identities.revoke(call.user, call.server.identities.providers)
     await call.server.personal_data.erase(call.uid)
 

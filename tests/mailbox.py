@@ -1,15 +1,18 @@
 """A mail server for tests: each mail becomes a file of a folder.
 
 python tests/mailbox.py FOLDER PORT MODE: prints its port. MODE: take, or refuse (550), or die after
-it has taken a mail and before it says so.
+it has taken a mail and before it says so; smtps or starttls, which take a mail over TLS, with the
+certificate FOLDER/tls.pem, after a sign-in.
 """
 
 import os
+import ssl
 import sys
 import time
 from pathlib import Path
 
 from aiosmtpd.controller import Controller
+from aiosmtpd.smtp import AuthResult
 
 
 class Box:
@@ -35,9 +38,26 @@ class FreePort(Controller):
         super()._trigger_server()
 
 
+def tls_options(folder, mode):
+    """Options for a server that takes mail over TLS from who knows the password."""
+    if mode not in ("smtps", "starttls"):
+        return {}
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(Path(folder, "tls.pem"))
+    sign_in = {"auth_required": True, "authenticator": knows_password}
+    if mode == "smtps":
+        return sign_in | {"ssl_context": context, "auth_require_tls": False}  # it is TLS anyway
+    return sign_in | {"tls_context": context, "require_starttls": True}
+
+
+def knows_password(server, session, envelope, mechanism, data):
+    return AuthResult(success=(data.login, data.password) == (b"me", b"p@ss word"))
+
+
 if __name__ == "__main__":
     folder, port, mode = sys.argv[1:]
-    controller = FreePort(Box(folder, mode), hostname="127.0.0.1", port=int(port))
+    options = tls_options(folder, mode)
+    controller = FreePort(Box(folder, mode), hostname="127.0.0.1", port=int(port), **options)
     controller.start()
     print(controller.port, flush=True)
     time.sleep(1e6)

@@ -5,6 +5,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -364,7 +365,16 @@ def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(s
     sessions = [server.register() for _ in range(5)]
     phone = server.phone(session=sessions[1])
     phone.expect("queued")
+    forgetful, guest = server.register(), {"secret": secrets.token_urlsafe(32)}
+    assert server.http("POST", "/auth/guest", guest).status == 201
+    uid = forgetful["token"][:12]
+    code = f"{trivia.code_digest(uid, '123456')} 0 0 {2**50} -"
+    valkey.client.hset(trivia.Keys.codes(uid), "reset", code)
     valkey.client.config_set("maxmemory", 1_000_000)
+    assert server.http("POST", "/auth/guest", guest).status == 200
+    body = {"login": forgetful["user"]["username"], "code": "123456", "password": "a new horse"}
+    assert server.http("POST", "/auth/reset", body).status == 200
+    server.http("GET", "/users/me", token=forgetful["token"]).refused(401, "not_authenticated")
     protected = [
         ("POST", "/auth/logout", None),
         ("DELETE", "/auth/sessions", None),

@@ -2416,7 +2416,8 @@ def test_an_exit_is_told_and_happens_once(store, worker, leaving, on_exit):
     game = Play(store, [worker.connection() for _ in range(2)], on_exit).to_round(1)
     worker.events()
     ends = leaving and on_exit == "forfeit"
-    assert game.exit(1, leaving) == ("settle" if ends else "question")
+    goes_on = "early" if leaving else "question"
+    assert game.exit(1, leaving) == ("settle" if ends else goes_on)
     ((kind, _, targets, body),) = worker.events()
     assert kind == "user_exit" and set(targets) == {game.conns[1]}
     returns = json.loads(body)["returns_ms"]
@@ -2440,10 +2441,21 @@ def test_a_player_can_be_made_to_leave_by_their_uid(worker, game, connected):
 
 def test_a_player_who_has_left_can_not_leave_again(store, worker):
     game = Play(store, [worker.connection() for _ in range(3)], "continue").to_round(1)
-    assert game.run("exit_game", "u1", 1) == "question"
+    assert game.run("exit_game", "u1", 1) == "early"
     worker.events()
     assert untouched(game, lambda: game.run("exit_game", "u1", 1)) == "stale"
     assert worker.events() == []
+
+
+def test_an_exit_is_early_until_anybody_has_answered(store, worker):
+    game = Play(store, [worker.connection() for _ in range(5)], "continue")
+    assert game.exit(1, leaving=1) == "early"
+    game.to_round(2)  # nobody answered in the first one
+    assert game.exit(2, leaving=1) == "early"
+    game.answer(3, 0)
+    assert game.exit(4, leaving=1) == "question"
+    game.to_round(3)
+    assert game.exit(5, leaving=1) == "question"
 
 
 @pytest.mark.parametrize("phase", ["settle", "end"])

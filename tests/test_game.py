@@ -758,6 +758,20 @@ def test_leaving_a_game_of_three_lets_the_others_play_on(hall, sit):
     wait_until(lambda: me(hall, ann)["games"] == 1)
 
 
+def test_who_leaves_before_anybody_has_answered_is_held_back_though_the_others_play_on(hall, sit):
+    ann, bob, cleo = sit("trio", 3)
+    questions([ann, bob, cleo])
+    held = lambda phone: hall.redis.exists(trivia.Keys.quits(phone.token[:12]))
+    ann.send("leave")
+    ann.expect("cancelled")
+    assert held(ann)
+    bob.send("answer", round=1, choice=0)
+    cleo.expect("answered")
+    cleo.send("leave")
+    cleo.expect("cancelled")
+    assert not held(cleo)
+
+
 def test_who_left_may_play_elsewhere_while_the_others_go_on(hall, sit):
     ann, bob, cleo = sit("trio", 3)
     ann.send("leave")

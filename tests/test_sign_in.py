@@ -1,5 +1,6 @@
 """Sign-in without a password: guests, identities, merges, recovery, on real servers, providers and mail servers."""
 
+import asyncio
 import base64
 import contextlib
 import email
@@ -18,15 +19,25 @@ import sys
 import tempfile
 import threading
 import time
+import types
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from email.message import EmailMessage
 from pathlib import Path
 
 import argon2
 import jwt
 import psutil
 import pytest
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from conftest import (
     FOLDER,
@@ -612,7 +623,15 @@ HOSTILE = {
     "no exp": (lambda p: p.token(drop=["exp"]), "no exp"),
     "a truncated signature": (truncated, "signature|malformed"),
     "no token": (lambda p: ("x.y.z", "n" * 20), "malformed"),
+    "an algorithm that is no text": (lambda p: headed({"alg": ["RS256"]}), "not allowed"),
+    "a key id that is no text": (lambda p: headed({"alg": "RS256", "kid": {}}), "malformed"),
 }
+
+
+def headed(header):
+    """A token with any header."""
+    head = base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=").decode()
+    return f"{head}.e30.AAAA", "n" * 20
 
 
 def crafted(provider, **claims):
@@ -1235,6 +1254,23 @@ def test_a_code_survives_five_wrong_tries_and_no_more(post, mailbox):
     assert reset(post, name, mailbox.code(to, 2)).status == 200
 
 
+def test_wrong_codes_of_strangers_leave_the_owner_their_own_tries(post, mailbox):
+    player = post.register()
+    name, to = player["user"]["username"], player["user"]["email"]
+    recover(post, name)
+    code = mailbox.code(to)
+    from_abroad = lambda code: post.http(
+        "POST",
+        "/auth/reset",
+        {"login": name, "code": code, "password": "a new horse"},
+        headers={"X-Forwarded-For": "192.0.2.7"},
+    )
+    for _ in range(5):
+        from_abroad(wrong(code)).refused(403, "bad_code")
+    from_abroad(code).refused(403, "bad_code")
+    assert reset(post, name, code).status == 200  # the player has registered here
+
+
 def test_a_code_is_too_old_after_a_quarter_of_an_hour(post, mailbox):
     player = post.register()
     recover(post, player["user"]["username"])
@@ -1242,9 +1278,9 @@ def test_a_code_is_too_old_after_a_quarter_of_an_hour(post, mailbox):
     key = f"codes:{{{uid_of(player)}}}"
     assert 0 < post.redis.ttl(key) <= 900
     kept = post.redis.hget(key, "reset").split(" ")
-    left_ms = int(kept[2]) - time.time() * 1000
+    left_ms = int(kept[3]) - time.time() * 1000
     assert 800_000 < left_ms <= 901_000
-    post.redis.hset(key, "reset", " ".join([*kept[:2], "1000000000000", *kept[3:]]))
+    post.redis.hset(key, "reset", " ".join([*kept[:3], "1000000000000", *kept[4:]]))
     reset(post, player["user"]["username"], code).refused(403, "bad_code")
 
 
@@ -1338,6 +1374,66 @@ def test_an_unconfirmed_address_goes_to_whoever_proves_it(post, mailbox):
     assert len(mailbox.mails(address)) == 0
 
 
+def test_strangers_have_only_so_many_mails_sent_to_an_address(post, mailbox):
+    address = f"{secrets.token_hex(8)}@example.org"
+    for session in [enter(post) for _ in range(8)]:
+        assert send_confirmation(post, session, {"email": address}).status == 202
+    wait_until(lambda: not post.redis.hlen("chores:{chores}"), 30)
+    assert len(mailbox.mails(address)) == 5
+    own = post.register(f"o{secrets.token_hex(6)}", email=address)
+    send_confirmation(post, own)  # they do not use up those of its owner
+    mailbox.code(address, 6)
+
+
+# -- stolen tokens
+
+
+def stolen(server, session):
+    """A token of the account whose session began long ago, as a thief may have it."""
+    secret = base64.urlsafe_b64encode(b"x" * 20 + (int(time.time()) - 1000).to_bytes(4)).decode()
+    key = trivia.Keys.user(uid_of(session))
+    server.redis.hset(key, f"session:{trivia.digest(secret)}", int(time.time()) + 10_000)
+    token = {"token": uid_of(session) + secret, "user": session["user"]}
+    assert me(server, token).status == 200
+    return token
+
+
+def test_a_stolen_token_links_and_unlinks_no_identity(club, provider):
+    sub = secrets.token_hex(8)
+    for owner in (club.register(), sign_in(club, provider, sub)):
+        thief = stolen(club, owner)
+        theirs = provider.token()
+        if not owner["user"]["providers"]:
+            present(club, theirs, thief).refused(403, "sign_in_again")
+            assert present(club, theirs, owner).status == 200  # the same token: it was not used up
+        unlink = club.http("DELETE", "/auth/oidc/acme", token=thief["token"])
+        unlink.refused(403, "sign_in_again")
+        assert me(club, owner).json["providers"] == ["acme"]
+
+
+def test_a_stolen_token_of_an_account_without_a_password_takes_and_erases_nothing(club, provider):
+    owner = sign_in(club, provider, secrets.token_hex(8))
+    thief = stolen(club, owner)
+    for body in ({"username": f"t{secrets.token_hex(6)}"}, {"email": "t@example.org"}):
+        club.http("PATCH", "/users/me", body, thief["token"]).refused(403, "sign_in_again")
+        assert club.http("PATCH", "/users/me", {"nickname": "Nick"}, thief["token"]).status == 200
+    club.http("DELETE", "/users/me", {}, thief["token"]).refused(403, "sign_in_again")
+    name = {"username": f"o{secrets.token_hex(6)}"}
+    assert club.http("PATCH", "/users/me", name, owner["token"]).status == 200
+
+
+def test_a_stolen_token_moves_no_mail_to_another_address(post, mailbox):
+    owner = post.register()
+    thief = stolen(post, owner)
+    theirs = f"{secrets.token_hex(8)}@example.org"
+    send_confirmation(post, thief, {"email": theirs}).refused(403, "sign_in_again")
+    assert send_confirmation(post, thief).status == 202  # to the owner's own address
+    mailbox.code(owner["user"]["email"])
+    assert send_confirmation(post, owner, {"email": theirs}).status == 202
+    assert confirm(post, owner, mailbox.code(theirs)).status == 204
+    assert me(post, owner).json["email"] == theirs
+
+
 # -- outages
 
 
@@ -1391,6 +1487,55 @@ def test_a_mail_that_is_refused_for_good_is_dropped(make_server):
         wait_until(lambda: not server.redis.hlen("chores:{chores}"), 30)
     finally:
         box.close()
+
+
+def self_signed():
+    """A key and a certificate that nobody knows, in one text."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mail")])
+    now = datetime.now(UTC)
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name)
+    made = made.public_key(key.public_key()).serial_number(1)
+    made = made.not_valid_before(now - timedelta(1)).not_valid_after(now + timedelta(1))
+    signed = made.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    form = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+    return (key.private_bytes(*form) + signed).decode()
+
+
+@pytest.mark.parametrize("mode", ["smtps", "starttls"])
+def test_mail_goes_over_tls_with_a_password(mode):
+    """On this host the certificate may be one that the mail server has signed itself."""
+    box = MailBox()
+    box.stop()
+    (box.folder / "tls.pem").write_text(self_signed())
+    box.start(mode)
+    scheme = "smtps" if mode == "smtps" else "smtp"
+    url = f"{scheme}://me:p%40ss%20word@127.0.0.1:{box.port}?from=game@example.org"
+    sender = types.SimpleNamespace(server=trivia.MailServer.parse(url), _refuse=trivia.Mail._refuse)
+
+    async def write():
+        message = EmailMessage()
+        message.set_content("123456")
+        return message
+
+    with contextlib.closing(box):
+        asyncio.run(trivia.Mail._deliver(sender, "to@example.org", write))
+        assert box.code("to@example.org") == "123456"
+
+
+@pytest.mark.parametrize(
+    "url, use_tls, start_tls, validate_certs",
+    [
+        ("smtps://me:x@mail.example.org", True, None, True),
+        ("smtp://me:x@mail.example.org", False, True, True),
+        ("smtp://mail.example.org", False, None, True),
+        ("smtp://me:x@localhost", False, None, False),
+        ("smtps://[::1]", True, None, False),
+    ],
+)
+def test_a_password_leaves_this_host_over_tls_only(url, use_tls, start_tls, validate_certs):
+    tls = {"use_tls": use_tls, "start_tls": start_tls, "validate_certs": validate_certs}
+    assert trivia.MailServer.parse(f"{url}?from=game@example.org").tls == tls
 
 
 def test_without_a_mail_server_the_operator_gives_a_code(server):

@@ -16,6 +16,7 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
+import argon2
 import psutil
 import pytest
 import redis
@@ -673,6 +674,13 @@ def test_a_hash_of_the_form_that_was_typed_still_opens_the_account(server, old):
     server.redis.hset(trivia.Keys.user(uid_of(session)), "password", kept)
     for typed_password in {NFC, NFD, old} if old != MIXED else {MIXED}:
         assert login(server, session["user"]["username"], typed_password).status == 200
+    wait_until(lambda: is_hash_of(server, session, trivia.composed(old)))  # it is hashed again
+
+
+def is_hash_of(server, session, password):
+    kept = server.redis.hget(trivia.Keys.user(uid_of(session)), "password")
+    with contextlib.suppress(argon2.exceptions.VerificationError):
+        return argon2.PasswordHasher().verify(kept, password)
 
 
 def test_the_length_of_a_password_is_that_of_its_composed_form(server):
@@ -1755,6 +1763,16 @@ def test_an_erasure_that_was_cut_short_is_finished(small, how_far):
         record = small.http("GET", f"/games/{game}", token=bob["token"])
         assert record.status == 200 and ann["user"]["username"] not in record.body
     small.register(ann["user"]["username"])
+
+
+def test_an_erasure_that_can_not_go_on_holds_up_no_other(small):
+    bad, ann = "-" * 12, small.register()
+    small.redis.set(trivia.Keys.history(bad), "no history")
+    small.redis.zadd(trivia.Keys.erasures, {bad: 1, uid_of(ann): 2})  # both are due, `bad` first
+    wait_until(lambda: not traces(small, ann))
+    small.redis.delete(trivia.Keys.history(bad))
+    small.redis.zadd(trivia.Keys.erasures, {bad: 1})
+    wait_until(lambda: not small.redis.zscore(trivia.Keys.erasures, bad))
 
 
 def copy_game(server, session, game, count):
