@@ -10611,7 +10611,10 @@ CLIENT_FILE = HERE / "clients" / "generate.py"
 SWAGGER_UI = Path(
     importlib.util.find_spec("flask_swagger_ui").submodule_search_locations[0], "dist"
 )
-SWAGGER_FILES = {"swagger_ui_css": "swagger-ui.css", "swagger_ui_bundle_js": "swagger-ui-bundle.js"}
+SWAGGER_FILES = {
+    "swagger-ui.css": "text/css; charset=utf-8",
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+}
 DOCS_PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -10938,15 +10941,17 @@ def add_route(app: Trivia, path: str, name: str, handler: Callable, method: str 
 def add_content(app: Trivia, path: str, name: str, content: str, content_type: str) -> None:
     """Adds a text that is the same for every request.
 
-    Links in it are relative, since a proxy may serve it below a prefix. A slash at the end of the
-    path would break them: such a request is redirected.
+    All answers share one body, so that those who do not read theirs fill no memory. Links in it are
+    relative, since a proxy may serve it below a prefix. A slash at the end of the path would break
+    them: such a request is redirected.
     """
     without_slash = {"location": "../" + path.rpartition("/")[2]}
+    body = content.encode()
 
     def handle(request: Request) -> HTTPResponse:
         if path != "/" and request.path.endswith("/"):
             return HTTPResponse(status=308, headers=without_slash)
-        return HTTPResponse(content, content_type=content_type)
+        return HTTPResponse(body, content_type=content_type)
 
     add_route(app, path, name, handle)
 
@@ -10958,8 +10963,10 @@ def add_documents(app: Trivia) -> None:
     add_content(app, "/docs", "docs", docs_page, HTML)
     add_content(app, "/docs/openapi.json", "openapi", dumps(openapi(schema)), JSON)
     add_content(app, "/docs/asyncapi.json", "asyncapi", dumps(asyncapi(schema)), JSON)
-    for name, file in SWAGGER_FILES.items():
-        app.static(f"/docs/ui/{file}", SWAGGER_UI / file, name=name)
+    for file, content_type in SWAGGER_FILES.items():
+        name = re.sub(r"\W", "_", file)
+        content = (SWAGGER_UI / file).read_text("utf-8")
+        add_content(app, f"/docs/ui/{file}", name, content, content_type)
 
 
 def sign_in_offer(schema: Schema) -> dict:

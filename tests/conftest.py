@@ -315,6 +315,15 @@ class Server:
         return phones
 
 
+def loop_seconds(server):
+    """The CPU time of the event loop of a server without further workers.
+
+    What others wait for a long turn of it, it takes; a busy machine adds nothing.
+    """
+    pid = server.process.pid
+    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 def stored_game(client, game):
     """A game as Redis holds it: {plan, state, result, rounds by number}; {} if there is none."""
     keys = client.keys(f"game:*:{game}")
