@@ -3217,6 +3217,7 @@ class Redis(Nodes):
         if worker:
             self.channels = Keys.channels(worker, self.shards)
         self.may_migrate = False  # whether data of an older format is welcome
+        self.is_new = False  # whether this worker is the first to connect to this store
         self.format = FORMAT
 
     # -- format
@@ -3228,7 +3229,7 @@ class Redis(Nodes):
             if await self.call("EXISTS", Keys.bank):  # format 1 had no such key
                 self.format = self._welcome_format_1()
                 return
-            await self.call("SET", Keys.format, FORMAT, "NX")
+            self.is_new = await self.call("SET", Keys.format, FORMAT, "NX") is not None
         elif text != str(FORMAT):
             raise Fatal(
                 f"{self.place.text}: the data has format {text}; trivia.py {VERSION} reads "
@@ -7697,10 +7698,10 @@ class StoredSchema:
     async def adopt(self) -> None:
         """Makes stored data fit, if all living workers agree, and this is the first of them."""
         known = await self._read()
+        known.pop("game_days", None)  # only rises; see meet_schema
         facts = self.schema.facts
         changed = [fact for fact in facts if known.get(fact) != facts[fact]]
         lost = [fact for fact in known if fact not in facts and not fact.startswith("field ")]
-        lost = [fact for fact in lost if fact != "game_days"]
         if not (changed or lost) or not await self._is_first():
             return
         if known:
@@ -10398,6 +10399,8 @@ class Server:
                 await self.lobby.heartbeat()
                 await self.lobby.heartbeat()  # tells the others which shards the first one added
                 self.games.kept_days = await self.stored_schema.mark()
+                if self.redis.is_new:
+                    await self.stored_schema.adopt()
         except (TimeoutError, Unavailable, hiredis.ReplyError) as error:
             # Without this, each attempt would leave a subscribed connection behind.
             self.redis.abort()
