@@ -56,28 +56,8 @@ LONG = [
 ]
 
 
-# These have not been fitted yet to rooms, sign-in and clusters, or fail on a busy machine. They run, and
-# may fail: a list to be emptied.
-UNFITTED = {
-    "test_cluster.py::test_a_node_without_slots_is_connected_when_a_redirection_leads_there",
-    "test_cluster.py::test_a_primary_that_is_killed_stops_its_own_games_only_and_they_go_on_with_its_replica",
-    "test_cluster.py::test_no_acknowledged_account_is_lost_when_sentinels_replace_a_primary_that_comes_back",
-    "test_cluster.py::test_nothing_that_was_shown_is_undone_when_a_primary_hangs_and_wakes",
-    "test_cluster.py::test_slots_move_under_play_both_ways_and_every_game_ends",
-    "test_cluster.py::test_the_data_of_a_server_moves_to_a_cluster_and_its_backup_to_a_server",
-    "test_documents.py::test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented",
-    "test_schema.py::test_new_fields_boards_queues_and_messages_are_documented",
-    "test_schema.py::test_old_user_without_a_field_that_became_required_still_is_as_documented",
-    "test_schema.py::test_old_users_have_the_default_of_new_fields_and_keep_what_they_had",
-    "test_systemd.py::test_nobody_is_refused_while_it_restarts",
-}
-
-
 def pytest_collection_modifyitems(items):
     """The longest files first."""
-    for item in items:
-        if f"{item.path.name}::{item.originalname}" in UNFITTED:
-            item.add_marker(pytest.mark.xfail(reason="not fitted yet", strict=False))
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 

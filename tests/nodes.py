@@ -161,10 +161,10 @@ class Cluster:
 
 
 class ClusterServer(Server):
-    """A server on a cluster of its own, which lives and ends with it."""
+    """A server on a cluster, or on what Sentinels watch, which lives and ends with it."""
 
-    def __init__(self, schema, command, primaries=3, words=""):
-        self.cluster = Cluster(primaries).start()
+    def __init__(self, schema=None, command=None, words="", cluster=None):
+        self.cluster = (cluster or Cluster()).start()
         super().__init__(schema, command, env={"REDIS_URL": self.cluster.url + words})
 
     @property
@@ -225,6 +225,11 @@ class Watched:
         """The port of the primary, as most Sentinels see it."""
         seen = [self._sentinel(port).sentinel_master("main")["port"] for port in self.ports]
         return Counter(seen).most_common(1)[0][0]
+
+    @property
+    def client(self):
+        """A client of the primary."""
+        return redis.Redis(port=self.primary_port(), decode_responses=True, driver_info=None)
 
     @property
     def url(self):

@@ -530,11 +530,10 @@ def test_the_number_of_shards_is_raised_while_workers_are_replaced(make_server):
 # ---- Sentinels
 
 
-def test_no_acknowledged_account_is_lost_when_sentinels_replace_a_primary_that_comes_back(
-    make_server,
-):
-    with contextlib.closing(Watched()) as watched:
-        server = make_server(env={"REDIS_URL": watched.start().url + "?replicas=1"})
+def test_no_acknowledged_account_is_lost_when_sentinels_replace_a_primary_that_comes_back():
+    watched = Watched()
+    with contextlib.closing(ClusterServer(words="?replicas=1", cluster=watched)) as server:
+        server.start()
         people = [chaos.Applicant(server, f"sentinels {i}", False) for i in range(3)]
         done = []  # when a registration was acknowledged
         going = [True]
@@ -602,11 +601,10 @@ class Story(chaos.Campaign):
 @pytest.fixture(scope="module")
 def cluster_server():
     command = [*TRIVIA, "--port", str(chaos.free_port()), "--workers", "2"]
-    server = ClusterServer(edited_schema(long_games), command)
-    try:
+    with contextlib.closing(
+        ClusterServer(edited_schema(long_games), command, "?shards=4")
+    ) as server:
         yield server.start()
-    finally:
-        server.close()
 
 
 def play(server, tell):
