@@ -831,14 +831,17 @@ def somebody_left(transcripts):
 
 def ranks_follow_the_scores(evidence):
     given_up = set(somebody_left(evidence.transcripts.values()))
+    # Who left a game of an earlier campaign on this server is not known here.
+    seen = {
+        entry.frame.get("game")
+        for transcript in evidence.transcripts.values()
+        for entry in transcript
+    }
     for game in evidence.games.values():
-        left, scores = game.id in given_up, [seat.score for seat in game.seats]
+        scores = [seat.score for seat in game.seats]
         expected = [1 + sum(other > score for other in scores) for score in scores]
-        if (
-            game.reason == "finished"
-            and not left
-            and [part["rank"] for part in game.result] != expected
-        ):
+        is_whole = game.reason == "finished" and game.id in seen - given_up
+        if is_whole and [part["rank"] for part in game.result] != expected:
             yield f"game {game.id}: scores {scores}, but {game.result}"
         for part in game.result:
             if part["won"] and (
