@@ -12166,7 +12166,7 @@ async def stored_mistakes(schema: Schema) -> list[Mistake]:
 async def compare_stored(redis: Redis, schema: Schema) -> list[Mistake]:
     """Returns what is stored and does not fit a schema."""
     users = Users(redis, schema)
-    lobby = Lobby(redis, schema, "", None, None)
+    lobby = Lobby(redis, schema, "", None, None, None)
     return await StoredSchema(redis, schema, users, lobby).mistakes()
 
 

@@ -16,6 +16,7 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from conftest import FAST, PASSWORD, ROOT, Server, edited_schema, play_all, unique_name
+from nodes import free_ports
 
 sys.path.insert(0, str(ROOT))
 import trivia  # noqa: E402 - to ask the app itself for its routes
@@ -736,8 +737,12 @@ def widen(tree):
 
 @pytest.fixture(scope="module")
 def wide_server():
-    """A server of its own, since it is asked for much and its log-ins get exhausted."""
-    server = Server(edited_schema(widen))
+    """A server of its own, since it is asked for much and its log-ins get exhausted.
+
+    Nothing takes its mail, so that the outbox keeps it.
+    """
+    mail = f"smtp://127.0.0.1:{free_ports(1)[0]}?from=trivia@example.org"
+    server = Server(edited_schema(widen), env={"TRIVIA_MAIL": mail})
     try:
         yield server.start()
     finally:
