@@ -281,7 +281,8 @@ end
 -- ARGS field     that was checked: the password, a guest's secret
 -- ARGS proof     value of that field as it was checked
 -- Returns {expiry (s), how many sessions it ended, field, value, ...} with the fields of the user.
--- Returns false if the field has changed, or the user was erased, since it was read.
+-- Returns false if the field has changed, or the user was erased, since it was read. Returns {0, 0,
+-- field, value, ...} for a banned user, who gets no session.
 -- Atomic, so that an old password opens no session.
 local function open_session(keys, args)
   local user = unpack(keys)
@@ -289,6 +290,10 @@ local function open_session(keys, args)
   if call('HGET', user, field) ~= proof then return false end
   local now = tonumber(call('TIME')[1])
   local fields, sessions = call('HGETALL', user), {}
+  local banned_until = tonumber(string.match(call('HGET', user, ':ban') or '', '^%d+'))
+  if banned_until == 0 or banned_until and banned_until > now * 1000 then
+    return {0, 0, unpack(fields)}
+  end
   for i = 1, #fields, 2 do
     if is_session(fields[i]) then
       sessions[#sessions + 1] = {field = fields[i], expires = tonumber(fields[i + 1])}
@@ -306,7 +311,8 @@ local function open_session(keys, args)
   return {now + ttl, ended, unpack(fields)}
 end
 
--- authenticate: finds the user of a session. It extends the session at most once a day.
+-- authenticate: finds the user of a session, also of a banned one. It extends the session at most
+-- once a day.
 -- KEYS user      the user
 -- ARGS digest    of the session's token
 -- ARGS ttl       seconds that a session lasts
@@ -1305,7 +1311,8 @@ end
 --            score  points of the closed rounds
 --            kept   time until which an empty seat is kept; -1: left for good; else 0
 --            choice, ms, points   the answer to the open question, if there is one
---          reason   finished | forfeit | abandoned; from `settle` on, as is `ended`
+--          reason   finished | forfeit | abandoned | stopped | void; from `settle` on, as
+--                   is `ended`
 --          ended    by the clock of Redis
 --          spent    ms of `total_ms` that the closed rounds took
 --          wrong    closed rounds without a right answer, which `lives` bounds. These two are there
@@ -1829,6 +1836,27 @@ local function exit_game(keys, args)
   end
   save(game)
   if is_early and game.state.phase ~= 'settle' then return reply(moment, 'early') end
+  return reply(moment, outcome(game))
+end
+
+-- stop_game: ends a running game for the operator.
+-- KEYS key        the game
+-- KEYS deadlines  of its shard
+-- KEYS clock      of its shard
+-- ARGS caller     worker that calls
+-- ARGS reason     stopped: the scores stand; void: nothing counts
+-- Returns 'missing', 'stale' if it has ended, or {'settle', field, value, ...}: the caller settles
+-- the game.
+-- Atomic, so that a game ends for one reason.
+local function stop_game(keys, args)
+  local key = unpack(keys)
+  local caller, reason = unpack(args)
+  local moment = new_call(keys, caller)
+  local game = load(moment, key)
+  if not game then return 'missing' end
+  if game.state.phase == 'settle' or game.state.phase == 'end' then return 'stale' end
+  settle(game, reason)
+  save(game)
   return reply(moment, outcome(game))
 end
 
@@ -2764,6 +2792,27 @@ local function check_rematch(keys, args)
   return reply(again, settle_rematch(again, conn))
 end
 
+-- ==== operator ===================================================================================
+
+-- set_switch: sets or removes a switch, if it still is as it was read.
+-- KEYS switches  name -> JSON
+-- ARGS name      of the switch
+-- ARGS before    as it was read, or ''
+-- ARGS after     JSON, or '' to remove it
+-- Returns 1, or 0 if it has changed; then nothing is done.
+-- Atomic, so that each change knows what it replaces.
+local function set_switch(keys, args)
+  local switches = unpack(keys)
+  local name, before, after = unpack(args)
+  if (call('HGET', switches, name) or '') ~= before then return 0 end
+  if after == '' then
+    call('HDEL', switches, name)
+  else
+    call('HSET', switches, name, after)
+  end
+  return 1
+end
+
 -- ==== metrics ====================================================================================
 
 -- add_metrics: adds what a worker counted to the sums of all workers.
@@ -2827,6 +2876,7 @@ register('due_games', due_games)
 register('advance', advance)
 register('answer', answer)
 register('exit_game', exit_game, 'allow-oom')
+register('stop_game', stop_game, 'allow-oom')
 register('enter_game', enter_game)
 register('relay', relay)
 register('finish_game', finish_game)
@@ -2845,4 +2895,5 @@ register('show_room', show_room)
 register('offer_rematch', offer_rematch)
 register('answer_rematch', answer_rematch)
 register('check_rematch', check_rematch)
+register('set_switch', set_switch, 'allow-oom')
 register('add_metrics', add_metrics)

@@ -9,6 +9,7 @@
     python trivia.py backup DIR   writes all that Redis holds into a file; restore brings it back
     python trivia.py repair       cuts off a damaged end of the files of Redis
     python trivia.py erase UID    erases an account, for example again after a restore
+    python trivia.py ops          lists what an operator can look at and do; ops NAME does it
 
 schema.yaml declares users, leaderboards, queues, messages and limits. Routes, validation, storage
 and API documents are made from it. Redis (or Valkey) keeps all state. A worker is one process. It
@@ -48,7 +49,8 @@ time may lag behind that clock.
                                  ("CLIENT TOKEN" to be revoked); session:DIGEST
                                  -> expiry (s); board:NAME -> "PERIOD
                                  VALUE-AT-ITS-START FIELD"; :quick (right minus
-                                 wrong answers in inhuman time)
+                                 wrong answers in inhuman time); :ban ("UNTIL
+                                 REASON" of a banned user; 0: for ever)
     history:{UID}        zset    game id -> time of its end                       erased
     seen:{UID}           string  bitmap of the questions that were put to the     erased
                                  player
@@ -121,16 +123,26 @@ time may lag behind that clock.
     metrics:{metrics}    hash    "METRIC LABEL ..." -> sum of all workers         never
     loads:{metrics}      hash    worker -> "CONNECTIONS BYTES CPU-SECONDS"        its death
     quick:{metrics}      zset    UID -> the user's :quick; the greatest 100       erased
+    apps:{metrics}       hash    worker -> {"APP VERSION": connections} (JSON)    its death
+    switches:{ops}       hash    registration, maintenance, message, "queue       switched back
+                                 NAME" or "version APP" -> what is switched
+                                 (JSON)
+    audit:{ops}          stream  who, act, args, before, after of each act of an  10,000 later
+                                 operator; then "of" that entry and its outcome   entries
+    refused:{ops}        stream  who, act, code of each act that was refused      1,000 later
+                                                                                  entries
     skew:{GAME}          string  when a worker first showed the first question    20 s
                                  (us)
-    worker:{TAG}:ID, bank:{bank}   channels, not keys: events of a worker; the bank has changed
+    worker:{TAG}:ID, bank:{bank}, ops:{ops}   channels, not keys: events of a worker; the bank, or a
+switch, has changed
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
 schema checks, schema), store (keys and format, client, cluster, Redis), play (questions, question
 files, passwords, claims, users, leaderboards, lobby, game, rematches, games, rooms, personal data,
-chores, guests, merges, identities, mail, recovery, stored schema, migration), wire (messages,
-outlets, connections, hub, routes, sign-in routes, player routes, documents), process (worker, app,
-protocols, adapter, embedded Redis, commands, doctor, backup).
+chores, guests, merges, identities, mail, recovery, switches, console, stored schema, migration),
+wire (messages, outlets, joining, connections, hub, routes, sign-in routes, player routes, operator
+routes, documents), process (worker, app, protocols, adapter, embedded Redis, commands, doctor,
+backup).
 """
 
 from __future__ import annotations
@@ -248,6 +260,7 @@ DATA = Path(os.environ.get("TRIVIA_DATA", "data"))      # folder of the embedded
 SCHEMA_FILE = Path(os.environ.get("TRIVIA_SCHEMA", HERE / "schema.yaml"))
 LAB = os.environ.get("TRIVIA_LAB", "")                  # 1: adds the queue `lab` for app authors
 OPS_TOKEN = os.environ.get("TRIVIA_OPS_TOKEN", "")      # opens /ops and /metrics
+ACT_TOKENS = os.environ.get("TRIVIA_OPS_ACT_TOKEN", "")     # NAME:TOKEN ...; they may also act
 MAIL = os.environ.get("TRIVIA_MAIL", "")                # smtp(s)://user:password@host:port?from=
 LOG_LEVEL = (os.environ.get("TRIVIA_LOG") or "info").upper()    # debug adds each request and game
 WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from WatchdogSec
@@ -317,6 +330,8 @@ PROBLEMS = {
     "bad_id_token": (401, "The ID token is refused."),
     "bad_merge_token": (401, "The merge token is wrong, used up or too old. Sign in again."),
     "bad_code": (403, "The code is wrong, used up or too old."),
+    "banned": (403, "The account is banned."),
+    "forbidden": (403, "This takes a token of TRIVIA_OPS_ACT_TOKEN."),
     "wrong_password": (403, "The password is wrong."),
     "sign_in_again": (403, "Sign in again first: this takes a session of the last 15 minutes."),
     "origin_refused": (403, "Pages of this origin may not call this server."),
@@ -332,13 +347,19 @@ PROBLEMS = {
     "in_game": (409, "The guest plays a game. Merge when it has ended."),
     "provider_linked": (409, "Another identity of this provider is linked. Unlink it first."),
     "last_sign_in": (409, "The account would have no way to sign in left."),
+    "no_undo": (409, "This act can't be undone."),
+    "changed_meanwhile": (409, "It has changed meanwhile. Look again."),
     "too_large": (413, "The body is too large."),
     "unsupported_media_type": (415, "The body must be JSON: Content-Type: application/json."),
     "invalid": (422, "Some fields are invalid."),
+    "app_too_old": (426, "This version of the app is too old. Get a new one."),
     "upgrade_required": (426, "This path is for WebSockets: Upgrade: websocket."),
     "malformed_code": (422, "A code has six letters and digits."),
     "too_many_attempts": (429, "Too many attempts. Try again later."),
     "head_too_large": (431, "The request line and the headers are too large."),
+    "registration_closed": (503, "Registration is closed; try again later."),
+    "queue_closed": (503, "This queue is closed; try again later."),
+    "maintenance": (503, "The server is under maintenance; try again later."),
     "no_mail": (503, "This server sends no mail."),
     "provider_unavailable": (503, "The provider of the identity can't be reached; try again."),
     "guests_full": (503, "No more guests can be taken now. Register, or try again later."),
@@ -347,7 +368,17 @@ PROBLEMS = {
 }
 
 
-WAITING = ("too_many_attempts", "unavailable", "guests_full", "no_mail", "provider_unavailable")
+WAITING = (
+    "too_many_attempts",
+    "unavailable",
+    "guests_full",
+    "no_mail",
+    "provider_unavailable",
+    "registration_closed",
+    "queue_closed",
+    "maintenance",
+)
+OPERATOR_CODES = ("forbidden", "no_undo", "changed_meanwhile")  # no player gets them
 
 
 class Problem(SanicException):
@@ -394,7 +425,7 @@ class Problem(SanicException):
             headers["retry-after"] = str(self.retry_after)
         if self.status_code == 401:
             headers["www-authenticate"] = "Bearer"
-        if self.status_code == 426:
+        if self.code == "upgrade_required":
             headers |= {"upgrade": "websocket", "connection": "upgrade"}
         if self.status_code in (408, 413):  # the unread rest of the body would look like a request
             headers["connection"] = "close"
@@ -422,6 +453,10 @@ def check_environment() -> None:
     token_is_fine = not OPS_TOKEN or re.fullmatch(r"[\x21-\x7e]{16,}", OPS_TOKEN) is not None
     token_found = f"{len(OPS_TOKEN)} characters"  # never the secret itself
     _expect("TRIVIA_OPS_TOKEN", token_is_fine, token_found, "16 or more, without spaces")
+    acting = ACT_TOKENS.split()
+    fine = all(re.fullmatch(r"[\w.@-]{1,40}:[\x21-\x7e]{16,}", one) for one in acting)
+    expected = "NAME:TOKEN, separated by spaces, each token of 16 characters or more"
+    _expect("TRIVIA_OPS_ACT_TOKEN", fine, f"{len(ACT_TOKENS)} characters", expected)
     mail_is_fine = not MAIL or is_mail_server(MAIL)
     expected = "smtp(s)://user:password@host:port?from=ADDRESS"  # never the value: it has a secret
     _expect("TRIVIA_MAIL", mail_is_fine, f"{len(MAIL)} characters", expected)
@@ -1203,6 +1238,7 @@ SERVER_MESSAGES = [
     "user_return",
     "end",
     "pong",
+    "notice",
     "error",
 ]
 SERVER_MESSAGE = _object(
@@ -2103,7 +2139,12 @@ class Keys:
     metrics = "metrics:{metrics}"
     loads = "loads:{metrics}"
     quick = "quick:{metrics}"
+    apps = "apps:{metrics}"
     bank_channel = "bank:{bank}"
+    switches = "switches:{ops}"
+    audit = "audit:{ops}"
+    refused = "refused:{ops}"
+    ops_channel = "ops:{ops}"
     guests = "guests:{guests}"
     chores = "chores:{chores}"
     due_chores = "due:{chores}"
@@ -2178,9 +2219,10 @@ class Keys:
 
     @staticmethod
     def channels(worker: str, shards: int) -> dict[str, str]:
-        """Returns what a worker subscribes to: {channel: its tag}. The bank has one, too."""
+        """Returns what a worker subscribes to: {channel: its tag}."""
+        others = {Keys.bank_channel: "bank", Keys.ops_channel: "ops"}
         tags = ["lobby", *(f"g{shard}" for shard in range(shards))]
-        return {f"worker:{{{tag}}}:{worker}": tag for tag in tags} | {Keys.bank_channel: "bank"}
+        return {f"worker:{{{tag}}}:{worker}": tag for tag in tags} | others
 
 
 def new_uid() -> str:
@@ -4487,6 +4529,25 @@ def is_confirmed(user: dict) -> bool:
     return bool(email) and user.get(":confirmed") == fold(email)
 
 
+def ban_of(user: dict) -> dict | None:
+    """Returns {until_ms, reason} of a banned user, with 0 for a ban that has no end, or None."""
+    until_ms, _, reason = user.get(":ban", "").partition(" ")
+    if not until_ms or 0 < int(until_ms) <= time.time() * 1000:
+        return None
+    return {"until_ms": int(until_ms), "reason": reason}
+
+
+def refuse_banned(user: dict) -> None:
+    """Raises Problem banned, with the end of the ban, for a banned user."""
+    if ":ban" not in user:
+        return
+    if ban := ban_of(user):
+        end = datetime.fromtimestamp(ban["until_ms"] / 1000, UTC)
+        until = f" until {end:%Y-%m-%d %H:%M} UTC" if ban["until_ms"] else ""
+        reason = f": {ban['reason']}" if ban["reason"] else ""
+        raise Problem("banned", f"The account is banned{until}{reason}.", more=ban)
+
+
 class Users:
     """Manages accounts and sessions. Methods raise Problem."""
 
@@ -4501,6 +4562,7 @@ class Users:
         self.claims = Claims(redis, schema.unique, hold_s)
         self.identities = Claims(redis, schema.identities, 0)
         self.boards = Boards(redis, schema, self.load)
+        self.switches = Switches(redis)
         self.claimed = [*schema.unique, *schema.identities]  # fields of which there may be claims
 
     # -- accounts
@@ -4553,6 +4615,7 @@ class Users:
 
     async def _create_account(self, names: dict[str, str], data: dict, address: str) -> dict:
         """Makes an account. Hashes first, so that the claims are short."""
+        self.switches.refuse_registration()
         uid = new_uid()
         password = await self.passwords.hash(data["password"], address)
         claims = await self.claims.claim(names, uid)
@@ -4744,7 +4807,7 @@ class Users:
         """Opens a session: {token, expires_at, user}.
 
         `proof` is (field, value) of what was checked. Without that field, or with another value in
-        it, there is no session: returns None.
+        it, there is no session: returns None. Raises Problem banned.
         """
         secret = new_secret()
         reply = await self.redis.run_durably(
@@ -4759,13 +4822,15 @@ class Users:
         if not reply:
             return None
         expires, ended, *fields = reply
+        if not expires:
+            refuse_banned(pairs_to_dict(fields))
         if ended:
             await self.tell_connection(uid)
         user = self.own_view(pairs_to_dict(fields))
         return {"token": uid + secret, "expires_at": expires, "user": user}
 
     async def authenticate(self, token: str, connects: bool = False) -> tuple[str, dict]:
-        """Returns (UID, fields) of a session's user. Raises Problem not_authenticated.
+        """Returns (UID, fields) of a session's user. Raises Problem not_authenticated or banned.
 
         If it `connects`, `:turn` is the turn of the new connection.
         """
@@ -4777,7 +4842,9 @@ class Users:
                 "authenticate", keys, digest(secret), self.session_s, int(connects)
             )
             if fields:
-                return uid, pairs_to_dict(fields)
+                user = pairs_to_dict(fields)
+                refuse_banned(user)
+                return uid, user
         raise Problem("not_authenticated")
 
     def session_of(self, token: str, user: dict) -> dict:
@@ -5234,6 +5301,7 @@ class Lobby:
         worker = name.removeprefix("dead:")
         await asyncio.gather(
             self.redis.call("HDEL", Keys.loads, worker),
+            self.redis.call("HDEL", Keys.apps, worker),
             self.redis.call("HDEL", Keys.libraries, worker),
             self.redis.call("HDEL", Keys.shards, worker),
         )
@@ -5284,7 +5352,8 @@ ADVANCES_AT_ONCE = 50  # games that one call advances: 1 to 2 ms of Redis
 DUE_AT_ONCE = 500
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
 QUICK_LISTED = 100  # players that answer in inhuman time and are remembered for the operator
-FORGET_S = 120  # the id of a game in which nobody answered is kept so long
+FORGET_S = 120  # the id of a void game is kept so long
+VOID = "void"  # reason of a game that the operator has called off
 STRANGE_GRACE_MS = 300  # a worker takes over games of other shards that are so late
 
 
@@ -5364,13 +5433,13 @@ class Game:
 
     @functools.cached_property
     def is_kept(self) -> bool:
-        """Whether it enters the histories: it is real, and a question was answered in it.
+        """Whether it enters the histories: it is real, not void, and a question was answered.
 
         It is known until the game has ended.
         """
         is_open = any(player.answer for player in self.players)
         was_played = is_open or any(self.answers(number) for number in range(1, self.round + 1))
-        return was_played and self.kind != "sandbox"
+        return was_played and self.kind != "sandbox" and self.reason != VOID
 
     def quick_answers(self) -> list[tuple[int, int]]:
         """Returns for each player how many answers in inhuman time were (right, wrong)."""
@@ -5707,6 +5776,19 @@ class Games:
         outcome = await self._when_formed("exit_game", game, who, int(leaving))
         return self._settle_if_due(game, outcome)
 
+    async def stop(self, game: str, reason: str) -> str:
+        """Ends a running game for the operator: `stopped` or `void`. Returns the phase."""
+        return self._settle_if_due(game, await self._run("stop_game", game, reason))
+
+    async def running(self, most: int) -> list[str]:
+        """Returns ids of running games, those with the next deadlines first."""
+        keys = [Keys.shard(shard)[0] for shard in range(self.redis.shards)]
+        found = await asyncio.gather(
+            *(self.redis.call("ZRANGE", key, 0, most - 1, "WITHSCORES") for key in keys)
+        )
+        dated = sorted((float(at), game) for pairs in found for game, at in pairs)
+        return [game for _, game in dated[:most]]
+
     async def leave(self, game: str, who: str, uid: str) -> str:
         """Makes a player leave a game for good. Returns what `exit_game` does.
 
@@ -5778,7 +5860,8 @@ class Games:
         copies += [
             self._refresh_quick(uid, user) for uid, user in present.items() if ":quick" in user
         ]
-        early = {player.uid: is_void and player.left for player in game.players}
+        is_early = is_void and game.reason != VOID
+        early = {player.uid: is_early and player.left for player in game.players}
         gone = list(uids)
         if not is_void:
             gone = [
@@ -6001,11 +6084,15 @@ class Games:
 
     def record(self, game: Game) -> dict:
         """Returns a finished game as its players see it, with all rounds."""
+        return self.summary(game) | {"rounds": self.rounds_of(game)}
+
+    def rounds_of(self, game: Game) -> list[dict]:
+        """Returns the questions of a game that were put, with right choice and answers."""
         rounds = []
         for i, (number, order) in enumerate(game.rounds[: game.round], 1):
             question = self.bank.questions[number].view(order)
             rounds.append(question | {"correct": order.index("0"), "answers": game.answers(i)})
-        return self.summary(game) | {"rounds": rounds}
+        return rounds
 
     async def history(self, uid: str, limit: int, cursor: str | None) -> dict:
         """Returns a page of finished games, newest first: {games, cursor of the next page or None}.
@@ -6252,6 +6339,7 @@ class PersonalData:
         head = {
             "user": self.users.own_view(user),
             "sessions": [{"expires_at": int(expiry)} for expiry in sessions],
+            "ban": ban_of(user),
         }
         yield f'{dumps(head)[:-1]},"games":['
         async for piece in _joined(self._records(uid)):
@@ -6297,13 +6385,13 @@ class PersonalData:
                 log.error("an erasure waits: %s", error, extra={"player": uid})
 
     async def _erase(self, uid: str, reserve: bool) -> None:
-        await self._leave_game(uid)
+        await self.leave_game(uid)
         keys = Keys.user(uid), Keys.erased(uid)
         if reserve:  # first, or a worker that dies in between leaves them free
             await self.users.reserve_names(await self.users.load(uid))
         fields = await self.redis.run_durably("erase_user", keys, *self.users.claimed)
         await self.users.tell_connection(uid)
-        await self._leave_game(uid)  # their phone may have joined another one meanwhile
+        await self.leave_game(uid)  # their phone may have joined another one meanwhile
         await self.users.boards.remove(uid)
         values = pairs_to_dict(fields)
         if reserve:  # a change may have come before the erasure
@@ -6327,7 +6415,7 @@ class PersonalData:
                 await self.redis.call("DEL", Keys.history(guest))
         await self.redis.call("DEL", Keys.merges(uid))
 
-    async def _leave_game(self, uid: str) -> None:
+    async def leave_game(self, uid: str) -> None:
         """Makes the player leave their game for good, so that their opponents need not wait."""
         seat = await self.lobby.seat_of(uid)
         if seat is not None and seat.game != "-":
@@ -6505,14 +6593,16 @@ class Guests:
         proof = ":guest", digest(secret)
         name = self.names.new()
         allowance = self.users.allowances.registrations(address)
-        session, is_merged, claims, guests, wait_ms = await asyncio.gather(
-            self.users.open_session(uid, proof, address),
+        known, is_merged, claims, guests, wait_ms = await asyncio.gather(
+            self._open(uid, proof, address),
             self.redis.call("EXISTS", Keys.merged(uid)),
             self._try_name(name, uid),
             self.redis.call("ZCARD", Keys.guests),
             self.users.allowances.take(allowance),
         )
-        refusal = None
+        session, refusal = known
+        if refusal is None and session is None:
+            refusal = self.users.switches.registration_problem()
         if is_merged:
             refusal = Problem("has_account")
         elif wait_ms:
@@ -6534,6 +6624,15 @@ class Guests:
         with contextlib.suppress(Unavailable):
             return await self.users.claims.try_claim(name, uid)
         return {}
+
+    async def _open(
+        self, uid: str, proof: tuple[str, str], address: str
+    ) -> tuple[dict | None, Problem | None]:
+        """Returns a session if the guest is there, and what refuses them."""
+        try:
+            return await self.users.open_session(uid, proof, address), None
+        except Problem as problem:
+            return None, problem
 
     async def _reopen(self, uid: str, proof: tuple[str, str], address: str) -> dict:
         """Opens a session of a user who was there when a guest was to be created."""
@@ -7110,6 +7209,7 @@ class Identities:
 
     async def _create(self, call: Call, proof: tuple[str, str], email: str) -> dict | None:
         """Makes an account of an identity. Returns its session, or None if it is in use."""
+        self.users.switches.refuse_registration()
         uid = new_uid()
         identity = await self._claim(uid, proof)
         if not identity:
@@ -7472,6 +7572,7 @@ class Recovery:
         if not await self._try(uid, "reset", given, is_known):
             log.info("wrong code", extra=_player(uid))
             raise Problem("bad_code")
+        refuse_banned(user)
         kept = await self.users.passwords.hash(password, address)
         secret = new_secret()
         session = digest(secret), self.users.session_s, here
@@ -7556,6 +7657,605 @@ class Recovery:
         held = await self.users.claims.claims_of(holder, [fold(email)])
         await self.users.store(holder, same, {"email": "\0"})
         await self.users.claims.settle(holder, held)
+
+
+# ---- switches ------------------------------------------------------------------------------------
+# What the operator can close, announce or require while servers run. All of it is one hash. Each
+# worker reads it with its heartbeat, and at once when the channel of the switches says that it has
+# changed. So a switch is live on all workers within a second, and stays over restarts.
+#
+# Running games are played to their end, whatever is closed.
+#
+# To add a switch: what it refuses here, and an act in the next section.
+
+RETRY_CLOSED_S = 60  # what is closed may be tried again after it
+
+
+class App(NamedTuple):
+    """What a client says that it is: `app` and `version`."""
+
+    name: str
+    version: str
+
+    @classmethod
+    def parse(cls, headers: Mapping[str, str]) -> App | None:
+        """Reads the headers X-App and X-Version. Returns None without an app."""
+        name, version = headers.get("x-app", ""), headers.get("x-version", "")
+        if not re.fullmatch(r"[\w.-]{1,20}", name, re.ASCII):
+            return None
+        return cls(name, version if re.fullmatch(r"[\w.+-]{1,20}", version, re.ASCII) else "0")
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}"
+
+    def is_older(self, least: str) -> bool:
+        """Compares versions by their numbers: 1.10 is newer than 1.9, and 1.0 is 1."""
+        return version_key(self.version) < version_key(least)
+
+
+def version_key(version: str) -> list[int]:
+    """Returns the leading numbers of a version, without zeros at their end."""
+    numbers = [int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part]
+    while numbers and numbers[-1] == 0:
+        numbers.pop()
+    return numbers
+
+
+class Switches:
+    """What is switched, as this worker has read it last."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.values: dict[str, dict] = {}
+
+    async def load(self) -> bool:
+        """Reads the switches. Returns whether any has changed."""
+        stored = await self.redis.call("HGETALL", Keys.switches)
+        before = self.values
+        self.values = {name: json.loads(text) for name, text in sorted(stored.items())}
+        return self.values != before
+
+    def _is_now(self, at_ms: int) -> bool:
+        return at_ms <= time.time() * 1000
+
+    def in_maintenance(self) -> bool:
+        """Whether a maintenance has begun."""
+        return "maintenance" in self.values and self._is_now(self.values["maintenance"]["at_ms"])
+
+    def registration_problem(self) -> Problem | None:
+        """Returns what refuses a new player."""
+        if self.in_maintenance():
+            return self._closed("maintenance", "maintenance")
+        return self._closed("registration_closed", "registration")
+
+    def refuse_registration(self) -> None:
+        """Raises Problem if there may be no new players."""
+        if problem := self.registration_problem():
+            raise problem
+
+    def refuse_app(self, app: App | None) -> None:
+        """Raises Problem for an app that is too old."""
+        required = self.values.get(f"version {app.name}") if app and self.values else None
+        if required and app.is_older(required["least"]):
+            store = required["store"]
+            text = f"Version {required['least']} or newer is needed: {store}"
+            raise Problem("app_too_old", text, more={"store": store})
+
+    def refuse_play(self, queue: str, app: App | None) -> None:
+        """Raises Problem if a player may join no queue, or not this one."""
+        if not self.values:
+            return
+        self.refuse_app(app)
+        closed = self._closed("maintenance", "maintenance") if self.in_maintenance() else None
+        if problem := closed or self._closed("queue_closed", f"queue {queue}"):
+            raise problem
+
+    def _closed(self, code: str, name: str) -> Problem | None:
+        if name not in self.values:
+            return None
+        return Problem(code, self.values[name]["text"], retry_after=RETRY_CLOSED_S)
+
+    def notices(self) -> list[dict]:
+        """Returns the messages that all sockets must have."""
+        found = []
+        for name, value in self.values.items():
+            kind = name.partition(" ")[0]
+            if kind in ("maintenance", "message") and not self._is_now(value["until_ms"]):
+                code, text, until_ms = kind, value["text"], value["until_ms"]
+                found.append({"type": "notice", "code": code, "text": text, "until_ms": until_ms})
+        return found
+
+
+# ---- console -------------------------------------------------------------------------------------
+# What an operator can look at and do. LOOKS and ACTS are tables: the HTTP routes, the command line
+# and the forms of the page come from them.
+#
+# Invariants: an act first plans. It reads, and returns a Change, which a dry run shows. What it
+# will do is in the audit log before it is done, and its outcome afterwards. A change of stored data
+# is made only if they are as the plan has read them. The log is a stream with bounds, to which the
+# server only adds. Refused attempts have a stream of their own, so that nobody pushes the acts out
+# of the log.
+#
+# To add an act: a method with @act, whose keywords are its arguments. It returns a Change. If it
+# can be undone, `undo` names the method that plans that, from the Change. A look: @look.
+
+AUDIT_ENTRIES = 10_000
+REFUSED_ENTRIES = 1_000
+AUDIT_PAGE = 200
+GAMES_LISTED = 100
+CARD_GAMES = 20
+WHO_TEXT = {"type": "string", "minLength": 1, "maxLength": 254}
+PLAYER_TEXT = WHO_TEXT | {"description": "A username, an email address or an id."}
+GAME_TEXT = {"type": "string", "pattern": "^[0-9a-z]{12}$", "description": "The id of a game."}
+FREE_TEXT = {"type": "string", "minLength": 1, "maxLength": 200}
+CLOSED = {"type": "boolean", "description": "true closes, false opens."}
+
+
+class Change(NamedTuple):
+    """What an act will do. `before` and `after` are {name: stored text or value, or None}."""
+
+    players: int  # whom it concerns
+    before: dict
+    after: dict
+    apply: Callable[[], Awaitable[Any]]
+    target: str = ""  # the id of a player, game or question
+
+
+@dataclass(frozen=True)
+class Act:
+    """Something that an operator can do, or look at."""
+
+    name: str
+    summary: str
+    form: Form
+    undo: str = ""  # a method of Console
+
+
+ACTS: dict[str, Act] = {}
+LOOKS: dict[str, Act] = {}
+
+
+def _entry(table: dict[str, Act], required: str, undo: str, fields: dict) -> Callable:
+    def declare(method: Callable) -> Callable:
+        summary = method.__doc__.split("\n")[0]
+        form = Form(fields, required.split())
+        table[method.__name__] = Act(method.__name__, summary, form, undo)
+        return method
+
+    return declare
+
+
+def act(required: str = "", undo: str = "", **fields: dict) -> Callable:
+    """Declares the method below it as an act. `fields` are its arguments."""
+    return _entry(ACTS, required, undo, fields)
+
+
+def look(required: str = "", **fields: dict) -> Callable:
+    """Declares the method below it as a look."""
+    return _entry(LOOKS, required, "", fields)
+
+
+class Console:
+    """Looks and acts for operators. Methods raise Problem."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.redis = server.redis
+        self.schema = server.schema
+        self.users = server.users
+        self.games = server.games
+        self.lobby = server.lobby
+
+    # -- running acts and looks
+
+    async def show(self, name: str, data: dict) -> dict:
+        """Returns what an operator asks to see."""
+        return await getattr(self, name)(**load_form(LOOKS[name].form, data))
+
+    async def perform(self, who: str, name: str, data: dict, is_dry: bool) -> Any:
+        """Does an act; returns {entry, players, before, after}, or an iterator of a large answer.
+
+        A dry run does nothing, and returns the same without `entry`.
+        """
+        try:
+            if name not in ACTS:
+                raise Problem(
+                    "not_found", f"There is no such act; expected one of {', '.join(ACTS)}"
+                )
+            change = await getattr(self, name)(**load_form(ACTS[name].form, data))
+        except Problem as problem:
+            await self.refuse(who, name, problem.code)
+            raise
+        shown = {"players": change.players, "before": change.before, "after": change.after}
+        if is_dry:
+            return shown
+        entry = await self._begin(who, name, data, change)
+        try:
+            found = await change.apply()
+        except Problem as problem:
+            await self._log(Keys.audit, AUDIT_ENTRIES, of=entry, outcome=problem.code)
+            raise
+        await self._log(Keys.audit, AUDIT_ENTRIES, of=entry, outcome="done")
+        log.info("operator acts: %s", name, extra={"operator": who})
+        if isinstance(found, AsyncIterator):
+            return found
+        return {"entry": entry} | shown | (found or {})
+
+    async def _begin(self, who: str, name: str, data: dict, change: Change) -> str:
+        # The target stands for the player: the log outlives names and addresses of the erased.
+        kept = {key: value for key, value in data.items() if key != "player"}
+        texts = {"args": dumps(kept), "before": dumps(change.before), "after": dumps(change.after)}
+        return await self._log(
+            Keys.audit, AUDIT_ENTRIES, who=who, act=name, target=change.target, **texts
+        )
+
+    async def refuse(self, who: str, name: str, code: str) -> None:
+        """Logs an attempt to act that was refused."""
+        await self._log(Keys.refused, REFUSED_ENTRIES, who=who, act=name[:40], code=code)
+
+    async def _log(self, key: str, most: int, **fields: str) -> str:
+        return await self.redis.call("XADD", key, "MAXLEN", most, "*", *flatten(fields))
+
+    # -- audit
+
+    @look(before={"type": "string", "maxLength": 40, "pattern": r"^\d+-\d+$"})
+    async def audit(self, before: str = "") -> dict:
+        """Lists acts, newest first: who, what, before, after, outcome; and refused attempts."""
+        last = f"({before}" if before else "+"
+        page = "-", "COUNT", AUDIT_PAGE
+        acts, refused = await asyncio.gather(
+            self.redis.call("XREVRANGE", Keys.audit, last, *page),
+            self.redis.call("XREVRANGE", Keys.refused, last, *page),
+        )
+        entries, outcomes = [], {}
+        for entry, flat in acts:
+            fields = pairs_to_dict(flat)
+            if "of" in fields:
+                outcomes[fields["of"]] = fields["outcome"]
+            else:
+                outcome = {"outcome": outcomes.get(entry, "begun")}
+                entries.append(self._read_entry(entry, fields) | outcome)
+        cursor = acts[-1][0] if len(acts) == AUDIT_PAGE else None
+        attempts = [{"entry": entry} | pairs_to_dict(flat) for entry, flat in refused]
+        return {"acts": entries, "refused": attempts, "before": cursor}
+
+    @staticmethod
+    def _read_entry(entry: str, fields: dict) -> dict:
+        parsed = {name: json.loads(fields[name]) for name in ("args", "before", "after")}
+        can_undo = bool(ACTS[fields["act"]].undo) if fields["act"] in ACTS else False
+        return {"entry": entry} | fields | parsed | {"can_undo": can_undo}
+
+    @act("entry", entry={"type": "string", "pattern": r"^\d{1,15}-\d{1,9}$", "maxLength": 30})
+    async def undo(self, entry: str) -> Change:
+        """Undoes an act of the audit log, if nothing has changed since."""
+        found = await self.redis.call("XRANGE", Keys.audit, entry, entry)
+        fields = pairs_to_dict(found[0][1]) if found else {}
+        if "act" not in fields:
+            raise Problem("not_found", "There is no such act in the audit log.")
+        known = ACTS.get(fields["act"])
+        if known is None or not known.undo:
+            raise Problem("no_undo")
+        before, after = json.loads(fields["before"]), json.loads(fields["after"])
+        return await getattr(self, known.undo)(fields["target"], before, after)
+
+    # -- players
+
+    async def _player(self, text: str) -> tuple[str, dict]:
+        """Returns (UID, fields) of who has an id, a username or another unique value."""
+        uid, user = await self.users.find(text)
+        if not user and re.fullmatch(r"[\w-]{8}|[\w-]{12}", text, re.ASCII):
+            uid, user = text, await self.users.load(text)
+        if "username" not in user:
+            raise Problem("not_found", "There is no such player.")
+        return uid, user
+
+    @look("player", player=PLAYER_TEXT)
+    async def player(self, player: str) -> dict:
+        """Shows a player: account, ban, sessions, what they do, and their last games."""
+        uid, user = await self._player(player)
+        seat, page = await asyncio.gather(
+            self.lobby.seat_of(uid), self.games.history(uid, CARD_GAMES, None)
+        )
+        sessions = [int(expiry) for name, expiry in user.items() if name.startswith("session:")]
+        return {
+            "id": uid,
+            "user": self.users.own_view(user),
+            "ban": ban_of(user),
+            "sessions": sorted(sessions, reverse=True),
+            "seat": {"queue": seat.queue, "game": seat.game, "connected": seat.connection != "-"}
+            if seat
+            else None,
+            "games": page["games"],
+        }
+
+    def _fields(
+        self, uid: str, user: dict, changes: dict[str, str | None], then: Callable | None = None
+    ) -> Change:
+        """Plans a change of stored fields of a user; None removes one. Then calls `then(uid)`."""
+        before = {name: user.get(name) for name in changes}
+
+        async def apply() -> None:
+            same = {name: text or "" for name, text in before.items()}
+            new = {name: "\0" if text is None else text for name, text in changes.items()}
+            if not await self.users.store(uid, same, new):
+                raise Problem("changed_meanwhile")
+            if then:
+                await then(uid)
+
+        return Change(1, before, changes, apply, uid)
+
+    async def _undo_fields(
+        self, uid: str, before: dict, after: dict, then: Callable | None = None
+    ) -> Change:
+        user = await self.users.load(uid)
+        if "username" not in user:
+            raise Problem("not_found", "There is no such player.")
+        if {name: user.get(name) for name in after} != after:
+            raise Problem("changed_meanwhile")
+        return self._fields(uid, user, before, then)
+
+    @act(
+        "player",
+        undo="undo_ban",
+        player=PLAYER_TEXT,
+        reason=FREE_TEXT | {"description": "The player is told."},
+        hours={"type": "integer", "minimum": 1, "maximum": 87_600}
+        | {"description": "Without them the ban has no end."},
+    )
+    async def ban(self, player: str, reason: str = "", hours: int = 0) -> Change:
+        """Bans a player: closes their socket, ends their game, refuses sign-in."""
+        uid, user = await self._player(player)
+        now_ms = await self.redis.time_ms(Keys.user(uid))
+        until_ms = now_ms + hours * 3_600_000 if hours else 0
+        return self._fields(uid, user, {":ban": f"{until_ms} {reason}"}, self._expel)
+
+    @act("player", undo="undo_ban", player=PLAYER_TEXT)
+    async def unban(self, player: str) -> Change:
+        """Lifts a ban."""
+        uid, user = await self._player(player)
+        return self._fields(uid, user, {":ban": None})
+
+    async def undo_ban(self, uid: str, before: dict, after: dict) -> Change:
+        """Plans the undoing of `ban` and `unban`."""
+        return await self._undo_fields(uid, before, after, self._expel)
+
+    async def _expel(self, uid: str) -> None:
+        """Closes the socket of a player and makes them leave their game, if they are banned."""
+        await self.users.tell_connection(uid)
+        if ban_of(await self.users.load(uid)):
+            await self.server.personal_data.leave_game(uid)
+
+    @act("player name", undo="undo_rename", player=PLAYER_TEXT, name=WHO_TEXT)
+    async def rename(self, player: str, name: str) -> Change:
+        """Gives a player another username. The old one stays reserved for them."""
+        uid, user = await self._player(player)
+        return await self._rename(uid, user, name)
+
+    async def _rename(self, uid: str, user: dict, name: str) -> Change:
+        form = Form({"username": self.schema.fields["username"]}, ["username"])
+        data = load_form(form, {"username": name})
+
+        async def apply() -> None:
+            await self.users.apply_change(uid, user, data)
+
+        await self.users.check_free(uid, data)
+        return Change(1, {"username": user["username"]}, data, apply, uid)
+
+    async def undo_rename(self, uid: str, before: dict, after: dict) -> Change:
+        """Plans the undoing of `rename`."""
+        user = await self.users.load(uid)
+        if user.get("username") != after["username"]:
+            raise Problem("changed_meanwhile")
+        return await self._rename(uid, user, before["username"])
+
+    @act("player", player=PLAYER_TEXT)
+    async def end_sessions(self, player: str) -> Change:
+        """Signs a player out on all devices."""
+        uid, user = await self._player(player)
+        sessions = sum(name.startswith("session:") for name in user)
+
+        async def apply() -> None:
+            await self.users.end_sessions(uid)
+
+        return Change(1, {"sessions": sessions}, {"sessions": 0}, apply, uid)
+
+    @act("player", undo="undo_rating", player=PLAYER_TEXT)
+    async def reset_rating(self, player: str) -> Change:
+        """Gives a player the rating of a new one."""
+        uid, user = await self._player(player)
+        return self._fields(uid, user, {"rating": None, ":sigma": None}, self._refresh)
+
+    async def undo_rating(self, uid: str, before: dict, after: dict) -> Change:
+        """Plans the undoing of `reset_rating`."""
+        return await self._undo_fields(uid, before, after, self._refresh)
+
+    async def _refresh(self, uid: str) -> None:
+        await self.users.boards.refresh(uid, await self.users.load(uid))
+
+    @act("player", player=PLAYER_TEXT)
+    async def reset_code(self, player: str) -> Change:
+        """Makes a code with which a player sets a new password. Tell it to nobody else."""
+        uid, user = await self._player(player)
+        if "recovery" not in self.schema.sign_in or ":guest" in user:
+            raise Problem("not_found", "No player can use a code, or this one is a guest.")
+
+        async def apply() -> dict:
+            return {"code": await self.server.recovery.give_code(uid), "minutes": CODE_MINUTES}
+
+        return Change(1, {}, {}, apply, uid)
+
+    @act("player", player=PLAYER_TEXT)
+    async def erase(self, player: str) -> Change:
+        """Erases a player and all their personal data, for ever."""
+        uid, user = await self._player(player)
+
+        async def apply() -> None:
+            await self.server.identities.revoke(user, self.server.identities.providers)
+            await self.server.personal_data.erase(uid)
+
+        return Change(1, {}, {}, apply, uid)  # the log keeps nothing of who is erased but an id
+
+    @act("player", player=PLAYER_TEXT)
+    async def export(self, player: str) -> Change:
+        """Returns all data that is stored about a player."""
+        uid, user = await self._player(player)
+
+        async def apply() -> AsyncIterator[str]:
+            return self.server.personal_data.export(uid, user)
+
+        return Change(1, {}, {}, apply, uid)
+
+    # -- games
+
+    @look(queue=WHO_TEXT)
+    async def running_games(self, queue: str = "") -> dict:
+        """Lists running games: those that move next come first."""
+        ids = await self.games.running(GAMES_LISTED)
+        found = await asyncio.gather(*map(self.games.load, ids))
+        games = [game for game in found if game and queue in ("", game.queue)]
+        return {"games": [self._game_row(game) for game in games]}
+
+    @staticmethod
+    def _game_row(game: Game) -> dict:
+        players = [
+            {"id": player.uid, "name": player.name, "score": player.score}
+            | {"connected": player.connected, "left": player.left}
+            for player in game.players
+        ]
+        row = {"id": game.id, "queue": game.queue, "phase": game.phase, "round": game.round}
+        return row | {"rounds": len(game.rounds), "players": players, "reason": game.reason}
+
+    @look("game", game=GAME_TEXT)
+    async def game(self, game: str) -> dict:
+        """Shows a game, also one that has ended, with its questions so far and all answers."""
+        found = await self.games.load(game)
+        if found is None:
+            raise Problem("not_found", "There is no such game.")
+        return self._game_row(found) | {"shown": self.games.rounds_of(found)}
+
+    async def _stop(self, game: str, reason: str) -> Change:
+        found = await self.games.load(game)
+        if found is None or found.phase in ("settle", "end"):
+            raise Problem("not_found", "There is no such running game.")
+        scores = {player.name: player.score for player in found.players}
+
+        async def apply() -> None:
+            if await self.games.stop(game, reason) in ("missing", "stale"):
+                raise Problem("changed_meanwhile")
+
+        present = sum(not player.left for player in found.players)
+        before = {"phase": found.phase, "scores": scores}
+        return Change(present, before, {"reason": reason}, apply, game)
+
+    @act("game", game=GAME_TEXT)
+    async def void_game(self, game: str) -> Change:
+        """Calls off a running game: it counts for nothing and moves no rating."""
+        return await self._stop(game, VOID)
+
+    @act("game", game=GAME_TEXT)
+    async def end_game(self, game: str) -> Change:
+        """Ends a running game at once. The scores so far stand."""
+        return await self._stop(game, "stopped")
+
+    # -- switches
+
+    @look()
+    async def switches(self) -> dict:
+        """Shows what is switched, and which versions of apps are connected."""
+        await self.users.switches.load()
+        return {"switches": self.users.switches.values, "apps": await self._apps()}
+
+    async def _apps(self) -> dict[str, int]:
+        """Returns how many connections there are of each app and version."""
+        total: Counter[str] = Counter()
+        for text in await self.redis.call("HVALS", Keys.apps):
+            total.update(json.loads(text))
+        return dict(total.most_common())
+
+    async def _connected(self) -> int:
+        loads = await self.redis.call("HVALS", Keys.loads)
+        return sum(int(load.split(" ")[0]) for load in loads)
+
+    async def _switch(self, name: str, value: dict | None, players: int) -> Change:
+        text = await self.redis.call("HGET", Keys.switches, name)
+
+        async def apply() -> None:
+            new = "" if value is None else dumps(value)
+            if not await self.redis.run("set_switch", (Keys.switches,), name, text or "", new):
+                raise Problem("changed_meanwhile")
+            await self.redis.call("SPUBLISH", Keys.ops_channel, "switch - 0\n")
+
+        before = {name: json.loads(text) if text else None}
+        return Change(players, before, {name: value}, apply, name)
+
+    async def undo_switch(self, name: str, before: dict, after: dict) -> Change:
+        """Plans the undoing of a switch."""
+        change = await self._switch(name, before[name], await self._connected())
+        if change.before != after:
+            raise Problem("changed_meanwhile")
+        return change
+
+    @act("closed", undo="undo_switch", closed=CLOSED, text=FREE_TEXT)
+    async def registration(self, closed: bool, text: str = "") -> Change:
+        """Closes registration, also of guests, or opens it."""
+        text = text or PROBLEMS["registration_closed"][1]
+        return await self._switch("registration", {"text": text} if closed else None, 0)
+
+    @act("queue closed", undo="undo_switch", queue=WHO_TEXT, closed=CLOSED, text=FREE_TEXT)
+    async def queue(self, queue: str, closed: bool, text: str = "") -> Change:
+        """Closes a queue with a text for players, or opens it. Its games go on."""
+        if queue not in self.schema.queues:
+            known = ", ".join(self.schema.queues)
+            raise Problem("not_found", f"There is no such queue; expected one of {known}")
+        text = text or PROBLEMS["queue_closed"][1]
+        waiting, _ = (await self.lobby.counts())[queue]
+        return await self._switch(f"queue {queue}", {"text": text} if closed else None, waiting)
+
+    @act(
+        "closed",
+        undo="undo_switch",
+        closed=CLOSED,
+        text=FREE_TEXT,
+        seconds={"type": "integer", "minimum": 0, "maximum": 86_400}
+        | {"description": "Until it begins. All sockets are told. Default: 300."},
+    )
+    async def maintenance(self, closed: bool, text: str = "", seconds: int = 300) -> Change:
+        """Announces maintenance: then nobody joins, and who plays no game is sent away."""
+        text = text or PROBLEMS["maintenance"][1]
+        at_ms = await self.redis.time_ms(Keys.switches) + seconds * 1000
+        value = {"text": text, "at_ms": at_ms, "until_ms": at_ms} if closed else None
+        return await self._switch("maintenance", value, await self._connected())
+
+    @act(
+        "app",
+        undo="undo_switch",
+        app={"type": "string", "pattern": r"^[\w.-]{1,20}$", "description": "As clients send it."},
+        least={"type": "string", "pattern": r"^\d{1,9}(\.\d{1,9}){0,3}$"}
+        | {"description": "The oldest version that may connect. Without it: any."},
+        store={"type": "string", "maxLength": 100, "pattern": "^https?://[^\\s\"'<>]+$"}
+        | {"description": "Where a new version is."},
+    )
+    async def version(self, app: str, least: str = "", store: str = "") -> Change:
+        """Sets the oldest version of an app that may play, and where players get a new one."""
+        if least and not store:
+            raise Problem("invalid", errors={"store": ["Missing data for required field."]})
+        apps = [(App(*name.split(" ")), n) for name, n in (await self._apps()).items()]
+        older = sum(n for one, n in apps if least and one.name == app and one.is_older(least))
+        value = {"least": least, "store": store} if least else None
+        return await self._switch(f"version {app}", value, older)
+
+    @act(
+        "text",
+        undo="undo_switch",
+        text=FREE_TEXT,
+        minutes={"type": "integer", "minimum": 1, "maximum": 10_080}
+        | {"description": "For so long, players who connect get it, too. Default: 5."},
+    )
+    async def announce(self, text: str, minutes: int = 5) -> Change:
+        """Sends a message to all sockets. It replaces the one before."""
+        until_ms = await self.redis.time_ms(Keys.switches) + minutes * 60_000
+        value = {"text": text, "until_ms": until_ms}
+        return await self._switch("message", value, await self._connected())
 
 
 # ---- stored schema -------------------------------------------------------------------------------
@@ -7996,6 +8696,8 @@ REFUSALS = {  # {error code: text}
     "not_playing": "This connection is not in the game.",
     "unknown_queue": "There is no such queue.",
     "queue_full": "The queue is full; try again later.",
+    "queue_closed": "This queue is closed; try again later.",
+    "maintenance": "The server is under maintenance; try again later.",
     "malformed_code": "A code has six letters and digits.",
     "unknown_code": "There is no room of this code.",
     "expired_code": "The room of this code has closed.",
@@ -8017,9 +8719,11 @@ REFUSALS = {  # {error code: text}
 FRAME_CODES = ("bad_json", "bad_message", "unknown_type", "invalid_message", "wrong_state")
 CLOSE_MALFORMED = 4400
 CLOSE_UNAUTHENTICATED = 4401
+CLOSE_BANNED = 4403
 CLOSE_IDLE = 4408
 CLOSE_REPLACED = 4409
 CLOSE_TOO_BIG = 4413
+CLOSE_TOO_OLD = 4426
 CLOSE_TOO_FAST = 4429
 CLOSE_RESTART = 1012
 CLOSE_TRY_LATER = 1013
@@ -8148,371 +8852,15 @@ class Outlet:
         self.abort()
 
 
-# ---- connections ---------------------------------------------------------------------------------
-# A player's WebSocket on raw ASGI: what the phone sends, what it gets, and in which state it is.
+# ---- joining -------------------------------------------------------------------------------------
+# How a connection gets to where its player is: into a queue, a room or a game, for the first time
+# or again, also after events may have been lost.
 #
-# Invariants: messages are handled one after the other, all by Connection.on_text, whether they come
-# by ASGI or by the fast path of the protocols. Game state belongs to Redis: a connection keeps its
-# game's id and the `seq` of the last event, and asks for a snapshot after a gap. Every frame of a
-# phone takes from one allowance, also a ping, a pong or a fragment.
-# A player costs no task and no timer. Only a phone that does not read gets a task and an outbox.
+# Invariant: events that come while Redis is asked wait for the answer, and follow it.
 
 
-class Connection(Outlet):
-    """A player's WebSocket."""
-
-    def __init__(
-        self, hub: Hub, number: str, admission: Admission, ratings: dict[str, float], send: Callable
-    ) -> None:
-        super().__init__(hub, send)
-        self.number = number
-        self.id = f"{hub.worker}.{number}"
-        self.admission = admission
-        self.queue, self.uid, self.turn, self.token, *_ = admission
-        self.code = ""  # of the room that the player is in
-        self.again = ""  # the game that the player may play again, after they have reconnected
-        self.agreed = False  # to play the last game again
-        self.ratings = ratings  # {queue: rating}, instead of the player's own
-
-        self.state = State.IDLE
-        self.game = ""
-        self.over = ""  # the last game, once it is over for this player
-        self.seq = 0
-        self.queued_at = 0.0
-        self.buffered: list[tuple] | None = None  # events that wait until a snapshot is sent
-        self.is_stale = False  # events may have been lost since what is under way was asked
-
-        self.allowance: float = hub.limits.message_burst  # messages, at the time allowed_at
-        self.allowed_at = hub.loop.time()
-        self.excess = 0  # messages beyond the allowance
-        self.bad = 0  # malformed messages
-        self.active_at = self.allowed_at
-
-        self.busy = True  # the ASGI loop handles a message, or the connection arrives
-        self.handling: asyncio.Task | None = None  # a message of the fast path that has to wait
-
-    @property
-    def _ids(self) -> dict:
-        """The ids of a log line. CONTEXT does not have them on the fast path and in events."""
-        return {"connection": self.id, "player": self.uid, "game": self.game}
-
-    # -- in
-
-    async def serve(self, receive: Callable) -> None:
-        """Takes the player to their queue or game, then handles messages until the end."""
-        try:
-            if self.wire is not None:
-                self.wire.listen(self)
-            await self._arrive()
-            self.busy = False
-            while (frame := await receive())["type"] == "websocket.receive":
-                self.busy = True
-                await self._on_frame(frame)
-                self.busy = False
-        finally:
-            self._end()
-
-    def _end(self) -> None:
-        if not self.closing:
-            count("closes", "gone")
-        self.closing = True
-        if self.wire is not None:
-            self.wire.listen(None)  # else the two would refer to each other: garbage
-        self.hub.sockets.pop(self.number, None)
-        spawn(self._depart())
-
-    async def _depart(self) -> None:
-        if self.handling is not None:
-            await asyncio.wait([self.handling])  # it may still join or enter a game
-        await self.hub.disconnected(self.uid, self.id, self.turn, self.queue.name)
-
-    def take(self, text: str) -> bool:
-        """Handles a text of the fast path. Returns False if the ASGI loop must do it later."""
-        if self.closing:
-            return True
-        if self.busy or self.handling is not None:
-            return False
-        waiting = self.on_text(text)
-        if waiting is not None:
-            self.handling = spawn(self._finish(waiting))
-        return True
-
-    def count_frame(self) -> bool:
-        """Counts a frame that is no message: a ping, a pong or a fragment.
-
-        Returns False beyond the limit. Then the connection closes, and must be offered no more.
-        """
-        self._take_allowance()
-        if self.excess <= self.hub.limits.message_burst:
-            return True
-        spawn(self.close(CLOSE_TOO_FAST, "too many frames"))
-        return False
-
-    async def _finish(self, waiting: Awaitable) -> None:
-        try:
-            await waiting
-        finally:
-            self.handling = None
-
-    async def _on_frame(self, frame: dict) -> None:
-        """Handles a frame of the ASGI loop, after the one that the fast path still handles."""
-        if self.handling is not None:
-            await asyncio.wait([self.handling])
-        if self.closing:
-            return
-        text = frame.get("text")
-        if text is None:
-            text = frame.get("bytes") or b""
-        waiting = self.on_text(text)
-        if waiting is not None:
-            await waiting
-
-    def on_text(self, text: str | bytes) -> Awaitable | None:
-        """Handles a message as far as it can without waiting; bytes are those of a binary frame.
-
-        Returns what the caller must await before the next message, or None.
-        """
-        limits = self.hub.limits
-        size = len(text) if isinstance(text, bytes) else len(text.encode())
-        if size > limits.message_bytes:
-            return self.close(CLOSE_TOO_BIG, f"a message has at most {limits.message_bytes} bytes")
-        allowed = self._take_allowance()
-        self.active_at = self.allowed_at
-        if self.excess > limits.message_burst:
-            return self.close(CLOSE_TOO_FAST, "too many messages")
-        mark: dict = {}
-        try:
-            message = parse_message(text)
-            mark = take_id(message)
-            if not allowed:
-                raise refusal("too_fast")
-            kind, values = self._validate(message)
-        except Refused as refused:
-            return self._refuse_message(refused, mark)
-        count("messages", kind)
-        return self._dispatch(kind, values, mark)
-
-    def _take_allowance(self) -> bool:
-        """Takes one frame from the token bucket. Returns False if it is empty."""
-        limits = self.hub.limits
-        now = self.hub.loop.time()
-        earned = (now - self.allowed_at) * limits.messages_per_second
-        self.allowance = min(limits.message_burst, self.allowance + earned)
-        self.allowed_at = now
-        if self.allowance < 1:
-            self.excess += 1
-            return False
-        self.allowance -= 1
-        if self.excess:
-            self.excess -= 1
-        return True
-
-    def _validate(self, message: dict) -> tuple[str, dict]:
-        """Returns the type and the fields of a message. Raises Refused."""
-        forms = self.hub.schema.messages
-        kind = message.pop("type", None)
-        if not isinstance(kind, str) or kind not in forms:
-            known = ", ".join(forms)
-            raise Refused("unknown_type", f"Unknown type {shorten(kind)}; expected one of {known}.")
-        values = forms[kind].load_fast(message)
-        if values is not None:
-            return kind, values
-        try:
-            return kind, forms[kind].load(message)
-        except marshmallow.ValidationError as error:
-            text = f"Some fields of {kind} are invalid."
-            raise Refused("invalid_message", text, error.messages) from None
-
-    def _refuse_message(self, refused: Refused, mark: dict) -> Awaitable | None:
-        """Refuses what is no valid message. Returns the close if there were too many."""
-        self._refuse(refused, mark)
-        if refused.code != "too_fast":
-            self.bad += 1
-        if self.bad > self.hub.limits.bad_messages:
-            return self.close(CLOSE_MALFORMED, "too many malformed messages")
-        return None
-
-    def _refuse(self, refused: Refused, mark: dict) -> None:
-        count("errors", refused.code)
-        error = {"type": "error", "code": refused.code, "message": str(refused)} | mark
-        if refused.errors:
-            error["errors"] = refused.errors
-        self.send(error)
-
-    def _dispatch(self, kind: str, values: dict, mark: dict) -> Awaitable | None:
-        """Hands a valid message to its handler, if it is legal in this state."""
-        allowed = ALLOWED.get(kind, RELAYED_IN)
-        if self.state not in allowed:
-            legal = " or ".join(allowed)
-            text = f"{kind} is legal while {legal}; this connection is {self.state}."
-            return self._refuse(Refused("wrong_state", text), mark)
-        if self.buffered is not None and kind in ("join", "leave"):  # the state may be out of date
-            return self._refuse(refusal("unavailable"), mark)
-        if kind == "answer":
-            return self._on_answer(values, mark)
-        if kind in self.hub.schema.relayed:
-            return self._guarded(self._relay(kind, values), mark)
-        if kind in HANDLED_IN_ROOMS:
-            return self._guarded(self._direct_room(kind, values), mark)
-        return self._guarded(getattr(self, f"_on_{kind}")(values), mark)
-
-    def _on_answer(self, values: dict, mark: dict) -> None:
-        """Sends an answer to Redis. The verdict arrives by callback: no task, no Future."""
-        if values.get("game", self.game) != self.game:
-            return self._refuse(refusal("wrong_game"), mark)
-        on_reply = functools.partial(self._on_judged, self.active_at, mark)
-        self.hub.games.answer(self.game, self.id, values["round"], values["choice"], on_reply)
-
-    def _on_judged(self, came_at: float, mark: dict, reply: str | Exception) -> None:
-        if reply == "ok":
-            count("answers")
-            observe("answer_seconds", self.hub.loop.time() - came_at)
-        elif isinstance(reply, Exception):
-            self._refuse(self._failure(reply), mark)
-        else:
-            self._refuse(refusal(reply), mark)
-
-    async def _guarded(self, work: Awaitable, mark: dict) -> None:
-        """Awaits a handler; answers with an error where it fails."""
-        try:
-            await work
-        except Refused as refused:
-            self._refuse(refused, mark)
-        except (Unavailable, hiredis.ReplyError) as error:
-            self._refuse(self._failure(error), mark)
-
-    def _failure(self, error: Exception) -> Refused:
-        """Returns the refusal for a failure of Redis. Logs what Redis calls our mistake."""
-        if not isinstance(error, Unavailable):
-            log.error("message failed", exc_info=error, extra=self._ids)
-        return refusal("unavailable")
-
-    async def _relay(self, kind: str, values: dict) -> None:
-        code = await self.hub.games.relay(self.game, self.id, kind, values)
-        if code != "ok":
-            raise refusal(code)
-
-    async def _on_check(self, values: dict) -> None:
-        if self.buffered is None:  # else a snapshot is under way
-            await self._enter(self.game)
-
-    async def _on_ping(self, values: dict) -> None:
-        key = Keys.game(self.game) if self.game else Keys.seats
-        server_ms = await self.hub.redis.time_ms(key)
-        self.send({"type": "pong", "server_ms": server_ms} | values)
-
-    async def _on_join(self, values: dict) -> None:
-        name = values.get("queue", self.queue.name)
-        if name not in self.hub.schema.queues:
-            raise refusal("unknown_queue")
-        if self.hub.draining:
-            return await self.close(CLOSE_RESTART, RESTART)
-        self.over = self.over or self.again
-        await self._join(self.hub.schema.queues[name], values.get("code", ""))
-
-    async def _on_rematch(self, values: dict) -> None:
-        seat = await self.hub.lobby.seat_of(self.uid)
-        game = seat.party if seat else ""
-        self.agreed = values["accept"]  # before Redis has it: `start` may come first
-        outcome, *queue = await self.hub.games.rematches.answer(
-            game, self.uid, self.id, int(self.agreed), self.queue.name
-        )
-        if outcome == "rematch_over":
-            self.agreed = False
-            raise refusal(outcome)
-        self.queue = self.hub.schema.queues.get(*queue, self.queue)
-        if self.agreed and self.state is State.QUEUED:
-            self._await_rematch(game)
-
-    def _await_rematch(self, game: str) -> None:
-        """Lets `start` come without a ticket."""
-        self._set_state(State.IDLE, over=game)
-        self.agreed = True
-
-    async def _direct_room(self, kind: str, values: dict) -> None:
-        if not self.code:
-            raise refusal("not_in_room")
-        where = self.queue, self.code, self.uid, self.id
-        if kind == "begin":
-            await self.hub.rooms.begin(*where)
-        else:
-            await self.hub.rooms.direct(*where, kind, values)
-
-    async def _on_leave(self, values: dict) -> None:
-        outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
-        self.code = ""
-        if outcome == "game":
-            phase = await self.hub.games.leave(game, self.id, self.uid)
-            if phase in ("settle", "stale"):  # the end is on its way
-                return
-        else:
-            count("tickets_cancelled", self.queue.name, "left")
-        self._set_state(State.IDLE, over=game or "")
-        self.send({"type": "cancelled", "queue": self.queue.name, "reason": "left"})
-
-    # -- out
-
-    def on_event(self, kind: str, game: str, seq: int, body: bytes) -> bool:
-        """Handles an event from Redis. Returns whether the phone gets a message now."""
-        if game == "-" or kind in ("room", "rematch"):
-            return self._on_lobby_event(kind, game, body)
-        if self.buffered is not None:
-            self.buffered.append((kind, game, seq, body))
-            return False
-        if kind == "start" and (self.state in (State.QUEUED, State.ROOM) or self.agreed):
-            if self.state is State.QUEUED:
-                waited_s = self.hub.loop.time() - self.queued_at
-                observe("queue_wait_seconds", waited_s, self.queue.name)
-            self._set_state(State.PLAYING, game)
-        if game != self.game or seq <= self.seq:
-            return False
-        if seq > self.seq + 1:  # an event was lost
-            self.resync()
-            return False
-        self.seq = seq
-        self.write(b'{"seq":%d,' % seq + body[1:])
-        if kind == "end":
-            self._set_state(State.ROOM if self.code else State.IDLE, over=game)
-        return True
-
-    def _on_lobby_event(self, kind: str, code: str, body: bytes) -> bool:
-        if kind == "replaced":
-            spawn(self.close(CLOSE_REPLACED, REPLACED))
-            return False
-        if kind == "revoked":
-            spawn(self._check_session())
-            return False
-        if self.buffered is not None:
-            self.buffered.append((kind, code, 0, body))
-            return False
-        if kind == "room":
-            if code != self.code:
-                return False
-        elif kind == "rematch":
-            if self.state not in ALLOWED["rematch"]:
-                return False
-        else:
-            if self.state is State.QUEUED:
-                count("tickets_cancelled", self.queue.name, "timeout")
-            self._set_state(State.IDLE, over=self.game or self.over)
-            self.code = ""
-        self.write(body)
-        return True
-
-    def mark_seen(self, question: str | int) -> None:
-        """Notes that a question was put to the player, who gets others in the next games."""
-        if self.queue.kind != "sandbox":
-            self.hub.redis.tell("SETBIT", Keys.seen(self.uid), question, 1)
-
-    def _set_state(self, state: State, game: str = "", over: str = "") -> None:
-        self.state = state
-        self.game = game
-        self.over = over
-        self.agreed = False
-        self.seq = 0
-        self.active_at = self.hub.loop.time()
-
-    # -- joining and resuming
+class Joining(Outlet):
+    """What a Connection does to join and to resume."""
 
     async def _arrive(self) -> None:
         """Joins the queue of the handshake."""
@@ -8535,8 +8883,12 @@ class Connection(Outlet):
         """Closes the connection if its session has ended. Raises Unavailable."""
         try:
             await self.hub.users.authenticate(self.token)
-        except Problem:
-            await self.close(CLOSE_UNAUTHENTICATED, "the session has ended")
+        except Problem as problem:
+            is_banned = problem.code == "banned"
+            await self.close(
+                CLOSE_BANNED if is_banned else CLOSE_UNAUTHENTICATED,
+                shorten_reason(problem.detail) if is_banned else "the session has ended",
+            )
 
     async def _join(self, queue: Queue, code: str = "") -> None:
         """Joins a queue or a room, or resumes the game that the player is in. Raises Refused.
@@ -8735,6 +9087,401 @@ class Connection(Outlet):
             await self._enter(game)
 
 
+# ---- connections ---------------------------------------------------------------------------------
+# A player's WebSocket on raw ASGI: what the phone sends, what it gets, and in which state it is.
+#
+# Invariants: messages are handled one after the other, all by Connection.on_text, whether they come
+# by ASGI or by the fast path of the protocols. Game state belongs to Redis: a connection keeps its
+# game's id and the `seq` of the last event, and asks for a snapshot after a gap. Every frame of a
+# phone takes from one allowance, also a ping, a pong or a fragment.
+# A player costs no task and no timer. Only a phone that does not read gets a task and an outbox.
+
+
+class Connection(Joining):
+    """A player's WebSocket."""
+
+    def __init__(
+        self, hub: Hub, number: str, admission: Admission, ratings: dict[str, float], send: Callable
+    ) -> None:
+        super().__init__(hub, send)
+        self.number = number
+        self.id = f"{hub.worker}.{number}"
+        self.admission = admission
+        self.queue, self.uid, self.turn, self.token, *_ = admission
+        self.app = str(admission.app or "")
+        self.code = ""  # of the room that the player is in
+        self.again = ""  # the game that the player may play again, after they have reconnected
+        self.agreed = False  # to play the last game again
+        self.ratings = ratings  # {queue: rating}, instead of the player's own
+
+        self.state = State.IDLE
+        self.game = ""
+        self.over = ""  # the last game, once it is over for this player
+        self.seq = 0
+        self.queued_at = 0.0
+        self.buffered: list[tuple] | None = None  # events that wait until a snapshot is sent
+        self.is_stale = False  # events may have been lost since what is under way was asked
+
+        self.allowance: float = hub.limits.message_burst  # messages, at the time allowed_at
+        self.allowed_at = hub.loop.time()
+        self.excess = 0  # messages beyond the allowance
+        self.bad = 0  # malformed messages
+        self.active_at = self.allowed_at
+
+        self.busy = True  # the ASGI loop handles a message, or the connection arrives
+        self.handling: asyncio.Task | None = None  # a message of the fast path that has to wait
+
+    @property
+    def _ids(self) -> dict:
+        """The ids of a log line. CONTEXT does not have them on the fast path and in events."""
+        return {"connection": self.id, "player": self.uid, "game": self.game}
+
+    # -- in
+
+    async def serve(self, receive: Callable) -> None:
+        """Takes the player to their queue or game, then handles messages until the end."""
+        try:
+            if self.wire is not None:
+                self.wire.listen(self)
+            await self._arrive()
+            self.busy = False
+            while (frame := await receive())["type"] == "websocket.receive":
+                self.busy = True
+                await self._on_frame(frame)
+                self.busy = False
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        if not self.closing:
+            count("closes", "gone")
+        self.closing = True
+        if self.wire is not None:
+            self.wire.listen(None)  # else the two would refer to each other: garbage
+        self.hub.remove(self)
+        spawn(self._depart())
+
+    async def _depart(self) -> None:
+        if self.handling is not None:
+            await asyncio.wait([self.handling])  # it may still join or enter a game
+        await self.hub.disconnected(self.uid, self.id, self.turn, self.queue.name)
+
+    def take(self, text: str) -> bool:
+        """Handles a text of the fast path. Returns False if the ASGI loop must do it later."""
+        if self.closing:
+            return True
+        if self.busy or self.handling is not None:
+            return False
+        waiting = self.on_text(text)
+        if waiting is not None:
+            self.handling = spawn(self._finish(waiting))
+        return True
+
+    def count_frame(self) -> bool:
+        """Counts a frame that is no message: a ping, a pong or a fragment.
+
+        Returns False beyond the limit. Then the connection closes, and must be offered no more.
+        """
+        self._take_allowance()
+        if self.excess <= self.hub.limits.message_burst:
+            return True
+        spawn(self.close(CLOSE_TOO_FAST, "too many frames"))
+        return False
+
+    async def _finish(self, waiting: Awaitable) -> None:
+        try:
+            await waiting
+        finally:
+            self.handling = None
+
+    async def _on_frame(self, frame: dict) -> None:
+        """Handles a frame of the ASGI loop, after the one that the fast path still handles."""
+        if self.handling is not None:
+            await asyncio.wait([self.handling])
+        if self.closing:
+            return
+        text = frame.get("text")
+        if text is None:
+            text = frame.get("bytes") or b""
+        waiting = self.on_text(text)
+        if waiting is not None:
+            await waiting
+
+    def on_text(self, text: str | bytes) -> Awaitable | None:
+        """Handles a message as far as it can without waiting; bytes are those of a binary frame.
+
+        Returns what the caller must await before the next message, or None.
+        """
+        limits = self.hub.limits
+        size = len(text) if isinstance(text, bytes) else len(text.encode())
+        if size > limits.message_bytes:
+            return self.close(CLOSE_TOO_BIG, f"a message has at most {limits.message_bytes} bytes")
+        allowed = self._take_allowance()
+        self.active_at = self.allowed_at
+        if self.excess > limits.message_burst:
+            return self.close(CLOSE_TOO_FAST, "too many messages")
+        mark: dict = {}
+        try:
+            message = parse_message(text)
+            mark = take_id(message)
+            if not allowed:
+                raise refusal("too_fast")
+            kind, values = self._validate(message)
+        except Refused as refused:
+            return self._refuse_message(refused, mark)
+        count("messages", kind)
+        return self._dispatch(kind, values, mark)
+
+    def _take_allowance(self) -> bool:
+        """Takes one frame from the token bucket. Returns False if it is empty."""
+        limits = self.hub.limits
+        now = self.hub.loop.time()
+        earned = (now - self.allowed_at) * limits.messages_per_second
+        self.allowance = min(limits.message_burst, self.allowance + earned)
+        self.allowed_at = now
+        if self.allowance < 1:
+            self.excess += 1
+            return False
+        self.allowance -= 1
+        if self.excess:
+            self.excess -= 1
+        return True
+
+    def _validate(self, message: dict) -> tuple[str, dict]:
+        """Returns the type and the fields of a message. Raises Refused."""
+        forms = self.hub.schema.messages
+        kind = message.pop("type", None)
+        if not isinstance(kind, str) or kind not in forms:
+            known = ", ".join(forms)
+            raise Refused("unknown_type", f"Unknown type {shorten(kind)}; expected one of {known}.")
+        values = forms[kind].load_fast(message)
+        if values is not None:
+            return kind, values
+        try:
+            return kind, forms[kind].load(message)
+        except marshmallow.ValidationError as error:
+            text = f"Some fields of {kind} are invalid."
+            raise Refused("invalid_message", text, error.messages) from None
+
+    def _refuse_message(self, refused: Refused, mark: dict) -> Awaitable | None:
+        """Refuses what is no valid message. Returns the close if there were too many."""
+        self._refuse(refused, mark)
+        if refused.code != "too_fast":
+            self.bad += 1
+        if self.bad > self.hub.limits.bad_messages:
+            return self.close(CLOSE_MALFORMED, "too many malformed messages")
+        return None
+
+    def _refuse(self, refused: Refused, mark: dict) -> None:
+        count("errors", refused.code)
+        error = {"type": "error", "code": refused.code, "message": str(refused)} | mark
+        if refused.errors:
+            error["errors"] = refused.errors
+        self.send(error)
+
+    def _dispatch(self, kind: str, values: dict, mark: dict) -> Awaitable | None:
+        """Hands a valid message to its handler, if it is legal in this state."""
+        allowed = ALLOWED.get(kind, RELAYED_IN)
+        if self.state not in allowed:
+            legal = " or ".join(allowed)
+            text = f"{kind} is legal while {legal}; this connection is {self.state}."
+            return self._refuse(Refused("wrong_state", text), mark)
+        if self.buffered is not None and kind in ("join", "leave"):  # the state may be out of date
+            return self._refuse(refusal("unavailable"), mark)
+        if kind == "answer":
+            return self._on_answer(values, mark)
+        if kind in self.hub.schema.relayed:
+            return self._guarded(self._relay(kind, values), mark)
+        if kind in HANDLED_IN_ROOMS:
+            return self._guarded(self._direct_room(kind, values), mark)
+        return self._guarded(getattr(self, f"_on_{kind}")(values), mark)
+
+    def _on_answer(self, values: dict, mark: dict) -> None:
+        """Sends an answer to Redis. The verdict arrives by callback: no task, no Future."""
+        if values.get("game", self.game) != self.game:
+            return self._refuse(refusal("wrong_game"), mark)
+        on_reply = functools.partial(self._on_judged, self.active_at, mark)
+        self.hub.games.answer(self.game, self.id, values["round"], values["choice"], on_reply)
+
+    def _on_judged(self, came_at: float, mark: dict, reply: str | Exception) -> None:
+        if reply == "ok":
+            count("answers")
+            observe("answer_seconds", self.hub.loop.time() - came_at)
+        elif isinstance(reply, Exception):
+            self._refuse(self._failure(reply), mark)
+        else:
+            self._refuse(refusal(reply), mark)
+
+    async def _guarded(self, work: Awaitable, mark: dict) -> None:
+        """Awaits a handler; answers with an error where it fails."""
+        try:
+            await work
+        except Refused as refused:
+            self._refuse(refused, mark)
+        except (Unavailable, hiredis.ReplyError) as error:
+            self._refuse(self._failure(error), mark)
+
+    def _failure(self, error: Exception) -> Refused:
+        """Returns the refusal for a failure of Redis. Logs what Redis calls our mistake."""
+        if not isinstance(error, Unavailable):
+            log.error("message failed", exc_info=error, extra=self._ids)
+        return refusal("unavailable")
+
+    async def _relay(self, kind: str, values: dict) -> None:
+        code = await self.hub.games.relay(self.game, self.id, kind, values)
+        if code != "ok":
+            raise refusal(code)
+
+    async def _on_check(self, values: dict) -> None:
+        if self.buffered is None:  # else a snapshot is under way
+            await self._enter(self.game)
+
+    async def _on_ping(self, values: dict) -> None:
+        key = Keys.game(self.game) if self.game else Keys.seats
+        server_ms = await self.hub.redis.time_ms(key)
+        self.send({"type": "pong", "server_ms": server_ms} | values)
+
+    async def _on_join(self, values: dict) -> None:
+        name = values.get("queue", self.queue.name)
+        if name not in self.hub.schema.queues:
+            raise refusal("unknown_queue")
+        if self.hub.draining:
+            return await self.close(CLOSE_RESTART, RESTART)
+        if await self._may_play(name):
+            self.over = self.over or self.again
+            await self._join(self.hub.schema.queues[name], values.get("code", ""))
+
+    async def _may_play(self, queue: str) -> bool:
+        """Raises Refused if the operator has closed a queue; closes if the app is too old."""
+        try:
+            self.hub.users.switches.refuse_play(queue, self.admission.app)
+        except Problem as problem:
+            if problem.code != "app_too_old":
+                raise Refused(problem.code, problem.detail) from None
+            await self.turn_away(problem)
+        return not self.closing
+
+    async def turn_away(self, problem: Problem) -> None:
+        """Takes a player who plays no game out of what the operator has closed."""
+        if problem.code == "app_too_old":
+            return await self.close(CLOSE_TOO_OLD, shorten_reason(problem.more["store"]))
+        if problem.code == "maintenance":
+            return await self.close(CLOSE_TRY_LATER, shorten_reason(problem.detail))
+        if self.state is not State.QUEUED:
+            return
+        queue = self.queue.name
+        outcome, _ = await self.hub.lobby.leave(queue, self.uid, self.id, False)
+        if outcome == "left" and self.state is State.QUEUED:
+            count("tickets_cancelled", queue, "closed")
+            self._set_state(State.IDLE, over=self.over)
+            self.send({"type": "cancelled", "queue": queue, "reason": "closed"})
+
+    async def _on_rematch(self, values: dict) -> None:
+        if values["accept"] and not await self._may_play(self.queue.name):
+            return
+        seat = await self.hub.lobby.seat_of(self.uid)
+        game = seat.party if seat else ""
+        self.agreed = values["accept"]  # before Redis has it: `start` may come first
+        outcome, *queue = await self.hub.games.rematches.answer(
+            game, self.uid, self.id, int(self.agreed), self.queue.name
+        )
+        if outcome == "rematch_over":
+            self.agreed = False
+            raise refusal(outcome)
+        self.queue = self.hub.schema.queues.get(*queue, self.queue)
+        if self.agreed and self.state is State.QUEUED:
+            self._await_rematch(game)
+
+    def _await_rematch(self, game: str) -> None:
+        """Lets `start` come without a ticket."""
+        self._set_state(State.IDLE, over=game)
+        self.agreed = True
+
+    async def _direct_room(self, kind: str, values: dict) -> None:
+        if not self.code:
+            raise refusal("not_in_room")
+        where = self.queue, self.code, self.uid, self.id
+        if kind == "begin":
+            if await self._may_play(self.queue.name):
+                await self.hub.rooms.begin(*where)
+        else:
+            await self.hub.rooms.direct(*where, kind, values)
+
+    async def _on_leave(self, values: dict) -> None:
+        outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
+        self.code = ""
+        if outcome == "game":
+            phase = await self.hub.games.leave(game, self.id, self.uid)
+            if phase in ("settle", "stale"):  # the end is on its way
+                return
+        else:
+            count("tickets_cancelled", self.queue.name, "left")
+        self._set_state(State.IDLE, over=game or "")
+        self.send({"type": "cancelled", "queue": self.queue.name, "reason": "left"})
+
+    # -- out
+
+    def on_event(self, kind: str, game: str, seq: int, body: bytes) -> bool:
+        """Handles an event from Redis. Returns whether the phone gets a message now."""
+        if game == "-" or kind in ("room", "rematch"):
+            return self._on_lobby_event(kind, game, body)
+        if self.buffered is not None:
+            self.buffered.append((kind, game, seq, body))
+            return False
+        if kind == "start" and (self.state in (State.QUEUED, State.ROOM) or self.agreed):
+            if self.state is State.QUEUED:
+                waited_s = self.hub.loop.time() - self.queued_at
+                observe("queue_wait_seconds", waited_s, self.queue.name)
+            self._set_state(State.PLAYING, game)
+        if game != self.game or seq <= self.seq:
+            return False
+        if seq > self.seq + 1:  # an event was lost
+            self.resync()
+            return False
+        self.seq = seq
+        self.write(b'{"seq":%d,' % seq + body[1:])
+        if kind == "end":
+            self._set_state(State.ROOM if self.code else State.IDLE, over=game)
+        return True
+
+    def _on_lobby_event(self, kind: str, code: str, body: bytes) -> bool:
+        if kind == "replaced":
+            spawn(self.close(CLOSE_REPLACED, REPLACED))
+            return False
+        if kind == "revoked":
+            spawn(self._check_session())
+            return False
+        if self.buffered is not None:
+            self.buffered.append((kind, code, 0, body))
+            return False
+        if kind == "room":
+            if code != self.code:
+                return False
+        elif kind == "rematch":
+            if self.state not in ALLOWED["rematch"]:
+                return False
+        else:
+            if self.state is State.QUEUED:
+                count("tickets_cancelled", self.queue.name, "timeout")
+            self._set_state(State.IDLE, over=self.game or self.over)
+            self.code = ""
+        self.write(body)
+        return True
+
+    def mark_seen(self, question: str | int) -> None:
+        """Notes that a question was put to the player, who gets others in the next games."""
+        if self.queue.kind != "sandbox":
+            self.hub.redis.tell("SETBIT", Keys.seen(self.uid), question, 1)
+
+    def _set_state(self, state: State, game: str = "", over: str = "") -> None:
+        self.state = state
+        self.game = game
+        self.over = over
+        self.agreed = False
+        self.seq = 0
+        self.active_at = self.hub.loop.time()
+
+
 # ---- hub -----------------------------------------------------------------------------------------
 # All connections of a worker: admits handshakes, delivers events, closes what is idle or not read,
 # drains the worker, and reaps the players of dead workers.
@@ -8750,9 +9497,12 @@ DEFAULT_PORTS = {"http": 80, "https": 443}
 CLOSE_POLICY = 1008  # RFC 6455: any refusal without a code of its own
 CLOSE_CODES = {  # {HTTP status of a problem: close code that says the same}
     401: CLOSE_UNAUTHENTICATED,
+    426: CLOSE_TOO_OLD,
     429: CLOSE_TOO_FAST,
     503: CLOSE_TRY_LATER,
 }
+MAX_REASON = 123  # bytes of the reason of a close. Source: RFC 6455, section 5.5
+NOTICES_PER_TURN = 100  # sockets that get a notice in one turn of the event loop
 
 
 class Admission(NamedTuple):
@@ -8764,6 +9514,7 @@ class Admission(NamedTuple):
     token: str
     code: str  # of a room, or ''
     network: str  # that limits count by
+    app: App | None
 
 
 class Origin(NamedTuple):
@@ -8821,6 +9572,8 @@ class Hub:
         self.loop = asyncio.get_running_loop()
         self.sockets: dict[str, Connection] = {}  # by their number, as events name it
         self.count = 0  # the last number
+        self.apps: Counter[str] = Counter()  # connections by app and version
+        self.told: list[dict] = []  # notices that all sockets have
         self.draining = False
         self.resyncs = asyncio.Semaphore(MAX_RESYNCS)
         self.admissions = asyncio.Semaphore(MAX_ADMISSIONS)
@@ -8842,12 +9595,15 @@ class Hub:
             return await deny(problem, scope, send, subprotocol)
         await send({"type": "websocket.accept", "subprotocol": subprotocol})
         connection = self._add(admission, scope.get("trivia.ticket_ratings", {}), send)
+        for notice in self.told:
+            connection.send(notice)
         await connection.serve(receive)
 
     def _add(self, admission: Admission, ratings: dict[str, float], send: Callable) -> Connection:
         self.count += 1
         connection = Connection(self, str(self.count), admission, ratings, send)
         self.sockets[connection.number] = connection
+        self.apps.update([connection.app] if connection.app else [])
         CONTEXT.set(CONTEXT.get() | {"connection": connection.id, "player": connection.uid})
         count("connects")
         log.debug("connected")
@@ -8869,9 +9625,51 @@ class Hub:
             uid, user = await self.users.authenticate(token, connects=True)
             await self.users.count_connection(uid)
             queue = await self._queue_at(scope["path"], uid)
-            code = dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("code", "")
+            query = dict(parse_qsl(scope["query_string"].decode("latin-1")))
+            app = App.parse(headers | {f"x-{name}": text for name, text in query.items()})
+            await self._check_switches(queue, app, uid)
             client, _ = scope.get("client") or ("", 0)
-            return Admission(queue, uid, int(user[":turn"]), token, code, network_of(client))
+            network = network_of(client)
+            code = query.get("code", "")
+            return Admission(queue, uid, int(user[":turn"]), token, code, network, app)
+
+    async def _check_switches(self, queue: Queue, app: App | None, uid: str) -> None:
+        """Raises Problem if the operator has closed this, unless the player is in a game."""
+        try:
+            self.users.switches.refuse_play(queue.name, app)
+        except Problem:
+            seat = await self.lobby.seat_of(uid)
+            if seat is None or seat.game == "-":
+                raise
+
+    def remove(self, connection: Connection) -> None:
+        """Forgets a connection that has ended."""
+        self.sockets.pop(connection.number, None)
+        if connection.app:
+            self.apps[connection.app] -= 1
+            if not self.apps[connection.app]:
+                del self.apps[connection.app]
+
+    # -- switches
+
+    async def obey(self, has_changed: bool) -> None:
+        """Tells all sockets what the operator has switched, and turns away who may not play."""
+        switches = self.users.switches
+        notices = switches.notices()
+        news = [notice for notice in notices if notice not in self.told]
+        self.told = notices
+        if not has_changed and not switches.in_maintenance():
+            return
+        for n, connection in enumerate(list(self.sockets.values()), 1):
+            for notice in news:
+                connection.send(notice)
+            if connection.state is not State.PLAYING:
+                try:
+                    switches.refuse_play(connection.queue.name, connection.admission.app)
+                except Problem as problem:
+                    spawn(connection.turn_away(problem))
+            if n % NOTICES_PER_TURN == 0:
+                await asyncio.sleep(0)
 
     @contextlib.asynccontextmanager
     async def _admission_slot(self) -> AsyncIterator[None]:
@@ -9032,6 +9830,11 @@ class Hub:
         await asyncio.gather(*(connection.close(CLOSE_IDLE, "idle") for connection in idle))
 
 
+def shorten_reason(text: str) -> str:
+    """Returns a text as the reason of a close, which has few bytes."""
+    return text.encode()[:MAX_REASON].decode(errors="ignore")
+
+
 def network_of(client: str) -> str:
     """Returns what limits count by: an IPv4 host, or the /64 network of an IPv6 host.
 
@@ -9085,12 +9888,15 @@ async def deny(
     """
     count("errors", problem.code)
     code = CLOSE_CODES.get(problem.status_code, CLOSE_POLICY)
+    if problem.code == "banned":
+        code = CLOSE_BANNED
+    reason = shorten_reason(problem.more.get("store") or problem.detail)
     is_handshake = scope["type"] == "websocket"
     can_respond = "websocket.http.response" in scope.get("extensions", {})
     is_browser = subprotocol is not None
     if (is_browser and code != CLOSE_POLICY) or (is_handshake and not can_respond):
         await send({"type": "websocket.accept", "subprotocol": subprotocol})
-        await send({"type": "websocket.close", "code": code, "reason": problem.detail})
+        await send({"type": "websocket.close", "code": code, "reason": reason})
         return
     response = problem.response()
     headers = {"content-type": PROBLEM_JSON, "content-length": str(len(response.body))}
@@ -9123,6 +9929,7 @@ class Call:
     token: str = ""
     body: dict = field(default_factory=dict)
     query: dict = field(default_factory=dict)
+    who: str = ""  # the operator, in a route with a role
     status: int = 0  # instead of that of the route
 
     @property
@@ -9147,6 +9954,7 @@ class Route:
     also: int = 0  # another status of success
     body_needed: bool = True  # otherwise an empty body stands for {}
     part: str = ""  # the route is there only if `sign_in` of the schema declares this
+    role: str = ""  # look or act: a route for operators, which is not in the documents
 
     @property
     def summary(self) -> str:
@@ -9161,8 +9969,9 @@ ROUTES: list[Route] = []
 
 
 def routes_of(schema: Schema) -> list[Route]:
-    """Returns the routes that a schema asks for."""
-    return [route for route in ROUTES if not route.part or route.part in schema.sign_in]
+    """Returns the routes for players that a schema asks for."""
+    routes = (route for route in ROUTES if not route.role)
+    return [route for route in routes if not route.part or route.part in schema.sign_in]
 
 
 def route(method: str, path: str, status: int, answer: str = "", **options: Any) -> Callable:
@@ -9674,7 +10483,9 @@ def endpoint(route: Route) -> Callable:
 
     async def handle(request: Request, **path: str) -> HTTPResponse | None:
         call = Call(request.app.ctx.server, request)
-        await identify_caller(call, route)
+        if not route.role:
+            call.server.users.switches.refuse_app(App.parse(request.headers))
+        await identify_caller(call, route, path)
         if route.query:
             call.query = read_query(request, call.server.forms[route.query])
         if route.body:
@@ -9722,9 +10533,11 @@ async def send_pieces(
         raise
 
 
-async def identify_caller(call: Call, route: Route) -> None:
+async def identify_caller(call: Call, route: Route, path: dict[str, str]) -> None:
     """Sets the caller's uid, user and token if the route takes them. Raises Problem."""
     header = call.request.headers.get("authorization", "")
+    if route.role:
+        return await identify_operator(call, route, path)
     if route.auth == "no" or (route.auth == "optional" and not header):
         return
     call.token = bearer(header)
@@ -9734,6 +10547,11 @@ async def identify_caller(call: Call, route: Route) -> None:
 
 def read_body(request: Request, form: Form) -> dict:
     """Returns the valid body of a request. Raises Problem."""
+    return load_form(form, read_object(request))
+
+
+def read_object(request: Request) -> dict:
+    """Returns the JSON object of a request's body. Raises Problem."""
     media_type = request.headers.get("content-type", "").partition(";")[0]
     if media_type.strip().lower() != JSON:
         raise Problem("unsupported_media_type")
@@ -9747,7 +10565,7 @@ def read_body(request: Request, form: Form) -> dict:
         raise Problem("bad_json", f"The body is not valid JSON: {error}.") from None
     if not isinstance(data, dict):
         raise Problem("bad_json", "The body must be a JSON object.")
-    return load_form(form, data)
+    return data
 
 
 def read_query(request: Request, form: Form) -> dict:
@@ -9773,6 +10591,75 @@ def load_form(form: Form, data: dict) -> dict:
         return form.load(data)
     except marshmallow.ValidationError as error:
         raise Problem("invalid", errors=error.messages) from None
+
+
+# ---- operator routes -----------------------------------------------------------------------------
+# The console over HTTP: what is in LOOKS and ACTS. Tokens give roles. TRIVIA_OPS_TOKEN looks. Those
+# of TRIVIA_OPS_ACT_TOKEN have names, which the audit log shows, and act as well.
+#
+# Invariant: whoever tries to act and may not is in the audit log, and nothing has changed.
+
+OPERATOR_NEEDED = "The operator's token is needed: Authorization: Bearer TRIVIA_OPS_TOKEN."
+DRY_RUN = Form({"dry_run": {"type": "integer", "enum": [0, 1]}})
+
+
+def operator_of(request: Request) -> tuple[str, str]:
+    """Returns (role, name) of who has the token of a request; ('', '') for nobody."""
+    given = _to_bytes(bearer(request.headers.get("authorization", "")))
+    found = "", ""
+    for named in ACT_TOKENS.split():
+        name, _, token = named.partition(":")
+        if hmac.compare_digest(given, _to_bytes(token)):
+            found = "act", name
+    if OPS_TOKEN and hmac.compare_digest(given, _to_bytes(OPS_TOKEN)) and not found[0]:
+        found = "look", "look"
+    return found
+
+
+def _to_bytes(text: str) -> bytes:
+    return text.encode(errors="surrogateescape")
+
+
+async def identify_operator(call: Call, route: Route, path: dict[str, str]) -> None:
+    """Sets who the operator is. Raises Problem for a token that lacks the role of the route."""
+    role, call.who = operator_of(call.request)
+    if role == "act" or role == route.role:
+        return
+    code = "forbidden" if role else "not_authenticated"
+    if route.role == "act":
+        await call.server.console.refuse(call.who or "-", unquote(path["name"]), code)
+    raise Problem(code, "" if role else OPERATOR_NEEDED)
+
+
+@route("GET", "/ops/console", 200, "Ops", role="look")
+async def read_console(call: Call) -> dict:
+    """Returns the tables of looks and acts, with the arguments of each."""
+    tables = {"looks": LOOKS, "acts": ACTS}
+    role, _ = operator_of(call.request)
+    return {"role": role} | {
+        kind: {
+            name: {"summary": entry.summary, "can_undo": bool(entry.undo)}
+            | {"arguments": entry.form.json_schema()}
+            for name, entry in table.items()
+        }
+        for kind, table in tables.items()
+    }
+
+
+@route("GET", "/ops/look/{name}", 200, "Ops", role="look")
+async def read_look(call: Call, name: str) -> dict:
+    """Returns a look of the console."""
+    if name not in LOOKS:
+        raise Problem("not_found", f"There is no such look; expected one of {', '.join(LOOKS)}")
+    return await call.server.console.show(name, read_query(call.request, LOOKS[name].form))
+
+
+@route("POST", "/ops/act/{name}", 200, "Ops", role="act")
+async def do_act(call: Call, name: str) -> dict | AsyncIterator[str]:
+    """Does an act of the console; with ?dry_run=1 it only tells what it would do."""
+    is_dry = bool(read_query(call.request, DRY_RUN).get("dry_run"))
+    data = read_object(call.request) if call.request.body else {}
+    return await call.server.console.perform(call.who, name, data, is_dry)
 
 
 # ---- documents -----------------------------------------------------------------------------------
@@ -9805,6 +10692,8 @@ CLOSES = {  # {close code: (name, what a client should know)}
     CLOSE_TRY_LATER: ("try later", "The server can't serve this client now. Reconnect later."),
     CLOSE_MALFORMED: ("malformed", "Too many malformed messages."),
     CLOSE_UNAUTHENTICATED: ("not authenticated", "The session is over. Sign in again."),
+    CLOSE_BANNED: ("banned", "The account is banned. Don't reconnect; an HTTP request tells why."),
+    CLOSE_TOO_OLD: ("too old", "The app is too old. The reason is the address of a new one."),
     CLOSE_IDLE: ("idle", "Too long silent outside of queues and games. Connect to play again."),
     CLOSE_REPLACED: ("replaced", "The player connected elsewhere. Don't reconnect."),
     CLOSE_TOO_BIG: ("too big", "A message was too big."),
@@ -9891,7 +10780,12 @@ def _problem_component(schema: Schema) -> dict:
         "guest": _ref("Player"),
         "account": _ref("Player"),
     }
-    return _object_of(properties | merge, optional=("errors", *merge))
+    more = {
+        "until_ms": _INTEGER | {"description": "End of a ban, in ms since 1970; 0: it has none."},
+        "reason": _STRING | {"description": "Of a ban."},
+        "store": _STRING | {"description": "Where a new version of the app is."},
+    }
+    return _object_of(properties | merge | more, optional=("errors", *merge, *more))
 
 
 def _game_components() -> dict[str, dict]:
@@ -9899,7 +10793,7 @@ def _game_components() -> dict[str, dict]:
         "id": _STRING,
         "queue": _STRING,
         "ended_ms": _INTEGER | {"description": "Milliseconds since 1970."},
-        "reason": {"enum": ["finished", "forfeit", "abandoned"]},
+        "reason": {"enum": ["finished", "forfeit", "abandoned", "stopped", "void"]},
         "ranking": _list_of(_ranking_row()),
     }
     page = {"games": _list_of(_ref("GameSummary")), "cursor": _STRING_OR_NULL}
@@ -9979,6 +10873,7 @@ def _export_component() -> dict:
     export = {
         "user": _ref("User"),
         "sessions": _list_of(_object_of({"expires_at": _EPOCH_SECONDS})),
+        "ban": {"oneOf": [_object_of({"until_ms": _INTEGER, "reason": _STRING}), {"type": "null"}]},
         "games": _list_of(_ref("GameRecord")),
         "questions_seen": _list_of(_STRING),
     }
@@ -10143,13 +11038,13 @@ def _responses(route: Route, schema: Schema) -> dict[str, dict]:
 
 def _problem_codes(route: Route) -> list[str]:
     """Returns the codes that a route can answer with, each once."""
-    codes = ["bad_request", "unavailable", "internal", *route.problems]
+    codes = ["bad_request", "app_too_old", "unavailable", "internal", *route.problems]
     if route.body:
         codes += ["bad_json", "body_timeout", "too_large", "unsupported_media_type", "invalid"]
     if route.query:
         codes.append("invalid")
     if route.auth != "no":
-        codes.append("not_authenticated")
+        codes += ["not_authenticated", "banned"]
     return list(dict.fromkeys(codes))
 
 
@@ -10171,7 +11066,7 @@ def error_codes(schema: Schema) -> list[str]:
 
 def problem_codes(schema: Schema) -> list[str]:
     """Returns every code of a problem of HTTP."""
-    codes = [code for code in PROBLEMS if code != "taken"]
+    codes = [code for code in PROBLEMS if code not in ("taken", *OPERATOR_CODES)]
     return codes + [f"{name}_taken" for name in schema.unique]
 
 
@@ -10184,7 +11079,8 @@ def asyncapi(schema: Schema) -> dict:
     sign_in = (
         "Connecting joins a queue, or resumes the game in progress. Sign in with the header "
         "`Authorization: Bearer TOKEN`, or from a browser with the subprotocols "
-        f"`{SUBPROTOCOL}` and `bearer.TOKEN`. Frames are text, of JSON. "
+        f"`{SUBPROTOCOL}` and `bearer.TOKEN`. Apps add `app` and `version` to the query. "
+        "Frames are text, of JSON. "
         "The schema `CloseCode` has the codes with which the server closes."
     )
     document = {
@@ -10318,6 +11214,7 @@ def _channel_operation(action: str, queue: str, messages: dict[str, dict], prefi
 # To add background work: an entry in Server._background_work.
 
 ADD_AT_ONCE = 500  # metrics that one call adds: about 1 ms of Redis
+MAX_APPS = 100  # versions of apps that a worker reports
 DROP_LIBRARIES_S = 60  # between two looks for function libraries that no worker uses
 EMBEDDED_ATTEMPTS = 3  # the last worker of another run may just stop the embedded server
 
@@ -10331,10 +11228,11 @@ def open_redis(worker: str, on_events: Callable[[list[str]], None]) -> Redis:
 class Server:
     """A worker: its connection to Redis, its parts and its background work."""
 
-    def __init__(self, schema: Schema) -> None:
+    def __init__(self, schema: Schema, worker: str = "") -> None:
+        """Without the name of a worker it serves nobody: it is part of a command."""
         self.schema = schema
         self.forms = forms(schema)
-        self.worker = secrets.token_hex(5)
+        self.worker = worker
         self.redis = open_redis(self.worker, self._on_events)
         self.redis.may_migrate = True
         self.bank = Bank(self.redis, schema)
@@ -10356,6 +11254,8 @@ class Server:
         self.stored_schema = StoredSchema(self.redis, schema, self.users, self.lobby)
         parts = self.redis, schema, self.users, self.lobby, self.games
         self.hub = Hub(self.worker, *parts, wire_of, self.rooms)
+        self.switches = self.users.switches
+        self.console = Console(self)
         self.background: list[asyncio.Task] = []
 
     # -- start and stop
@@ -10396,6 +11296,7 @@ class Server:
                 await self.bank.add_shipped()
                 await self.bank.load()
                 self.bank.check()
+                await self.switches.load()
                 await self.lobby.heartbeat()
                 await self.lobby.heartbeat()  # tells the others which shards the first one added
                 self.games.kept_days = await self.stored_schema.mark()
@@ -10415,6 +11316,7 @@ class Server:
             _forever(LOBBY_TICK_S, self.lobby.run_due),
             _forever(HEARTBEAT_S, self._heartbeat),
             _forever(HEARTBEAT_S, self._feed_watchdog),
+            _forever(HEARTBEAT_S, self._read_switches),
             _forever(SWEEP_S, self.hub.sweep),
             _forever(METRICS_S, self._add_up),
             _forever(EXPIRE_GUESTS_S, self.guests.expire),
@@ -10428,7 +11330,7 @@ class Server:
         """Ends the background work and disconnects from Redis."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CALL_SECONDS):
-                await self._finish_other_tasks()
+                await self.finish_other_tasks()
         for task in self.background:
             task.cancel()
         await asyncio.gather(*self.background, return_exceptions=True)
@@ -10437,7 +11339,7 @@ class Server:
                 await self._say_goodbye()
         await self.redis.close()
 
-    async def _finish_other_tasks(self) -> None:
+    async def finish_other_tasks(self) -> None:
         """Waits, for example, until the connections that just closed are reported to the lobby."""
         while others := _tasks - set(self.background):
             await asyncio.wait(others)
@@ -10453,6 +11355,8 @@ class Server:
         for payload in payloads:
             if payload.startswith("bank "):
                 spawn(self.bank.load())
+            elif payload.startswith("switch "):
+                spawn(self._read_switches())
             else:
                 self.hub.deliver(payload)
 
@@ -10463,6 +11367,9 @@ class Server:
             spawn(self.bank.load())
 
     # -- background work
+
+    async def _read_switches(self) -> None:
+        await self.hub.obey(await self.switches.load())
 
     async def _heartbeat(self) -> None:
         known, dead = await self.lobby.heartbeat()
@@ -10491,6 +11398,9 @@ class Server:
             await self._add_portion(portion)
         load = load_now(len(self.hub.sockets))
         await self.redis.call("HSET", Keys.loads, self.worker, load)
+        if self.hub.apps:
+            apps = dict(self.hub.apps.most_common(MAX_APPS))
+            await self.redis.call("HSET", Keys.apps, self.worker, dumps(apps))
 
     async def _add_portion(self, portion: dict[tuple, float]) -> None:
         arguments: list[str | float] = []
@@ -10694,7 +11604,7 @@ class Trivia(Sanic):
 
     async def _start(self) -> None:
         adapt_uvicorn()
-        server = Server(self.ctx.schema)
+        server = Server(self.ctx.schema, secrets.token_hex(5))
         try:
             await server.start()
         except BaseException:
@@ -10904,7 +11814,7 @@ def add_extension(app: Trivia) -> None:
     """
     app.config.MOTD = False
     app.config.CORS_ORIGINS = ",".join(as_browsers_write(app.ctx.schema.origins))
-    app.config.CORS_ALLOW_HEADERS = "authorization,content-type"
+    app.config.CORS_ALLOW_HEADERS = "authorization,content-type,x-app,x-version"
     app.config.CORS_EXPOSE_HEADERS = "retry-after,x-request-id"
     app.config.HTTP_AUTO_OPTIONS = True
     Extend(app, extensions=[HTTPExtension], built_in_extensions=False)
@@ -10929,10 +11839,13 @@ def close_signal_router(app: Sanic) -> None:
 
 def add_routes(app: Trivia) -> None:
     """Adds the HTTP interface, and /metrics if there is an operator's token."""
-    for route in routes_of(app.ctx.schema):
+    routes = routes_of(app.ctx.schema)
+    if OPS_TOKEN or ACT_TOKENS:
+        routes += [route for route in ROUTES if route.role]
+    for route in routes:
         path = re.sub(r"{(\w+)}", r"<\1:str>", route.path)
         add_route(app, path, route.name, endpoint(route), route.method)
-    if OPS_TOKEN:
+    if OPS_TOKEN or ACT_TOKENS:
         add_route(app, "/metrics", "metrics", metrics)
 
 
@@ -10988,7 +11901,7 @@ def add_pages(app: Trivia) -> None:
     offer = dumps(sign_in_offer(app.ctx.schema)).replace("<", "\\u003c")
     page = page.replace('type="application/json">{}<', f'type="application/json">{offer}<')
     add_content(app, "/", "play", page, HTML)
-    if OPS_TOKEN:
+    if OPS_TOKEN or ACT_TOKENS:
         add_content(app, "/ops", "ops", (PAGES / "ops.html").read_text("utf-8"), HTML)
 
 
@@ -11000,16 +11913,10 @@ async def metrics(request: Request) -> HTTPResponse:
 
     It always needs the token: a request of this host can't be told from one that came over a proxy.
     """
-    given = bearer(request.headers.get("authorization", ""))
-    if not hmac.compare_digest(_to_bytes(given), _to_bytes(OPS_TOKEN)):
-        text = "The operator's token is needed: Authorization: Bearer TRIVIA_OPS_TOKEN."
-        raise Problem("not_authenticated", text)
+    if not operator_of(request)[0]:
+        raise Problem("not_authenticated", OPERATOR_NEEDED)
     page = await request.app.ctx.server.metrics()
     return HTTPResponse(page, 200, {"cache-control": "no-store"}, CONTENT_TYPE_LATEST)
-
-
-def _to_bytes(text: str) -> bytes:
-    return text.encode(errors="surrogateescape")
 
 
 # -- listeners and middleware
@@ -11997,8 +12904,8 @@ def preloaded(library: Path) -> dict[str, str]:
 
 # ---- commands ------------------------------------------------------------------------------------
 # The command line: python trivia.py [run | check | client | import | user | doctor | backup |
-# restore | repair | erase]. A command prints its result and exits with 0, or with 1 and one line
-# that says what is wrong: Fatal.
+# restore | repair | erase | ops]. A command prints its result and exits with 0, or with 1 and one
+# line that says what is wrong: Fatal.
 #
 # Invariants: a command stops the embedded server that it started. Commands that use Redis load
 # trivia.lua and check the format of the data first, as a worker does.
@@ -12021,13 +12928,16 @@ def command_line() -> argparse.ArgumentParser:
         prog="trivia.py", description="A backend for online trivia games."
     )
     parser.add_argument("--version", action="version", version=f"trivia {VERSION}")
-    names = "run | check | client | import | user | doctor | backup | restore | repair | erase"
+    names = (
+        "run | check | client | import | user | doctor | backup | restore | repair | erase | ops"
+    )
     commands = parser.add_subparsers(metavar=names)
     run = commands.add_parser("run", help="serve (the default)")
     for target in (parser, run):
         add_serve_options(target)
     add_file_commands(commands)
     add_host_commands(commands)
+    add_console_command(commands)
     return parser
 
 
@@ -12087,6 +12997,25 @@ def add_host_commands(commands: argparse._SubParsersAction) -> None:
     gone = commands.add_parser("erase", help="erase accounts")
     gone.add_argument("uids", nargs="+", metavar="UID", help="`player` in the log")
     gone.set_defaults(run=lambda options: sys.exit(asyncio.run(erase_accounts(options.uids))))
+
+
+def add_console_command(commands: argparse._SubParsersAction) -> None:
+    """Adds `ops`."""
+    lists = [
+        f"  {name:15} {entry.summary}\n{'':18}{' '.join(f'{field}=' for field in entry.form.rules)}"
+        for table in (LOOKS, ACTS)
+        for name, entry in table.items()
+    ]
+    ops = commands.add_parser(
+        "ops",
+        help="look and act as an operator",
+        epilog="\n".join(lists),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ops.add_argument("name", metavar="NAME", choices=[*LOOKS, *ACTS], help="a look or an act")
+    ops.add_argument("arguments", nargs="*", metavar="ARGUMENT=VALUE")
+    ops.add_argument("--dry-run", action="store_true", help="tell what an act would do")
+    ops.set_defaults(run=lambda options: asyncio.run(operate(options)))
 
 
 def run_import(options: argparse.Namespace) -> None:
@@ -12222,6 +13151,47 @@ async def give_code(name: str) -> None:
     finally:
         await redis.close()
     print(f"{name}: the code {code} sets a new password within {CODE_MINUTES} minutes")
+
+
+async def operate(options: argparse.Namespace) -> None:
+    """Prints a look, or what an act has done. Raises Fatal."""
+    entry = LOOKS.get(options.name) or ACTS[options.name]
+    data = dict(read_argument(entry.form, text) for text in options.arguments)
+    server = Server(Schema(read_schema(SCHEMA_FILE)))
+    try:
+        await server.redis.connect()
+        await server.bank.load()
+        if entry.name in LOOKS:
+            found = await server.console.show(entry.name, data)
+        else:
+            found = await server.console.perform(operator_here(), entry.name, data, options.dry_run)
+        if isinstance(found, AsyncIterator):
+            found = json.loads("".join([piece async for piece in found]))
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+        await server.finish_other_tasks()  # such as the settlement of a game
+    except Problem as problem:
+        wrong = [f"{name}: {' '.join(texts)}" for name, texts in (problem.errors or {}).items()]
+        raise Fatal(f"ops {entry.name}: {'; '.join(wrong) or problem.detail}") from None
+    except Unavailable as error:
+        raise Fatal(str(error)) from None
+    finally:
+        await server.redis.close()
+
+
+def operator_here() -> str:
+    """Returns the name that the audit log shows for who runs a command."""
+    name = os.environ.get("SUDO_USER") or os.environ.get("USER") or str(os.getuid())
+    return f"{name[:40]}@shell"
+
+
+def read_argument(form: Form, text: str) -> tuple[str, Any]:
+    """Parses ARGUMENT=VALUE by the type of the argument. Raises Fatal."""
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise Fatal(f"ops: found {shorten(text)}; expected ARGUMENT=VALUE")
+    if form.rules.get(name, {}).get("type") == "boolean":
+        return name, {"true": True, "false": False}.get(value, value)
+    return name, query_value(form, name, [value])
 
 
 # -- Redis, for commands

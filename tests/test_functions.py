@@ -65,6 +65,7 @@ GAME_FUNCTIONS = {
     "advance",
     "answer",
     "exit_game",
+    "stop_game",
     "enter_game",
     "relay",
     "finish_game",
@@ -114,6 +115,9 @@ class Store(Valkey):
 
     def run_exit_game(self, keys, *args):
         return without_events(self.call("exit_game", keys, *args), value_of)
+
+    def run_stop_game(self, keys, *args):
+        return value_of(self.call("stop_game", keys, *args))
 
     def run_finish_game(self, keys, caller, ranking, ttl, erased):
         return self.call("finish_game", keys, caller, ranking, ttl, *erased.split())
@@ -356,7 +360,7 @@ def test_the_python_around_each_function_passes_what_its_contract_declares(playe
             assert len(given) >= len(fixed), (name, given)
             assert "..." in listed or len(given) == len(fixed), (name, given)
         seen.add(name)
-    assert set(REGISTERED) - seen <= {"begin_format"} | SIGN_IN
+    assert set(REGISTERED) - seen <= {"begin_format"} | SIGN_IN | CONSOLE
 
 
 # What test_sign_in.py calls: it has a provider of identities and a mail server.
@@ -375,6 +379,9 @@ SIGN_IN = {
     "try_code",
     "unlink_identity",
 }
+# What test_console.py calls.
+CONSOLE = {"set_switch", "stop_game"}
+CONSOLE_KEYS = {"apps:{metrics}", "switches:{ops}", "audit:{ops}", "refused:{ops}"}
 SIGN_IN_KEYS = {
     "codes:{UID}",
     "chores:{chores}",
@@ -2464,6 +2471,31 @@ def test_an_exit_from_a_game_that_is_over_is_stale(worker, game, phase):
     assert untouched(game, lambda: game.exit(1, 1)) == "stale" and worker.events() == []
 
 
+@pytest.mark.parametrize("reason", ["stopped", "void"])
+def test_a_game_is_stopped_once_and_for_one_reason(worker, game, reason):
+    game.to_round(1)
+    worker.events()
+    assert game.run("stop_game", reason) == "settle"
+    assert (game.phase, game.reason) == ("settle", reason) and int(game.ended) > 0
+    assert untouched(game, lambda: game.run("stop_game", "other")) == "stale"
+    game.set(phase="end")
+    assert untouched(game, lambda: game.run("stop_game", reason)) == "stale"
+    assert worker.events() == []
+
+
+def test_a_switch_is_set_only_as_it_was_read(store):
+    key = Keys.switches
+    assert store.call("set_switch", (key,), "queue q", "", '{"text":"a"}') == 1
+    assert store.call("set_switch", (key,), "queue q", "", '{"text":"b"}') == 0
+    assert store.call("set_switch", (key,), "queue q", '{"text":"a"}', '{"text":"b"}') == 1
+    assert store.client.hgetall(key) == {"queue q": '{"text":"b"}'}
+    assert store.call("set_switch", (key,), "queue q", '{"text":"b"}', "") == 1
+    assert not store.client.exists(key)
+    switch = lambda n: store.call("set_switch", (key,), "registration", "", f'{{"text":"{n}"}}')
+    assert sorted(at_once(8, switch)) == [0] * 7 + [1]
+    store.client.delete(key)
+
+
 def entered(reply):
     assert reply[0] == "ok"
     return flat({"plan": reply[2], "state": reply[3]})
@@ -3006,7 +3038,7 @@ def played():
 def test_every_row_of_the_key_table_was_met_and_every_key_is_documented(played):
     met = {table_row(key) for sample in played.samples.values() for key in sample}
     brief = {"forming:{lobby}", "erasures:{lobby}", "erased:{UID}"}  # they last some milliseconds
-    assert met | brief | SIGN_IN_KEYS == TABLE.keys()
+    assert met | brief | SIGN_IN_KEYS | CONSOLE_KEYS == TABLE.keys()
 
 
 def test_keys_have_the_type_and_the_content_that_the_table_says(played):

@@ -18,7 +18,8 @@ expect.set_options(timeout=20_000)
 TOKEN = "an operator's token: not for phones".replace(" ", "-")
 WRONG = "another-token-of-good-length"
 WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 360, "height": 740}
-OPEN = {"TRIVIA_OPS_TOKEN": TOKEN}
+ACTS = "an-operator-who-acts-has-this-one"
+OPEN = {"TRIVIA_OPS_TOKEN": TOKEN, "TRIVIA_OPS_ACT_TOKEN": f"ann:{ACTS}"}
 SHOTS = os.environ.get("TRIVIA_SHOTS")  # a folder for screenshots, to look at
 PAGE, DASHBOARD = ROOT / "pages" / "ops.html", ROOT / "examples" / "grafana.json"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -119,7 +120,7 @@ class Desk:
         kept = self.page.evaluate("Object.keys(localStorage)"), self.context.cookies()
         self.context.close()
         assert not self.troubles, self.troubles
-        assert not any(token in text for token in (TOKEN, WRONG) for text in told)
+        assert not any(token in text for token in (TOKEN, ACTS, WRONG) for text in told)
         assert kept == ([], [])
 
 
@@ -333,6 +334,61 @@ def test_a_hidden_tab_asks_for_nothing(watched, open_desk):
     with desk.page.expect_request("**/metrics"):
         desk.page.evaluate(turn, False)
     expect(desk.page.get_by_role("status").first).to_contain_text("Live.")
+
+
+def do(desk, box, name, **fields):
+    """Fills in the form of an act, looks at what it would do, and confirms."""
+    form = desk.page.locator(f"#{box} details:has(> summary:text-is('{name}'))").first
+    form.locator("summary").click()
+    for label, value in fields.items():
+        field = form.locator(f"[name={label}]")
+        field.check() if value is True else field.fill(value)
+    form.get_by_role("button", name=f"Preview {name}").click()
+    expect(form.locator("output")).to_contain_text("Would concern")
+    form.get_by_role("button", name=f"Confirm {name}").click()
+    expect(desk.page.locator("#answer")).to_contain_text(f"{name}: Done.")
+
+
+def test_an_operator_finds_a_player_bans_them_undoes_it_and_announces_maintenance(
+    watched, open_desk
+):
+    ann, bob = watched.phone(queue="party"), watched.phone(queue="party")
+    desk = open_desk(watched).sign_in(ACTS).live()
+    page = desk.page
+    page.get_by_label("Player", exact=True).fill("nobody-of-this-name")
+    page.get_by_role("button", name="Find").click()
+    expect(page.locator("#answer")).to_have_text("There is no such player.")
+    page.get_by_label("Player", exact=True).fill(ann.session["user"]["email"])
+    page.get_by_role("button", name="Find").click()
+    expect(page.get_by_role("table", name=ann.name, exact=True)).to_contain_text("party")
+    do(desk, "card", "ban", reason="insults", hours="2")
+    ann.expect_close(4403)
+    expect(page.locator("#card")).to_contain_text("insults")
+    desk.check_width("banned")
+    page.locator("#audit tr").filter(has_text="ban ").first.get_by_role(
+        "button", name="Undo"
+    ).click()
+    expect(page.locator("#answer")).to_have_text("ban: undone.")
+    ann.connect().expect("queued")
+    do(desk, "switches", "maintenance", closed=True, text="We move.", seconds="3600")
+    for phone in (ann, bob):
+        assert phone.expect("notice")["text"] == "We move."
+    page.locator("#audit tr").filter(has_text="maintenance").first.get_by_role(
+        "button", name="Undo"
+    ).click()
+    expect(page.locator("#answer")).to_have_text("maintenance: undone.")
+    ann.drop(), bob.drop()
+
+
+def test_who_only_looks_sees_no_form_of_an_act(watched, open_desk):
+    phone = watched.phone(queue="party")
+    desk = open_desk(watched, PHONE).sign_in().live()
+    desk.page.get_by_label("Player", exact=True).fill(phone.name)
+    desk.page.get_by_role("button", name="Find").click()
+    expect(desk.page.get_by_role("table", name=phone.name, exact=True)).to_be_visible()
+    expect(desk.page.locator("#console details")).to_have_count(0)
+    desk.check_width("looks")
+    phone.drop()
 
 
 def named(text):

@@ -142,7 +142,7 @@ def test_the_user_reaches_the_keys_and_channels_of_the_key_table():
         if not key.startswith("worker:")
     }
     assert len(patterns) >= 25 and patterns == KEYS
-    assert {"worker:*", trivia.Keys.bank_channel} == CHANNELS
+    assert {"worker:*", trivia.Keys.bank_channel, trivia.Keys.ops_channel} == CHANNELS
 
 
 def refused(app, *command):

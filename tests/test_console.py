@@ -1,0 +1,471 @@
+"""The operator's console: what it shows and does, by whom, on all workers, and what is in its log."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from conftest import PASSWORD, ROOT, Server, edited_schema, unique_name, wait_until
+
+LOOKS, ACTS = "token-that-looks-only", "token-that-acts-too"
+OPEN = {
+    "TRIVIA_OPS_TOKEN": LOOKS,
+    "TRIVIA_OPS_ACT_TOKEN": f"ann:{ACTS} bob:another-token-that-acts",
+}
+STORE = "https://example.org/store"
+
+
+@pytest.fixture(scope="module")
+def desk():
+    """A server of two workers that operators may act on."""
+    running = Server(edited_schema(answer_seconds=60), workers=2, env=OPEN)
+    try:
+        yield running.start()
+    finally:
+        running.close()
+
+
+def act(server, name, /, dry=False, token=ACTS, **arguments):
+    path = f"/ops/act/{name}" + "?dry_run=1" * dry
+    return server.http("POST", path, arguments, token)
+
+
+def done(server, name, /, **arguments):
+    answer = act(server, name, **arguments)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def look(server, name, query="", token=LOOKS):
+    return server.http("GET", f"/ops/look/{name}{query}", token=token)
+
+
+def audit(server):
+    return look(server, "audit").json
+
+
+def undone(server, entry):
+    return done(server, "undo", entry=entry)
+
+
+def login(server, phone):
+    return server.http("POST", "/auth/login", {"login": phone.name, "password": PASSWORD})
+
+
+def idle_phones(server, count):
+    """So many that each of two workers has some, almost surely; they wait in a queue for one game."""
+    return [server.phone(queue="party") for _ in range(count)]
+
+
+def refused_handshake(phone):
+    with pytest.raises(InvalidStatus) as caught:
+        phone.connect()
+    return caught.value.response.status_code, json.loads(caught.value.response.body)
+
+
+# ---- roles
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize(
+    ("token", "status"), [(None, 401), ("wrong-token-of-good-length", 401), (LOOKS, 403)]
+)
+def test_who_lacks_the_role_changes_nothing_and_an_attempt_to_act_is_logged(
+    desk, method, token, status
+):
+    player = desk.register()["user"]["username"]
+    if method == "GET":
+        paths = [
+            "console",
+            *(f"look/{name}" for name in ("audit", "player", "switches", "nowhere")),
+        ]
+        for path in paths if token != LOOKS else []:
+            desk.http("GET", f"/ops/{path}", token=token).refused(401, "not_authenticated")
+        return
+    names = desk.http("GET", "/ops/console", token=LOOKS).json["acts"]
+    before = len(audit(desk)["acts"])
+    for name in names:
+        code = "forbidden" if status == 403 else "not_authenticated"
+        act(desk, name, token=token, player=player, closed=True).refused(status, code)
+        attempt = audit(desk)["refused"][0]
+        assert (attempt["act"], attempt["code"]) == (name, code)
+        assert attempt["who"] == ("look" if token == LOOKS else "-")
+    assert len(audit(desk)["acts"]) == before
+    assert look(desk, "switches").json["switches"] == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "status", "code"),
+    [
+        ("nothing", {}, 404, "not_found"),
+        ("ban", {"player": "nobody-of-this-name"}, 404, "not_found"),
+        ("ban", {}, 422, "invalid"),
+        ("ban", {"player": "x", "hours": 0}, 422, "invalid"),
+        ("ban", {"player": "x", "much": 1}, 422, "invalid"),
+        ("void_game", {"game": "00abcdefghij"}, 404, "not_found"),
+        ("void_game", {"game": "../../etc/pw"}, 422, "invalid"),
+        ("end_game", {"game": "zzabcdefghij"}, 404, "not_found"),
+        ("queue", {"queue": "nowhere", "closed": True}, 404, "not_found"),
+        ("version", {"app": "a", "least": "1.0"}, 422, "invalid"),
+        ("version", {"app": "a b", "least": "1.0", "store": STORE}, 422, "invalid"),
+        ("undo", {"entry": "1-1"}, 404, "not_found"),
+        ("undo", {"entry": "0"}, 422, "invalid"),
+    ],
+)
+def test_what_is_wrong_is_refused_and_logged(desk, name, arguments, status, code):
+    before = len(audit(desk)["acts"])
+    act(desk, name, **arguments).refused(status, code)
+    found = audit(desk)
+    assert len(found["acts"]) == before
+    assert (found["refused"][0]["act"], found["refused"][0]["code"]) == (name, code)
+    assert found["refused"][0]["who"] == "ann"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("nowhere", 404),
+        ("player?player=nobody-of-this-name", 404),
+        ("game?game=00abcdefghij", 404),
+        ("game?game=x", 422),
+        ("player", 422),
+        ("audit?before=x", 422),
+    ],
+)
+def test_a_look_at_what_is_not_there_is_refused(desk, path, status):
+    assert look(desk, path).status == status
+
+
+# ---- players
+
+
+def test_a_player_is_found_by_name_address_and_id(desk):
+    ann, bob = desk.pair()
+    card = look(desk, "player", f"?player={ann.name}").json
+    assert card["user"]["username"] == ann.name and card["ban"] is None
+    assert card["seat"]["connected"] and len(card["sessions"]) == 1
+    for text in (card["id"], ann.name.upper(), card["user"]["email"]):
+        assert look(desk, "player", f"?player={text}").json["id"] == card["id"]
+    games = look(desk, "running_games").json["games"]
+    [game] = [game for game in games if game["id"] == card["seat"]["game"]]
+    assert {player["name"] for player in game["players"]} == {ann.name, bob.name}
+    ann.drop(), bob.drop()
+
+
+def test_a_ban_closes_the_socket_and_refuses_to_sign_in_until_it_is_undone(desk):
+    phones = idle_phones(desk, 4)
+    for phone in phones:
+        dry = act(desk, "ban", dry=True, player=phone.name).json
+        assert dry["players"] == 1 and "entry" not in dry
+        banned = done(desk, "ban", player=phone.name, reason="insults", hours=2)
+        phone.expect_close(4403)
+        until_ms = int(banned["after"][":ban"].split(" ")[0])
+        assert 0 < until_ms / 1000 - time.time() < 7300
+        for answer in (login(desk, phone), desk.http("GET", "/users/me", token=phone.token)):
+            problem = answer.refused(403, "banned")
+            assert problem["until_ms"] == until_ms and problem["reason"] == "insults"
+        assert refused_handshake(phone)[0] == 403
+        entry = audit(desk)["acts"][0]
+        assert (entry["who"], entry["act"], entry["outcome"]) == ("ann", "ban", "done")
+        assert entry["before"] == {":ban": None} and entry["after"] == banned["after"]
+        undone(desk, banned["entry"])
+        assert login(desk, phone).status == 200
+        phone.connect().expect("queued")
+        act(desk, "undo", entry=banned["entry"]).refused(409, "changed_meanwhile")
+        phone.drop()
+
+
+def test_a_browser_that_is_banned_gets_the_close_code(desk):
+    session = desk.register()
+    name = session["user"]["username"]
+    done(desk, "ban", player=name)
+    protocols = ["trivia.v1", f"bearer.{session['token']}"]
+    desk.phone(session=session, headers={}, subprotocols=protocols).expect_close(4403)
+    done(desk, "unban", player=name)
+    assert desk.http("GET", "/users/me", token=session["token"]).status == 200
+
+
+def test_a_ban_ends_the_game_and_its_own_end_lifts_it(desk):
+    ann, bob = desk.pair(queue="rated")
+    done(desk, "ban", player=ann.name, hours=1)
+    ann.expect_close(4403)
+    bob.expect("end")
+    uid = look(desk, "player", f"?player={ann.name}").json["id"]
+    desk.redis.hset(f"user:{{{uid}}}", ":ban", f"{int(time.time() * 1000) - 1} insults")
+    assert login(desk, ann).status == 200
+    bob.drop()
+
+
+def test_a_guest_who_is_banned_gets_no_session_and_uses_nothing_up(desk):
+    secret = {"secret": "s" * 40}
+    guest = desk.http("POST", "/auth/guest", secret).json
+    done(desk, "ban", player=guest["user"]["username"])
+    desk.http("POST", "/auth/guest", secret).refused(403, "banned")
+
+
+def test_names_sessions_ratings_and_codes_are_set_and_what_can_be_is_undone(desk):
+    session = desk.register()
+    name, token = session["user"]["username"], session["token"]
+    other = unique_name()
+    renamed = done(desk, "rename", player=name, name=other)
+    assert desk.http("GET", "/users/me", token=token).json["username"] == other
+    assert desk.http("GET", f"/users/{name}").status == 404
+    undone(desk, renamed["entry"])
+    assert desk.http("GET", f"/users/{name}").status == 200
+    taken = desk.register()["user"]["username"]
+    act(desk, "rename", player=name, name=taken).refused(409, "username_taken")
+    act(desk, "rename", player=name, name="\x00").refused(422, "invalid")
+
+    uid = look(desk, "player", f"?player={name}").json["id"]
+    desk.redis.hset(f"user:{{{uid}}}", mapping={"rating": "1650.5", ":sigma": "90"})
+    reset = done(desk, "reset_rating", player=name)
+    assert desk.http("GET", "/users/me", token=token).json["rating"] == 1500
+    undone(desk, reset["entry"])
+    assert desk.http("GET", "/users/me", token=token).json["rating"] == 1650.5
+
+    code = done(desk, "reset_code", player=name)["code"]
+    body = {"login": name, "code": code, "password": PASSWORD}
+    token = desk.http("POST", "/auth/reset", body).json["token"]
+    ended = done(desk, "end_sessions", player=name)
+    assert desk.http("GET", "/users/me", token=token).status == 401
+    act(desk, "undo", entry=ended["entry"]).refused(409, "no_undo")
+    assert code not in json.dumps(audit(desk))
+
+
+def test_an_account_is_exported_and_erased_and_the_log_keeps_no_name(desk):
+    session = desk.register()
+    name = session["user"]["username"]
+    export = done(desk, "export", player=name)
+    assert export["user"]["username"] == name and export["ban"] is None
+    act(desk, "erase", dry=True, player=name)
+    assert desk.http("GET", f"/users/{name}").status == 200
+    done(desk, "erase", player=f"{name}@example.org")
+    assert desk.http("GET", f"/users/{name}").status == 404
+    assert [entry["act"] for entry in audit(desk)["acts"][:2]] == ["erase", "export"]
+    assert name not in json.dumps(audit(desk))
+
+
+# ---- games
+
+
+def test_a_void_game_moves_no_rating_and_a_stopped_one_counts(desk):
+    for name, reason, moves in (("void_game", "void", False), ("end_game", "stopped", True)):
+        ann, bob = phones = desk.pair(queue="rated")
+        question = ann.expect("question")
+        game = question["game"]
+        bob.expect("question")
+        correct = look(desk, "game", f"?game={game}").json["shown"][0]["correct"]
+        ann.send("answer", round=1, choice=correct)
+        for phone in (ann, bob):
+            phone.expect("answered") if phone is bob else None
+        bob.send("answer", round=1, choice=1 - min(correct, 1))
+        bob.expect("reveal")
+        assert act(desk, name, dry=True, game=game).json["players"] == 2
+        done(desk, name, game=game)
+        for phone in phones:
+            end = phone.expect("end")
+            assert end["reason"] == reason
+            assert all((row["rating_change"] != 0) == moves for row in end["ranking"])
+            me = desk.http("GET", "/users/me", token=phone.token).json
+            assert (me["games"] == 1, me["rating"] != 1500) == (moves, moves)
+        act(desk, name, game=game).refused(404, "not_found")
+        ann.drop(), bob.drop()
+
+
+# ---- switches
+
+
+@pytest.fixture
+def switched(desk):
+    """A server on which all is switched back after the test."""
+    yield desk
+    for name in list(look(desk, "switches").json["switches"]):
+        kind, _, value = name.partition(" ")
+        back = {
+            "registration": {"closed": False},
+            "maintenance": {"closed": False},
+            "queue": {"queue": value, "closed": False},
+            "version": {"app": value},
+        }
+        if kind in back:
+            done(desk, kind, **back[kind])
+        else:
+            desk.redis.hdel("switches:{ops}", name)
+    everywhere(desk, lambda: desk.http("GET", "/users/nobody-here").status == 404)
+
+
+def everywhere(server, holds):
+    """Waits until it holds ten times in a row, so that it does on each worker."""
+    wait_until(lambda: all(holds() for _ in range(10)), 20)
+
+
+def test_registration_is_closed_and_opened_on_all_workers(switched):
+    closed = done(switched, "registration", closed=True, text="Back at noon.")
+
+    def is_closed():
+        guest = switched.http("POST", "/auth/guest", {"secret": unique_name() + "x" * 40})
+        return guest.status == 503 and guest.json["code"] == "registration_closed"
+
+    everywhere(switched, is_closed)
+    name = unique_name()
+    account = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+    problem = switched.http("POST", "/auth/register", account).refused(503, "registration_closed")
+    assert problem["detail"] == "Back at noon."
+    undone(switched, closed["entry"])
+    everywhere(switched, lambda: not is_closed())
+    assert switched.http("POST", "/auth/register", account).status == 201
+
+
+def test_a_closed_queue_lets_nobody_in_and_its_games_go_on(switched):
+    ann, bob = switched.pair()
+    waiting = idle_phones(switched, 3)
+    for phone in waiting:
+        phone.expect("queued")
+    assert act(switched, "queue", dry=True, queue="party", closed=True).json["players"] == 3
+    done(switched, "queue", queue="party", closed=True, text="Mending it.")
+    done(switched, "queue", queue="random", closed=True)
+    for phone in waiting:
+        assert phone.expect("cancelled")["reason"] == "closed"
+        phone.send("join", queue="party")
+        assert phone.expect("error")["message"] == "Mending it."
+        phone.send("join", queue="solo")
+        phone.expect("start")
+        phone.drop()
+    newcomer = switched.phone(connected=False)
+    status, problem = refused_handshake(newcomer)
+    assert (status, problem["code"]) == (503, "queue_closed")
+    ann.drop()
+    bob.expect("user_exit")
+    ann.connect().expect("update")
+    ann.drop(), bob.drop()
+
+
+def test_an_app_that_is_too_old_is_told_where_a_new_one_is(switched):
+    old, new = {"X-App": "shop", "X-Version": "1.9.3"}, {"X-App": "shop", "X-Version": "1.10"}
+    session = switched.register()
+    queries = "party?app=shop&version=1.9", "party?app=other&version=1", "party"
+    phones = [switched.phone(queue=query) for query in queries]
+    wait_until(lambda: look(switched, "switches").json["apps"] == {"shop 1.9": 1, "other 1": 1})
+    arguments = {"app": "shop", "least": "1.10.0", "store": STORE}
+    assert act(switched, "version", dry=True, **arguments).json["players"] == 1
+    done(switched, "version", **arguments)
+    phones[0].expect_close(4426)
+    assert phones[0].socket.protocol.close_reason == STORE
+
+    def is_refused():
+        answer = switched.http("GET", "/users/me", token=session["token"], headers=old)
+        return answer.status == 426 and answer.json["store"] == STORE
+
+    everywhere(switched, is_refused)
+    assert switched.http("GET", "/users/me", token=session["token"], headers=new).status == 200
+    assert switched.http("GET", "/users/me", token=session["token"]).status == 200
+    status, problem = refused_handshake(phones[0])
+    assert (status, problem["code"], problem["store"]) == (426, "app_too_old", STORE)
+    for phone in phones[1:]:
+        phone.drop()
+
+
+def test_a_message_reaches_all_sockets_and_those_that_come_later(switched):
+    phones = idle_phones(switched, 4)
+    wait_until(lambda: act(switched, "announce", dry=True, text="x").json["players"] >= 4)
+    done(switched, "announce", text="A new season begins.")
+    phones.append(switched.phone(queue="party"))
+    for phone in phones:
+        notice = phone.expect("notice", text="A new season begins.")
+        assert notice["code"] == "message"
+        assert notice["until_ms"] > time.time() * 1000
+        phone.drop()
+
+
+def test_maintenance_is_announced_then_nobody_joins_and_games_are_played_to_their_end(switched):
+    ann, bob = switched.pair()
+    waiting = switched.phone(queue="party")
+    done(switched, "maintenance", closed=True, seconds=3600, text="We move.")
+    for phone in (ann, bob, waiting):
+        notice = phone.expect("notice", code="maintenance")
+        assert notice["until_ms"] > time.time() * 1000
+    done(switched, "maintenance", closed=True, seconds=0, text="We move.")
+    waiting.expect_close(1013)
+    assert refused_handshake(waiting)[1]["code"] == "maintenance"
+    ann.drop()
+    ann.connect().expect("update")  # a game goes on
+    ann.send("leave")
+    for phone in (ann, bob):
+        phone.expect("end")
+        phone.expect_close(1013)
+
+
+def test_switches_bans_and_the_log_outlive_workers_that_are_killed(switched):
+    phones = idle_phones(switched, 2)
+    done(switched, "registration", closed=True)
+    banned = done(switched, "ban", player=phones[0].name)
+    for child in psutil.Process(switched.process.pid).children():
+        if "spawn_main" in " ".join(child.cmdline()):
+            child.kill()
+    account = {"username": unique_name(), "email": "a@example.org", "password": PASSWORD}
+
+    def is_up():
+        try:
+            return switched.http("GET", "/health/ready").status == 200
+        except OSError:
+            return False
+
+    wait_until(is_up, 60)
+    everywhere(switched, is_up)
+    switched.http("POST", "/auth/register", account).refused(503, "registration_closed")
+    login(switched, phones[0]).refused(403, "banned")
+    assert banned["entry"] in [entry["entry"] for entry in audit(switched)["acts"]]
+    undone(switched, banned["entry"])
+    phones[0].connect().expect("queued")
+    phones[0].drop()
+
+
+# ---- the log and the command line
+
+
+def shell(server, *words):
+    command = [sys.executable, "trivia.py", "ops", *words]
+    env = server.env | {"USER": "carla"}
+    env.pop("SUDO_USER", None)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+
+
+def test_the_command_line_looks_and_acts_as_the_routes_do(desk):
+    phone = desk.phone(queue="party")
+    dry = shell(desk, "ban", f"player={phone.name}", "hours=1", "--dry-run")
+    assert json.loads(dry.stdout)["players"] == 1, dry.stderr
+    banned = json.loads(shell(desk, "ban", f"player={phone.name}", "hours=1").stdout)
+    phone.expect_close(4403)
+    entry = audit(desk)["acts"][0]
+    assert (entry["entry"], entry["who"]) == (banned["entry"], "carla@shell")
+    card = json.loads(shell(desk, "player", f"player={phone.name}").stdout)
+    assert card["ban"]["until_ms"]
+    wrong = shell(desk, "ban", "player=nobody-of-this-name")
+    assert wrong.returncode == 1 and wrong.stderr == "ops ban: There is no such player.\n"
+
+
+def test_the_log_has_bounds_and_refused_attempts_do_not_push_acts_out(desk):
+    client = desk.redis
+    marker = done(desk, "announce", text="marker")["entry"]
+    with client.pipeline() as pipe:
+        for _ in range(1200):
+            pipe.xadd("refused:{ops}", {"who": "-", "act": "ban", "code": "x"})
+        pipe.execute()
+    act(desk, "ban", token="wrong-token-of-good-length", player="x")
+    assert client.xlen("refused:{ops}") == 1000
+    assert marker in [entry["entry"] for entry in audit(desk)["acts"]]
+    client.hdel("switches:{ops}", "message")
+
+
+def test_a_wrong_variable_ends_the_start_in_one_line():
+    for value in ("short", "ann:short", f"an n:{ACTS}", ACTS):
+        env = os.environ | {"TRIVIA_OPS_ACT_TOKEN": value}
+        command = [sys.executable, "trivia.py", "check"]
+        ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert ended.returncode == 1 and ended.stderr.startswith("TRIVIA_OPS_ACT_TOKEN: found ")
+        assert len(ended.stderr.splitlines()) == 1 and value not in ended.stderr
