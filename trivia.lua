@@ -172,6 +172,76 @@ local function put_question(keys, args)
   return old and {'changed', id, old} or {'added'}
 end
 
+-- add_stats: adds how questions were answered to the sums of all workers.
+-- KEYS stats  number -> sums, separated by spaces
+-- ARGS ...    number, what to add to each of its sums
+-- Returns how many questions there were.
+-- Atomic, so that no addition is lost.
+local function add_stats(keys, args)
+  local stats = unpack(keys)
+  for i = 1, #args, 2 do
+    local sums, n = {}, 0
+    for sum in string.gmatch(call('HGET', stats, args[i]) or '', '%S+') do
+      sums[#sums + 1] = tonumber(sum)
+    end
+    for more in string.gmatch(args[i + 1], '%S+') do
+      n = n + 1
+      sums[n] = (sums[n] or 0) + more
+    end
+    call('HSET', stats, args[i], table.concat(sums, ' '))
+  end
+  return #args / 2
+end
+
+-- rate_question: moves the rating of a question by how players of known ratings have answered it.
+-- Source: Glickman, Parameter estimation in large dynamic paired comparison experiments (1999),
+-- with answers taken one by one.
+-- KEYS levels  number -> 'RATING SIGMA DAY START', with the rating at the start of that day
+-- ARGS number  of the question
+-- ARGS rating  of a new question
+-- ARGS sigma   its uncertainty
+-- ARGS least   the uncertainty below which none falls
+-- ARGS most    by which a day moves a rating
+-- ARGS ...     'RATING:1' for each right answer of a player of this rating, 'RATING:0' if wrong
+-- Returns 1.
+-- Atomic, so that no answer is lost.
+local function rate_question(keys, args)
+  local levels = unpack(keys)
+  local number, rating, sigma, least, most = unpack(args)
+  local today = math.floor(call('TIME')[1] / 86400)
+  local kept = call('HGET', levels, number) or ''
+  local old, uncertain, day, start = string.match(kept, '^(%S+) (%S+) (%S+) (%S+)$')
+  rating, sigma = tonumber(old or rating), tonumber(uncertain or sigma)
+  start = tonumber(day) == today and tonumber(start) or rating
+  local scale = math.log(10) / 400
+  for i = 6, #args do
+    local player, right = string.match(args[i], '^(%S+):(%d)$')
+    local fails = 1 / (1 + 10 ^ ((player - rating) / 400))
+    local variance = 1 / (1 / sigma ^ 2 + scale ^ 2 * fails * (1 - fails))
+    rating = rating + variance * scale * (1 - right - fails)
+    sigma = math.max(math.sqrt(variance), least)
+  end
+  rating = math.max(start - most, math.min(start + most, rating))
+  call('HSET', levels, number, string.format('%.1f %.1f %d %.1f', rating, sigma, today, start))
+  return 1
+end
+
+-- flag_question: notes that a player finds a question wrong.
+-- KEYS flags    digest of a player -> 1
+-- KEYS flagged  number -> players who have flagged it
+-- ARGS number   of the question
+-- ARGS who      digest of the player
+-- ARGS most     players that are remembered
+-- Returns 1, or 0 if they have flagged it before, or so many have.
+-- Atomic, so that each counts once.
+local function flag_question(keys, args)
+  local flags, flagged = unpack(keys)
+  local number, who, most = unpack(args)
+  if call('HLEN', flags) >= tonumber(most) or call('HSETNX', flags, who, 1) == 0 then return 0 end
+  call('ZADD', flagged, call('HLEN', flags), number)
+  return 1
+end
+
 -- ==== users ======================================================================================
 
 -- claim: claims a unique value for a user who is being written. It also renews a claim of the same
@@ -780,6 +850,41 @@ local function apply_result(keys, args)
   return {1, dropped, unpack(call('HGETALL', user))}
 end
 
+-- apply_repair: changes what a game gave a player, once, after the key of a question was corrected.
+-- KEYS user     the player
+-- KEYS mended   'GAME NUMBER' -> 1
+-- ARGS token    'GAME NUMBER': the game, and the corrected question
+-- ARGS keep     seconds for which it is remembered
+-- ARGS wins     difference
+-- ARGS change   difference of the rating
+-- ARGS initial  rating of a new user
+-- ARGS ...      name, field, period of the game, default of each leaderboard with a period
+-- Returns {field, value, ...} of the user, or {} if it was done before or there is no such user.
+-- Atomic: the entry in `mended` says whether it was applied.
+local function apply_repair(keys, args)
+  local user, mended = unpack(keys)
+  local token, keep, wins, change, initial = unpack(args)
+  if call('HEXISTS', user, 'username') == 0 then return {} end
+  if call('HSETNX', mended, token, 1) == 0 then return {} end
+  call('EXPIRE', mended, keep)
+  local moved = {wins = tonumber(wins), rating = tonumber(change)}
+  for i = 6, #args, 4 do
+    local board, field, period = 'board:' .. args[i], args[i + 1], args[i + 2]
+    local last, base, kept = string.match(call('HGET', user, board) or '', '^(%S+) (%S+) ?(%S*)$')
+    -- What was won before the present period is no gain within it.
+    if last and last > period and (kept == '' or kept == field) and moved[field] then
+      base = string.format('%.17g', base + moved[field])
+      call('HSET', user, board, last .. ' ' .. base .. ' ' .. field)
+    end
+  end
+  if wins ~= '0' and call('HINCRBY', user, 'wins', wins) == 0 then call('HDEL', user, 'wins') end
+  if moved.rating ~= 0 then
+    call('HSETNX', user, 'rating', initial)
+    call('HINCRBYFLOAT', user, 'rating', change)
+  end
+  return call('HGETALL', user)
+end
+
 -- take_allowance: takes from an allowance of `burst` at once and one more each interval, or gives
 -- back to it.
 -- Source: the generic cell rate algorithm of ITU-T I.371. The key holds the time at which the
@@ -1318,7 +1423,8 @@ end
 --          wrong    closed rounds without a right answer, which `lives` bounds. These two are there
 --                   only if the rules have a bound; `reason` is '' then before `settle`
 --   1, 2...  the answers of each closed round: 'CHOICE:MS:POINTS' or '-' of each player
--- and, from `settle` on, `result`, written by the first worker that computes it.
+-- and, from `settle` on, `result`, written by the first worker that computes it; and, while the key
+-- of a question is repaired, `repair`.
 -- plan, state and result are JSON. The first two are arrays, which take half the memory of objects.
 -- A player without answer ends with `score` or `kept`.
 --
@@ -2021,6 +2127,40 @@ local function replace_player(keys, args)
   replace(game, uid, account)
   call('HSET', key, 'plan', write_plan(game.plan))
   return 'done'
+end
+
+-- begin_repair: writes into a finished game how it is mended, unless another repair is under way.
+-- KEYS key     the game
+-- ARGS quiz    of the plan as it was read
+-- ARGS repair  JSON: quiz, rounds, scores, result as they will be; and what the caller needs
+-- Returns 1, or 0 if nothing was done.
+-- Atomic, so that one repair at a time is computed from what a game holds.
+local function begin_repair(keys, args)
+  local key = unpack(keys)
+  local quiz, repair = unpack(args)
+  local game = load({}, key)
+  if not game or game.state.phase ~= 'end' or game.plan.quiz ~= quiz then return 0 end
+  return call('HSETNX', key, 'repair', repair)
+end
+
+-- end_repair: mends a finished game as `begin_repair` has written.
+-- KEYS key     the game
+-- ARGS repair  as it stands there
+-- Returns 1, or 0 if it was done before.
+-- Atomic, so that an erasure in between is not undone.
+local function end_repair(keys, args)
+  local key = unpack(keys)
+  local repair = unpack(args)
+  if call('HGET', key, 'repair') ~= repair then return 0 end
+  local game = load({}, key)
+  repair = cjson.decode(repair)
+  game.plan.quiz = repair.quiz
+  for i, score in ipairs(repair.scores) do game.state.players[i].score = score end
+  call('HSET', key, 'plan', write_plan(game.plan), 'state', write_state(game.state), 'result',
+    repair.result)
+  for round, answers in pairs(repair.rounds) do call('HSET', key, round, answers) end
+  call('HDEL', key, 'repair')
+  return 1
 end
 
 -- drop_game: deletes a finished game that no history holds any more.
@@ -2838,6 +2978,9 @@ register('begin_format', begin_format)
 register('meet_schema', meet_schema, 'allow-oom')
 register('adopt_schema', adopt_schema)
 register('put_question', put_question)
+register('add_stats', add_stats)
+register('rate_question', rate_question)
+register('flag_question', flag_question)
 register('claim', claim)
 register('settle_claim', settle_claim, 'allow-oom')
 register('reserve', reserve, 'allow-oom')
@@ -2863,6 +3006,7 @@ register('unlink_identity', unlink_identity, 'allow-oom')
 register('due_guests', due_guests, 'allow-oom')
 register('expire_guest', expire_guest, 'allow-oom')
 register('apply_result', apply_result)
+register('apply_repair', apply_repair)
 register('take_allowance', take_allowance, 'allow-oom')
 register('join', join)
 register('check_ticket', check_ticket)
@@ -2882,6 +3026,8 @@ register('relay', relay)
 register('finish_game', finish_game)
 register('forget_player', forget_player, 'allow-oom')
 register('replace_player', replace_player)
+register('begin_repair', begin_repair)
+register('end_repair', end_repair)
 register('drop_game', drop_game, 'allow-oom')
 register('add_chore', add_chore, 'allow-oom')
 register('take_chores', take_chores, 'allow-oom')

@@ -64,6 +64,8 @@ time may lag behind that clock.
     reserved:{N}:DIGEST  string  UID that gave up the value with this digest;     name_hold_days
                                  "-": nobody may take it
     limit:{WHAT:WHO}     string  time at which the allowance is whole again       then
+    mended:{UID}         hash    "GAME NUMBER" of a repaired game -> 1: their      7 days
+                                 part was changed
     merged:{UID}         hash    a guest who is merged into an account: the        1 day after it
                                  fields of the guest; :done
     merges:{UID}         zset    guests who were merged into the account -> when   1 day
@@ -120,6 +122,13 @@ time may lag behind that clock.
                                  -> id
     ids:{bank}           hash    id of a question -> "NUMBER DIGEST" of its       never
                                  present version; then "edited" after an update
+    stats:{bank}         hash    number -> how a question was answered: sums,     never
+                                 see QuestionSums
+    levels:{bank}        hash    number -> "RATING SIGMA DAY START" of a          never
+                                 question with `difficulty: auto`
+    retired:{bank}       hash    id of a question that is in no new game -> 1     restored
+    flagged:{bank}       zset    number -> players who have flagged a question    never
+    flags:{bank}:NUMBER  hash    digest of a player who has flagged it -> 1       never
     metrics:{metrics}    hash    "METRIC LABEL ..." -> sum of all workers         never
     loads:{metrics}      hash    worker -> "CONNECTIONS BYTES CPU-SECONDS"        its death
     quick:{metrics}      zset    UID -> the user's :quick; the greatest 100       erased
@@ -138,11 +147,11 @@ switch, has changed
 
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
 schema checks, schema), store (keys and format, client, cluster, Redis), play (questions, question
-files, passwords, claims, users, leaderboards, lobby, game, rematches, games, rooms, personal data,
-chores, guests, merges, identities, mail, recovery, switches, console, stored schema, migration),
-wire (messages, outlets, joining, connections, hub, routes, sign-in routes, player routes, operator
-routes, documents), process (worker, app, protocols, adapter, embedded Redis, commands, doctor,
-backup).
+files, question statistics, passwords, claims, users, leaderboards, lobby, game, rematches, games,
+rooms, personal data, chores, guests, merges, identities, mail, recovery, switches, repairs,
+console, console of questions, stored schema, migration), wire (messages, outlets, joining,
+connections, hub, routes, sign-in routes, player routes, operator routes, documents), process
+(worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -173,6 +182,7 @@ import itertools
 import json
 import logging
 import logging.config
+import math
 import multiprocessing
 import os
 import platform
@@ -194,7 +204,7 @@ import unicodedata
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
 from email.policy import SMTP as SMTP_POLICY
@@ -305,6 +315,7 @@ EXPORT_ALLOWANCE = 60_000, 10   # the same for exports of a player's data
 CODE_ALLOWANCE = 6_000, 10      # ms, times: a player tries ten unknown codes, then one per 6 s
 NETWORK_CODE_ALLOWANCE = 3_000, 60      # the same for all who share a network
 ROOM_ALLOWANCE = 60_000, 20     # a player opens 20 rooms, then one per minute
+FLAG_ALLOWANCE = 60_000, 20     # a player flags 20 questions, then one per minute
 RENAMES = 86_400_000, 5     # ms, times: a player changes names 5 times at once, then once a day
 CLAIM_MS = 3000             # a unique value is claimed so long for who has not stored it yet
 CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
@@ -348,6 +359,7 @@ PROBLEMS = {
     "provider_linked": (409, "Another identity of this provider is linked. Unlink it first."),
     "last_sign_in": (409, "The account would have no way to sign in left."),
     "no_undo": (409, "This act can't be undone."),
+    "too_few_questions": (409, "A queue would have too few questions."),
     "changed_meanwhile": (409, "It has changed meanwhile. Look again."),
     "too_large": (413, "The body is too large."),
     "unsupported_media_type": (415, "The body must be JSON: Content-Type: application/json."),
@@ -378,7 +390,12 @@ WAITING = (
     "queue_closed",
     "maintenance",
 )
-OPERATOR_CODES = ("forbidden", "no_undo", "changed_meanwhile")  # no player gets them
+OPERATOR_CODES = (
+    "forbidden",
+    "no_undo",
+    "changed_meanwhile",
+    "too_few_questions",
+)  # no player gets them
 
 
 class Problem(SanicException):
@@ -1099,6 +1116,7 @@ _SCALAR = _NUMBER_OF_FIELD | {"type": ["string", "number", "boolean"]}
 _NAMES = {"type": "array", "items": _TEXT, "uniqueItems": True}
 _NAME = {"pattern": "^[a-z][a-z0-9_]{0,31}$"}
 DIFFICULTIES = ["easy", "medium", "hard"]
+AUTO = "auto"  # difficulty of a question that is found out in play
 LAB_QUEUE = "lab"
 ROOM = "room"  # `match` of a queue of private rooms
 
@@ -1285,6 +1303,7 @@ HANDLED = {
     "ping": _handled("fields", client_ms="number"),
     "join": _handled("fields", maybe={"code": "string"}, queue="string"),
     "leave": _handled(""),
+    "flag": _handled("fields required", "round", round="integer"),
 }
 HANDLED_AFTER_GAMES = {"rematch": _handled("fields required", "accept", accept="boolean")}
 HANDLED_IN_ROOMS = {
@@ -2136,6 +2155,10 @@ class Keys:
     bank = "bank:{bank}"
     fingerprints = "fingerprints:{bank}"
     ids = "ids:{bank}"
+    stats = "stats:{bank}"
+    levels = "levels:{bank}"
+    retired = "retired:{bank}"
+    flagged = "flagged:{bank}"
     metrics = "metrics:{metrics}"
     loads = "loads:{metrics}"
     quick = "quick:{metrics}"
@@ -2164,7 +2187,9 @@ class Keys:
     nonce = "nonce:{{{}}}".format
     merged = "merged:{{{}}}".format
     merges = "merges:{{{}}}".format
+    mended = "mended:{{{}}}".format
     codes = "codes:{{{}}}".format
+    flags = "flags:{{bank}}:{}".format
 
     @staticmethod
     def unique(folded: str) -> str:
@@ -3491,6 +3516,12 @@ class Question:
     category: str
     difficulty: str
     id: str = ""
+    level: str = ""  # what `difficulty: auto` has come to
+
+    @property
+    def shown_difficulty(self) -> str:
+        """The difficulty as players see it."""
+        return self.level or (self.difficulty if self.difficulty != AUTO else "medium")
 
     @property
     def digest(self) -> str:
@@ -3539,12 +3570,12 @@ class Question:
             "text": self.text,
             "choices": [self.choices[int(i)] for i in order],
             "category": self.category,
-            "difficulty": self.difficulty,
+            "difficulty": self.shown_difficulty,
         }
 
     @functools.cached_property
     def _encoded(self) -> tuple[bytes, list[bytes], bytes]:
-        tail = dumps({"category": self.category, "difficulty": self.difficulty})
+        tail = dumps({"category": self.category, "difficulty": self.shown_difficulty})
         choices = [dumps(choice).encode() for choice in self.choices]
         return dumps(self.text).encode(), choices, tail[1:-1].encode()
 
@@ -3558,7 +3589,8 @@ class Question:
 class Bank:
     """Holds the questions, and picks those of a game.
 
-    `questions` has all versions of all questions, `ids` the number of the present version of each.
+    `questions` has all versions of all questions, `ids` the number of the present version of each,
+    `retired` those ids that no new game takes.
     """
 
     def __init__(self, redis: Redis, schema: Schema) -> None:
@@ -3566,6 +3598,7 @@ class Bank:
         self.schema = schema
         self.questions: dict[int, Question] = {}
         self.ids: dict[str, int] = {}
+        self.retired: set[str] = set()
         self.pools: dict[str, list[int]] = {}
 
     async def load(self) -> None:
@@ -3577,8 +3610,19 @@ class Bank:
         async for number, row in self.redis.scan(Keys.bank):
             if number.isdigit():
                 questions[int(number)] = Question.parse_row(row)
+        self.retired = set(await self.redis.call("HKEYS", Keys.retired))
         self.questions = questions
         self.ids = ids
+        await self.load_levels()
+
+    async def load_levels(self) -> None:
+        """Reads what `difficulty: auto` has come to, and sorts the questions into pools."""
+        auto = [n for n, question in self.questions.items() if question.difficulty == AUTO]
+        levels = await self.redis.call("HGETALL", Keys.levels) if auto else {}
+        for number in auto:
+            level = level_of(levels.get(str(number), ""))
+            if self.questions[number].level != level:
+                self.questions[number] = replace(self.questions[number], level=level)
         self.pools = {name: self._pool(queue.spec) for name, queue in self.schema.queues.items()}
 
     async def have(self, numbers: Iterable[int]) -> None:
@@ -3587,12 +3631,17 @@ class Bank:
             await self.load()
 
     def _pool(self, spec: dict) -> list[int]:
-        return [number for number in self.ids.values() if fits(self.questions[number], spec)]
+        return [number for number in self.numbers if fits(self.questions[number], spec)]
+
+    @property
+    def numbers(self) -> list[int]:
+        """The number of the present version of each question that new games may take."""
+        return [number for key, number in self.ids.items() if key not in self.retired]
 
     @property
     def present(self) -> list[Question]:
-        """The present version of each question."""
-        return [self.questions[number] for number in self.ids.values()]
+        """The present version of each question that new games may take."""
+        return [self.questions[number] for number in self.numbers]
 
     def check(self) -> None:
         """Raises Fatal if a queue asks for more questions than there are."""
@@ -3608,8 +3657,12 @@ class Bank:
             portion = questions[start : start + BANK_PORTION]
             outcomes += await asyncio.gather(*(self._put(question, mode) for question in portion))
         if any(kind in ("added", "changed") for kind, *_ in outcomes):
-            await self.redis.call("SPUBLISH", Keys.bank_channel, "bank - 0\n")
+            await self.tell_workers()
         return outcomes
+
+    async def tell_workers(self) -> None:
+        """Makes all workers read the bank again."""
+        await self.redis.call("SPUBLISH", Keys.bank_channel, "bank - 0\n")
 
     def _put(self, question: Question, mode: str) -> Awaitable[list]:
         keys = Keys.bank, Keys.fingerprints, Keys.ids
@@ -3674,7 +3727,7 @@ def fits(question: Question, spec: dict) -> bool:
     categories = spec.get("categories")
     difficulties = spec.get("difficulties")
     return (not categories or question.category in categories) and (
-        not difficulties or question.difficulty in difficulties
+        not difficulties or question.shown_difficulty in difficulties
     )
 
 
@@ -3821,9 +3874,9 @@ def read_item(item: Any) -> Question:
     wrong = [_text({"incorrect_answers": answer}, "incorrect_answers") for answer in wrong]
     _refuse_look_alikes([right, *wrong])
     difficulty = item.get("difficulty")
-    if difficulty not in DIFFICULTIES:
+    if difficulty not in (*DIFFICULTIES, AUTO):
         found = shorten(difficulty)
-        raise ValueError(f"difficulty: found {found}; expected easy, medium or hard")
+        raise ValueError(f"difficulty: found {found}; expected easy, medium, hard or auto")
     category = _text(item, "category")
     return Question(text, (right, *wrong), category, difficulty, _item_id(item.get("id")))
 
@@ -3841,8 +3894,10 @@ def _text(item: dict, key: str) -> str:
 def _refuse_look_alikes(answers: list[str]) -> None:
     seen: dict[str, str] = {}
     for answer in answers:
-        other = seen.setdefault(appearance(answer), answer)
-        if other is not answer:
+        look_of_it = appearance(answer)
+        other = seen.get(look_of_it)
+        seen[look_of_it] = answer
+        if other is not None:
             pair = f"{json.dumps(other)} and {json.dumps(answer)}"  # escapes what can't be seen
             raise ValueError(f"two of its answers are the same or look the same: {pair}")
 
@@ -3903,7 +3958,7 @@ def _is_base64(item: dict) -> bool:
     difficulty = item.get("difficulty")
     question = item.get("question")
     with contextlib.suppress(ValueError, TypeError):
-        if _from_base64(difficulty) in DIFFICULTIES:
+        if _from_base64(difficulty) in (*DIFFICULTIES, AUTO):
             return True
     with contextlib.suppress(ValueError, TypeError):
         return len(question) >= LEAST_BASE64 and _from_base64(question).isprintable()
@@ -4030,6 +4085,149 @@ def _differences(row: str, question: Question, form: str) -> str:
         for key in here
         if there[key] != here[key]
     )
+
+
+# ---- question statistics -------------------------------------------------------------------------
+# How questions are answered. The worker that ends a game counts its rounds in memory, and adds the
+# counts to the sums in Redis with its metrics: an answer costs nothing. A worker that dies takes
+# the counts of its last seconds with it. An edited question has a new number, and so begins anew.
+#
+# A question with `difficulty: auto` has a rating, as players have. In rated games each answer moves
+# it by how unlikely the answer was (Elo's expectation), and by how uncertain the rating still is:
+# its variance falls with each answer, as in Glicko. A day moves it by LEVEL_A_DAY at most.
+
+TIME_BOUNDS_MS = (700, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11_000, 16_000)
+TIMES = len(TIME_BOUNDS_MS) + 1
+COUNTED_AT_ONCE = 200  # questions whose sums one call adds
+LEVELS_S = 60  # between two looks at what `difficulty: auto` has come to
+LEVEL_START = 1500, 350  # rating and uncertainty of a new question
+LEVEL_LEAST_SIGMA = 60  # so that a rating always goes on to move
+LEVEL_A_DAY = 250
+EASY_BELOW, HARD_ABOVE = 1400, 1600
+MOST_FLAGS = 200  # players that are remembered of a question
+LEAST_SHOWN = 20  # answers from which the lists of the console judge a question
+WORSE_BY = 5  # percentage points by which those who fail a question are better
+
+
+def level_of(text: str) -> str:
+    """Returns the difficulty for a rating as `levels:{bank}` has it."""
+    rating = float(text.split(" ")[0]) if text else LEVEL_START[0]
+    return "easy" if rating < EASY_BELOW else "hard" if rating > HARD_ABOVE else "medium"
+
+
+class QuestionSums(NamedTuple):
+    """Sums over all answers to a question, as `stats:{bank}` has them, separated by spaces.
+
+    `rest_right` and `rest_wrong` are sums of what players who were right, or wrong, had right of
+    the other questions of the game, in percent. So they tell whether better players fail it.
+    """
+
+    shown: int
+    rest_right: int
+    rest_wrong: int
+    times: list[int]  # answers by TIME_BOUNDS_MS
+    choices: list[int]  # answers by choice; the right one comes first
+
+    @classmethod
+    def parse(cls, text: str) -> QuestionSums:
+        """Parses what `add` has added up."""
+        shown, right, wrong, *rest = [int(part) for part in text.split()] or [0, 0, 0]
+        times = rest[:TIMES] or [0] * TIMES
+        return cls(shown, right, wrong, times, rest[TIMES:] or [0])
+
+    def add(self, rest: int, answer: dict | None, choice: int) -> QuestionSums:
+        """Returns the sums with one more player; `choice` counts from the right one."""
+        right, wrong = (rest, 0) if answer and choice == 0 else (0, rest)
+        times, choices = list(self.times), list(self.choices)
+        if answer:
+            times[bisect.bisect_left(TIME_BOUNDS_MS, answer["ms"])] += 1
+            choices += [0] * (choice + 1 - len(choices))
+            choices[choice] += 1
+        return QuestionSums(
+            self.shown + 1, self.rest_right + right, self.rest_wrong + wrong, times, choices
+        )
+
+    def __str__(self) -> str:
+        numbers = self.shown, self.rest_right, self.rest_wrong, *self.times, *self.choices
+        return " ".join(map(str, numbers))
+
+    @property
+    def right(self) -> int:
+        """How many were right."""
+        return self.choices[0]
+
+    @property
+    def median_ms(self) -> int | None:
+        """The upper bound of the times of the faster half of all answers."""
+        half = sum(self.times) / 2
+        for bound, count_so_far in zip(
+            (*TIME_BOUNDS_MS, TIME_BOUNDS_MS[-1]), itertools.accumulate(self.times), strict=True
+        ):
+            if half and count_so_far >= half:
+                return bound
+        return None
+
+    @property
+    def better_fail_by(self) -> float:
+        """By how many percentage points of the other questions those who fail it are better."""
+        wrong = self.shown - self.right
+        if not wrong or not self.right:
+            return 0.0
+        return self.rest_wrong / wrong - self.rest_right / self.right
+
+
+class QuestionStatistics:
+    """Counts how questions are answered, and rates those with `difficulty: auto`."""
+
+    def __init__(self, redis: Redis, bank: Bank) -> None:
+        self.redis = redis
+        self.bank = bank
+        self.sums: dict[int, QuestionSums] = {}
+        self.results: dict[int, list[str]] = {}  # "RATING:1" for each right answer, else 0
+
+    def count(self, game: Game) -> None:
+        """Counts the rounds of a game that has ended. It takes some 10 us a round."""
+        closed = [parse_round(game.fields.get(str(n), "")) for n in range(1, len(game.rounds) + 1)]
+        for seat, player in enumerate(game.players):
+            mine = {
+                n: answers[seat]
+                for n, answers in enumerate(closed, 1)
+                if n >= player.first_round and seat < len(answers)
+                if answers[seat] or not player.left
+            }
+            self._count_player(game, player, mine)
+
+    def _count_player(self, game: Game, player: Player, mine: dict[int, dict | None]) -> None:
+        choices = {
+            n: int(game.rounds[n - 1][1][answer["choice"]]) if answer else -1
+            for n, answer in mine.items()
+        }
+        right = sum(choice == 0 for choice in choices.values())
+        for n, answer in mine.items():
+            number, _ = game.rounds[n - 1]
+            is_right = choices[n] == 0
+            rest = round(100 * (right - is_right) / (len(mine) - 1)) if len(mine) > 1 else 0
+            sums = self.sums.get(number) or QuestionSums.parse("")
+            self.sums[number] = sums.add(rest, answer, choices[n])
+            if player.strength and self.bank.questions[number].difficulty == AUTO:
+                result = f"{player.strength[0]:.0f}:{is_right:d}"
+                self.results.setdefault(number, []).append(result)
+
+    async def add_up(self) -> None:
+        """Adds what was counted to the sums in Redis; what fails is lost."""
+        sums, self.sums = list(self.sums.items()), {}
+        results, self.results = self.results, {}
+        for start in range(0, len(sums), COUNTED_AT_ONCE):
+            portion = {n: str(one) for n, one in sums[start : start + COUNTED_AT_ONCE]}
+            await self.redis.run("add_stats", (Keys.stats,), *flatten(portion))
+        rules = *LEVEL_START, LEVEL_LEAST_SIGMA, LEVEL_A_DAY
+        for number, answers in results.items():
+            await self.redis.run("rate_question", (Keys.levels,), number, *rules, *answers)
+
+    async def flag(self, number: int, uid: str) -> None:
+        """Notes that a player finds a question wrong, once."""
+        keys = Keys.flags(number), Keys.flagged
+        await self.redis.run("flag_question", keys, number, digest(uid, 9), MOST_FLAGS)
 
 
 # ---- passwords -----------------------------------------------------------------------------------
@@ -4221,6 +4419,10 @@ class Allowances:
         if uid:
             allowances.append(Allowance(Keys.limit("code", uid), *CODE_ALLOWANCE))
         return allowances
+
+    def flags(self, uid: str) -> Allowance:
+        """Bounds how often a player flags a question."""
+        return Allowance(Keys.limit("flag", uid), *FLAG_ALLOWANCE)
 
     def rooms(self, uid: str) -> Allowance:
         """Bounds how often a player opens a room."""
@@ -5588,6 +5790,7 @@ class Games:
         self.users = users
         self.worker = worker
         self.rematches = Rematches(redis, schema, worker, self.form)
+        self.statistics = QuestionStatistics(redis, bank)
         self.kept_days = schema.limits.game_days  # the longest that a stored game is kept
         self.shards: list[int] = []  # those that this worker advances
         self.others_s = OTHERS_S  # between two looks at the others
@@ -5780,15 +5983,6 @@ class Games:
         """Ends a running game for the operator: `stopped` or `void`. Returns the phase."""
         return self._settle_if_due(game, await self._run("stop_game", game, reason))
 
-    async def running(self, most: int) -> list[str]:
-        """Returns ids of running games, those with the next deadlines first."""
-        keys = [Keys.shard(shard)[0] for shard in range(self.redis.shards)]
-        found = await asyncio.gather(
-            *(self.redis.call("ZRANGE", key, 0, most - 1, "WITHSCORES") for key in keys)
-        )
-        dated = sorted((float(at), game) for pairs in found for game, at in pairs)
-        return [game for _, game in dated[:most]]
-
     async def leave(self, game: str, who: str, uid: str) -> str:
         """Makes a player leave a game for good. Returns what `exit_game` does.
 
@@ -5849,7 +6043,7 @@ class Games:
         """
         if game.result is None:
             counts = await self._counts_for(game)
-            game.result = await self._fix_result(game, self._compute_result(game, counts))
+            game.result = await self._fix_result(game, self.compute_result(game, counts))
         uids = [player.uid for player in game.players]
         is_void = game.kind != "sandbox" and not game.is_kept
         people = {}
@@ -5890,6 +6084,8 @@ class Games:
         if await self._run("finish_game", game.id, text, ttl_s, *nameless):
             count("games_ended", game.queue, game.reason)
             if game.is_kept:
+                await self.bank.have(number for number, _ in game.rounds)
+                self.statistics.count(game)
                 for right, wrong in game.quick_answers():
                     count_many("quick_answers", right, "right")
                     count_many("quick_answers", wrong, "wrong")
@@ -5921,7 +6117,7 @@ class Games:
         )
         return json.loads(stands)
 
-    def _compute_result(self, game: Game, counts: list[bool]) -> list[dict]:
+    def compute_result(self, game: Game, counts: list[bool]) -> list[dict]:
         """Returns for each player {rank, won} and, in a rated game, {rating, change, sigma}.
 
         `counts` tells for each player whether the game counts; if not, there is {counts: False}.
@@ -5947,13 +6143,14 @@ class Games:
             part["rating"] = round(new.mu, 3)
             part["change"] = round(new.mu - old.mu, 3)
             part["sigma"] = round(new.sigma, 3)
+            part["was"] = round(old.sigma, 3)  # for a repair: the seats lose their strengths
 
     async def _apply_all(self, game: Game) -> list[tuple[str, dict]]:
         """Applies the result. Returns for each player (UID, new fields); {} for an erased player.
 
         The UID is that of the account for a guest who was merged since the game began.
         """
-        boards = list(self._period_boards(game.ended))
+        boards = list(self.period_boards(game.ended))
         parts = zip(game.players, game.result, game.quick_answers(), strict=True)
         return await asyncio.gather(
             *(
@@ -6003,7 +6200,7 @@ class Games:
             *boards,
         )
 
-    def _period_boards(self, ended_ms: int) -> Iterator[Any]:
+    def period_boards(self, ended_ms: int) -> Iterator[Any]:
         """Yields name, field, period and default of each leaderboard with a period."""
         for name, board in self.schema.boards.items():
             if "period" in board:
@@ -6400,8 +6597,8 @@ class PersonalData:
         if not await self._forget_games(uid):
             return
         await self._forget_merges(uid)
-        kinds = Keys.history, Keys.seen, Keys.met, Keys.quits, Keys.codes, Keys.erased
-        keys = [key(uid) for key in kinds]
+        kinds = Keys.history, Keys.seen, Keys.met, Keys.quits, Keys.codes, Keys.mended
+        keys = [key(uid) for key in (*kinds, Keys.erased)]
         await asyncio.gather(*(self.redis.call("DEL", key) for key in keys))
         await self.redis.call("ZREM", Keys.quick, uid)
         await self.redis.call("ZREM", Keys.erasures, uid)
@@ -7766,6 +7963,181 @@ class Switches:
         return found
 
 
+# ---- repairs -------------------------------------------------------------------------------------
+# Mends games in which a question had a wrong key. Points, ranks, wins and ratings follow from what
+# is stored of a game, so they are computed again with the right key. Each player gets the
+# difference to what the game gave them; games that they have played since are not computed again.
+# Then the game names the corrected version of the question. So a repair that runs again finds
+# nothing.
+#
+# Invariants: a repair is first written into the game (`repair`), then applied to each player, once
+# (`mended`), then to the game. Whoever finds a game with a repair ends that one first. So two
+# repairs of a game follow one another, and a worker that dies leaves nothing half done.
+
+REPAIR_S = 3600  # a repair waits so long for running games that ask the question
+MENDED_S = 7 * DAY_S
+REPAIR_PORTION = 50  # games that are looked at in one turn
+
+
+@dataclass
+class Mended:
+    """A game with the right key, and what that changes for each player."""
+
+    game: Game  # with its new scores
+    quiz: list[tuple[int, str]]
+    closed: dict[int, str]  # {round: its answers}
+    result: list[dict]
+    wins: list[int]  # difference for each player
+    ratings: list[float]
+
+    def hits(self, points: list[int]) -> set[str]:
+        """Returns the ids of the players for whom anything changes; `points` were theirs."""
+        parts = zip(self.game.players, points, self.wins, self.ratings, strict=True)
+        return {
+            player.uid
+            for player, before, wins, rating in parts
+            if player.uid and (wins or rating or player.score != before)
+        }
+
+
+class Repairs:
+    """Computes games again after the key of a question was corrected."""
+
+    def __init__(self, redis: Redis, games: Games, chores: Chores) -> None:
+        self.redis = redis
+        self.games = games
+        self.chores = chores
+        chores.handlers["repair"] = self._repair
+
+    async def find(self, number: int, since_ms: int) -> tuple[list[Game], int]:
+        """Returns the games that asked a question and ended since then, and how many run."""
+        found, running = [], 0
+        asks = re.compile(rf'[ "]{number}:')
+        async for keys in self.redis.scan_keys("game:{g*}:*"):
+            for start in range(0, len(keys), REPAIR_PORTION):
+                for game in await self._asking(keys[start : start + REPAIR_PORTION], asks):
+                    rounds = [one for one, _ in game.rounds[: game.round or None]]
+                    if game.phase != "end":
+                        running += 1
+                    elif number in rounds and game.ended >= since_ms and game.result:
+                        found.append(game)
+        return found, running
+
+    async def _asking(self, keys: list[str], asks: re.Pattern) -> list[Game]:
+        plans = await asyncio.gather(*(self.redis.call("HGET", key, "plan") for key in keys))
+        named = [key for key, plan in zip(keys, plans, strict=True) if plan and asks.search(plan)]
+        rows = await asyncio.gather(*(self.redis.call("HGETALL", key) for key in named))
+        games = zip(named, rows, strict=True)
+        return [Game(key.rpartition(":")[2], row) for key, row in games if "plan" in row]
+
+    def mend(self, game: Game, old: int, new: int, right: Question) -> Mended:
+        """Computes a game with the right key; `right` is the corrected question."""
+        mended = Game(game.id, game.fields)
+        places = [right.choices.index(text) for text in self.games.bank.questions[old].choices]
+        quiz, closed = list(game.rounds), {}
+        for i, (number, order) in enumerate(game.rounds[: game.round]):
+            if number != old:
+                continue
+            order = "".join(str(places[int(digit)]) for digit in order)
+            quiz[i] = new, order
+            answers = parse_round(game.fields.get(str(i + 1), ""))
+            parts = []
+            for player, answer in zip(mended.players, answers, strict=False):
+                points = self._points(game, order, answer)
+                player.score += points - (answer["points"] if answer else 0)
+                parts.append(f"{answer['choice']}:{answer['ms']}:{points}" if answer else "-")
+            closed[i + 1] = " ".join(parts)
+        result = self._result(mended)
+        pairs = list(zip(result, game.result, strict=True))
+        wins = [int(now["won"]) - int(was["won"]) for now, was in pairs]
+        ratings = [round(now.get("change", 0) - was.get("change", 0), 3) for now, was in pairs]
+        return Mended(mended, quiz, closed, result, wins, ratings)
+
+    @staticmethod
+    def _points(game: Game, order: str, answer: dict | None) -> int:
+        if not answer or order[answer["choice"]] != "0":
+            return 0
+        answer_ms = game.rules["answer_ms"]
+        return game.rules["correct"] + math.floor(
+            game.rules["speed"] * (answer_ms - answer["ms"]) / answer_ms
+        )
+
+    def _result(self, game: Game) -> list[dict]:
+        counts = [part.get("counts", True) for part in game.result]
+        for player, part in zip(game.players, game.result, strict=True):
+            if "rating" in part:
+                sigma = part.get("was", part["sigma"])
+                player.strength = [part["rating"] - part["change"], sigma]
+        if game.kind == "rated" and not all(player.strength for player in game.players):
+            return game.result
+        return self.games.compute_result(game, counts)
+
+    async def begin(self, question: str, old: int, new: int, since_ms: int) -> None:
+        """Has the workers mend all games."""
+        data = {"question": question, "old": old, "new": new, "since_ms": since_ms}
+        await self.chores.add("repair", **data)
+
+    async def _repair(self, chore: Chore) -> None:
+        """Mends what is left to mend. Raises Later while games run that ask the question."""
+        old, new = chore.data["old"], chore.data["new"]
+        await self.games.bank.have([old, new])
+        games, running = await self.find(old, chore.data["since_ms"])
+        done = [await self._mend(game.id, old, new) for game in games]
+        if games:
+            log.info("games repaired: %s", sum(done))
+        if not all(done) or running and time.time() < chore.begun_s + REPAIR_S:
+            raise Later(f"{running} games run that ask the question")
+
+    async def _mend(self, game_id: str, old: int, new: int) -> bool:
+        """Mends a game. Returns False if it must be tried again."""
+        key = Keys.game(game_id)
+        for _ in range(5):
+            fields = await self.redis.call("HGETALL", key)
+            if "plan" not in fields:
+                return True
+            if "repair" in fields:
+                await self._end(key, fields["repair"])
+                continue
+            game = Game(game_id, fields)
+            if old not in [number for number, _ in game.rounds]:
+                return True
+            mended = self.mend(game, old, new, self.games.bank.questions[new])
+            quiz = write_quiz(game.rounds)
+            await self.redis.run("begin_repair", (key,), quiz, self._write(mended, new))
+        return False
+
+    @staticmethod
+    def _write(mended: Mended, new: int) -> str:
+        players = mended.game.players
+        repair = {
+            "token": f"{mended.game.id} {new}",
+            "ended": mended.game.ended,
+            "quiz": write_quiz(mended.quiz),
+            "rounds": {str(n): text for n, text in mended.closed.items()},
+            "scores": [player.score for player in players],
+            "result": dumps(mended.result),
+            "parts": [
+                [player.uid, wins, rating]
+                for player, wins, rating in zip(players, mended.wins, mended.ratings, strict=True)
+                if player.uid and (wins or rating)
+            ],
+        }
+        return dumps(repair)
+
+    async def _end(self, key: str, text: str) -> None:
+        """Ends a repair that is written in a game."""
+        repair = json.loads(text)
+        boards = list(self.games.period_boards(repair["ended"]))
+        initial = self.games.schema.fields["rating"]["default"]
+        for uid, wins, rating in repair["parts"]:
+            keys = Keys.user(uid), Keys.mended(uid)
+            what = repair["token"], MENDED_S, wins, rating, initial
+            fields = pairs_to_dict(await self.redis.run("apply_repair", keys, *what, *boards))
+            if fields:
+                await self.games.users.boards.refresh(uid, fields)
+        await self.redis.run("end_repair", (key,), text)
+
+
 # ---- console -------------------------------------------------------------------------------------
 # What an operator can look at and do. LOOKS and ACTS are tables: the HTTP routes, the command line
 # and the forms of the page come from them.
@@ -8107,10 +8479,19 @@ class Console:
 
     # -- games
 
+    async def _running(self, most: int) -> list[str]:
+        """Returns ids of running games, those with the next deadlines first."""
+        keys = [Keys.shard(shard)[0] for shard in range(self.redis.shards)]
+        found = await asyncio.gather(
+            *(self.redis.call("ZRANGE", key, 0, most - 1, "WITHSCORES") for key in keys)
+        )
+        dated = sorted((float(at), game) for pairs in found for game, at in pairs)
+        return [game for _, game in dated[:most]]
+
     @look(queue=WHO_TEXT)
     async def running_games(self, queue: str = "") -> dict:
         """Lists running games: those that move next come first."""
-        ids = await self.games.running(GAMES_LISTED)
+        ids = await self._running(GAMES_LISTED)
         found = await asyncio.gather(*map(self.games.load, ids))
         games = [game for game in found if game and queue in ("", game.queue)]
         return {"games": [self._game_row(game) for game in games]}
@@ -8256,6 +8637,195 @@ class Console:
         until_ms = await self.redis.time_ms(Keys.switches) + minutes * 60_000
         value = {"text": text, "until_ms": until_ms}
         return await self._switch("message", value, await self._connected())
+
+
+# ---- console of questions ------------------------------------------------------------------------
+# What an operator can look at and do about questions. Every change is one of the bank: all workers
+# read it again at once, and games that run go on with what they have asked.
+
+PIECES = re.compile(r"\s+\|\s+")  # between wrong answers
+ROWS_LISTED = 100
+QUESTION_ID = {"type": "string", "pattern": f"^{ITEM_ID.pattern}$", "maxLength": 64}
+QUESTION_TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_QUESTION_TEXT}
+LISTS = {  # {list of the console: whether a question is on it, by its sums and flags}
+    "flagged": lambda sums, flags: flags > 0,
+    "nobody_right": lambda sums, flags: sums.shown >= LEAST_SHOWN and not sums.right,
+    "everybody_right": lambda sums, flags: sums.shown >= LEAST_SHOWN and sums.right == sums.shown,
+    "better_players_fail": lambda sums, flags: (
+        sums.shown >= LEAST_SHOWN and sums.better_fail_by >= WORSE_BY
+    ),
+}
+
+
+class QuestionConsole(Console):
+    """Adds what concerns questions."""
+
+    async def _question(self, question: str) -> tuple[int, Question]:
+        bank = self.server.bank
+        await bank.load()
+        if question not in bank.ids:
+            raise Problem("not_found", "There is no question of this id.")
+        number = bank.ids[question]
+        return number, replace(bank.questions[number], id=question)
+
+    @look(
+        list={"type": "string", "enum": [*LISTS, "retired"]},
+        text=QUESTION_TEXT | {"description": "Part of the text."},
+    )
+    async def questions(self, list: str = "", text: str = "") -> dict:
+        """Lists questions: flagged, nobody or everybody right, better players fail, retired."""
+        bank = self.server.bank
+        await bank.load()
+        sums = {n: QuestionSums.parse(row) async for n, row in self.redis.scan(Keys.stats)}
+        pairs = await self.redis.call("ZRANGE", Keys.flagged, 0, -1, "WITHSCORES")
+        flags = {number: int(float(count)) for number, count in pairs}
+        none = QuestionSums.parse("")
+        rows = []
+        for key, number in bank.ids.items():
+            mine, flagged = sums.get(str(number), none), flags.get(str(number), 0)
+            is_listed = LISTS[list](mine, flagged) if list in LISTS else True
+            if list == "retired":
+                is_listed = key in bank.retired
+            if is_listed and fold(text) in fold(bank.questions[number].text):
+                rows.append(self._question_row(key, number, mine, flagged))
+        rows.sort(key=lambda row: (-row["flags"], -(row["better_fail_by"] or 0)))
+        return {"total": len(rows), "questions": rows[:ROWS_LISTED]}
+
+    def _question_row(self, key: str, number: int, sums: QuestionSums, flags: int) -> dict:
+        bank = self.server.bank
+        question = bank.questions[number]
+        counted = sums.choices + [0] * (len(question.choices) - len(sums.choices))
+        return {
+            "id": key,
+            "text": question.text,
+            "choices": dict(zip(question.choices, counted, strict=False)),
+            "category": question.category,
+            "difficulty": question.difficulty,
+            "level": question.shown_difficulty,
+            "retired": key in bank.retired,
+            "shown": sums.shown,
+            "right": sums.right,
+            "median_ms": sums.median_ms,
+            "better_fail_by": round(sums.better_fail_by, 1),
+            "flags": flags,
+        }
+
+    @act(
+        "question",
+        undo="undo_edit",
+        question=QUESTION_ID,
+        text=QUESTION_TEXT,
+        right=QUESTION_TEXT,
+        wrong={"type": "string", "maxLength": 4000}
+        | {"description": "Wrong answers, separated by | with spaces around it."},
+        category=QUESTION_TEXT,
+        difficulty={"type": "string", "enum": [*DIFFICULTIES, AUTO]},
+    )
+    async def edit_question(self, question: str, wrong: str = "", **given: str) -> Change:
+        """Corrects a question for new games; repair_question also mends games played."""
+        _, old = await self._question(question)
+        keys = {"text": "question", "right": "correct_answer"}
+        item = old.as_item() | {keys.get(name, name): text for name, text in given.items()}
+        if wrong:
+            item["incorrect_answers"] = PIECES.split(wrong.strip())
+        return self._edit(old, item)
+
+    def _edit(self, old: Question, item: dict) -> Change:
+        try:
+            new = replace(read_item(item), id=old.id)
+        except ValueError as error:
+            raise Problem("invalid", str(error)) from None
+        remaining = [one for one in self.server.bank.present if one.digest != old.digest]
+        self._refuse_shortage([*remaining, new])
+
+        async def apply() -> None:
+            [outcome] = await self.server.bank.put([new], "update")
+            if outcome[0] == "taken":
+                raise Problem("taken", f"The question {outcome[1]} has this text and answer.")
+
+        return Change(0, old.as_item(), new.as_item(), apply, old.id)
+
+    def _refuse_shortage(self, questions: list[Question]) -> None:
+        for (_, queue), found, expected in shortages(self.schema, questions):
+            raise Problem(
+                "too_few_questions", f"{queue}: it would have {found}; expected {expected}"
+            )
+
+    async def undo_edit(self, question: str, before: dict, after: dict) -> Change:
+        """Plans the undoing of `edit_question`."""
+        _, old = await self._question(question)
+        if old.as_item() != after:
+            raise Problem("changed_meanwhile")
+        return self._edit(old, before)
+
+    @act("question retired", undo="undo_retire", question=QUESTION_ID, retired={"type": "boolean"})
+    async def retire_question(self, question: str, retired: bool) -> Change:
+        """Takes a question out of new games (retired), or brings it back."""
+        _, old = await self._question(question)
+        bank = self.server.bank
+        was = question in bank.retired
+        if retired and not was:
+            self._refuse_shortage([one for one in bank.present if one.digest != old.digest])
+
+        async def apply() -> None:
+            if retired:
+                await self.redis.call("HSET", Keys.retired, question, 1)
+            else:
+                await self.redis.call("HDEL", Keys.retired, question)
+            await bank.tell_workers()
+
+        return Change(0, {"retired": was}, {"retired": retired}, apply, question)
+
+    @act(
+        "question right",
+        undo="undo_repair",
+        question=QUESTION_ID,
+        right=QUESTION_TEXT | {"description": "The answer that is right: one of its wrong ones."},
+        days={"type": "integer", "minimum": 0, "maximum": 3650}
+        | {"description": "Games that ended in so many days are computed again. Default: 7."},
+    )
+    async def repair_question(self, question: str, right: str, days: int = 7) -> Change:
+        """Corrects a wrong key, also in games played: points, wins, ratings and leaderboards."""
+        number, old = await self._question(question)
+        if right not in old.choices[1:]:
+            raise Problem("invalid", errors={"right": ["Must be one of its wrong answers."]})
+        others = [choice for choice in old.choices if choice != right]
+        new = replace(old, choices=(right, *others))
+        since_ms = await self.redis.time_ms(Keys.bank) - days * DAY_S * 1000
+        repairs = self.server.repairs
+        games, _ = await repairs.find(number, since_ms)
+        players: set[str] = set()
+        wins = 0
+        for game in games:
+            mended = repairs.mend(game, number, -1, new)
+            players |= mended.hits([player.score for player in game.players])
+            wins += sum(map(abs, mended.wins))
+
+        async def apply() -> None:
+            bank = self.server.bank
+            [outcome] = await bank.put([new], "update")
+            if outcome[0] == "taken":
+                raise Problem("taken", f"The question {outcome[1]} has this text and answer.")
+            await bank.load()
+            await repairs.begin(question, number, bank.ids[question], since_ms)
+
+        before = {"right": old.choices[0], "days": days}
+        after = {"right": right, "games": len(games), "wins_moved": wins}
+        return Change(len(players), before, after, apply, question)
+
+    async def undo_repair(self, question: str, before: dict, after: dict) -> Change:
+        """Plans the undoing of `repair_question`."""
+        _, old = await self._question(question)
+        if old.choices[0] != after["right"]:
+            raise Problem("changed_meanwhile")
+        return await self.repair_question(question, before["right"], before["days"])
+
+    async def undo_retire(self, question: str, before: dict, after: dict) -> Change:
+        """Plans the undoing of `retire_question`."""
+        change = await self.retire_question(question, before["retired"])
+        if change.before != after:
+            raise Problem("changed_meanwhile")
+        return change
 
 
 # ---- stored schema -------------------------------------------------------------------------------
@@ -8679,6 +9249,7 @@ ALLOWED = {  # {message: the states in which it is legal}
     "check": (State.PLAYING,),
     "ping": (State.IDLE, State.QUEUED, State.ROOM, State.PLAYING),
     "join": (State.IDLE,),
+    "flag": (State.IDLE, State.ROOM, State.PLAYING),
     "leave": (State.QUEUED, State.ROOM, State.PLAYING),
     "rematch": (State.IDLE, State.QUEUED),
     "begin": (State.ROOM,),
@@ -8691,6 +9262,7 @@ REFUSALS = {  # {error code: text}
     "late_answer": "The question is closed.",
     "already_answered": "The question is already answered; the first answer counts.",
     "wrong_round": "That round has not begun.",
+    "not_revealed": "Only a question whose answer was revealed can be flagged.",
     "wrong_game": "The answer names another game than the current one.",
     "no_such_choice": "The question has fewer choices.",
     "not_playing": "This connection is not in the game.",
@@ -9331,6 +9903,21 @@ class Connection(Joining):
         code = await self.hub.games.relay(self.game, self.id, kind, values)
         if code != "ok":
             raise refusal(code)
+
+    async def _on_flag(self, values: dict) -> None:
+        """Flags a question of the game that the player is in, or of the last one."""
+        number_of_round, games = values["round"], self.hub.games
+        game = await games.load(self.game or self.over) if self.game or self.over else None
+        if game is None or not game.has(self.uid):
+            raise refusal("not_playing")
+        is_open = game.phase == "question" and number_of_round == game.round
+        if not 1 <= number_of_round <= game.round or is_open:
+            raise refusal("not_revealed")
+        allowances = self.hub.users.allowances
+        if await allowances.take(allowances.flags(self.uid)):
+            raise refusal("too_many_attempts")
+        number, _ = game.rounds[number_of_round - 1]
+        await games.statistics.flag(number, self.uid)
 
     async def _on_check(self, values: dict) -> None:
         if self.buffered is None:  # else a snapshot is under way
@@ -10102,7 +10689,7 @@ def login_form(unique: list[str], examples: dict[str, dict]) -> Form:
     "Session",
     body="NewUser",
     auth="no",
-    problems=("taken", "too_many_attempts"),
+    problems=("taken", "too_many_attempts", "banned", "registration_closed", "maintenance"),
 )
 async def register(call: Call) -> dict:
     """Creates an account and signs in. It can be repeated if the reply was lost."""
@@ -10118,7 +10705,14 @@ async def register(call: Call) -> dict:
     auth="no",
     also=200,
     part="guests",
-    problems=("has_account", "too_many_attempts", "guests_full"),
+    problems=(
+        "has_account",
+        "too_many_attempts",
+        "guests_full",
+        "banned",
+        "registration_closed",
+        "maintenance",
+    ),
 )
 async def guest(call: Call) -> dict:
     """Creates a guest, or signs in the same guest again (200)."""
@@ -10158,6 +10752,8 @@ async def upgrade(call: Call) -> dict:
         "sign_in_again",
         "provider_linked",
         "provider_unavailable",
+        "registration_closed",
+        "maintenance",
     ),
 )
 async def sign_in_with_identity(call: Call, provider: str) -> dict:
@@ -10190,7 +10786,7 @@ async def recover(call: Call) -> None:
     body="Reset",
     auth="no",
     part="recovery",
-    problems=("bad_code", "too_many_attempts"),
+    problems=("bad_code", "too_many_attempts", "banned"),
 )
 async def reset(call: Call) -> dict:
     """Sets a new password with a code, ends all sessions and signs in."""
@@ -10234,7 +10830,7 @@ async def confirm(call: Call) -> None:
     body="Merge",
     auth="no",
     part="providers",
-    problems=("bad_merge_token", "in_game"),
+    problems=("bad_merge_token", "in_game", "banned"),
 )
 async def merge(call: Call) -> dict:
     """Merges a guest into the account of an identity, and signs in to that account."""
@@ -10260,7 +10856,7 @@ async def unlink_identity(call: Call, provider: str) -> None:
     "Session",
     body="Login",
     auth="no",
-    problems=("bad_credentials", "too_many_attempts"),
+    problems=("bad_credentials", "too_many_attempts", "banned"),
 )
 async def login(call: Call) -> dict:
     """Signs in."""
@@ -11255,7 +11851,8 @@ class Server:
         parts = self.redis, schema, self.users, self.lobby, self.games
         self.hub = Hub(self.worker, *parts, wire_of, self.rooms)
         self.switches = self.users.switches
-        self.console = Console(self)
+        self.repairs = Repairs(self.redis, self.games, self.chores)
+        self.console = QuestionConsole(self)
         self.background: list[asyncio.Task] = []
 
     # -- start and stop
@@ -11319,6 +11916,7 @@ class Server:
             _forever(HEARTBEAT_S, self._read_switches),
             _forever(SWEEP_S, self.hub.sweep),
             _forever(METRICS_S, self._add_up),
+            _forever(LEVELS_S, self.bank.load_levels),
             _forever(EXPIRE_GUESTS_S, self.guests.expire),
             _forever(CHORES_S, self.chores.do_due),
             _forever(DROP_LIBRARIES_S, self.redis.drop_unused_libraries),
@@ -11398,6 +11996,7 @@ class Server:
             await self._add_portion(portion)
         load = load_now(len(self.hub.sockets))
         await self.redis.call("HSET", Keys.loads, self.worker, load)
+        await self.games.statistics.add_up()
         if self.hub.apps:
             apps = dict(self.hub.apps.most_common(MAX_APPS))
             await self.redis.call("HSET", Keys.apps, self.worker, dumps(apps))

@@ -20,11 +20,34 @@ OPEN = {
 STORE = "https://example.org/store"
 
 
+QUIZ = [  # the whole of a category; each has a wrong key: the right answer is called "true"
+    {
+        "id": f"quiz-{n}",
+        "question": f"Which one is it, number {n}?",
+        "correct_answer": f"key {n}",
+        "incorrect_answers": [f"true {n}", f"wrong {n}"],
+        "category": "Console",
+        "difficulty": "easy" if n else "auto",
+    }
+    for n in range(4)
+]
+
+
+def add_quiz(tree):
+    quiz = {"categories": ["Console"], "rounds": 3, "scoring": {"correct": 100, "speed": 0}}
+    tree["queues"]["quiz"] = tree["queues"]["rated"] | quiz
+
+
 @pytest.fixture(scope="module")
 def desk():
     """A server of two workers that operators may act on."""
-    running = Server(edited_schema(answer_seconds=60), workers=2, env=OPEN)
+    running = Server(edited_schema(add_quiz, answer_seconds=60), workers=2, env=OPEN)
+    file = running.data / "quiz.json"
+    file.write_text(json.dumps(QUIZ))
     try:
+        subprocess.run(
+            [sys.executable, "trivia.py", "import", file], cwd=ROOT, env=running.env, check=True
+        )
         yield running.start()
     finally:
         running.close()
@@ -423,6 +446,159 @@ def test_switches_bans_and_the_log_outlive_workers_that_are_killed(switched):
     undone(switched, banned["entry"])
     phones[0].connect().expect("queued")
     phones[0].drop()
+
+
+# ---- questions
+
+
+def quiz_rows(server, query=""):
+    rows = look(server, "questions", query or "?text=Which%20one%20is%20it").json["questions"]
+    return {row["id"]: row for row in rows}
+
+
+def play_quiz(server, wanted):
+    """A game of two, in which each gives the answers that begin with their word; ids of the questions."""
+    phones, asked = server.pair(queue="quiz"), []
+    for number in range(1, 4):
+        for phone, word in zip(phones, wanted, strict=True):
+            question = phone.expect("question")
+            choice = [text.startswith(word) for text in question["choices"]].index(True)
+            phone.send("answer", round=number, choice=choice)
+        asked.append(question["text"])
+        for phone in phones:
+            phone.expect("reveal")
+    ends = [phone.expect("end") for phone in phones]
+    for phone in phones:
+        phone.drop()
+    return phones, ends[0], asked
+
+
+def test_answers_are_summed_up_by_question(desk):
+    _, _, asked = play_quiz(desk, ["key", "wrong"])
+    asked = {f"quiz-{text[-2]}" for text in asked}
+    wait_until(lambda: all(quiz_rows(desk)[key]["choices"][f"wrong {key[-1]}"] for key in asked))
+    for key in asked:
+        row = quiz_rows(desk)[key]
+        assert row["right"] == row["choices"][f"key {key[-1]}"] and row["median_ms"]
+        assert row["shown"] >= 2
+
+
+def test_four_lists_show_what_is_wrong_with_questions(desk):
+    times = " ".join(["40"] + ["0"] * 10)
+    rows = [  # shown, rest of the right and of the wrong, times, choices
+        f"40 0 2000 {times} 0 30 10",
+        f"40 2000 0 {times} 40",
+        f"40 1000 1800 {times} 20 20",
+        f"40 1800 1000 {times} 20 20",
+    ]
+    ids = {key: row.split(" ")[0] for key, row in desk.redis.hgetall("ids:{bank}").items()}
+    chosen = sorted(ids.keys() - QUIZ_IDS)[:4]
+    sums = {ids[key]: row for key, row in zip(chosen, rows, strict=True)}
+    desk.redis.hset("stats:{bank}", mapping=sums)
+    on = lambda name: [key for key in chosen if key in quiz_rows(desk, f"?list={name}")]
+    assert on("nobody_right") == chosen[:1]
+    assert on("everybody_right") == chosen[1:2]
+    assert on("better_players_fail") == chosen[2:3]
+    assert on("flagged") == []
+    desk.redis.hdel("stats:{bank}", *sums)
+
+
+QUIZ_IDS = {item["id"] for item in QUIZ}
+
+
+def test_a_question_is_flagged_after_its_reveal_and_once_by_each(desk):
+    ann, bob = desk.pair(queue="quiz")
+    question = ann.expect("question")
+    bob.expect("question")
+    ann.refused("not_revealed", "flag", round=1)
+    ann.refused("not_revealed", "flag", round=2)
+    for phone in (ann, bob):
+        phone.send("answer", round=1, choice=0)
+    ann.expect("reveal")
+    bob.expect("reveal")
+    for _ in range(2):
+        ann.send("flag", round=1)
+    bob.send("leave")
+    ann.expect("end")
+    bob.expect("end")
+    bob.send("flag", round=1)
+    flagged = lambda: [
+        row["flags"]
+        for row in quiz_rows(desk, "?list=flagged").values()
+        if row["text"] == question["text"]
+    ]
+    wait_until(lambda: flagged() == [2])
+    desk.phone(queue="party").refused("wrong_state", "flag", round=1)
+    ann.drop(), bob.drop()
+
+
+def test_a_question_is_edited_and_retired_in_the_midst_of_games_which_do_not_notice(desk):
+    ann, bob = phones = desk.pair(queue="quiz")
+    for phone in phones:
+        question = phone.expect("question")
+    key = f"quiz-{question['text'][-2]}"
+    other = next(iter(QUIZ_IDS - {key}))
+    arguments = {"question": key, "text": "Which one was it?", "wrong": "true x | wrong x | more"}
+    edited = done(desk, "edit_question", **arguments)
+    assert edited["before"]["question"] == question["text"]
+    ann.drop()
+    bob.expect("user_exit")
+    assert ann.connect().expect("update")["question"]["text"] == question["text"]
+    act(desk, "edit_question", question=key, wrong="a | a").refused(422, "invalid")
+    act(desk, "edit_question", question="no-such", text="x").refused(404, "not_found")
+    act(desk, "retire_question", question="no-such", retired=True).refused(404, "not_found")
+    retired = done(desk, "retire_question", question=other, retired=True)
+    act(desk, "retire_question", question=key, retired=True).refused(409, "too_few_questions")
+    for phone in phones:
+        phone.drop()
+
+    def asked():
+        _, end, texts = play_quiz(desk, ["key", "true"])
+        return {texts[i][:17] for i in range(3)} | {f"quiz-{text[-2]}" for text in texts}
+
+    found = asked()
+    assert other not in found and "Which one was it?" in found
+    undone(desk, retired["entry"])
+    undone(desk, edited["entry"])
+    assert quiz_rows(desk)[key]["text"] == question["text"]
+    assert not quiz_rows(desk)[other]["retired"]
+    act(desk, "undo", entry=edited["entry"]).refused(409, "changed_meanwhile")
+
+
+def test_the_repair_of_a_wrong_key_moves_points_wins_ratings_and_boards_once(desk):
+    phones, end, asked = play_quiz(desk, ["key", "true"])
+    ann, bob = phones
+    game = end["game"]
+    assert end["ranking"][0]["player"] == ann.name
+    me = lambda phone: desk.http("GET", "/users/me", token=phone.token).json
+    record = lambda: desk.http("GET", f"/games/{game}", token=bob.token).json
+    before = {phone.name: me(phone)["rating"] for phone in phones}
+    assert (me(ann)["wins"], me(bob)["wins"]) == (1, 0)
+    keys = [f"quiz-{text[-2]}" for text in asked]
+    act(desk, "repair_question", question=keys[0], right="no answer").refused(422, "invalid")
+    entries = []
+    for n, key in enumerate(keys[:2], 1):
+        right = f"true {key[-1]}"
+        dry = act(desk, "repair_question", dry=True, question=key, right=right).json
+        assert dry["players"] >= 2 and dry["after"]["games"] >= 1
+        entries.append(done(desk, "repair_question", question=key, right=right)["entry"])
+        scores = {ann.name: 300 - 100 * n, bob.name: 100 * n}
+        told = lambda: {row["player"]: row["score"] for row in record()["ranking"]}
+        wait_until(lambda: told() == scores, 30)
+    shown = record()
+    assert shown["rounds"][0]["choices"][shown["rounds"][0]["correct"]].startswith("true")
+    assert shown["ranking"][0]["player"] == bob.name
+    wait_until(lambda: (me(ann)["wins"], me(bob)["wins"]) == (0, 1))
+    assert me(ann)["rating"] < before[ann.name] and me(bob)["rating"] > before[bob.name]
+    assert abs(me(bob)["rating"] - before[ann.name]) < 0.01  # as if bob had won at once
+    board = desk.http("GET", "/leaderboards/rating?limit=100").json["entries"]
+    ranked = {row["username"]: row["value"] for row in board}
+    assert ranked[bob.name] == me(bob)["rating"]
+    for entry in reversed(entries):
+        undone(desk, entry)
+    wait_until(lambda: (me(ann)["wins"], me(bob)["wins"]) == (1, 0), 30)
+    wait_until(lambda: abs(me(ann)["rating"] - before[ann.name]) < 0.01)
+    assert record()["ranking"][0]["score"] == 300
 
 
 # ---- the log and the command line

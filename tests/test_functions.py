@@ -6,11 +6,13 @@ import contextlib
 import functools
 import itertools
 import json
+import random
 import re
 import secrets
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -380,8 +382,26 @@ SIGN_IN = {
     "unlink_identity",
 }
 # What test_console.py calls.
-CONSOLE = {"set_switch", "stop_game"}
-CONSOLE_KEYS = {"apps:{metrics}", "switches:{ops}", "audit:{ops}", "refused:{ops}"}
+CONSOLE = {
+    "apply_repair",
+    "begin_repair",
+    "end_repair",
+    "flag_question",
+    "rate_question",
+    "set_switch",
+    "stop_game",
+}
+CONSOLE_KEYS = {
+    "apps:{metrics}",
+    "audit:{ops}",
+    "flagged:{bank}",
+    "flags:{bank}:NUMBER",
+    "levels:{bank}",
+    "mended:{UID}",
+    "refused:{ops}",
+    "retired:{bank}",
+    "switches:{ops}",
+}
 SIGN_IN_KEYS = {
     "codes:{UID}",
     "chores:{chores}",
@@ -2483,6 +2503,82 @@ def test_a_game_is_stopped_once_and_for_one_reason(worker, game, reason):
     assert worker.events() == []
 
 
+def test_ratings_of_questions_find_their_difficulty_within_50_answers(store):
+    dice = random.Random(11)
+    true = {str(n): dice.gauss(1500, 300) for n in range(150)}
+    rules = *trivia.LEVEL_START, trivia.LEVEL_LEAST_SIGMA, trivia.LEVEL_A_DAY
+    for _ in range(10):  # days
+        for number, difficulty in true.items():
+            answers = []
+            for _ in range(5):
+                player = dice.gauss(1500, 250)
+                right = dice.random() < 1 / (1 + 10 ** ((difficulty - player) / 400))
+                answers.append(f"{player:.0f}:{right:d}")
+            store.call("rate_question", (Keys.levels,), number, *rules, *answers)
+        rows = store.client.hgetall(Keys.levels)
+        for number, row in rows.items():  # the next day comes
+            rating, sigma, day, start = row.split(" ")
+            assert abs(float(rating) - float(start)) <= trivia.LEVEL_A_DAY + 0.1
+            store.client.hset(Keys.levels, number, f"{rating} {sigma} {int(day) - 1} {start}")
+    found = {number: float(row.split(" ")[0]) for number, row in rows.items()}
+    numbers = sorted(true)
+    pairs = [true[n] for n in numbers], [found[n] for n in numbers]
+    assert statistics.correlation(*pairs) > 0.95
+    store.client.delete(Keys.levels)
+
+
+def test_a_flag_counts_once_and_within_bounds(store):
+    keys = Keys.flags(7), Keys.flagged
+    flag = lambda who: store.call("flag_question", keys, 7, who, 3)
+    assert [flag(who) for who in "aabcd"] == [1, 0, 1, 1, 0]
+    assert store.client.zscore(Keys.flagged, 7) == 3
+    store.client.delete(*keys)
+
+
+def test_sums_of_questions_are_added_place_by_place(store):
+    for _ in range(2):
+        assert store.call("add_stats", (Keys.stats,), 3, "1 0 50 1", 4, "2") == 2
+    store.call("add_stats", (Keys.stats,), 4, "1 2 3")
+    assert store.client.hgetall(Keys.stats) == {"3": "2 0 100 2", "4": "5 2 3"}
+    store.client.delete(Keys.stats)
+
+
+def test_a_part_of_a_repair_is_applied_once_and_a_game_only_as_it_was_read(store):
+    user, mended = Keys.user("u9"), Keys.mended("u9")
+    board = "weekly", "wins", "2026-W01", 0
+    repair = lambda: store.call("apply_repair", (user, mended), "g 5", 60, 1, "-3.5", 1500, *board)
+    assert repair() == []
+    fields = {"username": "n", "wins": 4, "board:weekly": "2026-W02 3 wins"}
+    store.client.hset(user, mapping=fields)
+    assert repair()
+    assert repair() == []
+    told = store.client.hgetall(user)
+    assert (told["wins"], told["rating"], told["board:weekly"]) == (
+        "5",
+        "1496.5",
+        "2026-W02 4 wins",
+    )
+    assert 0 < store.client.ttl(mended) <= 60
+    key = Keys.game("00abcdefghij")
+    plan = trivia.write_plan("q", [1, 1, 1, 1, 1, "continue", "rated"], "7:01", [["u9", "n"]])
+    player = {"turn": 0, "seq": 0, "score": 5}
+    state = {"phase": "end", "round": 1, "deadline": 0, "reason": "finished", "ended": 1}
+    text = trivia.write_state(state | {"players": [player]})
+    store.client.hset(key, mapping={"plan": plan, "state": text, "1": "0:5:5"})
+    repair = {"quiz": "8:10", "scores": [0], "result": '[{"rank":1}]', "rounds": {"1": "0:5:0"}}
+    repair = trivia.dumps(repair)
+    begin = lambda quiz: store.call("begin_repair", (key,), quiz, repair)
+    assert [begin("7:10"), begin("7:01"), begin("7:01")] == [0, 1, 0]
+    store.call("forget_player", (key,), "u9")  # it stays erased
+    assert [store.call("end_repair", (key,), repair) for _ in range(2)] == [1, 0]
+    fields = store.client.hgetall(key)
+    assert trivia.parse_plan(fields["plan"])["quiz"] == "8:10" and "u9" not in fields["plan"]
+    assert trivia.parse_state(fields["state"])["players"][0]["score"] == 0
+    assert (fields["1"], fields["result"], "repair" in fields) == ("0:5:0", '[{"rank":1}]', False)
+    assert begin("7:01") == 0
+    store.client.delete(user, mended, key)
+
+
 def test_a_switch_is_set_only_as_it_was_read(store):
     key = Keys.switches
     assert store.call("set_switch", (key,), "queue q", "", '{"text":"a"}') == 1
@@ -2757,7 +2853,7 @@ WORDS = {
     "UID": r"[\w-]{12}",
     "DIGEST": r"[\w-]{16}",
     "WHAT": r"(login|address|try|refused|account|connect|register|rename|session|export"
-    r"|code|codes|rooms)",
+    r"|code|codes|rooms|flag)",
     "WHO": r"[^{}]+",
     "NAME": r"[a-z_]+",
     "SHARD": r"[0-3]",
@@ -2794,6 +2890,7 @@ CONTENT = {  # what members and values look like, where the table says more than
     "libraries:{lobby}": r"[0-9a-f]{10}=[0-9a-f]{8} [0-9a-f]{8}",
     "shards:{lobby}": r"([0-9a-f]{10}|most)=4",
     "loads:{metrics}": r"[0-9a-f]{10}=\d+ \d+ [\d.]+",
+    "stats:{bank}": r"\d+=\d+( \d+)+",
     "met:{UID}": r"[\w-]{8}=\d+",
     "quits:{lobby}:UID": rf"=\d+ \d+ {MS}",
     "quick:{metrics}": r"[\w-]{12}=-?\d+",

@@ -380,6 +380,27 @@ def test_an_operator_finds_a_player_bans_them_undoes_it_and_announces_maintenanc
     ann.drop(), bob.drop()
 
 
+def test_an_operator_retires_a_question_while_it_is_played(watched, open_desk):
+    ann, bob = watched.pair()
+    question = ann.expect("question")
+    text = watched.http("GET", "/ops/look/questions", token=TOKEN).json
+    assert text["total"] > 100
+    client = watched.redis
+    number = next(n for n, row in client.hgetall("bank:{bank}").items() if question["text"] in row)
+    client.zadd("flagged:{bank}", {number: 3})
+    desk = open_desk(watched).sign_in(ACTS).live()
+    desk.page.get_by_role("button", name="flagged").click()
+    expect(desk.page.locator("#listed")).to_contain_text("flagged: 1")
+    do(desk, "listed", "retire question", retired=True)
+    ann.send("check")
+    assert ann.expect("update")["question"]["text"] == question["text"]
+    desk.page.get_by_role("button", name="retired", exact=True).click()
+    expect(desk.page.locator("#listed")).to_contain_text("retired: 1")
+    desk.check_width("questions")
+    client.zrem("flagged:{bank}", number)
+    ann.drop(), bob.drop()
+
+
 def test_who_only_looks_sees_no_form_of_an_act(watched, open_desk):
     phone = watched.phone(queue="party")
     desk = open_desk(watched, PHONE).sign_in().live()
