@@ -325,8 +325,14 @@ data class Problem(
     val merge: String? = null,
     val guest: Player? = null,
     val account: Player? = null,
+    /** End of a ban, in ms since 1970; 0: it has none. */
+    val untilMs: Long? = null,
+    /** Of a ban. */
+    val reason: String? = null,
+    /** Where a new version of the app is. */
+    val store: String? = null,
 ) {
-    internal fun fields() = fieldsOf("type" to type, "title" to title, "status" to status, "detail" to detail, "code" to code, "errors" to errors, "merge" to merge, "guest" to guest?.fields(), "account" to account?.fields())
+    internal fun fields() = fieldsOf("type" to type, "title" to title, "status" to status, "detail" to detail, "code" to code, "errors" to errors, "merge" to merge, "guest" to guest?.fields(), "account" to account?.fields(), "until_ms" to untilMs, "reason" to reason, "store" to store)
 
     companion object {
         internal fun from(json: Json) = Problem(
@@ -339,6 +345,9 @@ data class Problem(
             merge = json["merge"].orNull { it.text() },
             guest = json["guest"].orNull { Player.from(it) },
             account = json["account"].orNull { Player.from(it) },
+            untilMs = json["until_ms"].orNull { it.long() },
+            reason = json["reason"].orNull { it.text() },
+            store = json["store"].orNull { it.text() },
         )
     }
 }
@@ -722,15 +731,17 @@ data class Room(
 data class Export(
     val user: User,
     val sessions: List<Sessions>,
+    val ban: Ban?,
     val games: List<GameRecord>,
     val questionsSeen: List<String>,
 ) {
-    internal fun fields() = fieldsOf("user" to user.fields(), "sessions" to sessions.map { it.fields() }, "games" to games.map { it.fields() }, "questions_seen" to questionsSeen)
+    internal fun fields() = fieldsOf("user" to user.fields(), "sessions" to sessions.map { it.fields() }, "ban" to ban?.fields(), "games" to games.map { it.fields() }, "questions_seen" to questionsSeen)
 
     companion object {
         internal fun from(json: Json) = Export(
             user = User.from(json["user"]),
             sessions = json["sessions"].list { Sessions.from(it) },
+            ban = json["ban"].orNull { Ban.from(it) },
             games = json["games"].list { GameRecord.from(it) },
             questionsSeen = json["questions_seen"].list { it.text() },
         )
@@ -745,6 +756,20 @@ data class Export(
         companion object {
             internal fun from(json: Json) = Sessions(
                 expiresAt = json["expires_at"].long(),
+            )
+        }
+    }
+
+    data class Ban(
+        val untilMs: Long,
+        val reason: String,
+    ) {
+        internal fun fields() = fieldsOf("until_ms" to untilMs, "reason" to reason)
+
+        companion object {
+            internal fun from(json: Json) = Ban(
+                untilMs = json["until_ms"].long(),
+                reason = json["reason"].text(),
             )
         }
     }
@@ -787,6 +812,7 @@ sealed interface ServerMessage {
             "end" -> EndMessage.from(json)
             "rematch" -> RematchMessage.from(json)
             "pong" -> PongMessage.from(json)
+            "notice" -> NoticeMessage.from(json)
             "error" -> ErrorMessage.from(json)
             "emoji" -> EmojiMessage.from(json)
             else -> null
@@ -1128,6 +1154,7 @@ data class UserReturnMessage(
 data class EndMessage(
     val game: String,
     val seq: Int,
+    /** The operator has ended it: `stopped` counts, `void` does not. */
     val reason: String,
     val ranking: List<Ranking>,
     /** With `rematch_seconds`: time to agree to play again. */
@@ -1222,6 +1249,24 @@ data class PongMessage(
         internal fun from(json: Json) = PongMessage(
             serverMs = json["server_ms"].long(),
             clientMs = json["client_ms"].orNull { it.double() },
+        )
+    }
+}
+
+/** A message from the operator to all players. */
+data class NoticeMessage(
+    val code: String,
+    val text: String,
+    /** In ms since 1970: when the maintenance begins, or until when the message holds. */
+    val untilMs: Long,
+) : ServerMessage {
+    override val type get() = "notice"
+
+    companion object {
+        internal fun from(json: Json) = NoticeMessage(
+            code = json["code"].text(),
+            text = json["text"].text(),
+            untilMs = json["until_ms"].long(),
         )
     }
 }
@@ -1348,6 +1393,20 @@ data class LeaveFields(
 
 }
 
+/**
+ * The player finds a question wrong. It is one of the game they are in, or of the last one, and its
+ * answer was revealed. Each player counts once.
+ */
+data class FlagFields(
+    /** Repeated in an `error` about this message. */
+    val id: Any? = null,
+    /** The round of the question. */
+    val round: Int,
+) : ClientMessage {
+    override fun fields() = fieldsOf("type" to "flag", "id" to id, "round" to round)
+
+}
+
 /** The host of a room begins a game of all who are connected. */
 data class BeginFields(
     /** Repeated in an `error` about this message. */
@@ -1390,7 +1449,7 @@ data class PassFields(
 }
 
 /** The codes of errors, over HTTP and in `error` messages. */
-val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
+val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
 
 /** The queues of the server. */
 val QUEUES = listOf("random", "rated", "party", "solo", "friends")
@@ -2090,6 +2149,12 @@ class Play internal constructor(
 
     /** The player wants to play the last game again with the same players, or does not. */
     fun rematch(message: RematchFields) = send(message)
+
+    /**
+     * The player finds a question wrong. It is one of the game they are in, or of the last one, and
+     * its answer was revealed. Each player counts once.
+     */
+    fun flag(message: FlagFields) = send(message)
 
     /** The host of a room begins a game of all who are connected. */
     fun begin(message: BeginFields) = send(message)

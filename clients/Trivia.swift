@@ -376,6 +376,12 @@ public struct Problem: Codable, Equatable, Sendable {
     public var merge: String?
     public var guest: Player?
     public var account: Player?
+    /// End of a ban, in ms since 1970; 0: it has none.
+    public var untilMs: Int?
+    /// Of a ban.
+    public var reason: String?
+    /// Where a new version of the app is.
+    public var store: String?
 
     enum CodingKeys: String, CodingKey {
         case type = "type"
@@ -387,9 +393,12 @@ public struct Problem: Codable, Equatable, Sendable {
         case merge = "merge"
         case guest = "guest"
         case account = "account"
+        case untilMs = "until_ms"
+        case reason = "reason"
+        case store = "store"
     }
 
-    public init(type: String, title: String, status: Int, detail: String, code: String, errors: [String: [String]]? = nil, merge: String? = nil, guest: Player? = nil, account: Player? = nil) {
+    public init(type: String, title: String, status: Int, detail: String, code: String, errors: [String: [String]]? = nil, merge: String? = nil, guest: Player? = nil, account: Player? = nil, untilMs: Int? = nil, reason: String? = nil, store: String? = nil) {
         self.type = type
         self.title = title
         self.status = status
@@ -399,6 +408,9 @@ public struct Problem: Codable, Equatable, Sendable {
         self.merge = merge
         self.guest = guest
         self.account = account
+        self.untilMs = untilMs
+        self.reason = reason
+        self.store = store
     }
 }
 
@@ -866,6 +878,7 @@ public struct Room: Codable, Equatable, Sendable {
 public struct Export: Codable, Equatable, Sendable {
     public var user: User
     public var sessions: [Sessions]
+    public var ban: Ban?
     public var games: [GameRecord]
     public var questionsSeen: [String]
 
@@ -882,16 +895,33 @@ public struct Export: Codable, Equatable, Sendable {
         }
     }
 
+    public struct Ban: Codable, Equatable, Sendable {
+        public var untilMs: Int
+        public var reason: String
+
+        enum CodingKeys: String, CodingKey {
+            case untilMs = "until_ms"
+            case reason = "reason"
+        }
+
+        public init(untilMs: Int, reason: String) {
+            self.untilMs = untilMs
+            self.reason = reason
+        }
+    }
+
     enum CodingKeys: String, CodingKey {
         case user = "user"
         case sessions = "sessions"
+        case ban = "ban"
         case games = "games"
         case questionsSeen = "questions_seen"
     }
 
-    public init(user: User, sessions: [Sessions], games: [GameRecord], questionsSeen: [String]) {
+    public init(user: User, sessions: [Sessions], ban: Ban? = nil, games: [GameRecord], questionsSeen: [String]) {
         self.user = user
         self.sessions = sessions
+        self.ban = ban
         self.games = games
         self.questionsSeen = questionsSeen
     }
@@ -929,6 +959,7 @@ public enum ServerMessage: Equatable, Sendable {
     case end(EndMessage)
     case rematch(RematchMessage)
     case pong(PongMessage)
+    case notice(NoticeMessage)
     case error(ErrorMessage)
     case emoji(EmojiMessage)
     /// A type that is newer than this client.
@@ -950,6 +981,7 @@ public enum ServerMessage: Equatable, Sendable {
         case "end": return .end(try JSONDecoder().decode(EndMessage.self, from: data))
         case "rematch": return .rematch(try JSONDecoder().decode(RematchMessage.self, from: data))
         case "pong": return .pong(try JSONDecoder().decode(PongMessage.self, from: data))
+        case "notice": return .notice(try JSONDecoder().decode(NoticeMessage.self, from: data))
         case "error": return .error(try JSONDecoder().decode(ErrorMessage.self, from: data))
         case "emoji": return .emoji(try JSONDecoder().decode(EmojiMessage.self, from: data))
         default: return .unknown(head.type)
@@ -1351,6 +1383,7 @@ public struct UserReturnMessage: Codable, Equatable, Sendable {
 public struct EndMessage: Codable, Equatable, Sendable {
     public var game: String
     public var seq: Int
+    /// The operator has ended it: `stopped` counts, `void` does not.
     public var reason: String
     public var ranking: [Ranking]
     /// With `rematch_seconds`: time to agree to play again.
@@ -1458,6 +1491,26 @@ public struct PongMessage: Codable, Equatable, Sendable {
     public init(serverMs: Int, clientMs: Double? = nil) {
         self.serverMs = serverMs
         self.clientMs = clientMs
+    }
+}
+
+/// A message from the operator to all players.
+public struct NoticeMessage: Codable, Equatable, Sendable {
+    public var code: String
+    public var text: String
+    /// In ms since 1970: when the maintenance begins, or until when the message holds.
+    public var untilMs: Int
+
+    enum CodingKeys: String, CodingKey {
+        case code = "code"
+        case text = "text"
+        case untilMs = "until_ms"
+    }
+
+    public init(code: String, text: String, untilMs: Int) {
+        self.code = code
+        self.text = text
+        self.untilMs = untilMs
     }
 }
 
@@ -1652,6 +1705,27 @@ public struct LeaveFields: ClientMessage, Equatable, Sendable {
     }
 }
 
+/// The player finds a question wrong. It is one of the game they are in, or of the last one, and
+/// its answer was revealed. Each player counts once.
+public struct FlagFields: ClientMessage, Equatable, Sendable {
+    public let type = "flag"
+    /// Repeated in an `error` about this message.
+    public var id: JSONValue?
+    /// The round of the question.
+    public var round: Int
+
+    enum CodingKeys: String, CodingKey {
+        case type = "type"
+        case id = "id"
+        case round = "round"
+    }
+
+    public init(id: JSONValue? = nil, round: Int) {
+        self.id = id
+        self.round = round
+    }
+}
+
 /// The host of a room begins a game of all who are connected.
 public struct BeginFields: ClientMessage, Equatable, Sendable {
     public let type = "begin"
@@ -1732,7 +1806,7 @@ extension JoinFields {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
+public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
 
 /// The queues of the server.
 public let triviaQueues = ["random", "rated", "party", "solo", "friends"]
@@ -2144,6 +2218,12 @@ public final class Play {
 
     /// The player wants to play the last game again with the same players, or does not.
     public func rematch(_ message: RematchFields) {
+        send(message)
+    }
+
+    /// The player finds a question wrong. It is one of the game they are in, or of the last one,
+    /// and its answer was revealed. Each player counts once.
+    public func flag(_ message: FlagFields) {
         send(message)
     }
 

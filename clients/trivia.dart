@@ -313,7 +313,7 @@ class Upgraded {
 }
 
 class Problem {
-  const Problem({required this.type, required this.title, required this.status, required this.detail, required this.code, this.errors, this.merge, this.guest, this.account});
+  const Problem({required this.type, required this.title, required this.status, required this.detail, required this.code, this.errors, this.merge, this.guest, this.account, this.untilMs, this.reason, this.store});
 
   Problem.from(Map<String, dynamic> json)
       : type = json['type'] as String,
@@ -324,7 +324,10 @@ class Problem {
         errors = _orNull(json['errors'], (it) => _map(it, (it) => _list(it, (it) => it as String))),
         merge = _orNull(json['merge'], (it) => it as String),
         guest = _orNull(json['guest'], (it) => Player.from(it as Map<String, dynamic>)),
-        account = _orNull(json['account'], (it) => Player.from(it as Map<String, dynamic>));
+        account = _orNull(json['account'], (it) => Player.from(it as Map<String, dynamic>)),
+        untilMs = _orNull(json['until_ms'], (it) => it as int),
+        reason = _orNull(json['reason'], (it) => it as String),
+        store = _orNull(json['store'], (it) => it as String);
 
   final String type;
 
@@ -347,7 +350,16 @@ class Problem {
 
   final Player? account;
 
-  Map<String, dynamic> toJson() => _fields({'type': type, 'title': title, 'status': status, 'detail': detail, 'code': code, 'errors': errors, 'merge': merge, 'guest': guest, 'account': account});
+  /// End of a ban, in ms since 1970; 0: it has none.
+  final int? untilMs;
+
+  /// Of a ban.
+  final String? reason;
+
+  /// Where a new version of the app is.
+  final String? store;
+
+  Map<String, dynamic> toJson() => _fields({'type': type, 'title': title, 'status': status, 'detail': detail, 'code': code, 'errors': errors, 'merge': merge, 'guest': guest, 'account': account, 'until_ms': untilMs, 'reason': reason, 'store': store});
 }
 
 class GameSummary {
@@ -795,11 +807,12 @@ class RoomSettingsScoring {
 }
 
 class Export {
-  const Export({required this.user, required this.sessions, required this.games, required this.questionsSeen});
+  const Export({required this.user, required this.sessions, this.ban, required this.games, required this.questionsSeen});
 
   Export.from(Map<String, dynamic> json)
       : user = User.from(json['user'] as Map<String, dynamic>),
         sessions = _list(json['sessions'], (it) => ExportSessions.from(it as Map<String, dynamic>)),
+        ban = _orNull(json['ban'], (it) => ExportBan.from(it as Map<String, dynamic>)),
         games = _list(json['games'], (it) => GameRecord.from(it as Map<String, dynamic>)),
         questionsSeen = _list(json['questions_seen'], (it) => it as String);
 
@@ -807,11 +820,13 @@ class Export {
 
   final List<ExportSessions> sessions;
 
+  final ExportBan? ban;
+
   final List<GameRecord> games;
 
   final List<String> questionsSeen;
 
-  Map<String, dynamic> toJson() => _fields({'user': user, 'sessions': sessions, 'games': games, 'questions_seen': questionsSeen});
+  Map<String, dynamic> toJson() => _fields({'user': user, 'sessions': sessions, 'ban': ban, 'games': games, 'questions_seen': questionsSeen});
 }
 
 class ExportSessions {
@@ -824,6 +839,20 @@ class ExportSessions {
   final int expiresAt;
 
   Map<String, dynamic> toJson() => _fields({'expires_at': expiresAt});
+}
+
+class ExportBan {
+  const ExportBan({required this.untilMs, required this.reason});
+
+  ExportBan.from(Map<String, dynamic> json)
+      : untilMs = json['until_ms'] as int,
+        reason = json['reason'] as String;
+
+  final int untilMs;
+
+  final String reason;
+
+  Map<String, dynamic> toJson() => _fields({'until_ms': untilMs, 'reason': reason});
 }
 
 class Health {
@@ -861,6 +890,7 @@ sealed class ServerMessage {
         'end' => EndMessage.from(json),
         'rematch' => RematchMessage.from(json),
         'pong' => PongMessage.from(json),
+        'notice' => NoticeMessage.from(json),
         'error' => ErrorMessage.from(json),
         'emoji' => EmojiMessage.from(json),
         _ => null,
@@ -1237,6 +1267,7 @@ class EndMessage extends ServerMessage {
 
   final int seq;
 
+  /// The operator has ended it: `stopped` counts, `void` does not.
   final String reason;
 
   final List<EndMessageRanking> ranking;
@@ -1323,6 +1354,23 @@ class PongMessage extends ServerMessage {
   final int serverMs;
 
   final double? clientMs;
+}
+
+/// A message from the operator to all players.
+class NoticeMessage extends ServerMessage {
+  const NoticeMessage({required this.code, required this.text, required this.untilMs});
+
+  NoticeMessage.from(Map<String, dynamic> json)
+      : code = json['code'] as String,
+        text = json['text'] as String,
+        untilMs = json['until_ms'] as int;
+
+  final String code;
+
+  final String text;
+
+  /// In ms since 1970: when the maintenance begins, or until when the message holds.
+  final int untilMs;
 }
 
 /// A message was refused. The connection stays open.
@@ -1467,6 +1515,21 @@ class LeaveFields extends ClientMessage {
   Map<String, dynamic> toJson() => _fields({'type': 'leave', 'id': id});
 }
 
+/// The player finds a question wrong. It is one of the game they are in, or of the last one, and
+/// its answer was revealed. Each player counts once.
+class FlagFields extends ClientMessage {
+  const FlagFields({this.id, required this.round});
+
+  /// Repeated in an `error` about this message.
+  final Object? id;
+
+  /// The round of the question.
+  final int round;
+
+  @override
+  Map<String, dynamic> toJson() => _fields({'type': 'flag', 'id': id, 'round': round});
+}
+
 /// The host of a room begins a game of all who are connected.
 class BeginFields extends ClientMessage {
   const BeginFields({this.id});
@@ -1520,7 +1583,7 @@ class PassFields extends ClientMessage {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'wrong_password', 'sign_in_again', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'unknown_code', 'expired_code', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'upgrade_required', 'malformed_code', 'too_many_attempts', 'head_too_large', 'no_mail', 'provider_unavailable', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'room_full', 'room_locked', 'kicked', 'rematch_over', 'not_in_room', 'not_host', 'room_plays', 'too_few_players', 'no_such_player', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
+const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'banned', 'wrong_password', 'sign_in_again', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'unknown_code', 'expired_code', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'app_too_old', 'upgrade_required', 'malformed_code', 'too_many_attempts', 'head_too_large', 'registration_closed', 'queue_closed', 'maintenance', 'no_mail', 'provider_unavailable', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'not_revealed', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'room_full', 'room_locked', 'kicked', 'rematch_over', 'not_in_room', 'not_host', 'room_plays', 'too_few_players', 'no_such_player', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
 
 /// The queues of the server.
 const triviaQueues = ['random', 'rated', 'party', 'solo', 'friends'];
@@ -1938,6 +2001,10 @@ class Play {
 
   /// The player wants to play the last game again with the same players, or does not.
   void rematch(RematchFields message) => send(message);
+
+  /// The player finds a question wrong. It is one of the game they are in, or of the last one, and
+  /// its answer was revealed. Each player counts once.
+  void flag(FlagFields message) => send(message);
 
   /// The host of a room begins a game of all who are connected.
   void begin(BeginFields message) => send(message);

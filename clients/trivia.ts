@@ -154,6 +154,12 @@ export interface Problem {
   merge?: string;
   guest?: Player;
   account?: Player;
+  /** End of a ban, in ms since 1970; 0: it has none. */
+  until_ms?: number;
+  /** Of a ban. */
+  reason?: string;
+  /** Where a new version of the app is. */
+  store?: string;
 }
 
 export interface GameSummary {
@@ -161,7 +167,7 @@ export interface GameSummary {
   queue: string;
   /** Milliseconds since 1970. */
   ended_ms: number;
-  reason: "finished" | "forfeit" | "abandoned";
+  reason: "finished" | "forfeit" | "abandoned" | "stopped" | "void";
   ranking: Array<{
     player: string;
     score: number;
@@ -177,7 +183,7 @@ export interface GameRecord {
   queue: string;
   /** Milliseconds since 1970. */
   ended_ms: number;
-  reason: "finished" | "forfeit" | "abandoned";
+  reason: "finished" | "forfeit" | "abandoned" | "stopped" | "void";
   ranking: Array<{
     player: string;
     score: number;
@@ -295,6 +301,10 @@ export interface Export {
     /** Seconds since 1970. */
     expires_at: number;
   }>;
+  ban: {
+    until_ms: number;
+    reason: string;
+  } | null;
   games: Array<GameRecord>;
   questions_seen: Array<string>;
 }
@@ -323,7 +333,7 @@ export interface QueuedMessage {
 export interface CancelledMessage {
   type: "cancelled";
   queue: string;
-  reason: "timeout" | "left" | "kicked";
+  reason: "timeout" | "left" | "kicked" | "closed";
 }
 
 /**
@@ -478,7 +488,8 @@ export interface EndMessage {
   type: "end";
   game: string;
   seq: number;
-  reason: "finished" | "forfeit" | "abandoned";
+  /** The operator has ended it: `stopped` counts, `void` does not. */
+  reason: "finished" | "forfeit" | "abandoned" | "stopped" | "void";
   ranking: Array<{
     player: string;
     score: number;
@@ -526,6 +537,15 @@ export interface PongMessage {
   /** Time of the server, in ms since 1970. */
   server_ms: number;
   client_ms?: number;
+}
+
+/** A message from the operator to all players. */
+export interface NoticeMessage {
+  type: "notice";
+  code: "message" | "maintenance";
+  text: string;
+  /** In ms since 1970: when the maintenance begins, or until when the message holds. */
+  until_ms: number;
 }
 
 /** A message was refused. The connection stays open. */
@@ -609,6 +629,17 @@ export interface LeaveFields {
   id?: string | number | null;
 }
 
+/**
+ * The player finds a question wrong. It is one of the game they are in, or of the last one, and its
+ * answer was revealed. Each player counts once.
+ */
+export interface FlagFields {
+  /** Repeated in an `error` about this message. */
+  id?: string | number | null;
+  /** The round of the question. */
+  round: number;
+}
+
 /** The host of a room begins a game of all who are connected. */
 export interface BeginFields {
   /** Repeated in an `error` about this message. */
@@ -639,13 +670,13 @@ export interface PassFields {
 }
 
 /** What the server sends. */
-export type ServerMessage = QueuedMessage | CancelledMessage | RoomMessage | StartMessage | QuestionMessage | AnsweredMessage | RevealMessage | UpdateMessage | UserExitMessage | UserReturnMessage | EndMessage | RematchMessage | PongMessage | ErrorMessage | EmojiMessage;
+export type ServerMessage = QueuedMessage | CancelledMessage | RoomMessage | StartMessage | QuestionMessage | AnsweredMessage | RevealMessage | UpdateMessage | UserExitMessage | UserReturnMessage | EndMessage | RematchMessage | PongMessage | NoticeMessage | ErrorMessage | EmojiMessage;
 
 /** What a client sends. */
-export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "rematch" } & RematchFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields) | ({ type: "begin" } & BeginFields) | ({ type: "kick" } & KickFields) | ({ type: "lock" } & LockFields) | ({ type: "pass" } & PassFields);
+export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "rematch" } & RematchFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields) | ({ type: "flag" } & FlagFields) | ({ type: "begin" } & BeginFields) | ({ type: "kick" } & KickFields) | ({ type: "lock" } & LockFields) | ({ type: "pass" } & PassFields);
 
 /** The codes of errors, over HTTP and in `error` messages. */
-export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
+export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
 export type ErrorCode = (typeof ERROR_CODES)[number];
 
 /** The queues of the server. */
@@ -1031,6 +1062,14 @@ export class Play {
   /** The player wants to play the last game again with the same players, or does not. */
   rematch(fields: RematchFields): boolean {
     return this.send({ type: "rematch", ...fields });
+  }
+
+  /**
+   * The player finds a question wrong. It is one of the game they are in, or of the last one, and
+   * its answer was revealed. Each player counts once.
+   */
+  flag(fields: FlagFields): boolean {
+    return this.send({ type: "flag", ...fields });
   }
 
   /** The host of a room begins a game of all who are connected. */
