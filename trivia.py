@@ -7591,6 +7591,15 @@ def is_mail_server(url: str) -> bool:
     return True
 
 
+def is_mailable(address: str) -> bool:
+    """Tells whether a mail server takes a text for this one address, and for no other.
+
+    In "x:victim@example.org" or "<victim@example.org" it would find the address of another person,
+    whom the bounds of mails protect.
+    """
+    return address.isascii() and parseaddr(address) == ("", address)
+
+
 def new_code() -> str:
     """Returns a code that a person can type: six digits."""
     return f"{secrets.randbelow(1_000_000):06}"
@@ -7631,6 +7640,8 @@ class Mail:
         if is_late or chore.tries > MAIL_TRIES:
             return log.error("mail %s was given up", template, extra={"player": uid})
         to = chore.data["to"]
+        if not is_mailable(to):
+            return log.warning("mail %s: no such address", template, extra={"player": uid})
         await self._deliver(to, functools.partial(self._write, chore, user))
         log.info("mail %s sent", template, extra={"player": uid})
 
@@ -7732,16 +7743,20 @@ class Recovery:
         if self.mail.server is None:
             raise Problem("no_mail", retry_after=3600)
 
-    async def _count(self, what: str, who: str, seconds: int, burst: int) -> None:
-        allowance = Allowance(Keys.limit(what, who), seconds * 1000, burst)
-        if wait_ms := await self.users.allowances.take(allowance):
+    async def _count(self, *rules: tuple[str, str, int, int]) -> None:
+        """Takes from all of the allowances (what, who, seconds, burst), or raises Problem."""
+        allowances = (
+            Allowance(Keys.limit(what, who), seconds * 1000, burst)
+            for what, who, seconds, burst in rules
+        )
+        if wait_ms := await self.users.allowances.take(*allowances):
             raise too_many_attempts(wait_ms)
 
     async def recover(self, login: str, address: str, accepted: str) -> None:
         """Has a code sent to the account, if there is one. Takes as long if there is none."""
         self.check_mail()
         here = address_digest(address)
-        await self._count("recover", here, 60, 20)
+        await self._count(("recover", here, 60, 20))
         language = self.mail.language(accepted)
         await self.chores.add("recover", login=login, language=language, address=here)
 
@@ -7752,7 +7767,7 @@ class Recovery:
         try:
             # So that a stranger can't use it up for the owner, known addresses have their own.
             known = chore.data["address"] in user.get(":from", "").split()
-            await self._count("recover", f"{uid}:{known:d}", 600, 5)
+            await self._count(("recover", f"{uid}:{known:d}", 600, 5))
         except Problem:
             return log.info("too many recoveries", extra={"player": uid})
         data = {"template": "reset", "uid": uid, "to": user["email"]}
@@ -7762,7 +7777,7 @@ class Recovery:
     async def reset(self, login: str, code: str, password: str, address: str) -> dict:
         """Sets a new password for a code, ends all sessions and opens one."""
         here = address_digest(address)
-        await self._count("reset", here, 60, 50)
+        await self._count(("reset", here, 60, 50))
         uid, user = await self.users.find(login)
         given = code_digest(uid, code)
         is_known = here in user.get(":from", "").split()
@@ -7808,8 +7823,8 @@ class Recovery:
             raise Problem("invalid", errors={"email": ["Missing data for required field."]})
         if fold(to) != fold(own):  # whoever has the mails of an account has the account
             check_recent(call.user, call.token)
-        await self._count("confirm", address_digest(call.address), 60, 20)
-        await self._count("confirm", call.uid, 600, 5)
+        here = address_digest(call.address)
+        await self._count(("confirm", call.uid, 600, 5), ("confirm", here, 60, 20))
         language = self.mail.language(call.request.headers.get("accept-language", ""))
         await self.chores.add("confirm", uid=call.uid, to=to, language=language)
 
@@ -7822,7 +7837,7 @@ class Recovery:
         holder, user = await self.users.find(to, "email")
         if holder != uid:
             try:
-                await self._count("mail", digest(fold(to), 9), 600, 5)
+                await self._count(("mail", digest(fold(to), 9), 600, 5))
             except Problem:
                 return log.info("too many confirmations", extra={"player": uid})
         if holder == uid or not is_confirmed(user):

@@ -1385,6 +1385,22 @@ def test_strangers_have_only_so_many_mails_sent_to_an_address(post, mailbox):
     mailbox.code(address, 6)
 
 
+@pytest.mark.parametrize(
+    "text, is_one",
+    [
+        ("a.b+c@example.org", True),
+        ("<a@example.org", False),
+        ("x:a@example.org", False),
+        ("(x)a@example.org", False),
+        ("root,a@example.org", False),
+        ("root>a@example.org", False),
+        ("é@example.org", False),
+    ],
+)
+def test_mail_goes_only_to_an_address_that_is_one(text, is_one):
+    assert trivia.is_mailable(text) is is_one
+
+
 # -- stolen tokens
 
 
