@@ -150,8 +150,8 @@ schema checks, schema), store (keys and format, client, cluster, Redis), play (q
 files, question statistics, passwords, claims, users, leaderboards, lobby, game, rematches, games,
 rooms, personal data, chores, guests, merges, identities, mail, recovery, switches, repairs,
 console, console of questions, stored schema, migration), wire (messages, outlets, joining,
-connections, hub, routes, sign-in routes, player routes, operator routes, documents), process
-(worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
+connections, hub, routes, sign-in routes, player routes, operator routes, documents, pages),
+process (worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -177,6 +177,7 @@ import html
 import http.client
 import importlib
 import importlib.util
+import io
 import ipaddress
 import itertools
 import json
@@ -223,6 +224,7 @@ import httptools
 import marshmallow
 import msgspec
 import re2
+import segno
 import uvicorn
 import yaml
 from jsonschema import Draft202012Validator, FormatChecker
@@ -1386,6 +1388,11 @@ SIGN_IN = {"dependentRequired": {"guests": ["names"], "providers": ["names"]}} |
     providers=_named(PROVIDER, minProperties=1),
     recovery=RECOVERY,
 )
+PAGE = _object(
+    accent={"type": "string", "pattern": "^#[0-9a-fA-F]{6}$"},
+    language={"type": "string", "pattern": "^[a-z]{2}$"},
+    pictures=_TEXT,
+)
 LIMITS_WITH_DEFAULT = {
     "pair_games": _whole(1, 1_000_000) | {"default": 10},
     "early_exit_seconds": _whole(1, 86_400) | {"default": 5},
@@ -1654,6 +1661,7 @@ class CrossChecks:
         if self._fine("origins"):
             yield from self._origins()
         yield from self._guest_names()
+        yield from self._pictures()
         yield from self._mails()
         yield from self._limits()
 
@@ -1738,6 +1746,15 @@ class CrossChecks:
                 path = ("sign_in", "recovery", "mails", language, template)
                 yield from _mail_mistakes(path, mail)
 
+    def _pictures(self) -> Iterable[Mistake]:
+        """Checks that pictures come from a field with addresses that all may see."""
+        name = self._children("page").get("pictures")
+        fields = self._children("users", "fields")
+        fitting = [one for one, rule in fields.items() if _has_pictures(rule)]
+        if name is not None and name not in fitting and self._fine("users", "fields", name):
+            expected = "a field of format uri that is not private: " + ", ".join(fitting)
+            yield ("page", "pictures"), shorten(name), expected
+
     def _guest_names(self) -> Iterable[Mistake]:
         """Checks that generated names are usernames."""
         names = self._children("sign_in").get("names")
@@ -1814,6 +1831,11 @@ def separator_of(names: dict[str, list], rule: dict) -> str | None:
             continue
         return separator
     return None
+
+
+def _has_pictures(rule: dict) -> bool:
+    hidden = rule.get("private") or rule.get("writeOnly")
+    return rule.get("format") == "uri" and not hidden
 
 
 def _can_be_ranked(rule: dict) -> bool:
@@ -2022,6 +2044,8 @@ class Schema:
         self.queues = {name: Queue(name, spec) for name, spec in tree["queues"].items()}
         self.origins = _origins(tree.get("origins", []))
         self.sign_in: dict[str, dict] = tree.get("sign_in", {})
+        self.title: str = tree.get("title", "Trivia")
+        self.page: dict[str, str] = tree.get("page", {})
         self.fields: dict[str, dict] = users["fields"]
         self.unique = [name for name, rule in self.fields.items() if rule.get("unique")]
         writable = {name: rule for name, rule in self.fields.items() if not rule.get("readOnly")}
@@ -11567,7 +11591,7 @@ def openapi(schema: Schema) -> dict:
         paths.setdefault(route.path, {})[route.method.lower()] = _operation(route, schema, known)
     game_hint = (
         " The game itself is played over a WebSocket, "
-        "which [asyncapi.json](/docs/asyncapi.json) describes."
+        "which [the page of its messages](docs/asyncapi) describes."
     )
     document = {
         "openapi": "3.1.0",
@@ -11580,8 +11604,7 @@ def openapi(schema: Schema) -> dict:
 
 
 def _info(schema: Schema, description: str) -> dict:
-    title = schema.tree.get("title", "Trivia")
-    return {"title": title, "version": "1", "description": description}
+    return {"title": schema.title, "version": "1", "description": description}
 
 
 def _operation(route: Route, schema: Schema, known: dict[str, Form]) -> dict:
@@ -11809,6 +11832,216 @@ def _channel_operation(action: str, queue: str, messages: dict[str, dict], prefi
         "channel": {"$ref": channel},
         "messages": [{"$ref": f"{channel}/messages/{key}"} for key in keys],
     }
+
+
+# ---- pages ---------------------------------------------------------------------------------------
+# What browsers show: the page that plays, its manifest and icon, and the viewers of the documents.
+# pages/play.html knows nothing of a schema: it is made from page_facts(), which it holds as JSON.
+#
+# Invariant: a page loads nothing from another host, except for the pictures of players where the
+# schema asks for them.
+
+PAGES = HERE / "pages"
+HTML = "text/html; charset=utf-8"
+SVG = "image/svg+xml"
+WEB_MANIFEST = "application/manifest+json"
+ACCENT = "#5539e0"
+DARK, LIGHT = "#16132b", "#ffffff"
+MAX_ADDRESSES = 8  # under which a worker serves the AsyncAPI document; all who read it share it
+SCRIPT = "text/javascript; charset=utf-8"
+# The files of installed packages that pages load: {file: package, its folder, type}.
+VIEWER_FILES = {
+    "swagger-ui.css": ("flask_swagger_ui", "dist", "text/css; charset=utf-8"),
+    "swagger-ui-bundle.js": ("flask_swagger_ui", "dist", SCRIPT),
+    "asyncapi-viewer.iife.js": ("asyncapi_viewer", "static", SCRIPT),
+}
+DOCS_HEAD = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>{title}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+"""
+DOCS_PAGE = (
+    DOCS_HEAD
+    + """<link rel="stylesheet" href="docs/ui/swagger-ui.css">
+</head>
+<body>
+<div id="ui"></div>
+<script src="docs/ui/swagger-ui-bundle.js"></script>
+<script>
+SwaggerUIBundle({{url: "docs/openapi.json", dom_id: "#ui", persistAuthorization: true}})
+</script>
+</body>
+</html>
+"""
+)
+MESSAGES_PAGE = (
+    DOCS_HEAD
+    + """<script defer src="ui/asyncapi-viewer.iife.js"></script>
+</head>
+<body>
+<asyncapi-viewer src="asyncapi.json" sidebar></asyncapi-viewer>
+</body>
+</html>
+"""
+)
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64"><rect width="64" height="64" '
+    'fill="{accent}"/><path fill="none" stroke="{ink}" stroke-width="6" stroke-linecap="round" '
+    'd="M24 25a8 8 0 1 1 12 7q-4 2.5-4 7"/><circle cx="32" cy="48" r="3.8" fill="{ink}"/></svg>'
+)
+PAGE_PATH = re.compile(r"/([\w.~-]{1,40}/){0,4}", re.ASCII)
+HOST = re.compile(r"[\w.-]+(:\d{1,5})?|\[[0-9a-fA-F:.]+\](:\d{1,5})?", re.ASCII)
+
+
+def viewer_file(name: str) -> str:
+    """Returns the text of a file of an installed package, which is not imported."""
+    package, folder, _ = VIEWER_FILES[name]
+    place = importlib.util.find_spec(package).submodule_search_locations[0]
+    return Path(place, folder, name).read_text("utf-8")
+
+
+def page_policy(schema: Schema) -> str:
+    """Returns the Content-Security-Policy of all pages."""
+    pictures = " http: https:" if "pictures" in schema.page else ""
+    return (
+        "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
+        f"connect-src 'self' ws: wss:; img-src 'self' data:{pictures}; frame-ancestors 'none'; "
+        "base-uri 'none'"
+    )
+
+
+def docs_page(page: str, schema: Schema) -> str:
+    """Returns the page of a viewer."""
+    return page.format(title=html.escape(schema.title))
+
+
+# -- the page that plays
+
+
+def play_page(schema: Schema) -> str:
+    """Returns pages/play.html with what it has to know of the schema."""
+    page = (PAGES / "play.html").read_text("utf-8")
+    facts = dumps(page_facts(schema)).replace("<", "\\u003c")
+    return page.replace('type="application/json">{}<', f'type="application/json">{facts}<')
+
+
+def page_facts(schema: Schema) -> dict:
+    """Returns what the page has to know of the schema, beyond what HTTP tells."""
+    client = schema.tree["messages"]["client"]
+    accent = schema.page.get("accent", ACCENT)
+    return {
+        "title": schema.title,
+        "accent": accent,
+        "ink": ink_on(accent),
+        "language": schema.page.get("language"),
+        "pictures": schema.page.get("pictures"),
+        "sign_in": sign_in_offer(schema),
+        "fields": {name: sent_rule(rule) for name, rule in schema.new_user.rules.items()},
+        "required": {"register": schema.new_user.required, "upgrade": schema.upgrade.required},
+        "stats": shown_stats(schema),
+        "boards": schema.boards,
+        "relayed": {name: client[name] for name in client if name in schema.relayed},
+    }
+
+
+def sign_in_offer(schema: Schema) -> dict:
+    """Returns the ways to sign in that the page shows."""
+    providers = schema.sign_in.get("providers", {})
+    return {
+        "guests": "guests" in schema.sign_in,
+        "recovery": "recovery" in schema.sign_in and bool(MAIL),
+        "providers": {name: spec["web"] for name, spec in providers.items() if "web" in spec},
+    }
+
+
+def shown_stats(schema: Schema) -> dict[str, str]:
+    """Returns {field: its title or ''} of the numbers that the server keeps about a player."""
+    return {
+        name: rule.get("title", "")
+        for name, rule in schema.fields.items()
+        if rule["type"] in ("integer", "number")
+        and rule.get("readOnly")
+        and not rule.get("writeOnly")
+    }
+
+
+def ink_on(colour: str) -> str:
+    """Returns the colour of text on #rrggbb: the one with more contrast (WCAG 2.2)."""
+    lighter = 1.05 / (_luminance(colour) + 0.05)
+    darker = (_luminance(colour) + 0.05) / (_luminance(DARK) + 0.05)
+    return LIGHT if lighter >= darker else DARK
+
+
+def _luminance(colour: str) -> float:
+    red, green, blue = (_linear(part / 255) for part in bytes.fromhex(colour[1:]))
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def _linear(part: float) -> float:
+    return part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
+
+
+def page_icon(schema: Schema) -> str:
+    """Returns the icon as SVG."""
+    accent = schema.page.get("accent", ACCENT)
+    return ICON.format(accent=accent, ink=ink_on(accent))
+
+
+def page_manifest(schema: Schema) -> dict:
+    """Returns what a phone needs to install the page."""
+    accent = schema.page.get("accent", ACCENT)
+    icon = {"src": "icon.svg", "sizes": "any", "type": SVG}
+    return {
+        "name": schema.title,
+        "short_name": schema.title,
+        "start_url": "./",
+        "display": "standalone",
+        "theme_color": accent,
+        "background_color": accent,
+        "icons": [icon | {"purpose": "any"}, icon | {"purpose": "maskable"}],
+    }
+
+
+# -- what names the server
+
+
+def server_address(scope: dict) -> tuple[str, str]:
+    """Returns the scheme and host that a request was sent to; a host of '' if it can't be one."""
+    host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+    return scope.get("scheme", "http"), host if HOST.fullmatch(host) else ""
+
+
+@functools.lru_cache(1000)
+def code_picture(link: str) -> str:
+    """Returns the QR code of a link as SVG, and keeps the latest ones.
+
+    A given mask spares the search for the best one, which takes most of the time.
+    """
+    file = io.BytesIO()
+    code = segno.make(link, micro=False, mask=0)
+    code.save(file, kind="svg", xmldecl=False, light="#fff", omitsize=True)
+    return file.getvalue().decode()
+
+
+async def room_picture(request: Request, code: str) -> HTTPResponse:
+    """Serves the QR code of the link to a room. `at` is the path of the page below a proxy."""
+    server = request.app.ctx.server
+    room = await server.rooms.preview(unquote(code), network_of(request.client_ip or ""))
+    scheme, host = server_address(request.transport.scope)
+    at = request.args.get("at", "/")
+    if not host or not PAGE_PATH.fullmatch(at):
+        raise Problem("not_found")
+    link = f"{scheme}://{host}{at}#room={room['code']}"
+    return HTTPResponse(code_picture(link), 200, {"cache-control": "no-store"}, SVG)
+
+
+def asyncapi_at(document: dict, scheme: str, host: str) -> dict:
+    """Returns the AsyncAPI document with the server at an address."""
+    protocol = "wss" if scheme == "https" else "ws"
+    server = document["servers"]["this"] | {"host": host or "localhost:8000", "protocol": protocol}
+    return document | {"servers": {"this": server}}
 
 
 # ==== part 5: process =============================================================================
@@ -12132,39 +12365,8 @@ async def _forever(pause_s: float, work: Callable[[], Awaitable[Any]]) -> None:
 #
 # To add a page: a file in pages/, and add_content() in add_pages.
 
-PAGES = HERE / "pages"
 LAB_FILE = HERE / "examples" / "lab.py"
 CLIENT_FILE = HERE / "clients" / "generate.py"
-SWAGGER_UI = Path(
-    importlib.util.find_spec("flask_swagger_ui").submodule_search_locations[0], "dist"
-)
-SWAGGER_FILES = {
-    "swagger-ui.css": "text/css; charset=utf-8",
-    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
-}
-DOCS_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>{title}</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="stylesheet" href="docs/ui/swagger-ui.css">
-</head>
-<body>
-<div id="ui"></div>
-<script src="docs/ui/swagger-ui-bundle.js"></script>
-<script>
-SwaggerUIBundle({{url: "docs/openapi.json", dom_id: "#ui", persistAuthorization: true}})
-</script>
-</body>
-</html>
-"""
-HTML = "text/html; charset=utf-8"
-PAGE_POLICY = (
-    "default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
-    "connect-src 'self' ws: wss:; img-src 'self' data: http: https:; frame-ancestors 'none'; "
-    "base-uri 'none'"
-)
 SANIC_PROBLEMS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 OVERREAD_FACTOR = 64  # how many times the size limit is read before a body is refused
 REQUEST_ID = re.compile(r"[\w.-]{8,64}", re.ASCII)
@@ -12391,6 +12593,7 @@ def create_app() -> Any:
     app = Trivia("trivia", error_handler=ProblemHandler(), log_config=LOGGING)
     set_up_log()
     app.ctx.schema = Schema(tree)
+    app.ctx.page_policy = page_policy(app.ctx.schema)
     add_extension(app)
     add_routes(app)
     add_documents(app)
@@ -12487,34 +12690,37 @@ def add_content(app: Trivia, path: str, name: str, content: str, content_type: s
 
 
 def add_documents(app: Trivia) -> None:
-    """Adds the API documents and their viewer, all from memory or from installed packages."""
+    """Adds the API documents and their viewers, all from memory or from installed packages."""
     schema = app.ctx.schema
-    docs_page = DOCS_PAGE.format(title=html.escape(schema.tree.get("title", "Trivia")))
-    add_content(app, "/docs", "docs", docs_page, HTML)
+    add_content(app, "/docs", "docs", docs_page(DOCS_PAGE, schema), HTML)
     add_content(app, "/docs/openapi.json", "openapi", dumps(openapi(schema)), JSON)
-    add_content(app, "/docs/asyncapi.json", "asyncapi", dumps(asyncapi(schema)), JSON)
-    for file, content_type in SWAGGER_FILES.items():
+    add_content(app, "/docs/asyncapi", "messages", docs_page(MESSAGES_PAGE, schema), HTML)
+    for file, (_, _, content_type) in VIEWER_FILES.items():
         name = re.sub(r"\W", "_", file)
-        content = (SWAGGER_UI / file).read_text("utf-8")
-        add_content(app, f"/docs/ui/{file}", name, content, content_type)
+        add_content(app, f"/docs/ui/{file}", name, viewer_file(file), content_type)
+    document = asyncapi(schema)
+    bodies = {None: dumps(document).encode()}
 
+    def send_asyncapi(request: Request) -> HTTPResponse:
+        address = server_address(request.transport.scope)
+        if address not in bodies and len(bodies) < MAX_ADDRESSES:
+            bodies[address] = dumps(asyncapi_at(document, *address)).encode()
+        return HTTPResponse(bodies.get(address, bodies[None]), content_type=JSON)
 
-def sign_in_offer(schema: Schema) -> dict:
-    """Returns the ways to sign in that the page shows."""
-    providers = schema.sign_in.get("providers", {})
-    return {
-        "guests": "guests" in schema.sign_in,
-        "recovery": "recovery" in schema.sign_in and bool(MAIL),
-        "providers": {name: spec["web"] for name, spec in providers.items() if "web" in spec},
-    }
+    def lead_to_openapi(request: Request) -> HTTPResponse:
+        return HTTPResponse(status=308, headers={"location": "docs/openapi.json"})
+
+    add_route(app, "/docs/asyncapi.json", "asyncapi", send_asyncapi)
+    add_route(app, "/openapi.json", "openapi_elsewhere", lead_to_openapi)
 
 
 def add_pages(app: Trivia) -> None:
-    """Adds the page that plays, and the operator's page if there is an operator's token."""
-    page = (PAGES / "play.html").read_text("utf-8")
-    offer = dumps(sign_in_offer(app.ctx.schema)).replace("<", "\\u003c")
-    page = page.replace('type="application/json">{}<', f'type="application/json">{offer}<')
-    add_content(app, "/", "play", page, HTML)
+    """Adds the page that plays with its icon, and /ops if there is an operator's token."""
+    schema = app.ctx.schema
+    add_content(app, "/", "play", play_page(schema), HTML)
+    add_route(app, "/rooms/<code:str>/qr.svg", "room_picture", room_picture)
+    add_content(app, "/icon.svg", "icon", page_icon(schema), SVG)
+    add_content(app, "/manifest.json", "manifest", dumps(page_manifest(schema)), WEB_MANIFEST)
     if OPS_TOKEN or ACT_TOKENS:
         add_content(app, "/ops", "ops", (PAGES / "ops.html").read_text("utf-8"), HTML)
 
@@ -12576,7 +12782,7 @@ async def add_headers(request: Request, response: HTTPResponse) -> None:
     for name, value in SAFE_HEADERS.items():
         response.headers.setdefault(name, value)
     if (response.content_type or "").startswith("text/html"):
-        response.headers.setdefault("content-security-policy", PAGE_POLICY)
+        response.headers.setdefault("content-security-policy", request.app.ctx.page_policy)
 
 
 # ---- protocols -----------------------------------------------------------------------------------

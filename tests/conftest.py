@@ -485,6 +485,23 @@ def debian_program(name, package):
     )
 
 
+def npm_install(cache, *packages):
+    """The folder node_modules with packages of npm, installed once into pytest's cache; skips the test without npm."""
+    folder = Path(cache.mkdir("npm")) / re.sub(r"\W+", "-", "_".join(packages))
+    if not (folder / "done").exists():
+        if shutil.which("npm") is None:
+            pytest.skip(f"there is no npm to fetch {packages} with")
+        folder.mkdir(exist_ok=True)
+        command = ["npm", "install", "--silent", "--no-save", "--ignore-scripts", "--prefix", "."]
+        done = subprocess.run(
+            [*command, *packages], cwd=folder, text=True, capture_output=True, timeout=240
+        )
+        if done.returncode:
+            pytest.skip(f"npm can't fetch {packages}: {done.stderr[-200:]}")
+        (folder / "done").touch()
+    return folder / "node_modules"
+
+
 @pytest.fixture(scope="module")
 def chromium():
     """A headless browser. Not for the whole session: Playwright keeps an event loop running in this thread."""

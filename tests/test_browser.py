@@ -1,5 +1,7 @@
-"""The web client in headless Chromium: a whole game in two browser contexts, on a desktop and on a small phone."""
+"""The web client in headless Chromium: whole games in two browser contexts, its looks in each size, and a schema of
+one's own."""
 
+import json
 import os
 import re
 import signal
@@ -8,9 +10,11 @@ import sys
 from urllib.parse import urlsplit
 
 import pytest
+import zxingcpp
 from playwright.sync_api import expect
 
-from conftest import PASSWORD, ROOT, Server, edited_schema, unique_name, wait_until
+import trivia
+from conftest import PASSWORD, ROOT, Server, edited_schema, npm_install, unique_name, wait_until
 from test_end_to_end import free_port, workers_of
 
 expect.set_options(timeout=20_000)
@@ -24,6 +28,7 @@ SECONDS = 1000  # Playwright counts in ms
 def long_games():
     """A server whose rounds are long enough to look around in them."""
     times = {"answer_seconds": 60, "reveal_seconds": 2, "start_seconds": 1, "rounds": 2}
+    times |= {"fill_seconds": 1, "rematch_seconds": 60}
     running = Server(edited_schema(add_constructor, **times))
     try:
         yield running.start()
@@ -284,6 +289,7 @@ def test_a_player_signs_in_again(server, open_tabs):
 
 def test_mistakes_in_the_form_are_told_beside_the_field(server, open_tabs):
     (ann,) = open_tabs(server, PHONE, count=1)
+    ann.find("#mode-register").click()
     ann.find("#username").fill("<b>")
     ann.find("#password").fill("short")
     ann.find("#submit").click()
@@ -362,3 +368,322 @@ def test_a_link_in_a_mail_sets_a_new_password(make_server, open_tabs):
     tab.find("#submit").click()
     tab.on("lobby")
     expect(tab.find("#me-name")).to_have_text(name)
+
+
+# ---- looks --------------------------------------------------------------------------------------
+
+SIZES = [(390, 844), (844, 390), (320, 568), (1280, 800)]
+MAX_PAGE = 60 * 1024
+AXE = "4.14.1"  # of the npm package axe-core
+# Whether all choices can be tapped: whole, in sight, and large enough for a thumb.
+TAPPABLE = """() => [...document.querySelectorAll('.choice')].map((one) => one.getBoundingClientRect())
+    .every((box) => box.height >= 72 && box.top >= 0 && box.bottom <= innerHeight + 1)"""
+
+
+@pytest.fixture(scope="module")
+def axe(request):
+    """The text of axe-core."""
+    modules = npm_install(request.config.cache, f"axe-core@{AXE}")
+    return (modules / "axe-core" / "axe.min.js").read_text("utf-8")
+
+
+def check_with_axe(tab, axe):
+    """Looks for what keeps people from using the screen, in both colour schemes."""
+    screen = tab.find("body").get_attribute("data-screen")
+    for scheme in ("light", "dark"):
+        tab.page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        tab.page.evaluate(axe)
+        found = tab.page.evaluate("axe.run()")["violations"]
+        assert not found, (screen, scheme, json.dumps(found, indent=1)[:3000])
+
+
+def test_axe_finds_nothing_on_any_screen(long_games, open_tabs, axe):
+    ann, bob = tabs = open_tabs(long_games, {"width": 390, "height": 844})
+    check_with_axe(ann, axe)
+    ann.find("#mode-register").click()
+    check_with_axe(ann, axe)
+    for tab in tabs:
+        tab.register()
+    expect(ann.find("#board-tabs button")).to_have_count(2)
+    check_with_axe(ann, axe)
+    ann.join()
+    ann.on("searching")
+    check_with_axe(ann, axe)
+    bob.join()
+    ann.on("game")
+    for tab in tabs:
+        expect(tab.choice(0)).to_be_enabled()
+    check_with_axe(ann, axe)
+    ann.answer(0)
+    check_with_axe(ann, axe)
+    bob.answer(1)
+    expect(ann.find("button.choice.right")).to_have_count(1)
+    check_with_axe(ann, axe)
+    for tab in tabs:
+        expect(tab.find("#round")).to_contain_text("2 of 2")
+        tab.answer(0)
+    ann.on("result")
+    ann.find("summary").first.click()
+    check_with_axe(ann, axe)
+    ann.find("#home").click()
+    ann.join("friends")
+    ann.on("room")
+    check_with_axe(ann, axe)
+
+
+def test_eight_players_fit_and_answers_are_in_reach_in_each_size(long_games, open_tabs):
+    [tab] = open_tabs(long_games, count=1)
+    tab.register()
+    phones = [long_games.phone(queue="party") for _ in range(7)]
+    tab.join("party")
+    tab.on("game")
+    expect(tab.choice(0)).to_be_enabled()
+    for width, height in SIZES:
+        tab.page.set_viewport_size({"width": width, "height": height})
+        tab.check_width(f"eight-{width}")
+        assert tab.page.evaluate(TAPPABLE), (width, height)
+        expect(tab.find("#players li")).to_have_count(8)
+    tab.page.set_viewport_size({"width": 390, "height": 844})
+    tab.page.evaluate("document.documentElement.style.fontSize = '24px'")
+    tab.check_width("large-fonts")
+    for phone in phones:
+        phone.close()
+    tab.find("#leave").click()
+    tab.find("#leave-yes").click()
+    tab.on("lobby")
+    tab.check_width("lobby-large-fonts")
+
+
+def test_a_reveal_is_told_once_and_scores_have_words(long_games, open_tabs):
+    ann, bob = tabs = open_tabs(long_games, PHONE, reduced_motion="reduce")
+    in_game(tabs)
+    ann.page.evaluate("""() => { window.told = []; new MutationObserver(() => told.push(document.getElementById('say').textContent))
+        .observe(document.getElementById('say'), {childList: true, characterData: true, subtree: true}) }""")
+    right, _ = play_round(ann, bob)
+    told = ann.page.evaluate("told")
+    assert len(told) == 1 and ("Right!" if right else "Not this time.") in told[0], told
+    assert re.search(rf"you: \d+ points?, {bob.name}: \d+ points?", told[0]), told
+    for tab in tabs:
+        tab.page.keyboard.press("5")  # there is no such choice
+    expect(ann.find("#round")).to_contain_text("2 of 2")
+    assert "Round 2 of 2" in ann.page.evaluate("told[1]")
+    ann.page.keyboard.press("1")
+    bob.page.keyboard.press("2")
+    for tab in tabs:
+        tab.on("result")
+    expect(ann.find("#review details")).to_have_count(2)
+    ann.find("#review summary").first.click()
+    expect(ann.find("#review details[open] li.ok")).to_have_count(1)
+    shown = ann.find("#ranking").inner_text()
+    assert not re.search(r"\d\.\d", shown), "ratings are whole numbers"
+
+
+@pytest.mark.parametrize(
+    "ranks, reason, verdict, why",
+    [
+        ("1 2", "finished", "You won!", ""),
+        ("2 1", "finished", "p1 won", ""),
+        ("1 1", "finished", "A draw!", ""),
+        ("1 2", "forfeit", "You won!", "p1 left the game."),
+        ("1 2 3", "forfeit", "You won!", "p1 left the game."),
+        ("1 2", "abandoned", "You won!", "The game was broken off."),
+        ("1 1 3", "finished", "A draw: you share place 1 of 3", ""),
+        ("5 1 2 3 4 6 7 8", "finished", "Place 5 of 8", ""),
+        ("3 1 2 3 3 6 7 8", "finished", "A draw: you share place 3 of 8", ""),
+        ("1", "finished", "2 of 3 right", ""),
+    ],
+)
+def test_each_end_is_said_right(ended, ranks, reason, verdict, why):
+    names = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"]
+    ranking = [
+        {"player": name, "score": 0, "rank": int(rank)}
+        for name, rank in zip(names, ranks.split(), strict=False)
+    ]
+    shown = ended.page.evaluate(
+        """([ranking, reason]) => {
+            me = {username: 'p0'}
+            const round = (choice) => ({correct: 1, answers: {p0: {choice}}})
+            game = {players: [], away: new Map([['p1', 'left']]), log: [1, 1, 0].map(round), round: 3}
+            renderResult(reason, ranking)
+            return ['verdict', 'reason'].map((id) => document.getElementById(id).textContent)
+        }""",
+        [ranking, reason],
+    )
+    assert shown == [verdict, why]
+
+
+@pytest.fixture(scope="module")
+def ended(long_games, chromium):
+    tab = Tab(chromium, long_games, PHONE)
+    yield tab
+    tab.close()
+
+
+def test_the_page_is_one_small_file_and_can_be_installed(long_games):
+    page = (ROOT / "pages" / "play.html").read_bytes()
+    assert len(page) <= MAX_PAGE
+    loaded = re.findall(rb"<(?:img|link|script)[^>]* (?:src|href)=([^ >]+)", page)
+    assert set(loaded) == {b"icon.svg", b"manifest.json"}
+    manifest = long_games.http("GET", "/manifest.json")
+    assert manifest.headers["content-type"] == "application/manifest+json"
+    assert manifest.json["name"] == "Trivia" and manifest.json["display"] == "standalone"
+    icon = long_games.http("GET", f"/{manifest.json['icons'][0]['src']}")
+    assert icon.headers["content-type"] == "image/svg+xml" and trivia.ACCENT in icon.body
+    policy = long_games.http("GET", "/").headers["content-security-policy"]
+    assert "img-src 'self' data:;" in policy
+
+
+# ---- alone and with friends ---------------------------------------------------------------------
+
+
+def test_friends_meet_by_a_link_and_the_host_directs_the_room(long_games, open_tabs):
+    ann, bob = tabs = open_tabs(long_games, {"width": 390, "height": 844})
+    ann.register()
+    ann.join("friends")
+    ann.on("room")
+    code = ann.find("#room-code").inner_text()
+    link = f"http://127.0.0.1:{long_games.port}/#room={code}"
+    assert read_code(ann.page) == link
+    expect(ann.find("#begin")).to_be_disabled()
+    bob.page.goto(link)
+    expect(bob.find("#invite")).to_contain_text(ann.name)
+    bob.find("#play-now").click()  # a guest from the first tap on
+    bob.on("room")
+    bob.name = bob.page.evaluate("me.username")
+    for tab in tabs:
+        expect(tab.find("[data-member]")).to_have_count(2)
+    expect(bob.find("#begin")).to_be_hidden()
+    ann.find("#lock").click()
+    expect(ann.find("#lock")).to_have_text("Unlock the room")
+    ann.find(f'[data-member="{bob.name}"] [data-act="pass"]').click()
+    expect(bob.find("#lock")).to_have_text("Unlock the room")
+    bob.find(f'[data-member="{ann.name}"] [data-act="pass"]').click()
+    ann.find("#begin").click()
+    for tab in tabs:
+        tab.on("game")
+        expect(tab.choice(0)).to_be_enabled()
+    ann.answer(0)
+    play_on(ann, bob)
+    for tab in tabs:
+        tab.find("#again").click()
+        tab.on("room")
+    ann.find(f'[data-member="{bob.name}"] [data-act="kick"]').click()
+    bob.on("lobby")
+    expect(bob.find("#toasts")).to_contain_text("sent you away")
+    bob.find("#room-input").fill(f"{code[:3]} {code[3:]}".lower())
+    bob.find("#code-form button").click()
+    expect(bob.find("#toasts")).to_contain_text("from this room")
+    bob.on("lobby")
+    bob.find("#room-input").fill("CCCCCC")
+    bob.find("#code-form button").click()
+    expect(bob.find("#toasts")).to_contain_text("no room")
+    bob.troubles.clear()  # the browser itself notes the 404 in its console
+
+
+def test_who_plays_alone_sees_what_was_right(long_games, open_tabs):
+    [ann] = open_tabs(long_games, PHONE, count=1)
+    ann.register()
+    ann.join("solo")
+    ann.on("game")
+    expect(ann.find("#lives")).to_have_text("3 ♥")
+    right = 0
+    for number in (1, 2):
+        expect(ann.find("#round")).to_contain_text(f"{number} of 2")
+        ann.answer(0)
+        expect(ann.find("button.choice.right")).to_have_count(1)
+        right += "right" in ann.choice(0).get_attribute("class")
+    ann.on("result")
+    expect(ann.find("#verdict")).to_have_text(f"{right} of 2 right")
+    expect(ann.find("#review b.ok")).to_have_count(right)
+
+
+def test_both_agree_to_a_rematch_or_one_goes(long_games, open_tabs):
+    ann, bob = tabs = open_tabs(long_games, PHONE)
+    in_game(tabs)
+    ann.answer(0)
+    play_on(ann, bob)
+    ann.find("#rematch").click()
+    expect(bob.find("#offer")).to_contain_text(f"{ann.name} wants a rematch!")
+    bob.find("#rematch").click()
+    for tab in tabs:
+        tab.on("game")
+        expect(tab.choice(0)).to_be_enabled()
+    ann.answer(0)
+    play_on(ann, bob)
+    bob.find("#home").click()
+    expect(ann.find("#offer")).to_have_text("No rematch this time.")
+
+
+def read_code(page):
+    """What a phone reads in the QR code on a page."""
+    wait_until(lambda: page.evaluate("document.getElementById('qr').naturalWidth"))
+    pixels = page.evaluate("""() => {
+        const canvas = new OffscreenCanvas(330, 330).getContext('2d')
+        canvas.drawImage(document.getElementById('qr'), 0, 0, 330, 330)
+        return [...canvas.getImageData(0, 0, 330, 330).data.filter((_, index) => index % 4 === 0)]
+    }""")
+    [code] = zxingcpp.read_barcodes(memoryview(bytes(pixels)).cast("B", (330, 330)))
+    return code.text
+
+
+# ---- another schema -----------------------------------------------------------------------------
+
+
+def own(tree):
+    """Changes whatever the page could have taken for granted."""
+    tree["title"] = "Quizland"
+    tree["page"] = {"accent": "#ffd400", "language": "de", "pictures": "avatar"}
+    del tree["sign_in"]
+    tree["leaderboards"] = {"most_games": {"field": "games"}}
+    tree["queues"] = {"blitz": tree["queues"]["random"]}
+    tree["users"]["fields"]["country"] = {"type": "string", "enum": ["AT", "DE"], "title": "Land"}
+    tree["users"]["fields"]["code"] = {"type": "integer", "minimum": 10}
+    tree["users"]["required"] += ["country", "code"]
+    del tree["messages"]["client"]["emoji"]
+    wave = {"type": "integer", "minimum": 1, "maximum": 3}
+    tree["messages"]["client"]["wave"] = {"relay": "opponents", "fields": {"size": wave}}
+    tree["messages"]["client"]["wave"]["required"] = ["size"]
+
+
+def test_the_page_is_made_from_the_schema(make_server, open_tabs):
+    server = make_server(edited_schema(own, rounds=1, start_seconds=2, answer_seconds=60))
+    ann, bob = tabs = open_tabs(server, PHONE)
+    for tab, number in ((ann, "9"), (bob, "10")):
+        tab.on("auth")
+        expect(tab.find("#mode-register")).to_have_text("Registrieren")
+        expect(tab.find("h1:visible")).to_have_text("Quizland")
+        tab.find("#username").fill(tab.name)
+        tab.find("#email").fill(f"{tab.name}@example.org")
+        tab.find("#password").fill(PASSWORD)
+        tab.page.get_by_label("Land").select_option("DE")
+        tab.page.get_by_label("Code", exact=True).fill(number)
+        tab.find("#submit").click()
+    expect(ann.find("#field-code-error")).to_contain_text("10")
+    ann.troubles.clear()  # the browser itself notes the 422 in its console
+    ann.find("#field-code").fill("11")
+    ann.find("#submit").click()
+    for tab in tabs:
+        tab.on("lobby")
+    assert ann.page.title() == "Quizland"
+    assert ann.page.evaluate("getComputedStyle($.play).backgroundColor") == "rgb(255, 212, 0)"
+    assert ann.page.evaluate("getComputedStyle($.play).color") == "rgb(22, 19, 43)"
+    expect(ann.find("#board-tabs")).to_contain_text("Most games")
+    token = ann.page.evaluate("localStorage.getItem('token')")
+    picture = f"http://127.0.0.1:{server.port}/icon.svg"
+    answer = server.http("PATCH", "/users/me", {"avatar": picture}, token)
+    assert (answer.json["country"], answer.json["code"]) == ("DE", 11)
+    for tab in tabs:
+        tab.join("blitz")
+    for tab in tabs:
+        tab.on("game")
+        expect(tab.find(f'[data-player="{ann.name}"] img')).to_have_count(1)
+        expect(tab.choice(0)).to_be_enabled()
+    expect(ann.find("#emoji-bar button")).to_have_count(3)
+    ann.find('#emoji-bar [data-wave="2"]').click()
+    expect(bob.find(f'[data-player="{ann.name}"] .float')).to_have_text("Wave 2")
+    ann.answer(0)
+    expect(ann.find("#note")).to_contain_text("Warte auf")
+    bob.answer(1)
+    for tab in tabs:
+        tab.on("result")
+        expect(tab.find("#again")).to_have_text("Noch einmal")

@@ -216,6 +216,7 @@ def test_openapi_document_lists_every_route_of_the_app_and_no_other(openapi):
         for route in trivia.app.router.routes
         for method in route.methods - {"OPTIONS", "HEAD"}
         if route.path and not route.path.startswith(("docs", "metrics"))
+        if not route.path.endswith((".svg", ".json"))  # parts of the page
     }
     assert listed == ROUTES == served
 
@@ -458,6 +459,47 @@ def test_docs_page_shows_and_tries_all_operations_and_asks_nobody_else(server, p
         for text in wrong
         if "favicon.ico" not in text and "Failed to load resource" not in text
     ] == []
+
+
+def test_the_page_of_the_messages_shows_them_and_asks_nobody_else(server, page):
+    asked, wrong = [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on(
+        "console", lambda message: wrong.append(message.text) if message.type == "error" else None
+    )
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    base = f"http://127.0.0.1:{server.port}"
+    page.goto(f"{base}/docs/asyncapi", timeout=60_000)
+    page.get_by_text("The question is closed. Shows the right answer").first.wait_for(
+        state="attached", timeout=60_000
+    )
+    assert page.title() == "Trivia"
+    assert {url.rpartition("/")[2] for url in asked} - {"favicon.ico"} == {
+        "asyncapi",
+        "asyncapi-viewer.iife.js",
+        "asyncapi.json",
+    }
+    assert [text for text in wrong if "Failed to load resource" not in text] == []
+
+
+def test_openapi_is_found_where_tools_look_for_it(server):
+    answer = server.http("GET", "/openapi.json")  # the client follows
+    assert answer.json == server.http("GET", "/docs/openapi.json").json
+
+
+@pytest.mark.parametrize(
+    "headers, host, protocol",
+    [
+        ({"Host": "quiz.your.org"}, "quiz.your.org", "ws"),
+        ({"Host": "quiz.your.org", "X-Forwarded-Proto": "https"}, "quiz.your.org", "wss"),
+        ({"Host": "[::1]:8000"}, "[::1]:8000", "ws"),
+        ({"Host": '"><script>'}, "localhost:8000", "ws"),
+    ],
+)
+def test_the_asyncapi_document_names_the_server_that_was_asked(server, headers, host, protocol):
+    document = server.http("GET", "/docs/asyncapi.json", headers=headers).json
+    named = document["servers"]["this"]
+    assert (named["host"], named["protocol"]) == (host, protocol)
 
 
 # ---- AsyncAPI ---------------------------------------------------------------------------------------------------
