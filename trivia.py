@@ -1400,8 +1400,10 @@ LIMITS_WITH_DEFAULT = {
 }
 FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _object(
     "users leaderboards queues messages limits",
+    extends={"const": "shipped"},
     title=_TEXT,
     description=_TEXT,
+    page=PAGE,
     origins=_NAMES,
     users=_object(
         "fields required",
@@ -1438,6 +1440,9 @@ _ORIGIN = re.compile(
     r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
 )
 
+SHIPPED_SCHEMA = HERE / "schema.yaml"
+# What a file that says only what differs need not fulfil by itself.
+CONDITIONS = {"$schema", "allOf", "if", "then", "else", "dependentRequired", "minProperties"}
 Mistake = tuple[tuple, str, str]  # path, what was found, what was expected
 
 
@@ -1514,6 +1519,8 @@ def read_schema(file: Path) -> dict:
     try:
         text = file.read_text("utf-8")
         lines, mistakes, tree = SchemaLoader(text).read()
+        if isinstance(tree, dict) and "extends" in tree:
+            tree, mistakes = _extended(file, tree)
         mistakes = mistakes or _mistakes(tree)
     except (OSError, UnicodeError) as error:
         raise Fatal(f"{file}: can't be read: {error}") from None
@@ -1529,6 +1536,58 @@ def read_schema(file: Path) -> dict:
     if mistakes:
         raise Fatal(_report(file, lines, mistakes))
     return tree
+
+
+def _extended(file: Path, tree: dict) -> tuple[dict, list[Mistake]]:
+    """Returns a tree that says only what differs from the shipped schema, made whole."""
+    changes = {key: value for key, value in tree.items() if key != "extends"}
+    if tree["extends"] != "shipped" or file.resolve() == SHIPPED_SCHEMA:
+        return tree, [(("extends",), shorten(tree["extends"]), "shipped, in a file of your own")]
+    mistakes: list[Mistake] = []
+    return _merged(read_schema(SHIPPED_SCHEMA), changes, (), mistakes), mistakes
+
+
+def _merged(base: dict, changes: dict, path: tuple, mistakes: list[Mistake]) -> dict:
+    """Returns a mapping with changes: mappings are merged, null takes a key out."""
+    merged = dict(base)
+    for key, value in changes.items():
+        below = (*path, key)
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merged[key] = _merged(base[key], value, below, mistakes)
+        elif value is not None:
+            merged[key] = value
+        elif merged.pop(key, None) is None:
+            mistakes.append((below, "null", _nearest(key, base)))
+    return merged
+
+
+def editor_schema() -> dict:
+    """Returns the form of all schema files, for editors.
+
+    A file that extends the shipped one may leave out any key, or set it to null.
+    """
+    partial = {"if": {"required": ["extends"]}, "then": _optional(FILE_SCHEMA), "else": FILE_SCHEMA}
+    return {"$schema": FILE_SCHEMA["$schema"]} | partial
+
+
+def _optional(rule: Any) -> Any:
+    if not isinstance(rule, dict):
+        return rule
+    kept = {
+        word: _optional(value)
+        for word, value in rule.items()
+        if word not in CONDITIONS | {"required"}
+    }
+    kept |= {
+        "properties": {name: _or_null(one) for name, one in rule.get("properties", {}).items()}
+    }
+    if isinstance(rule.get("additionalProperties"), dict):
+        kept["additionalProperties"] = _or_null(rule["additionalProperties"])
+    return kept
+
+
+def _or_null(rule: Any) -> dict:
+    return {"anyOf": [_optional(rule), {"type": "null"}]}
 
 
 def _report(file: Path, lines: dict[tuple, int], mistakes: list[Mistake]) -> str:
@@ -10487,6 +10546,10 @@ def bearer(header: str) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
+MAX_TOLD_ORIGINS = 20
+refused_origins: set[str] = set()  # those that this worker has logged
+
+
 def check_origin(headers: dict[str, str], scheme: str, allowed: list[str]) -> None:
     """Raises Problem if a page of a foreign origin calls. Source: RFC 6455, section 10.2.
 
@@ -10497,11 +10560,20 @@ def check_origin(headers: dict[str, str], scheme: str, allowed: list[str]) -> No
         return
     origin = Origin.parse(text)
     if origin is None:
-        raise Problem("origin_refused")
+        raise refused_origin(text)
     host = Origin.parse(f"{origin.scheme}://{headers.get('host', '')}")
     is_downgrade = scheme == "wss" and origin.scheme != "https"
     if (origin != host or is_downgrade) and origin not in map(Origin.parse, allowed):
-        raise Problem("origin_refused")
+        raise refused_origin(text)
+
+
+def refused_origin(text: str) -> Problem:
+    """Returns the refusal of an origin, and logs the first ones: most are those of developers."""
+    advice = f"`origins` of schema.yaml does not list {shorten(text)}."
+    if text not in refused_origins and len(refused_origins) < MAX_TOLD_ORIGINS:
+        refused_origins.add(text)
+        log.warning("origin refused: %s", advice)
+    return Problem("origin_refused", f"{PROBLEMS['origin_refused'][1]} {advice}")
 
 
 async def deny(
@@ -13846,7 +13918,7 @@ def run_import(options: argparse.Namespace) -> None:
 def check_file(options: argparse.Namespace) -> None:
     """Checks a schema file, or prints the JSON Schema of all such files. Raises Fatal."""
     if options.json_schema:
-        print(json.dumps(FILE_SCHEMA, indent=2))
+        print(json.dumps(editor_schema(), indent=2))
         return
     file = options.file
     schema = Schema(read_schema(file))

@@ -341,6 +341,9 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
         'found "x"; expected a numeric, public field that players can\'t write: wins, games, rating',
     ),
     # origins that no browser sends
+    ({"page": {"accent": "blue"}}, "page.accent", "text that matches"),
+    ({"page": {"pictures": "email"}}, "page.pictures", "not private: avatar"),
+    ({"page": {"pictures": "face"}}, "page.pictures", "not private: avatar"),
     ({"origins": ["https://play.example.org/"]}, "origins.0", "expected https://play.example.org?"),
     ({"origins": ["*", "play.example.org"]}, "origins.1", "expected https://play.example.org?"),
     ({"origins": ["https://play.example.org/app"]}, "origins.0", "https://play.example.org?"),
@@ -550,6 +553,55 @@ def test_lines_count_in_a_file_with_comments_and_windows_line_ends(file):
     assert check(file, text).startswith(
         f"{file}:{line}: limits.bad_messages: found false; expected type "
     )
+
+
+OWN = """\
+extends: shipped
+title: Quizland
+queues:
+  rated: null
+  party: {rounds: 5}
+  blitz: {players: 1, rounds: 3, start_seconds: 1, answer_seconds: 5, reveal_seconds: 1, seat_seconds: 9,
+          scoring: {correct: 10, speed: 0}}
+sign_in: null
+"""
+
+
+def test_a_file_may_say_only_what_differs_from_the_shipped_one(file):
+    assert check(file, OWN) == ""
+    shipped = yaml.safe_load(SHIPPED)
+    queues = shipped["queues"]
+    queues["party"]["rounds"] = 5
+    del queues["rated"], shipped["sign_in"]
+    queues["blitz"] = yaml.safe_load(OWN)["queues"]["blitz"]
+    assert trivia.read_schema(file) == shipped | {"title": "Quizland"}
+    editor = json.loads(run("--json-schema").stdout)
+    validator = jsonschema.Draft202012Validator(editor)
+    assert validator.is_valid(yaml.safe_load(OWN))
+    assert not validator.is_valid(yaml.safe_load(OWN.replace("rounds", "roundz")))
+
+
+@pytest.mark.parametrize(
+    "edit, mistake",
+    [
+        (
+            ("shipped", "shiped"),
+            '1: extends: found "shiped"; expected shipped, in a file of your own',
+        ),
+        (("rated: null", "ratd: null"), "4: queues.ratd: found null; expected rated?"),
+        (("party: {rounds", "party: {roundz"), "5: queues.party.roundz: found an unknown key; "),
+        (
+            ("party: {rounds: 5", "party: {rounds: 0"),
+            "5: queues.party.rounds: found 0; expected at",
+        ),
+        (
+            ("party: {rounds: 5", "party: {match: null"),
+            "5: queues.party.match: found nothing; expec",
+        ),
+    ],
+)
+def test_mistakes_in_a_file_that_extends_the_shipped_one_have_its_lines(file, edit, mistake):
+    assert check(file, OWN.replace(*edit)).startswith(f"{file}:{mistake}")
 
 
 def test_merge_keys_and_aliases_may_be_used(file):
