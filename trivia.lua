@@ -31,7 +31,19 @@ local TRIM_AT_ONCE = 100        -- old games that leave a history at the end of 
 local function wall_clock()
   local time = call('TIME')
   local ms = time[1] * 1000 + math.floor(time[2] / 1000)
-  return ms, string.format('%s.%06d', time[1], time[2])
+  return ms, time[1] .. '.' .. string.sub('00000' .. time[2], -6)
+end
+
+-- Returns both numbers of a clock, or 0. Its text changes once a second, so it stays parsed.
+local clocks = {}
+local function read_clock(clock)
+  local text, known = call('GET', clock) or '', clocks[clock]
+  if not known or known.text ~= text then
+    local lag, seen = string.match(text, '^(%S+) (%S+)$')
+    known = {text = text, lag = tonumber(lag or 0), seen = tonumber(seen or 0)}
+    clocks[clock] = known
+  end
+  return known.lag, known.seen
 end
 
 -- Returns game time (ms), the clock of Redis (ms), and the same as 'SECONDS.MICROSECONDS'. Game
@@ -40,14 +52,13 @@ end
 -- time: if it is empty, game time jumps to the clock. The key `clock` holds 'LAG TIME'.
 local function game_clock(clock, pending)
   local wall, precise = wall_clock()
-  local lag, last = string.match(call('GET', clock) or '', '^(%S+) (%S+)$')
-  local known_lag, seen = tonumber(lag or 0), tonumber(last or 0)
-  local now = wall - known_lag
+  local lag, seen = read_clock(clock)
+  local now = wall - lag
   if now < seen or now > seen + CLOCK_GAP_MS then
-    local waits = last and call('ZCARD', pending) > 0
+    local waits = seen > 0 and call('ZCARD', pending) > 0
     now = waits and seen or wall
   end
-  if now ~= wall - known_lag or now >= seen + CLOCK_WRITE_MS then
+  if now ~= wall - lag or now >= seen + CLOCK_WRITE_MS then
     call('SET', clock, string.format('%.0f %.0f', wall - now, now))
   end
   return now, wall, precise
@@ -1441,9 +1452,6 @@ end
 -- output buffer for each event that a connection publishes to itself.
 
 local DROPPED = -1
-local RULES = {
-  'answer_ms', 'reveal_ms', 'seat_ms', 'correct', 'speed', 'on_exit', 'kind', 'total_ms', 'lives',
-}
 
 local function read_plan(text)
   local queue, rules, quiz, players, series = unpack(cjson.decode(text))
@@ -1471,36 +1479,46 @@ local function read_state(text)
   }
 end
 
+-- cjson would take three times as long, with the tables that it needs. No text here needs escapes.
+local function write_player(player)
+  local conn, turn, seq, score = player.conn or '', player.turn, player.seq, player.score
+  local kept, answer = player.left and -1 or player.kept, player.answer
+  if answer then
+    return string.format('["%s",%d,%d,%d,%d,%d,%d,%d]',
+      conn, turn, seq, score, kept or 0, answer[1], answer[2], answer[3])
+  elseif kept then
+    return string.format('["%s",%d,%d,%d,%d]', conn, turn, seq, score, kept)
+  end
+  return string.format('["%s",%d,%d,%d]', conn, turn, seq, score)
+end
+
 local function write_state(state)
-  local players = {}
-  for i, player in ipairs(state.players) do
-    local fields = {player.conn or '', player.turn, player.seq, player.score}
-    if player.answer or player.left or player.kept then
-      fields[5] = player.left and -1 or player.kept or 0
-    end
-    if player.answer then fields[6], fields[7], fields[8] = unpack(player.answer) end
-    players[i] = fields
+  local players, ends = {}, ''
+  for i, player in ipairs(state.players) do players[i] = write_player(player) end
+  if state.reason or state.spent then
+    ends = string.format(',"%s",%d', state.reason or '', state.ended or 0)
   end
-  local fields = {state.phase, state.round, state.deadline, players, state.reason, state.ended}
-  if state.spent then
-    fields[5], fields[6] = state.reason or '', state.ended or 0
-    fields[7], fields[8] = state.spent, state.wrong
-  end
-  return cjson.encode(fields)
+  if state.spent then ends = string.format('%s,%d,%d', ends, state.spent, state.wrong) end
+  return string.format('["%s",%d,%d,[%s]%s]',
+    state.phase, state.round, state.deadline, table.concat(players, ','), ends)
 end
 
 local function new_call(keys, caller)
   local now, wall, precise = game_clock(keys[3], keys[2])
-  return {now = now, wall = wall, precise = precise, deadlines = keys[2], caller = caller, own = {}}
+  return {now = now, wall = wall, precise = precise, deadlines = keys[2], caller = caller}
 end
 
+-- The table has all its fields from the beginning: Lua would rehash it as it grows.
 local function new_game(moment, key, plan, state)
-  local game = {
+  local answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind, total_ms, lives =
+    unpack(plan.rules)
+  return {
     at = moment, key = key, id = string.match(key, '}:(.+)$'), tag = tag_of(key),
     plan = plan, state = state, players = state.players,
+    answer_ms = answer_ms, reveal_ms = reveal_ms, seat_ms = seat_ms, correct = correct,
+    speed = speed, on_exit = on_exit, kind = kind, total_ms = total_ms or 0, lives = lives or 0,
+    changed = false, moved = false, closed_round = nil, asked = 0, number = nil, order = nil,
   }
-  for i, rule in ipairs(RULES) do game[rule] = plan.rules[i] or 0 end
-  return game
 end
 
 -- Returns a game, or nil if there is none.
@@ -1533,17 +1551,18 @@ end
 
 local function save(game)
   if game.changed then
-    local fields = {'state', write_state(game.state)}
+    local state = write_state(game.state)
     if game.closed_round then
-      fields[3], fields[4] = game.state.round, game.closed_round
+      call('HSET', game.key, 'state', state, game.state.round, game.closed_round)
+    else
+      call('HSET', game.key, 'state', state)
     end
-    call('HSET', game.key, unpack(fields))
   end
   if game.moved then call('ZADD', game.at.deadlines, next_deadline(game), game.id) end
 end
 
 local function reply(moment, value)
-  if #moment.own == 0 then return value end
+  if not moment.own then return value end
   return {'events', value, unpack(moment.own)}
 end
 
@@ -1565,7 +1584,7 @@ local function emit(game, kind, body, except)
     if player.conn and i ~= except then
       local worker, number = worker_of(player.conn)
       player.seq = player.seq + 1
-      targets[worker] = (targets[worker] or '') .. ' ' .. number .. ':' .. player.seq
+      targets[worker] = string.format('%s %s:%d', targets[worker] or '', number, player.seq)
       game.changed = true
     end
   end
@@ -1573,7 +1592,8 @@ local function emit(game, kind, body, except)
   for worker, list in pairs(targets) do
     local event = kind .. ' ' .. game.id .. ' ' .. game.at.precise .. list .. '\n' .. body
     if worker == game.at.caller then
-      game.at.own[#game.at.own + 1] = event
+      game.at.own = game.at.own or {}
+      table.insert(game.at.own, event)
     elseif call('SPUBLISH', channel(game.tag, worker), event) == 0 then
       lost = lost or {}
       lost[worker] = true
@@ -1600,7 +1620,11 @@ end
 
 -- Returns number and order of the question of a round, or nil behind the last one.
 local function question_of(game, round)
-  return string.match(game.plan.quiz, '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)')
+  if game.asked ~= round then
+    local pattern = '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)'
+    game.asked, game.number, game.order = round, string.match(game.plan.quiz, pattern)
+  end
+  return game.number, game.order
 end
 
 local function begin_phase(game, phase, ms)
@@ -1636,7 +1660,7 @@ local function open_question(game)
   state.round = state.round + 1
   for _, player in ipairs(game.players) do player.answer = nil end
   begin_phase(game, 'question', ms)
-  emit(game, 'question', table.concat({state.round, number, order, ms}, ' '))
+  emit(game, 'question', string.format('%d %s %s %d', state.round, number, order, ms))
 end
 
 -- Tells whether a choice of the open question is the right one.
@@ -1666,15 +1690,16 @@ local function reveal(game)
   local _, order = question_of(game, round)
   local answers, scores, closed = {}, {}, {}
   for i, player in ipairs(game.players) do
+    local name = quoted(game, i)
     closed[i] = '-'
     if player.answer then
       local choice, ms, points = unpack(player.answer)
       player.score = player.score + points
-      closed[i] = choice .. ':' .. ms .. ':' .. points
+      closed[i] = string.format('%d:%d:%d', choice, ms, points)
       answers[#answers + 1] = string.format('%s:{"choice":%d,"points":%d,"ms":%d}',
-        quoted(game, i), choice, points, ms)
+        name, choice, points, ms)
     end
-    scores[i] = quoted(game, i) .. ':' .. player.score
+    scores[i] = string.format('%s:%d', name, player.score)
   end
   local left = spend(game)
   game.closed_round = table.concat(closed, ' ')
@@ -1889,7 +1914,7 @@ local function answer(keys, args)
   game.changed = true
   reveal_if_all_answered(game)
   if game.state.phase == 'question' then
-    local rest = '"round":' .. game.state.round .. ',"player":' .. quoted(game, i)
+    local rest = string.format('"round":%d,"player":%s', game.state.round, quoted(game, i))
     emit(game, 'answered', message(game, 'answered', rest), i)
     -- The event may have shown that the last expected player is gone.
     if game.moved then reveal_if_all_answered(game) end
