@@ -1886,28 +1886,10 @@ local function points_for(game, choice, ms)
   return game.correct + math.floor(game.speed * (game.answer_ms - ms) / game.answer_ms)
 end
 
--- answer: judges a player's answer to the open question. The last expected answer reveals the
--- round.
--- KEYS key        the game
--- KEYS deadlines  of its shard
--- KEYS clock      of its shard
--- ARGS caller     worker that calls
--- ARGS conn       connection of the player
--- ARGS round      from 1
--- ARGS choice     from 0, as the phone shows the choices
--- Returns 'ok', or the code of what is wrong: not_playing, wrong_round, late_answer,
--- already_answered, no_such_choice. Then nothing is done.
--- Events: answered, to the others; or reveal, to all.
--- Atomic, so that the first answer counts.
-local function answer(keys, args)
-  local key = unpack(keys)
-  local caller, conn, round, choice = unpack(args)
-  choice = tonumber(choice)
-  local moment = new_call(keys, caller)
-  local game = load(moment, key)
-  if not game then return 'not_playing' end
+-- Judges one answer. Returns its verdict.
+local function judge(game, conn, round, choice)
   local i = player_with(game, conn)
-  local wrong = refusal(game, i, tonumber(round), choice)
+  local wrong = refusal(game, i, round, choice)
   if wrong then return wrong end
   local ms = ms_since_question(game)
   game.players[i].answer = {choice, ms, points_for(game, choice, ms)}
@@ -1920,7 +1902,32 @@ local function answer(keys, args)
     if game.moved then reveal_if_all_answered(game) end
   end
   save(game)
-  return reply(moment, 'ok')
+  return 'ok'
+end
+
+-- answer: judges players' answers to open questions, in games of one shard. The last expected
+-- answer reveals the round.
+-- KEYS deadlines  of the shard
+-- KEYS clock      of the shard
+-- KEYS ...        the game of each answer
+-- ARGS caller     worker that calls
+-- ARGS ...        of each answer: connection of the player; round, from 1; choice, from 0, as the
+--                 phone shows the choices
+-- Returns for each 'ok', or the code of what is wrong: not_playing, wrong_round, late_answer,
+-- already_answered, no_such_choice. Then nothing is done.
+-- Events: answered, to the others; or reveal, to all.
+-- Atomic for each answer, so that the first one counts.
+local function answer(keys, args)
+  local deadlines, clock = unpack(keys)
+  local caller = unpack(args)
+  local moment = new_call({'', deadlines, clock}, caller)
+  local verdicts = {}
+  for n = 1, #keys - 2 do
+    local conn, round, choice = unpack(args, 3 * n - 1, 3 * n + 1)
+    local game = load(moment, keys[n + 2])
+    verdicts[n] = game and judge(game, conn, tonumber(round), tonumber(choice)) or 'not_playing'
+  end
+  return reply(moment, verdicts)
 end
 
 -- Tells whether nobody has answered in a game so far.

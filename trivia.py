@@ -2300,14 +2300,19 @@ class Keys:
         return [f"unique:{{{bucket}}}" for bucket in range(UNIQUE_BUCKETS)]
 
     @staticmethod
+    def shard_of(game: str) -> int:
+        """Returns the shard of a game. Its id begins with it."""
+        return int(game[:2], 36)
+
+    @staticmethod
     def game(game: str) -> str:
-        """Returns the key of a game. Its id begins with its tag."""
-        return f"game:{{g{int(game[:2], 36)}}}:{game}"
+        """Returns the key of a game."""
+        return f"game:{{g{Keys.shard_of(game)}}}:{game}"
 
     @staticmethod
     def game_keys(game: str) -> tuple[str, str, str]:
         """Returns the keys that a transition of a game takes: game, deadlines, clock."""
-        return Keys.game(game), *Keys.shard(int(game[:2], 36))
+        return Keys.game(game), *Keys.shard(Keys.shard_of(game))
 
     @staticmethod
     @functools.cache
@@ -2323,7 +2328,7 @@ class Keys:
     @staticmethod
     def tag(game: str) -> str:
         """Returns the hash tag of a game."""
-        return f"g{int(game[:2], 36)}"
+        return f"g{Keys.shard_of(game)}"
 
     @staticmethod
     def channels(worker: str, shards: int) -> dict[str, str]:
@@ -5633,7 +5638,7 @@ class Lobby:
 # it can be repeated. A settlement takes four round trips.
 
 RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
-ADVANCES_AT_ONCE = 50  # games that one call advances: 1 to 2 ms of Redis
+GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
 DUE_AT_ONCE = 500
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
 QUICK_LISTED = 100  # players that answer in inhuman time and are remembered for the operator
@@ -5880,9 +5885,14 @@ class Games:
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
         self.looks: dict[str, asyncio.Task] = {}  # address of a primary -> a look at its shards
         self.others_at_s = 0.0  # when it looks at the other shards again
+        self.answers: dict[int, list[tuple]] = {}  # shard -> answers that wait to be sent
 
     def _run(self, name: str, game: str, *args: str | int) -> asyncio.Future:
-        """Runs a transition of a game. Events for players of this worker come with the reply."""
+        """Runs a transition of a game, after the answers that came before.
+
+        Events for players of this worker come with the reply.
+        """
+        self._send_answers(Keys.shard_of(game))
         return self.redis.run(name, Keys.game_keys(game), self.worker, *args)
 
     # -- forming
@@ -6031,8 +6041,8 @@ class Games:
         games = due[::2]
         for late_ms in due[1::2]:
             observe("deadline_lateness_seconds", late_ms / 1000)
-        for start in range(0, len(games), ADVANCES_AT_ONCE):
-            portion = games[start : start + ADVANCES_AT_ONCE]
+        for start in range(0, len(games), GAMES_AT_ONCE):
+            portion = games[start : start + GAMES_AT_ONCE]
             keys = *Keys.shard(shard), *map(Keys.game, portion)
             outcomes = await self.redis.run("advance", keys, self.worker)
             for game, outcome in zip(portion, outcomes, strict=True):
@@ -6049,9 +6059,27 @@ class Games:
     def answer(
         self, game: str, connection: str, number: int, choice: int, on_reply: OnReply
     ) -> None:
-        """Judges an answer. `on_reply` gets 'ok', an error code, or an exception."""
-        keys = Keys.game_keys(game)
-        self.redis.run_then(on_reply, "answer", keys, self.worker, connection, number, choice)
+        """Judges an answer. `on_reply` gets 'ok', an error code, or an exception.
+
+        The answers of one turn of the event loop share a call, if they share a shard.
+        """
+        shard = Keys.shard_of(game)
+        answers = self.answers.setdefault(shard, [])
+        if not answers:
+            asyncio.get_running_loop().call_soon(self._send_answers, shard)
+        answers.append((on_reply, Keys.game(game), connection, number, choice))
+        if len(answers) == GAMES_AT_ONCE:
+            self._send_answers(shard)
+
+    def _send_answers(self, shard: int) -> None:
+        answers = self.answers.pop(shard, ())
+        if not answers:
+            return
+        on_replies, games, *_ = zip(*answers, strict=True)
+        arguments = [part for _, _, *parts in answers for part in parts]
+        keys = *Keys.shard(shard), *games
+        on_verdicts = functools.partial(_share_verdicts, on_replies)
+        self.redis.run_then(on_verdicts, "answer", keys, self.worker, *arguments)
 
     async def relay(self, game: str, connection: str, kind: str, values: dict) -> str:
         """Passes a message on to the opponents: 'ok' or an error code."""
@@ -6393,6 +6421,13 @@ class Games:
     def ids_of(self, uid: str, cursor: str, most: int) -> Awaitable[list[str] | None]:
         """Returns a player's games behind a cursor ('': all), newest first; None: it is unknown."""
         return self.redis.run("history_page", (Keys.history(uid),), cursor, most)
+
+
+def _share_verdicts(on_replies: tuple[OnReply, ...], reply: list[str] | Exception) -> None:
+    """Gives each answer of a call its verdict, or the exception that they share."""
+    verdicts = [reply] * len(on_replies) if isinstance(reply, Exception) else reply
+    for on_reply, verdict in zip(on_replies, verdicts, strict=True):
+        on_reply(verdict)
 
 
 def to_bitmap(text: str | None) -> bytes:

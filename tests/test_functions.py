@@ -6,6 +6,7 @@ import contextlib
 import functools
 import itertools
 import json
+import operator
 import random
 import re
 import secrets
@@ -114,6 +115,11 @@ class Store(Valkey):
         game, deadlines, clock = keys
         reply = self.call("advance", (deadlines, clock, game), caller)
         return without_events(reply, lambda outcomes: value_of(outcomes[0]))
+
+    def run_answer(self, keys, caller, *answer):
+        game, deadlines, clock = keys
+        reply = self.call("answer", (deadlines, clock, game), caller, *answer)
+        return without_events(reply, operator.itemgetter(0))
 
     def run_exit_game(self, keys, *args):
         return without_events(self.call("exit_game", keys, *args), value_of)
@@ -423,7 +429,7 @@ def test_luacheck_finds_nothing():
 
 
 def test_the_codes_of_an_answer_have_texts():
-    codes = re.search(r"-- Returns 'ok', or the code of what is wrong: (.*?)\. Then", SOURCE, re.S)
+    codes = re.search(r"'ok', or the code of what is wrong: (.*?)\. Then", SOURCE, re.S)
     names = re.findall(r"\w+_\w+", codes[1])
     assert len(names) == 5 and set(names) <= trivia.REFUSALS.keys()
 
@@ -2361,6 +2367,19 @@ def test_the_last_answer_reveals_the_round(worker, game):
         "n2": 0,
     }
     assert game.answer(1, 1) == "late_answer"
+
+
+def test_a_call_judges_answers_in_several_games_of_a_shard(store, worker, monkeypatch):
+    new_id = trivia.new_game_id
+    monkeypatch.setattr(trivia, "new_game_id", lambda shards: new_id(1))
+    pairs = [[worker.connection(), worker.connection()] for _ in range(2)]
+    one, two = [Play(store, pair).to_round(1) for pair in pairs]
+    keys = *one.keys[1:], one.key, two.key, Keys.game("00aaaaaaaaaa"), one.key
+    answers = (one.conns[0], 1, 0), (two.conns[0], 1, 9), ("w.1", 1, 0), (one.conns[1], 1, 1)
+    arguments = itertools.chain.from_iterable(answers)
+    verdicts = store.call("answer", keys, NOBODY, *arguments)
+    assert verdicts == ["ok", "no_such_choice", "not_playing", "ok"]
+    assert (one.phase, two.phase) == ("reveal", "question")
 
 
 def test_of_answers_given_at_once_the_first_counts(worker, game):
