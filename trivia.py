@@ -22,7 +22,8 @@ any other worker.
 The way of an answer, section by section:
   protocols    WebSocket.data_received takes the frame from uvicorn and unmasks it
   connections  Connection.on_text counts, parses and validates the message; _on_answer passes it on
-  game         Games.answer calls `answer` in trivia.lua
+  game         Games.answer gathers what comes in one turn of the event loop. Each shard's answers
+               share one call of `answer` in trivia.lua
   client       RedisConnection.send batches the call; data_received gets the reply and the events
   trivia.lua   `answer` judges by the clock of Redis and stores the state. It emits `answered`, or
                after the last expected answer `reveal`
