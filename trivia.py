@@ -319,6 +319,7 @@ CODE_ALLOWANCE = 6_000, 10      # ms, times: a player tries ten unknown codes, t
 NETWORK_CODE_ALLOWANCE = 3_000, 60      # the same for all who share a network
 ROOM_ALLOWANCE = 60_000, 20     # a player opens 20 rooms, then one per minute
 FLAG_ALLOWANCE = 60_000, 20     # a player flags 20 questions, then one per minute
+STRANGER_ALLOWANCE = 60_000, 20     # ms, times: of acts that a stranger tries, so many are logged
 RENAMES = 86_400_000, 5     # ms, times: a player changes names 5 times at once, then once a day
 CLAIM_MS = 3000             # a unique value is claimed so long for who has not stored it yet
 CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
@@ -4516,6 +4517,10 @@ class Allowances:
     def rooms(self, uid: str) -> Allowance:
         """Bounds how often a player opens a room."""
         return Allowance(Keys.limit("rooms", uid), *ROOM_ALLOWANCE)
+
+    def refused(self, address: str) -> Allowance:
+        """Bounds the acts of strangers from an address that are logged for the operator."""
+        return Allowance(Keys.limit("ops", address_digest(address)), *STRANGER_ALLOWANCE)
 
     def tries_in_session(self, uid: str, token: str) -> Allowance:
         """Bounds the passwords that a signed-in caller tries. Nobody else can use it up."""
@@ -11340,7 +11345,8 @@ def load_form(form: Form, data: dict) -> dict:
 # The console over HTTP: what is in LOOKS and ACTS. Tokens give roles. TRIVIA_OPS_TOKEN looks. Those
 # of TRIVIA_OPS_ACT_TOKEN have names, which the audit log shows, and act as well.
 #
-# Invariant: whoever tries to act and may not is in the audit log, and nothing has changed.
+# Invariant: whoever tries to act and may not is in the audit log, and nothing has changed. Of
+# strangers only the first tries from an address are, so that nobody pushes the others out of it.
 
 OPERATOR_NEEDED = "The operator's token is needed: Authorization: Bearer TRIVIA_OPS_TOKEN."
 DRY_RUN = Form({"dry_run": {"type": "integer", "enum": [0, 1]}})
@@ -11369,7 +11375,10 @@ async def identify_operator(call: Call, route: Route, path: dict[str, str]) -> N
     if role == "act" or role == route.role:
         return
     code = "forbidden" if role else "not_authenticated"
-    if route.role == "act":
+    allowances = call.server.users.allowances
+    if route.role == "act" and (
+        role or not await allowances.take(allowances.refused(call.address))
+    ):
         await call.server.console.refuse(call.who or "-", unquote(path["name"]), code)
     raise Problem(code, "" if role else OPERATOR_NEEDED)
 

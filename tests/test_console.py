@@ -213,6 +213,15 @@ def test_a_browser_that_is_banned_gets_the_close_code(desk):
     assert desk.http("GET", "/users/me", token=session["token"]).status == 200
 
 
+def test_strangers_push_nothing_out_of_the_log(desk):
+    for i in range(25):
+        path, away = f"/ops/act/stranger{i}", {"X-Forwarded-For": "192.0.2.99"}
+        answer = desk.http("POST", path, {}, "no-token-of-an-operator", away)
+        answer.refused(401, "not_authenticated")
+    tried = [one for one in audit(desk)["refused"] if one["act"].startswith("stranger")]
+    assert len(tried) == 20
+
+
 def test_a_ban_ends_the_game_and_its_own_end_lifts_it(desk):
     ann, bob = desk.pair(queue="rated")
     done(desk, "ban", player=ann.name, hours=1)
