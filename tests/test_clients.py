@@ -17,7 +17,7 @@ import tree_sitter_swift
 from playwright._impl._driver import compute_driver_executable
 
 import trivia
-from conftest import ROOT, Server, edited_schema
+from conftest import ROOT, Server, edited_schema, npm_install, play_all
 
 TYPESCRIPT = "5.9.3"  # of the npm package
 STRICT = ["--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes", "--noEmit"]
@@ -43,6 +43,16 @@ SCRIPTS = [
     "silent",
     "drop@2,latency=300,duplicate",
 ]
+GENERATORS = ["openapi-typescript@7.13.0", "@asyncapi/modelina@5.10.1"]  # packages of npm
+MODELINA = """
+import {TypeScriptGenerator} from '@asyncapi/modelina'
+import fs from 'fs'
+const [, , file, folder] = process.argv
+const options = {modelType: 'interface', enumType: 'union', mapType: 'record', rawPropertyNames: true}
+const document = JSON.parse(fs.readFileSync(file, 'utf8'))
+const models = await new TypeScriptGenerator(options).generateCompleteModels(document, {exportType: 'named'})
+for (const {modelName, result} of models) fs.writeFileSync(`${folder}/${modelName}.ts`, result)
+"""
 NODE = compute_driver_executable()[0]  # of Playwright, which runs TypeScript as it is
 
 
@@ -73,8 +83,8 @@ def tsc(request):
         with tarfile.open(folder / done.stdout.split()[-1]) as archive:
             archive.extractall(folder, filter="data")
 
-    def compile_file(file):
-        command = [NODE, folder / "package" / "lib" / "tsc.js", *STRICT, file]
+    def compile_file(file, *options):
+        command = [NODE, folder / "package" / "lib" / "tsc.js", *STRICT, *options, file]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     return compile_file
@@ -245,3 +255,63 @@ def test_every_answer_of_the_kotlin_client_arrives_whatever_happens_to_the_line(
     ends = [json.loads(line) for line in done.stdout.splitlines()]
     assert [end["script"] for end in ends] == SCRIPTS
     check({end["script"]: end for end in ends})
+
+
+# ---- other generators
+
+
+def test_types_of_other_generators_fit_what_the_server_says(request, server, tsc, tmp_path):
+    modules = npm_install(request.config.cache, *GENERATORS)
+    for name in ("openapi", "asyncapi"):
+        text = server.http("GET", f"/docs/{name}.json").body
+        (tmp_path / f"{name}.json").write_text(text)
+    command = [NODE, modules / ".bin" / "openapi-typescript", tmp_path / "openapi.json"]
+    subprocess.run([*command, "-o", tmp_path / "openapi.ts"], check=True, timeout=120)
+    script = modules.parent / "modelina.mjs"
+    script.write_text(MODELINA)
+    subprocess.run([NODE, script, tmp_path / "asyncapi.json", tmp_path], check=True, timeout=120)
+    bodies, frames = recorded(server)
+    lines = ["import type {components} from './openapi'"]
+    for kind in sorted({model_of(frame) for frame in frames}):
+        lines.append(f"import {{{kind}}} from './{kind}'")
+    for i, (name, body) in enumerate(bodies):
+        kind = f"components['schemas']['{name}']"
+        lines.append(f"export const body{i}: {kind} = {json.dumps(body)}")
+    for i, frame in enumerate(frames):
+        lines.append(f"export const frame{i}: {model_of(frame)} = {json.dumps(frame)}")
+    (tmp_path / "recorded.ts").write_text("\n".join(lines))
+    done = tsc(tmp_path / "recorded.ts", "--moduleResolution", "bundler")
+    assert done.returncode == 0, done.stdout[:2000]
+
+
+def model_of(frame):
+    return "Server" + "".join(word.capitalize() for word in frame["type"].split("_"))
+
+
+def recorded(server):
+    """What a server says in a game of two: HTTP bodies with the names of their schemas, and frames."""
+    ann, bob = phones = server.pair()
+    ann.send("emoji", emoji="🎉")
+    bob.send("answer", round=9, choice=0, id=1)
+    bob.send("ping", client_ms=1.5)
+    bob.drop()
+    ann.expect("user_exit")
+    bob.connect()
+    play_all(phones)
+    ann.send("join", queue="friends")
+    ann.expect("room")
+    paths = {
+        "User": "/users/me",
+        "GameList": "/users/me/games",
+        "QueueList": "/queues",
+        "Leaderboard": "/leaderboards/rating",
+        "Export": "/users/me/export",
+    }
+    bodies = [
+        (name, server.http("GET", path, token=ann.token).json) for name, path in paths.items()
+    ]
+    bodies += [("Session", ann.session)]
+    bodies += [("Problem", server.http("POST", "/auth/register", {"username": "x"}).json)]
+    frames = {frame["type"]: frame for frame in ann.frames + bob.frames}
+    assert frames.keys() >= {"queued", "start", "question", "reveal", "update", "end", "room"}
+    return bodies, list(frames.values())
