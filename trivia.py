@@ -12218,6 +12218,7 @@ class Server:
         self.switches = self.users.switches
         self.repairs = Repairs(self.redis, self.games, self.chores)
         self.console = QuestionConsole(self)
+        self.reported: dict[str, int] = {}  # connections by app, as they were published last
         self.background: list[asyncio.Task] = []
 
     # -- start and stop
@@ -12281,6 +12282,7 @@ class Server:
             _forever(HEARTBEAT_S, self._read_switches),
             _forever(SWEEP_S, self.hub.sweep),
             _forever(METRICS_S, self._add_up),
+            _forever(METRICS_S, self._report),
             _forever(LEVELS_S, self.bank.load_levels),
             _forever(EXPIRE_GUESTS_S, self.guests.expire),
             _forever(CHORES_S, self.chores.do_due),
@@ -12310,6 +12312,7 @@ class Server:
     async def _say_goodbye(self) -> None:
         with contextlib.suppress(Unavailable):  # a full Redis refuses this, but not what follows
             await self._add_up()
+            await self._report()
         await self.lobby.forget_worker(self.worker)
 
     # -- events
@@ -12361,10 +12364,13 @@ class Server:
             await self._add_portion(portion)
         load = load_now(len(self.hub.sockets))
         await self.redis.call("HSET", Keys.loads, self.worker, load)
+
+    async def _report(self) -> None:
+        """Adds how questions were answered to the sums, and publishes which apps are connected."""
         await self.games.statistics.add_up()
-        if self.hub.apps:
-            apps = dict(self.hub.apps.most_common(MAX_APPS))
-            await self.redis.call("HSET", Keys.apps, self.worker, dumps(apps))
+        if self.hub.apps or self.reported:
+            self.reported = dict(self.hub.apps.most_common(MAX_APPS))
+            await self.redis.call("HSET", Keys.apps, self.worker, dumps(self.reported))
 
     async def _add_portion(self, portion: dict[tuple, float]) -> None:
         arguments: list[str | float] = []

@@ -574,6 +574,7 @@ def test_asyncapi_document_has_a_channel_for_each_queue_with_all_messages(asynca
             "ping",
             "join",
             "leave",
+            "flag",
             "rematch",
             *trivia.HANDLED_IN_ROOMS,
         )

@@ -3267,6 +3267,7 @@ def test_nothing_of_an_erased_user_is_left(played):
         "clock:{lobby}",
         "clock:{gSHARD}",
         "metrics:{metrics}",
+        "stats:{bank}",
         "skew:{GAME}",
         "format:{lobby}",
         "shards:{lobby}",  # the highest number there was
