@@ -25,6 +25,7 @@ local MOST_SEATS = 16           -- of a game: those who left and those who came 
 local CLOCK_GAP_MS = 3000       -- a longer gap between two looks at a clock stops game time
 local KNOWN_ADDRESSES = 8       -- so many addresses of a user's sign-ins are kept
 local TRIM_AT_ONCE = 100        -- old games that leave a history at the end of a game
+local MOST_PAGES = 8            -- of candidates that are looked at while some of them are blocked
 
 -- ==== helpers ====================================================================================
 
@@ -757,6 +758,42 @@ local function unlink_identity(keys, args)
   return value
 end
 
+-- block: adds a player to those whom a user has blocked.
+-- KEYS user    the user
+-- KEYS blocks  UID of a blocked player -> when (s)
+-- ARGS other   UID of the player
+-- ARGS most    players whom a user may block
+-- Returns 'ok', also if they are blocked already, 'full', or 'gone' if there is no such user.
+-- Atomic, so that the list has its bound, and an erased account gets none.
+local function block(keys, args)
+  local user, blocks = unpack(keys)
+  local other, most = unpack(args)
+  if call('HEXISTS', user, 'username') == 0 then return 'gone' end
+  if call('ZSCORE', blocks, other) then return 'ok' end
+  if call('ZCARD', blocks) >= tonumber(most) then return 'full' end
+  call('ZADD', blocks, call('TIME')[1], other)
+  return 'ok'
+end
+
+-- note_blocker: notes at a user who has blocked them.
+-- KEYS user      the user
+-- KEYS blockers  UID of who has blocked the user -> when that was noted (s)
+-- ARGS other     UID of who has blocked them, or has lifted it
+-- ARGS is        1: has blocked; 0: has lifted it
+-- Returns 1, or 0 if there is no such user to be blocked.
+-- Atomic, so that an erased account gets no list.
+local function note_blocker(keys, args)
+  local user, blockers = unpack(keys)
+  local other, is = unpack(args)
+  if is == '0' then
+    call('ZREM', blockers, other)
+    return 1
+  end
+  if call('HEXISTS', user, 'username') == 0 then return 0 end
+  call('ZADD', blockers, call('TIME')[1], other)
+  return 1
+end
+
 -- due_guests: returns guests who are due to be checked. It postpones each, so that one worker gets
 -- them. If that worker dies, another one gets them then.
 -- KEYS guests  UID -> when they are checked
@@ -990,14 +1027,14 @@ end
 
 -- What join and check_ticket share: the player, their queue and its rules.
 local function read_search(keys, args)
-  local seats, queue, due, forming, workers, playing, clock = unpack(keys)
+  local seats, queue, due, forming, workers, playing, clock, hidden = unpack(keys)
   local uid, name, new_game, least, most, fill, wait, window, widen = unpack(args)
   return {
     seats = seats, queue = queue, due = due, forming = forming, workers = workers,
-    playing = playing, uid = uid, name = name, new_game = new_game,
+    playing = playing, hidden = hidden, uid = uid, name = name, new_game = new_game,
     least = tonumber(least), most = tonumber(most), fill = tonumber(fill), wait = tonumber(wait),
     window = tonumber(window), widen = tonumber(widen),
-    now = game_clock(clock, due), alive = {},
+    now = game_clock(clock, due), alive = {}, blocks = {},
   }
 end
 
@@ -1018,19 +1055,20 @@ local function drop_ticket(search, uid)
   call('ZREM', search.due, search.name .. ' ' .. uid)
 end
 
--- Returns the UIDs that a player may be matched with, the best first. Stale tickets among them are
--- skipped later, so it looks at some more than a game needs.
-local function candidates(search, seat)
+-- Returns a page of the UIDs that a player may be matched with, the best first. Stale tickets among
+-- them are skipped later, so it looks at some more than a game needs.
+local function candidates(search, seat, page)
   local most = search.most + 16
-  if search.window < 0 then return call('ZRANGE', search.queue, 0, most) end
+  local first = page * most
+  if search.window < 0 then return call('ZRANGE', search.queue, first, first + most - 1) end
   local rating = tonumber(seat.rating)
   local reach = search.window + search.widen * (search.now - seat.since) / 1000
   local below_rating = string.format('(%.17g', rating)
   local sides = {
     call('ZRANGEBYSCORE', search.queue, rating, rating + reach,
-      'WITHSCORES', 'LIMIT', 0, most),
+      'WITHSCORES', 'LIMIT', first, most),
     call('ZREVRANGEBYSCORE', search.queue, below_rating, rating - reach,
-      'WITHSCORES', 'LIMIT', 0, most),
+      'WITHSCORES', 'LIMIT', first, most),
   }
   local found = {}
   for _, side in ipairs(sides) do
@@ -1059,6 +1097,28 @@ local function seat_of_candidate(search, uid)
   return seat
 end
 
+-- Reads into `lists` whom these players have blocked. Returns whether there is such a list.
+local function read_blocks(lists, hidden, uids)
+  local any = false
+  for i, list in ipairs(call('HMGET', hidden, unpack(uids))) do
+    lists[uids[i]] = list
+    any = any or list
+  end
+  return any
+end
+
+-- Tells whether a player has blocked one of a group, or was blocked by one.
+local function is_hidden(lists, uid, group)
+  local own = lists[uid]
+  for _, member in ipairs(group) do
+    local list = lists[member]
+    if own and string.find(own, member, 1, true) or list and string.find(list, uid, 1, true) then
+      return true
+    end
+  end
+  return false
+end
+
 -- Seats a group in a new game. Returns the match: 'GAME QUEUE UID...', and 'rematch:GAME' if they
 -- play a game again. A player who might have played another game again is out of that.
 local function seat_group(search, group, members)
@@ -1077,18 +1137,43 @@ local function seat_group(search, group, members)
   return match
 end
 
--- Looks for opponents. Returns the match, or nil if there are too few.
-local function seek(search, seat)
-  local group, members, oldest = {search.uid}, {[search.uid] = seat}, seat.since
-  for _, uid in ipairs(candidates(search, seat)) do
-    if #group == search.most then break end
-    local other = uid ~= search.uid and seat_of_candidate(search, uid)
+-- Tells whether a page of candidates can't make a game, however they fit: most joins end here. In
+-- a queue in the order of arrival, the first one has waited for the longest.
+local function is_too_soon(search, found)
+  if #found < search.least then return true end
+  if #found >= search.most or search.window >= 0 then return false end
+  return search.now - call('ZSCORE', search.queue, found[1]) < search.fill
+end
+
+-- Adds opponents from a page of candidates to a group. Returns whether it skipped some whom a block
+-- keeps from it: then the next page is worth a look.
+local function add_opponents(search, found, group, members)
+  local lists, skipped = search.blocks, false
+  local any = read_blocks(lists, search.hidden, found)
+  if lists[search.uid] == nil then any = read_blocks(lists, search.hidden, {search.uid}) or any end
+  for _, uid in ipairs(found) do
+    if #group == search.most then return false end
+    local is_blocked = any and uid ~= search.uid and is_hidden(lists, uid, group)
+    local other = uid ~= search.uid and not is_blocked and seat_of_candidate(search, uid)
+    skipped = skipped or is_blocked
     if other then
       group[#group + 1] = uid
       members[uid] = other
-      oldest = math.min(oldest, other.since)
     end
   end
+  return skipped
+end
+
+-- Looks for opponents. Returns the match, or nil if there are too few.
+local function seek(search, seat)
+  local group, members, oldest = {search.uid}, {[search.uid] = seat}, seat.since
+  local found = candidates(search, seat, 0)
+  if is_too_soon(search, found) then return nil end
+  for page = 1, MOST_PAGES do
+    if #found == 0 or not add_opponents(search, found, group, members) then break end
+    found = candidates(search, seat, page)
+  end
+  for _, other in pairs(members) do oldest = math.min(oldest, other.since) end
   local enough = #group >= search.least and search.now - oldest >= search.fill
   if #group < search.most and not enough then return nil end
   for _, uid in ipairs(group) do drop_ticket(search, uid) end
@@ -1127,6 +1212,7 @@ end
 -- KEYS workers   living workers
 -- KEYS playing   queue -> players in games
 -- KEYS clock     of the lobby
+-- KEYS hidden    UID -> 'UID UID...' whom the player has blocked
 -- KEYS quits     how long the player is held back
 -- ARGS uid       player
 -- ARGS name      of the queue
@@ -1149,10 +1235,11 @@ end
 -- connection it changes nothing. Who is held back has a ticket whose `since` is yet to come. It
 -- enters the queue then.
 -- Events: replaced, to an older connection of the player.
--- Atomic, so that nobody is in two games, or matched with themselves, or matched twice.
+-- Atomic, so that nobody is in two games, or matched with themselves, or with who is blocked, or
+-- matched twice.
 local function join(keys, args)
   local search = read_search(keys, args)
-  local quits = unpack(keys, 8)
+  local quits = unpack(keys, 9)
   local conn, rating, over, longest, turn = unpack(args, 10)
   local seats, uid, since, party = search.seats, search.uid, search.now + held_back(quits), '-'
   turn = tonumber(turn)
@@ -1206,6 +1293,7 @@ end
 -- KEYS workers   living workers
 -- KEYS playing   queue -> players in games
 -- KEYS clock     of the lobby
+-- KEYS hidden    UID -> 'UID UID...' whom the player has blocked
 -- ARGS uid       player
 -- ARGS name      of the queue
 -- ARGS new_game  id for a new game
@@ -1434,6 +1522,8 @@ end
 --          wrong    closed rounds without a right answer, which `lives` bounds. These two are there
 --                   only if the rules have a bound; `reason` is '' then before `settle`
 --   1, 2...  the answers of each closed round: 'CHOICE:MS:POINTS' or '-' of each player
+--   muted  'I:J I:J ' of the numbers of players, I < J, who get no messages of each other, since
+--          one has blocked the other; only while there are such
 -- and, from `settle` on, `result`, written by the first worker that computes it; and, while the key
 -- of a question is repaired, `repair`.
 -- plan, state and result are JSON. The first two are arrays, which take half the memory of objects.
@@ -1576,12 +1666,12 @@ end
 
 local vacate
 
--- Sends an event to all connected players but one. Returns nothing; players of a dead worker are
--- vacated afterwards, so that all get the event itself before what follows from it.
-local function emit(game, kind, body, except)
+-- Sends an event to all connected players but one, and but those of `muted` {number: true}. Players
+-- of a dead worker are vacated afterwards, so that all get the event before what follows from it.
+local function emit(game, kind, body, except, muted)
   local targets = {}
   for i, player in ipairs(game.players) do
-    if player.conn and i ~= except then
+    if player.conn and i ~= except and not (muted and muted[i]) then
       local worker, number = worker_of(player.conn)
       player.seq = player.seq + 1
       targets[worker] = string.format('%s %s:%d', targets[worker] or '', number, player.seq)
@@ -2051,6 +2141,45 @@ local function enter_game(keys, args)
   return reply(moment, {'ok', moment.now, unpack(call('HMGET', key, 'plan', 'state'))})
 end
 
+-- Returns {number: true} of the players who get no messages of a player, or nil.
+local function muted_for(game, i)
+  local muted
+  for one, other in string.gmatch(call('HGET', game.key, 'muted') or '', '(%d+):(%d+)') do
+    muted = muted or {}
+    if tonumber(one) == i then muted[tonumber(other)] = true end
+    if tonumber(other) == i then muted[tonumber(one)] = true end
+  end
+  return muted
+end
+
+-- mute: notes whether two players of a running game get messages of each other.
+-- KEYS key    the game
+-- ARGS one    UID
+-- ARGS other  UID
+-- ARGS is     1: they are muted; 0: not any more
+-- Returns 'ok', 'missing', or 'over' if it has ended or has not both of them.
+-- Atomic, so that no pair is lost.
+local function mute(keys, args)
+  local key = unpack(keys)
+  local one, other, is = unpack(args)
+  local game = load({}, key)
+  if not game then return 'missing' end
+  local i, j = seat_of(game, one), seat_of(game, other)
+  if not i or not j or game.state.phase == 'end' then return 'over' end
+  local pair = math.min(i, j) .. ':' .. math.max(i, j) .. ' '
+  local rest = {}
+  for kept in string.gmatch(call('HGET', key, 'muted') or '', '%S+ ') do
+    if kept ~= pair then rest[#rest + 1] = kept end
+  end
+  if is == '1' then rest[#rest + 1] = pair end
+  if #rest > 0 then
+    call('HSET', key, 'muted', table.concat(rest))
+  else
+    call('HDEL', key, 'muted')
+  end
+  return 'ok'
+end
+
 -- relay: passes a player's message on to their opponents.
 -- KEYS key        the game
 -- KEYS deadlines  of its shard
@@ -2060,7 +2189,7 @@ end
 -- ARGS kind       type of the message
 -- ARGS fields     the message's own fields as JSON: '"emoji":"x"'
 -- Returns 'ok' or 'not_playing'.
--- Events: the message, to the others.
+-- Events: the message, to the others who are not muted.
 -- Atomic, so that each gets it in the order of their `seq`.
 local function relay(keys, args)
   local key = unpack(keys)
@@ -2071,7 +2200,7 @@ local function relay(keys, args)
   if not i or game.state.phase == 'end' then return 'not_playing' end
   local rest = '"player":' .. quoted(game, i)
   if fields ~= '' then rest = rest .. ',' .. fields end
-  emit(game, kind, message(game, kind, rest), i)
+  emit(game, kind, message(game, kind, rest), i, muted_for(game, i))
   reveal_if_all_answered(game)
   save(game)
   return reply(moment, 'ok')
@@ -2120,6 +2249,7 @@ local function finish_game(keys, args)
     state.players[i] = {turn = 0, seq = 0, score = player.score, left = player.left}
   end
   call('HSET', key, 'plan', write_plan(game.plan), 'state', write_state(state))
+  call('HDEL', key, 'muted')
   call('ZREM', deadlines, game.id)
   call('EXPIRE', key, ttl)
   return reply(moment, 1)
@@ -2482,10 +2612,14 @@ local function save_room(room, except)
   return body
 end
 
--- Returns why a player can't get into a room, or nil.
-local function entry_refusal(room, uid, most)
+-- Returns why a player can't get into a room, or nil. For who has blocked the host, or was blocked
+-- by them, there is no such room.
+local function entry_refusal(room, uid, most, hidden)
   local lack = lack_of(room)
   if lack or member_of(room, 'uid', uid) then return lack end
+  local lists = {}
+  read_blocks(lists, hidden, {uid, room.host})
+  if is_hidden(lists, uid, {room.host}) then return 'unknown_code' end
   for _, kicked in ipairs(room.kicked) do
     if kicked == uid then return 'kicked' end
   end
@@ -2521,6 +2655,7 @@ end
 -- KEYS due       tickets by the time of their next check
 -- KEYS clock     of the lobby
 -- KEYS playing   queue -> players in games
+-- KEYS hidden    UID -> 'UID UID...' whom the player has blocked
 -- ARGS caller    worker that calls
 -- ARGS name      of the queue
 -- ARGS seat_ms   for which a member without a connection is kept
@@ -2540,7 +2675,7 @@ end
 -- Events: room, to the other members; replaced, to an older connection of the player.
 -- Atomic, so that nobody is in two rooms, and no room has too many members.
 local function join_room(keys, args)
-  local room, playing = open_call(keys, args), unpack(keys, 5)
+  local room, playing, hidden = open_call(keys, args), unpack(keys, 5)
   local uid, conn, turn, over, opens, most, late, username, view = unpack(args, 5)
   local seat = read_seat(room.seats, uid)
   turn = tonumber(turn)
@@ -2553,7 +2688,7 @@ local function join_room(keys, args)
     check_party(room.due, seat)
     return {'game', seat.game, seat.party}
   end
-  local wrong = opens ~= '1' and entry_refusal(room, uid, most)
+  local wrong = opens ~= '1' and entry_refusal(room, uid, most, hidden)
   if wrong and seat and seat.party ~= '-' and seat.party ~= room.id then
     return {'refused', wrong, seat.party}
   elseif wrong then
@@ -2746,14 +2881,15 @@ end
 
 -- Reads the offer of a call. It has no `queue` if there is none.
 local function read_offer(keys, args)
-  local seats, key, due, clock, playing, forming = unpack(keys)
+  local seats, key, due, clock, playing, forming, hidden = unpack(keys)
   local caller, next_game = unpack(args)
   local flat, fields = call('HGETALL', key), {}
   for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
   local now, _, precise = game_clock(clock, due)
   local again = {
     seats = seats, key = key, due = due, playing = playing, forming = forming, now = now,
-    precise = precise, caller = caller, own = {}, id = string.match(key, '([^:]+)$'),
+    hidden = hidden, precise = precise, caller = caller, own = {},
+    id = string.match(key, '([^:]+)$'),
     queue = fields.queue, least = tonumber(fields.least), ends = tonumber(fields.ends or 0),
     rest = fields.rest, shown = fields.shown, new_game = next_game, agreed = {}, members = {},
     left = math.min(now, fields.left or 0),
@@ -2841,11 +2977,29 @@ local function mark_seats(again)
   end
 end
 
+-- Takes those out who have blocked another player since the game.
+local function part_blocked(again)
+  local lists, here = {}, {}
+  for _, member in ipairs(again.members) do
+    if member.is_here then here[#here + 1] = member.uid end
+  end
+  if #here == 0 or not read_blocks(lists, again.hidden, here) then return end
+  for _, member in ipairs(again.members) do
+    local own = {[member.uid] = lists[member.uid]}
+    if member.is_here and is_hidden(own, member.uid, here) then
+      member.is_here, again.agreed[member.uid] = false, nil
+      member.seat.party = '-'
+      write_seat(again.seats, member.uid, member.seat)
+    end
+  end
+end
+
 -- Begins the next game when all who are there have agreed, or enough of them at the end of the
 -- time. Ends the matter when too few are there, or when nobody was connected for a while. Else it
 -- tells what has changed. Returns the reply.
 local function settle_rematch(again, asks)
   local here, connected, agreed, is_over = 0, 0, {}, again.ends <= again.now
+  part_blocked(again)
   for _, member in ipairs(again.members) do
     if member.is_here then here = here + 1 end
     if member.is_here and member.seat.conn ~= '-' then connected = connected + 1 end
@@ -2911,6 +3065,7 @@ end
 -- KEYS clock      of the lobby
 -- KEYS playing    queue -> players in games
 -- KEYS forming    matches whose game is not formed yet
+-- KEYS hidden     UID -> 'UID UID...' whom the player has blocked
 -- KEYS queue      UID -> since or rating: where the player waits, if they do
 -- ARGS caller     worker that calls
 -- ARGS next_game  id for a new game
@@ -2923,7 +3078,7 @@ end
 -- Events: rematch, to all.
 -- Atomic, so that the last to agree begins one game.
 local function answer_rematch(keys, args)
-  local again, queue = read_offer(keys, args), unpack(keys, 7)
+  local again, queue = read_offer(keys, args), unpack(keys, 8)
   local uid, conn, accept, name = unpack(args, 3)
   local member = again.ends > again.now and member_of(again, 'uid', uid)
   if not member or not member.is_here or member.seat.conn ~= conn then return {'rematch_over'} end
@@ -2947,6 +3102,7 @@ end
 -- KEYS clock      of the lobby
 -- KEYS playing    queue -> players in games
 -- KEYS forming    matches whose game is not formed yet
+-- KEYS hidden     UID -> 'UID UID...' whom the player has blocked
 -- ARGS caller     worker that calls
 -- ARGS next_game  id for a new game
 -- ARGS id         of the game that they may play again
@@ -3035,6 +3191,8 @@ register('set_code', set_code, 'allow-oom')
 register('try_code', try_code, 'allow-oom')
 register('reset_password', reset_password, 'allow-oom')
 register('unlink_identity', unlink_identity, 'allow-oom')
+register('block', block)
+register('note_blocker', note_blocker)
 register('due_guests', due_guests, 'allow-oom')
 register('expire_guest', expire_guest, 'allow-oom')
 register('apply_result', apply_result)
@@ -3054,6 +3212,7 @@ register('answer', answer)
 register('exit_game', exit_game, 'allow-oom')
 register('stop_game', stop_game, 'allow-oom')
 register('enter_game', enter_game)
+register('mute', mute)
 register('relay', relay)
 register('finish_game', finish_game)
 register('forget_player', forget_player, 'allow-oom')

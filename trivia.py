@@ -71,6 +71,11 @@ time may lag behind that clock.
                                  fields of the guest; :done
     merges:{UID}         zset    guests who were merged into the account -> when   1 day
                                  (s)
+    blocks:{UID}         zset    UID of a player whom the user has blocked ->      lifted, erased
+                                 when (s)
+    blockers:{UID}       zset    UID of who has blocked the user -> when that      lifted, erased
+                                 was noted (s)
+    hidden:{lobby}       hash    UID -> "UID UID..." whom the user has blocked     lifted, erased
     codes:{UID}          hash    reset or confirm -> "DIGEST TRIES OWN-TRIES       15 minutes
                                  UNTIL FOR" of a code that the user was sent
     provider:{NAME}      string  document and keys of an OpenID provider, with     1 day
@@ -149,7 +154,7 @@ switch, has changed
 The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
 schema checks, schema), store (keys and format, client, cluster, Redis), play (questions, question
 files, question statistics, passwords, claims, users, leaderboards, lobby, game, rematches, games,
-rooms, personal data, chores, guests, merges, identities, mail, recovery, switches, repairs,
+rooms, personal data, chores, blocks, guests, merges, identities, mail, recovery, switches, repairs,
 console, console of questions, stored schema, migration), wire (messages, outlets, joining,
 connections, hub, routes, sign-in routes, player routes, operator routes, documents, pages),
 process (worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
@@ -320,6 +325,7 @@ NETWORK_CODE_ALLOWANCE = 3_000, 60      # the same for all who share a network
 ROOM_ALLOWANCE = 60_000, 20     # a player opens 20 rooms, then one per minute
 FLAG_ALLOWANCE = 60_000, 20     # a player flags 20 questions, then one per minute
 STRANGER_ALLOWANCE = 60_000, 20     # ms, times: of acts that a stranger tries, so many are logged
+BLOCK_ALLOWANCE = 5_000, 100    # a player blocks or lifts 100 times, then once per 5 s
 RENAMES = 86_400_000, 5     # ms, times: a player changes names 5 times at once, then once a day
 CLAIM_MS = 3000             # a unique value is claimed so long for who has not stored it yet
 CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
@@ -356,6 +362,7 @@ PROBLEMS = {
     "unknown_code": (404, "There is no room of this code."),
     "expired_code": (410, "The room of this code has closed."),
     "taken": (409, "Already taken."),
+    "blocks_full": (409, "You have blocked as many players as you may. Lift a block first."),
     "has_account": (409, "This guest has an account now. Sign in, or use a new secret."),
     "not_a_guest": (409, "The caller is not a guest."),
     "identity_taken": (409, "The identity belongs to another account."),
@@ -371,6 +378,7 @@ PROBLEMS = {
     "app_too_old": (426, "This version of the app is too old. Get a new one."),
     "upgrade_required": (426, "This path is for WebSockets: Upgrade: websocket."),
     "malformed_code": (422, "A code has six letters and digits."),
+    "yourself": (422, "This can't be done to yourself."),
     "too_many_attempts": (429, "Too many attempts. Try again later."),
     "head_too_large": (431, "The request line and the headers are too large."),
     "registration_closed": (503, "Registration is closed; try again later."),
@@ -1396,6 +1404,7 @@ PAGE = _object(
     pictures=_TEXT,
 )
 LIMITS_WITH_DEFAULT = {
+    "blocks": _whole(1, 1000) | {"default": 100},
     "pair_games": _whole(1, 1_000_000) | {"default": 10},
     "early_exit_seconds": _whole(1, 86_400) | {"default": 5},
     "early_exit_most_seconds": _whole(1, 86_400) | {"default": 600},
@@ -2236,6 +2245,7 @@ class Keys:
     playing = "playing:{lobby}"
     erasures = "erasures:{lobby}"
     lobby_clock = "clock:{lobby}"
+    hidden = "hidden:{lobby}"
     schema = "schema:{lobby}"
     bank = "bank:{bank}"
     fingerprints = "fingerprints:{bank}"
@@ -2275,6 +2285,8 @@ class Keys:
     mended = "mended:{{{}}}".format
     codes = "codes:{{{}}}".format
     flags = "flags:{{bank}}:{}".format
+    blocks = "blocks:{{{}}}".format
+    blockers = "blockers:{{{}}}".format
 
     @staticmethod
     def unique(folded: str) -> str:
@@ -4514,6 +4526,10 @@ class Allowances:
         """Bounds how often a player flags a question."""
         return Allowance(Keys.limit("flag", uid), *FLAG_ALLOWANCE)
 
+    def blocks(self, uid: str) -> Allowance:
+        """Bounds how often a player blocks others, or lifts a block."""
+        return Allowance(Keys.limit("block", uid), *BLOCK_ALLOWANCE)
+
     def rooms(self, uid: str) -> Allowance:
         """Bounds how often a player opens a room."""
         return Allowance(Keys.limit("rooms", uid), *ROOM_ALLOWANCE)
@@ -5427,6 +5443,16 @@ class Boards:
 TICKETS_READ = 1000  # tickets that are read at once when a queue is closed
 
 
+async def hidden_pairs(redis: Redis, uids: list[str]) -> list[tuple[str, str]]:
+    """Returns the pairs of users of whom one has blocked the other."""
+    pairs = list(itertools.combinations(uids, 2))
+    if not pairs:
+        return []
+    lists = await redis.call("HMGET", Keys.hidden, *uids)
+    blocked = {uid: (text or "").split() for uid, text in zip(uids, lists, strict=True)}
+    return [(one, other) for one, other in pairs if other in blocked[one] or one in blocked[other]]
+
+
 class Lobby:
     """Manages tickets, matches and the presence of workers.
 
@@ -5463,6 +5489,7 @@ class Lobby:
             Keys.workers,
             Keys.playing,
             Keys.lobby_clock,
+            Keys.hidden,
         )
         return keys, (uid, queue.name, new_game_id(self.redis.new_shards), *queue.match_rules)
 
@@ -5862,7 +5889,7 @@ class Rematches:
         """Runs a function. Forms the game of players who have agreed, in the background."""
         new_game = new_game_id(self.redis.new_shards)
         lobby = Keys.seats, Keys.rematch(game), Keys.due, Keys.lobby_clock
-        keys = *lobby, Keys.playing, Keys.forming, *keys
+        keys = *lobby, Keys.playing, Keys.forming, Keys.hidden, *keys
         reply = await self.redis.run(f"{act}_rematch", keys, self.worker, new_game, *args)
         if reply[0] == "matched":
             spawn(self.form(reply.pop()))
@@ -5910,7 +5937,9 @@ class Games:
         if queue is None:
             return
         uids = [part for part in rest if ":" not in part]
-        users, presences, seen = await self._people(uids)
+        (users, presences, seen), hidden = await asyncio.gather(
+            self._people(uids), hidden_pairs(self.redis, uids)
+        )
         numbers = self.bank.pick(name, seen)
         quiz = self.bank.shuffled(numbers)
         series = await self._series(uids, *(part for part in rest if ":" in part))
@@ -5919,6 +5948,8 @@ class Games:
         if created:
             count("games_started", name)
             log.debug("game begins", extra={"game": game})
+        for pair in hidden:
+            await self.mute(game, *pair, True)
         await self.redis.call("ZREM", Keys.forming, match)
 
     async def _series(self, uids: list[str], again: str = "") -> list[int]:
@@ -6091,6 +6122,14 @@ class Games:
         """Passes a message on to the opponents: 'ok' or an error code."""
         return await self._run("relay", game, connection, kind, dumps(values)[1:-1])
 
+    async def mute(self, game: str, one: str, other: str, is_muted: bool) -> None:
+        """Sets whether two players of a running game get messages of each other."""
+        rules = one, other, int(is_muted)
+        for _ in range(25):
+            if await self.redis.run("mute", (Keys.game(game),), *rules) != "missing":
+                return
+            await asyncio.sleep(0.2)  # another worker may be forming it
+
     async def exit(self, game: str, who: str, leaving: bool) -> str:
         """Vacates a seat, for a while or for good. Returns what `exit_game` does."""
         outcome = await self._when_formed("exit_game", game, who, int(leaving))
@@ -6135,6 +6174,9 @@ class Games:
             return "over" if reply[0] == "missing" else reply[0]
         _, now_ms, plan, state = reply
         entered = Game(game, {"plan": plan, "state": state}, now_ms)
+        if late:
+            for pair in await hidden_pairs(self.redis, [player.uid for player in entered.players]):
+                await self.mute(game, *pair, True)
         await self._have_questions(entered)
         return entered
 
@@ -6560,7 +6602,7 @@ class Rooms:
     ) -> Awaitable[list]:
         most = queue.players["max"]
         late = int(queue.spec.get("late_join", False))
-        more = (Keys.playing,)
+        more = Keys.playing, Keys.hidden
         return self._run("join_room", queue, code, more, *person, opens, most, late, *portrait)
 
     # -- inside
@@ -6613,8 +6655,8 @@ class Rooms:
             raise Problem(reply[0])
         return self._view(*reply)
 
-    async def preview(self, text: str, network: str) -> dict:
-        """Returns what a link shows of a room. Raises Problem."""
+    async def preview(self, text: str, network: str, uid: str) -> dict:
+        """Returns what a link shows of a room, to a user or to anybody (''). Raises Problem."""
         code = read_code(text)
         if code == NO_CODE:
             raise Problem("malformed_code")
@@ -6622,7 +6664,11 @@ class Rooms:
         wait_ms = await self.allowances.take(*tries)
         if wait_ms:
             raise Problem("too_many_attempts", retry_after=-(-wait_ms // 1000))
-        shown = await self.show(code)
+        shown, host = await asyncio.gather(
+            self.show(code), self.redis.call("HGET", Keys.room(code), "host")
+        )
+        if uid and host and await hidden_pairs(self.redis, [uid, host]):
+            raise Problem("unknown_code")
         await self.allowances.give_back(*tries)
         return json.loads(shown)
 
@@ -6646,11 +6692,14 @@ ERASURES_AT_ONCE = 10
 class PersonalData:
     """Exports and erases what is stored about a player."""
 
-    def __init__(self, redis: Redis, users: Users, lobby: Lobby, games: Games) -> None:
+    def __init__(
+        self, redis: Redis, users: Users, lobby: Lobby, games: Games, blocks: Blocks
+    ) -> None:
         self.redis = redis
         self.users = users
         self.lobby = lobby
         self.games = games
+        self.blocks = blocks
 
     # -- export
 
@@ -6661,6 +6710,7 @@ class PersonalData:
             "user": self.users.own_view(user),
             "sessions": [{"expires_at": int(expiry)} for expiry in sessions],
             "ban": ban_of(user),
+            "blocks": await self.blocks.of(uid),
         }
         yield f'{dumps(head)[:-1]},"games":['
         async for piece in _joined(self._records(uid)):
@@ -6721,6 +6771,7 @@ class PersonalData:
         if not await self._forget_games(uid):
             return
         await self._forget_merges(uid)
+        await self.blocks.forget(uid)
         kinds = Keys.history, Keys.seen, Keys.met, Keys.quits, Keys.codes, Keys.mended
         keys = [key(uid) for key in (*kinds, Keys.erased)]
         await asyncio.gather(*(self.redis.call("DEL", key) for key in keys))
@@ -6843,6 +6894,142 @@ class Chores:
             log.warning("chore %s waits: %s", kind, error or "timeout")
             return
         await self.done(chore_id)
+
+
+# ---- blocks --------------------------------------------------------------------------------------
+# Who has blocked another player does not meet them, nor the other way round: no match, no messages,
+# no profile, no room of theirs. Both are in one game only if a third player invited both.
+#
+# `blocks:{UID}` is the truth. `blockers:{UID}` of the other player, `hidden:{lobby}`, by which the
+# functions of the lobby match, and the mutes of a running game follow from it. They have other hash
+# tags. So they are brought to the truth, which is read again after they were written: whoever
+# writes last has written the newest. A chore repeats it if the worker dies.
+
+NO_PLAYER = "There is no such player."
+SYNC_MS = 10_000  # another worker goes on with a change that takes longer
+BLOCKERS_PORTION = 200
+MERGED_BLOCKS = 10  # times the limit: those of guests are kept beyond it
+
+
+class Blocks:
+    """Keeps who has blocked whom. Methods raise Problem."""
+
+    def __init__(self, redis: Redis, users: Users, games: Games, chores: Chores) -> None:
+        self.redis = redis
+        self.users = users
+        self.games = games
+        self.chores = chores
+        self.most = users.limits.blocks
+        chores.handlers["block"] = self._resume
+
+    async def of(self, uid: str) -> list[dict]:
+        """Returns the players whom a user has blocked: [{username, blocked_at}], latest first."""
+        call = self.redis.call
+        rows = await call("ZRANGE", Keys.blocks(uid), 0, -1, "REV", "WITHSCORES")
+        names = await asyncio.gather(
+            *(call("HGET", Keys.user(other), "username") for other, _ in rows)
+        )
+        return [
+            {"username": name, "blocked_at": int(when)}
+            for name, (_, when) in zip(names, rows, strict=True)
+            if name
+        ]
+
+    async def change(self, uid: str, username: str, blocks: bool) -> None:
+        """Blocks the player of a name, or lifts the block. It can be repeated."""
+        if wait_ms := await self.users.allowances.take(self.users.allowances.blocks(uid)):
+            raise too_many_attempts(wait_ms)
+        other, user = await self.users.find(username, "username")
+        if not user:
+            raise Problem("not_found", NO_PLAYER)
+        if other == uid:
+            raise Problem("yourself")
+        chore = await self.chores.add("block", SYNC_MS, uid=uid, other=other)
+        outcome = await self._write(uid, other, blocks, self.most)
+        stands = await self.sync(uid, other)
+        await self.chores.done(chore)
+        if outcome == "full":
+            raise Problem("blocks_full")
+        if outcome == "gone":
+            raise Problem("not_authenticated")
+        if blocks and not stands:  # the other player was erased meanwhile
+            raise Problem("not_found", NO_PLAYER)
+
+    async def _write(self, uid: str, other: str, blocks: bool, most: int) -> str:
+        if blocks:
+            keys = Keys.user(uid), Keys.blocks(uid)
+            return await self.redis.run_durably("block", keys, other, most)
+        await self.redis.call_durably("ZREM", Keys.blocks(uid), other)
+        return "ok"
+
+    async def _resume(self, chore: Chore) -> None:
+        await self.sync(chore.data["uid"], chore.data["other"])
+
+    async def sync(self, uid: str, other: str) -> bool:
+        """Brings all that follows from a block to what `blocks` says. Returns whether it stands."""
+        blocked = await self._blocked(uid)
+        for _ in range(10):
+            written = blocked
+            keys = Keys.user(other), Keys.blockers(other)
+            if not await self.redis.run("note_blocker", keys, uid, int(other in blocked)):
+                await self.redis.call("ZREM", Keys.blocks(uid), other)
+            await self._show_lobby(uid, blocked)
+            blocked = await self._blocked(uid)
+            if blocked == written:
+                await self._mute(uid, other)
+                return other in blocked
+        raise Problem("unavailable", retry_after=1)
+
+    def _blocked(self, uid: str) -> Awaitable[list[str]]:
+        return self.redis.call("ZRANGE", Keys.blocks(uid), 0, -1)
+
+    def _show_lobby(self, uid: str, blocked: list[str]) -> Awaitable:
+        if blocked:
+            return self.redis.call("HSET", Keys.hidden, uid, " ".join(blocked))
+        return self.redis.call("HDEL", Keys.hidden, uid)
+
+    async def _mute(self, uid: str, other: str) -> None:
+        """Tells the running game of two players whether they are muted."""
+        pairs, seat = await asyncio.gather(
+            hidden_pairs(self.redis, [uid, other]), self.redis.call("HGET", Keys.seats, uid)
+        )
+        game = Seat.parse(seat).game if seat else "-"
+        if game != "-":
+            await self.games.mute(game, uid, other, bool(pairs))
+
+    async def move(self, guest: str, account: str) -> None:
+        """Gives an account the blocks of a guest who is merged into it, both ways."""
+        for other in await self._blocked(guest):
+            await self._add(account, other)
+        start = 0
+        while others := await self._some_blockers(guest, start):
+            for other in others:
+                await self._add(other, account)
+            start += len(others)
+
+    async def _add(self, uid: str, other: str) -> None:
+        if uid != other:
+            await self._write(uid, other, True, MERGED_BLOCKS * self.most)
+            await self.sync(uid, other)
+
+    async def forget(self, uid: str) -> None:
+        """Removes all blocks of and against a user who is erased or merged."""
+        call = self.redis.call
+        for other in await self._blocked(uid):
+            await self.redis.run("note_blocker", (Keys.user(other), Keys.blockers(other)), uid, 0)
+        while others := await self._some_blockers(uid, 0):
+            for other in others:
+                await call("ZREM", Keys.blocks(other), uid)
+                await self.sync(other, uid)  # and so each is taken off the list
+        await asyncio.gather(
+            call("DEL", Keys.blocks(uid)),
+            call("DEL", Keys.blockers(uid)),
+            call("HDEL", Keys.hidden, uid),
+        )
+
+    def _some_blockers(self, uid: str, start: int) -> Awaitable[list[str]]:
+        last = start + BLOCKERS_PORTION - 1
+        return self.redis.call("ZRANGE", Keys.blockers(uid), start, last)
 
 
 # ---- guests --------------------------------------------------------------------------------------
@@ -7065,13 +7252,20 @@ class Merges:
     """Merges guests into accounts. Methods raise Problem."""
 
     def __init__(
-        self, redis: Redis, schema: Schema, users: Users, lobby: Lobby, chores: Chores
+        self,
+        redis: Redis,
+        schema: Schema,
+        users: Users,
+        lobby: Lobby,
+        chores: Chores,
+        blocks: Blocks,
     ) -> None:
         self.redis = redis
         self.schema = schema
         self.users = users
         self.lobby = lobby
         self.chores = chores
+        self.blocks = blocks
         chores.handlers["merge"] = self._resume
 
     async def offer(self, guest: str, fields: dict, account: str, proof: tuple[str, str]) -> dict:
@@ -7146,6 +7340,9 @@ class Merges:
             portion = games[start : start + HISTORY_PORTION]
             calls = (self._move_game(game, guest, successor) for game, _ in portion)
             outcomes += await asyncio.gather(*calls)
+        if user:
+            await self.blocks.move(guest, account)
+        await self.blocks.forget(guest)
         await self.users.boards.remove(guest)
         await self.users.release(guest, fields)
         await self.redis.call("ZREM", Keys.guests, guest)
@@ -11117,13 +11314,44 @@ async def my_games(call: Call) -> dict:
 # -- players, games, leaderboards and queues
 
 
-@route("GET", "/users/{username}", 200, "Player", auth="no", problems=("not_found",))
+@route("GET", "/users/{username}", 200, "Player", auth="optional", problems=("not_found",))
 async def read_user(call: Call, username: str) -> dict:
-    """Returns the public fields of a player."""
-    _, user = await call.server.users.find(username, "username")
-    if not user:
-        raise Problem("not_found", "There is no such player.")
+    """Returns the public fields of a player; 404 if caller or player has blocked the other."""
+    uid, user = await call.server.users.find(username, "username")
+    is_hidden = (
+        call.uid and uid != call.uid and await hidden_pairs(call.server.redis, [call.uid, uid])
+    )
+    if not user or is_hidden:
+        raise Problem("not_found", NO_PLAYER)
     return call.server.schema.public_view(user)
+
+
+@route(
+    "PUT",
+    "/users/{username}/block",
+    204,
+    problems=("not_found", "yourself", "blocks_full", "too_many_attempts"),
+)
+async def block_user(call: Call, username: str) -> None:
+    """Blocks a player: neither meets the other in a queue, or gets messages of the other."""
+    await call.server.blocks.change(call.uid, username, True)
+
+
+@route(
+    "DELETE",
+    "/users/{username}/block",
+    204,
+    problems=("not_found", "yourself", "too_many_attempts"),
+)
+async def lift_block(call: Call, username: str) -> None:
+    """Lifts the caller's block of a player, if there is one."""
+    await call.server.blocks.change(call.uid, username, False)
+
+
+@route("GET", "/users/me/blocks", 200, "BlockList")
+async def my_blocks(call: Call) -> dict:
+    """Returns the players whom the caller has blocked, the latest first."""
+    return {"blocks": await call.server.blocks.of(call.uid)}
 
 
 @route("GET", "/games/{id}", 200, "GameRecord", problems=("not_found",))
@@ -11178,12 +11406,12 @@ def queue_view(queue: Queue, waiting: int, playing: int) -> dict:
     "/rooms/{code}",
     200,
     "Room",
-    auth="no",
+    auth="optional",
     problems=("unknown_code", "expired_code", "malformed_code", "too_many_attempts"),
 )
 async def read_room(call: Call, code: str) -> dict:
     """Returns a private room, for the preview of a link to it."""
-    return await call.server.rooms.preview(code, call.address)
+    return await call.server.rooms.preview(code, call.address, call.uid)
 
 
 # -- health
@@ -11462,6 +11690,7 @@ def components(schema: Schema) -> dict[str, dict]:
         "Leaderboard": _leaderboard_component(),
         "QueueList": _queues_component(),
         "Room": _room_component(),
+        "BlockList": _object_of({"blocks": _list_of(_block())}),
         "Export": _export_component(),
         "Health": _object_of({"status": _STRING, "version": _STRING}, optional=("version",)),
     }
@@ -11621,11 +11850,16 @@ def _room_component() -> dict:
     return _object_of(room)
 
 
+def _block() -> dict:
+    return _object_of({"username": _STRING, "blocked_at": _EPOCH_SECONDS})
+
+
 def _export_component() -> dict:
     export = {
         "user": _ref("User"),
         "sessions": _list_of(_object_of({"expires_at": _EPOCH_SECONDS})),
         "ban": {"oneOf": [_object_of({"until_ms": _INTEGER, "reason": _STRING}), {"type": "null"}]},
+        "blocks": _list_of(_block()),
         "games": _list_of(_ref("GameRecord")),
         "questions_seen": _list_of(_STRING),
     }
@@ -12203,10 +12437,12 @@ class Server:
         games = self.games
         checks = self.rooms.check, games.rematches.check
         self.lobby = Lobby(self.redis, schema, self.worker, games.form, *checks)
-        self.personal_data = PersonalData(self.redis, self.users, self.lobby, self.games)
         self.chores = Chores(self.redis)
+        self.blocks = Blocks(self.redis, self.users, self.games, self.chores)
+        parts = self.users, self.lobby, self.games, self.blocks
+        self.personal_data = PersonalData(self.redis, *parts)
         self.guests = Guests(self.redis, schema, self.users, self.personal_data)
-        self.merges = Merges(self.redis, schema, self.users, self.lobby, self.chores)
+        self.merges = Merges(self.redis, schema, self.users, self.lobby, self.chores, self.blocks)
         self.mail = Mail(self.redis, schema, self.users, self.chores)
         self.recovery = Recovery(self.redis, self.users, self.mail, self.chores)
         self.identities = Identities(

@@ -60,6 +60,7 @@ LOBBY = (
     Keys.workers,
     Keys.playing,
     Keys.lobby_clock,
+    Keys.hidden,
 )
 
 
@@ -373,10 +374,8 @@ def test_the_python_around_each_function_passes_what_its_contract_declares(playe
 
 # What test_sign_in.py calls: it has a provider of identities and a mail server.
 SIGN_IN = {
-    "add_chore",
     "apply_merge",
     "begin_merge",
-    "end_chore",
     "end_merge",
     "merge_history",
     "merge_seen",
@@ -1632,6 +1631,85 @@ def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, 
     assert one.beat()[0] == 0 and one.beat()[0] == 1
 
 
+# ---- blocks
+
+
+def hide(store, *pairs):
+    """The first of each pair blocks the second."""
+    for one, other in pairs:
+        known = store.client.hget(Keys.hidden, one) or ""
+        store.client.hset(Keys.hidden, one, f"{known} {other}".strip())
+
+
+def test_a_user_blocks_only_so_many_and_nobody_who_is_gone_is_noted(store):
+    store.client.hset(Keys.user("u1"), "username", "n1")
+    block = lambda other, uid="u1": store.run("block", (Keys.user(uid), Keys.blocks(uid)), other, 2)
+    assert [block(other) for other in ("a", "b", "c", "a")] == ["ok", "ok", "full", "ok"]
+    assert store.client.zrange(Keys.blocks("u1"), 0, -1) == ["a", "b"]
+    assert block("a", "u9") == "gone" and not store.client.exists(Keys.blocks("u9"))
+    note = lambda uid, is_one: store.run(
+        "note_blocker", (Keys.user(uid), Keys.blockers(uid)), "a", is_one
+    )
+    assert (note("u1", 1), note("u1", 1), note("u9", 1)) == (1, 1, 0)
+    assert store.client.zrange(Keys.blockers("u1"), 0, -1) == ["a"]
+    assert note("u1", 0) == note("u9", 0) == 1
+    assert not store.client.exists(Keys.blockers("u1"), Keys.blockers("u9"))
+
+
+def test_a_block_at_once_by_many_keeps_its_bound(store):
+    store.client.hset(Keys.user("u1"), "username", "n1")
+    keys = Keys.user("u1"), Keys.blocks("u1")
+    assert at_once(12, lambda i: store.run("block", keys, f"o{i}", 5)).count("ok") == 5
+
+
+@pytest.mark.parametrize("pair", [("u1", "u2"), ("u2", "u1")])
+@pytest.mark.parametrize("rules", [FIFO, NEAR])
+def test_players_of_whom_one_blocked_the_other_are_not_matched(store, worker, pair, rules):
+    hide(store, pair)
+    conns = {uid: worker.connection() for uid in ("u1", "u2", "u3")}
+    for uid in ("u1", "u2"):
+        assert join(store, uid, conns[uid], rules)[0] == "queued"
+    for uid in ("u1", "u2"):
+        assert check_ticket(store, uid, rules) == ["waiting"]
+    outcome, match = join(store, "u3", conns["u3"], rules)
+    assert outcome == "matched" and len(set(match.split(" ")[2:]) & {"u1", "u2"}) == 1
+
+
+def test_a_group_has_no_two_of_whom_one_blocked_the_other(store, worker):
+    hide(store, ("u2", "u3"), ("u5", "u1"))
+    rules = 4, 4, 0, 60_000, -1, 0
+    outcomes = [join(store, f"u{i}", worker.connection(), rules) for i in range(1, 8)]
+    matches = [set(match[0].split(" ")[2:]) for kind, *match in outcomes if kind == "matched"]
+    assert len(matches) == 1
+    assert not {"u2", "u3"} <= matches[0] and not {"u1", "u5"} <= matches[0]
+
+
+@pytest.mark.parametrize("rules", [FIFO, NEAR])
+def test_a_crowd_that_has_blocked_a_player_keeps_nobody_else_from_them(store, worker, rules):
+    """The crowd has blocked each other as well, so that it stands at the head of the queue."""
+    crowd = [f"c{i:02}" for i in range(40)]
+    hide(store, *itertools.permutations(crowd, 2), *((one, "victim") for one in crowd))
+    for one in crowd:
+        assert join(store, one, worker.connection(), rules)[0] == "queued"
+    hide(store, *((one, "friend") for one in crowd))
+    assert join(store, "friend", worker.connection(), rules)[0] == "queued"
+    outcome, match = join(store, "victim", worker.connection(), rules)
+    assert outcome == "matched" and set(match.split(" ")[2:]) == {"friend", "victim"}
+
+
+def test_there_is_no_room_for_whom_its_host_has_blocked(store, worker):
+    ann, bob, eve = (worker.connection() for _ in range(3))
+    hide(store, ("u1", "u2"), ("u3", "u1"), ("u2", "u3"))
+    join_room(store, "u1", ann, opens=1)
+    for uid, conn in (("u2", bob), ("u3", eve)):
+        assert join_room(store, uid, conn)[:2] == ["refused", "unknown_code"]
+    store.client.delete(Keys.hidden)
+    hide(store, ("u2", "u3"))  # not the host: both were invited
+    assert [join_room(store, *who)[0] for who in (("u2", bob), ("u3", eve))] == ["room"] * 2
+    hide(store, ("u1", "u2"))
+    assert join_room(store, "u2", bob)[0] == "room"  # who is in it stays
+
+
 # ---- rooms
 
 
@@ -1649,7 +1727,8 @@ def room_rules(seat_ms=30_000, wait_ms=60_000):
 def join_room(store, uid, conn, code=CODE, opens=0, most=3, late=0, over=""):
     person = uid, conn, turn_of(conn), over, opens, most, late, f"name {uid}"
     view = json.dumps({"username": f"name {uid}"})
-    return store.call("join_room", room_keys(code, Keys.playing), *room_rules(), *person, view)
+    keys = room_keys(code, Keys.playing, Keys.hidden)
+    return store.call("join_room", keys, *room_rules(), *person, view)
 
 
 def begin_room(store, uid, conn, code=CODE, least=2, game=None):
@@ -1901,7 +1980,7 @@ def test_events_of_a_room_for_the_worker_that_runs_the_function_come_with_the_re
     here, other = workers(), workers()
     conns = [here.connection(), other.connection(), here.connection()]
     for number, conn in enumerate(conns):
-        keys = room_keys(CODE, Keys.playing)
+        keys = room_keys(CODE, Keys.playing, Keys.hidden)
         person = f"u{number}", conn, turn_of(conn), "", int(number == 0), 3, 0, f"name {number}"
         reply = store.call(
             "join_room", keys, here.id, *room_rules()[1:], *person, '{"username":"x"}'
@@ -2683,6 +2762,20 @@ def test_a_game_that_is_over_for_him_lets_nobody_in(worker, game, uid, prepare):
         )
 
 
+def test_muted_players_get_no_messages_of_each_other_until_they_are_heard_again(worker, game):
+    relay = lambda i: game.run("relay", game.conns[i], "emoji", '"emoji":"x"')
+    mute = lambda is_muted, *who: game.store.run("mute", (game.keys[0],), *who, is_muted)
+    for who in (("u1", "u2"), ("u2", "u1")):
+        assert mute(1, *who) == "ok" and game.store.client.hget(game.keys[0], "muted") == "1:2 "
+    assert relay(0) == relay(1) == "ok" and worker.events() == []
+    assert mute(1, "u1", "stranger") == "over" and relay(0) == "ok" and worker.events() == []
+    assert mute(0, "u1", "u2") == "ok" and not game.store.client.hexists(game.keys[0], "muted")
+    assert relay(0) == "ok" and worker.kinds() == ["emoji"]
+    game.set(phase="end")
+    assert untouched(game, lambda: mute(1, "u1", "u2")) == "over"
+    assert game.store.run("mute", (Keys.game("000000000000"),), "u1", "u2", 1) == "missing"
+
+
 def test_a_message_is_relayed_to_the_opponents_only(worker, game):
     assert game.run("relay", game.conns[0], "emoji", '"emoji":"\u2764"') == "ok"
     assert game.run("relay", game.conns[0], "wave", "") == "ok"
@@ -2872,7 +2965,7 @@ WORDS = {
     "UID": r"[\w-]{12}",
     "DIGEST": r"[\w-]{16}",
     "WHAT": r"(login|address|try|refused|account|connect|register|rename|session|export"
-    r"|code|codes|rooms|flag)",
+    r"|code|codes|rooms|flag|block)",
     "WHO": r"[^{}]+",
     "NAME": r"[a-z_]+",
     "SHARD": r"[0-3]",
@@ -2894,6 +2987,9 @@ CONTENT = {  # what members and values look like, where the table says more than
     "playing:{lobby}": r"[a-z]+=\d+",
     "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}",
     "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
+    "blocks:{UID}": r"[\w-]{12}=\d{10}",
+    "blockers:{UID}": r"[\w-]{12}=\d{10}",
+    "hidden:{lobby}": r"[\w-]{12}=[\w-]{12}( [\w-]{12})*",
     "erasures:{lobby}": rf"[\w-]{{12}}={MS}",
     "erased:{UID}": r"(username|email)=.+",
     "unique:{N}": rf"[^ ]+=[\w-]{{12}} [\w-]{{4}}( {MS})?",
@@ -2921,7 +3017,7 @@ USER_FIELDS = (
 )
 
 
-GAME_FIELDS = r"plan|state|result|[1-9]\d*"
+GAME_FIELDS = r"plan|state|result|muted|[1-9]\d*"
 ROOM_FIELDS = (
     r"queue|host|locked|game|since|members|kicked|shown|name:[\w-]{12}|view:[\w-]{12}|closed"
 )
@@ -3033,6 +3129,10 @@ def played():
         ann.expect("question")
         ann.send("emoji", emoji="🎉")
         bob.expect("emoji")
+        block = f"/users/{people[1]['user']['username']}/block"
+        assert server.http("PUT", block, token=people[0]["token"]).status == 204
+        look("blocked")
+        assert server.http("DELETE", block, token=people[0]["token"]).status == 204
         ann.drop()
         bob.expect("user_exit")
         look("playing, one away")

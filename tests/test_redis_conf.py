@@ -343,6 +343,7 @@ def call_every_route(server, name, game):
         "password": PASSWORD,
     }
     login = {"login": f"{name}@example.org", "password": PASSWORD}
+    other = server.register()["user"]["username"]
     bodies = {
         "/auth/register": account,
         "/auth/login": login,
@@ -362,7 +363,12 @@ def call_every_route(server, name, game):
         where = (
             "/leaderboards/rating"
             if "{name}" in route.path
-            else route.path.format(username=name, id=game, code="ABC234", provider="p")
+            else route.path.format(
+                username=other if "block" in route.path else name,
+                id=game,
+                code="ABC234",
+                provider="p",
+            )
         )
         body = (
             {"username": (name := unique_name()), "password": PASSWORD}

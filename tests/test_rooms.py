@@ -642,6 +642,15 @@ def test_a_player_who_reconnected_before_anybody_agreed_waits_and_may_still_agre
     assert not house.redis.exists("queue:{lobby}:again")
 
 
+def test_a_player_who_has_blocked_the_other_since_the_game_plays_no_more_with_them(house, phones):
+    (ann, bob), _ = meet(phones)
+    bob.send("rematch", accept=True)
+    ann.expect("rematch", players=[bob.name])
+    assert house.http("PUT", f"/users/{bob.name}/block", token=ann.token).status == 204
+    ann.send("rematch", accept=True)
+    assert bob.expect("rematch", expires_ms=0)["declined"] == [ann.name]
+
+
 def test_a_player_who_was_matched_elsewhere_meanwhile_declines(phones):
     (ann, bob), _ = meet(phones)
     bob.drop()

@@ -937,6 +937,28 @@ def test_a_guest_is_merged_with_all_that_they_have(club, provider):
     wait_until(lambda: not club.redis.hlen("chores:{chores}"))
 
 
+def test_a_merge_moves_the_blocks_of_and_against_the_guest(club, provider):
+    sub = secrets.token_hex(8)
+    account, guest = sign_in(club, provider, sub), enter(club)
+    victim, judge = enter(club), enter(club)
+    block = lambda who, whom: club.http(
+        "PUT", f"/users/{whom['user']['username']}/block", token=who["token"]
+    )
+    assert block(guest, victim).status == block(judge, guest).status == 204
+    merged = merge(club, offer(club, provider, sub, guest)["merge"]).json
+    listed = lambda who: [
+        row["username"]
+        for row in club.http("GET", "/users/me/blocks", token=who["token"]).json["blocks"]
+    ]
+    assert listed(merged) == [victim["user"]["username"]]
+    assert listed(judge) == [account["user"]["username"]]
+    name = f"/users/{account['user']['username']}"
+    for other in (victim, judge):
+        club.http("GET", name, token=other["token"]).refused(404, "not_found")
+    assert not [key for key in club.redis.keys("block*") if uid_of(guest) in key]
+    assert uid_of(guest) not in str(club.redis.hgetall("hidden:{lobby}"))
+
+
 WEEK = trivia.period_of("week", time.time())
 PAST = "2020-W01"
 MERGED_BOARDS = [  # guest (wins, week, gained), account (the same), gained afterwards

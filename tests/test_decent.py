@@ -1,0 +1,238 @@
+"""Keeping the place decent: blocks."""
+
+import sys
+import time
+
+import pytest
+
+from conftest import PASSWORD, ROOT, Phone, Server, edited_schema, wait_until
+
+sys.path.insert(0, str(ROOT))
+
+import trivia
+from trivia import Keys
+
+MOST_BLOCKS = 3
+
+
+@pytest.fixture(scope="module")
+def town():
+    """A server of two workers, which the tests of this file share; they leave nobody in a queue."""
+
+    def edit(tree):
+        tree["limits"]["blocks"] = MOST_BLOCKS
+        tree["queues"]["friends"]["late_join"] = True
+
+    running = Server(edited_schema(edit, answer_seconds=60), workers=2)
+    try:
+        yield running.start()
+        assert "Traceback" not in running.log, running.log[-5000:]
+    finally:
+        running.close()
+
+
+def name_of(session):
+    return session["user"]["username"]
+
+
+def uid_of(session):
+    return session["token"][:12]
+
+
+def block(town, who, whom, method="PUT"):
+    return town.http(method, f"/users/{name_of(whom)}/block", token=who["token"])
+
+
+def blocked(town, who):
+    answer = town.http("GET", "/users/me/blocks", token=who["token"])
+    assert answer.status == 200, answer.body
+    return [row["username"] for row in answer.json["blocks"]]
+
+
+def profile(town, of, seen_by=None):
+    return town.http("GET", f"/users/{name_of(of)}", token=seen_by and seen_by["token"])
+
+
+# -- the list
+
+
+def test_blocks_are_listed_lifted_and_exported(town):
+    ann, bob, eve = (town.register() for _ in range(3))
+    before = int(time.time()) - 2
+    for whom in (bob, eve, bob):
+        assert block(town, ann, whom).status == 204
+    assert sorted(blocked(town, ann)) == sorted(map(name_of, (bob, eve)))
+    rows = town.http("GET", "/users/me/blocks", token=ann["token"]).json["blocks"]
+    assert all(before <= row["blocked_at"] <= time.time() + 2 for row in rows)
+    assert blocked(town, bob) == []
+    assert town.http("GET", "/users/me/export", token=ann["token"]).json["blocks"] == rows
+    for _ in range(2):
+        assert block(town, ann, bob, "DELETE").status == 204
+    assert blocked(town, ann) == [name_of(eve)]
+    assert town.redis.hget(Keys.hidden, uid_of(ann)) == uid_of(eve)
+
+
+def test_a_wrong_block_is_refused_by_name(town):
+    ann = town.register()
+    for method in ("PUT", "DELETE"):
+        block(town, ann, {"user": {"username": "nobody-here"}}, method).refused(404, "not_found")
+        block(town, ann, ann, method).refused(422, "yourself")
+        name = f"/users/{name_of(ann)}/block"
+        town.http(method, name).refused(401, "not_authenticated")
+    town.http("POST", f"/users/{name_of(ann)}/block", {}, ann["token"]).refused(
+        405, "method_not_allowed"
+    )
+    for _ in range(MOST_BLOCKS):
+        assert block(town, ann, town.register()).status == 204
+    block(town, ann, town.register()).refused(409, "blocks_full")
+    assert len(blocked(town, ann)) == MOST_BLOCKS
+
+
+def test_blocking_again_and_again_is_refused_after_a_while(town):
+    ann, bob = town.register(), town.register()
+    key = Keys.limit("block", uid_of(ann))
+    assert block(town, ann, bob).status == 204
+    town.redis.set(key, town.redis.time()[0] * 1000 + 5000 * 100)
+    block(town, ann, bob).refused(429, "too_many_attempts")
+
+
+# -- what follows
+
+
+@pytest.mark.parametrize("by", [0, 1])
+def test_neither_sees_the_profile_of_the_other(town, by):
+    people = town.register(), town.register()
+    ann, bob = people
+    assert block(town, people[by], people[1 - by]).status == 204
+    profile(town, ann, bob).refused(404, "not_found")
+    profile(town, bob, ann).refused(404, "not_found")
+    assert profile(town, ann, ann).status == profile(town, ann, town.register()).status == 200
+    assert block(town, people[by], people[1 - by], "DELETE").status == 204
+    assert profile(town, ann, bob).status == profile(town, bob, ann).status == 200
+
+
+def test_a_player_who_was_blocked_may_block_as_well_and_both_must_lift(town):
+    ann, bob = town.register(), town.register()
+    assert block(town, ann, bob).status == block(town, bob, ann).status == 204
+    assert block(town, ann, bob, "DELETE").status == 204
+    profile(town, ann, bob).refused(404, "not_found")
+    assert block(town, bob, ann, "DELETE").status == 204
+    assert profile(town, ann, bob).status == 200
+
+
+def test_they_are_not_matched_but_with_others(town):
+    ann, bob, eve = (town.register() for _ in range(3))
+    assert block(town, ann, bob).status == 204
+    phones = [Phone(town, one, "random") for one in (ann, bob)]
+    for phone in phones:
+        phone.expect("queued")
+    phones.append(Phone(town, eve, "random"))
+    starts = phones[2].expect("start")
+    names = {player["username"] for player in starts["players"]}
+    assert name_of(eve) in names and len(names & {name_of(ann), name_of(bob)}) == 1
+    for phone in phones:
+        phone.close()
+
+
+def in_room(town, sessions):
+    """Phones of these players in one room: (code, phones), the host's first."""
+    phones = [Phone(town, sessions[0], "friends")]
+    code = phones[0].expect("room")["code"]
+    for session in sessions[1:]:
+        phones.append(Phone(town, session, f"friends?code={code}"))
+        phones[-1].expect("room")
+    for phone in phones:
+        while len(phone.frames[-1].get("players", ())) < len(sessions):
+            phone.expect("room")
+    return code, phones
+
+
+def heard(phone, mark):
+    """From whom a phone gets an emoji before that with a mark."""
+    found = []
+    while (frame := phone.expect("emoji"))["emoji"] != mark:
+        found.append(frame["player"])
+    return found
+
+
+@pytest.mark.parametrize("when", ["before the game", "in the game", "late"])
+def test_they_are_muted_in_a_room_that_both_were_invited_to(town, when):
+    host, ann, bob = (town.register() for _ in range(3))
+    block_now = lambda: block(town, bob, ann).status == 204
+    assert when == "in the game" or block_now()
+    if when == "late":
+        code, phones = in_room(town, [host, ann, town.register()])
+        phones[0].send("begin")
+        phones[0].expect("question")
+        phones.append(Phone(town, bob, f"friends?code={code}"))
+        phones[3].expect("update")
+        [key] = town.redis.keys("game:*:" + phones[3].frames[-1]["game"])
+        wait_until(lambda: town.redis.hget(key, "muted"))
+        phones.pop(2).close()
+    else:
+        code, phones = in_room(town, [host, ann, bob])
+        phones[0].send("begin")
+        for phone in phones:
+            phone.expect("question")
+    assert when != "in the game" or block_now()
+    phones[1].send("emoji", emoji="👍")
+    phones[2].send("emoji", emoji="👏")
+    assert {phones[0].expect("emoji")["player"] for _ in range(2)} == {name_of(ann), name_of(bob)}
+    phones[0].send("emoji", emoji="🎉")
+    assert heard(phones[1], "🎉") == heard(phones[2], "🎉") == []
+    assert block(town, bob, ann, "DELETE").status == 204
+    phones[1].send("emoji", emoji="😮")
+    assert phones[2].expect("emoji")["player"] == name_of(ann)
+    for phone in phones:
+        phone.close()
+
+
+def test_who_has_blocked_a_host_or_was_blocked_by_them_finds_no_room(town):
+    host, ann, bob = (town.register() for _ in range(3))
+    assert block(town, host, ann).status == block(town, bob, host).status == 204
+    code, [phone] = in_room(town, [host])
+    for one in (ann, bob):
+        town.http("GET", f"/rooms/{code}", token=one["token"]).refused(404, "unknown_code")
+        other = Phone(town, one, f"friends?code={code}")
+        other.refused("unknown_code")
+        other.close()
+    assert town.http("GET", f"/rooms/{code}").status == 200
+    assert town.http("GET", f"/rooms/{code}", token=town.register()["token"]).status == 200
+    town.http("GET", f"/rooms/{code}", token="wrong").refused(401, "not_authenticated")
+    phone.close()
+
+
+# -- ends
+
+
+def erase(town, session):
+    body = {"password": PASSWORD}
+    assert town.http("DELETE", "/users/me", body, session["token"]).status == 204
+
+
+def traces(town, uid):
+    """Keys and fields of blocks that name a user."""
+    found = [key for key in town.redis.keys("block*") if uid in key]
+    found += [row for row in town.redis.hgetall(Keys.hidden).items() if uid in " ".join(row)]
+    lists = town.redis.keys("blocks:*") + town.redis.keys("blockers:*")
+    return found + [key for key in lists if town.redis.zscore(key, uid) is not None]
+
+
+def test_an_erased_account_leaves_no_block_either_way(town):
+    ann, bob, eve = (town.register() for _ in range(3))
+    assert block(town, ann, bob).status == block(town, eve, ann).status == 204
+    assert len(traces(town, uid_of(ann))) == 6
+    erase(town, ann)
+    assert not traces(town, uid_of(ann)) and blocked(town, eve) == []
+
+
+def test_a_worker_that_dies_midway_is_followed_by_another(town):
+    """The truth is written, and nothing that follows from it."""
+    ann, bob = town.register(), town.register()
+    town.redis.zadd(Keys.blocks(uid_of(ann)), {uid_of(bob): 1})
+    chore = trivia.dumps(["block", 1, {"uid": uid_of(ann), "other": uid_of(bob)}])
+    town.redis.hset(Keys.chores, "test", f"0 {chore}")
+    town.redis.zadd(Keys.due_chores, {"test": 1})
+    wait_until(lambda: not town.redis.hexists(Keys.chores, "test"))
+    profile(town, ann, bob).refused(404, "not_found")
+    assert town.redis.zrange(Keys.blockers(uid_of(bob)), 0, -1) == [uid_of(ann)]
