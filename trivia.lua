@@ -794,6 +794,22 @@ local function note_blocker(keys, args)
   return 1
 end
 
+-- note_report: notes at a user what they have reported, or which reports name them.
+-- KEYS user  the user
+-- KEYS list  what they have reported, or ids of reports -> when (s)
+-- ARGS item  for the list
+-- ARGS most  items that are kept; the oldest go first
+-- Returns 1, or 0 if there is no such user.
+-- Atomic, so that an erased account gets no list.
+local function note_report(keys, args)
+  local user, list = unpack(keys)
+  local item, most = unpack(args)
+  if call('HEXISTS', user, 'username') == 0 then return 0 end
+  call('ZADD', list, 'NX', call('TIME')[1], item)
+  call('ZREMRANGEBYRANK', list, 0, -most - 1)
+  return 1
+end
+
 -- due_guests: returns guests who are due to be checked. It postpones each, so that one worker gets
 -- them. If that worker dies, another one gets them then.
 -- KEYS guests  UID -> when they are checked
@@ -3120,6 +3136,45 @@ local function check_rematch(keys, args)
   return reply(again, settle_rematch(again, conn))
 end
 
+-- ==== reports ====================================================================================
+
+-- add_report: adds a report for the operator, once.
+-- KEYS report   its fields
+-- KEYS reports  id -> when it came
+-- ARGS id       of the report
+-- ARGS most     reports that there may be
+-- ARGS ...      field, value of each field
+-- Returns 'ok', also if it is there already, or 'full'.
+-- Atomic, so that there are never too many.
+local function add_report(keys, args)
+  local report, reports = unpack(keys)
+  local id, most = unpack(args)
+  if call('EXISTS', report) == 1 then return 'ok' end
+  if call('ZCARD', reports) >= tonumber(most) then return 'full' end
+  local now = wall_clock()
+  call('HSET', report, 'at', string.format('%.0f', now), unpack(args, 3))
+  call('ZADD', reports, now, id)
+  return 'ok'
+end
+
+-- change_report: changes fields of a report, if it is still there.
+-- KEYS report  its fields
+-- ARGS ...     field, value of each change ('' removes the field)
+-- Returns 1, or 0 if there is no such report.
+-- Atomic, so that a report that was removed stays removed.
+local function change_report(keys, args)
+  local report = unpack(keys)
+  if call('EXISTS', report) == 0 then return 0 end
+  for i = 1, #args, 2 do
+    if args[i + 1] == '' then
+      call('HDEL', report, args[i])
+    else
+      call('HSET', report, args[i], args[i + 1])
+    end
+  end
+  return 1
+end
+
 -- ==== operator ===================================================================================
 
 -- set_switch: sets or removes a switch, if it still is as it was read.
@@ -3193,6 +3248,9 @@ register('reset_password', reset_password, 'allow-oom')
 register('unlink_identity', unlink_identity, 'allow-oom')
 register('block', block)
 register('note_blocker', note_blocker)
+register('note_report', note_report)
+register('add_report', add_report)
+register('change_report', change_report, 'allow-oom')
 register('due_guests', due_guests, 'allow-oom')
 register('expire_guest', expire_guest, 'allow-oom')
 register('apply_result', apply_result)

@@ -71,6 +71,16 @@ time may lag behind that clock.
                                  fields of the guest; :done
     merges:{UID}         zset    guests who were merged into the account -> when   1 day
                                  (s)
+    reported:{UID}       zset    "player UID" or "question ID" that the user has   erased
+                                 reported -> when (s)
+    named:{UID}          zset    id of a report about or of the user -> when (s)    erased
+    reports:{reports}    zset    id of a report -> when it came                    handled
+    report:{reports}:REF hash    at (ms), reason, reporter (UID), player (UID)     handled
+                                 or question (id); what was sent: text, game;
+                                 what the server adds: name (username, or text
+                                 of the question), shown (of the player, JSON),
+                                 transcript (of the game, JSON: queue,
+                                 ended_ms, players (UIDs), rounds)
     blocks:{UID}         zset    UID of a player whom the user has blocked ->      lifted, erased
                                  when (s)
     blockers:{UID}       zset    UID of who has blocked the user -> when that      lifted, erased
@@ -151,13 +161,14 @@ time may lag behind that clock.
     worker:{TAG}:ID, bank:{bank}, ops:{ops}   channels, not keys: events of a worker; the bank, or a
 switch, has changed
 
-The five parts: contract (settings, errors, JSON, log, metrics, fields and forms, schema file,
-schema checks, schema), store (keys and format, client, cluster, Redis), play (questions, question
-files, question statistics, passwords, claims, users, leaderboards, lobby, game, rematches, games,
-rooms, personal data, chores, blocks, guests, merges, identities, mail, recovery, switches, repairs,
-console, console of questions, stored schema, migration), wire (messages, outlets, joining,
-connections, hub, routes, sign-in routes, player routes, operator routes, documents, pages),
-process (worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
+The five parts: contract (settings, errors, JSON, log, metrics, words, fields and forms, schema
+file, schema reader, schema checks, schema), store (keys and format, client, cluster, Redis), play
+(questions, question files, question statistics, passwords, claims, users, leaderboards, lobby,
+game, rematches, games, rooms, personal data, chores, blocks, reports, guests, merges, identities,
+mail, recovery, switches, repairs, console, console of questions, stored schema, migration), wire
+(messages, outlets, joining, connections, hub, routes, sign-in routes, player routes, operator
+routes, documents, pages), process (worker, app, protocols, adapter, embedded Redis, commands,
+doctor, backup).
 """
 
 from __future__ import annotations
@@ -362,6 +373,7 @@ PROBLEMS = {
     "unknown_code": (404, "There is no room of this code."),
     "expired_code": (410, "The room of this code has closed."),
     "taken": (409, "Already taken."),
+    "already_reported": (409, "You have reported this already."),
     "blocks_full": (409, "You have blocked as many players as you may. Lift a block first."),
     "has_account": (409, "This guest has an account now. Sign in, or use a new secret."),
     "not_a_guest": (409, "The caller is not a guest."),
@@ -387,6 +399,7 @@ PROBLEMS = {
     "no_mail": (503, "This server sends no mail."),
     "provider_unavailable": (503, "The provider of the identity can't be reached; try again."),
     "guests_full": (503, "No more guests can be taken now. Register, or try again later."),
+    "reports_full": (503, "No more reports can be taken now. Try again later."),
     "internal": (500, "Something went wrong on the server."),
     "unavailable": (503, "The server can't do this now; try again shortly."),
 }
@@ -401,6 +414,7 @@ WAITING = (
     "registration_closed",
     "queue_closed",
     "maintenance",
+    "reports_full",
 )
 OPERATOR_CODES = (
     "forbidden",
@@ -786,6 +800,169 @@ def gauges(
     return family
 
 
+# ---- words ---------------------------------------------------------------------------------------
+# Refuses texts with words that offend, and names that pose as the operator. The words are in the
+# folder `words`, a file for each language; schema.yaml adds the operator's own.
+#
+# A text is read as people read it: compatibility forms (NFKC), characters that look like a letter
+# (words/alike.txt), accents and invisible characters make no difference. Digits and symbols may
+# stand for letters, letters may be repeated, and separators may stand between them. A word counts
+# where it is a whole word: Scunthorpe, Hancock and Assad are names. Only a word that is written
+# *word* in its file counts anywhere. One that has separators inside counts only from the start of a
+# word to the end of one: F_U_C_K, but not Marc_Unter.
+
+WORD_FOLDER = HERE / "words"
+LANGUAGES = sorted(file.stem for file in WORD_FOLDER.glob("??.txt"))
+_STAND_INS = {  # what else may stand for a letter
+    "a": "4@",
+    "b": "8",
+    "e": "3€",
+    "g": "9",
+    "i": "1!|l",
+    "l": "1|",
+    "o": "0",
+    "s": "5$",
+    "t": "7+",
+    "u": "v",
+    "z": "2",
+}
+_SYMBOLS = "@€$!|+*#"  # those that may stand for a letter; all others separate
+_EDGE = f"[ {_SYMBOLS}]"
+_GAP = "[ !|+*#]"
+_CASE_CHANGE = re.compile("(?<=[a-z])(?=[A-Z])")
+_TOKEN = re.compile(f"[^ {re.escape(_SYMBOLS)}]+")
+_OUTER_DIGITS = re.compile(rf"(?<![^ {re.escape(_SYMBOLS)}])\d+|\d+(?![^ {re.escape(_SYMBOLS)}])")
+_REPEATED = re.compile(r"(.)(?: *\1){2,}")
+_LIGATURES = str.maketrans({"æ": "ae", "œ": "oe", "þ": "th"})
+
+
+def read_words(name: str) -> list[str]:
+    """Returns the lines of a file of words, without its comments. Raises Fatal."""
+    file = WORD_FOLDER / f"{name}.txt"
+    try:
+        lines = file.read_text("utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise Fatal(f"{file}: can't be read: {error}") from None
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@functools.cache
+def _alike() -> dict[int, str]:
+    pairs = (line.split(" ") for line in read_words("alike"))
+    return {ord(character): letter for letter, characters in pairs for character in characters}
+
+
+def _plain(text: str) -> str:
+    """Returns a text as its reader sees it, in plain letters, digits, symbols and spaces."""
+    decomposed = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
+    unmarked = [c for c in decomposed if unicodedata.category(c) not in ("Mn", "Me", "Cf")]
+    seen = "".join(unmarked).translate(_alike())
+    return "".join([c if c.isalnum() or c in _SYMBOLS else " " for c in seen])
+
+
+def _folded(plain: str) -> str:
+    return unicodedata.normalize("NFC", plain.casefold()).translate(_LIGATURES)
+
+
+def _without_numbers(token: re.Match) -> str:
+    """Blanks the digits of a word that is more of a number: they stand for no letters."""
+    digits = sum(map(str.isdecimal, token[0]))
+    return re.sub(r"\d", " ", token[0]) if 2 * digits > len(token[0]) else token[0]
+
+
+def _readings(text: str) -> set[str]:
+    """Returns the ways in which a text can be read."""
+    plain = _plain(text)
+    found = set()
+    for words in (plain, _CASE_CHANGE.sub(" ", plain)):
+        words = _TOKEN.sub(_without_numbers, _folded(words))
+        for reading in (words, _OUTER_DIGITS.sub(" ", words), re.sub(r"\d", " ", words)):
+            once = _REPEATED.sub(r"\1", reading)
+            found |= {reading, once, _REPEATED.sub(r"\1\1", reading)}
+    return found
+
+
+def _letters(word: str, gaps: bool, masked: bool) -> str:
+    """Returns a pattern of a word: with gaps between its letters, or with letters repeated.
+
+    If it is `masked`, a gap may stand for a vowel within it: f*ck.
+    """
+    parts = []
+    for position, letter in enumerate(word, 1):
+        # A number at the end is a number: Ana1.
+        stand_ins = "" if position == len(word) and letter in "il" else _STAND_INS.get(letter, "")
+        part = "(?:f|ph)" if letter == "f" else f"[{letter}{re.escape(stand_ins)}]"
+        if not gaps and word[position : position + 1] != letter:
+            part += "+"
+        if masked and letter in "aeiou" and 1 < position < len(word):
+            part = f"(?:{part}|{_GAP if gaps else '[*#]'})"
+        parts.append(part)
+    return f"{_GAP}*".join(parts) if gaps else "".join(parts)
+
+
+def _word_pattern(entry: str) -> str:
+    """Returns the pattern of a word, word*, *word or *word*, or =word for the whole text."""
+    word = _folded(_plain(entry.strip("*="))).replace(" ", "")
+    if entry.startswith("="):
+        return f"^[ 0-9]*{_letters(word, True, False)}[ 0-9]*$"
+    masked = entry.startswith("*") and entry.endswith("*")
+    whole = f"(?:^|{_EDGE}){_letters(word, True, masked)}(?:$|{_EDGE})"
+    if "*" not in entry:
+        return whole
+    start = "" if entry.startswith("*") else f"(?:^|{_EDGE})"
+    end = "" if entry.endswith("*") else f"(?:$|{_EDGE})"
+    return f"{start}{_letters(word, False, masked)}{end}|{whole}"
+
+
+def _words_pattern(entries: Iterable[str]) -> Any:
+    options = re2.Options()
+    options.never_capture = True
+    options.max_mem = 64 << 20  # bytes, also of what it remembers of texts
+    options.log_errors = False
+    return re2.compile("|".join(map(_word_pattern, entries)) or r"[^\s\S]", options)
+
+
+class Words:
+    """Knows the words that are refused. A name takes 0.1 ms, 4,000 characters up to 0.2 s."""
+
+    def __init__(self, languages: tuple, words: tuple, allowed: tuple, reserved: tuple) -> None:
+        listed = [word for language in languages for word in read_words(language)]
+        self.allowed = [_folded(_plain(text)) for text in allowed]
+        self.refused = _words_pattern([*listed, *words])
+        self.reserved = _words_pattern([*read_words("reserved"), *reserved])
+
+    def accepts(self, text: str) -> bool:
+        """Tells whether a text has no word that offends."""
+        return not self._finds(self.refused, text)
+
+    def is_free(self, name: str) -> bool:
+        """Tells whether a name does not pose as the operator."""
+        return not self._finds(self.reserved, name)
+
+    def _finds(self, pattern: Any, text: str) -> bool:
+        for reading in _readings(text):
+            for allowed in self.allowed:
+                reading = reading.replace(allowed, "\N{LATIN LETTER GLOTTAL STOP}")
+            if pattern.search(reading):
+                return True
+        return False
+
+
+@functools.lru_cache(8)
+def _words(*rules: tuple) -> Words:
+    return Words(*rules)
+
+
+def words_of(tree: dict) -> Words:
+    """Returns the words that a schema refuses."""
+    rules = tree.get("filter", {})
+    languages = tuple(rules.get("languages", LANGUAGES))
+    return _words(languages, *(tuple(rules.get(key, ())) for key in FILTER_LISTS))
+
+
+FILTER_LISTS = ("words", "allowed", "reserved")
+
+
 # ---- fields and forms ----------------------------------------------------------------------------
 # Makes marshmallow schemas out of the fields that schema.yaml declares. Everything that a client
 # sends passes a Form. A form is strict: a value must have the JSON type of its field, and is kept
@@ -802,6 +979,7 @@ TEXT_LENGTH = 255  # bound of texts without maxLength
 READ_ONLY = "This field is read-only."
 MAX_COMPOSED = 1000  # characters of a password that is brought into NFC
 MAX_KEY = 60  # characters of an unknown key that an error repeats
+OWN_WORDS = ("unique", "private", "filtered")  # of fields, beside those of JSON Schema
 WEB_ADDRESS = r"https?://[^\s\"'<>\\]+"
 
 
@@ -990,9 +1168,18 @@ def compile_pattern(pattern: str) -> Any:
     return re2.compile(pattern, options)
 
 
-def make_field(rule: dict, required: bool) -> StrictField:
+def _word_checks(name: str, rule: dict, words: Words | None) -> list[Callable]:
+    checks = []
+    if words and rule.get("filtered"):
+        checks.append(_validator(words.accepts, "Contains a word that is not allowed here."))
+    if words and name == "username" and rule.get("unique"):
+        checks.append(_validator(words.is_free, "This name is reserved."))
+    return checks
+
+
+def make_field(rule: dict, required: bool, more_checks: Iterable[Callable] = ()) -> StrictField:
     """Makes the marshmallow field of a field of the schema."""
-    checks = _checks(rule)
+    checks = [*_checks(rule), *more_checks]
 
     def validate(value: Any) -> None:
         for check in checks:  # marshmallow itself would run the others after a failure
@@ -1008,7 +1195,7 @@ def plain_test(rule: dict) -> Callable[[Any], bool] | None:
 
     The field accepts every value that passes, unchanged. It may also accept values that fail.
     """
-    if "pattern" in rule or "format" in rule:
+    if rule.keys() & {"pattern", "format", "filtered", "unique"}:
         return None
     test = _plain_test_of_type(rule)
     if "enum" in rule:
@@ -1036,7 +1223,11 @@ class Form:
     """Fields that arrive together: a body, a query or a message."""
 
     def __init__(
-        self, fields: dict[str, dict], required: Iterable[str] = (), read_only: Iterable[str] = ()
+        self,
+        fields: dict[str, dict],
+        required: Iterable[str] = (),
+        read_only: Iterable[str] = (),
+        words: Words | None = None,
     ) -> None:
         """`read_only` names fields that are refused in other words than unknown ones."""
         self._read_only = frozenset(read_only)
@@ -1045,7 +1236,10 @@ class Form:
         self.required = [name for name in fields if name in needed]
         self._needed = needed
         self._plain_tests = {name: plain_test(rule) for name, rule in fields.items()}
-        schema_fields = {name: make_field(rule, name in needed) for name, rule in fields.items()}
+        schema_fields = {
+            name: make_field(rule, name in needed, _word_checks(name, rule, words))
+            for name, rule in fields.items()
+        }
         self._schema = marshmallow.Schema.from_dict(schema_fields)(unknown=marshmallow.RAISE)
 
     def load(self, data: dict) -> dict:
@@ -1086,7 +1280,7 @@ class Form:
 
 def public_rule(rule: dict) -> dict:
     """Returns a field as plain JSON Schema: without our own keywords, with its implied bounds."""
-    plain = {key: value for key, value in rule.items() if key not in ("unique", "private")}
+    plain = _without_own_words(rule)
     if rule["type"] in ("integer", "number"):
         least, greatest = _bounds(rule)
         is_long = rule["type"] == "integer" and max(-least, greatest) >= INT32
@@ -1183,7 +1377,11 @@ _UNIQUE_RULE = {
     "if": {"properties": {"unique": {"const": True}}, "required": ["unique"]},
     "then": {"properties": {"type": {"const": "string"}, "default": False}},
 }
-FIELD = _UNIQUE_RULE | _object(
+_FILTERED_RULE = {
+    "if": {"properties": {"filtered": {"const": True}}, "required": ["filtered"]},
+    "then": {"properties": {"type": {"const": "string"}}},
+}
+FIELD = {"allOf": [_UNIQUE_RULE, _FILTERED_RULE]} | _object(
     "type",
     type={"enum": ["string", "integer", "number", "boolean"]},
     title=_TEXT,
@@ -1202,6 +1400,7 @@ FIELD = _UNIQUE_RULE | _object(
     writeOnly=_BOOL,
     unique=_BOOL,
     private=_BOOL,
+    filtered=_BOOL,
 )
 _COUNTED = _with(FIELD, type="integer", readOnly=True, default=0)
 USER_FIELDS = {  # the server itself reads or writes these
@@ -1405,10 +1604,21 @@ PAGE = _object(
 )
 LIMITS_WITH_DEFAULT = {
     "blocks": _whole(1, 1000) | {"default": 100},
+    "reports": _whole(1, 100_000) | {"default": 2000},
+    "reports_per_day": _whole(1, 1000) | {"default": 20},
     "pair_games": _whole(1, 1_000_000) | {"default": 10},
     "early_exit_seconds": _whole(1, 86_400) | {"default": 5},
     "early_exit_most_seconds": _whole(1, 86_400) | {"default": 600},
 }
+# A word has letters; * at its ends says that it counts within others.
+_FILTER_WORDS = _NAMES | {"items": _TEXT | {"pattern": r"^\*?[^\s*=]{2,60}\*?$"}, "maxItems": 2000}
+FILTER = _object(
+    "",
+    languages=_NAMES | {"items": {"enum": LANGUAGES}},
+    words=_FILTER_WORDS,
+    allowed=_NAMES | {"items": _TEXT | {"minLength": 2, "maxLength": 60}, "maxItems": 2000},
+    reserved=_FILTER_WORDS,
+)
 FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _object(
     "users leaderboards queues messages limits",
     extends={"const": "shipped"},
@@ -1422,6 +1632,7 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
         required=_names_with("username", "password"),
     ),
     sign_in=SIGN_IN,
+    filter=FILTER,
     leaderboards=_named(
         _object("field", field=_TEXT, description=_TEXT, period={"enum": ["day", "week", "month"]})
     ),
@@ -1454,6 +1665,9 @@ _ORIGIN = re.compile(
 SHIPPED_SCHEMA = HERE / "schema.yaml"
 # What a file that says only what differs need not fulfil by itself.
 CONDITIONS = {"$schema", "allOf", "if", "then", "else", "dependentRequired", "minProperties"}
+# ---- schema reader -------------------------------------------------------------------------------
+# Reads a schema file, and reports its mistakes all at once, in the order of their lines.
+
 Mistake = tuple[tuple, str, str]  # path, what was found, what was expected
 
 
@@ -1732,6 +1946,7 @@ class CrossChecks:
             yield from self._origins()
         yield from self._guest_names()
         yield from self._pictures()
+        yield from self._guest_words()
         yield from self._mails()
         yield from self._limits()
 
@@ -1834,6 +2049,18 @@ class CrossChecks:
         longest = " ".join(max(words, key=len) for words in names.values())
         expected = f"words of which {shorten(longest)} and three digits make a username"
         yield ("sign_in", "names"), shorten(names), expected
+
+    def _guest_words(self) -> Iterable[Mistake]:
+        """Checks that names are generated from words which are not refused."""
+        names = self._children("sign_in", "names")
+        if not names or not self._fine("filter"):
+            return
+        words = words_of(self.tree)
+        for name, listed in names.items():
+            for index, word in enumerate(listed):
+                if not words.accepts(word) or not words.is_free(word):
+                    expected = "a word that the filter accepts"
+                    yield ("sign_in", "names", name, index), shorten(word), expected
 
     def _limits(self) -> Iterable[Mistake]:
         defaults = {name: rule["default"] for name, rule in LIMITS_WITH_DEFAULT.items()}
@@ -2116,11 +2343,12 @@ class Schema:
         self.sign_in: dict[str, dict] = tree.get("sign_in", {})
         self.title: str = tree.get("title", "Trivia")
         self.page: dict[str, str] = tree.get("page", {})
+        self.words = words_of(tree)
         self.fields: dict[str, dict] = users["fields"]
         self.unique = [name for name, rule in self.fields.items() if rule.get("unique")]
         writable = {name: rule for name, rule in self.fields.items() if not rule.get("readOnly")}
         self.read_only = {"created_at", "guest", *self.fields} - writable.keys()
-        self.new_user = Form(writable, users["required"], self.read_only)
+        self.new_user = Form(writable, users["required"], self.read_only, self.words)
         self.changes = {name: rule for name, rule in writable.items() if name != "password"}
         kept = {"username"}  # a guest has one already
         needed = [name for name in users["required"] if name not in kept]
@@ -2129,9 +2357,9 @@ class Schema:
         self.email = Form({"email": email}, ["email"]) if is_address else None
         providers = self.sign_in.get("providers", {})
         self.identities = [f"oidc:{name}" for name in providers]  # fields of a user
-        self.upgrade = Form(writable, needed, self.read_only)
+        self.upgrade = Form(writable, needed, self.read_only, self.words)
         self.messages = {
-            name: Form(spec.get("fields", {}), spec.get("required", ()))
+            name: Form(spec.get("fields", {}), spec.get("required", ()), words=self.words)
             for name, spec in client_messages.items()
         }
         self.relayed = {name for name, spec in client_messages.items() if "relay" in spec}
@@ -2246,6 +2474,7 @@ class Keys:
     erasures = "erasures:{lobby}"
     lobby_clock = "clock:{lobby}"
     hidden = "hidden:{lobby}"
+    reports = "reports:{reports}"
     schema = "schema:{lobby}"
     bank = "bank:{bank}"
     fingerprints = "fingerprints:{bank}"
@@ -2285,6 +2514,9 @@ class Keys:
     mended = "mended:{{{}}}".format
     codes = "codes:{{{}}}".format
     flags = "flags:{{bank}}:{}".format
+    report = "report:{{reports}}:{}".format
+    reported = "reported:{{{}}}".format
+    named = "named:{{{}}}".format
     blocks = "blocks:{{{}}}".format
     blockers = "blockers:{{{}}}".format
 
@@ -4530,6 +4762,11 @@ class Allowances:
         """Bounds how often a player blocks others, or lifts a block."""
         return Allowance(Keys.limit("block", uid), *BLOCK_ALLOWANCE)
 
+    def reports(self, uid: str) -> Allowance:
+        """Bounds how often a player reports others or questions."""
+        burst = self.limits.reports_per_day
+        return Allowance(Keys.limit("report", uid), DAY_S * 1000 // burst, burst)
+
     def rooms(self, uid: str) -> Allowance:
         """Bounds how often a player opens a room."""
         return Allowance(Keys.limit("rooms", uid), *ROOM_ALLOWANCE)
@@ -5453,6 +5690,15 @@ async def hidden_pairs(redis: Redis, uids: list[str]) -> list[tuple[str, str]]:
     return [(one, other) for one, other in pairs if other in blocked[one] or one in blocked[other]]
 
 
+async def mute(redis: Redis, game: str, one: str, other: str, is_muted: bool) -> None:
+    """Sets whether two players of a running game get messages of each other."""
+    rules = one, other, int(is_muted)
+    for _ in range(25):
+        if await redis.run("mute", (Keys.game(game),), *rules) != "missing":
+            return
+        await asyncio.sleep(0.2)  # another worker may be forming it
+
+
 class Lobby:
     """Manages tickets, matches and the presence of workers.
 
@@ -5949,7 +6195,7 @@ class Games:
             count("games_started", name)
             log.debug("game begins", extra={"game": game})
         for pair in hidden:
-            await self.mute(game, *pair, True)
+            await mute(self.redis, game, *pair, True)
         await self.redis.call("ZREM", Keys.forming, match)
 
     async def _series(self, uids: list[str], again: str = "") -> list[int]:
@@ -6122,14 +6368,6 @@ class Games:
         """Passes a message on to the opponents: 'ok' or an error code."""
         return await self._run("relay", game, connection, kind, dumps(values)[1:-1])
 
-    async def mute(self, game: str, one: str, other: str, is_muted: bool) -> None:
-        """Sets whether two players of a running game get messages of each other."""
-        rules = one, other, int(is_muted)
-        for _ in range(25):
-            if await self.redis.run("mute", (Keys.game(game),), *rules) != "missing":
-                return
-            await asyncio.sleep(0.2)  # another worker may be forming it
-
     async def exit(self, game: str, who: str, leaving: bool) -> str:
         """Vacates a seat, for a while or for good. Returns what `exit_game` does."""
         outcome = await self._when_formed("exit_game", game, who, int(leaving))
@@ -6176,7 +6414,7 @@ class Games:
         entered = Game(game, {"plan": plan, "state": state}, now_ms)
         if late:
             for pair in await hidden_pairs(self.redis, [player.uid for player in entered.players]):
-                await self.mute(game, *pair, True)
+                await mute(self.redis, game, *pair, True)
         await self._have_questions(entered)
         return entered
 
@@ -6693,13 +6931,20 @@ class PersonalData:
     """Exports and erases what is stored about a player."""
 
     def __init__(
-        self, redis: Redis, users: Users, lobby: Lobby, games: Games, blocks: Blocks
+        self,
+        redis: Redis,
+        users: Users,
+        lobby: Lobby,
+        games: Games,
+        blocks: Blocks,
+        reports: Reports,
     ) -> None:
         self.redis = redis
         self.users = users
         self.lobby = lobby
         self.games = games
         self.blocks = blocks
+        self.reports = reports
 
     # -- export
 
@@ -6711,6 +6956,7 @@ class PersonalData:
             "sessions": [{"expires_at": int(expiry)} for expiry in sessions],
             "ban": ban_of(user),
             "blocks": await self.blocks.of(uid),
+            "reports": await self.reports.of(uid),
         }
         yield f'{dumps(head)[:-1]},"games":['
         async for piece in _joined(self._records(uid)):
@@ -6772,6 +7018,7 @@ class PersonalData:
             return
         await self._forget_merges(uid)
         await self.blocks.forget(uid)
+        await self.reports.forget(uid)
         kinds = Keys.history, Keys.seen, Keys.met, Keys.quits, Keys.codes, Keys.mended
         keys = [key(uid) for key in (*kinds, Keys.erased)]
         await asyncio.gather(*(self.redis.call("DEL", key) for key in keys))
@@ -6914,10 +7161,9 @@ MERGED_BLOCKS = 10  # times the limit: those of guests are kept beyond it
 class Blocks:
     """Keeps who has blocked whom. Methods raise Problem."""
 
-    def __init__(self, redis: Redis, users: Users, games: Games, chores: Chores) -> None:
+    def __init__(self, redis: Redis, users: Users, chores: Chores) -> None:
         self.redis = redis
         self.users = users
-        self.games = games
         self.chores = chores
         self.most = users.limits.blocks
         chores.handlers["block"] = self._resume
@@ -6995,7 +7241,7 @@ class Blocks:
         )
         game = Seat.parse(seat).game if seat else "-"
         if game != "-":
-            await self.games.mute(game, uid, other, bool(pairs))
+            await mute(self.redis, game, uid, other, bool(pairs))
 
     async def move(self, guest: str, account: str) -> None:
         """Gives an account the blocks of a guest who is merged into it, both ways."""
@@ -7032,6 +7278,151 @@ class Blocks:
         return self.redis.call("ZRANGE", Keys.blockers(uid), start, last)
 
 
+# ---- reports -------------------------------------------------------------------------------------
+# What players report to the operator: a player or a question. The server attaches what the player
+# shows at the moment and, of a game in which the reporter played, all rounds. Reports wait in
+# `reports:{reports}`, the oldest first. Whoever handles one removes it there and deletes its hash.
+#
+# Invariants: a report is known by reporter and target, so that sent twice it is there once, and
+# `reported:{UID}` remembers it when it was handled. Their number is bounded for each player and in
+# all. No report is about, or names, a user who was erased: `named:{UID}` leads to those that do.
+
+REASONS = {
+    "player": ("name", "picture", "message", "cheating"),
+    "question": ("wrong", "ambiguous", "outdated", "offensive"),
+}
+TRANSCRIPT_ROUNDS = 20  # the last ones, of 300 bytes each
+REMEMBERED_REPORTS = 1000  # of a user, and about them; 40 bytes each
+
+
+class Reports:
+    """Takes reports. Methods raise Problem."""
+
+    def __init__(self, redis: Redis, users: Users, games: Games) -> None:
+        self.redis = redis
+        self.users = users
+        self.games = games
+
+    async def add(self, uid: str, body: dict) -> str:
+        """Adds a report of a user; returns its id."""
+        kind = self._kind(body)
+        allowance = self.users.allowances.reports(uid)
+        if wait_ms := await self.users.allowances.take(allowance):
+            raise too_many_attempts(wait_ms)
+        try:
+            return await self._add(uid, kind, body)
+        except Problem:
+            await self.users.allowances.give_back(allowance)
+            raise
+
+    @staticmethod
+    def _kind(body: dict) -> str:
+        kinds = [kind for kind in REASONS if kind in body]
+        if len(kinds) != 1:
+            raise Problem("invalid", errors={"player": ["Give either a player or a question."]})
+        [kind] = kinds
+        if body["reason"] not in REASONS[kind]:
+            expected = f"The reason to report a {kind} is one of {', '.join(REASONS[kind])}."
+            raise Problem("invalid", errors={"reason": [expected]})
+        return kind
+
+    async def _add(self, uid: str, kind: str, body: dict) -> str:
+        find = self._find_player if kind == "player" else self._find_question
+        target, found = await find(uid, body[kind])
+        noted = Keys.reported(uid)
+        if await self.redis.call("ZSCORE", noted, f"{kind} {target}") is not None:
+            raise Problem("already_reported")
+        sent = {name: body[name] for name in ("reason", "text", "game") if name in body}
+        report = sent | found | {"reporter": uid, kind: target}
+        if "game" in body:
+            report["transcript"] = dumps(await self._transcript(uid, body["game"]))
+        report_id = digest(f"{uid} {kind} {target}", 9)
+        keys = Keys.report(report_id), Keys.reports
+        most = self.users.limits.reports
+        outcome = await self.redis.run_durably(
+            "add_report", keys, report_id, most, *flatten(report)
+        )
+        if outcome == "full":
+            log.error("there are %d reports; handle some", most)
+            raise Problem("reports_full", retry_after=3600)
+        await self._note(uid, noted, f"{kind} {target}")
+        await self._note(uid, Keys.named(uid), report_id)
+        if kind == "player" and not await self._note(target, Keys.named(target), report_id):
+            await self._remove(report_id)  # they were erased meanwhile
+        log.info("reported: %s, %s", kind, body["reason"])
+        return report_id
+
+    def _note(self, uid: str, key: str, item: str) -> Awaitable[int]:
+        keys = Keys.user(uid), key
+        return self.redis.run("note_report", keys, item, REMEMBERED_REPORTS)
+
+    async def _find_player(self, uid: str, name: str) -> tuple[str, dict]:
+        target, user = await self.users.find(name, "username")
+        if not user:
+            raise Problem("not_found", NO_PLAYER)
+        if target == uid:
+            raise Problem("yourself")
+        shown = dumps(self.users.schema.public_view(user))
+        return target, {"name": user["username"], "shown": shown}
+
+    async def _find_question(self, uid: str, text: str) -> tuple[str, dict]:
+        bank = self.games.bank
+        for question_id, number in bank.ids.items():
+            if text in (question_id, bank.questions[number].text):
+                return question_id, {"name": bank.questions[number].text}
+        raise Problem("not_found", "There is no such question.")
+
+    async def _transcript(self, uid: str, game_id: str) -> dict:
+        game = await self.games.load(game_id) if GAME_ID.fullmatch(game_id) else None
+        if game is None or not game.has(uid):
+            raise Problem("not_found", "You have no such game.")
+        players = [player.uid for player in game.players]
+        rounds = []
+        for i, (number, order) in enumerate(game.rounds[: game.round], 1):
+            answers = parse_round(game.fields.get(str(i), ""))
+            question = self.games.bank.questions[number].view(order)
+            rounds.append(question | {"correct": order.index("0"), "answers": answers})
+        times = {"queue": game.queue, "ended_ms": game.ended}
+        return times | {"players": players, "rounds": rounds[-TRANSCRIPT_ROUNDS:]}
+
+    async def of(self, uid: str) -> list[dict]:
+        """Returns what a user has reported: [{target, reported_at}]."""
+        rows = await self.redis.call("ZRANGE", Keys.reported(uid), 0, -1, "WITHSCORES")
+        return [{"target": target, "reported_at": int(when)} for target, when in rows]
+
+    async def _those_of(self, uid: str) -> AsyncIterator[tuple[str, bool]]:
+        """Yields the reports that name a user: (id, whether it is about them)."""
+        ids = await self.redis.call("ZRANGE", Keys.named(uid), 0, -1)
+        calls = (self.redis.call("HMGET", Keys.report(one), "player", "reporter") for one in ids)
+        for report_id, (player, reporter) in zip(ids, await asyncio.gather(*calls), strict=True):
+            if uid in (player, reporter):
+                yield report_id, player == uid
+
+    async def _remove(self, report_id: str) -> None:
+        await self.redis.call("ZREM", Keys.reports, report_id)
+        await self.redis.call("DEL", Keys.report(report_id))
+
+    async def forget(self, uid: str) -> None:
+        """Removes reports about a user who is erased, and their name from their own."""
+        async for report_id, is_about in self._those_of(uid):
+            if is_about:
+                await self._remove(report_id)
+            else:
+                changes = "reporter", "", "text", ""
+                await self.redis.run("change_report", (Keys.report(report_id),), *changes)
+        await self.redis.call("DEL", Keys.reported(uid))
+        await self.redis.call("DEL", Keys.named(uid))
+
+    async def move(self, guest: str, account: str) -> None:
+        """Gives an account the reports of and about a guest who is merged into it."""
+        async for report_id, is_about in self._those_of(guest):
+            field = "player" if is_about else "reporter"
+            await self.redis.run("change_report", (Keys.report(report_id),), field, account)
+            await self._note(account, Keys.named(account), report_id)
+        for row in await self.of(guest):
+            await self._note(account, Keys.reported(account), row["target"])
+
+
 # ---- guests --------------------------------------------------------------------------------------
 # Guests play without an account: a secret of the device is all that they need. The UID of a guest
 # is a digest of the secret, so that the same secret finds the same guest in one trip. A guest is a
@@ -7063,8 +7454,12 @@ class Names:
 
     def new(self) -> str:
         """Returns a name that is probably free: "Quiet-Otter-412"."""
-        words = [secrets.choice(words) for words in self.schema.sign_in["names"].values()]
-        return self._separator.join((*words, str(100 + secrets.randbelow(900))))
+        for _ in range(NAME_ATTEMPTS):
+            words = [secrets.choice(words) for words in self.schema.sign_in["names"].values()]
+            name = self._separator.join((*words, str(100 + secrets.randbelow(900))))
+            if self.schema.words.accepts(name) and self.schema.words.is_free(name):
+                break
+        return name
 
     async def claim(self, uid: str) -> tuple[str, dict[str, str]]:
         """Claims a name for a user. Returns it, and {folded name: claim}. Raises Problem."""
@@ -7259,6 +7654,7 @@ class Merges:
         lobby: Lobby,
         chores: Chores,
         blocks: Blocks,
+        reports: Reports,
     ) -> None:
         self.redis = redis
         self.schema = schema
@@ -7266,6 +7662,7 @@ class Merges:
         self.lobby = lobby
         self.chores = chores
         self.blocks = blocks
+        self.reports = reports
         chores.handlers["merge"] = self._resume
 
     async def offer(self, guest: str, fields: dict, account: str, proof: tuple[str, str]) -> dict:
@@ -7342,7 +7739,9 @@ class Merges:
             outcomes += await asyncio.gather(*calls)
         if user:
             await self.blocks.move(guest, account)
+            await self.reports.move(guest, account)
         await self.blocks.forget(guest)
+        await self.reports.forget(guest)
         await self.users.boards.remove(guest)
         await self.users.release(guest, fields)
         await self.redis.call("ZREM", Keys.guests, guest)
@@ -10954,6 +11353,26 @@ ID_TOKEN = {
         "description": "The authorization code, with which the server can revoke at an erasure.",
     },
 }
+REPORT = {
+    "player": {"type": "string", "maxLength": 254, "description": "A username."},
+    "question": {
+        "type": "string",
+        "maxLength": 1000,
+        "description": "Instead of a player: the text of a question as it was shown, or its id.",
+    },
+    "reason": {
+        "type": "string",
+        "enum": [reason for reasons in REASONS.values() for reason in reasons],
+        "description": f"Of a player: {', '.join(REASONS['player'])}; of a question: "
+        f"{', '.join(REASONS['question'])}.",
+    },
+    "game": {
+        "type": "string",
+        "maxLength": 40,
+        "description": "A game of the caller, running or not; the operator sees its rounds.",
+    },
+    "text": {"type": "string", "maxLength": 500, "description": "More, for the operator."},
+}
 PAGE_LIMIT = {
     "type": "integer",
     "minimum": 1,
@@ -11001,11 +11420,14 @@ def forms(schema: Schema) -> dict[str, Form]:
         "IdToken": Form(ID_TOKEN, ["id_token", "nonce"]),
         "Upgrade": schema.upgrade,
         "UserChanges": Form(
-            schema.changes | {"password": change_password_rule(schema)}, read_only=schema.read_only
+            schema.changes | {"password": change_password_rule(schema)},
+            read_only=schema.read_only,
+            words=schema.words,
         ),
         "Login": login_form(schema.unique, examples),
         "PasswordChange": Form(password_change, list(password_change)),
         "PasswordConfirmation": Form({"password": CONFIRMED_PASSWORD | examples["password"]}),
+        "Report": Form(REPORT, ["reason"]),
         "HistoryPage": Form({"limit": PAGE_LIMIT, "cursor": PAGE_CURSOR}),
         "BoardPage": Form(board_page),
     }
@@ -11309,6 +11731,19 @@ async def my_games(call: Call) -> dict:
     """Returns the caller's finished games, newest first."""
     limit = call.query.get("limit", DEFAULT_LIMIT)
     return await call.server.games.history(call.uid, limit, call.query.get("cursor"))
+
+
+@route(
+    "POST",
+    "/reports",
+    201,
+    "ReportReceipt",
+    body="Report",
+    problems=("not_found", "yourself", "already_reported", "too_many_attempts", "reports_full"),
+)
+async def report(call: Call) -> dict:
+    """Reports a player or a question to the operator, once each."""
+    return {"id": await call.server.reports.add(call.uid, call.body)}
 
 
 # -- players, games, leaderboards and queues
@@ -11690,6 +12125,7 @@ def components(schema: Schema) -> dict[str, dict]:
         "Leaderboard": _leaderboard_component(),
         "QueueList": _queues_component(),
         "Room": _room_component(),
+        "ReportReceipt": _object_of({"id": _STRING}),
         "BlockList": _object_of({"blocks": _list_of(_block())}),
         "Export": _export_component(),
         "Health": _object_of({"status": _STRING, "version": _STRING}, optional=("version",)),
@@ -11860,6 +12296,7 @@ def _export_component() -> dict:
         "sessions": _list_of(_object_of({"expires_at": _EPOCH_SECONDS})),
         "ban": {"oneOf": [_object_of({"until_ms": _INTEGER, "reason": _STRING}), {"type": "null"}]},
         "blocks": _list_of(_block()),
+        "reports": _list_of(_object_of({"target": _STRING, "reported_at": _EPOCH_SECONDS})),
         "games": _list_of(_ref("GameRecord")),
         "questions_seen": _list_of(_STRING),
     }
@@ -12142,7 +12579,7 @@ def _server_message(name: str, spec: dict) -> dict:
 
 
 def _without_own_words(rule: dict) -> dict:
-    return {word: value for word, value in rule.items() if word not in ("unique", "private")}
+    return {word: value for word, value in rule.items() if word not in OWN_WORDS}
 
 
 def _message(title: str, spec: dict, properties: dict, required: Iterable[str]) -> dict:
@@ -12438,11 +12875,13 @@ class Server:
         checks = self.rooms.check, games.rematches.check
         self.lobby = Lobby(self.redis, schema, self.worker, games.form, *checks)
         self.chores = Chores(self.redis)
-        self.blocks = Blocks(self.redis, self.users, self.games, self.chores)
-        parts = self.users, self.lobby, self.games, self.blocks
+        self.blocks = Blocks(self.redis, self.users, self.chores)
+        self.reports = Reports(self.redis, self.users, self.games)
+        parts = self.users, self.lobby, self.games, self.blocks, self.reports
         self.personal_data = PersonalData(self.redis, *parts)
         self.guests = Guests(self.redis, schema, self.users, self.personal_data)
-        self.merges = Merges(self.redis, schema, self.users, self.lobby, self.chores, self.blocks)
+        parts = self.users, self.lobby, self.chores, self.blocks, self.reports
+        self.merges = Merges(self.redis, schema, *parts)
         self.mail = Mail(self.redis, schema, self.users, self.chores)
         self.recovery = Recovery(self.redis, self.users, self.mail, self.chores)
         self.identities = Identities(

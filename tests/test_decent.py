@@ -1,11 +1,13 @@
-"""Keeping the place decent: blocks."""
+"""Keeping the place decent: blocks, reports, names."""
 
+import json
+import secrets
 import sys
 import time
 
 import pytest
 
-from conftest import PASSWORD, ROOT, Phone, Server, edited_schema, wait_until
+from conftest import PASSWORD, ROOT, Phone, Server, edited_schema, play_all, unique_name, wait_until
 
 sys.path.insert(0, str(ROOT))
 
@@ -13,6 +15,8 @@ import trivia
 from trivia import Keys
 
 MOST_BLOCKS = 3
+MOST_REPORTS = 500
+REPORTS_PER_DAY = 3
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +24,16 @@ def town():
     """A server of two workers, which the tests of this file share; they leave nobody in a queue."""
 
     def edit(tree):
-        tree["limits"]["blocks"] = MOST_BLOCKS
+        tree["limits"] |= {
+            "blocks": MOST_BLOCKS,
+            "reports": MOST_REPORTS,
+            "reports_per_day": REPORTS_PER_DAY,
+        }
+        tree["messages"]["client"]["say"] = {
+            "fields": {"text": {"type": "string", "maxLength": 100, "filtered": True}},
+            "required": ["text"],
+            "relay": "opponents",
+        }
         tree["queues"]["friends"]["late_join"] = True
 
     running = Server(edited_schema(edit, answer_seconds=60), workers=2)
@@ -236,3 +249,143 @@ def test_a_worker_that_dies_midway_is_followed_by_another(town):
     wait_until(lambda: not town.redis.hexists(Keys.chores, "test"))
     profile(town, ann, bob).refused(404, "not_found")
     assert town.redis.zrange(Keys.blockers(uid_of(bob)), 0, -1) == [uid_of(ann)]
+
+
+# -- reports
+
+
+def report(town, who, token=None, **body):
+    return town.http("POST", "/reports", body, token or who["token"])
+
+
+def stored_report(town, answer):
+    assert answer.status == 201, answer.body
+    return town.redis.hgetall(Keys.report(answer.json["id"]))
+
+
+def test_a_report_of_a_player_has_what_they_show_and_the_rounds_of_the_game(town):
+    ann, bob = town.register(), town.register(avatar="https://example.org/rude.png")
+    phones = [Phone(town, one, "random") for one in (ann, bob)]
+    ends = play_all(phones)
+    game = ends[0]["game"]
+    sent = {"player": name_of(bob), "reason": "cheating", "game": game, "text": "Too fast."}
+    found = stored_report(town, report(town, ann, **sent))
+    assert (found["reporter"], found["player"]) == (uid_of(ann), uid_of(bob))
+    assert (found["reason"], found["text"], found["game"]) == ("cheating", "Too fast.", game)
+    assert found["name"] == name_of(bob) and "rude.png" in found["shown"]
+    transcript = json.loads(found["transcript"])
+    assert sorted(transcript["players"]) == sorted(map(uid_of, (ann, bob)))
+    record = town.http("GET", f"/games/{game}", token=ann["token"]).json
+    assert [one["text"] for one in transcript["rounds"]] == [
+        one["text"] for one in record["rounds"]
+    ]
+    assert all(len(one["answers"]) == 2 for one in transcript["rounds"])
+    listed = town.http("GET", "/users/me/export", token=ann["token"]).json["reports"]
+    assert [row["target"] for row in listed] == [f"player {uid_of(bob)}"]
+    report(town, ann, **sent).refused(409, "already_reported")
+    for phone in phones:
+        phone.close()
+
+
+def test_a_report_of_a_running_game_does_not_wait_for_its_end(town):
+    ann, bob = town.pair()
+    game = ann.expect("question")["game"]
+    sent = {"player": bob.name, "reason": "name", "game": game}
+    found = stored_report(town, report(town, ann.session, **sent))
+    assert len(json.loads(found["transcript"])["rounds"]) == 1
+    for phone in (ann, bob):
+        phone.send("leave")
+        phone.close()
+
+
+def test_a_question_is_reported_by_its_text(town):
+    ann = town.phone(queue="solo")
+    question = ann.expect("question")
+    sent = {"question": question["text"], "reason": "outdated", "game": question["game"]}
+    found = stored_report(town, report(town, ann.session, **sent))
+    assert found["name"] == question["text"] and town.redis.hget(Keys.ids, found["question"])
+    again = {"question": found["question"], "reason": "wrong"}
+    report(town, ann.session, **again).refused(409, "already_reported")
+    ann.close()
+
+
+def test_a_wrong_report_is_refused_by_name_and_leaves_nothing(town):
+    ann, bob = town.register(), town.register()
+    before = town.redis.zcard(Keys.reports)
+    name = name_of(bob)
+    for body, field in (
+        ({"reason": "name"}, "player"),
+        ({"player": name, "question": "x", "reason": "name"}, "player"),
+        ({"player": name}, "reason"),
+        ({"player": name, "reason": "wrong"}, "reason"),
+        ({"question": "x", "reason": "cheating"}, "reason"),
+        ({"player": name, "reason": "name", "text": "x" * 501}, "text"),
+        ({"player": name, "reason": "name", "game": 7}, "game"),
+        ({"player": name, "reason": "name", "more": 1}, "more"),
+    ):
+        assert field in report(town, ann, **body).refused(422, "invalid")["errors"], body
+    for body in (
+        {"player": "nobody-here", "reason": "name"},
+        {"question": "no such text", "reason": "wrong"},
+        {"player": name, "reason": "name", "game": "000000000000"},
+        {"player": name, "reason": "name", "game": "../x"},
+    ):
+        report(town, ann, **body).refused(404, "not_found")
+    report(town, ann, player=name_of(ann), reason="name").refused(422, "yourself")
+    report(town, ann, "wrong", player=name, reason="name").refused(401, "not_authenticated")
+    assert town.redis.zcard(Keys.reports) == before
+    assert not town.redis.exists(Keys.reported(uid_of(ann)))
+
+
+def test_reports_are_bounded_for_a_player_and_in_all(town):
+    ann = town.register()
+    for _ in range(REPORTS_PER_DAY):
+        stored_report(town, report(town, ann, player=name_of(town.register()), reason="name"))
+    other = name_of(town.register())
+    answer = report(town, ann, player=other, reason="name")
+    answer.refused(429, "too_many_attempts")
+    assert int(answer.headers["retry-after"]) > 0
+    fill = {f"filler {i}": i for i in range(MOST_REPORTS)}
+    town.redis.zadd(Keys.reports, fill)
+    report(town, town.register(), player=other, reason="name").refused(503, "reports_full")
+    town.redis.zrem(Keys.reports, *fill)
+
+
+def test_an_erased_player_is_in_no_report_and_one_who_reported_has_no_name_there(town):
+    ann, bob = town.register(), town.register()
+    about = report(town, ann, player=name_of(bob), reason="name", text="private").json["id"]
+    by = report(town, bob, player=name_of(ann), reason="picture", text="private").json["id"]
+    erase(town, bob)
+    assert not town.redis.exists(Keys.report(about))
+    assert town.redis.zscore(Keys.reports, about) is None
+    left = town.redis.hgetall(Keys.report(by))
+    assert left["player"] == uid_of(ann) and not left.keys() & {"reporter", "text"}
+    assert not town.redis.exists(Keys.reported(uid_of(bob)), Keys.named(uid_of(bob)))
+
+
+# -- names
+
+
+@pytest.mark.parametrize("name", ["xX_fuck_Xx", "f.u.c.k", "Sh1t.head", "Admin", "m0derator_1"])
+def test_a_name_that_offends_or_poses_is_refused_everywhere(town, name):
+    account = {"email": f"{unique_name()}@example.org", "password": PASSWORD}
+    refused = lambda answer: "username" in answer.refused(422, "invalid")["errors"]
+    assert refused(town.http("POST", "/auth/register", account | {"username": name}))
+    ann = town.register()
+    change = {"username": name, "password": PASSWORD}
+    assert refused(town.http("PATCH", "/users/me", change, ann["token"]))
+    guest = town.http("POST", "/auth/guest", {"secret": secrets.token_urlsafe(32)}).json
+    upgrade = account | {"username": name}
+    assert refused(town.http("POST", "/auth/upgrade", upgrade, guest["token"]))
+
+
+def test_a_message_with_a_word_that_offends_is_refused(town):
+    ann, bob = town.pair()
+    ann.expect("question")
+    error = ann.refused("invalid_message", "say", text="what the f.u.c.k")
+    assert list(error["errors"]) == ["text"]
+    ann.send("say", text="Hello from Scunthorpe")
+    assert bob.expect("say")["text"] == "Hello from Scunthorpe"
+    for phone in (ann, bob):
+        phone.send("leave")
+        phone.close()

@@ -37,6 +37,10 @@ ROUTES = {
     ("PATCH", "/users/me"),
     ("DELETE", "/users/me"),
     ("GET", "/users/me/export"),
+    ("GET", "/users/me/blocks"),
+    ("PUT", "/users/{username}/block"),
+    ("DELETE", "/users/{username}/block"),
+    ("POST", "/reports"),
     ("GET", "/users/me/games"),
     ("GET", "/users/{username}"),
     ("GET", "/games/{id}"),
@@ -52,12 +56,11 @@ OPEN = {
     "/auth/recover",
     "/auth/reset",
     "/auth/login",
-    "/users/{username}",
     "/queues",
-    "/rooms/{code}",
     "/health/live",
     "/health/ready",
 }
+OPTIONAL = {"/leaderboards/{name}", "/users/{username}", "/rooms/{code}"}  # a token is checked
 PROBLEM = "application/problem+json"
 
 
@@ -230,7 +233,7 @@ def test_every_operation_is_named_explained_and_says_who_may_call_it(openapi):
         assert operation["summary"] and all(
             response["description"] for response in operation["responses"].values()
         )
-        needed = [] if path in OPEN else [{"bearer": []}] + [{}] * path.startswith("/leaderboards")
+        needed = [] if path in OPEN else [{"bearer": []}] + [{}] * (path in OPTIONAL)
         assert operation.get("security", []) == needed
         assert ("401" in operation["responses"]) == (path not in OPEN or path == "/auth/login")
     assert openapi["components"]["securitySchemes"]["bearer"] == {
@@ -293,6 +296,13 @@ def test_every_route_answers_as_documented(server, openapi):
         ).json
         assert page["total"] >= len(page["entries"])
     assert call("GET", "/users/me/export", token=token, expect=200).json["games"] == [record]
+    person = other["user"]["username"]
+    at = f"/users/{person}/block"
+    call("PUT", at, token=token, where="/users/{username}/block", expect=204)
+    call("GET", "/users/me/blocks", token=token, expect=200)
+    call("DELETE", at, token=token, where="/users/{username}/block", expect=204)
+    report = {"player": person, "reason": "name", "game": end["game"]}
+    call("POST", "/reports", report, token, expect=201)
     assert len(call("GET", "/queues", expect=200).json["queues"]) == 5
     host = server.phone(queue="friends")
     code = host.expect("room")["code"]
@@ -363,7 +373,7 @@ def test_problems_are_as_documented(server, openapi):
         call(method, path, raw=b" " * 20_000, headers=json_type, token=token, expect=413)
         call(method, path, {"password": 7, "avatar": 7}, token, expect=422)
     for method, path in sorted(ROUTES):
-        if path not in OPEN and "leaderboards" not in path:
+        if path not in OPEN | OPTIONAL:
             for bad in (None, "x", token[:-1] + "?"):
                 answer = call(
                     method, path.replace("{id}", "0" * 12), token=bad, where=path, expect=401

@@ -1634,6 +1634,32 @@ def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, 
 # ---- blocks
 
 
+def test_a_report_is_there_once_and_there_are_only_so_many(store):
+    add = lambda report, *more: store.run(
+        "add_report", (Keys.report(report), Keys.reports), report, 2, "reason", "name", *more
+    )
+    assert [add("r1", "text", "x"), add("r1", "text", "y"), add("r2"), add("r3")] == [
+        "ok",
+        "ok",
+        "ok",
+        "full",
+    ]
+    assert store.client.hget(Keys.report("r1"), "text") == "x"
+    assert store.client.zrange(Keys.reports, 0, -1) == ["r1", "r2"]
+    change = lambda report: store.run("change_report", (Keys.report(report),), "text", "", "a", 1)
+    assert (change("r1"), change("r9")) == (1, 0) and not store.client.exists(Keys.report("r9"))
+    assert store.client.hgetall(Keys.report("r1")).keys() == {"at", "reason", "a"}
+
+
+def test_only_so_many_reports_of_a_user_are_remembered(store):
+    keys = Keys.user("u1"), Keys.reported("u1")
+    assert store.run("note_report", keys, "player a", 2) == 0 and not store.client.exists(keys[1])
+    store.client.hset(keys[0], "username", "n1")
+    for target in "abac":
+        assert store.run("note_report", keys, target, 2) == 1
+    assert store.client.zcard(keys[1]) == 2
+
+
 def hide(store, *pairs):
     """The first of each pair blocks the second."""
     for one, other in pairs:
@@ -2965,7 +2991,7 @@ WORDS = {
     "UID": r"[\w-]{12}",
     "DIGEST": r"[\w-]{16}",
     "WHAT": r"(login|address|try|refused|account|connect|register|rename|session|export"
-    r"|code|codes|rooms|flag|block)",
+    r"|code|codes|rooms|flag|block|report)",
     "WHO": r"[^{}]+",
     "NAME": r"[a-z_]+",
     "SHARD": r"[0-3]",
@@ -2974,6 +3000,7 @@ WORDS = {
     "GAME": r"[0-9a-z]{12}",
     "CODE": r"[A-Z0-9]{6}",
     "N": r"\d+",
+    "REF": r"[\w-]{12}",
 }
 CONN, MS = r"([0-9a-f]{10}\.\d+)", r"\d{13}"
 CONTENT = {  # what members and values look like, where the table says more than a name
@@ -2990,6 +3017,10 @@ CONTENT = {  # what members and values look like, where the table says more than
     "blocks:{UID}": r"[\w-]{12}=\d{10}",
     "blockers:{UID}": r"[\w-]{12}=\d{10}",
     "hidden:{lobby}": r"[\w-]{12}=[\w-]{12}( [\w-]{12})*",
+    "reported:{UID}": r"(player [\w-]{12}|question .+)=\d{10}",
+    "named:{UID}": r"[\w-]{12}=\d{10}",
+    "reports:{reports}": rf"[\w-]{{12}}={MS}",
+    "report:{reports}:REF": r"(at|reason|reporter|player|game|name|shown|transcript)=.+",
     "erasures:{lobby}": rf"[\w-]{{12}}={MS}",
     "erased:{UID}": r"(username|email)=.+",
     "unique:{N}": rf"[^ ]+=[\w-]{{12}} [\w-]{{4}}( {MS})?",
@@ -3129,7 +3160,10 @@ def played():
         ann.expect("question")
         ann.send("emoji", emoji="🎉")
         bob.expect("emoji")
-        block = f"/users/{people[1]['user']['username']}/block"
+        name = people[1]["user"]["username"]
+        block = f"/users/{name}/block"
+        report = {"player": name, "reason": "name", "game": ann.frames[-1]["game"]}
+        assert server.http("POST", "/reports", report, people[0]["token"]).status == 201
         assert server.http("PUT", block, token=people[0]["token"]).status == 204
         look("blocked")
         assert server.http("DELETE", block, token=people[0]["token"]).status == 204
@@ -3300,7 +3334,7 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
                 continue
             until = TABLE[table_row(key)][2].strip()
             if until == "then":
-                expected = 0 <= ttl <= 3600
+                expected = 0 <= ttl <= 86_400
             elif until == "name_hold_days":
                 expected = 29 * 86400 < ttl <= 30 * 86400
             elif until == "a day after it closed":

@@ -350,6 +350,7 @@ def call_every_route(server, name, game):
         "/auth/password": {"password": PASSWORD, "new_password": PASSWORD},
         "/users/me": {"password": PASSWORD},
         "/auth/guest": {"secret": secrets.token_urlsafe(32)},
+        "/reports": {"player": other, "reason": "name"},
         "/auth/upgrade": account | {"username": unique_name(), "email": f"{unique_name()}@b.org"},
     }
     for route in sorted(

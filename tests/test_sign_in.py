@@ -937,7 +937,7 @@ def test_a_guest_is_merged_with_all_that_they_have(club, provider):
     wait_until(lambda: not club.redis.hlen("chores:{chores}"))
 
 
-def test_a_merge_moves_the_blocks_of_and_against_the_guest(club, provider):
+def test_a_merge_moves_blocks_and_reports_of_and_against_the_guest(club, provider):
     sub = secrets.token_hex(8)
     account, guest = sign_in(club, provider, sub), enter(club)
     victim, judge = enter(club), enter(club)
@@ -945,6 +945,10 @@ def test_a_merge_moves_the_blocks_of_and_against_the_guest(club, provider):
         "PUT", f"/users/{whom['user']['username']}/block", token=who["token"]
     )
     assert block(guest, victim).status == block(judge, guest).status == 204
+    report = lambda who, whom: club.http(
+        "POST", "/reports", {"player": whom["user"]["username"], "reason": "name"}, who["token"]
+    )
+    by, about = report(guest, victim).json["id"], report(judge, guest).json["id"]
     merged = merge(club, offer(club, provider, sub, guest)["merge"]).json
     listed = lambda who: [
         row["username"]
@@ -956,6 +960,9 @@ def test_a_merge_moves_the_blocks_of_and_against_the_guest(club, provider):
     for other in (victim, judge):
         club.http("GET", name, token=other["token"]).refused(404, "not_found")
     assert not [key for key in club.redis.keys("block*") if uid_of(guest) in key]
+    assert club.redis.hget(f"report:{{reports}}:{by}", "reporter") == uid_of(account)
+    assert club.redis.hget(f"report:{{reports}}:{about}", "player") == uid_of(account)
+    report(merged, victim).refused(409, "already_reported")
     assert uid_of(guest) not in str(club.redis.hgetall("hidden:{lobby}"))
 
 
