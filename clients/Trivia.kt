@@ -220,6 +220,34 @@ data class PasswordConfirmation(
     }
 }
 
+data class Report(
+    /** A username. */
+    val player: String? = null,
+    /** Instead of a player: the text of a question as it was shown, or its id. */
+    val question: String? = null,
+    /**
+     * Of a player: name, picture, message, cheating; of a question: wrong, ambiguous, outdated,
+     * offensive.
+     */
+    val reason: String,
+    /** A game of the caller, running or not; the operator sees its rounds. */
+    val game: String? = null,
+    /** More, for the operator. */
+    val text: String? = null,
+) {
+    internal fun fields() = fieldsOf("player" to player, "question" to question, "reason" to reason, "game" to game, "text" to text)
+
+    companion object {
+        internal fun from(json: Json) = Report(
+            player = json["player"].orNull { it.text() },
+            question = json["question"].orNull { it.text() },
+            reason = json["reason"].text(),
+            game = json["game"].orNull { it.text() },
+            text = json["text"].orNull { it.text() },
+        )
+    }
+}
+
 data class User(
     /** The name that other players see. */
     val username: String,
@@ -728,20 +756,63 @@ data class Room(
     }
 }
 
+data class ReportReceipt(
+    val id: String,
+) {
+    internal fun fields() = fieldsOf("id" to id)
+
+    companion object {
+        internal fun from(json: Json) = ReportReceipt(
+            id = json["id"].text(),
+        )
+    }
+}
+
+data class BlockList(
+    val blocks: List<Blocks>,
+) {
+    internal fun fields() = fieldsOf("blocks" to blocks.map { it.fields() })
+
+    companion object {
+        internal fun from(json: Json) = BlockList(
+            blocks = json["blocks"].list { Blocks.from(it) },
+        )
+    }
+
+    data class Blocks(
+        val username: String,
+        /** Seconds since 1970. */
+        val blockedAt: Long,
+    ) {
+        internal fun fields() = fieldsOf("username" to username, "blocked_at" to blockedAt)
+
+        companion object {
+            internal fun from(json: Json) = Blocks(
+                username = json["username"].text(),
+                blockedAt = json["blocked_at"].long(),
+            )
+        }
+    }
+}
+
 data class Export(
     val user: User,
     val sessions: List<Sessions>,
     val ban: Ban?,
+    val blocks: List<Blocks>,
+    val reports: List<Reports>,
     val games: List<GameRecord>,
     val questionsSeen: List<String>,
 ) {
-    internal fun fields() = fieldsOf("user" to user.fields(), "sessions" to sessions.map { it.fields() }, "ban" to ban?.fields(), "games" to games.map { it.fields() }, "questions_seen" to questionsSeen)
+    internal fun fields() = fieldsOf("user" to user.fields(), "sessions" to sessions.map { it.fields() }, "ban" to ban?.fields(), "blocks" to blocks.map { it.fields() }, "reports" to reports.map { it.fields() }, "games" to games.map { it.fields() }, "questions_seen" to questionsSeen)
 
     companion object {
         internal fun from(json: Json) = Export(
             user = User.from(json["user"]),
             sessions = json["sessions"].list { Sessions.from(it) },
             ban = json["ban"].orNull { Ban.from(it) },
+            blocks = json["blocks"].list { Blocks.from(it) },
+            reports = json["reports"].list { Reports.from(it) },
             games = json["games"].list { GameRecord.from(it) },
             questionsSeen = json["questions_seen"].list { it.text() },
         )
@@ -770,6 +841,36 @@ data class Export(
             internal fun from(json: Json) = Ban(
                 untilMs = json["until_ms"].long(),
                 reason = json["reason"].text(),
+            )
+        }
+    }
+
+    data class Blocks(
+        val username: String,
+        /** Seconds since 1970. */
+        val blockedAt: Long,
+    ) {
+        internal fun fields() = fieldsOf("username" to username, "blocked_at" to blockedAt)
+
+        companion object {
+            internal fun from(json: Json) = Blocks(
+                username = json["username"].text(),
+                blockedAt = json["blocked_at"].long(),
+            )
+        }
+    }
+
+    data class Reports(
+        val target: String,
+        /** Seconds since 1970. */
+        val reportedAt: Long,
+    ) {
+        internal fun fields() = fieldsOf("target" to target, "reported_at" to reportedAt)
+
+        companion object {
+            internal fun from(json: Json) = Reports(
+                target = json["target"].text(),
+                reportedAt = json["reported_at"].long(),
             )
         }
     }
@@ -1449,7 +1550,7 @@ data class PassFields(
 }
 
 /** The codes of errors, over HTTP and in `error` messages. */
-val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
+val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "already_reported", "blocks_full", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "yourself", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "reports_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
 
 /** The queues of the server. */
 val QUEUES = listOf("random", "rated", "party", "solo", "friends")
@@ -1719,9 +1820,29 @@ class Trivia(
         return GameList.from(request("GET", "/users/me/games", fieldsOf("limit" to limit, "cursor" to cursor), null))
     }
 
-    /** Returns the public fields of a player. */
+    /** Reports a player or a question to the operator, once each. */
+    fun report(body: Report): ReportReceipt {
+        return ReportReceipt.from(request("POST", "/reports", emptyMap(), body.fields()))
+    }
+
+    /** Returns the public fields of a player; 404 if caller or player has blocked the other. */
     fun readUser(username: String): Player {
         return Player.from(request("GET", "/users/${part(username)}", emptyMap(), null))
+    }
+
+    /** Blocks a player: neither meets the other in a queue, or gets messages of the other. */
+    fun blockUser(username: String) {
+        request("PUT", "/users/${part(username)}/block", emptyMap(), null)
+    }
+
+    /** Lifts the caller's block of a player, if there is one. */
+    fun liftBlock(username: String) {
+        request("DELETE", "/users/${part(username)}/block", emptyMap(), null)
+    }
+
+    /** Returns the players whom the caller has blocked, the latest first. */
+    fun myBlocks(): BlockList {
+        return BlockList.from(request("GET", "/users/me/blocks", emptyMap(), null))
     }
 
     /** Returns a finished game of the caller with all its rounds. */

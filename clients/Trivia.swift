@@ -256,6 +256,36 @@ public struct PasswordConfirmation: Codable, Equatable, Sendable {
     }
 }
 
+public struct Report: Codable, Equatable, Sendable {
+    /// A username.
+    public var player: String?
+    /// Instead of a player: the text of a question as it was shown, or its id.
+    public var question: String?
+    /// Of a player: name, picture, message, cheating; of a question: wrong, ambiguous, outdated,
+    /// offensive.
+    public var reason: String
+    /// A game of the caller, running or not; the operator sees its rounds.
+    public var game: String?
+    /// More, for the operator.
+    public var text: String?
+
+    enum CodingKeys: String, CodingKey {
+        case player = "player"
+        case question = "question"
+        case reason = "reason"
+        case game = "game"
+        case text = "text"
+    }
+
+    public init(player: String? = nil, question: String? = nil, reason: String, game: String? = nil, text: String? = nil) {
+        self.player = player
+        self.question = question
+        self.reason = reason
+        self.game = game
+        self.text = text
+    }
+}
+
 public struct User: Codable, Equatable, Sendable {
     /// The name that other players see.
     public var username: String
@@ -875,10 +905,52 @@ public struct Room: Codable, Equatable, Sendable {
     }
 }
 
+public struct ReportReceipt: Codable, Equatable, Sendable {
+    public var id: String
+
+    enum CodingKeys: String, CodingKey {
+        case id = "id"
+    }
+
+    public init(id: String) {
+        self.id = id
+    }
+}
+
+public struct BlockList: Codable, Equatable, Sendable {
+    public var blocks: [Blocks]
+
+    public struct Blocks: Codable, Equatable, Sendable {
+        public var username: String
+        /// Seconds since 1970.
+        public var blockedAt: Int
+
+        enum CodingKeys: String, CodingKey {
+            case username = "username"
+            case blockedAt = "blocked_at"
+        }
+
+        public init(username: String, blockedAt: Int) {
+            self.username = username
+            self.blockedAt = blockedAt
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case blocks = "blocks"
+    }
+
+    public init(blocks: [Blocks]) {
+        self.blocks = blocks
+    }
+}
+
 public struct Export: Codable, Equatable, Sendable {
     public var user: User
     public var sessions: [Sessions]
     public var ban: Ban?
+    public var blocks: [Blocks]
+    public var reports: [Reports]
     public var games: [GameRecord]
     public var questionsSeen: [String]
 
@@ -910,18 +982,54 @@ public struct Export: Codable, Equatable, Sendable {
         }
     }
 
+    public struct Blocks: Codable, Equatable, Sendable {
+        public var username: String
+        /// Seconds since 1970.
+        public var blockedAt: Int
+
+        enum CodingKeys: String, CodingKey {
+            case username = "username"
+            case blockedAt = "blocked_at"
+        }
+
+        public init(username: String, blockedAt: Int) {
+            self.username = username
+            self.blockedAt = blockedAt
+        }
+    }
+
+    public struct Reports: Codable, Equatable, Sendable {
+        public var target: String
+        /// Seconds since 1970.
+        public var reportedAt: Int
+
+        enum CodingKeys: String, CodingKey {
+            case target = "target"
+            case reportedAt = "reported_at"
+        }
+
+        public init(target: String, reportedAt: Int) {
+            self.target = target
+            self.reportedAt = reportedAt
+        }
+    }
+
     enum CodingKeys: String, CodingKey {
         case user = "user"
         case sessions = "sessions"
         case ban = "ban"
+        case blocks = "blocks"
+        case reports = "reports"
         case games = "games"
         case questionsSeen = "questions_seen"
     }
 
-    public init(user: User, sessions: [Sessions], ban: Ban? = nil, games: [GameRecord], questionsSeen: [String]) {
+    public init(user: User, sessions: [Sessions], ban: Ban? = nil, blocks: [Blocks], reports: [Reports], games: [GameRecord], questionsSeen: [String]) {
         self.user = user
         self.sessions = sessions
         self.ban = ban
+        self.blocks = blocks
+        self.reports = reports
         self.games = games
         self.questionsSeen = questionsSeen
     }
@@ -1806,7 +1914,7 @@ extension JoinFields {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
+public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "already_reported", "blocks_full", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "yourself", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "reports_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
 
 /// The queues of the server.
 public let triviaQueues = ["random", "rated", "party", "solo", "friends"]
@@ -1956,9 +2064,29 @@ public final class Trivia: @unchecked Sendable {
         return try await request("GET", "/users/me/games", query: ["limit": limit.map { "\($0)" }, "cursor": cursor.map { "\($0)" }])
     }
 
-    /// Returns the public fields of a player.
+    /// Reports a player or a question to the operator, once each.
+    public func report(_ body: Report) async throws -> ReportReceipt {
+        return try await request("POST", "/reports", body: body)
+    }
+
+    /// Returns the public fields of a player; 404 if caller or player has blocked the other.
     public func readUser(username: String) async throws -> Player {
         return try await request("GET", "/users/\(part(username))")
+    }
+
+    /// Blocks a player: neither meets the other in a queue, or gets messages of the other.
+    public func blockUser(username: String) async throws {
+        try await send("PUT", "/users/\(part(username))/block")
+    }
+
+    /// Lifts the caller's block of a player, if there is one.
+    public func liftBlock(username: String) async throws {
+        try await send("DELETE", "/users/\(part(username))/block")
+    }
+
+    /// Returns the players whom the caller has blocked, the latest first.
+    public func myBlocks() async throws -> BlockList {
+        return try await request("GET", "/users/me/blocks")
     }
 
     /// Returns a finished game of the caller with all its rounds.

@@ -209,6 +209,35 @@ class PasswordConfirmation {
   Map<String, dynamic> toJson() => _fields({'password': password});
 }
 
+class Report {
+  const Report({this.player, this.question, required this.reason, this.game, this.text});
+
+  Report.from(Map<String, dynamic> json)
+      : player = _orNull(json['player'], (it) => it as String),
+        question = _orNull(json['question'], (it) => it as String),
+        reason = json['reason'] as String,
+        game = _orNull(json['game'], (it) => it as String),
+        text = _orNull(json['text'], (it) => it as String);
+
+  /// A username.
+  final String? player;
+
+  /// Instead of a player: the text of a question as it was shown, or its id.
+  final String? question;
+
+  /// Of a player: name, picture, message, cheating; of a question: wrong, ambiguous, outdated,
+  /// offensive.
+  final String reason;
+
+  /// A game of the caller, running or not; the operator sees its rounds.
+  final String? game;
+
+  /// More, for the operator.
+  final String? text;
+
+  Map<String, dynamic> toJson() => _fields({'player': player, 'question': question, 'reason': reason, 'game': game, 'text': text});
+}
+
 class User {
   const User({required this.username, this.email, required this.avatar, required this.wins, required this.games, required this.rating, required this.createdAt, required this.emailConfirmed, this.guest});
 
@@ -806,13 +835,52 @@ class RoomSettingsScoring {
   Map<String, dynamic> toJson() => _fields({'correct': correct, 'speed': speed});
 }
 
+class ReportReceipt {
+  const ReportReceipt({required this.id});
+
+  ReportReceipt.from(Map<String, dynamic> json)
+      : id = json['id'] as String;
+
+  final String id;
+
+  Map<String, dynamic> toJson() => _fields({'id': id});
+}
+
+class BlockList {
+  const BlockList({required this.blocks});
+
+  BlockList.from(Map<String, dynamic> json)
+      : blocks = _list(json['blocks'], (it) => BlockListBlocks.from(it as Map<String, dynamic>));
+
+  final List<BlockListBlocks> blocks;
+
+  Map<String, dynamic> toJson() => _fields({'blocks': blocks});
+}
+
+class BlockListBlocks {
+  const BlockListBlocks({required this.username, required this.blockedAt});
+
+  BlockListBlocks.from(Map<String, dynamic> json)
+      : username = json['username'] as String,
+        blockedAt = json['blocked_at'] as int;
+
+  final String username;
+
+  /// Seconds since 1970.
+  final int blockedAt;
+
+  Map<String, dynamic> toJson() => _fields({'username': username, 'blocked_at': blockedAt});
+}
+
 class Export {
-  const Export({required this.user, required this.sessions, this.ban, required this.games, required this.questionsSeen});
+  const Export({required this.user, required this.sessions, this.ban, required this.blocks, required this.reports, required this.games, required this.questionsSeen});
 
   Export.from(Map<String, dynamic> json)
       : user = User.from(json['user'] as Map<String, dynamic>),
         sessions = _list(json['sessions'], (it) => ExportSessions.from(it as Map<String, dynamic>)),
         ban = _orNull(json['ban'], (it) => ExportBan.from(it as Map<String, dynamic>)),
+        blocks = _list(json['blocks'], (it) => ExportBlocks.from(it as Map<String, dynamic>)),
+        reports = _list(json['reports'], (it) => ExportReports.from(it as Map<String, dynamic>)),
         games = _list(json['games'], (it) => GameRecord.from(it as Map<String, dynamic>)),
         questionsSeen = _list(json['questions_seen'], (it) => it as String);
 
@@ -822,11 +890,15 @@ class Export {
 
   final ExportBan? ban;
 
+  final List<ExportBlocks> blocks;
+
+  final List<ExportReports> reports;
+
   final List<GameRecord> games;
 
   final List<String> questionsSeen;
 
-  Map<String, dynamic> toJson() => _fields({'user': user, 'sessions': sessions, 'ban': ban, 'games': games, 'questions_seen': questionsSeen});
+  Map<String, dynamic> toJson() => _fields({'user': user, 'sessions': sessions, 'ban': ban, 'blocks': blocks, 'reports': reports, 'games': games, 'questions_seen': questionsSeen});
 }
 
 class ExportSessions {
@@ -853,6 +925,36 @@ class ExportBan {
   final String reason;
 
   Map<String, dynamic> toJson() => _fields({'until_ms': untilMs, 'reason': reason});
+}
+
+class ExportBlocks {
+  const ExportBlocks({required this.username, required this.blockedAt});
+
+  ExportBlocks.from(Map<String, dynamic> json)
+      : username = json['username'] as String,
+        blockedAt = json['blocked_at'] as int;
+
+  final String username;
+
+  /// Seconds since 1970.
+  final int blockedAt;
+
+  Map<String, dynamic> toJson() => _fields({'username': username, 'blocked_at': blockedAt});
+}
+
+class ExportReports {
+  const ExportReports({required this.target, required this.reportedAt});
+
+  ExportReports.from(Map<String, dynamic> json)
+      : target = json['target'] as String,
+        reportedAt = json['reported_at'] as int;
+
+  final String target;
+
+  /// Seconds since 1970.
+  final int reportedAt;
+
+  Map<String, dynamic> toJson() => _fields({'target': target, 'reported_at': reportedAt});
 }
 
 class Health {
@@ -1583,7 +1685,7 @@ class PassFields extends ClientMessage {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'banned', 'wrong_password', 'sign_in_again', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'unknown_code', 'expired_code', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'app_too_old', 'upgrade_required', 'malformed_code', 'too_many_attempts', 'head_too_large', 'registration_closed', 'queue_closed', 'maintenance', 'no_mail', 'provider_unavailable', 'guests_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'not_revealed', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'room_full', 'room_locked', 'kicked', 'rematch_over', 'not_in_room', 'not_host', 'room_plays', 'too_few_players', 'no_such_player', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
+const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'banned', 'wrong_password', 'sign_in_again', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'unknown_code', 'expired_code', 'already_reported', 'blocks_full', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'app_too_old', 'upgrade_required', 'malformed_code', 'yourself', 'too_many_attempts', 'head_too_large', 'registration_closed', 'queue_closed', 'maintenance', 'no_mail', 'provider_unavailable', 'guests_full', 'reports_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'not_revealed', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'room_full', 'room_locked', 'kicked', 'rematch_over', 'not_in_room', 'not_host', 'room_plays', 'too_few_players', 'no_such_player', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
 
 /// The queues of the server.
 const triviaQueues = ['random', 'rated', 'party', 'solo', 'friends'];
@@ -1735,9 +1837,29 @@ class Trivia {
     return GameList.from(await _request('GET', '/users/me/games', query: {'limit': limit, 'cursor': cursor}));
   }
 
-  /// Returns the public fields of a player.
+  /// Reports a player or a question to the operator, once each.
+  Future<ReportReceipt> report(Report body) async {
+    return ReportReceipt.from(await _request('POST', '/reports', body: body));
+  }
+
+  /// Returns the public fields of a player; 404 if caller or player has blocked the other.
   Future<Player> readUser(String username) async {
     return Player.from(await _request('GET', '/users/${Uri.encodeComponent(username)}'));
+  }
+
+  /// Blocks a player: neither meets the other in a queue, or gets messages of the other.
+  Future<void> blockUser(String username) async {
+    await _request('PUT', '/users/${Uri.encodeComponent(username)}/block');
+  }
+
+  /// Lifts the caller's block of a player, if there is one.
+  Future<void> liftBlock(String username) async {
+    await _request('DELETE', '/users/${Uri.encodeComponent(username)}/block');
+  }
+
+  /// Returns the players whom the caller has blocked, the latest first.
+  Future<BlockList> myBlocks() async {
+    return BlockList.from(await _request('GET', '/users/me/blocks'));
   }
 
   /// Returns a finished game of the caller with all its rounds.

@@ -96,6 +96,22 @@ export interface PasswordConfirmation {
   password?: string;
 }
 
+export interface Report {
+  /** A username. */
+  player?: string;
+  /** Instead of a player: the text of a question as it was shown, or its id. */
+  question?: string;
+  /**
+   * Of a player: name, picture, message, cheating; of a question: wrong, ambiguous, outdated,
+   * offensive.
+   */
+  reason: "name" | "picture" | "message" | "cheating" | "wrong" | "ambiguous" | "outdated" | "offensive";
+  /** A game of the caller, running or not; the operator sees its rounds. */
+  game?: string;
+  /** More, for the operator. */
+  text?: string;
+}
+
 export interface User {
   /** The name that other players see. */
   username: string;
@@ -295,6 +311,18 @@ export interface Room {
   state: "waiting" | "playing";
 }
 
+export interface ReportReceipt {
+  id: string;
+}
+
+export interface BlockList {
+  blocks: Array<{
+    username: string;
+    /** Seconds since 1970. */
+    blocked_at: number;
+  }>;
+}
+
 export interface Export {
   user: User;
   sessions: Array<{
@@ -305,6 +333,16 @@ export interface Export {
     until_ms: number;
     reason: string;
   } | null;
+  blocks: Array<{
+    username: string;
+    /** Seconds since 1970. */
+    blocked_at: number;
+  }>;
+  reports: Array<{
+    target: string;
+    /** Seconds since 1970. */
+    reported_at: number;
+  }>;
   games: Array<GameRecord>;
   questions_seen: Array<string>;
 }
@@ -676,7 +714,7 @@ export type ServerMessage = QueuedMessage | CancelledMessage | RoomMessage | Sta
 export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "rematch" } & RematchFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields) | ({ type: "flag" } & FlagFields) | ({ type: "begin" } & BeginFields) | ({ type: "kick" } & KickFields) | ({ type: "lock" } & LockFields) | ({ type: "pass" } & PassFields);
 
 /** The codes of errors, over HTTP and in `error` messages. */
-export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
+export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "already_reported", "blocks_full", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "yourself", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "reports_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
 export type ErrorCode = (typeof ERROR_CODES)[number];
 
 /** The queues of the server. */
@@ -829,9 +867,29 @@ export class Trivia {
     return this.request<GameList>("GET", "/users/me/games", query, undefined);
   }
 
-  /** Returns the public fields of a player. */
+  /** Reports a player or a question to the operator, once each. */
+  async report(body: Report): Promise<ReportReceipt> {
+    return this.request<ReportReceipt>("POST", "/reports", undefined, body);
+  }
+
+  /** Returns the public fields of a player; 404 if caller or player has blocked the other. */
   async readUser(username: string): Promise<Player> {
     return this.request<Player>("GET", `/users/${encodeURIComponent(username)}`, undefined, undefined);
+  }
+
+  /** Blocks a player: neither meets the other in a queue, or gets messages of the other. */
+  async blockUser(username: string): Promise<void> {
+    return this.request<void>("PUT", `/users/${encodeURIComponent(username)}/block`, undefined, undefined);
+  }
+
+  /** Lifts the caller's block of a player, if there is one. */
+  async liftBlock(username: string): Promise<void> {
+    return this.request<void>("DELETE", `/users/${encodeURIComponent(username)}/block`, undefined, undefined);
+  }
+
+  /** Returns the players whom the caller has blocked, the latest first. */
+  async myBlocks(): Promise<BlockList> {
+    return this.request<BlockList>("GET", "/users/me/blocks", undefined, undefined);
   }
 
   /** Returns a finished game of the caller with all its rounds. */
