@@ -98,7 +98,7 @@ def test_check_exits_with_0_for_the_shipped_schema():
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(
-        "schema.yaml: fine: 7 user fields, 2 leaderboards, 5 queues, 11 client messages\n"
+        "schema.yaml: fine: 7 user fields, 2 leaderboards, 5 queues, 12 client messages\n"
     )
 
 
