@@ -1621,9 +1621,9 @@ FILTER = _object(
 )
 FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _object(
     "users leaderboards queues messages limits",
-    extends={"const": "shipped"},
     title=_TEXT,
     description=_TEXT,
+    extends={"const": "shipped"},
     page=PAGE,
     origins=_NAMES,
     users=_object(
