@@ -26,6 +26,7 @@ local CLOCK_GAP_MS = 3000       -- a longer gap between two looks at a clock sto
 local KNOWN_ADDRESSES = 8       -- so many addresses of a user's sign-ins are kept
 local TRIM_AT_ONCE = 100        -- old games that leave a history at the end of a game
 local MOST_PAGES = 8            -- of candidates that are looked at while some of them are blocked
+local ATTEMPTS_S = 3 * 86400    -- attempts at the questions of a day are kept so long
 
 -- ==== helpers ====================================================================================
 
@@ -252,6 +253,22 @@ local function flag_question(keys, args)
   if call('HLEN', flags) >= tonumber(most) or call('HSETNX', flags, who, 1) == 0 then return 0 end
   call('ZADD', flagged, call('HLEN', flags), number)
   return 1
+end
+
+-- fix_draws: fixes what daily queues ask on a day, unless it is fixed. Reads all that is fixed.
+-- KEYS draws  'QUEUE DAY' -> draw
+-- ARGS first  the first day that is kept; days sort as text
+-- ARGS ...    'QUEUE DAY', draw of each that may be missing
+-- Returns {now, {'QUEUE DAY', draw, ...}}.
+-- Atomic, so that everybody gets the same questions.
+local function fix_draws(keys, args)
+  local draws = unpack(keys)
+  local first = unpack(args)
+  for i = 2, #args, 2 do call('HSETNX', draws, args[i], args[i + 1]) end
+  for _, name in ipairs(call('HKEYS', draws)) do
+    if string.match(name, '%S+$') < first then call('HDEL', draws, name) end
+  end
+  return {wall_clock(), call('HGETALL', draws)}
 end
 
 -- ==== users ======================================================================================
@@ -606,13 +623,15 @@ end
 -- ARGS sigma    of the guest, or ''
 -- ARGS initial  rating of a new user
 -- ARGS quick    of the guest: right minus wrong answers in inhuman time
+-- ARGS points   of the guest in daily games
+-- ARGS streak   of the guest, or ''; the longer one stays
 -- ARGS ...      name, field, default and 'PERIOD VALUE-AT-ITS-START' of the guest, of each
 --               leaderboard with a period
 -- Returns {field, value, ...} of the account, or false if there is no such account.
 -- Atomic: the entry in `merges` says whether it was applied.
 local function apply_merge(keys, args)
   local user, merges = unpack(keys)
-  local guest, keep, wins, games, rating, sigma, initial, quick = unpack(args)
+  local guest, keep, wins, games, rating, sigma, initial, quick, points, streak = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return false end
   local now = tonumber(call('TIME')[1])
   if call('ZADD', merges, 'NX', now, guest) == 0 then return call('HGETALL', user) end
@@ -621,15 +640,17 @@ local function apply_merge(keys, args)
   call('EXPIRE', merges, keep)
   local is_better = rating ~= '' and
     tonumber(rating) > tonumber(call('HGET', user, 'rating') or initial)
-  for i = 9, #args, 4 do
+  for i = 11, #args, 4 do
     local board, field, default, start = 'board:' .. args[i], args[i + 1], args[i + 2], args[i + 3]
     local own = tonumber(call('HGET', user, field) or default)
-    local given = tonumber(({wins = wins, games = games, rating = rating})[field]) or 0
+    local gifts = {wins = wins, games = games, rating = rating, daily_points = points}
+    local given = tonumber(gifts[field]) or 0
     local period, gain = gain_of(call('HGET', user, board), own)
     local guest_period, guest_gain = gain_of(start, given)
     local latest = period > guest_period and period or guest_period
     if period < guest_period then gain = 0 end
     if guest_period < period then guest_gain = 0 end
+    if field == 'daily_points' and gain > 0 then guest_gain = 0 end   -- one attempt counts
     local value = own + given
     if field == 'rating' then
       value = is_better and given or own
@@ -643,6 +664,10 @@ local function apply_merge(keys, args)
   if wins ~= '0' then call('HINCRBY', user, 'wins', wins) end
   if games ~= '0' then call('HINCRBY', user, 'games', games) end
   if quick ~= '0' then call('HINCRBY', user, ':quick', quick) end
+  if points ~= '0' then call('HINCRBY', user, 'daily_points', points) end
+  local own_days = tonumber(string.match(call('HGET', user, ':streak') or '', '^%d+')) or 0
+  local days = tonumber(string.match(streak, '^%d+')) or 0
+  if days > own_days then call('HSET', user, ':streak', streak) end
   if is_better then call('HSET', user, 'rating', rating, ':sigma', sigma) end
   return call('HGETALL', user)
 end
@@ -859,6 +884,9 @@ end
 -- ARGS initial  rating of a new user
 -- ARGS quick    right minus wrong answers that were given in inhuman time
 -- ARGS others   digest of each opponent, separated by spaces
+-- ARGS points   of a daily game, which counts in no other way; '' for any other game
+-- ARGS streak   of the player, as it was read before a daily game
+-- ARGS longer   streak that replaces it
 -- ARGS ...      name, field, period, default of each leaderboard with a period
 -- Returns {1 if it was applied now, 'GAME ...', field, value, ...} with the games that the history
 -- has no room for, which the caller drops, and the fields of the user; {0, ''} if there is no such
@@ -868,7 +896,7 @@ end
 local function apply_result(keys, args)
   local user, history, met, merged = unpack(keys)
   local game, ended, keep, most, counts, wins, change, sigma = unpack(args)
-  local initial, quick, others = unpack(args, 9)
+  local initial, quick, others, points, streak, longer = unpack(args, 9)
   if call('HEXISTS', user, 'username') == 0 then
     local account = string.match(call('HGET', merged, ':merge') or '', '^%S+ (%S+)')
     if not account then return {0, ''} end
@@ -890,7 +918,7 @@ local function apply_result(keys, args)
   dropped = table.concat(dropped, ' ')
   if quick ~= '0' then call('HINCRBY', user, ':quick', quick) end
   if counts == '0' then return {1, dropped, unpack(call('HGETALL', user))} end
-  for i = 12, #args, 4 do
+  for i = 15, #args, 4 do
     local board, field, period, default = 'board:' .. args[i], args[i + 1], args[i + 2], args[i + 3]
     local kept = call('HGET', user, board) or ''
     local last, kept_field = string.match(kept, '^(%S+) %S+ ?(%S*)$')
@@ -900,6 +928,13 @@ local function apply_result(keys, args)
       local value = call('HGET', user, field) or default
       call('HSET', user, board, period .. ' ' .. value .. ' ' .. field)
     end
+  end
+  if points ~= '' then
+    if points ~= '0' then call('HINCRBY', user, 'daily_points', points) end
+    if (call('HGET', user, ':streak') or '') == streak then
+      call('HSET', user, ':streak', longer)
+    end
+    return {1, dropped, unpack(call('HGETALL', user))}
   end
   call('HINCRBY', user, 'games', 1)
   if wins ~= '0' then call('HINCRBY', user, 'wins', wins) end
@@ -1135,8 +1170,9 @@ local function is_hidden(lists, uid, group)
   return false
 end
 
--- Seats a group in a new game. Returns the match: 'GAME QUEUE UID...', and 'rematch:GAME' if they
--- play a game again. A player who might have played another game again is out of that.
+-- Seats a group in a new game. Returns the match: 'GAME QUEUE UID...', then 'rematch:GAME' if they
+-- play a game again, or 'draw:DAY' or 'draw:CODE' if other games have the same questions. A player
+-- who might have played another game again is out of that.
 local function seat_group(search, group, members)
   for _, uid in ipairs(group) do
     if is_rematch(members[uid].party) then
@@ -1148,6 +1184,7 @@ local function seat_group(search, group, members)
   end
   local match = search.new_game .. ' ' .. search.name .. ' ' .. table.concat(group, ' ')
   if search.again then match = match .. ' rematch:' .. search.again end
+  if (search.draw or '') ~= '' then match = match .. ' draw:' .. search.draw end
   call('HINCRBY', search.playing, search.name, #group)
   call('ZADD', search.forming, search.now + TAKE_OVER_MS, match)
   return match
@@ -1230,6 +1267,7 @@ end
 -- KEYS clock     of the lobby
 -- KEYS hidden    UID -> 'UID UID...' whom the player has blocked
 -- KEYS quits     how long the player is held back
+-- KEYS attempts  UID -> the game in which they play what is drawn
 -- ARGS uid       player
 -- ARGS name      of the queue
 -- ARGS new_game  id for a new game
@@ -1244,10 +1282,12 @@ end
 -- ARGS over      game that is over for the player, or ''
 -- ARGS longest   players that the queue may hold
 -- ARGS turn      fencing token of the connection: a higher turn is newer
--- Returns {'game', id, party if there is one}, {'full'}, {'queued', ms until the ticket ends, ms
--- for which the player is held back, game that they may play again if there is one}, {'matched',
--- match}, {'rematch', game} to a player who reconnects while somebody wants to play that game
--- again, or {'stale'} if a newer connection of the player is there. Run again by the same
+-- ARGS draw      what the questions are drawn by: a day; '' for questions of the game's own
+-- Returns {'game', id, party if there is one}, {'full'}, {'played'} after an attempt at what is
+-- drawn, {'queued', ms until the ticket ends, ms for which the player is held back, game that they
+-- may play again if there is one}, {'matched', match}, {'rematch', game} to a player who reconnects
+-- while somebody wants to play that game again, or {'stale'} if a newer connection of the player is
+-- there. Run again by the same
 -- connection it changes nothing. Who is held back has a ticket whose `since` is yet to come. It
 -- enters the queue then.
 -- Events: replaced, to an older connection of the player.
@@ -1255,9 +1295,11 @@ end
 -- matched twice.
 local function join(keys, args)
   local search = read_search(keys, args)
-  local quits = unpack(keys, 9)
-  local conn, rating, over, longest, turn = unpack(args, 10)
-  local seats, uid, since, party = search.seats, search.uid, search.now + held_back(quits), '-'
+  local quits, attempts = unpack(keys, 9)
+  local conn, rating, over, longest, turn, draw = unpack(args, 10)
+  local seats, uid, since, party = search.seats, search.uid, search.now, '-'
+  search.draw = draw
+  if draw == '' then since = since + held_back(quits) end     -- else nobody waits for them
   turn = tonumber(turn)
   local seat = read_seat(seats, uid)
   if seat then
@@ -1286,6 +1328,10 @@ local function join(keys, args)
       end
     end
   end
+  if draw ~= '' and call('HEXISTS', attempts, uid) == 1 then
+    write_idle_seat(seats, uid, conn, turn)
+    return {'played'}
+  end
   if call('ZCARD', search.queue) >= tonumber(longest) and not call('ZSCORE', search.queue, uid) then
     write_idle_seat(seats, uid, conn, turn)
     return {'full'}
@@ -1296,6 +1342,10 @@ local function join(keys, args)
   }
   write_seat(seats, uid, seat)
   local match = seek_in_turn(search, seat)
+  if match and draw ~= '' then
+    call('HSET', attempts, uid, search.new_game)
+    call('EXPIRE', attempts, ATTEMPTS_S)
+  end
   if match then return {'matched', match} end
   local held = math.max(0, since - search.now)
   return {'queued', since + search.wait - search.now, held, party ~= '-' and party or nil}
@@ -1511,14 +1561,19 @@ end
 -- ==== game =======================================================================================
 --
 -- A game is a hash of three parts:
---   plan   fixed when the game begins: [queue, rules, quiz, [player, ...], series]
+--   plan   fixed when the game begins: [queue, rules, quiz, [player, ...], series, draw]
 --          rules    [answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind, total_ms,
 --                   lives]; the last two are absent unless the queue has one of them
 --          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
 --          player   [uid, name, rating, sigma, first]
 --            rating, sigma  the strength with which they began; only in a rated game that runs
 --            first          round of the first question of a player who came late
---          series   of two players who play again: the games that each has won so far; else absent
+--          series   of two players who play again: the games that each has won so far; else 0
+--          draw     [what the questions are drawn by, when the game began, rivals] if other games
+--                   have the same: a day, or the code of a challenge. These two are absent unless
+--                   one is needed
+--            rivals   of a challenge: [UID, name, ['CHOICE:MS:POINTS' or '-', ...]] of each who has
+--                     played it; only while the game runs
 --   state  what moves: [phase, round, deadline, [player, ...], reason, ended, spent, wrong]
 --          phase    start | question | reveal | settle | end
 --          round    from 1; 0 before the first question
@@ -1560,12 +1615,14 @@ end
 local DROPPED = -1
 
 local function read_plan(text)
-  local queue, rules, quiz, players, series = unpack(cjson.decode(text))
-  return {queue = queue, rules = rules, quiz = quiz, players = players, series = series}
+  local queue, rules, quiz, players, series, draw = unpack(cjson.decode(text))
+  return {
+    queue = queue, rules = rules, quiz = quiz, players = players, series = series, draw = draw,
+  }
 end
 
 local function write_plan(plan)
-  return cjson.encode({plan.queue, plan.rules, plan.quiz, plan.players, plan.series})
+  return cjson.encode({plan.queue, plan.rules, plan.quiz, plan.players, plan.series, plan.draw})
 end
 
 local function read_state(text)
@@ -1791,6 +1848,23 @@ local function spend(game)
   return rest
 end
 
+-- Adds what those have answered and scored who have played the challenge before.
+local function add_rivals(game, answers, scores)
+  local round, draw = game.state.round, game.plan.draw
+  for _, rival in ipairs(draw and draw[3] or {}) do
+    local name, score = cjson.encode(rival[2]), 0
+    for i = 1, round do
+      local choice, ms, points = string.match(rival[3][i] or '', '^(%d+):(%d+):(%d+)$')
+      score = score + (points or 0)
+      if choice and i == round then
+        answers[#answers + 1] = string.format('%s:{"choice":%d,"points":%d,"ms":%d}',
+          name, choice, points, ms)
+      end
+    end
+    scores[#scores + 1] = name .. ':' .. score
+  end
+end
+
 local function reveal(game)
   local round = game.state.round
   local _, order = question_of(game, round)
@@ -1807,6 +1881,7 @@ local function reveal(game)
     end
     scores[i] = string.format('%s:%d', name, player.score)
   end
+  add_rivals(game, answers, scores)
   local left = spend(game)
   game.closed_round = table.concat(closed, ' ')
   begin_phase(game, 'reveal', game.reveal_ms)
@@ -2257,6 +2332,7 @@ local function finish_game(keys, args)
   local state = game.state
   emit(game, 'end', message(game, 'end', '"reason":"' .. state.reason .. '","ranking":' .. ranking))
   for _, seat in ipairs(game.plan.players) do seat[3], seat[4] = nil, nil end
+  if game.plan.draw then game.plan.draw[3] = nil end
   for n = 4, #args do
     replace(game, string.match(args[n], '^(%S+) ?(%S*)$'))
   end
@@ -2664,6 +2740,17 @@ local function add_member(room, uid, name, view, seat)
   call('HSET', room.key, 'name:' .. uid, name, 'view:' .. uid, view)
 end
 
+-- Takes a connection back to the game that its player is in. Returns the reply, or nil if there is
+-- no such game.
+local function resume(seats, due, seat, uid, conn, turn, over)
+  if seat and seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
+  if not seat or seat.game == '-' or seat.game == over then return nil end
+  seat.conn, seat.turn = conn, turn
+  write_seat(seats, uid, seat)
+  check_party(due, seat)
+  return {'game', seat.game, seat.party}
+end
+
 -- join_room: takes a player's connection into a room, a new one or one that is there; or back to
 -- the game that they are in.
 -- KEYS seats     UID -> what the player does
@@ -2697,13 +2784,8 @@ local function join_room(keys, args)
   turn = tonumber(turn)
   if seat and seat.turn > turn then return {'stale'} end
   if opens == '1' and (room.closed or room.exists) then return {'taken'} end
-  if seat and seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
-  if seat and seat.game ~= '-' and seat.game ~= over then
-    seat.conn, seat.turn = conn, turn
-    write_seat(room.seats, uid, seat)
-    check_party(room.due, seat)
-    return {'game', seat.game, seat.party}
-  end
+  local resumed = resume(room.seats, room.due, seat, uid, conn, turn, over)
+  if resumed then return resumed end
   local wrong = opens ~= '1' and entry_refusal(room, uid, most, hidden)
   if wrong and seat and seat.party ~= '-' and seat.party ~= room.id then
     return {'refused', wrong, seat.party}
@@ -3196,6 +3278,172 @@ local function set_switch(keys, args)
   return 1
 end
 
+-- ==== challenges =================================================================================
+--
+-- In a challenge friends play the same questions, each alone and when they like. It is a hash:
+--   queue    name
+--   owner    UID of the player who made it; '-' once they are erased
+--   rules    of its games, as JSON: the same for all, whatever becomes of schema.yaml
+--   quiz     as games have it
+--   most     players
+--   ends     nobody can begin later (ms)
+--   keep     seconds for which it stays after that, once somebody has begun
+--   run:UID  'GAME' while the player plays, then 'GAME SCORE ENDED ANSWER ANSWER ...'; an answer is
+--            'CHOICE:MS:POINTS' or '-'
+
+-- Returns the fields of a challenge, those of its runs by UID, and how many these are.
+local function load_challenge(key)
+  local flat, fields, runs, count = call('HGETALL', key), {}, {}, 0
+  for i = 1, #flat, 2 do
+    local uid = string.match(flat[i], '^run:(.+)$')
+    if uid then
+      runs[uid], count = flat[i + 1], count + 1
+    else
+      fields[flat[i]] = flat[i + 1]
+    end
+  end
+  return fields, runs, count
+end
+
+-- Returns why a player can't begin to play a challenge, or nil. The owner has a place until they
+-- have played.
+local function challenge_refusal(key, uid)
+  local fields, runs, count = load_challenge(key)
+  local owner = fields.owner
+  if not owner then return 'unknown_code' end
+  if runs[uid] then return uid == owner and 'own_challenge' or 'challenge_played' end
+  if wall_clock() > tonumber(fields.ends) then return 'expired_code' end
+  local is_kept = owner ~= '-' and owner ~= uid and not runs[owner]
+  if count + (is_kept and 1 or 0) >= tonumber(fields.most) then return 'challenge_full' end
+end
+
+-- create_challenge: makes a challenge.
+-- KEYS key    the challenge
+-- ARGS queue  name
+-- ARGS owner  UID
+-- ARGS rules  of its games
+-- ARGS quiz   of its games
+-- ARGS most   players
+-- ARGS ttl    ms until nobody can begin
+-- ARGS keep   seconds for which it stays after that
+-- Returns when nobody can begin any more (ms), or 0 if the code is in use; then nothing is done.
+-- Atomic, so that a code is given once.
+local function create_challenge(keys, args)
+  local key = unpack(keys)
+  local queue, owner, rules, quiz, most, ttl, keep = unpack(args)
+  if call('EXISTS', key) == 1 then return 0 end
+  local ends = wall_clock() + ttl
+  call('HSET', key, 'queue', queue, 'owner', owner, 'rules', rules, 'quiz', quiz, 'most', most,
+    'ends', string.format('%.0f', ends), 'keep', keep)
+  call('EXPIREAT', key, math.ceil(ends / 1000))
+  return ends
+end
+
+-- join_challenge: begins a player's game of a challenge; or takes their connection back to the game
+-- that they are in.
+-- KEYS seats    UID -> what the player does
+-- KEYS key      the challenge
+-- KEYS due      tickets by the time of their next check
+-- KEYS clock    of the lobby
+-- KEYS playing  queue -> players in games
+-- KEYS forming  matches whose game is not formed yet
+-- ARGS uid      player
+-- ARGS conn     connection
+-- ARGS turn     fencing token of the connection: a higher turn is newer
+-- ARGS over     game that is over for the player, or ''
+-- ARGS game     id for a new game
+-- Returns {'stale'} if a newer connection of the player is there, {'game', id, party}, {'matched',
+-- match}, or {'refused', error code, '-'}: unknown_code, expired_code, own_challenge,
+-- challenge_played, challenge_full. Then the challenge stays as it is.
+-- Events: replaced, to an older connection of the player.
+-- Atomic, so that each plays a challenge once, and no more than there are places.
+local function join_challenge(keys, args)
+  local seats, key, due, clock, playing, forming = unpack(keys)
+  local uid, conn, turn, over, game = unpack(args)
+  local seat = read_seat(seats, uid)
+  turn = tonumber(turn)
+  if seat and seat.turn > turn then return {'stale'} end
+  local resumed = resume(seats, due, seat, uid, conn, turn, over)
+  if resumed then return resumed end
+  if seat and seat.game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
+  if seat then check_party(due, seat) end
+  local wrong = challenge_refusal(key, uid)
+  if wrong then
+    write_idle_seat(seats, uid, conn, turn)
+    return {'refused', wrong, '-'}
+  end
+  local queue, ends, keep = unpack(call('HMGET', key, 'queue', 'ends', 'keep'))
+  local search = {
+    seats = seats, playing = playing, forming = forming, due = due, name = queue, new_game = game,
+    now = game_clock(clock, due), draw = string.match(key, '([^:]+)$'),
+  }
+  seat = {
+    conn = conn, turn = turn, queue = queue, since = 0, rating = '-', game = '-', party = '-',
+  }
+  local match = seat_group(search, {uid}, {[uid] = seat})
+  call('HSET', key, 'run:' .. uid, game)
+  call('EXPIREAT', key, math.ceil(ends / 1000) + keep)
+  return {'matched', match}
+end
+
+-- record_run: writes down how a player has played a challenge.
+-- KEYS key   the challenge
+-- ARGS game  id
+-- ARGS run   'SCORE ENDED ANSWER ANSWER ...'
+-- Returns 1, or 0 if it was done before, or the player is gone; then nothing is done.
+-- Atomic, so that a run counts once, for whoever has the game by now.
+local function record_run(keys, args)
+  local key = unpack(keys)
+  local game, run = unpack(args)
+  local _, runs = load_challenge(key)
+  for uid, text in pairs(runs) do
+    if text == game then
+      call('HSET', key, 'run:' .. uid, game .. ' ' .. run)
+      return 1
+    end
+  end
+  return 0
+end
+
+-- move_challenger: gives what a player has in a challenge to an account, or removes it.
+-- KEYS key      the challenge
+-- ARGS uid      player
+-- ARGS account  UID, or '' to erase the player
+-- Returns 1.
+-- Atomic, so that an account that has played itself keeps its own run.
+local function move_challenger(keys, args)
+  local key = unpack(keys)
+  local uid, account = unpack(args)
+  local run = call('HGET', key, 'run:' .. uid)
+  call('HDEL', key, 'run:' .. uid)
+  if run and account ~= '' then call('HSETNX', key, 'run:' .. account, run) end
+  if call('HGET', key, 'owner') == uid then
+    call('HSET', key, 'owner', account ~= '' and account or '-')
+  end
+  local fields, _, count = load_challenge(key)
+  if fields.owner == '-' and count == 0 then call('DEL', key) end
+  return 1
+end
+
+-- note_challenge: adds a challenge to the list of a player, and removes old ones.
+-- KEYS list  code -> when nobody can begin any more
+-- ARGS code  of the challenge
+-- ARGS ends  when nobody can begin any more (ms)
+-- ARGS keep  seconds for which a challenge stays after that
+-- Returns 1.
+-- Atomic, so that the list lives as long as its last challenge.
+local function note_challenge(keys, args)
+  local list = unpack(keys)
+  local code, ends, keep = unpack(args)
+  local now = wall_clock()
+  local old = call('ZRANGEBYSCORE', list, '-inf', now - keep * 1000, 'LIMIT', 0, TRIM_AT_ONCE)
+  if #old > 0 then call('ZREM', list, unpack(old)) end
+  call('ZADD', list, ends, code)
+  local last = call('ZRANGE', list, -1, -1, 'WITHSCORES')[2]
+  call('EXPIREAT', list, math.ceil(last / 1000) + keep)
+  return 1
+end
+
 -- ==== metrics ====================================================================================
 
 -- add_metrics: adds what a worker counted to the sums of all workers.
@@ -3224,6 +3472,7 @@ register('put_question', put_question)
 register('add_stats', add_stats)
 register('rate_question', rate_question)
 register('flag_question', flag_question)
+register('fix_draws', fix_draws)
 register('claim', claim)
 register('settle_claim', settle_claim, 'allow-oom')
 register('reserve', reserve, 'allow-oom')
@@ -3291,4 +3540,9 @@ register('offer_rematch', offer_rematch)
 register('answer_rematch', answer_rematch)
 register('check_rematch', check_rematch)
 register('set_switch', set_switch, 'allow-oom')
+register('create_challenge', create_challenge)
+register('join_challenge', join_challenge)
+register('record_run', record_run)
+register('move_challenger', move_challenger, 'allow-oom')
+register('note_challenge', note_challenge)
 register('add_metrics', add_metrics)

@@ -51,7 +51,8 @@ time may lag behind that clock.
                                  -> expiry (s); board:NAME -> "PERIOD
                                  VALUE-AT-ITS-START FIELD"; :quick (right minus
                                  wrong answers in inhuman time); :ban ("UNTIL
-                                 REASON" of a banned user; 0: for ever)
+                                 REASON" of a banned user; 0: for ever); :streak
+                                 ("DAYS DAY TIME OFFSET": see Streak)
     history:{UID}        zset    game id -> time of its end                       erased
     seen:{UID}           string  bitmap of the questions that were put to the     erased
                                  player
@@ -125,6 +126,14 @@ time may lag behind that clock.
     clock:{lobby}        string  "LAG TIME": ms by which tickets lag behind the   never
                                  clock, and their time at the last write
     playing:{lobby}      hash    queue -> players in its games                    never
+    tried:{lobby}:DRAW   hash    UID -> the game in which they play the daily     3 days
+                                 questions. DRAW is QUEUE:DAY
+    contest:{lobby}:CODE hash    of a challenge: queue, owner, rules, quiz, most,  its end; played:
+                                 ends, keep, run:UID: see trivia.lua               game_days later
+    contests:{UID}       zset    code of a challenge -> when nobody can begin it   as the last of
+                                 any more                                          them
+    draws:{draws}        hash    "QUEUE DAY" -> the daily questions (JSON): quiz  60 days
+                                 and ids
     game:{gSHARD}:ID     hash    plan, state, result, 1, 2...: see trivia.lua.    game_days after,
                                  ID begins with SHARD, in base 36                 or in no history,
                                                                                   or 2 min if void
@@ -162,13 +171,13 @@ time may lag behind that clock.
 switch, has changed
 
 The five parts: contract (settings, errors, JSON, log, metrics, words, fields and forms, schema
-file, schema reader, schema checks, schema), store (keys and format, client, cluster, Redis), play
-(questions, question files, question statistics, passwords, claims, users, leaderboards, lobby,
-game, rematches, games, rooms, personal data, chores, blocks, reports, guests, merges, identities,
-mail, recovery, switches, repairs, console, console of questions, stored schema, migration), wire
-(messages, outlets, joining, connections, hub, routes, sign-in routes, player routes, operator
-routes, documents, pages), process (worker, app, protocols, adapter, embedded Redis, commands,
-doctor, backup).
+file, schema reader, schema checks, streaks, schema), store (keys and format, client, cluster,
+Redis), play (questions, question files, question statistics, passwords, claims, users,
+leaderboards, daily questions, challenges, lobby, game, rematches, games, rooms, personal data,
+chores, blocks, reports, guests, merges, identities, mail, recovery, switches, repairs, console,
+console of questions, stored schema, migration), wire (messages, outlets, joining, connections, hub,
+routes, sign-in routes, player routes, operator routes, documents, pages), process (worker, app,
+protocols, adapter, embedded Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -219,6 +228,7 @@ import tempfile
 import time
 import types
 import unicodedata
+import zoneinfo
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -294,6 +304,7 @@ MAIL = os.environ.get("TRIVIA_MAIL", "")                # smtp(s)://user:passwor
 LOG_LEVEL = (os.environ.get("TRIVIA_LOG") or "info").upper()    # debug adds each request and game
 WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from WatchdogSec
 
+DAY_S = 86_400              # a day
 TICK_S = 0.025              # shortest pause between two looks for due deadlines
 LONG_TICK_S = 0.1           # longest pause: a phase as short as that may have begun meanwhile
 OTHERS_S = 0.5              # between two looks at the shards of the other workers
@@ -337,6 +348,7 @@ ROOM_ALLOWANCE = 60_000, 20     # a player opens 20 rooms, then one per minute
 FLAG_ALLOWANCE = 60_000, 20     # a player flags 20 questions, then one per minute
 STRANGER_ALLOWANCE = 60_000, 20     # ms, times: of acts that a stranger tries, so many are logged
 BLOCK_ALLOWANCE = 5_000, 100    # a player blocks or lifts 100 times, then once per 5 s
+CHALLENGE_ALLOWANCE = 600_000, 20   # a player makes 20 challenges, then one per 10 minutes
 RENAMES = 86_400_000, 5     # ms, times: a player changes names 5 times at once, then once a day
 CLAIM_MS = 3000             # a unique value is claimed so long for who has not stored it yet
 CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
@@ -370,7 +382,7 @@ PROBLEMS = {
     "not_found": (404, "The resource does not exist."),
     "method_not_allowed": (405, "The resource does not support this method."),
     "body_timeout": (408, "The body did not arrive in time."),
-    "unknown_code": (404, "There is no room of this code."),
+    "unknown_code": (404, "There is no room or challenge of this code."),
     "expired_code": (410, "The room of this code has closed."),
     "taken": (409, "Already taken."),
     "already_reported": (409, "You have reported this already."),
@@ -389,7 +401,7 @@ PROBLEMS = {
     "invalid": (422, "Some fields are invalid."),
     "app_too_old": (426, "This version of the app is too old. Get a new one."),
     "upgrade_required": (426, "This path is for WebSockets: Upgrade: websocket."),
-    "malformed_code": (422, "A code has six letters and digits."),
+    "malformed_code": (422, "A code has six letters and digits, that of a challenge eight."),
     "yourself": (422, "This can't be done to yourself."),
     "too_many_attempts": (429, "Too many attempts. Try again later."),
     "head_too_large": (431, "The request line and the headers are too large."),
@@ -980,6 +992,7 @@ READ_ONLY = "This field is read-only."
 MAX_COMPOSED = 1000  # characters of a password that is brought into NFC
 MAX_KEY = 60  # characters of an unknown key that an error repeats
 OWN_WORDS = ("unique", "private", "filtered")  # of fields, beside those of JSON Schema
+TIME_ZONE = "time-zone"  # a format of ours
 WEB_ADDRESS = r"https?://[^\s\"'<>\\]+"
 
 
@@ -1109,12 +1122,23 @@ def _datetime(year: str, *rest: str) -> datetime | None:
 # An email address needs two labels after the @. marshmallow's own check accepts a@localhost.
 _EMAIL = re.compile(r"[^@\s]{1,64}@([a-z0-9-]+\.)+[a-z0-9-]{2,}", re.IGNORECASE)
 _OPTIONAL_WEB_ADDRESS = re.compile(f"({WEB_ADDRESS})?")
+
+
+@functools.cache
+def zone_names() -> frozenset[str]:
+    """Returns the names of all time zones, such as Europe/Berlin. The first call takes 20 ms."""
+    return frozenset(zoneinfo.available_timezones())
+
+
 FORMATS = {  # a format that is not listed here is documented, but not checked
     "email": _validator(_EMAIL.fullmatch, "Must be an email address."),
     "uri": _validator(_OPTIONAL_WEB_ADDRESS.fullmatch, "Must be an http or https address."),
     "date": _validator(is_date, "Must be a date of RFC 3339, such as 2026-11-29."),
     "date-time": _validator(
         is_date_time, "Must be a time of RFC 3339, such as 2026-11-29T20:15:00Z."
+    ),
+    TIME_ZONE: _validator(
+        lambda text: text in zone_names(), "Must be a time zone, such as Europe/Berlin."
     ),
 }
 
@@ -1307,10 +1331,8 @@ def sent_rule(rule: dict) -> dict:
 
 
 # ---- schema file ---------------------------------------------------------------------------------
-# Reads schema.yaml. FILE_SCHEMA is the form of the file as JSON Schema, which editors can use too.
-# SchemaLoader refuses what is YAML but not JSON. CrossChecks checks what JSON Schema can't express.
-# Every mistake is reported at once, as `FILE:LINE: PATH: found ...; expected ...`.
-# The parsed tree is never changed afterwards.
+# FILE_SCHEMA is the form of schema.yaml as JSON Schema, which editors can use too. CrossChecks
+# checks what JSON Schema can't express.
 #
 # To add a setting: FILE_SCHEMA allows it; a check across several settings goes into CrossChecks.
 
@@ -1325,6 +1347,10 @@ DIFFICULTIES = ["easy", "medium", "hard"]
 AUTO = "auto"  # difficulty of a question that is found out in play
 LAB_QUEUE = "lab"
 ROOM = "room"  # `match` of a queue of private rooms
+CHALLENGE = "challenge"  # `match` of a queue in which friends play at different times
+DAILY = "daily"  # `draw` of a queue with the same questions for everybody
+STREAK = "streak"  # a field of users: days in a row
+DAILY_POINTS = "daily_points"  # a field of users: points in daily games
 
 
 def _whole(least: int, greatest: int) -> dict:
@@ -1386,7 +1412,7 @@ FIELD = {"allOf": [_UNIQUE_RULE, _FILTERED_RULE]} | _object(
     type={"enum": ["string", "integer", "number", "boolean"]},
     title=_TEXT,
     description=_TEXT,
-    format={"enum": ["email", "password", "uri", "date", "date-time"]},
+    format={"enum": ["email", "password", "uri", "date", "date-time", TIME_ZONE]},
     pattern={"type": "string", "format": "regex"},
     minLength=_whole(0, 4000),
     maxLength=_whole(1, 4000),
@@ -1410,13 +1436,15 @@ USER_FIELDS = {  # the server itself reads or writes these
     "games": _COUNTED,
     "rating": {"allOf": [_with(FIELD, type="number", readOnly=True), {"required": ["default"]}]},
 }
+USER_FIELDS_OF_DAILY = {STREAK: _COUNTED, DAILY_POINTS: _COUNTED}
 _PLAYERS = _whole(1, 8)
 _POINTS = _whole(0, 1_000_000)
 _RATING_POINTS = {"type": "number", "minimum": 0, "maximum": 1_000_000}
 _RATING_QUEUE_RULE = {"if": _with({}, match="rating"), "then": {"required": ["window", "widen"]}}
+_BY_CODE = {"enum": [ROOM, CHALLENGE]}  # `match` of queues that do not fill up
 _PLAYER_RANGE_RULE = {
     "if": {
-        "properties": {"players": {"type": "object"}, "match": {"not": {"const": ROOM}}},
+        "properties": {"players": {"type": "object"}, "match": {"not": _BY_CODE}},
         "required": ["players"],
     },
     "then": {"required": ["fill_seconds"]},
@@ -1424,20 +1452,31 @@ _PLAYER_RANGE_RULE = {
 _OPPONENTS_RULE = {
     "if": {"not": _with({}, players=1)},
     "then": {
-        "required": ["match", "on_exit"],
-        "if": {"not": _with({}, match=ROOM)},
-        "then": {"required": ["wait_seconds", "rated"]},
+        "required": ["match"],
+        "if": _with({}, match=CHALLENGE),
+        "then": {"required": ["days"]},
+        "else": {
+            "required": ["on_exit"],
+            "if": {"not": _with({}, match=ROOM)},
+            "then": {"required": ["wait_seconds", "rated"]},
+        },
     },
 }
-QUEUE = {"allOf": [_RATING_QUEUE_RULE, _PLAYER_RANGE_RULE, _OPPONENTS_RULE]} | _object(
+QUEUE = {
+    "allOf": [_RATING_QUEUE_RULE, _PLAYER_RANGE_RULE, _OPPONENTS_RULE],
+    "dependentRequired": {"draw": ["attempts"]},
+} | _object(
     "players rounds start_seconds answer_seconds reveal_seconds scoring seat_seconds",
     description=_TEXT,
     players=_object("min max", min=_PLAYERS, max=_PLAYERS)
     | _PLAYERS
     | {"type": ["integer", "object"]},
-    match={"enum": ["fifo", "rating", ROOM]},
+    match={"enum": ["fifo", "rating", ROOM, CHALLENGE]},
+    days=_whole(1, 30),
     late_join=_BOOL,
     rematch_seconds=_SECONDS,
+    draw={"enum": [DAILY]},
+    attempts={"type": "integer", "const": 1},
     window=_RATING_POINTS,
     widen=_RATING_POINTS,
     fill_seconds=_SECONDS,
@@ -1628,7 +1667,9 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
     origins=_NAMES,
     users=_object(
         "fields required",
-        fields=_named(FIELD, USER_FIELDS, propertyNames=_names_except(*ADDED_FIELDS)),
+        fields=_named(
+            FIELD, USER_FIELDS, USER_FIELDS_OF_DAILY, propertyNames=_names_except(*ADDED_FIELDS)
+        ),
         required=_names_with("username", "password"),
     ),
     sign_in=SIGN_IN,
@@ -1652,6 +1693,10 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
     ),
     limits=_object(" ".join(LIMITS), **LIMITS, **LIMITS_WITH_DEFAULT),
 )
+
+# ---- schema reader -------------------------------------------------------------------------------
+# Reads schema.yaml. SchemaLoader refuses what is YAML but not JSON. Every mistake is reported at
+# once, as `FILE:LINE: PATH: found ...; expected ...`. The parsed tree is never changed afterwards.
 
 ANY_ORIGIN = ("*", "null")  # `null` is sent by pages without an origin, such as files
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -1989,7 +2034,8 @@ class CrossChecks:
     def _leaderboards(self) -> Iterable[Mistake]:
         """Checks that a leaderboard ranks a number that all may see and only the server writes."""
         fields = self._children("users", "fields")
-        ranked = [name for name, rule in fields.items() if _can_be_ranked(rule)]
+        # Nothing happens at the moment at which a streak breaks.
+        ranked = [name for name, rule in fields.items() if _can_be_ranked(rule) and name != STREAK]
         for name, board in self._children("leaderboards").items():
             field = board["field"]
             if field not in ranked and self._fine("users", "fields", field):
@@ -2009,6 +2055,9 @@ class CrossChecks:
         queues = self._children("queues").items()
         rooms = [name for name, queue in queues if queue.get("match") == ROOM]
         yield from self._missing_messages(ROOM_MESSAGES, rooms, "match: room")
+        contests = [name for name, queue in queues if queue.get("match") == CHALLENGE]
+        code = ("client", "join", "fields", "code")
+        yield from self._missing_messages([code], contests, "match: challenge")
         again = [name for name, queue in queues if "rematch_seconds" in queue]
         yield from self._missing_messages(REMATCH_MESSAGES, again, "rematch_seconds")
 
@@ -2096,18 +2145,28 @@ def _wrong_combinations(queue: dict) -> Iterable[tuple[str, str]]:
         players = {"min": players, "max": players}
     is_solo = players["max"] == 1
     match = queue.get("match")
-    if is_solo and match in ("rating", ROOM):
+    if is_solo and match in ("rating", ROOM, CHALLENGE):
         yield "match", "no match, since `players: 1` has no opponents"
-    if match == ROOM and queue.get("rated"):
-        yield "rated", "false, since the players of a room choose each other"
+    if match in (ROOM, CHALLENGE) and queue.get("rated"):
+        yield "rated", f"false, since the players of a {match} choose each other"
     elif players["min"] == 1 and queue.get("rated"):
         yield "rated", "false, since a rated game needs two players"
     if match != ROOM and queue.get("late_join"):
         yield "late_join", "no late_join, unless the queue has `match: room`"
     if (is_solo or match == ROOM) and "rematch_seconds" in queue:
         yield "rematch_seconds", "no rematch_seconds: rooms stay, and who plays alone joins again"
+    yield from _wrong_solo_keys(queue, is_solo)
+
+
+def _wrong_solo_keys(queue: dict, is_solo: bool) -> Iterable[tuple[str, str]]:
+    if queue.get("match") != CHALLENGE and "days" in queue:
+        yield "days", "no days, unless the queue has `match: challenge`"
     if not is_solo and "lives" in queue:
         yield "lives", "no lives, unless the queue has `players: 1`"
+    if not is_solo and "draw" in queue:
+        yield "draw", "no draw, unless the queue has `players: 1`: each plays it at another time"
+    if "draw" not in queue and "attempts" in queue:
+        yield "attempts", "no attempts, unless the queue has `draw: daily`"
 
 
 def separator_of(names: dict[str, list], rule: dict) -> str | None:
@@ -2199,6 +2258,57 @@ def _refusal(key: str, value: Any, rule: dict) -> str:
     return ""
 
 
+# ---- streaks -------------------------------------------------------------------------------------
+# Days in a row on which a player played the daily questions, by the clock of their phone.
+#
+# Neither a flight nor a change of clocks breaks a streak: it goes on if the player plays again
+# before the next day has ended, here or where they played last, and within 36 hours in any case. A
+# day counts once. A player who flies west and has the same date twice loses nothing.
+
+STREAK_GRACE_S = 36 * 3600
+
+
+def utc_offset(zone: str, when_s: float) -> int:
+    """Returns the seconds by which a time zone is ahead of UTC at a time; 0 if it is unknown."""
+    if zone not in zone_names():
+        return 0
+    local = datetime.fromtimestamp(when_s, zoneinfo.ZoneInfo(zone))
+    return round(local.utcoffset().total_seconds())
+
+
+class Streak(NamedTuple):
+    """A streak, as `:streak` of a user keeps it."""
+
+    days: int = 0
+    day: int = 0  # the latest date that counted, in days since 1970
+    played_s: int = 0  # when the player last played
+    offset_s: int = 0  # of their clock then
+
+    @classmethod
+    def parse(cls, text: str) -> Streak:
+        """Parses what write() wrote; '' is no streak."""
+        return cls(*map(int, text.split()))
+
+    def write(self) -> str:
+        """Returns the streak as Redis keeps it."""
+        return " ".join(map(str, self))
+
+    def stands(self, now_s: int, offset_s: int) -> bool:
+        """Tells whether a game at this time goes on with it."""
+        here = (now_s + offset_s) // DAY_S
+        there = (now_s + self.offset_s) // DAY_S
+        in_time = now_s - self.played_s <= STREAK_GRACE_S
+        return self.days > 0 and (min(here, there) <= self.day + 1 or in_time)
+
+    def after(self, now_s: int, offset_s: int) -> Streak:
+        """Returns the streak after a game at this time."""
+        today = (now_s + offset_s) // DAY_S
+        if not self.stands(now_s, offset_s):
+            return Streak(1, today, now_s, offset_s)
+        is_new_day = today > self.day
+        return Streak(self.days + is_new_day, max(today, self.day), now_s, offset_s)
+
+
 # ---- schema --------------------------------------------------------------------------------------
 # The tree of schema.yaml, ready for use: forms, queues, limits, and how a user is stored and shown.
 # Redis keeps each field of a user as text, and leaves out a field that has its default.
@@ -2264,6 +2374,16 @@ class Queue:
         return self.ms("rematch_seconds")
 
     @property
+    def is_challenge(self) -> bool:
+        """Whether friends play the same questions, each when they like."""
+        return self.spec.get("match") == CHALLENGE
+
+    @property
+    def is_daily(self) -> bool:
+        """Whether it asks everybody the same questions until midnight UTC."""
+        return self.spec.get("draw") == DAILY
+
+    @property
     def wait_ms(self) -> int:
         """How long a player, or a room, waits for a game."""
         return self.ms("wait_seconds") or (ROOM_WAIT_MS if self.is_room else SOLO_WAIT_MS)
@@ -2313,9 +2433,11 @@ class Queue:
 
     @functools.cached_property
     def kind(self) -> str:
-        """The kind of its games: rated, unrated, or sandbox, in which nothing counts."""
+        """The kind of its games: rated, unrated, private, challenge, daily, or sandbox."""
         if self.name == LAB_QUEUE:
             return "sandbox"
+        if self.is_daily or self.is_challenge:
+            return DAILY if self.is_daily else CHALLENGE
         if self.is_room:
             return "private"
         return "rated" if self.spec.get("rated") else "unrated"
@@ -2346,6 +2468,8 @@ class Schema:
         self.words = words_of(tree)
         self.fields: dict[str, dict] = users["fields"]
         self.unique = [name for name, rule in self.fields.items() if rule.get("unique")]
+        zones = [name for name, rule in self.fields.items() if rule.get("format") == TIME_ZONE]
+        self.zone = zones[0] if zones else ""
         writable = {name: rule for name, rule in self.fields.items() if not rule.get("readOnly")}
         self.read_only = {"created_at", "guest", *self.fields} - writable.keys()
         self.new_user = Form(writable, users["required"], self.read_only, self.words)
@@ -2386,6 +2510,8 @@ class Schema:
     def value(self, stored: dict[str, str], name: str) -> Any:
         """Returns the value of a field from the text in Redis, or its default."""
         rule = self.fields[name]
+        if name == STREAK:
+            return self.streak_of(stored).days
         text = stored.get(name)
         if text is None:
             return rule.get("default")
@@ -2394,6 +2520,17 @@ class Schema:
         except ValueError:
             return rule.get("default")
         return round(value, 3) if name == "rating" else value
+
+    def streak_of(self, stored: dict[str, str]) -> Streak:
+        """Returns the streak of a user that stands now."""
+        streak = Streak.parse(stored.get(":streak", ""))
+        now_s = int(time.time())
+        return streak if streak.stands(now_s, self.offset_of(stored, now_s)) else Streak()
+
+    def offset_of(self, stored: dict[str, str], when_s: int) -> int:
+        """Returns the seconds by which a user's clock is ahead of UTC at a time."""
+        zone = self.value(stored, self.zone) if self.zone else None
+        return utc_offset(zone or "UTC", when_s)
 
     def can_read(self, name: str, text: str) -> bool:
         """Tells whether a text from Redis is a value of a field's type."""
@@ -2493,6 +2630,7 @@ class Keys:
     refused = "refused:{ops}"
     ops_channel = "ops:{ops}"
     guests = "guests:{guests}"
+    draws = "draws:{draws}"
     chores = "chores:{chores}"
     due_chores = "due:{chores}"
 
@@ -2506,6 +2644,9 @@ class Keys:
     queue = "queue:{{lobby}}:{}".format
     room = "room:{{lobby}}:{}".format
     rematch = "rematch:{{lobby}}:{}".format
+    contest = "contest:{{lobby}}:{}".format
+    contests = "contests:{{{}}}".format
+    tried = "tried:{{lobby}}:{}:{}".format
     limit = "limit:{{{}:{}}}".format
     provider = "provider:{{{}}}".format
     nonce = "nonce:{{{}}}".format
@@ -2635,14 +2776,40 @@ class Seat(NamedTuple):
         return cls(connection, int(turn), queue, game, *party)
 
 
-def write_plan(queue: str, rules: list, quiz: str, players: list[list], *series: list) -> str:
+class Match(NamedTuple):
+    """A match, as `forming:{lobby}` has it; trivia.lua writes it."""
+
+    game: str
+    queue: str
+    uids: list[str]
+    again: str  # the game that they play again, or ''
+    draw: str  # what the questions are drawn by: a day, a code; '' for questions of its own
+
+    @classmethod
+    def parse(cls, text: str) -> Match:
+        """Parses "GAME QUEUE UID...", then perhaps "rematch:GAME" or "draw:DRAW"."""
+        game, queue, *rest = text.split(" ")
+        more = dict(part.split(":") for part in rest if ":" in part)
+        uids = [part for part in rest if ":" not in part]
+        return cls(game, queue, uids, more.get("rematch", ""), more.get("draw", ""))
+
+
+def write_plan(
+    queue: str,
+    rules: list,
+    quiz: str,
+    players: list[list],
+    series: list | int = 0,
+    draw: list | None = None,
+) -> str:
     """Writes the plan of a game. See trivia.lua for the format, also that of a player."""
-    return dumps([queue, rules, quiz, players, *series])
+    more = [series, draw] if draw else [series] if series else []
+    return dumps([queue, rules, quiz, players, *more])
 
 
 def parse_plan(text: str) -> dict:
     """Parses what write_plan wrote, by the names of its parameters."""
-    names = ("queue", "rules", "quiz", "players", "series")
+    names = ("queue", "rules", "quiz", "players", "series", "draw")
     return dict(zip(names, json.loads(text), strict=False))
 
 
@@ -2689,6 +2856,32 @@ def parse_quiz(quiz: str) -> list[tuple[int, str]]:
     """Parses what write_quiz wrote."""
     pairs = (part.split(":") for part in quiz.split())
     return [(int(number), order) for number, order in pairs]
+
+
+class Run(NamedTuple):
+    """What a player has done in a challenge; trivia.lua describes the format."""
+
+    game: str
+    score: int
+    ended: int
+    answers: list[str]
+
+    @classmethod
+    def parse(cls, text: str) -> Run | None:
+        """Parses a run. Returns None while the player plays."""
+        game, *rest = text.split(" ")
+        return cls(game, int(rest[0]), int(rest[1]), rest[2:]) if rest else None
+
+
+def write_draw(quiz: str, ids: list[str]) -> str:
+    """Writes the questions of a day, with the ids by which later versions of them are known."""
+    return dumps([quiz, ids])
+
+
+def parse_draw(text: str) -> tuple[str, list[str]]:
+    """Parses what write_draw wrote."""
+    quiz, ids = json.loads(text)
+    return quiz, ids
 
 
 def parse_round(text: str) -> list[dict | None]:
@@ -3813,6 +4006,7 @@ class Redis(Nodes):
 # again when the channel of the bank says that it has changed.
 
 DICE = secrets.SystemRandom()  # nobody foresees its draws, whatever they have seen of them
+DRAWN_DAYS = 3  # days whose daily questions are fixed, from today on
 BANK_PORTION = 500  # questions that are added in one pipeline, so that games go on meanwhile
 MAX_LISTED_ORDERS = 5  # choices, up to which all 120 orders are listed: 1.4 us a draw instead of 9
 
@@ -3924,7 +4118,7 @@ class Bank:
     """Holds the questions, and picks those of a game.
 
     `questions` has all versions of all questions, `ids` the number of the present version of each,
-    `retired` those ids that no new game takes.
+    `retired` those ids that no new game takes, `reserved` those that only daily queues may ask yet.
     """
 
     def __init__(self, redis: Redis, schema: Schema) -> None:
@@ -3933,6 +4127,7 @@ class Bank:
         self.questions: dict[int, Question] = {}
         self.ids: dict[str, int] = {}
         self.retired: set[str] = set()
+        self.reserved: frozenset[str] = frozenset()
         self.pools: dict[str, list[int]] = {}
 
     async def load(self) -> None:
@@ -3957,15 +4152,28 @@ class Bank:
             level = level_of(levels.get(str(number), ""))
             if self.questions[number].level != level:
                 self.questions[number] = replace(self.questions[number], level=level)
-        self.pools = {name: self._pool(queue.spec) for name, queue in self.schema.queues.items()}
+        self._fill_pools()
+
+    def reserve(self, ids: frozenset[str]) -> None:
+        """Sets which questions only daily queues may ask."""
+        if ids != self.reserved:
+            self.reserved = ids
+            self._fill_pools()
+
+    def _fill_pools(self) -> None:
+        self.pools = {name: self._pool(queue) for name, queue in self.schema.queues.items()}
 
     async def have(self, numbers: Iterable[int]) -> None:
         """Reads the bank again if it lacks one of these questions."""
         if any(number not in self.questions for number in numbers):
             await self.load()
 
-    def _pool(self, spec: dict) -> list[int]:
-        return [number for number in self.numbers if fits(self.questions[number], spec)]
+    def _pool(self, queue: Queue) -> list[int]:
+        pool = [number for number in self.numbers if fits(self.questions[number], queue.spec)]
+        hidden = {self.ids.get(question) for question in self.reserved}
+        free = pool if queue.is_daily else [number for number in pool if number not in hidden]
+        # Too few are left for a queue that is newer than the draws.
+        return free if len(free) >= queue.spec["rounds"] else pool
 
     @property
     def numbers(self) -> list[int]:
@@ -4068,12 +4276,25 @@ def fits(question: Question, spec: dict) -> bool:
 def shortages(schema: Schema, questions: list[Question]) -> Iterable[Mistake]:
     """Yields the queues that ask for more questions than there are."""
     for name, queue in schema.queues.items():
-        fitting = sum(fits(question, queue.spec) for question in questions)
+        fitting = [question for question in questions if fits(question, queue.spec)]
+        least, why = queue.spec["rounds"], f"its {queue.spec['rounds']} rounds"
+        if queue.is_daily:
+            least = least_to_draw(schema, fitting)
+            why = f"{least}, for {DRAWN_DAYS} days and the rounds of the other queues"
+        if len(fitting) < least:
+            found = f"{len(fitting)} questions of its categories and difficulties in the bank"
+            remedy = "add some with python trivia.py import FILE"
+            yield ("queues", name), found, f"at least {why}; {remedy}"
+
+
+def least_to_draw(schema: Schema, questions: list[Question]) -> int:
+    """Returns how many of its questions a daily queue needs, so that all others keep enough."""
+    least = 0
+    for queue in schema.queues.values():
         rounds = queue.spec["rounds"]
-        if fitting < rounds:
-            found = f"{fitting} questions of its categories and difficulties in the bank"
-            expected = f"at least its {rounds} rounds; add some with python trivia.py import FILE"
-            yield ("queues", name), found, expected
+        shared = sum(fits(question, queue.spec) for question in questions)
+        least += rounds * DRAWN_DAYS if queue.is_daily else min(rounds, shared)
+    return least
 
 
 def missing_categories(schema: Schema, questions: list[Question]) -> Iterable[Mistake]:
@@ -4775,6 +4996,10 @@ class Allowances:
         """Bounds the acts of strangers from an address that are logged for the operator."""
         return Allowance(Keys.limit("ops", address_digest(address)), *STRANGER_ALLOWANCE)
 
+    def challenges(self, uid: str) -> Allowance:
+        """Bounds how often a player makes a challenge."""
+        return Allowance(Keys.limit("challenges", uid), *CHALLENGE_ALLOWANCE)
+
     def tries_in_session(self, uid: str, token: str) -> Allowance:
         """Bounds the passwords that a signed-in caller tries. Nobody else can use it up."""
         _, secret = split_token(token)
@@ -4868,7 +5093,6 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
 # wait. After that it counts only if its user has the value. A value that was given up stays
 # reserved for name_hold_days: its user can take it back, nobody else can.
 
-DAY_S = 86400
 NOBODY = "-"  # stands for a UID
 
 
@@ -5559,7 +5783,8 @@ class Boards:
         value = self.schema.value(user, board["field"]) or 0
         ranked = self.schema.is_ranked(user)
         if "period" not in board:
-            return "", value if ranked and "games" in user else None
+            has_played = "games" in user or (board["field"] == DAILY_POINTS and value)
+            return "", value if ranked and has_played else None
         period = period_of(board["period"], time.time())
         last, base, field = (user.get(f"board:{name}", "") + "  ").split(" ")[:3]
         if last != period or not ranked or field not in ("", board["field"]):
@@ -5649,9 +5874,10 @@ class Boards:
         users = (self.redis.call("HGET", Keys.user(uid), "username") for uid, _ in rows)
         names = await asyncio.gather(*users)
         board = self.schema.boards[name]
+        ranks = await self._ranks(key, [value for _, value in rows], offset)
         entries = [
             {"rank": rank, "username": username, "value": self._shown(board, value)}
-            for rank, ((_, value), username) in enumerate(zip(rows, names, strict=True), offset + 1)
+            for rank, (_, value), username in zip(ranks, rows, names, strict=True)
             if username
         ]
         period = period_of(board["period"], time.time()) if "period" in board else None
@@ -5663,9 +5889,337 @@ class Boards:
         last = offset + limit - 1
         return await self.redis.call("ZRANGE", key, offset, last, "REV", "WITHSCORES")
 
+    async def _ranks(self, key: str, values: list[float], offset: int) -> list[int]:
+        """Returns the ranks of a page. Equal values share one, whoever came first."""
+        if not values:
+            return []
+        above = await self.redis.call("ZCOUNT", key, f"({values[0]!r}", "+inf")
+        ranks = [above + 1]
+        for place, (before, value) in enumerate(itertools.pairwise(values), offset + 2):
+            ranks.append(ranks[-1] if value == before else place)
+        return ranks
+
     def _shown(self, board: dict, value: float) -> float:
         is_whole = self.schema.fields[board["field"]]["type"] == "integer"
         return int(value) if is_whole else round(value, 3)
+
+
+# ---- daily questions -----------------------------------------------------------------------------
+# A queue with `draw: daily` asks everybody the same questions in the same order, with their choices
+# in the same order, until midnight UTC. What a day asks is drawn two days before and written to
+# `draws:{draws}` once. No restart and no import changes it.
+#
+# Until its day is over, no other queue asks what is drawn, also not in a corrected version. So
+# practice shows nothing ahead of time, and it costs a game nothing: these questions are left out of
+# the pools of the other queues. A draw leaves each of them enough for its `rounds`. A worker that
+# reads the draws twice a minute knows all that matter, since they were fixed a day before.
+#
+# `join` counts the one attempt as it makes the match. The points are those of the day of the draw.
+
+DRAWS_S = 30  # between two looks at the draws
+DRAWS_KEPT = 60  # days; a question of one of them comes again only when there is no other
+
+
+class Draws:
+    """Draws the daily questions."""
+
+    def __init__(self, redis: Redis, schema: Schema, bank: Bank) -> None:
+        self.redis = redis
+        self.bank = bank
+        self.queues = [queue for queue in schema.queues.values() if queue.is_daily]
+        self.drawn: dict[str, str] = {}  # "QUEUE DAY" -> draw
+        self.ahead_s = 0.0  # by which the clock of Redis is ahead of the monotonic one
+
+    def day(self, ahead: int = 0) -> str:
+        """Returns today, or a later day, by the clock of Redis (UTC)."""
+        return period_of("day", time.monotonic() + self.ahead_s + ahead * DAY_S)
+
+    async def refresh(self) -> None:
+        """Fixes the draws of the next days, unless they are fixed, and reads those that stand."""
+        if not self.queues:
+            return
+        await self._fix({})
+        missing = self._missing()
+        if missing:
+            await self._fix(missing)
+        days = [self.day(ahead) for ahead in range(DRAWN_DAYS)]
+        draws = [draw for name, draw in self.drawn.items() if name.split(" ")[1] in days]
+        self.bank.reserve(frozenset(itertools.chain(*(parse_draw(draw)[1] for draw in draws))))
+
+    async def _fix(self, draws: dict[str, str]) -> None:
+        first = self.day(-DRAWS_KEPT)
+        now_ms, stand = await self.redis.run("fix_draws", (Keys.draws,), first, *flatten(draws))
+        self.ahead_s = now_ms / 1000 - time.monotonic()
+        self.drawn = pairs_to_dict(stand)
+
+    def _missing(self) -> dict[str, str]:
+        drawn = dict(self.drawn)
+        for ahead, queue in itertools.product(range(DRAWN_DAYS), self.queues):
+            name = f"{queue.name} {self.day(ahead)}"
+            if name not in drawn:
+                drawn[name] = self._draw(queue, drawn)
+        return {name: draw for name, draw in drawn.items() if name not in self.drawn}
+
+    def _draw(self, queue: Queue, drawn: dict[str, str]) -> str:
+        """Draws questions: first those that no day has asked, then those of the oldest days."""
+        asked: dict[str, str] = {}
+        for name, draw in drawn.items():
+            _, day = name.split(" ")
+            for question in parse_draw(draw)[1]:
+                asked[question] = max(day, asked.get(question, ""))
+        ids = {number: question for question, number in self.bank.ids.items()}
+        pool = self.bank.pools[queue.name]
+        shuffled = DICE.sample(pool, len(pool))
+        shuffled.sort(key=lambda number: asked.get(ids[number], ""))
+        today = self.day()
+        free = [number for number in self.bank.numbers if asked.get(ids[number], "") < today]
+        numbers = self._spared(shuffled, queue.spec["rounds"], free)
+        return write_draw(self.bank.shuffled(numbers), [ids[number] for number in numbers])
+
+    def _spared(self, candidates: list[int], most: int, free: list[int]) -> list[int]:
+        """Takes the first questions that the other queues can spare, out of those that are free."""
+        pools, spare = {}, {}
+        for queue in self.bank.schema.queues.values():
+            if not queue.is_daily:
+                fitting = {n for n in free if fits(self.bank.questions[n], queue.spec)}
+                pools[queue.name] = fitting
+                spare[queue.name] = len(fitting) - queue.spec["rounds"]
+        taken: list[int] = []
+        for number in candidates:
+            users = [name for name, pool in pools.items() if number in pool]
+            if len(taken) < most and all(spare[name] > 0 for name in users):
+                taken.append(number)
+                for name in users:
+                    spare[name] -= 1
+        rest = [number for number in candidates if number not in taken]
+        return taken + rest[: most - len(taken)]
+
+    async def quiz(self, queue: str, day: str) -> str:
+        """Returns the questions of a day, as a game has them."""
+        name = f"{queue} {day}"
+        if name not in self.drawn:
+            await self.refresh()
+        quiz, _ = parse_draw(self.drawn[name])
+        await self.bank.have(number for number, _ in parse_quiz(quiz))
+        return quiz
+
+    def part_of_result(self, game: Game, user: dict) -> dict:
+        """Returns what a daily game adds to its result: {points, streak: [before, after]}."""
+        before = user.get(":streak", "")
+        began_s = game.began // 1000
+        offset_s = self.bank.schema.offset_of(user, began_s)
+        after = Streak.parse(before).after(began_s, offset_s).write()
+        return {"points": game.players[0].score, "streak": [before, after]}
+
+    def _attempts(self) -> list[str]:
+        days = [self.day(ahead) for ahead in (-2, -1, 0, 1)]
+        return [Keys.tried(queue.name, day) for queue in self.queues for day in days]
+
+    async def merge(self, guest: str, account: str) -> None:
+        """Lets the attempts of a guest count as those of the account."""
+        for key in self._attempts():
+            if game := await self.redis.call("HGET", key, guest):
+                await self.redis.call("HSETNX", key, account, game)
+                await self.redis.call("HDEL", key, guest)
+
+    async def forget(self, uid: str) -> None:
+        """Removes the attempts of a player."""
+        await asyncio.gather(*(self.redis.call("HDEL", key, uid) for key in self._attempts()))
+
+
+# ---- challenges ----------------------------------------------------------------------------------
+# A player makes a challenge and gets a code. They and their friends then play the same questions in
+# the same order, each alone, within `days`. trivia.lua holds every change. A game of it is a game
+# of one player: its clock runs from the first question, whoever is connected. `join_challenge`
+# counts a player in as it begins their game. So each plays once, and sees no question before.
+#
+# `reveal` shows what those have answered who had played before. They are copied into the plan of
+# the game, since it has another hash tag, and go from it at the end. A settlement writes the run
+# into the challenge, before the game has ended, as often as needed. The result is what all runs
+# say: nothing else is left to be settled.
+#
+# `contests:{UID}` lists a player's challenges. It is written first, so it may name one that they
+# are not in.
+
+CHALLENGE_CODE_LENGTH = 8  # there are more of them than rooms, and they last for days
+LISTED_CHALLENGES = 50
+
+
+def read_challenge_code(text: str) -> str:
+    """Returns the code of a challenge as it is stored, or NO_CODE if it is none."""
+    code = text.upper().replace(" ", "").replace("-", "")
+    return code if re.fullmatch(rf"[A-Z0-9]{{{CHALLENGE_CODE_LENGTH}}}", code) else NO_CODE
+
+
+class Challenges:
+    """Makes challenges, lets players in and shows them."""
+
+    def __init__(self, redis: Redis, schema: Schema, bank: Bank, users: Users) -> None:
+        self.redis = redis
+        self.schema = schema
+        self.bank = bank
+        self.users = users
+        self.keep_s = schema.limits.game_days * DAY_S
+
+    async def make(self, uid: str, name: str) -> dict:
+        """Makes a challenge: {code, expires_at}. Raises Problem."""
+        queue = self.schema.queues.get(name)
+        if queue is None or not queue.is_challenge:
+            known = [name for name, queue in self.schema.queues.items() if queue.is_challenge]
+            text = f"Must be a queue with match: challenge: {', '.join(known) or 'there is none'}."
+            raise Problem("invalid", errors={"queue": [text]})
+        if wait_ms := await self.users.allowances.take(self.users.allowances.challenges(uid)):
+            raise too_many_attempts(wait_ms)
+        seen = to_bitmap(await self.redis.call("GET", Keys.seen(uid)))
+        quiz = self.bank.shuffled(self.bank.pick(name, [seen]))
+        ttl_ms = queue.spec["days"] * DAY_S * 1000
+        plan = dumps(queue.game_rules), quiz, queue.players["max"], ttl_ms, self.keep_s
+        ends = 0
+        while not ends:
+            code = new_room_code(CHALLENGE_CODE_LENGTH)
+            await self._note(uid, code, round(time.time() * 1000) + ttl_ms)
+            key = Keys.contest(code)
+            ends = await self.redis.run_durably("create_challenge", (key,), name, uid, *plan)
+        return {"code": code, "expires_at": ends // 1000}
+
+    def _note(self, uid: str, code: str, ends: int) -> Awaitable:
+        return self.redis.run("note_challenge", (Keys.contests(uid),), code, ends, self.keep_s)
+
+    async def join(
+        self, who: Admission, connection: str, over: str, queue: Queue, text: str
+    ) -> tuple[Queue, list]:
+        """Begins the player's game of a challenge, or takes them back to the game they are in.
+
+        Returns the queue, and what `join_challenge` says.
+        """
+        code = read_challenge_code(text)
+        person = who.uid, connection, who.turn, over
+        if code == NO_CODE:
+            return queue, await self._join(NO_CODE, person, "code_needed")
+        tries = self.users.allowances.codes(who.network, who.uid)
+        if await self.users.allowances.take(*tries):
+            return queue, await self._join(NO_CODE, person, "too_many_attempts")
+        name, ends = await self.redis.call("HMGET", Keys.contest(code), "queue", "ends")
+        if name is not None:
+            await self.users.allowances.give_back(*tries)
+            await self._note(who.uid, code, int(ends))
+        if name is not None and name not in self.schema.queues:
+            return queue, await self._join(NO_CODE, person, "expired_code")
+        queue = self.schema.queues.get(name, queue)
+        return queue, await self._join(code, person, "unknown_code")
+
+    async def _join(self, code: str, person: tuple, why: str) -> list[str]:
+        """Runs join_challenge; `why` is the refusal of a code that is not known."""
+        lobby = Keys.seats, Keys.contest(code), Keys.due, Keys.lobby_clock
+        keys = *lobby, Keys.playing, Keys.forming
+        game = new_game_id(self.redis.new_shards)
+        reply = await self.redis.run("join_challenge", keys, *person, game)
+        return [why if part == "unknown_code" else part for part in reply]
+
+    # -- games
+
+    async def terms(self, code: str, uid: str) -> tuple[dict, list[dict]]:
+        """Returns {quiz, rules, rivals} for a game of a challenge, and the rivals as users."""
+        fields = await self.redis.call("HGETALL", Keys.contest(code))
+        runs = {other: run for other, run in self._runs(fields).items() if run and other != uid}
+        users = await asyncio.gather(*map(self.users.load, runs))
+        rivals = [
+            [other, user.get("username", ERASED_NAME), run.answers]
+            for (other, run), user in zip(runs.items(), users, strict=True)
+        ]
+        await self.bank.have(number for number, _ in parse_quiz(fields["quiz"]))
+        rules = json.loads(fields["rules"])
+        return {"quiz": fields["quiz"], "rules": rules, "rivals": rivals}, users
+
+    async def record(self, game: Game) -> None:
+        """Writes down how a player has played."""
+        answers = [game.fields.get(str(number), "-") for number in range(1, len(game.rounds) + 1)]
+        run = " ".join([str(game.players[0].score), str(game.ended), *answers])
+        await self.redis.run("record_run", (Keys.contest(game.draw),), game.id, run)
+
+    @staticmethod
+    def _runs(fields: dict[str, str]) -> dict[str, Run | None]:
+        runs = {name: text for name, text in fields.items() if name.startswith("run:")}
+        return {name.removeprefix("run:"): Run.parse(text) for name, text in runs.items()}
+
+    # -- views
+
+    async def preview(self, text: str, uid: str, network: str) -> dict:
+        """Returns a challenge; with its answers if the caller has played it. Raises Problem."""
+        code = read_challenge_code(text)
+        if code == NO_CODE:
+            raise Problem("malformed_code")
+        tries = self.users.allowances.codes(network, uid)
+        if wait_ms := await self.users.allowances.take(*tries):
+            raise too_many_attempts(wait_ms)
+        fields = await self.redis.call("HGETALL", Keys.contest(code))
+        if not fields:
+            raise Problem("unknown_code")
+        await self.users.allowances.give_back(*tries)
+        view, runs = await self._view(code, fields)
+        if self._runs(fields).get(uid):
+            view["rounds"] = await self._rounds(fields["quiz"], runs)
+        return view
+
+    async def mine(self, uid: str) -> dict:
+        """Returns the challenges of a player, open and finished ones, the latest first."""
+        last = LISTED_CHALLENGES - 1
+        codes = await self.redis.call("ZRANGE", Keys.contests(uid), 0, last, "REV")
+        found = await asyncio.gather(
+            *(self.redis.call("HGETALL", Keys.contest(code)) for code in codes)
+        )
+        views = []
+        for code, fields in zip(codes, found, strict=True):
+            if fields and (fields["owner"] == uid or f"run:{uid}" in fields):
+                view, _ = await self._view(code, fields)
+                views.append(view)
+        return {"challenges": views}
+
+    async def _view(self, code: str, fields: dict[str, str]) -> tuple[dict, dict[str, Run]]:
+        """Returns a challenge as all see it, and the finished runs by the names of the players."""
+        runs = self._runs(fields)
+        people = await asyncio.gather(*map(self.users.load, [fields["owner"], *runs]))
+        owner, *names = [user.get("username", ERASED_NAME) for user in people]
+        named = dict(zip(names, runs.values(), strict=True))
+        finished = {name: run for name, run in named.items() if run}
+        scores = sorted((run.score for run in finished.values()), reverse=True)
+        rows = [{"player": name, "state": "playing"} for name in named.keys() - finished.keys()]
+        for name, run in finished.items():
+            rank = 1 + scores.index(run.score)
+            row = {"player": name, "state": "finished", "score": run.score, "rank": rank}
+            rows.append(row)
+        has_ended = time.time() * 1000 > int(fields["ends"]) and len(finished) == len(runs)
+        is_over = has_ended or len(finished) == int(fields["most"])
+        view = {
+            "code": code,
+            "queue": fields["queue"],
+            "owner": owner,
+            "expires_at": int(fields["ends"]) // 1000,
+            "state": "finished" if is_over else "open",
+            "players": sorted(rows, key=lambda row: row.get("rank", len(rows) + 1)),
+        }
+        return view, finished
+
+    async def _rounds(self, quiz: str, runs: dict[str, Run]) -> list[dict]:
+        questions = parse_quiz(quiz)
+        await self.bank.have(number for number, _ in questions)
+        rounds = []
+        for i, (number, order) in enumerate(questions):
+            answers = {name: parse_answer(run.answers[i]) for name, run in runs.items()}
+            given = {name: answer for name, answer in answers.items() if answer}
+            question = self.bank.questions[number].view(order)
+            rounds.append(question | {"correct": order.index("0"), "answers": given})
+        return rounds
+
+    async def move(self, uid: str, account: str = "") -> None:
+        """Gives the challenges of a guest to an account, or removes the player from them."""
+        key = Keys.contests(uid)
+        for code, ends in await self.redis.call("ZRANGE", key, 0, -1, "WITHSCORES"):
+            if account:
+                await self._note(account, code, round(ends))
+            if await self.redis.call("EXISTS", Keys.contest(code)):
+                await self.redis.run("move_challenger", (Keys.contest(code),), uid, account)
+        await self.redis.call("DEL", key)
 
 
 # ---- lobby ---------------------------------------------------------------------------------------
@@ -5740,18 +6294,27 @@ class Lobby:
         return keys, (uid, queue.name, new_game_id(self.redis.new_shards), *queue.match_rules)
 
     async def join(
-        self, queue: Queue, uid: str, connection: str, turn: int, rating: float, over: str
+        self,
+        queue: Queue,
+        uid: str,
+        connection: str,
+        turn: int,
+        rating: float,
+        over: str,
+        draw: str = "",
     ) -> tuple[str, Any, str]:
         """Takes a connection into a queue; forms a match in the background.
 
         Returns ('game', id, party), ('queued', {timeout_ms, perhaps delay_ms}, game that may be
-        played again), ('rematch', that game, ''), ('full', '', ''), or ('stale', '', '') for a
-        connection that was replaced. `over` is the game that has ended for the player, or ''.
+        played again), ('rematch', that game, ''), ('full', '', ''), ('played', '', '') for a second
+        attempt, or ('stale', '', '') for a connection that was replaced. `over` is the game that
+        has ended for the player, or ''. `draw` is the day of a daily queue.
         """
         keys, search = self._search(queue, uid)
-        keys = (*keys, Keys.quits(uid))
+        keys = (*keys, Keys.quits(uid), Keys.tried(queue.name, draw))
         longest = self.schema.limits.queue_length
-        reply = await self.redis.run("join", keys, *search, connection, rating, over, longest, turn)
+        person = connection, rating, over, longest, turn, draw
+        reply = await self.redis.run("join", keys, *search, *person)
         outcome, *rest = reply
         if outcome == "matched":
             spawn(self.form(rest[0]))
@@ -5847,9 +6410,8 @@ class Lobby:
             await self.redis.call("ZREM", Keys.due, f"{name} {ticket}")
         await self.redis.call("DEL", Keys.queue(name))
         for match in await self.redis.call("ZRANGE", Keys.forming, 0, -1):
-            game, of_queue, *rest = match.split(" ")
+            game, of_queue, players, *_ = Match.parse(match)
             if of_queue == name:
-                players = [part for part in rest if ":" not in part]
                 nobody_left = [item for uid in players for item in (uid, 0)]
                 keys = Keys.seats, Keys.playing, *map(Keys.quits, players)
                 await self.redis.run("release", keys, game, 0, 0, *nobody_left)
@@ -5963,10 +6525,12 @@ class Game:
         self.id = game
         self.now_ms = now_ms
         self.queue: str = plan["queue"]
+        self.draw, self.began, *rivals = plan.get("draw") or ("", 0)
+        self.rivals: list[list] = rivals[0] if rivals else []  # [UID, name, answers] of each
         self.rules = dict(zip(RULES, plan["rules"], strict=False))
         self.kind: str = self.rules["kind"]
         self.rounds = parse_quiz(plan["quiz"])
-        self.series: list[int] = plan.get("series", [])
+        self.series: list[int] = plan.get("series") or []
         self.phase: str = state["phase"]
         self.round: int = state["round"]
         self.deadline: int = state["deadline"]
@@ -6009,6 +6573,20 @@ class Game:
         is_open = any(player.answer for player in self.players)
         was_played = is_open or any(self.answers(number) for number in range(1, self.round + 1))
         return was_played and self.kind != "sandbox" and self.reason != VOID
+
+    def rivals_answers(self) -> dict[str, dict]:
+        """Returns what the rivals of a challenge have answered in this round."""
+        answers = {name: parse_answer(given[self.round - 1]) for _, name, given in self.rivals}
+        return {name: answer for name, answer in answers.items() if answer}
+
+    def rivals_scores(self) -> dict[str, int]:
+        """Returns the points of the rivals of a challenge in the closed rounds."""
+        closed = self.round - (self.phase == "question")
+        scores = {}
+        for _, name, given in self.rivals:
+            answers = filter(None, map(parse_answer, given[:closed]))
+            scores[name] = sum(answer["points"] for answer in answers)
+        return scores
 
     def quick_answers(self) -> list[tuple[int, int]]:
         """Returns for each player how many answers in inhuman time were (right, wrong)."""
@@ -6065,6 +6643,31 @@ class Game:
     def player_of(self, uid: str) -> Player:
         """Returns the part of a player."""
         return next(player for player in self.players if player.uid == uid)
+
+
+def to_bitmap(text: str | None) -> bytes:
+    """Returns the bytes of a Redis bitmap, which the client has read as text."""
+    return (text or "").encode("utf-8", "surrogateescape")
+
+
+def ranking(game: Game) -> list[dict]:
+    """Returns the ranking of a game with a result, best first."""
+    rows = []
+    for player, part in zip(game.players, game.result, strict=True):
+        row = {"player": player.name, "score": player.score, "rank": part["rank"]}
+        if "rating" in part:
+            row |= {"rating": part["rating"], "rating_change": part["change"]}
+        if "counts" in part:
+            row["counts"] = part["counts"]
+        rows.append(row)
+    return sorted(rows, key=lambda row: row["rank"])
+
+
+def _share_verdicts(on_replies: tuple[OnReply, ...], reply: list[str] | Exception) -> None:
+    """Gives each answer of a call its verdict, or the exception that they share."""
+    verdicts = [reply] * len(on_replies) if isinstance(reply, Exception) else reply
+    for on_reply, verdict in zip(on_replies, verdicts, strict=True):
+        on_reply(verdict)
 
 
 # ---- rematches -----------------------------------------------------------------------------------
@@ -6161,6 +6764,8 @@ class Games:
         self.kept_days = schema.limits.game_days  # the longest that a stored game is kept
         self.shards: list[int] = []  # those that this worker advances
         self.others_s = OTHERS_S  # between two looks at the others
+        self.draws = Draws(redis, schema, bank)
+        self.challenges = Challenges(redis, schema, bank, users)
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
         self.looks: dict[str, asyncio.Task] = {}  # address of a primary -> a look at its shards
         self.others_at_s = 0.0  # when it looks at the other shards again
@@ -6177,20 +6782,18 @@ class Games:
     # -- forming
 
     async def form(self, match: str) -> None:
-        """Makes the game of a match, "GAME QUEUE UID...". Run twice it makes one game."""
-        game, name, *rest = match.split(" ")
+        """Makes the game of a match, as Match.parse reads it. Run twice it makes one game."""
+        game, name, uids, again, draw = Match.parse(match)
         queue = self.schema.queues.get(name)
         if queue is None:
             return
-        uids = [part for part in rest if ":" not in part]
         (users, presences, seen), hidden = await asyncio.gather(
             self._people(uids), hidden_pairs(self.redis, uids)
         )
-        numbers = self.bank.pick(name, seen)
-        quiz = self.bank.shuffled(numbers)
-        series = await self._series(uids, *(part for part in rest if ":" in part))
+        plan = {"rules": queue.game_rules, "series": await self._series(uids, again)}
+        drawn, rivals = await self._drawn(queue, draw, game, uids[0], seen)
         people = list(zip(uids, users, presences, strict=True))
-        created = await self._create(game, queue, people, quiz, series)
+        created = await self._create(game, queue, people, plan | drawn, rivals)
         if created:
             count("games_started", name)
             log.debug("game begins", extra={"game": game})
@@ -6198,37 +6801,51 @@ class Games:
             await mute(self.redis, game, *pair, True)
         await self.redis.call("ZREM", Keys.forming, match)
 
-    async def _series(self, uids: list[str], again: str = "") -> list[int]:
-        """Returns the games that each of two players has won who play "rematch:GAME"; else []."""
-        last = await self.load(again.removeprefix("rematch:")) if again else None
+    async def _drawn(
+        self, queue: Queue, draw: str, game: str, uid: str, seen: list[bytes]
+    ) -> tuple[dict, list[dict]]:
+        """Returns what the plan of a game says of its questions, and the rivals of a challenge."""
+        if not draw:
+            return {"quiz": self.bank.shuffled(self.bank.pick(queue.name, seen))}, []
+        drawn = [draw, await self.redis.time_ms(Keys.game(game))]
+        if not queue.is_challenge:
+            return {"quiz": await self.draws.quiz(queue.name, draw), "draw": drawn}, []
+        terms, users = await self.challenges.terms(draw, uid)
+        rivals = terms.pop("rivals")
+        return terms | {"draw": [*drawn, rivals] if rivals else drawn}, users
+
+    async def _series(self, uids: list[str], again: str) -> list[int]:
+        """Returns the games that each of two players has won who play a game again; else []."""
+        last = await self.load(again) if again else None
         return last.series_of(uids) if last is not None else []
 
     async def _create(
-        self, game: str, queue: Queue, people: list[tuple], quiz: str, series: list[int]
+        self, game: str, queue: Queue, people: list[tuple], plan: dict, rivals: list[dict]
     ) -> bool:
-        """Makes a game of these people, (UID, user, their seat), and this quiz.
+        """Makes a game of these people, (UID, user, their seat). `plan` has what write_plan takes.
 
         Returns False if it is there already.
         """
         seats = [self._seat(queue, uid, user) for uid, user, _ in people]
         more = {}
-        if series:
+        if plan["series"]:
             names = [name for _, name, *_ in seats]
-            more["series"] = dict(zip(names, series, strict=True))
+            more["series"] = dict(zip(names, plan["series"], strict=True))
         start_ms = queue.ms("start_seconds")
+        users = [user for _, user, _ in people]
         start = {
             "type": "start",
             "game": game,
             "queue": queue.name,
-            "players": [self.schema.public_view(user) for _, user, _ in people],
-            "rounds": len(parse_quiz(quiz)),
+            "players": [self.schema.public_view(user) for user in (*users, *rivals)],
+            "rounds": len(parse_quiz(plan["quiz"])),
             "starts_ms": start_ms,
             **queue.bounds,
             **more,
         }
-        plan = write_plan(queue.name, queue.game_rules, quiz, seats, *([series] if series else []))
+        text = write_plan(queue.name, players=seats, **plan)
         connections = self._connections(game, [presence for *_, presence in people])
-        return await self._run("create_game", game, plan, start_ms, dumps(start), *connections)
+        return await self._run("create_game", game, text, start_ms, dumps(start), *connections)
 
     def _seat(self, queue: Queue, uid: str, user: dict) -> list:
         """Returns a player as the plan of a game has them."""
@@ -6440,7 +7057,11 @@ class Games:
         """
         if game.result is None:
             counts = await self._counts_for(game)
-            game.result = await self._fix_result(game, self.compute_result(game, counts))
+            result = self.compute_result(game, counts)
+            if game.kind == DAILY and game.is_kept:
+                user = await self.users.load(game.players[0].uid)
+                result[0] |= self.draws.part_of_result(game, user)
+            game.result = await self._fix_result(game, result)
         uids = [player.uid for player in game.players]
         is_void = game.kind != "sandbox" and not game.is_kept
         people = {}
@@ -6451,6 +7072,8 @@ class Games:
         copies += [
             self._refresh_quick(uid, user) for uid, user in present.items() if ":quick" in user
         ]
+        if game.kind == CHALLENGE:
+            copies.append(self.challenges.record(game))
         is_early = is_void and game.reason != VOID
         early = {player.uid: is_early and player.left for player in game.players}
         gone = list(uids)
@@ -6492,8 +7115,10 @@ class Games:
         """Tells for each player whether the game counts for them.
 
         It does if it is kept and they have an opponent whom they have not met too often today. So
-        a solo game never does.
+        a solo game never does, but for the daily one.
         """
+        if game.kind == DAILY:
+            return [game.is_kept]
         if not game.is_kept or len(game.players) == 1:
             return [False] * len(game.players)
         met = await asyncio.gather(
@@ -6547,7 +7172,11 @@ class Games:
 
         The UID is that of the account for a guest who was merged since the game began.
         """
-        boards = list(self.period_boards(game.ended))
+        # A daily game belongs to the day of its questions, even if it ends after midnight.
+        ended = game.ended
+        if game.kind == DAILY:
+            ended = datetime.fromisoformat(f"{game.draw}T00Z").timestamp() * 1000
+        boards = list(self.period_boards(ended))
         parts = zip(game.players, game.result, game.quick_answers(), strict=True)
         return await asyncio.gather(
             *(
@@ -6594,6 +7223,8 @@ class Games:
             self.schema.fields["rating"]["default"],
             right - wrong,
             " ".join(opponents),
+            part.get("points", ""),
+            *part.get("streak", ("", "")),
             *boards,
         )
 
@@ -6628,10 +7259,12 @@ class Games:
 
     async def snapshot(self, game: Game, uid: str) -> dict:
         """Returns the `update` message: the whole game as one player sees it."""
-        users = await asyncio.gather(*(self.users.load(player.uid) for player in game.players))
+        people = [(player.uid, player.name) for player in game.players]
+        people += [(other, name) for other, name, _ in game.rivals]
+        users = await asyncio.gather(*(self.users.load(person) for person, _ in people))
         views = [
-            self.schema.public_view(user) | {"username": player.name}
-            for user, player in zip(users, game.players, strict=True)
+            self.schema.public_view(user) | {"username": name}
+            for user, (_, name) in zip(users, people, strict=True)
         ]
         update = {
             "type": "update",
@@ -6644,7 +7277,7 @@ class Games:
             "round": game.round,
             "phase": game.phase,
             "left_ms": max(0, game.deadline - game.now_ms),
-            "scores": {player.name: player.score for player in game.players},
+            "scores": {player.name: player.score for player in game.players} | game.rivals_scores(),
         }
         series = {"series": game.by_name(game.series)} if game.series else {}
         return update | series | game.bounds_left() | self._open_round(game, uid)
@@ -6663,7 +7296,8 @@ class Games:
         if own:
             shown["choice"] = own["choice"]
         if game.phase == "reveal":
-            shown |= {"correct": order.index("0"), "answers": answered}
+            answers = answered | game.rivals_answers()
+            shown |= {"correct": order.index("0"), "answers": answers}
         return shown
 
     def summary(self, game: Game) -> dict:
@@ -6709,31 +7343,6 @@ class Games:
         return self.redis.run("history_page", (Keys.history(uid),), cursor, most)
 
 
-def _share_verdicts(on_replies: tuple[OnReply, ...], reply: list[str] | Exception) -> None:
-    """Gives each answer of a call its verdict, or the exception that they share."""
-    verdicts = [reply] * len(on_replies) if isinstance(reply, Exception) else reply
-    for on_reply, verdict in zip(on_replies, verdicts, strict=True):
-        on_reply(verdict)
-
-
-def to_bitmap(text: str | None) -> bytes:
-    """Returns the bytes of a Redis bitmap, which the client has read as text."""
-    return (text or "").encode("utf-8", "surrogateescape")
-
-
-def ranking(game: Game) -> list[dict]:
-    """Returns the ranking of a game with a result, best first."""
-    rows = []
-    for player, part in zip(game.players, game.result, strict=True):
-        row = {"player": player.name, "score": player.score, "rank": part["rank"]}
-        if "rating" in part:
-            row |= {"rating": part["rating"], "rating_change": part["change"]}
-        if "counts" in part:
-            row["counts"] = part["counts"]
-        rows.append(row)
-    return sorted(rows, key=lambda row: row["rank"])
-
-
 # ---- rooms ---------------------------------------------------------------------------------------
 # Private rooms: friends meet by a code and play as often as they like. trivia.lua holds every
 # change of a room. A room stays after its game. It closes when it is empty, or when nothing happens
@@ -6751,10 +7360,10 @@ DIGITS_AS_LETTERS = str.maketrans("256789", "ZSGTBG")
 RUDE = re.compile("FCK|FKN|KKK|XXX|WTF|SHT|BTCH|DCK|CNT|PRN|TWT|PNS|VGN|NGG|NGR|CRP|SS")
 
 
-def new_room_code() -> str:
-    """Returns a random code of a room in which nobody reads a rude word."""
+def new_room_code(length: int = CODE_LENGTH) -> str:
+    """Returns a random code, in which nobody reads a rude word."""
     while True:
-        code = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_LENGTH))
+        code = "".join(secrets.choice(CODE_LETTERS) for _ in range(length))
         if not RUDE.search(code.translate(DIGITS_AS_LETTERS)):
             return code
 
@@ -6788,8 +7397,10 @@ class Rooms:
         """Takes a connection into the room of a code; without one back into its room, or a new one.
 
         Returns the queue of the room and what `join_room` says. `over` is the game that has ended
-        for the player, or ''.
+        for the player, or ''. A code of a challenge is passed on.
         """
+        if read_challenge_code(code) != NO_CODE or (queue.is_challenge and not code):
+            return await self.games.challenges.join(who, connection, over, queue, code)
         seat_text, user = await asyncio.gather(
             self.redis.call("HGET", Keys.seats, who.uid), self.games.users.load(who.uid)
         )
@@ -6964,7 +7575,8 @@ class PersonalData:
         yield '],"questions_seen":['
         async for piece in _joined(self._questions_seen(uid)):
             yield piece
-        yield "]}"
+        challenges = await self.games.challenges.mine(uid)
+        yield f'],"challenges":{dumps(challenges["challenges"])}}}'
 
     async def _records(self, uid: str) -> AsyncIterator[list]:
         cursor = ""
@@ -7019,6 +7631,8 @@ class PersonalData:
         await self._forget_merges(uid)
         await self.blocks.forget(uid)
         await self.reports.forget(uid)
+        await self.games.draws.forget(uid)
+        await self.games.challenges.move(uid)
         kinds = Keys.history, Keys.seen, Keys.met, Keys.quits, Keys.codes, Keys.mended
         keys = [key(uid) for key in (*kinds, Keys.erased)]
         await asyncio.gather(*(self.redis.call("DEL", key) for key in keys))
@@ -7655,6 +8269,7 @@ class Merges:
         chores: Chores,
         blocks: Blocks,
         reports: Reports,
+        games: Games,
     ) -> None:
         self.redis = redis
         self.schema = schema
@@ -7663,6 +8278,8 @@ class Merges:
         self.chores = chores
         self.blocks = blocks
         self.reports = reports
+        self.draws = games.draws
+        self.challenges = games.challenges
         chores.handlers["merge"] = self._resume
 
     async def offer(self, guest: str, fields: dict, account: str, proof: tuple[str, str]) -> dict:
@@ -7743,6 +8360,10 @@ class Merges:
         await self.blocks.forget(guest)
         await self.reports.forget(guest)
         await self.users.boards.remove(guest)
+        if successor:
+            await self.draws.merge(guest, account)
+        await self.draws.forget(guest)
+        await self.challenges.move(guest, successor)
         await self.users.release(guest, fields)
         await self.redis.call("ZREM", Keys.guests, guest)
         await self.redis.call("ZREM", Keys.quick, guest)
@@ -7773,6 +8394,8 @@ class Merges:
             fields.get(":sigma", ""),
             self.schema.fields["rating"]["default"],
             fields.get(":quick", 0),
+            fields.get(DAILY_POINTS, 0),
+            fields.get(":streak", ""),
             *self._period_boards(fields),
         )
         return pairs_to_dict(reply or [])
@@ -7780,7 +8403,7 @@ class Merges:
     def _period_boards(self, fields: dict) -> Iterator[Any]:
         """Yields name, field, default and what the guest has of each leaderboard with a period."""
         for name, board in self.schema.boards.items():
-            if "period" in board and board["field"] in ("wins", "games", "rating"):
+            if "period" in board and board["field"] in ("wins", "games", "rating", DAILY_POINTS):
                 default = self.schema.fields[board["field"]]["default"]
                 yield from (name, board["field"], default, fields.get(f"board:{name}", ""))
 
@@ -10005,9 +10628,14 @@ REFUSALS = {  # {error code: text}
     "queue_full": "The queue is full; try again later.",
     "queue_closed": "This queue is closed; try again later.",
     "maintenance": "The server is under maintenance; try again later.",
-    "malformed_code": "A code has six letters and digits.",
-    "unknown_code": "There is no room of this code.",
-    "expired_code": "The room of this code has closed.",
+    "already_played": "You have played the questions of today. New ones come at midnight UTC.",
+    "malformed_code": "A code has six letters and digits, that of a challenge eight.",
+    "unknown_code": "There is no room or challenge of this code.",
+    "expired_code": "The room of this code has closed, or the challenge has ended.",
+    "code_needed": "Join with the code of a challenge; POST /challenges makes one.",
+    "own_challenge": "You have played this challenge of yours. Send the code to a friend.",
+    "challenge_played": "You have played this challenge.",
+    "challenge_full": "All places of this challenge are taken.",
     "room_full": "The room is full.",
     "room_locked": "The host has locked the room.",
     "kicked": "The host has sent you away from this room.",
@@ -10202,14 +10830,15 @@ class Joining(Outlet):
 
         Events wait meanwhile: those of a game may come from another primary than the reply.
         """
-        if code or queue.is_room:
-            return await self._join_room(queue, code)
+        if code or queue.is_room or queue.is_challenge:
+            return await self._join_by_code(queue, code)
         self.queue = queue
         self.code = ""
         rating = await self._ticket_rating(queue)
+        draw = self.hub.games.draws.day() if queue.is_daily else ""
         with self._events_buffered():
             outcome, value, party = await self.hub.lobby.join(
-                queue, self.uid, self.id, self.turn, rating, self.over
+                queue, self.uid, self.id, self.turn, rating, self.over, draw
             )
             if outcome == "game":
                 await self._enter_of_party(value, party)
@@ -10218,14 +10847,18 @@ class Joining(Outlet):
                 await self._keeps_offer(value)
             elif outcome == "stale":
                 await self.close(CLOSE_REPLACED, REPLACED)
-            elif outcome == "full":
+            elif outcome in ("full", "played"):
                 self._set_state(State.IDLE, over=self.over)
-                raise refusal("queue_full")
+                raise refusal("queue_full" if outcome == "full" else "already_played")
             else:
-                self._set_state(State.QUEUED)
-                self.queued_at = self.active_at
+                self._await_start()
                 if not party or await self._keeps_offer(party):
                     self.send({"type": "queued", "queue": queue.name} | value)
+
+    def _await_start(self) -> None:
+        self.code = ""
+        self._set_state(State.QUEUED)
+        self.queued_at = self.active_at
 
     async def _keeps_offer(self, game: str) -> bool:
         """Tells a player who has reconnected how the offer of a rematch stands.
@@ -10240,8 +10873,8 @@ class Joining(Outlet):
         await self._join(self.queue)
         return False
 
-    async def _join_room(self, queue: Queue, code: str) -> None:
-        """Joins the room of a code. Without one: back into the player's room, or into a new one."""
+    async def _join_by_code(self, queue: Queue, code: str) -> None:
+        """Joins a room or a challenge. Without a code: the player's room, or a new one."""
         with self._events_buffered():
             self.queue, reply = await self.hub.rooms.join(
                 self.admission, self.id, self.over, queue, code
@@ -10249,6 +10882,10 @@ class Joining(Outlet):
             outcome, *rest = reply
             if outcome == "room":
                 self._enter_room(rest[0])
+            elif outcome == "matched":
+                spawn(self.hub.games.form(rest[0]))
+                self._await_start()
+                self.send({"type": "queued", "queue": self.queue.name, "timeout_ms": SOLO_WAIT_MS})
             elif outcome == "game":
                 await self._enter_of_party(*rest)
             elif outcome == "stale":
@@ -10281,7 +10918,7 @@ class Joining(Outlet):
         self.code = ""
         self._set_state(State.IDLE, over=self.over)
         if party != NO_CODE:
-            await self._join_room(self.queue, party)
+            await self._join_by_code(self.queue, party)
         raise refusal(why)
 
     async def _ticket_rating(self, queue: Queue) -> float:
@@ -10320,7 +10957,7 @@ class Joining(Outlet):
             self.send(end | self.hub.games.rematches.end_fields(game))
             await self.hub.games.rematches.check(game_id, self.id)
             if self.code:  # what happened in the room meanwhile may be lost as well
-                await self._join_room(self.queue, self.code)
+                await self._join_by_code(self.queue, self.code)
         else:
             self.code = ""
             self.send({"type": "cancelled", "queue": self.queue.name, "reason": "left"})
@@ -11327,6 +11964,11 @@ CONFIRMED_PASSWORD = GIVEN_PASSWORD | {
     "description": "Needed, unless the account has none: that of a guest, or of an identity."
 }
 LOGIN_NAME = {"type": "string", "maxLength": 254}
+CHALLENGE_QUEUE = {
+    "type": "string",
+    "maxLength": 40,
+    "description": "A queue with `match: challenge`.",
+}
 GUEST_SECRET = {
     "type": "string",
     "minLength": 32,
@@ -11430,6 +12072,7 @@ def forms(schema: Schema) -> dict[str, Form]:
         "Report": Form(REPORT, ["reason"]),
         "HistoryPage": Form({"limit": PAGE_LIMIT, "cursor": PAGE_CURSOR}),
         "BoardPage": Form(board_page),
+        "ChallengeQueue": Form({"queue": CHALLENGE_QUEUE}, ["queue"]),
     }
 
 
@@ -11837,6 +12480,38 @@ def queue_view(queue: Queue, waiting: int, playing: int) -> dict:
 
 
 @route(
+    "POST",
+    "/challenges",
+    201,
+    "NewChallenge",
+    body="ChallengeQueue",
+    problems=("too_many_attempts",),
+)
+async def make_challenge(call: Call) -> dict:
+    """Makes a challenge, which the caller and their friends play by its code."""
+    return await call.server.games.challenges.make(call.uid, call.body["queue"])
+
+
+@route("GET", "/challenges", 200, "ChallengeList")
+async def my_challenges(call: Call) -> dict:
+    """Returns the challenges that the caller has made or played, open and finished ones."""
+    return await call.server.games.challenges.mine(call.uid)
+
+
+@route(
+    "GET",
+    "/challenges/{code}",
+    200,
+    "Challenge",
+    auth="optional",
+    problems=("unknown_code", "malformed_code", "too_many_attempts"),
+)
+async def read_challenge(call: Call, code: str) -> dict:
+    """Returns a challenge, with its rounds once the caller has played it."""
+    return await call.server.games.challenges.preview(code, call.uid, call.address)
+
+
+@route(
     "GET",
     "/rooms/{code}",
     200,
@@ -12127,6 +12802,7 @@ def components(schema: Schema) -> dict[str, dict]:
         "Room": _room_component(),
         "ReportReceipt": _object_of({"id": _STRING}),
         "BlockList": _object_of({"blocks": _list_of(_block())}),
+        **_challenge_components(),
         "Export": _export_component(),
         "Health": _object_of({"status": _STRING, "version": _STRING}, optional=("version",)),
     }
@@ -12290,6 +12966,31 @@ def _block() -> dict:
     return _object_of({"username": _STRING, "blocked_at": _EPOCH_SECONDS})
 
 
+def _challenge_components() -> dict[str, dict]:
+    row = {
+        "player": _STRING,
+        "state": {"enum": ["playing", "finished"]},
+        "score": _INTEGER,
+        "rank": _INTEGER | {"description": "Among those who have finished; equals share it."},
+    }
+    rounds = _list_of(_played_round()) | {"description": "Present if the caller has played it."}
+    challenge = {
+        "code": _STRING,
+        "queue": _STRING,
+        "owner": _STRING,
+        "expires_at": _EPOCH_SECONDS,
+        "state": {"enum": ["open", "finished"]},
+        "players": _list_of(_object_of(row, optional=("score", "rank"))),
+        "rounds": rounds,
+    }
+    made = {"code": _STRING, "expires_at": _EPOCH_SECONDS}
+    return {
+        "NewChallenge": _object_of(made),
+        "Challenge": _object_of(challenge, optional=("rounds",)),
+        "ChallengeList": _object_of({"challenges": _list_of(_ref("Challenge"))}),
+    }
+
+
 def _export_component() -> dict:
     export = {
         "user": _ref("User"),
@@ -12299,6 +13000,7 @@ def _export_component() -> dict:
         "reports": _list_of(_object_of({"target": _STRING, "reported_at": _EPOCH_SECONDS})),
         "games": _list_of(_ref("GameRecord")),
         "questions_seen": _list_of(_STRING),
+        "challenges": _list_of(_ref("Challenge")),
     }
     return _object_of(export)
 
@@ -12880,7 +13582,7 @@ class Server:
         parts = self.users, self.lobby, self.games, self.blocks, self.reports
         self.personal_data = PersonalData(self.redis, *parts)
         self.guests = Guests(self.redis, schema, self.users, self.personal_data)
-        parts = self.users, self.lobby, self.chores, self.blocks, self.reports
+        parts = self.users, self.lobby, self.chores, self.blocks, self.reports, self.games
         self.merges = Merges(self.redis, schema, *parts)
         self.mail = Mail(self.redis, schema, self.users, self.chores)
         self.recovery = Recovery(self.redis, self.users, self.mail, self.chores)
@@ -12935,6 +13637,7 @@ class Server:
                 await self.bank.load()
                 self.bank.check()
                 await self.switches.load()
+                await self.games.draws.refresh()
                 await self.lobby.heartbeat()
                 await self.lobby.heartbeat()  # tells the others which shards the first one added
                 self.games.kept_days = await self.stored_schema.mark()
@@ -12961,6 +13664,7 @@ class Server:
             _forever(LEVELS_S, self.bank.load_levels),
             _forever(EXPIRE_GUESTS_S, self.guests.expire),
             _forever(CHORES_S, self.chores.do_due),
+            _forever(DRAWS_S, self.games.draws.refresh),
             _forever(DROP_LIBRARIES_S, self.redis.drop_unused_libraries),
             _forever(ERASURES_S, self.personal_data.finish_erasures),
             _forever(ADOPT_S, self.stored_schema.adopt),

@@ -44,8 +44,10 @@ data class NewUser(
     val password: String,
     /** The http or https address of a picture. Default: "". */
     val avatar: String? = null,
+    /** The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC". */
+    val zone: String? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "email" to email, "password" to password, "avatar" to avatar)
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "password" to password, "avatar" to avatar, "zone" to zone)
 
     companion object {
         internal fun from(json: Json) = NewUser(
@@ -53,6 +55,7 @@ data class NewUser(
             email = json["email"].text(),
             password = json["password"].text(),
             avatar = json["avatar"].orNull { it.text() },
+            zone = json["zone"].orNull { it.text() },
         )
     }
 }
@@ -135,8 +138,10 @@ data class Upgrade(
     val password: String,
     /** The http or https address of a picture. Default: "". */
     val avatar: String? = null,
+    /** The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC". */
+    val zone: String? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "email" to email, "password" to password, "avatar" to avatar)
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "password" to password, "avatar" to avatar, "zone" to zone)
 
     companion object {
         internal fun from(json: Json) = Upgrade(
@@ -144,6 +149,7 @@ data class Upgrade(
             email = json["email"].text(),
             password = json["password"].text(),
             avatar = json["avatar"].orNull { it.text() },
+            zone = json["zone"].orNull { it.text() },
         )
     }
 }
@@ -155,16 +161,19 @@ data class UserChanges(
     val email: String? = null,
     /** The http or https address of a picture. Default: "". */
     val avatar: String? = null,
+    /** The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC". */
+    val zone: String? = null,
     /** The present password. A new username or email takes it. */
     val password: String? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "password" to password)
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "zone" to zone, "password" to password)
 
     companion object {
         internal fun from(json: Json) = UserChanges(
             username = json["username"].orNull { it.text() },
             email = json["email"].orNull { it.text() },
             avatar = json["avatar"].orNull { it.text() },
+            zone = json["zone"].orNull { it.text() },
             password = json["password"].orNull { it.text() },
         )
     }
@@ -248,6 +257,19 @@ data class Report(
     }
 }
 
+data class ChallengeQueue(
+    /** A queue with `match: challenge`. */
+    val queue: String,
+) {
+    internal fun fields() = fieldsOf("queue" to queue)
+
+    companion object {
+        internal fun from(json: Json) = ChallengeQueue(
+            queue = json["queue"].text(),
+        )
+    }
+}
+
 data class User(
     /** The name that other players see. */
     val username: String,
@@ -260,13 +282,19 @@ data class User(
     val games: Long,
     /** Skill, estimated from rated games with the Plackett-Luce model. */
     val rating: Double,
+    /** Days in a row with a daily game. */
+    val streak: Long,
+    /** Points in daily games. */
+    val dailyPoints: Long,
+    /** The time zone of the player's phone. Their `streak` counts days by it. */
+    val zone: String,
     /** Seconds since 1970. */
     val createdAt: Long,
     val emailConfirmed: Boolean,
     /** Present while the user is a guest. */
     val guest: Any? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "created_at" to createdAt, "email_confirmed" to emailConfirmed, "guest" to guest)
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "streak" to streak, "daily_points" to dailyPoints, "zone" to zone, "created_at" to createdAt, "email_confirmed" to emailConfirmed, "guest" to guest)
 
     companion object {
         internal fun from(json: Json) = User(
@@ -276,6 +304,9 @@ data class User(
             wins = json["wins"].long(),
             games = json["games"].long(),
             rating = json["rating"].double(),
+            streak = json["streak"].long(),
+            dailyPoints = json["daily_points"].long(),
+            zone = json["zone"].text(),
             createdAt = json["created_at"].long(),
             emailConfirmed = json["email_confirmed"].bool(),
             guest = json["guest"].value,
@@ -294,10 +325,14 @@ data class Player(
     val games: Long,
     /** Skill, estimated from rated games with the Plackett-Luce model. */
     val rating: Double,
+    /** Days in a row with a daily game. */
+    val streak: Long,
+    /** Points in daily games. */
+    val dailyPoints: Long,
     /** Present while the user is a guest. */
     val guest: Any? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "guest" to guest)
+    internal fun fields() = fieldsOf("username" to username, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "streak" to streak, "daily_points" to dailyPoints, "guest" to guest)
 
     companion object {
         internal fun from(json: Json) = Player(
@@ -306,6 +341,8 @@ data class Player(
             wins = json["wins"].long(),
             games = json["games"].long(),
             rating = json["rating"].double(),
+            streak = json["streak"].long(),
+            dailyPoints = json["daily_points"].long(),
             guest = json["guest"].value,
         )
     }
@@ -569,8 +606,11 @@ data class QueueList(
         val description: String? = null,
         val players: Players,
         val match: String? = null,
+        val days: Int? = null,
         val lateJoin: Boolean? = null,
         val rematchSeconds: Double? = null,
+        val draw: String? = null,
+        val attempts: Any? = null,
         val window: Double? = null,
         val widen: Double? = null,
         val fillSeconds: Double? = null,
@@ -591,15 +631,18 @@ data class QueueList(
         val waiting: Int,
         val playing: Int,
     ) {
-        internal fun fields() = fieldsOf("description" to description, "players" to players.fields(), "match" to match, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties, "name" to name, "waiting" to waiting, "playing" to playing)
+        internal fun fields() = fieldsOf("description" to description, "players" to players.fields(), "match" to match, "days" to days, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "draw" to draw, "attempts" to attempts, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties, "name" to name, "waiting" to waiting, "playing" to playing)
 
         companion object {
             internal fun from(json: Json) = Queues(
                 description = json["description"].orNull { it.text() },
                 players = Players.from(json["players"]),
                 match = json["match"].orNull { it.text() },
+                days = json["days"].orNull { it.int() },
                 lateJoin = json["late_join"].orNull { it.bool() },
                 rematchSeconds = json["rematch_seconds"].orNull { it.double() },
+                draw = json["draw"].orNull { it.text() },
+                attempts = json["attempts"].value,
                 window = json["window"].orNull { it.double() },
                 widen = json["widen"].orNull { it.double() },
                 fillSeconds = json["fill_seconds"].orNull { it.double() },
@@ -680,8 +723,11 @@ data class Room(
     data class Settings(
         val players: Players,
         val match: String? = null,
+        val days: Int? = null,
         val lateJoin: Boolean? = null,
         val rematchSeconds: Double? = null,
+        val draw: String? = null,
+        val attempts: Any? = null,
         val window: Double? = null,
         val widen: Double? = null,
         val fillSeconds: Double? = null,
@@ -699,14 +745,17 @@ data class Room(
         val categories: List<String>? = null,
         val difficulties: List<String>? = null,
     ) {
-        internal fun fields() = fieldsOf("players" to players.fields(), "match" to match, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties)
+        internal fun fields() = fieldsOf("players" to players.fields(), "match" to match, "days" to days, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "draw" to draw, "attempts" to attempts, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties)
 
         companion object {
             internal fun from(json: Json) = Settings(
                 players = Players.from(json["players"]),
                 match = json["match"].orNull { it.text() },
+                days = json["days"].orNull { it.int() },
                 lateJoin = json["late_join"].orNull { it.bool() },
                 rematchSeconds = json["rematch_seconds"].orNull { it.double() },
+                draw = json["draw"].orNull { it.text() },
+                attempts = json["attempts"].value,
                 window = json["window"].orNull { it.double() },
                 widen = json["widen"].orNull { it.double() },
                 fillSeconds = json["fill_seconds"].orNull { it.double() },
@@ -795,6 +844,117 @@ data class BlockList(
     }
 }
 
+data class NewChallenge(
+    val code: String,
+    /** Seconds since 1970. */
+    val expiresAt: Long,
+) {
+    internal fun fields() = fieldsOf("code" to code, "expires_at" to expiresAt)
+
+    companion object {
+        internal fun from(json: Json) = NewChallenge(
+            code = json["code"].text(),
+            expiresAt = json["expires_at"].long(),
+        )
+    }
+}
+
+data class Challenge(
+    val code: String,
+    val queue: String,
+    val owner: String,
+    /** Seconds since 1970. */
+    val expiresAt: Long,
+    val state: String,
+    val players: List<Players>,
+    /** Present if the caller has played it. */
+    val rounds: List<Rounds>? = null,
+) {
+    internal fun fields() = fieldsOf("code" to code, "queue" to queue, "owner" to owner, "expires_at" to expiresAt, "state" to state, "players" to players.map { it.fields() }, "rounds" to rounds?.map { it.fields() })
+
+    companion object {
+        internal fun from(json: Json) = Challenge(
+            code = json["code"].text(),
+            queue = json["queue"].text(),
+            owner = json["owner"].text(),
+            expiresAt = json["expires_at"].long(),
+            state = json["state"].text(),
+            players = json["players"].list { Players.from(it) },
+            rounds = json["rounds"].orNull { it.list { Rounds.from(it) } },
+        )
+    }
+
+    data class Players(
+        val player: String,
+        val state: String,
+        val score: Int? = null,
+        /** Among those who have finished; equals share it. */
+        val rank: Int? = null,
+    ) {
+        internal fun fields() = fieldsOf("player" to player, "state" to state, "score" to score, "rank" to rank)
+
+        companion object {
+            internal fun from(json: Json) = Players(
+                player = json["player"].text(),
+                state = json["state"].text(),
+                score = json["score"].orNull { it.int() },
+                rank = json["rank"].orNull { it.int() },
+            )
+        }
+    }
+
+    /** Present if the caller has played it. */
+    data class Rounds(
+        val text: String,
+        val choices: List<String>,
+        val category: String,
+        val difficulty: String,
+        val correct: Int,
+        val answers: Map<String, Answers>,
+    ) {
+        internal fun fields() = fieldsOf("text" to text, "choices" to choices, "category" to category, "difficulty" to difficulty, "correct" to correct, "answers" to answers.mapValues { it.value.fields() })
+
+        companion object {
+            internal fun from(json: Json) = Rounds(
+                text = json["text"].text(),
+                choices = json["choices"].list { it.text() },
+                category = json["category"].text(),
+                difficulty = json["difficulty"].text(),
+                correct = json["correct"].int(),
+                answers = json["answers"].map { Answers.from(it) },
+            )
+        }
+
+        data class Answers(
+            val choice: Int,
+            val ms: Long,
+            val points: Int,
+        ) {
+            internal fun fields() = fieldsOf("choice" to choice, "ms" to ms, "points" to points)
+
+            companion object {
+                internal fun from(json: Json) = Answers(
+                    choice = json["choice"].int(),
+                    ms = json["ms"].long(),
+                    points = json["points"].int(),
+                )
+            }
+        }
+    }
+}
+
+data class ChallengeList(
+    val challenges: List<Challenge>,
+) {
+    internal fun fields() = fieldsOf("challenges" to challenges.map { it.fields() })
+
+    companion object {
+        internal fun from(json: Json) = ChallengeList(
+            challenges = json["challenges"].list { Challenge.from(it) },
+        )
+    }
+}
+
 data class Export(
     val user: User,
     val sessions: List<Sessions>,
@@ -803,8 +963,9 @@ data class Export(
     val reports: List<Reports>,
     val games: List<GameRecord>,
     val questionsSeen: List<String>,
+    val challenges: List<Challenge>,
 ) {
-    internal fun fields() = fieldsOf("user" to user.fields(), "sessions" to sessions.map { it.fields() }, "ban" to ban?.fields(), "blocks" to blocks.map { it.fields() }, "reports" to reports.map { it.fields() }, "games" to games.map { it.fields() }, "questions_seen" to questionsSeen)
+    internal fun fields() = fieldsOf("user" to user.fields(), "sessions" to sessions.map { it.fields() }, "ban" to ban?.fields(), "blocks" to blocks.map { it.fields() }, "reports" to reports.map { it.fields() }, "games" to games.map { it.fields() }, "questions_seen" to questionsSeen, "challenges" to challenges.map { it.fields() })
 
     companion object {
         internal fun from(json: Json) = Export(
@@ -815,6 +976,7 @@ data class Export(
             reports = json["reports"].list { Reports.from(it) },
             games = json["games"].list { GameRecord.from(it) },
             questionsSeen = json["questions_seen"].list { it.text() },
+            challenges = json["challenges"].list { Challenge.from(it) },
         )
     }
 
@@ -1476,8 +1638,8 @@ data class JoinFields(
     /** Optional: a queue. Default: the previous one. */
     val queue: String? = null,
     /**
-     * Optional: the code of a private room, whose queue counts then. Without it, a queue with
-     * `match: room` opens a new room.
+     * Optional: the code of a private room or of a challenge, whose queue counts then. Without it,
+     * a queue with `match: room` opens a new room.
      */
     val code: String? = null,
 ) : ClientMessage {
@@ -1550,10 +1712,10 @@ data class PassFields(
 }
 
 /** The codes of errors, over HTTP and in `error` messages. */
-val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "already_reported", "blocks_full", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "yourself", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "reports_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
+val ERROR_CODES = setOf("bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "already_reported", "blocks_full", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "yourself", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "reports_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "already_played", "code_needed", "own_challenge", "challenge_played", "challenge_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state")
 
 /** The queues of the server. */
-val QUEUES = listOf("random", "rated", "party", "solo", "friends")
+val QUEUES = listOf("random", "rated", "party", "solo", "daily", "friends", "challenge")
 
 // ---- JSON ----------------------------------------------------------------------------------------
 
@@ -1858,6 +2020,21 @@ class Trivia(
     /** Returns the queues: their rules, and how many players wait and play. */
     fun readQueues(): QueueList {
         return QueueList.from(request("GET", "/queues", emptyMap(), null))
+    }
+
+    /** Makes a challenge, which the caller and their friends play by its code. */
+    fun makeChallenge(body: ChallengeQueue): NewChallenge {
+        return NewChallenge.from(request("POST", "/challenges", emptyMap(), body.fields()))
+    }
+
+    /** Returns the challenges that the caller has made or played, open and finished ones. */
+    fun myChallenges(): ChallengeList {
+        return ChallengeList.from(request("GET", "/challenges", emptyMap(), null))
+    }
+
+    /** Returns a challenge, with its rounds once the caller has played it. */
+    fun readChallenge(code: String): Challenge {
+        return Challenge.from(request("GET", "/challenges/${part(code)}", emptyMap(), null))
     }
 
     /** Returns a private room, for the preview of a link to it. */

@@ -65,19 +65,23 @@ public struct NewUser: Codable, Equatable, Sendable {
     public var password: String
     /// The http or https address of a picture. Default: "".
     public var avatar: String?
+    /// The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC".
+    public var zone: String?
 
     enum CodingKeys: String, CodingKey {
         case username = "username"
         case email = "email"
         case password = "password"
         case avatar = "avatar"
+        case zone = "zone"
     }
 
-    public init(username: String, email: String, password: String, avatar: String? = nil) {
+    public init(username: String, email: String, password: String, avatar: String? = nil, zone: String? = nil) {
         self.username = username
         self.email = email
         self.password = password
         self.avatar = avatar
+        self.zone = zone
     }
 }
 
@@ -161,19 +165,23 @@ public struct Upgrade: Codable, Equatable, Sendable {
     public var password: String
     /// The http or https address of a picture. Default: "".
     public var avatar: String?
+    /// The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC".
+    public var zone: String?
 
     enum CodingKeys: String, CodingKey {
         case username = "username"
         case email = "email"
         case password = "password"
         case avatar = "avatar"
+        case zone = "zone"
     }
 
-    public init(username: String? = nil, email: String, password: String, avatar: String? = nil) {
+    public init(username: String? = nil, email: String, password: String, avatar: String? = nil, zone: String? = nil) {
         self.username = username
         self.email = email
         self.password = password
         self.avatar = avatar
+        self.zone = zone
     }
 }
 
@@ -184,6 +192,8 @@ public struct UserChanges: Codable, Equatable, Sendable {
     public var email: String?
     /// The http or https address of a picture. Default: "".
     public var avatar: String?
+    /// The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC".
+    public var zone: String?
     /// The present password. A new username or email takes it.
     public var password: String?
 
@@ -191,13 +201,15 @@ public struct UserChanges: Codable, Equatable, Sendable {
         case username = "username"
         case email = "email"
         case avatar = "avatar"
+        case zone = "zone"
         case password = "password"
     }
 
-    public init(username: String? = nil, email: String? = nil, avatar: String? = nil, password: String? = nil) {
+    public init(username: String? = nil, email: String? = nil, avatar: String? = nil, zone: String? = nil, password: String? = nil) {
         self.username = username
         self.email = email
         self.avatar = avatar
+        self.zone = zone
         self.password = password
     }
 }
@@ -286,6 +298,19 @@ public struct Report: Codable, Equatable, Sendable {
     }
 }
 
+public struct ChallengeQueue: Codable, Equatable, Sendable {
+    /// A queue with `match: challenge`.
+    public var queue: String
+
+    enum CodingKeys: String, CodingKey {
+        case queue = "queue"
+    }
+
+    public init(queue: String) {
+        self.queue = queue
+    }
+}
+
 public struct User: Codable, Equatable, Sendable {
     /// The name that other players see.
     public var username: String
@@ -298,6 +323,12 @@ public struct User: Codable, Equatable, Sendable {
     public var games: Int
     /// Skill, estimated from rated games with the Plackett-Luce model.
     public var rating: Double
+    /// Days in a row with a daily game.
+    public var streak: Int
+    /// Points in daily games.
+    public var dailyPoints: Int
+    /// The time zone of the player's phone. Their `streak` counts days by it.
+    public var zone: String
     /// Seconds since 1970.
     public var createdAt: Int
     public var emailConfirmed: Bool
@@ -311,18 +342,24 @@ public struct User: Codable, Equatable, Sendable {
         case wins = "wins"
         case games = "games"
         case rating = "rating"
+        case streak = "streak"
+        case dailyPoints = "daily_points"
+        case zone = "zone"
         case createdAt = "created_at"
         case emailConfirmed = "email_confirmed"
         case guest = "guest"
     }
 
-    public init(username: String, email: String? = nil, avatar: String, wins: Int, games: Int, rating: Double, createdAt: Int, emailConfirmed: Bool, guest: JSONValue? = nil) {
+    public init(username: String, email: String? = nil, avatar: String, wins: Int, games: Int, rating: Double, streak: Int, dailyPoints: Int, zone: String, createdAt: Int, emailConfirmed: Bool, guest: JSONValue? = nil) {
         self.username = username
         self.email = email
         self.avatar = avatar
         self.wins = wins
         self.games = games
         self.rating = rating
+        self.streak = streak
+        self.dailyPoints = dailyPoints
+        self.zone = zone
         self.createdAt = createdAt
         self.emailConfirmed = emailConfirmed
         self.guest = guest
@@ -340,6 +377,10 @@ public struct Player: Codable, Equatable, Sendable {
     public var games: Int
     /// Skill, estimated from rated games with the Plackett-Luce model.
     public var rating: Double
+    /// Days in a row with a daily game.
+    public var streak: Int
+    /// Points in daily games.
+    public var dailyPoints: Int
     /// Present while the user is a guest.
     public var guest: JSONValue?
 
@@ -349,15 +390,19 @@ public struct Player: Codable, Equatable, Sendable {
         case wins = "wins"
         case games = "games"
         case rating = "rating"
+        case streak = "streak"
+        case dailyPoints = "daily_points"
         case guest = "guest"
     }
 
-    public init(username: String, avatar: String, wins: Int, games: Int, rating: Double, guest: JSONValue? = nil) {
+    public init(username: String, avatar: String, wins: Int, games: Int, rating: Double, streak: Int, dailyPoints: Int, guest: JSONValue? = nil) {
         self.username = username
         self.avatar = avatar
         self.wins = wins
         self.games = games
         self.rating = rating
+        self.streak = streak
+        self.dailyPoints = dailyPoints
         self.guest = guest
     }
 }
@@ -657,8 +702,11 @@ public struct QueueList: Codable, Equatable, Sendable {
         public var description: String?
         public var players: Players
         public var match: String?
+        public var days: Int?
         public var lateJoin: Bool?
         public var rematchSeconds: Double?
+        public var draw: String?
+        public var attempts: JSONValue?
         public var window: Double?
         public var widen: Double?
         public var fillSeconds: Double?
@@ -713,8 +761,11 @@ public struct QueueList: Codable, Equatable, Sendable {
             case description = "description"
             case players = "players"
             case match = "match"
+            case days = "days"
             case lateJoin = "late_join"
             case rematchSeconds = "rematch_seconds"
+            case draw = "draw"
+            case attempts = "attempts"
             case window = "window"
             case widen = "widen"
             case fillSeconds = "fill_seconds"
@@ -736,12 +787,15 @@ public struct QueueList: Codable, Equatable, Sendable {
             case playing = "playing"
         }
 
-        public init(description: String? = nil, players: Players, match: String? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
+        public init(description: String? = nil, players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: JSONValue? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
             self.description = description
             self.players = players
             self.match = match
+            self.days = days
             self.lateJoin = lateJoin
             self.rematchSeconds = rematchSeconds
+            self.draw = draw
+            self.attempts = attempts
             self.window = window
             self.widen = widen
             self.fillSeconds = fillSeconds
@@ -786,8 +840,11 @@ public struct Room: Codable, Equatable, Sendable {
     public struct Settings: Codable, Equatable, Sendable {
         public var players: Players
         public var match: String?
+        public var days: Int?
         public var lateJoin: Bool?
         public var rematchSeconds: Double?
+        public var draw: String?
+        public var attempts: JSONValue?
         public var window: Double?
         public var widen: Double?
         public var fillSeconds: Double?
@@ -838,8 +895,11 @@ public struct Room: Codable, Equatable, Sendable {
         enum CodingKeys: String, CodingKey {
             case players = "players"
             case match = "match"
+            case days = "days"
             case lateJoin = "late_join"
             case rematchSeconds = "rematch_seconds"
+            case draw = "draw"
+            case attempts = "attempts"
             case window = "window"
             case widen = "widen"
             case fillSeconds = "fill_seconds"
@@ -858,11 +918,14 @@ public struct Room: Codable, Equatable, Sendable {
             case difficulties = "difficulties"
         }
 
-        public init(players: Players, match: String? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
+        public init(players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: JSONValue? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
             self.players = players
             self.match = match
+            self.days = days
             self.lateJoin = lateJoin
             self.rematchSeconds = rematchSeconds
+            self.draw = draw
+            self.attempts = attempts
             self.window = window
             self.widen = widen
             self.fillSeconds = fillSeconds
@@ -945,6 +1008,134 @@ public struct BlockList: Codable, Equatable, Sendable {
     }
 }
 
+public struct NewChallenge: Codable, Equatable, Sendable {
+    public var code: String
+    /// Seconds since 1970.
+    public var expiresAt: Int
+
+    enum CodingKeys: String, CodingKey {
+        case code = "code"
+        case expiresAt = "expires_at"
+    }
+
+    public init(code: String, expiresAt: Int) {
+        self.code = code
+        self.expiresAt = expiresAt
+    }
+}
+
+public struct Challenge: Codable, Equatable, Sendable {
+    public var code: String
+    public var queue: String
+    public var owner: String
+    /// Seconds since 1970.
+    public var expiresAt: Int
+    public var state: String
+    public var players: [Players]
+    /// Present if the caller has played it.
+    public var rounds: [Rounds]?
+
+    public struct Players: Codable, Equatable, Sendable {
+        public var player: String
+        public var state: String
+        public var score: Int?
+        /// Among those who have finished; equals share it.
+        public var rank: Int?
+
+        enum CodingKeys: String, CodingKey {
+            case player = "player"
+            case state = "state"
+            case score = "score"
+            case rank = "rank"
+        }
+
+        public init(player: String, state: String, score: Int? = nil, rank: Int? = nil) {
+            self.player = player
+            self.state = state
+            self.score = score
+            self.rank = rank
+        }
+    }
+
+    /// Present if the caller has played it.
+    public struct Rounds: Codable, Equatable, Sendable {
+        public var text: String
+        public var choices: [String]
+        public var category: String
+        public var difficulty: String
+        public var correct: Int
+        public var answers: [String: Answers]
+
+        public struct Answers: Codable, Equatable, Sendable {
+            public var choice: Int
+            public var ms: Int
+            public var points: Int
+
+            enum CodingKeys: String, CodingKey {
+                case choice = "choice"
+                case ms = "ms"
+                case points = "points"
+            }
+
+            public init(choice: Int, ms: Int, points: Int) {
+                self.choice = choice
+                self.ms = ms
+                self.points = points
+            }
+        }
+
+        enum CodingKeys: String, CodingKey {
+            case text = "text"
+            case choices = "choices"
+            case category = "category"
+            case difficulty = "difficulty"
+            case correct = "correct"
+            case answers = "answers"
+        }
+
+        public init(text: String, choices: [String], category: String, difficulty: String, correct: Int, answers: [String: Answers]) {
+            self.text = text
+            self.choices = choices
+            self.category = category
+            self.difficulty = difficulty
+            self.correct = correct
+            self.answers = answers
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case code = "code"
+        case queue = "queue"
+        case owner = "owner"
+        case expiresAt = "expires_at"
+        case state = "state"
+        case players = "players"
+        case rounds = "rounds"
+    }
+
+    public init(code: String, queue: String, owner: String, expiresAt: Int, state: String, players: [Players], rounds: [Rounds]? = nil) {
+        self.code = code
+        self.queue = queue
+        self.owner = owner
+        self.expiresAt = expiresAt
+        self.state = state
+        self.players = players
+        self.rounds = rounds
+    }
+}
+
+public struct ChallengeList: Codable, Equatable, Sendable {
+    public var challenges: [Challenge]
+
+    enum CodingKeys: String, CodingKey {
+        case challenges = "challenges"
+    }
+
+    public init(challenges: [Challenge]) {
+        self.challenges = challenges
+    }
+}
+
 public struct Export: Codable, Equatable, Sendable {
     public var user: User
     public var sessions: [Sessions]
@@ -953,6 +1144,7 @@ public struct Export: Codable, Equatable, Sendable {
     public var reports: [Reports]
     public var games: [GameRecord]
     public var questionsSeen: [String]
+    public var challenges: [Challenge]
 
     public struct Sessions: Codable, Equatable, Sendable {
         /// Seconds since 1970.
@@ -1022,9 +1214,10 @@ public struct Export: Codable, Equatable, Sendable {
         case reports = "reports"
         case games = "games"
         case questionsSeen = "questions_seen"
+        case challenges = "challenges"
     }
 
-    public init(user: User, sessions: [Sessions], ban: Ban? = nil, blocks: [Blocks], reports: [Reports], games: [GameRecord], questionsSeen: [String]) {
+    public init(user: User, sessions: [Sessions], ban: Ban? = nil, blocks: [Blocks], reports: [Reports], games: [GameRecord], questionsSeen: [String], challenges: [Challenge]) {
         self.user = user
         self.sessions = sessions
         self.ban = ban
@@ -1032,6 +1225,7 @@ public struct Export: Codable, Equatable, Sendable {
         self.reports = reports
         self.games = games
         self.questionsSeen = questionsSeen
+        self.challenges = challenges
     }
 }
 
@@ -1779,8 +1973,8 @@ public struct JoinFields: ClientMessage, Equatable, Sendable {
     public var id: JSONValue?
     /// Optional: a queue. Default: the previous one.
     public var queue: String?
-    /// Optional: the code of a private room, whose queue counts then. Without it, a queue with
-    /// `match: room` opens a new room.
+    /// Optional: the code of a private room or of a challenge, whose queue counts then. Without it,
+    /// a queue with `match: room` opens a new room.
     public var code: String?
 
     enum CodingKeys: String, CodingKey {
@@ -1914,10 +2108,10 @@ extension JoinFields {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "already_reported", "blocks_full", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "yourself", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "reports_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
+public let triviaErrorCodes: Set<String> = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "already_reported", "blocks_full", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "yourself", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "reports_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "already_played", "code_needed", "own_challenge", "challenge_played", "challenge_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"]
 
 /// The queues of the server.
-public let triviaQueues = ["random", "rated", "party", "solo", "friends"]
+public let triviaQueues = ["random", "rated", "party", "solo", "daily", "friends", "challenge"]
 
 // MARK: - HTTP
 
@@ -2102,6 +2296,21 @@ public final class Trivia: @unchecked Sendable {
     /// Returns the queues: their rules, and how many players wait and play.
     public func readQueues() async throws -> QueueList {
         return try await request("GET", "/queues")
+    }
+
+    /// Makes a challenge, which the caller and their friends play by its code.
+    public func makeChallenge(_ body: ChallengeQueue) async throws -> NewChallenge {
+        return try await request("POST", "/challenges", body: body)
+    }
+
+    /// Returns the challenges that the caller has made or played, open and finished ones.
+    public func myChallenges() async throws -> ChallengeList {
+        return try await request("GET", "/challenges")
+    }
+
+    /// Returns a challenge, with its rounds once the caller has played it.
+    public func readChallenge(code: String) async throws -> Challenge {
+        return try await request("GET", "/challenges/\(part(code))")
     }
 
     /// Returns a private room, for the preview of a link to it.

@@ -21,13 +21,14 @@ const triviaProtocol = 'trivia.v1';
 // ---- types ---------------------------------------------------------------------------------------
 
 class NewUser {
-  const NewUser({required this.username, required this.email, required this.password, this.avatar});
+  const NewUser({required this.username, required this.email, required this.password, this.avatar, this.zone});
 
   NewUser.from(Map<String, dynamic> json)
       : username = json['username'] as String,
         email = json['email'] as String,
         password = json['password'] as String,
-        avatar = _orNull(json['avatar'], (it) => it as String);
+        avatar = _orNull(json['avatar'], (it) => it as String),
+        zone = _orNull(json['zone'], (it) => it as String);
 
   /// The name that other players see.
   final String username;
@@ -41,7 +42,10 @@ class NewUser {
   /// The http or https address of a picture. Default: "".
   final String? avatar;
 
-  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'password': password, 'avatar': avatar});
+  /// The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC".
+  final String? zone;
+
+  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'password': password, 'avatar': avatar, 'zone': zone});
 }
 
 class Guest {
@@ -111,13 +115,14 @@ class ConfirmationMail {
 }
 
 class Upgrade {
-  const Upgrade({this.username, required this.email, required this.password, this.avatar});
+  const Upgrade({this.username, required this.email, required this.password, this.avatar, this.zone});
 
   Upgrade.from(Map<String, dynamic> json)
       : username = _orNull(json['username'], (it) => it as String),
         email = json['email'] as String,
         password = json['password'] as String,
-        avatar = _orNull(json['avatar'], (it) => it as String);
+        avatar = _orNull(json['avatar'], (it) => it as String),
+        zone = _orNull(json['zone'], (it) => it as String);
 
   /// The name that other players see.
   final String? username;
@@ -131,16 +136,20 @@ class Upgrade {
   /// The http or https address of a picture. Default: "".
   final String? avatar;
 
-  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'password': password, 'avatar': avatar});
+  /// The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC".
+  final String? zone;
+
+  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'password': password, 'avatar': avatar, 'zone': zone});
 }
 
 class UserChanges {
-  const UserChanges({this.username, this.email, this.avatar, this.password});
+  const UserChanges({this.username, this.email, this.avatar, this.zone, this.password});
 
   UserChanges.from(Map<String, dynamic> json)
       : username = _orNull(json['username'], (it) => it as String),
         email = _orNull(json['email'], (it) => it as String),
         avatar = _orNull(json['avatar'], (it) => it as String),
+        zone = _orNull(json['zone'], (it) => it as String),
         password = _orNull(json['password'], (it) => it as String);
 
   /// The name that other players see.
@@ -152,10 +161,13 @@ class UserChanges {
   /// The http or https address of a picture. Default: "".
   final String? avatar;
 
+  /// The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC".
+  final String? zone;
+
   /// The present password. A new username or email takes it.
   final String? password;
 
-  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar, 'password': password});
+  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar, 'zone': zone, 'password': password});
 }
 
 class Login {
@@ -238,8 +250,20 @@ class Report {
   Map<String, dynamic> toJson() => _fields({'player': player, 'question': question, 'reason': reason, 'game': game, 'text': text});
 }
 
+class ChallengeQueue {
+  const ChallengeQueue({required this.queue});
+
+  ChallengeQueue.from(Map<String, dynamic> json)
+      : queue = json['queue'] as String;
+
+  /// A queue with `match: challenge`.
+  final String queue;
+
+  Map<String, dynamic> toJson() => _fields({'queue': queue});
+}
+
 class User {
-  const User({required this.username, this.email, required this.avatar, required this.wins, required this.games, required this.rating, required this.createdAt, required this.emailConfirmed, this.guest});
+  const User({required this.username, this.email, required this.avatar, required this.wins, required this.games, required this.rating, required this.streak, required this.dailyPoints, required this.zone, required this.createdAt, required this.emailConfirmed, this.guest});
 
   User.from(Map<String, dynamic> json)
       : username = json['username'] as String,
@@ -248,6 +272,9 @@ class User {
         wins = json['wins'] as int,
         games = json['games'] as int,
         rating = (json['rating'] as num).toDouble(),
+        streak = json['streak'] as int,
+        dailyPoints = json['daily_points'] as int,
+        zone = json['zone'] as String,
         createdAt = json['created_at'] as int,
         emailConfirmed = json['email_confirmed'] as bool,
         guest = json['guest'];
@@ -269,6 +296,15 @@ class User {
   /// Skill, estimated from rated games with the Plackett-Luce model.
   final double rating;
 
+  /// Days in a row with a daily game.
+  final int streak;
+
+  /// Points in daily games.
+  final int dailyPoints;
+
+  /// The time zone of the player's phone. Their `streak` counts days by it.
+  final String zone;
+
   /// Seconds since 1970.
   final int createdAt;
 
@@ -277,11 +313,11 @@ class User {
   /// Present while the user is a guest.
   final Object? guest;
 
-  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'created_at': createdAt, 'email_confirmed': emailConfirmed, 'guest': guest});
+  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'streak': streak, 'daily_points': dailyPoints, 'zone': zone, 'created_at': createdAt, 'email_confirmed': emailConfirmed, 'guest': guest});
 }
 
 class Player {
-  const Player({required this.username, required this.avatar, required this.wins, required this.games, required this.rating, this.guest});
+  const Player({required this.username, required this.avatar, required this.wins, required this.games, required this.rating, required this.streak, required this.dailyPoints, this.guest});
 
   Player.from(Map<String, dynamic> json)
       : username = json['username'] as String,
@@ -289,6 +325,8 @@ class Player {
         wins = json['wins'] as int,
         games = json['games'] as int,
         rating = (json['rating'] as num).toDouble(),
+        streak = json['streak'] as int,
+        dailyPoints = json['daily_points'] as int,
         guest = json['guest'];
 
   /// The name that other players see.
@@ -306,10 +344,16 @@ class Player {
   /// Skill, estimated from rated games with the Plackett-Luce model.
   final double rating;
 
+  /// Days in a row with a daily game.
+  final int streak;
+
+  /// Points in daily games.
+  final int dailyPoints;
+
   /// Present while the user is a guest.
   final Object? guest;
 
-  Map<String, dynamic> toJson() => _fields({'username': username, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'guest': guest});
+  Map<String, dynamic> toJson() => _fields({'username': username, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'streak': streak, 'daily_points': dailyPoints, 'guest': guest});
 }
 
 class Session {
@@ -600,14 +644,17 @@ class QueueList {
 }
 
 class QueueListQueues {
-  const QueueListQueues({this.description, required this.players, this.match, this.lateJoin, this.rematchSeconds, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties, required this.name, required this.waiting, required this.playing});
+  const QueueListQueues({this.description, required this.players, this.match, this.days, this.lateJoin, this.rematchSeconds, this.draw, this.attempts, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties, required this.name, required this.waiting, required this.playing});
 
   QueueListQueues.from(Map<String, dynamic> json)
       : description = _orNull(json['description'], (it) => it as String),
         players = QueueListQueuesPlayers.from(json['players'] as Map<String, dynamic>),
         match = _orNull(json['match'], (it) => it as String),
+        days = _orNull(json['days'], (it) => it as int),
         lateJoin = _orNull(json['late_join'], (it) => it as bool),
         rematchSeconds = _orNull(json['rematch_seconds'], (it) => (it as num).toDouble()),
+        draw = _orNull(json['draw'], (it) => it as String),
+        attempts = json['attempts'],
         window = _orNull(json['window'], (it) => (it as num).toDouble()),
         widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
         fillSeconds = _orNull(json['fill_seconds'], (it) => (it as num).toDouble()),
@@ -634,9 +681,15 @@ class QueueListQueues {
 
   final String? match;
 
+  final int? days;
+
   final bool? lateJoin;
 
   final double? rematchSeconds;
+
+  final String? draw;
+
+  final Object? attempts;
 
   final double? window;
 
@@ -676,7 +729,7 @@ class QueueListQueues {
 
   final int playing;
 
-  Map<String, dynamic> toJson() => _fields({'description': description, 'players': players, 'match': match, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties, 'name': name, 'waiting': waiting, 'playing': playing});
+  Map<String, dynamic> toJson() => _fields({'description': description, 'players': players, 'match': match, 'days': days, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'draw': draw, 'attempts': attempts, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties, 'name': name, 'waiting': waiting, 'playing': playing});
 }
 
 class QueueListQueuesPlayers {
@@ -740,13 +793,16 @@ class Room {
 }
 
 class RoomSettings {
-  const RoomSettings({required this.players, this.match, this.lateJoin, this.rematchSeconds, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties});
+  const RoomSettings({required this.players, this.match, this.days, this.lateJoin, this.rematchSeconds, this.draw, this.attempts, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties});
 
   RoomSettings.from(Map<String, dynamic> json)
       : players = RoomSettingsPlayers.from(json['players'] as Map<String, dynamic>),
         match = _orNull(json['match'], (it) => it as String),
+        days = _orNull(json['days'], (it) => it as int),
         lateJoin = _orNull(json['late_join'], (it) => it as bool),
         rematchSeconds = _orNull(json['rematch_seconds'], (it) => (it as num).toDouble()),
+        draw = _orNull(json['draw'], (it) => it as String),
+        attempts = json['attempts'],
         window = _orNull(json['window'], (it) => (it as num).toDouble()),
         widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
         fillSeconds = _orNull(json['fill_seconds'], (it) => (it as num).toDouble()),
@@ -768,9 +824,15 @@ class RoomSettings {
 
   final String? match;
 
+  final int? days;
+
   final bool? lateJoin;
 
   final double? rematchSeconds;
+
+  final String? draw;
+
+  final Object? attempts;
 
   final double? window;
 
@@ -804,7 +866,7 @@ class RoomSettings {
 
   final List<String>? difficulties;
 
-  Map<String, dynamic> toJson() => _fields({'players': players, 'match': match, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties});
+  Map<String, dynamic> toJson() => _fields({'players': players, 'match': match, 'days': days, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'draw': draw, 'attempts': attempts, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties});
 }
 
 class RoomSettingsPlayers {
@@ -872,8 +934,130 @@ class BlockListBlocks {
   Map<String, dynamic> toJson() => _fields({'username': username, 'blocked_at': blockedAt});
 }
 
+class NewChallenge {
+  const NewChallenge({required this.code, required this.expiresAt});
+
+  NewChallenge.from(Map<String, dynamic> json)
+      : code = json['code'] as String,
+        expiresAt = json['expires_at'] as int;
+
+  final String code;
+
+  /// Seconds since 1970.
+  final int expiresAt;
+
+  Map<String, dynamic> toJson() => _fields({'code': code, 'expires_at': expiresAt});
+}
+
+class Challenge {
+  const Challenge({required this.code, required this.queue, required this.owner, required this.expiresAt, required this.state, required this.players, this.rounds});
+
+  Challenge.from(Map<String, dynamic> json)
+      : code = json['code'] as String,
+        queue = json['queue'] as String,
+        owner = json['owner'] as String,
+        expiresAt = json['expires_at'] as int,
+        state = json['state'] as String,
+        players = _list(json['players'], (it) => ChallengePlayers.from(it as Map<String, dynamic>)),
+        rounds = _orNull(json['rounds'], (it) => _list(it, (it) => ChallengeRounds.from(it as Map<String, dynamic>)));
+
+  final String code;
+
+  final String queue;
+
+  final String owner;
+
+  /// Seconds since 1970.
+  final int expiresAt;
+
+  final String state;
+
+  final List<ChallengePlayers> players;
+
+  /// Present if the caller has played it.
+  final List<ChallengeRounds>? rounds;
+
+  Map<String, dynamic> toJson() => _fields({'code': code, 'queue': queue, 'owner': owner, 'expires_at': expiresAt, 'state': state, 'players': players, 'rounds': rounds});
+}
+
+class ChallengePlayers {
+  const ChallengePlayers({required this.player, required this.state, this.score, this.rank});
+
+  ChallengePlayers.from(Map<String, dynamic> json)
+      : player = json['player'] as String,
+        state = json['state'] as String,
+        score = _orNull(json['score'], (it) => it as int),
+        rank = _orNull(json['rank'], (it) => it as int);
+
+  final String player;
+
+  final String state;
+
+  final int? score;
+
+  /// Among those who have finished; equals share it.
+  final int? rank;
+
+  Map<String, dynamic> toJson() => _fields({'player': player, 'state': state, 'score': score, 'rank': rank});
+}
+
+/// Present if the caller has played it.
+class ChallengeRounds {
+  const ChallengeRounds({required this.text, required this.choices, required this.category, required this.difficulty, required this.correct, required this.answers});
+
+  ChallengeRounds.from(Map<String, dynamic> json)
+      : text = json['text'] as String,
+        choices = _list(json['choices'], (it) => it as String),
+        category = json['category'] as String,
+        difficulty = json['difficulty'] as String,
+        correct = json['correct'] as int,
+        answers = _map(json['answers'], (it) => ChallengeRoundsAnswers.from(it as Map<String, dynamic>));
+
+  final String text;
+
+  final List<String> choices;
+
+  final String category;
+
+  final String difficulty;
+
+  final int correct;
+
+  final Map<String, ChallengeRoundsAnswers> answers;
+
+  Map<String, dynamic> toJson() => _fields({'text': text, 'choices': choices, 'category': category, 'difficulty': difficulty, 'correct': correct, 'answers': answers});
+}
+
+class ChallengeRoundsAnswers {
+  const ChallengeRoundsAnswers({required this.choice, required this.ms, required this.points});
+
+  ChallengeRoundsAnswers.from(Map<String, dynamic> json)
+      : choice = json['choice'] as int,
+        ms = json['ms'] as int,
+        points = json['points'] as int;
+
+  final int choice;
+
+  final int ms;
+
+  final int points;
+
+  Map<String, dynamic> toJson() => _fields({'choice': choice, 'ms': ms, 'points': points});
+}
+
+class ChallengeList {
+  const ChallengeList({required this.challenges});
+
+  ChallengeList.from(Map<String, dynamic> json)
+      : challenges = _list(json['challenges'], (it) => Challenge.from(it as Map<String, dynamic>));
+
+  final List<Challenge> challenges;
+
+  Map<String, dynamic> toJson() => _fields({'challenges': challenges});
+}
+
 class Export {
-  const Export({required this.user, required this.sessions, this.ban, required this.blocks, required this.reports, required this.games, required this.questionsSeen});
+  const Export({required this.user, required this.sessions, this.ban, required this.blocks, required this.reports, required this.games, required this.questionsSeen, required this.challenges});
 
   Export.from(Map<String, dynamic> json)
       : user = User.from(json['user'] as Map<String, dynamic>),
@@ -882,7 +1066,8 @@ class Export {
         blocks = _list(json['blocks'], (it) => ExportBlocks.from(it as Map<String, dynamic>)),
         reports = _list(json['reports'], (it) => ExportReports.from(it as Map<String, dynamic>)),
         games = _list(json['games'], (it) => GameRecord.from(it as Map<String, dynamic>)),
-        questionsSeen = _list(json['questions_seen'], (it) => it as String);
+        questionsSeen = _list(json['questions_seen'], (it) => it as String),
+        challenges = _list(json['challenges'], (it) => Challenge.from(it as Map<String, dynamic>));
 
   final User user;
 
@@ -898,7 +1083,9 @@ class Export {
 
   final List<String> questionsSeen;
 
-  Map<String, dynamic> toJson() => _fields({'user': user, 'sessions': sessions, 'ban': ban, 'blocks': blocks, 'reports': reports, 'games': games, 'questions_seen': questionsSeen});
+  final List<Challenge> challenges;
+
+  Map<String, dynamic> toJson() => _fields({'user': user, 'sessions': sessions, 'ban': ban, 'blocks': blocks, 'reports': reports, 'games': games, 'questions_seen': questionsSeen, 'challenges': challenges});
 }
 
 class ExportSessions {
@@ -1598,8 +1785,8 @@ class JoinFields extends ClientMessage {
   /// Optional: a queue. Default: the previous one.
   final String? queue;
 
-  /// Optional: the code of a private room, whose queue counts then. Without it, a queue with
-  /// `match: room` opens a new room.
+  /// Optional: the code of a private room or of a challenge, whose queue counts then. Without it, a
+  /// queue with `match: room` opens a new room.
   final String? code;
 
   @override
@@ -1685,10 +1872,10 @@ class PassFields extends ClientMessage {
 }
 
 /// The codes of errors, over HTTP and in `error` messages.
-const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'banned', 'wrong_password', 'sign_in_again', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'unknown_code', 'expired_code', 'already_reported', 'blocks_full', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'app_too_old', 'upgrade_required', 'malformed_code', 'yourself', 'too_many_attempts', 'head_too_large', 'registration_closed', 'queue_closed', 'maintenance', 'no_mail', 'provider_unavailable', 'guests_full', 'reports_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'not_revealed', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'room_full', 'room_locked', 'kicked', 'rematch_over', 'not_in_room', 'not_host', 'room_plays', 'too_few_players', 'no_such_player', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
+const triviaErrorCodes = {'bad_request', 'bad_json', 'not_authenticated', 'bad_credentials', 'bad_id_token', 'bad_merge_token', 'bad_code', 'banned', 'wrong_password', 'sign_in_again', 'origin_refused', 'not_found', 'method_not_allowed', 'body_timeout', 'unknown_code', 'expired_code', 'already_reported', 'blocks_full', 'has_account', 'not_a_guest', 'identity_taken', 'in_game', 'provider_linked', 'last_sign_in', 'too_large', 'unsupported_media_type', 'invalid', 'app_too_old', 'upgrade_required', 'malformed_code', 'yourself', 'too_many_attempts', 'head_too_large', 'registration_closed', 'queue_closed', 'maintenance', 'no_mail', 'provider_unavailable', 'guests_full', 'reports_full', 'internal', 'unavailable', 'username_taken', 'email_taken', 'late_answer', 'already_answered', 'wrong_round', 'not_revealed', 'wrong_game', 'no_such_choice', 'not_playing', 'unknown_queue', 'queue_full', 'already_played', 'code_needed', 'own_challenge', 'challenge_played', 'challenge_full', 'room_full', 'room_locked', 'kicked', 'rematch_over', 'not_in_room', 'not_host', 'room_plays', 'too_few_players', 'no_such_player', 'not_text', 'too_fast', 'bad_message', 'unknown_type', 'invalid_message', 'wrong_state'};
 
 /// The queues of the server.
-const triviaQueues = ['random', 'rated', 'party', 'solo', 'friends'];
+const triviaQueues = ['random', 'rated', 'party', 'solo', 'daily', 'friends', 'challenge'];
 
 /// Returns fields of a body or a message, without those that were left out.
 Map<String, dynamic> _fields(Map<String, dynamic> fields) => fields..removeWhere((_, value) => value == null);
@@ -1875,6 +2062,21 @@ class Trivia {
   /// Returns the queues: their rules, and how many players wait and play.
   Future<QueueList> readQueues() async {
     return QueueList.from(await _request('GET', '/queues'));
+  }
+
+  /// Makes a challenge, which the caller and their friends play by its code.
+  Future<NewChallenge> makeChallenge(ChallengeQueue body) async {
+    return NewChallenge.from(await _request('POST', '/challenges', body: body));
+  }
+
+  /// Returns the challenges that the caller has made or played, open and finished ones.
+  Future<ChallengeList> myChallenges() async {
+    return ChallengeList.from(await _request('GET', '/challenges'));
+  }
+
+  /// Returns a challenge, with its rounds once the caller has played it.
+  Future<Challenge> readChallenge(String code) async {
+    return Challenge.from(await _request('GET', '/challenges/${Uri.encodeComponent(code)}'));
   }
 
   /// Returns a private room, for the preview of a link to it.

@@ -23,6 +23,8 @@ export interface NewUser {
   password: string;
   /** The http or https address of a picture. Default: "". */
   avatar?: string;
+  /** The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC". */
+  zone?: string;
 }
 
 export interface Guest {
@@ -61,6 +63,8 @@ export interface Upgrade {
   password: string;
   /** The http or https address of a picture. Default: "". */
   avatar?: string;
+  /** The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC". */
+  zone?: string;
 }
 
 export interface UserChanges {
@@ -70,6 +74,8 @@ export interface UserChanges {
   email?: string;
   /** The http or https address of a picture. Default: "". */
   avatar?: string;
+  /** The time zone of the player's phone. Their `streak` counts days by it. Default: "UTC". */
+  zone?: string;
   /** The present password. A new username or email takes it. */
   password?: string;
 }
@@ -112,6 +118,11 @@ export interface Report {
   text?: string;
 }
 
+export interface ChallengeQueue {
+  /** A queue with `match: challenge`. */
+  queue: string;
+}
+
 export interface User {
   /** The name that other players see. */
   username: string;
@@ -124,6 +135,12 @@ export interface User {
   games: number;
   /** Skill, estimated from rated games with the Plackett-Luce model. */
   rating: number;
+  /** Days in a row with a daily game. */
+  streak: number;
+  /** Points in daily games. */
+  daily_points: number;
+  /** The time zone of the player's phone. Their `streak` counts days by it. */
+  zone: string;
   /** Seconds since 1970. */
   created_at: number;
   email_confirmed: boolean;
@@ -142,6 +159,10 @@ export interface Player {
   games: number;
   /** Skill, estimated from rated games with the Plackett-Luce model. */
   rating: number;
+  /** Days in a row with a daily game. */
+  streak: number;
+  /** Points in daily games. */
+  daily_points: number;
   /** Present while the user is a guest. */
   guest?: true;
 }
@@ -245,9 +266,12 @@ export interface QueueList {
       min: number;
       max: number;
     };
-    match?: "fifo" | "rating" | "room";
+    match?: "fifo" | "rating" | "room" | "challenge";
+    days?: number;
     late_join?: boolean;
     rematch_seconds?: number;
+    draw?: "daily";
+    attempts?: 1;
     window?: number;
     widen?: number;
     fill_seconds?: number;
@@ -280,9 +304,12 @@ export interface Room {
       min: number;
       max: number;
     };
-    match?: "fifo" | "rating" | "room";
+    match?: "fifo" | "rating" | "room" | "challenge";
+    days?: number;
     late_join?: boolean;
     rematch_seconds?: number;
+    draw?: "daily";
+    attempts?: 1;
     window?: number;
     widen?: number;
     fill_seconds?: number;
@@ -323,6 +350,45 @@ export interface BlockList {
   }>;
 }
 
+export interface NewChallenge {
+  code: string;
+  /** Seconds since 1970. */
+  expires_at: number;
+}
+
+export interface Challenge {
+  code: string;
+  queue: string;
+  owner: string;
+  /** Seconds since 1970. */
+  expires_at: number;
+  state: "open" | "finished";
+  players: Array<{
+    player: string;
+    state: "playing" | "finished";
+    score?: number;
+    /** Among those who have finished; equals share it. */
+    rank?: number;
+  }>;
+  /** Present if the caller has played it. */
+  rounds?: Array<{
+    text: string;
+    choices: Array<string>;
+    category: string;
+    difficulty: string;
+    correct: number;
+    answers: Record<string, {
+      choice: number;
+      ms: number;
+      points: number;
+    }>;
+  }>;
+}
+
+export interface ChallengeList {
+  challenges: Array<Challenge>;
+}
+
 export interface Export {
   user: User;
   sessions: Array<{
@@ -345,6 +411,7 @@ export interface Export {
   }>;
   games: Array<GameRecord>;
   questions_seen: Array<string>;
+  challenges: Array<Challenge>;
 }
 
 export interface Health {
@@ -655,8 +722,8 @@ export interface JoinFields {
   /** Optional: a queue. Default: the previous one. */
   queue?: string;
   /**
-   * Optional: the code of a private room, whose queue counts then. Without it, a queue with `match:
-   * room` opens a new room.
+   * Optional: the code of a private room or of a challenge, whose queue counts then. Without it, a
+   * queue with `match: room` opens a new room.
    */
   code?: string;
 }
@@ -714,11 +781,11 @@ export type ServerMessage = QueuedMessage | CancelledMessage | RoomMessage | Sta
 export type ClientMessage = ({ type: "answer" } & AnswerFields) | ({ type: "check" } & CheckFields) | ({ type: "emoji" } & EmojiFields) | ({ type: "ping" } & PingFields) | ({ type: "rematch" } & RematchFields) | ({ type: "join" } & JoinFields) | ({ type: "leave" } & LeaveFields) | ({ type: "flag" } & FlagFields) | ({ type: "begin" } & BeginFields) | ({ type: "kick" } & KickFields) | ({ type: "lock" } & LockFields) | ({ type: "pass" } & PassFields);
 
 /** The codes of errors, over HTTP and in `error` messages. */
-export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "already_reported", "blocks_full", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "yourself", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "reports_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
+export const ERROR_CODES = ["bad_request", "bad_json", "not_authenticated", "bad_credentials", "bad_id_token", "bad_merge_token", "bad_code", "banned", "wrong_password", "sign_in_again", "origin_refused", "not_found", "method_not_allowed", "body_timeout", "unknown_code", "expired_code", "already_reported", "blocks_full", "has_account", "not_a_guest", "identity_taken", "in_game", "provider_linked", "last_sign_in", "too_large", "unsupported_media_type", "invalid", "app_too_old", "upgrade_required", "malformed_code", "yourself", "too_many_attempts", "head_too_large", "registration_closed", "queue_closed", "maintenance", "no_mail", "provider_unavailable", "guests_full", "reports_full", "internal", "unavailable", "username_taken", "email_taken", "late_answer", "already_answered", "wrong_round", "not_revealed", "wrong_game", "no_such_choice", "not_playing", "unknown_queue", "queue_full", "already_played", "code_needed", "own_challenge", "challenge_played", "challenge_full", "room_full", "room_locked", "kicked", "rematch_over", "not_in_room", "not_host", "room_plays", "too_few_players", "no_such_player", "not_text", "too_fast", "bad_message", "unknown_type", "invalid_message", "wrong_state"] as const;
 export type ErrorCode = (typeof ERROR_CODES)[number];
 
 /** The queues of the server. */
-export type QueueName = "random" | "rated" | "party" | "solo" | "friends";
+export type QueueName = "random" | "rated" | "party" | "solo" | "daily" | "friends" | "challenge";
 
 // ---- HTTP ----------------------------------------------------------------------------------------
 
@@ -905,6 +972,21 @@ export class Trivia {
   /** Returns the queues: their rules, and how many players wait and play. */
   async readQueues(): Promise<QueueList> {
     return this.request<QueueList>("GET", "/queues", undefined, undefined);
+  }
+
+  /** Makes a challenge, which the caller and their friends play by its code. */
+  async makeChallenge(body: ChallengeQueue): Promise<NewChallenge> {
+    return this.request<NewChallenge>("POST", "/challenges", undefined, body);
+  }
+
+  /** Returns the challenges that the caller has made or played, open and finished ones. */
+  async myChallenges(): Promise<ChallengeList> {
+    return this.request<ChallengeList>("GET", "/challenges", undefined, undefined);
+  }
+
+  /** Returns a challenge, with its rounds once the caller has played it. */
+  async readChallenge(code: string): Promise<Challenge> {
+    return this.request<Challenge>("GET", `/challenges/${encodeURIComponent(code)}`, undefined, undefined);
   }
 
   /** Returns a private room, for the preview of a link to it. */

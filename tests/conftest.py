@@ -88,7 +88,7 @@ def edited_schema(edit=lambda tree: None, **queue):
     """The text of schema.yaml with short games, changed by edit(tree); keywords go into every queue."""
     tree = yaml.safe_load((ROOT / "schema.yaml").read_text("utf-8"))
     for spec in tree["queues"].values():
-        is_matched = spec["players"] != 1 and spec.get("match") != "room"
+        is_matched = spec["players"] != 1 and spec.get("match") not in ("room", "challenge")
         shared = queue.keys() & spec.keys() - {"players", "match", "rated", "on_exit"}
         spec.update(FAST | (queue if is_matched else {key: queue[key] for key in shared}))
     tree["limits"]["registrations"] = 100_000  # the tests have one address

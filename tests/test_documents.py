@@ -46,6 +46,9 @@ ROUTES = {
     ("GET", "/games/{id}"),
     ("GET", "/leaderboards/{name}"),
     ("GET", "/queues"),
+    ("POST", "/challenges"),
+    ("GET", "/challenges"),
+    ("GET", "/challenges/{code}"),
     ("GET", "/rooms/{code}"),
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
@@ -60,7 +63,8 @@ OPEN = {
     "/health/live",
     "/health/ready",
 }
-OPTIONAL = {"/leaderboards/{name}", "/users/{username}", "/rooms/{code}"}  # a token is checked
+# A token is checked.
+OPTIONAL = {"/leaderboards/{name}", "/users/{username}", "/rooms/{code}", "/challenges/{code}"}
 PROBLEM = "application/problem+json"
 
 
@@ -303,11 +307,20 @@ def test_every_route_answers_as_documented(server, openapi):
     call("DELETE", at, token=token, where="/users/{username}/block", expect=204)
     report = {"player": person, "reason": "name", "game": end["game"]}
     call("POST", "/reports", report, token, expect=201)
-    assert len(call("GET", "/queues", expect=200).json["queues"]) == 5
+    assert len(call("GET", "/queues", expect=200).json["queues"]) == 7
     host = server.phone(queue="friends")
     code = host.expect("room")["code"]
     call("GET", f"/rooms/{code}", where="/rooms/{code}", expect=200)
     host.close()
+    body = {"queue": "challenge"}
+    code = call("POST", "/challenges", body, token, expect=201).json["code"]
+    server.phone(session=session, queue=f"challenge?code={code}").play()
+    where = "/challenges/{code}"
+    shown = call("GET", f"/challenges/{code}", token=token, where=where, expect=200).json
+    assert len(shown["rounds"]) == FAST["rounds"]
+    call("GET", f"/challenges/{code}", where=where, expect=200)
+    assert len(call("GET", "/challenges", token=token, expect=200).json["challenges"]) == 1
+    call("GET", "/users/me/export", token=token, expect=200)
     call("GET", "/health/live", expect=200)
     call("GET", "/health/ready", expect=200)
     secret = {"secret": secrets.token_urlsafe(32)}
@@ -382,6 +395,10 @@ def test_problems_are_as_documented(server, openapi):
     call("GET", "/leaderboards/rating?around=me", where="/leaderboards/{name}", expect=401)
     call("GET", "/leaderboards/nope", where="/leaderboards/{name}", expect=404)
     call("GET", "/rooms/ABC234", where="/rooms/{code}", expect=404)
+    call("GET", "/challenges/ABC23456", where="/challenges/{code}", expect=404)
+    call("GET", "/challenges/nope", where="/challenges/{code}", expect=422)
+    call("GET", "/challenges/nope", token="x", where="/challenges/{code}", expect=401)
+    call("POST", "/challenges", {"queue": "solo"}, token, expect=422)
     call("GET", "/rooms/nope", where="/rooms/{code}", expect=422)
     for query in (
         "limit=0",

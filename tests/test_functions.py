@@ -886,6 +886,7 @@ def apply(
     counts=1,
     quick=0,
     others="",
+    daily=("", "", ""),
 ):
     return store.run(
         "apply_result",
@@ -901,6 +902,7 @@ def apply(
         1500,
         quick,
         others,
+        *daily,
         *boards,
     )
 
@@ -1147,10 +1149,12 @@ def turn_of(conn):
 _turns = {}
 
 
-def join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=100, game=None):
+def join(
+    store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=100, game=None, draw=""
+):
     return store.run(
         "join",
-        (*lobby_keys(name), Keys.quits(uid)),
+        (*lobby_keys(name), Keys.quits(uid), Keys.tried(name, draw)),
         uid,
         name,
         game or trivia.new_game_id(4),
@@ -1160,6 +1164,7 @@ def join(store, uid, conn, rules=FIFO, name="q", rating=1500, over="", longest=1
         over,
         longest,
         turn_of(conn),
+        draw,
     )
 
 
@@ -2991,14 +2996,15 @@ WORDS = {
     "UID": r"[\w-]{12}",
     "DIGEST": r"[\w-]{16}",
     "WHAT": r"(login|address|try|refused|account|connect|register|rename|session|export"
-    r"|code|codes|rooms|flag|block|report)",
+    r"|code|codes|rooms|flag|block|report|challenges)",
     "WHO": r"[^{}]+",
     "NAME": r"[a-z_]+",
     "SHARD": r"[0-3]",
     "ID": r"[0-9a-z]{12}",
     "PERIOD": r"\d{4}-W?\d\d(-\d\d)?",
     "GAME": r"[0-9a-z]{12}",
-    "CODE": r"[A-Z0-9]{6}",
+    "CODE": r"[A-Z0-9]{6}([A-Z0-9]{2})?",
+    "DRAW": r"[a-z]+:\d{4}-\d\d-\d\d",
     "N": r"\d+",
     "REF": r"[\w-]{12}",
 }
@@ -3008,7 +3014,7 @@ CONTENT = {  # what members and values look like, where the table says more than
     "due:{lobby}": rf"([a-z]+ ([\w-]{{12}}|room:[A-Z0-9]{{6}})|- rematch:[0-9a-z]{{12}})=({MS}|0)",
     "queue:{lobby}:NAME": rf"[\w-]{{12}}=({MS}|[\d.]+)",
     "workers:{lobby}": rf"(dead:)?[0-9a-f]{{10}}={MS}",
-    "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{12}})+( rematch:[0-9a-z]{{12}})?={MS}",
+    "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{12}})+( rematch:[0-9a-z]{{12}}| draw:[\dA-Z-]+)?={MS}",
     "clock:{lobby}": rf"=\d+ {MS}",
     "clock:{gSHARD}": rf"=\d+ {MS}",
     "playing:{lobby}": r"[a-z]+=\d+",
@@ -3037,12 +3043,15 @@ CONTENT = {  # what members and values look like, where the table says more than
     "shards:{lobby}": r"([0-9a-f]{10}|most)=4",
     "loads:{metrics}": r"[0-9a-f]{10}=\d+ \d+ [\d.]+",
     "stats:{bank}": r"\d+=\d+( \d+)+",
+    "contests:{UID}": rf"[A-Z0-9]{{8}}={MS}",
+    "tried:{lobby}:DRAW": r"[\w-]{12}=[0-9a-z]{12}",
+    "draws:{draws}": r'daily \d{4}-\d\d-\d\d=\["(\d+:\d+ ?)+",\[("[\w-]{12}",?)+\]\]',
     "met:{UID}": r"[\w-]{8}=\d+",
     "quits:{lobby}:UID": rf"=\d+ \d+ {MS}",
     "quick:{metrics}": r"[\w-]{12}=-?\d+",
 }
 USER_FIELDS = (
-    r":created|:turn|:quick|:sigma|:from|:guest|:merge|oidc:[a-z]+|session:[\w-]+|board:[a-z_]+|"
+    r":created|:turn|:quick|:streak|daily_points|:sigma|:from|:guest|:merge|oidc:[a-z]+|session:[\w-]+|board:[a-z_]+|"
     + "|".join(trivia.USER_FIELDS)
     + "|email|avatar"
 )
@@ -3053,7 +3062,8 @@ ROOM_FIELDS = (
     r"queue|host|locked|game|since|members|kicked|shown|name:[\w-]{12}|view:[\w-]{12}|closed"
 )
 REMATCH_FIELDS = r"queue|least|ends|members|agreed|rest|shown|left|name:[\w-]{12}"
-PLAN_FIELDS = {"queue", "rules", "quiz", "players"}
+CONTEST_FIELDS = r"queue|owner|rules|quiz|most|ends|keep|run:[\w-]{12}"
+PLAN_FIELDS = {"queue", "rules", "quiz", "players", "series", "draw"}
 STATE_FIELDS = {"phase", "round", "deadline", "reason", "ended", "players", "spent", "wrong"}
 PLAYER_FIELDS = {"conn", "turn", "kept", "left", "seq", "score", "answer"}
 
@@ -3230,6 +3240,14 @@ def played():
 
         survivor = phone(2, "solo")
         survivor.play(lambda question: 0)
+        survivor.send("join", queue="daily")
+        survivor.play(lambda question: 0)
+        body = {"queue": "challenge"}
+        made = server.http("POST", "/challenges", body, people[2]["token"]).json
+        look("a challenge is made")
+        survivor.send("join", code=made["code"])
+        survivor.play(lambda question: 0)
+        look("a challenge is played")
 
         server.http(
             "POST",
@@ -3294,6 +3312,7 @@ def test_every_row_of_the_key_table_was_met_and_every_key_is_documented(played):
 def test_keys_have_the_type_and_the_content_that_the_table_says(played):
     fields = {"user:{UID}": USER_FIELDS, "game:{gSHARD}:ID": GAME_FIELDS}
     fields["room:{lobby}:CODE"] = ROOM_FIELDS
+    fields["contest:{lobby}:CODE"] = CONTEST_FIELDS
     fields["rematch:{lobby}:GAME"] = REMATCH_FIELDS
     for name, sample in played.samples.items():
         for key, (kind, content, _) in sample.items():
@@ -3339,6 +3358,13 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
                 expected = 29 * 86400 < ttl <= 30 * 86400
             elif until == "a day after it closed":
                 expected = ttl == -1 or (0 < ttl <= 86_400 and content == {"closed": "1"})
+            elif until.startswith("its end"):
+                days = 33 if any(field.startswith("run:") for field in content) else 3
+                expected = (days - 1) * 86_400 < ttl <= days * 86_400 + 1
+            elif until == "as the last of them":
+                expected = 32 * 86_400 < ttl <= 33 * 86_400 + 1
+            elif until == "3 days":
+                expected = 2 * 86_400 < ttl <= 3 * 86_400
             elif until == "20 s":
                 expected = 0 <= ttl <= 20
             elif until == "midnight UTC":
@@ -3346,9 +3372,10 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
             elif until == "forgotten":
                 expected = 500 <= ttl <= 605
             elif until == "twice the period":
-                expected = 7 * 86400 < ttl <= 2 * 7 * 86400
+                days = 1 if key.startswith("board:{daily}") else 7
+                expected = days * 86400 < ttl <= 2 * days * 86400
             elif "game_days" in until and trivia.parse_state(content["state"])["phase"] == "end":
-                is_solo = trivia.parse_plan(content["plan"])["queue"] == "solo"
+                is_solo = len(trivia.parse_plan(content["plan"])["players"]) == 1
                 is_void = '"counts":false' in content["result"] and not is_solo
                 expected = 60 < ttl <= 120 if is_void else 29 * 86400 < ttl <= 30 * 86400
             else:

@@ -351,6 +351,7 @@ def call_every_route(server, name, game):
         "/users/me": {"password": PASSWORD},
         "/auth/guest": {"secret": secrets.token_urlsafe(32)},
         "/reports": {"player": other, "reason": "name"},
+        "/challenges": {"queue": "challenge"},
         "/auth/upgrade": account | {"username": unique_name(), "email": f"{unique_name()}@b.org"},
     }
     for route in sorted(

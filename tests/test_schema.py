@@ -98,7 +98,7 @@ def test_check_exits_with_0_for_the_shipped_schema():
     done = run()
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(
-        "schema.yaml: fine: 7 user fields, 2 leaderboards, 5 queues, 12 client messages\n"
+        "schema.yaml: fine: 10 user fields, 3 leaderboards, 7 queues, 12 client messages\n"
     )
 
 
@@ -151,7 +151,7 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ({"queues.party.rounds": True}, "queues.party.rounds", "integer"),
     ({"queues.party.rounds": 0}, "queues.party.rounds", "at least 1"),
     ({"queues.party.rounds": 101}, "queues.party.rounds", "at most 100"),
-    ({"queues.party.match": "elo"}, "queues.party.match", "one of fifo, rating, room"),
+    ({"queues.party.match": "elo"}, "queues.party.match", "one of fifo, rating, room, challenge"),
     ({"queues.party.answer_seconds": 0}, "queues.party.answer_seconds", "more than 0"),
     ({"queues.party.answer_seconds": math.nan}, "queues.party.answer_seconds", ""),
     ({"queues.rated.window": math.inf}, "queues.rated.window", ""),
@@ -197,6 +197,33 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ),
     ({"queues.solo.lives": 0}, "queues.solo.lives", "at least 1"),
     ({"queues.party.lives": 3}, "queues.party.lives", "unless the queue has `players: 1`"),
+    # challenges
+    ({"queues.challenge.days": GONE}, "queues.challenge.days", "found nothing"),
+    ({"queues.challenge.days": 31}, "queues.challenge.days", "at most 30"),
+    ({"queues.challenge.players": 1}, "queues.challenge.match", "no opponents"),
+    ({"queues.challenge.rated": True}, "queues.challenge.rated", "challenge choose each other"),
+    ({"queues.challenge.lives": 3}, "queues.challenge.lives", "`players: 1`"),
+    ({"queues.party.days": 3}, "queues.party.days", "unless the queue has `match: challenge`"),
+    (
+        {"messages.client.join.fields.code": GONE},
+        "messages.client.join.fields.code",
+        "since the queue challenge has `match: challenge`",
+    ),
+    # daily
+    ({"queues.daily.attempts": GONE}, "queues.daily.attempts", "found nothing"),
+    ({"queues.daily.attempts": 2}, "queues.daily.attempts", "exactly 1"),
+    ({"queues.daily.draw": "weekly"}, "queues.daily.draw", "one of daily"),
+    ({"queues.daily.draw": GONE}, "queues.daily.attempts", "unless the queue has `draw: daily`"),
+    ({"queues.daily.rated": True}, "queues.daily.rated", "two players"),
+    (
+        {"queues.party.draw": "daily", "queues.party.attempts": 1},
+        "queues.party.draw",
+        "unless the queue has `players: 1`",
+    ),
+    ({"users.fields.streak.type": "number"}, "users.fields.streak", "integer"),
+    ({"users.fields.daily_points.readOnly": GONE}, "users.fields.daily_points", "readOnly"),
+    ({"users.fields.zone.default": "Mars"}, "users.fields.zone.default", "a time zone"),
+    ({"leaderboards.wins.field": "streak"}, "leaderboards.wins.field", "a numeric, public field"),
     # rooms
     ({"queues.friends.rated": True}, "queues.friends.rated", "choose each other"),
     (

@@ -2234,7 +2234,7 @@ def apply(
     keys = [make(uid) for make in (trivia.Keys.user, trivia.Keys.history, trivia.Keys.met)]
     keys.append(trivia.Keys.merged(uid))
     boards = "wins", "wins", period, 0
-    result = game, ended, keep, 1000, 1, wins, change, sigma, 1500, 0, ""
+    result = game, ended, keep, 1000, 1, wins, change, sigma, 1500, 0, *[""] * 4
     return fcall(server, "apply_result", keys, *result, *boards)[0]
 
 

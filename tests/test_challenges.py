@@ -1,0 +1,386 @@
+"""Challenges over real sockets: the same questions for friends, each when they like; lost workers."""
+
+import contextlib
+import secrets
+import shutil
+import signal
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+
+import trivia
+from conftest import PASSWORD, Server, at_once, edited_schema, wait_until
+
+NEVER = 60
+CONTEST = {
+    "players": {"min": 2, "max": 8},
+    "match": "challenge",
+    "days": 3,
+    "rounds": 3,
+    "start_seconds": 0.05,
+    "answer_seconds": NEVER,
+    "reveal_seconds": 0.05,
+    "scoring": {"correct": 100, "speed": 50},
+    "seat_seconds": 30,
+}
+QUEUES = {
+    "calm": {},
+    "pair": {"players": {"min": 2, "max": 2}},
+    "quick": {"answer_seconds": 1.5, "rounds": 30},
+    "solemn": {"reveal_seconds": 1},
+}
+
+
+def add_contests(tree):
+    tree["queues"] |= {name: CONTEST | changes for name, changes in QUEUES.items()}
+
+
+@pytest.fixture(scope="module")
+def house():
+    """A server with challenges."""
+    running = Server(edited_schema(add_contests))
+    try:
+        yield running.start()
+        assert "Traceback" not in running.log, running.log[-5000:]
+    finally:
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def beside(house):
+    """A second worker on the same store."""
+    running = beside_of(house).start()
+    try:
+        yield running
+    finally:
+        stop_alone(running)
+
+
+def beside_of(house):
+    url = f"unix://{house.data / 'd' / 'redis.sock'}"
+    return Server(edited_schema(add_contests), env={"REDIS_URL": url})
+
+
+def stop_alone(server):
+    """Ends a worker, and leaves the store to the others."""
+    server.stop(signal.SIGKILL)
+    shutil.rmtree(server.data)
+
+
+def make(house, session, queue="calm"):
+    answer = house.http("POST", "/challenges", {"queue": queue}, session["token"])
+    assert answer.status == 201, answer.body
+    assert set(answer.json) == {"code", "expires_at"}
+    return answer.json["code"]
+
+
+def show(house, code, session=None):
+    answer = house.http("GET", f"/challenges/{code}", token=session and session["token"])
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def guest_of(house):
+    answer = house.http("POST", "/auth/guest", {"secret": secrets.token_urlsafe(32)})
+    assert answer.status == 201
+    return answer.json
+
+
+def enter(server, session, code, queue="calm"):
+    return server.phone(session=session, queue=f"{queue}?code={code}")
+
+
+def play(server, session, code, choose=lambda question: 0):
+    phone = enter(server, session, code)
+    phone.play(choose)
+    return phone
+
+
+def join_refused(phone, why, code):
+    phone.send("join", code=code)
+    phone.refused(why)
+
+
+def frames(phone, kind):
+    return [frame for frame in phone.frames if frame["type"] == kind]
+
+
+def finished(house, code, session, count):
+    """The challenge once so many have finished it."""
+
+    def look():
+        view = show(house, code, session)
+        return [row["state"] for row in view["players"]].count("finished") == count and view
+
+    return wait_until(look)
+
+
+# -- from one to the other
+
+
+def test_friends_play_the_same_questions_and_see_an_answer_after_their_own(house):
+    ann = house.register()
+    code = make(house, ann)
+    link = show(house, code)
+    assert link["owner"] == ann["user"]["username"] and link["queue"] == "calm"
+    assert (link["state"], link["players"]) == ("open", []) and "rounds" not in link
+    first = play(house, ann, code, lambda question: 1)
+    assert len(frames(first, "start")[0]["players"]) == 1
+    finished(house, code, ann, 1)
+
+    bob = guest_of(house)  # who has just installed the app
+    typed = f"{code[:4]}-{code[4:]}".lower()
+    second = enter(house, bob, typed, "solo")  # the queue of the challenge counts
+    start = second.expect("start")
+    assert [player["username"] for player in start["players"]] == [second.name, first.name]
+    for before in frames(first, "question"):
+        question = second.expect("question")
+        same = ("round", "text", "choices")
+        assert [question[key] for key in same] == [before[key] for key in same]
+        seen = len(second.frames)
+        second.send("answer", round=question["round"], choice=0)
+        reveal = second.expect("reveal")
+        of_first = frames(first, "reveal")[question["round"] - 1]
+        assert reveal["answers"][first.name] == of_first["answers"][first.name]
+        assert reveal["scores"][first.name] == of_first["scores"][first.name]
+        assert reveal["answers"][second.name]["choice"] == 0
+        assert [frame["type"] for frame in second.frames[seen:]] == ["reveal"]
+    assert second.expect("end")["ranking"][0]["player"] == second.name
+
+    view = finished(house, code, bob, 2)
+    scores = {row["player"]: row["score"] for row in view["players"]}
+    assert scores == frames(second, "reveal")[-1]["scores"]
+    by_score = sorted(scores.values(), reverse=True)
+    assert [row["rank"] for row in view["players"]] == [by_score.index(n) + 1 for n in by_score]
+    for number, reveal in enumerate(frames(second, "reveal")):
+        assert view["rounds"][number]["answers"] == reveal["answers"]
+    assert "rounds" not in show(house, code) and "rounds" not in show(house, code, house.register())
+    for session in (ann, bob):
+        listed = house.http("GET", "/challenges", token=session["token"]).json["challenges"]
+        assert listed == [{key: view[key] for key in view if key != "rounds"}]
+    me = house.http("GET", "/users/me", token=ann["token"]).json
+    assert (me["games"], me["wins"], me["rating"]) == (0, 0, 1500)
+
+
+def test_a_player_who_comes_back_sees_the_rivals_too(house):
+    ann, bob = house.register(), house.register()
+    code = make(house, ann, "solemn")
+    first = enter(house, ann, code)
+    first.play()
+    finished(house, code, ann, 1)
+    second = enter(house, bob, code)
+    question = second.expect("question")
+    second.drop()
+    back = enter(house, bob, code)
+    update = back.expect("update")
+    assert update["scores"] == {first.name: 0, back.name: 0} and "answers" not in update
+    assert update["question"]["choices"] == question["choices"]
+    assert {player["username"] for player in update["players"]} == {first.name, back.name}
+    back.send("answer", round=1, choice=0)
+    reveal = back.expect("reveal")
+    back.send("check")
+    update = back.expect("update", phase="reveal")
+    assert (update["answers"], update["scores"]) == (reveal["answers"], reveal["scores"])
+    back.play()
+
+
+# -- what is refused
+
+
+def stored(house, code):
+    return house.redis.hgetall(trivia.Keys.contest(code))
+
+
+def test_each_refusal_has_its_code_and_changes_nothing(house):
+    ann, bob, eve = house.register(), house.register(), house.register()
+    code = make(house, ann, "pair")
+    friend = play(house, bob, code)
+    finished(house, code, bob, 1)
+    before = stored(house, code)
+    join_refused(friend, "challenge_played", code)
+    stranger = house.phone(session=eve, queue="pair")
+    stranger.refused("code_needed")
+    join_refused(stranger, "challenge_full", code)  # the place of the owner is kept
+    join_refused(stranger, "unknown_code", "CDFHJKMN")
+    join_refused(stranger, "malformed_code", "CDFHJKM")
+    assert stored(house, code) == before
+    owner = play(house, ann, code)
+    wait_until(lambda: show(house, code)["state"] == "finished")
+    before = stored(house, code)
+    join_refused(owner, "own_challenge", code)
+    join_refused(stranger, "challenge_full", code)
+    assert stored(house, code) == before
+
+    old = make(house, ann)
+    house.redis.hset(trivia.Keys.contest(old), "ends", 1)
+    before = stored(house, old)
+    join_refused(stranger, "expired_code", old)
+    assert stored(house, old) == before and show(house, old)["state"] == "finished"
+    stranger.send("join", queue="solo")  # the socket goes on
+    stranger.expect("start", queue="solo")
+
+
+def test_routes_refuse_what_is_no_challenge(house):
+    ann = house.register()
+    for queue in ("solo", "nowhere"):
+        refused = house.http("POST", "/challenges", {"queue": queue}, ann["token"])
+        assert "calm" in str(refused.refused(422, "invalid")["errors"]["queue"])
+    house.http("POST", "/challenges", {"queue": "calm"}).refused(401, "not_authenticated")
+    house.http("GET", "/challenges/CDFHJKMN").refused(404, "unknown_code")
+    house.http("GET", "/challenges/CDFHJK").refused(422, "malformed_code")
+    assert house.http("GET", "/challenges", token=ann["token"]).json == {"challenges": []}
+    made = [house.http("POST", "/challenges", {"queue": "calm"}, ann["token"]) for _ in range(21)]
+    assert [answer.status for answer in made] == [201] * 20 + [429]
+    listed = house.http("GET", "/challenges", token=ann["token"]).json["challenges"]
+    assert {view["code"] for view in listed} == {answer.json["code"] for answer in made[:20]}
+
+
+def test_who_guesses_codes_of_challenges_has_to_wait(house):
+    code = make(house, house.register())
+    guesser = house.phone(queue="random")
+    guesser.send("leave")
+    guesser.expect("cancelled")
+    for _ in range(30):
+        guesser.send("join", code=trivia.new_room_code(8))
+        why = guesser.expect("error")["code"]
+        if why == "too_many_attempts":
+            break
+        assert why == "unknown_code"
+    join_refused(guesser, "too_many_attempts", code)
+    assert not any(name.startswith("run:") for name in stored(house, code))
+
+
+# -- the clock
+
+
+def test_the_clock_runs_for_a_player_who_is_away(house):
+    ann = house.register()
+    code = make(house, ann, "quick")
+    phone = enter(house, ann, code)
+    game = phone.expect("question", round=1)["game"]
+    phone.drop()
+    [key] = house.redis.keys(f"game:*:{game}")
+    wait_until(lambda: trivia.parse_state(house.redis.hget(key, "state"))["round"] > 1)
+    back = enter(house, ann, code)
+    assert back.expect("update")["round"] > 1
+    back.refused("late_answer", "answer", round=1, choice=0)
+    view = show(house, code, ann)
+    assert view["players"] == [{"player": back.name, "state": "playing"}] and "rounds" not in view
+    back.send("leave")
+    view = finished(house, code, ann, 1)
+    assert view["players"] == [{"player": back.name, "state": "finished", "score": 0, "rank": 1}]
+    back.expect("end")
+    join_refused(back, "own_challenge", code)
+
+
+# -- at once, and with lost workers
+
+
+def test_many_at_once_get_the_places_that_there_are_each_once(house):
+    ann = house.register()
+    code = make(house, ann, "pair")
+    people = [house.register() for _ in range(3)]
+
+    def join(i):
+        with contextlib.suppress(ConnectionClosed):  # replaced by the other one
+            enter(house, people[i // 2], code).receive()
+
+    at_once(6, join)
+    runs = {name: text for name, text in stored(house, code).items() if name.startswith("run:")}
+    assert len(runs) == 1
+    [uid] = [name.removeprefix("run:") for name in runs]
+    assert uid in {person["token"][:12] for person in people}
+    wait_until(lambda: house.redis.keys(f"game:*:{runs[f'run:{uid}']}"))
+
+
+def test_two_who_finish_at_once_on_two_workers_have_one_result(house, beside):
+    ann, bob = house.register(), house.register()
+    code = make(house, ann, "pair")
+    phones = [enter(house, ann, code), enter(beside, bob, code)]
+    for number in (1, 2):
+        for phone in phones:
+            phone.expect("question", round=number)
+            phone.send("answer", round=number, choice=number)
+    for phone in phones:
+        phone.expect("question", round=3)
+    at_once(2, lambda i: phones[i].send("answer", round=3, choice=0))
+    ends = [phone.expect("end")["ranking"][0]["score"] for phone in phones]
+    view = finished(house, code, ann, 2)
+    assert view["state"] == "finished"
+    assert {row["player"]: row["score"] for row in view["players"]} == {
+        phone.name: score for phone, score in zip(phones, ends, strict=True)
+    }
+    before = stored(house, code)
+    again = [name for name, text in before.items() if name.startswith("run:")]
+    for name in again:
+        call = trivia.LIBRARY.function("record_run"), 1, trivia.Keys.contest(code)
+        assert house.redis.fcall(*call, before[name].split(" ")[0], "999 1 - - -") == 0
+    assert stored(house, code) == before
+    for phone in phones:
+        phone.close()
+
+
+def test_a_run_survives_the_worker_on_which_it_is_played(house):
+    """The worker dies in mid-game, and another one at the end of a game."""
+    ann, bob = house.register(), house.register()
+    code = make(house, ann, "solemn")
+    doomed = beside_of(house).start()
+    try:
+        phone, other = enter(doomed, ann, code), enter(doomed, bob, code)
+        for number in (1, 2, 3):
+            other.expect("question", round=number)
+            other.send("answer", round=number, choice=1)
+        phone.expect("question", round=1)
+        phone.send("answer", round=1, choice=0)
+        last = other.expect("reveal", round=3)
+    finally:
+        stop_alone(doomed)
+    view = finished(house, code, bob, 1)  # another worker settles it
+    assert view["players"][0] == {
+        "player": other.name,
+        "state": "finished",
+        "score": last["scores"][other.name],
+        "rank": 1,
+    }
+    back = enter(house, ann, code)
+    update = back.expect("update")
+    if update["phase"] == "question":
+        back.send("answer", round=update["round"], choice=0)
+    back.play()
+    view = finished(house, code, ann, 2)
+    assert view["rounds"][0]["answers"][back.name]["choice"] == 0
+    assert view["rounds"][2]["answers"][other.name] == last["answers"][other.name]
+
+
+# -- whose it is
+
+
+def test_a_guest_who_is_merged_brings_their_challenges(house):
+    ann, guest, account = house.register(), guest_of(house), house.register()
+    code, own = make(house, ann), make(house, guest)
+    play(house, guest, code)
+    finished(house, code, guest, 1)
+    old, new = guest["token"][:12], account["token"][:12]
+    run = stored(house, code)[f"run:{old}"]
+    for _ in range(2):
+        for name in (code, own):
+            call = trivia.LIBRARY.function("move_challenger"), 1, trivia.Keys.contest(name)
+            house.redis.fcall(*call, old, new)
+    assert stored(house, code)[f"run:{new}"] == run and f"run:{old}" not in stored(house, code)
+    assert stored(house, own)["owner"] == new
+    assert show(house, code)["players"][0]["player"] == account["user"]["username"]
+
+
+def test_an_erased_player_leaves_nothing_in_a_challenge(house):
+    ann, bob = house.register(), house.register()
+    code = make(house, ann)
+    play(house, bob, code)
+    play(house, ann, code)
+    finished(house, code, ann, 2)
+    exported = house.http("GET", "/users/me/export", token=ann["token"]).json["challenges"]
+    assert [view["code"] for view in exported] == [code]
+    assert house.http("DELETE", "/users/me", {"password": PASSWORD}, ann["token"]).status == 204
+    assert ann["token"][:12] not in str(stored(house, code))
+    view = show(house, code, bob)
+    assert (view["owner"], len(view["players"])) == ("(erased)", 1)
+    assert list(view["rounds"][0]["answers"]) == [bob["user"]["username"]]
