@@ -20,13 +20,17 @@ local function call(...) return redis.call(...) end
 
 local TAKE_OVER_MS = 2000       -- after it, another worker repeats a settlement or forms a match
 local GRACE_MS = 2000           -- a round waits so long for a player who lost their connection
-local CLOCK_WRITE_MS = 1000     -- between writes of a clock
-local MOST_SEATS = 16           -- of a game: those who left and those who came late count as well
-local CLOCK_GAP_MS = 3000       -- a longer gap between two looks at a clock stops game time
-local KNOWN_ADDRESSES = 8       -- so many addresses of a user's sign-ins are kept
-local TRIM_AT_ONCE = 100        -- old games that leave a history at the end of a game
-local MOST_PAGES = 8            -- of candidates that are looked at while some of them are blocked
-local ATTEMPTS_S = 3 * 86400    -- attempts at the questions of a day are kept so long
+local BOUNDS = {                -- one table: Lua allows 200 locals in a file
+  MOST_SEATS = 16,              -- of a game: those who left and those who came late count as well
+  CLOCK_WRITE_MS = 1000,        -- between writes of a clock
+  CLOCK_GAP_MS = 3000,          -- a longer gap between two looks at a clock stops game time
+  KNOWN_ADDRESSES = 8,          -- so many addresses of a user's sign-ins are kept
+  TRIM_AT_ONCE = 100,           -- old games that leave a history at the end of a game
+  MOST_PAGES = 8,               -- of candidates that are looked at while some of them are blocked
+  ATTEMPTS_S = 3 * 86400,       -- attempts at the questions of a day are kept so long
+  ROOM_MEMORY_S = 86400,        -- so long a code is known as that of a closed room
+  MOST_KICKED = 50,             -- players that a room remembers
+}
 
 -- ==== helpers ====================================================================================
 
@@ -56,11 +60,11 @@ local function game_clock(clock, pending)
   local wall, precise = wall_clock()
   local lag, seen = read_clock(clock)
   local now = wall - lag
-  if now < seen or now > seen + CLOCK_GAP_MS then
+  if now < seen or now > seen + BOUNDS.CLOCK_GAP_MS then
     local waits = seen > 0 and call('ZCARD', pending) > 0
     now = waits and seen or wall
   end
-  if now ~= wall - lag or now >= seen + CLOCK_WRITE_MS then
+  if now ~= wall - lag or now >= seen + BOUNDS.CLOCK_WRITE_MS then
     call('SET', clock, string.format('%.0f %.0f', wall - now, now))
   end
   return now, wall, precise
@@ -365,7 +369,7 @@ end
 local function remember_address(user, address)
   local known = {address}
   for other in string.gmatch(call('HGET', user, ':from') or '', '%S+') do
-    if other ~= address and #known < KNOWN_ADDRESSES then known[#known + 1] = other end
+    if other ~= address and #known < BOUNDS.KNOWN_ADDRESSES then known[#known + 1] = other end
   end
   call('HSET', user, ':from', table.concat(known, ' '))
 end
@@ -905,10 +909,10 @@ local function apply_result(keys, args)
   if call('ZADD', history, 'NX', ended, game) == 0 then
     return {0, '', unpack(call('HGETALL', user))}
   end
-  local old = call('ZRANGEBYSCORE', history, '-inf', ended - keep, 'LIMIT', 0, TRIM_AT_ONCE)
+  local old = call('ZRANGEBYSCORE', history, '-inf', ended - keep, 'LIMIT', 0, BOUNDS.TRIM_AT_ONCE)
   if #old > 0 then call('ZREM', history, unpack(old)) end
   local dropped = {}
-  local excess = math.min(call('ZCARD', history) - most, TRIM_AT_ONCE)
+  local excess = math.min(call('ZCARD', history) - most, BOUNDS.TRIM_AT_ONCE)
   for _, old_game in ipairs(excess > 0 and call('ZRANGE', history, 0, excess - 1) or {}) do
     if old_game ~= game then    -- a result that comes late must not be applied again
       call('ZREM', history, old_game)
@@ -1078,13 +1082,14 @@ end
 
 -- What join and check_ticket share: the player, their queue and its rules.
 local function read_search(keys, args)
-  local seats, queue, due, forming, workers, playing, clock, hidden = unpack(keys)
-  local uid, name, new_game, least, most, fill, wait, window, widen = unpack(args)
+  local seats, queue, due, forming, workers, playing, clock, hidden, bots = unpack(keys)
+  local uid, name, new_game, least, most, fill, wait, window, widen, patience, start = unpack(args)
   return {
     seats = seats, queue = queue, due = due, forming = forming, workers = workers,
-    playing = playing, hidden = hidden, uid = uid, name = name, new_game = new_game,
+    playing = playing, hidden = hidden, bots = bots, uid = uid, name = name, new_game = new_game,
     least = tonumber(least), most = tonumber(most), fill = tonumber(fill), wait = tonumber(wait),
     window = tonumber(window), widen = tonumber(widen),
+    patience = tonumber(patience), start = tonumber(start),
     now = game_clock(clock, due), alive = {}, blocks = {},
   }
 end
@@ -1170,10 +1175,43 @@ local function is_hidden(lists, uid, group)
   return false
 end
 
--- Seats a group in a new game. Returns the match: 'GAME QUEUE UID...', then 'rematch:GAME' if they
--- play a game again, or 'draw:DAY' or 'draw:CODE' if other games have the same questions. A player
--- who might have played another game again is out of that.
-local function seat_group(search, group, members)
+-- Lets humans who come before the first question take the seats of bots.
+local function offer_seats(search, count, rating, group)
+  local gone = call('ZRANGEBYSCORE', search.bots, '-inf', search.now, 'LIMIT', 0, 100)
+  if #gone > 0 then call('ZREM', search.bots, unpack(gone)) end
+  for i = 1, count do
+    local offer = table.concat({search.new_game, rating, i, unpack(group)}, ' ')
+    call('ZADD', search.bots, search.now + search.start, offer)
+  end
+  call('EXPIRE', search.bots, math.ceil(search.start / 1000) + 1)
+end
+
+-- Gives a player the seat of a bot in a game that has not begun, if there is one within the window
+-- and with nobody whom a block keeps from it. Returns the game.
+local function take_offered_seat(search, seat)
+  if search.patience < 0 or seat.since > search.now then return nil end
+  for _, offer in ipairs(call('ZRANGEBYSCORE', search.bots, search.now, '+inf', 'LIMIT', 0, 16)) do
+    local game, rating, others = string.match(offer, '^(%S+) (%S+) %d+ (.+)$')
+    local group, lists = {}, {}
+    for uid in string.gmatch(others, '%S+') do group[#group + 1] = uid end
+    local is_near = search.window < 0 or math.abs(rating - seat.rating) <= search.window
+    local any = is_near and read_blocks(lists, search.hidden, {search.uid, unpack(group)})
+    if is_near and not (any and is_hidden(lists, search.uid, group)) then
+      call('ZREM', search.bots, offer)
+      drop_ticket(search, search.uid)
+      check_party(search.due, seat)
+      seat.game, seat.party = game, '-'
+      write_seat(search.seats, search.uid, seat)
+      call('HINCRBY', search.playing, search.name, 1)
+      return game
+    end
+  end
+end
+
+-- Seats a group in a new game. Returns the match: 'GAME QUEUE UID...', then 'bots:COUNT' if bots
+-- fill it up, 'rematch:GAME' if they play a game again, or 'draw:DAY' or 'draw:CODE' if other games
+-- have the same questions. A player who might have played another game again is out of that.
+local function seat_group(search, group, members, bots)
   for _, uid in ipairs(group) do
     if is_rematch(members[uid].party) then
       check_party(search.due, members[uid])
@@ -1183,6 +1221,10 @@ local function seat_group(search, group, members)
     write_seat(search.seats, uid, members[uid])
   end
   local match = search.new_game .. ' ' .. search.name .. ' ' .. table.concat(group, ' ')
+  if (bots or 0) > 0 then
+    match = match .. ' bots:' .. bots
+    offer_seats(search, bots, members[group[1]].rating, group)
+  end
   if search.again then match = match .. ' rematch:' .. search.again end
   if (search.draw or '') ~= '' then match = match .. ' draw:' .. search.draw end
   call('HINCRBY', search.playing, search.name, #group)
@@ -1217,20 +1259,22 @@ local function add_opponents(search, found, group, members)
   return skipped
 end
 
--- Looks for opponents. Returns the match, or nil if there are too few.
+-- Looks for opponents. Bots take the place of those who lack after a while. Returns the match, or
+-- nil if there are too few.
 local function seek(search, seat)
   local group, members, oldest = {search.uid}, {[search.uid] = seat}, seat.since
   local found = candidates(search, seat, 0)
-  if is_too_soon(search, found) then return nil end
-  for page = 1, MOST_PAGES do
+  local is_due = search.patience >= 0 and search.now - seat.since >= search.patience
+  if not is_due and is_too_soon(search, found) then return nil end
+  for page = 1, BOUNDS.MOST_PAGES do
     if #found == 0 or not add_opponents(search, found, group, members) then break end
     found = candidates(search, seat, page)
   end
   for _, other in pairs(members) do oldest = math.min(oldest, other.since) end
   local enough = #group >= search.least and search.now - oldest >= search.fill
-  if #group < search.most and not enough then return nil end
+  if #group < search.most and not enough and not is_due then return nil end
   for _, uid in ipairs(group) do drop_ticket(search, uid) end
-  return seat_group(search, group, members)
+  return seat_group(search, group, members, search.least - #group)
 end
 
 -- Sets when a ticket is checked again: ever later the longer it waits, since its window must grow
@@ -1241,6 +1285,7 @@ local function check_again(search, seat)
   if search.least < search.most and waited < search.fill then
     at = math.min(at, seat.since + search.fill)
   end
+  if waited < search.patience then at = math.min(at, seat.since + search.patience) end
   call('ZADD', search.due, at, search.name .. ' ' .. search.uid)
 end
 
@@ -1266,6 +1311,7 @@ end
 -- KEYS playing   queue -> players in games
 -- KEYS clock     of the lobby
 -- KEYS hidden    UID -> 'UID UID...' whom the player has blocked
+-- KEYS bots      seats of bots that a human may take
 -- KEYS quits     how long the player is held back
 -- KEYS attempts  UID -> the game in which they play what is drawn
 -- ARGS uid       player
@@ -1277,6 +1323,8 @@ end
 -- ARGS wait      after which the ticket ends
 -- ARGS window    of ratings; -1: fifo
 -- ARGS widen     of the window, a second
+-- ARGS patience  after which bots fill the game up; -1: never
+-- ARGS start     from the match to the first question
 -- ARGS conn      connection
 -- ARGS rating    of the player
 -- ARGS over      game that is over for the player, or ''
@@ -1285,9 +1333,9 @@ end
 -- ARGS draw      what the questions are drawn by: a day; '' for questions of the game's own
 -- Returns {'game', id, party if there is one}, {'full'}, {'played'} after an attempt at what is
 -- drawn, {'queued', ms until the ticket ends, ms for which the player is held back, game that they
--- may play again if there is one}, {'matched', match}, {'rematch', game} to a player who reconnects
--- while somebody wants to play that game again, or {'stale'} if a newer connection of the player is
--- there. Run again by the same
+-- may play again if there is one}, {'matched', match}, {'seat', game in which the player takes the
+-- seat of a bot}, {'rematch', game} to a player who reconnects while somebody wants to play that
+-- game again, or {'stale'} if a newer connection of the player is there. Run again by the same
 -- connection it changes nothing. Who is held back has a ticket whose `since` is yet to come. It
 -- enters the queue then.
 -- Events: replaced, to an older connection of the player.
@@ -1295,8 +1343,8 @@ end
 -- matched twice.
 local function join(keys, args)
   local search = read_search(keys, args)
-  local quits, attempts = unpack(keys, 9)
-  local conn, rating, over, longest, turn, draw = unpack(args, 10)
+  local quits, attempts = unpack(keys, 10)
+  local conn, rating, over, longest, turn, draw = unpack(args, 12)
   local seats, uid, since, party = search.seats, search.uid, search.now, '-'
   search.draw = draw
   if draw == '' then since = since + held_back(quits) end     -- else nobody waits for them
@@ -1344,9 +1392,11 @@ local function join(keys, args)
   local match = seek_in_turn(search, seat)
   if match and draw ~= '' then
     call('HSET', attempts, uid, search.new_game)
-    call('EXPIRE', attempts, ATTEMPTS_S)
+    call('EXPIRE', attempts, BOUNDS.ATTEMPTS_S)
   end
   if match then return {'matched', match} end
+  local offered = take_offered_seat(search, seat)
+  if offered then return {'seat', offered} end
   local held = math.max(0, since - search.now)
   return {'queued', since + search.wait - search.now, held, party ~= '-' and party or nil}
 end
@@ -1360,6 +1410,7 @@ end
 -- KEYS playing   queue -> players in games
 -- KEYS clock     of the lobby
 -- KEYS hidden    UID -> 'UID UID...' whom the player has blocked
+-- KEYS bots      seats of bots that a human may take
 -- ARGS uid       player
 -- ARGS name      of the queue
 -- ARGS new_game  id for a new game
@@ -1369,13 +1420,15 @@ end
 -- ARGS wait      after which the ticket ends
 -- ARGS window    of ratings; -1: fifo
 -- ARGS widen     of the window, a second
+-- ARGS patience  after which bots fill the game up; -1: never
+-- ARGS start     from the match to the first question
 -- ARGS message   for a ticket that has waited too long
 -- Returns {'matched', match}, {'gone'}, {'timeout'} or {'waiting'}.
 -- Events: cancelled, to the player, after a timeout.
 -- Atomic, as join is.
 local function check_ticket(keys, args)
   local search = read_search(keys, args)
-  local message = args[10]
+  local message = args[12]
   local seat = read_seat(search.seats, search.uid)
   if not seat or seat.queue ~= search.name or seat.game ~= '-' then
     drop_ticket(search, search.uid)
@@ -1565,9 +1618,11 @@ end
 --          rules    [answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind, total_ms,
 --                   lives]; the last two are absent unless the queue has one of them
 --          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
---          player   [uid, name, rating, sigma, first]
+--          player   [uid, name, rating, sigma, first, script]
 --            rating, sigma  the strength with which they began; only in a rated game that runs
 --            first          round of the first question of a player who came late
+--            script         of a bot, whose uid is 'bot1', 'bot2'...: its answer to each question,
+--                           'MS:CHOICE MS:CHOICE ...'; '' after the game
 --          series   of two players who play again: the games that each has won so far; else 0
 --          draw     [what the questions are drawn by, when the game began, rivals] if other games
 --                   have the same: a day, or the code of a challenge. These two are absent unless
@@ -1697,12 +1752,33 @@ local function waits_until(game, kept)
   return kept - game.seat_ms + math.min(GRACE_MS, game.seat_ms)
 end
 
+-- Returns the time for the question that is open, or for the next one: less than usual when the
+-- clock for all questions runs out.
+local function question_ms(game)
+  if game.total_ms == 0 then return game.answer_ms end
+  return math.min(game.answer_ms, game.total_ms - game.state.spent)
+end
+
+local function is_bot(game, i)
+  return game.plan.players[i][6] ~= nil
+end
+
+-- Returns after how many ms a bot answers the open question, and its choice.
+local function script_of(game, i)
+  local form = '^' .. string.rep('%S+ ', game.state.round - 1) .. '(%d+):(%d+)'
+  local ms, choice = string.match(game.plan.players[i][6], form)
+  return tonumber(ms), tonumber(choice)
+end
+
 -- Returns when something happens by itself: the end of the phase, or of the time that an empty seat
--- is waited for or kept.
+-- is waited for or kept, or the answer of a bot.
 local function next_deadline(game)
   local state, at = game.state, game.state.deadline
   if state.phase == 'settle' then return at end
-  for _, player in ipairs(game.players) do
+  for i, player in ipairs(game.players) do
+    if is_bot(game, i) and state.phase == 'question' and not player.answer then
+      at = math.min(at, state.deadline - question_ms(game) + script_of(game, i))
+    end
     if player.kept then
       local waits = waits_until(game, player.kept)
       local ends_wait = state.phase == 'question' and waits > game.at.now
@@ -1798,13 +1874,6 @@ end
 local function settle(game, reason)
   game.state.reason, game.state.ended = reason, game.at.wall
   begin_phase(game, 'settle', TAKE_OVER_MS)
-end
-
--- Returns the time for the question that is open, or for the next one: less than usual when the
--- clock for all questions runs out.
-local function question_ms(game)
-  if game.total_ms == 0 then return game.answer_ms end
-  return math.min(game.answer_ms, game.total_ms - game.state.spent)
 end
 
 -- Returns for how long the question has been open. The clock of the host may have been set back.
@@ -1914,11 +1983,12 @@ end
 
 -- Ends the game if too few players are left to go on. Returns whether it did.
 local function settle_if_deserted(game)
-  local left = 0
-  for _, player in ipairs(game.players) do
+  local left, bots = 0, 0
+  for i, player in ipairs(game.players) do
     if player.left then left = left + 1 end
+    if is_bot(game, i) then bots = bots + 1 end
   end
-  if left == #game.players then
+  if left + bots == #game.players then
     settle(game, 'abandoned')
   elseif left > 0 and left == #game.players - 1 and game.on_exit == 'forfeit' then
     settle(game, 'forfeit')
@@ -1974,8 +2044,8 @@ local function create_game(keys, args)
   local state = {phase = 'start', round = 0, players = players}
   local game = new_game(moment, key, read_plan(plan), state)
   if game.total_ms > 0 or game.lives > 0 then state.spent, state.wrong = 0, 0 end
-  for _, player in ipairs(players) do
-    if not player.conn then player.kept = moment.now + game.seat_ms end
+  for i, player in ipairs(players) do
+    if not player.conn and not is_bot(game, i) then player.kept = moment.now + game.seat_ms end
   end
   call('HSET', key, 'plan', plan)
   begin_phase(game, 'start', start_ms)
@@ -2004,6 +2074,53 @@ local function due_games(keys, args)
   return {0, unpack(due)}
 end
 
+-- Returns what is wrong with an answer, or nil.
+local function refusal(game, i, round, choice)
+  local state = game.state
+  if not i then return 'not_playing' end
+  if round > state.round then return 'wrong_round' end
+  if not was_asked(game, i) then return 'not_playing' end
+  local is_open = state.phase == 'question' and game.at.now <= state.deadline
+  if round < state.round or not is_open then return 'late_answer' end
+  if game.players[i].answer then return 'already_answered' end
+  local _, order = question_of(game, round)
+  if choice >= #order then return 'no_such_choice' end
+end
+
+-- Returns the points for an answer after so many ms.
+local function points_for(game, choice, ms)
+  if not is_right(game, choice) then return 0 end
+  return game.correct + math.floor(game.speed * (game.answer_ms - ms) / game.answer_ms)
+end
+
+-- Takes an answer of a phone or of a bot to the open question. The last expected one reveals the
+-- round. Returns 'ok', or the code of what is wrong.
+local function take_answer(game, i, round, choice)
+  local wrong = refusal(game, i, round, choice)
+  if wrong then return wrong end
+  local ms = ms_since_question(game)
+  game.players[i].answer = {choice, ms, points_for(game, choice, ms)}
+  game.changed = true
+  reveal_if_all_answered(game)
+  if game.state.phase == 'question' then
+    local rest = string.format('"round":%d,"player":%s', game.state.round, quoted(game, i))
+    emit(game, 'answered', message(game, 'answered', rest), i)
+    -- The event may have shown that the last expected player is gone.
+    if game.moved then reveal_if_all_answered(game) end
+  end
+  return 'ok'
+end
+
+-- Gives the answers of bots whose time has come.
+local function answer_for_bots(game)
+  for i, player in ipairs(game.players) do
+    if is_bot(game, i) and game.state.phase == 'question' and not player.answer then
+      local ms, choice = script_of(game, i)
+      if ms <= ms_since_question(game) then take_answer(game, i, game.state.round, choice) end
+    end
+  end
+end
+
 local function advance_one(game)
   local state, now = game.state, game.at.now
   if state.phase == 'settle' then
@@ -2014,6 +2131,7 @@ local function advance_one(game)
     if player.kept and player.kept <= now then vacate(game, i, nil) end
   end
   if settle_if_deserted(game) then return end
+  answer_for_bots(game)
   reveal_if_all_answered(game)
   if state.deadline > now then return end
   if state.phase == 'question' then reveal(game) else open_question(game) end
@@ -2048,44 +2166,6 @@ local function advance(keys, args)
   return reply(moment, outcomes)
 end
 
--- Returns what is wrong with an answer, or nil.
-local function refusal(game, i, round, choice)
-  local state = game.state
-  if not i then return 'not_playing' end
-  if round > state.round then return 'wrong_round' end
-  if not was_asked(game, i) then return 'not_playing' end
-  local is_open = state.phase == 'question' and game.at.now <= state.deadline
-  if round < state.round or not is_open then return 'late_answer' end
-  if game.players[i].answer then return 'already_answered' end
-  local _, order = question_of(game, round)
-  if choice >= #order then return 'no_such_choice' end
-end
-
--- Returns the points for an answer after so many ms.
-local function points_for(game, choice, ms)
-  if not is_right(game, choice) then return 0 end
-  return game.correct + math.floor(game.speed * (game.answer_ms - ms) / game.answer_ms)
-end
-
--- Judges one answer. Returns its verdict.
-local function judge(game, conn, round, choice)
-  local i = player_with(game, conn)
-  local wrong = refusal(game, i, round, choice)
-  if wrong then return wrong end
-  local ms = ms_since_question(game)
-  game.players[i].answer = {choice, ms, points_for(game, choice, ms)}
-  game.changed = true
-  reveal_if_all_answered(game)
-  if game.state.phase == 'question' then
-    local rest = string.format('"round":%d,"player":%s', game.state.round, quoted(game, i))
-    emit(game, 'answered', message(game, 'answered', rest), i)
-    -- The event may have shown that the last expected player is gone.
-    if game.moved then reveal_if_all_answered(game) end
-  end
-  save(game)
-  return 'ok'
-end
-
 -- answer: judges players' answers to open questions, in games of one shard. The last expected
 -- answer reveals the round.
 -- KEYS deadlines  of the shard
@@ -2106,7 +2186,9 @@ local function answer(keys, args)
   for n = 1, #keys - 2 do
     local conn, round, choice = unpack(args, 3 * n - 1, 3 * n + 1)
     local game = load(moment, keys[n + 2])
-    verdicts[n] = game and judge(game, conn, tonumber(round), tonumber(choice)) or 'not_playing'
+    local i = game and player_with(game, conn)
+    verdicts[n] = i and take_answer(game, i, tonumber(round), tonumber(choice)) or 'not_playing'
+    if verdicts[n] == 'ok' then save(game) end
   end
   return reply(moment, verdicts)
 end
@@ -2181,16 +2263,39 @@ end
 
 -- Adds a player to a running game. They play from the next question on. Returns their number, or
 -- nil if there is no further question, or no seat.
-local function add_late_player(game, uid, name)
+local function add_late_player(game, seat)
   local state = game.state
   local ends = state.phase == 'settle' or state.phase == 'end'
-  if ends or #game.players >= MOST_SEATS or not question_of(game, state.round + 1) then
+  if ends or #game.players >= BOUNDS.MOST_SEATS or not question_of(game, state.round + 1) then
     return nil
   end
   local i = #game.players + 1
-  game.plan.players[i] = {uid, name, 0, 0, state.round + 1}
-  game.players[i] = {turn = 0, seq = 0, score = 0}
-  call('HSET', game.key, 'plan', write_plan(game.plan))
+  game.plan.players[i] = {seat[1], seat[2], 0, 0, state.round + 1}
+  return i
+end
+
+-- Puts a player into the seat of a bot before the first question. The others miss a `seq`, so that
+-- their connections send the whole game. Returns the player's number, or nil.
+local function replace_bot(game, seat)
+  if game.state.phase ~= 'start' then return nil end
+  for i = 1, #game.players do
+    if is_bot(game, i) then
+      game.plan.players[i] = seat
+      for _, player in ipairs(game.players) do player.seq = player.seq + 1 end
+      return i
+    end
+  end
+end
+
+-- Gives a player who has none a seat in a running game. Returns their number, or nil.
+local function seat_player(game, way, text)
+  local seat = cjson.decode(text)
+  local i
+  if way == 'bot' then i = replace_bot(game, seat) else i = add_late_player(game, seat) end
+  if i then
+    game.players[i] = {turn = 0, seq = 0, score = 0}
+    call('HSET', game.key, 'plan', write_plan(game.plan))
+  end
   return i
 end
 
@@ -2203,20 +2308,22 @@ end
 -- ARGS uid        player
 -- ARGS conn       connection
 -- ARGS turn       fencing token of the connection
--- ARGS late       name of a player who may enter the running game without a seat so far, or ''
+-- ARGS way        how a player gets a seat who has none: 'late' in the running game, 'bot' that of
+--                 a bot before the first question; ''
+-- ARGS entry      the player as the plan has them (JSON)
 -- Returns {'missing'}, {'over'} if they have no seat in it, {'stale'} if a newer connection is
 -- there, or {'ok', now, plan, state}.
 -- Events: user_return, to the others.
 -- Atomic, so that the newest of several connections stays.
 local function enter_game(keys, args)
   local key = unpack(keys)
-  local caller, uid, conn, turn, late = unpack(args)
+  local caller, uid, conn, turn, way, entry = unpack(args)
   turn = tonumber(turn)
   local moment = new_call(keys, caller)
   local game = load(moment, key)
   if not game then return {'missing'} end
   local i = seat_of(game, uid)
-  if not i and (late or '') ~= '' then i = add_late_player(game, uid, late) end
+  if not i and (way or '') ~= '' then i = seat_player(game, way, entry) end
   local player = game.players[i]
   if not player or player.left or game.state.phase == 'end' then return {'over'} end
   if turn < player.turn then return {'stale'} end
@@ -2331,7 +2438,9 @@ local function finish_game(keys, args)
   if not game or game.state.phase ~= 'settle' then return 0 end
   local state = game.state
   emit(game, 'end', message(game, 'end', '"reason":"' .. state.reason .. '","ranking":' .. ranking))
-  for _, seat in ipairs(game.plan.players) do seat[3], seat[4] = nil, nil end
+  for _, seat in ipairs(game.plan.players) do
+    seat[3], seat[4], seat[6] = nil, nil, seat[6] and ''
+  end
   if game.plan.draw then game.plan.draw[3] = nil end
   for n = 4, #args do
     replace(game, string.match(args[n], '^(%S+) ?(%S*)$'))
@@ -2431,7 +2540,8 @@ local function drop_game(keys, args)
   for i, seat in ipairs(game.plan.players) do
     local player = game.players[i]
     if seat[1] == uid then player.turn = DROPPED end
-    if seat[1] ~= '' and player.turn ~= DROPPED then holders = holders + 1 end
+    local holds = seat[1] ~= '' and not is_bot(game, i) and player.turn ~= DROPPED
+    if holds then holders = holders + 1 end
   end
   if holders == 0 then return call('DEL', key) end
   call('HSET', key, 'state', write_state(game.state))
@@ -2536,8 +2646,6 @@ end
 -- Events: 'room CODE TIME NUMBER:0 ...\nQUEUE BODY' to all members, when what they see has changed.
 -- BODY is the message without `type`, `queue` and `settings`, which the worker adds.
 
-local ROOM_MEMORY_S = 86400     -- so long a code is known as that of a closed room
-local MOST_KICKED = 50          -- players that a room remembers
 
 local function words(text)
   local list = {}
@@ -2621,7 +2729,7 @@ local function close_room(room)
   end
   call('DEL', room.key)
   call('HSET', room.key, 'closed', 1)
-  call('EXPIRE', room.key, ROOM_MEMORY_S)
+  call('EXPIRE', room.key, BOUNDS.ROOM_MEMORY_S)
   call('ZREM', room.due, room.queue .. ' room:' .. room.id)
   room.closed, room.members = '1', {}
 end
@@ -2876,7 +2984,7 @@ local function kick(room, playing, member)
     if other == member then table.remove(room.members, i) end
   end
   room.kicked[#room.kicked + 1] = member.uid
-  if #room.kicked > MOST_KICKED then table.remove(room.kicked, 1) end
+  if #room.kicked > BOUNDS.MOST_KICKED then table.remove(room.kicked, 1) end
   return game
 end
 
@@ -3436,7 +3544,8 @@ local function note_challenge(keys, args)
   local list = unpack(keys)
   local code, ends, keep = unpack(args)
   local now = wall_clock()
-  local old = call('ZRANGEBYSCORE', list, '-inf', now - keep * 1000, 'LIMIT', 0, TRIM_AT_ONCE)
+  local old = call('ZRANGEBYSCORE', list, '-inf', now - keep * 1000, 'LIMIT', 0,
+    BOUNDS.TRIM_AT_ONCE)
   if #old > 0 then call('ZREM', list, unpack(old)) end
   call('ZADD', list, ends, code)
   local last = call('ZRANGE', list, -1, -1, 'WITHSCORES')[2]

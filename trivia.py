@@ -111,7 +111,9 @@ time may lag behind that clock.
                                  shown, left, name:UID: see trivia.lua
     forming:{lobby}      zset    "GAME QUEUE UID..." -> when another worker may   game is formed
                                  form it; "rematch:GAME" follows if that game
-                                 is played again
+                                 is played again, "bots:COUNT" if bots play too
+    bots:{lobby}:NAME    zset    "GAME RATING N" -> until when a human may take   the game has
+                                 the seat of a bot in a game of this queue        begun
     quits:{lobby}:UID    string  "TIMES WAIT END": games that the player left     forgotten
                                  early, and until when they are held back
     workers:{lobby}      zset    worker -> last heartbeat; "dead:WORKER" while    10 s silent
@@ -173,11 +175,11 @@ switch, has changed
 The five parts: contract (settings, errors, JSON, log, metrics, words, fields and forms, schema
 file, schema reader, schema checks, streaks, schema), store (keys and format, client, cluster,
 Redis), play (questions, question files, question statistics, passwords, claims, users,
-leaderboards, daily questions, challenges, lobby, game, rematches, games, rooms, personal data,
-chores, blocks, reports, guests, merges, identities, mail, recovery, switches, repairs, console,
-console of questions, stored schema, migration), wire (messages, outlets, joining, connections, hub,
-routes, sign-in routes, player routes, operator routes, documents, pages), process (worker, app,
-protocols, adapter, embedded Redis, commands, doctor, backup).
+leaderboards, daily questions, challenges, lobby, game, rematches, bots, views of games, games,
+rooms, personal data, chores, blocks, reports, guests, merges, identities, mail, recovery, switches,
+repairs, console, console of questions, stored schema, migration), wire (messages, outlets, joining,
+connections, hub, routes, sign-in routes, player routes, operator routes, documents, pages), process
+(worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -1440,6 +1442,7 @@ USER_FIELDS_OF_DAILY = {STREAK: _COUNTED, DAILY_POINTS: _COUNTED}
 _PLAYERS = _whole(1, 8)
 _POINTS = _whole(0, 1_000_000)
 _RATING_POINTS = {"type": "number", "minimum": 0, "maximum": 1_000_000}
+_SKILL = {"type": ["number", "string"], "pattern": "^near$", "minimum": 0, "maximum": 10_000}
 _RATING_QUEUE_RULE = {"if": _with({}, match="rating"), "then": {"required": ["window", "widen"]}}
 _BY_CODE = {"enum": [ROOM, CHALLENGE]}  # `match` of queues that do not fill up
 _PLAYER_RANGE_RULE = {
@@ -1477,6 +1480,7 @@ QUEUE = {
     rematch_seconds=_SECONDS,
     draw={"enum": [DAILY]},
     attempts={"type": "integer", "const": 1},
+    bots=_object("after_seconds skill", after_seconds=_SECONDS, skill=_SKILL),
     window=_RATING_POINTS,
     widen=_RATING_POINTS,
     fill_seconds=_SECONDS,
@@ -2155,6 +2159,8 @@ def _wrong_combinations(queue: dict) -> Iterable[tuple[str, str]]:
         yield "late_join", "no late_join, unless the queue has `match: room`"
     if (is_solo or match == ROOM) and "rematch_seconds" in queue:
         yield "rematch_seconds", "no rematch_seconds: rooms stay, and who plays alone joins again"
+    if (match in (ROOM, CHALLENGE) or players["min"] == 1) and "bots" in queue:
+        yield "bots", "no bots: they fill games of a queue in which a player waits for others"
     yield from _wrong_solo_keys(queue, is_solo)
 
 
@@ -2396,10 +2402,12 @@ class Queue:
 
     @functools.cached_property
     def match_rules(self) -> tuple:
-        """What matchmaking in Redis needs: min, max, fill ms, wait ms, window, widen.
+        """What matchmaking in Redis needs.
 
-        A window of -1 means fifo.
+        That is min, max, fill ms, wait ms, window (-1: fifo), widen, ms until bots come (-1: none),
+        start ms.
         """
+        bots = self.spec.get("bots")
         return (
             self.players["min"],
             self.players["max"],
@@ -2407,6 +2415,8 @@ class Queue:
             self.wait_ms,
             self.spec["window"] if self.spec.get("match") == "rating" else -1,
             self.spec.get("widen", 0),
+            round(bots["after_seconds"] * 1000) if bots else -1,
+            self.ms("start_seconds"),
         )
 
     @functools.cached_property
@@ -2498,6 +2508,11 @@ class Schema:
         hidden = ("writeOnly", "private")
         shown = [name for name, rule in self.fields.items() if not any(map(rule.get, hidden))]
         return self._view(stored, shown)
+
+    def bot_view(self, name: str, rating: float) -> dict:
+        """Returns a bot as players see it."""
+        view = self.public_view({"username": name, "rating": f"{rating:.0f}"})
+        return view | {"bot": True}
 
     def _view(self, stored: dict[str, str], shown: list[str]) -> dict:
         view = {name: self.value(stored, name) for name in shown}
@@ -2647,6 +2662,7 @@ class Keys:
     contest = "contest:{{lobby}}:{}".format
     contests = "contests:{{{}}}".format
     tried = "tried:{{lobby}}:{}:{}".format
+    bots = "bots:{{lobby}}:{}".format
     limit = "limit:{{{}:{}}}".format
     provider = "provider:{{{}}}".format
     nonce = "nonce:{{{}}}".format
@@ -2784,14 +2800,16 @@ class Match(NamedTuple):
     uids: list[str]
     again: str  # the game that they play again, or ''
     draw: str  # what the questions are drawn by: a day, a code; '' for questions of its own
+    bots: int  # that play too
 
     @classmethod
     def parse(cls, text: str) -> Match:
-        """Parses "GAME QUEUE UID...", then perhaps "rematch:GAME" or "draw:DRAW"."""
+        """Parses "GAME QUEUE UID...", then perhaps "bots:N", "rematch:GAME" or "draw:DRAW"."""
         game, queue, *rest = text.split(" ")
         more = dict(part.split(":") for part in rest if ":" in part)
         uids = [part for part in rest if ":" not in part]
-        return cls(game, queue, uids, more.get("rematch", ""), more.get("draw", ""))
+        bots = int(more.get("bots", 0))
+        return cls(game, queue, uids, more.get("rematch", ""), more.get("draw", ""), bots)
 
 
 def write_plan(
@@ -4744,6 +4762,8 @@ class QuestionStatistics:
         """Counts the rounds of a game that has ended. It takes some 10 us a round."""
         closed = [parse_round(game.fields.get(str(n), "")) for n in range(1, len(game.rounds) + 1)]
         for seat, player in enumerate(game.players):
+            if player.is_bot:
+                continue
             mine = {
                 n: answers[seat]
                 for n, answers in enumerate(closed, 1)
@@ -6290,6 +6310,7 @@ class Lobby:
             Keys.playing,
             Keys.lobby_clock,
             Keys.hidden,
+            Keys.bots(queue.name),
         )
         return keys, (uid, queue.name, new_game_id(self.redis.new_shards), *queue.match_rules)
 
@@ -6306,9 +6327,10 @@ class Lobby:
         """Takes a connection into a queue; forms a match in the background.
 
         Returns ('game', id, party), ('queued', {timeout_ms, perhaps delay_ms}, game that may be
-        played again), ('rematch', that game, ''), ('full', '', ''), ('played', '', '') for a second
-        attempt, or ('stale', '', '') for a connection that was replaced. `over` is the game that
-        has ended for the player, or ''. `draw` is the day of a daily queue.
+        played again), ('rematch', that game, ''), ('seat', game of a bot whose seat is now theirs,
+        ''), ('full', '', ''), ('played', '', '') for a second attempt, or ('stale', '', '') for a
+        connection that was replaced. `over` is the game that has ended for the player, or ''.
+        `draw` is the day of a daily queue.
         """
         keys, search = self._search(queue, uid)
         keys = (*keys, Keys.quits(uid), Keys.tried(queue.name, draw))
@@ -6501,6 +6523,7 @@ class Player:
     answer: dict | None  # {choice, ms, points} of the open question
     strength: list[float]  # [rating, uncertainty] as the game began, if it is rated
     first_round: int  # later than 1 for a player who came late
+    is_bot: bool
 
 
 RULES = (  # of a game, in the order in which it keeps them
@@ -6546,16 +6569,18 @@ class Game:
     @staticmethod
     def _player(player: dict, uid: str, name: str, *more: float) -> Player:
         answer = player.get("answer")
+        is_bot = len(more) > 3
         return Player(
             uid,
             name,
             player["score"],
             player.get("left", False),
-            "conn" in player,
+            "conn" in player or is_bot,
             player["seq"],
             dict(zip(("choice", "ms", "points"), answer, strict=True)) if answer else None,
             list(more[:2]),
             int(more[2]) if len(more) > 2 else 1,
+            is_bot,
         )
 
     def answers(self, number: int) -> dict[str, dict]:
@@ -6608,6 +6633,11 @@ class Game:
         order = [(player.left, -player.score) for player in self.players]
         return [1 + sum(other < mine for other in order) for mine in order]
 
+    @property
+    def has_bots(self) -> bool:
+        """Whether bots play in it. Then it changes no rating and no field of a player."""
+        return any(player.is_bot for player in self.players)
+
     def has(self, uid: str) -> bool:
         """Tells whether a user is one of its players."""
         return any(player.uid == uid for player in self.players)
@@ -6650,11 +6680,20 @@ def to_bitmap(text: str | None) -> bytes:
     return (text or "").encode("utf-8", "surrogateescape")
 
 
+def as_start(update: dict) -> dict:
+    """Returns `start` for a player whose `update` shows a game that has not begun."""
+    names = ("game", "seq", "queue", "players", "rounds", "total_ms", "lives")
+    fields = {name: update[name] for name in names if name in update}
+    return {"type": "start", "starts_ms": update["left_ms"]} | fields
+
+
 def ranking(game: Game) -> list[dict]:
     """Returns the ranking of a game with a result, best first."""
     rows = []
     for player, part in zip(game.players, game.result, strict=True):
         row = {"player": player.name, "score": player.score, "rank": part["rank"]}
+        if player.is_bot:
+            row["bot"] = True
         if "rating" in part:
             row |= {"rating": part["rating"], "rating_change": part["change"]}
         if "counts" in part:
@@ -6691,7 +6730,7 @@ class Rematches:
         """Returns what `end` says of a rematch: {} if there is none."""
         queue = self.schema.queues.get(game.queue)
         here = sum(not player.left for player in game.players)
-        if queue is None or not queue.rematch_ms or here < queue.players["min"]:
+        if queue is None or not queue.rematch_ms or here < queue.players["min"] or game.has_bots:
             return {}
         is_series = len(game.players) == 2
         series = {"series": game.by_name(game.wins())} if is_series else {}
@@ -6745,12 +6784,218 @@ class Rematches:
         return reply
 
 
+# ---- bots ----------------------------------------------------------------------------------------
+# Opponents for a player whom nobody joins in time. A bot is a seat of a game with a script: time
+# and choice of its answer to each question, drawn when the game is formed. trivia.lua gives the
+# answer when its time has come, by the function that judges phones. So a bot is no process and no
+# task, it outlives any worker, and it knows nothing of what the others answer.
+#
+# Right or wrong: item response theory, the three-parameter logistic model (Birnbaum, 1968). The
+# chance to guess is 1 / choices. The difficulty of a question follows from the share of players who
+# got it right. The skill is a rating. LOGIT_POINTS fits the model to that of the ratings: in games
+# of ten questions the stronger player wins as often as the ratings predict, within 5 %.
+#
+# Time: a lognormal distribution, which fits human response times (van der Linden, 2006).
+
+BOT_NAMES = ("Ada", "Carl", "Dana", "Emmy", "Enzo", "Faye", "Hugo", "Iris", "Juno", "Kofi", "Nils")
+SHARE_RIGHT = {"easy": 0.75, "medium": 0.55, "hard": 0.4}  # of players, before there are statistics
+PRIOR_PLAYERS = 20  # for so many players that estimate counts beside the statistics
+LOGIT_POINTS = 400  # points of rating that raise the odds of a right answer e-fold
+MEDIAN_MS = 4000  # of the time for an answer; less if the question is open for less than 10 s
+MEDIAN_SHARE = 0.4  # of the time for which the question is open
+SPREAD = 0.5  # standard deviation of the logarithm of the time
+LEAST_MS = 800  # the fastest answer
+
+
+def share_right(question: Question, sums: QuestionSums) -> float:
+    """Returns the share of players who answer a question right."""
+    prior = SHARE_RIGHT[question.shown_difficulty] * PRIOR_PLAYERS
+    return (prior + sums.right) / (PRIOR_PLAYERS + sums.shown)
+
+
+async def shares_right(redis: Redis, bank: Bank, quiz: str) -> list[tuple[float, str]]:
+    """Returns share_right and order of each question of a quiz."""
+    pairs = parse_quiz(quiz)
+    texts = await redis.call("HMGET", Keys.stats, *(number for number, _ in pairs))
+    return [
+        (share_right(bank.questions[number], QuestionSums.parse(text or "")), order)
+        for (number, order), text in zip(pairs, texts, strict=True)
+    ]
+
+
+def chance_of_right(share: float, choices: int, advantage: float) -> float:
+    """Returns the chance of a right answer to a question that this share of players gets right.
+
+    `advantage` is by how many points of rating the player is above a new one.
+    """
+    guess = 1 / choices
+    known = min(max((share - guess) / (1 - guess), 0.02), 0.98)
+    return guess + (1 - guess) / (1 + (1 - known) / known * math.exp(-advantage / LOGIT_POINTS))
+
+
+def answer_time(open_ms: int) -> int:
+    """Draws after how many ms a player answers a question that is open for so long."""
+    median = min(MEDIAN_MS, MEDIAN_SHARE * open_ms)
+    return round(max(min(LEAST_MS, median), DICE.lognormvariate(math.log(median), SPREAD)))
+
+
+def bot_answer(share: float, order: str, advantage: float, open_ms: int) -> str:
+    """Draws a bot's answer, "MS:CHOICE", to a question with this share_right and order."""
+    choices = len(order)
+    right = order.index("0")
+    choice = right
+    if DICE.random() >= chance_of_right(share, choices, advantage):
+        choice = (right + DICE.randrange(1, choices)) % choices
+    return f"{answer_time(open_ms)}:{choice}"
+
+
+def new_bots(
+    count: int, rating: float, advantage: float, quiz: list[tuple[float, str]], open_ms: int
+) -> list[list]:
+    """Returns bots of this rating as the plan of a game has them."""
+    bots = []
+    for number, name in enumerate(DICE.sample(BOT_NAMES, count), 1):
+        answers = [bot_answer(share, order, advantage, open_ms) for share, order in quiz]
+        bots.append([f"bot{number}", f"Bot {name}", rating, 0, 1, " ".join(answers)])
+    return bots
+
+
+async def bots_for(
+    games: Games, queue: Queue, count: int, users: list[dict], quiz: str
+) -> list[list]:
+    """Returns so many opponents of these users as the plan of a game has them."""
+    if not count:
+        return []
+    rating = queue.spec["bots"]["skill"]
+    if rating == "near":
+        rating = sum(games.users.strength(user)[0] for user in users) / len(users)
+    advantage = rating - games.schema.fields["rating"]["default"]
+    shares = await shares_right(games.redis, games.bank, quiz)
+    return new_bots(count, rating, advantage, shares, queue.ms("answer_seconds"))
+
+
+# ---- views of games ------------------------------------------------------------------------------
+# Shows games: running ones to their players, finished ones in histories and records. It changes
+# nothing. The right choice of a question is shown only once it was revealed.
+
+
+class GameViews:
+    """What a Games shows."""
+
+    async def load(self, game: str) -> Game | None:
+        """Returns a game, or None if there is none."""
+        fields = await self.redis.call("HGETALL", Keys.game(game))
+        if "plan" not in fields:
+            return None
+        found = Game(game, fields)
+        await self._have_questions(found)
+        return found
+
+    def question_view(self, game: str, body: str) -> bytes:
+        """Returns the `question` message for the body of its event: "ROUND NUMBER ORDER MS".
+
+        Raises KeyError for a question that this worker has not read yet.
+        """
+        number_of_round, number, order, answer_ms = body.split(" ")
+        question = self.bank.questions[int(number)].encoded_view(order)
+        head = f'{{"type":"question","game":"{game}","round":{number_of_round},'.encode()
+        return b'%b%b,"answer_ms":%b}' % (head, question, answer_ms.encode())
+
+    async def snapshot(self, game: Game, uid: str) -> dict:
+        """Returns the `update` message: the whole game as one player sees it."""
+        views = await asyncio.gather(*map(self._player_view, game.players))
+        for other, name, _ in game.rivals:
+            view = self.schema.public_view(await self.users.load(other))
+            views.append(view | {"username": name})
+        update = {
+            "type": "update",
+            "game": game.id,
+            "seq": game.player_of(uid).seq,
+            "queue": game.queue,
+            "players": views,
+            "connected": [player.name for player in game.players if player.connected],
+            "rounds": len(game.rounds),
+            "round": game.round,
+            "phase": game.phase,
+            "left_ms": max(0, game.deadline - game.now_ms),
+            "scores": {player.name: player.score for player in game.players} | game.rivals_scores(),
+        }
+        series = {"series": game.by_name(game.series)} if game.series else {}
+        return update | series | game.bounds_left() | self._open_round(game, uid)
+
+    async def _player_view(self, player: Player) -> dict:
+        if player.is_bot:
+            return self.schema.bot_view(player.name, player.strength[0])
+        view = self.schema.public_view(await self.users.load(player.uid))
+        return view | {"username": player.name}
+
+    def _open_round(self, game: Game, uid: str) -> dict:
+        """Returns what `update` says of the round: the right choice only once it was revealed."""
+        if game.phase not in ("question", "reveal"):
+            return {}
+        if game.phase == "question" and game.player_of(uid).first_round > game.round:
+            return {}
+        number, order = game.rounds[game.round - 1]
+        question = {"round": game.round} | self.bank.questions[number].view(order)
+        answered = {player.name: player.answer for player in game.players if player.answer}
+        shown = {"question": question, "answered": list(answered)}
+        own = game.player_of(uid).answer
+        if own:
+            shown["choice"] = own["choice"]
+        if game.phase == "reveal":
+            answers = answered | game.rivals_answers()
+            shown |= {"correct": order.index("0"), "answers": answers}
+        return shown
+
+    def summary(self, game: Game) -> dict:
+        """Returns a finished game as it stands in a list."""
+        return {
+            "id": game.id,
+            "queue": game.queue,
+            "ended_ms": game.ended,
+            "reason": game.reason,
+            "ranking": ranking(game),
+        }
+
+    def record(self, game: Game) -> dict:
+        """Returns a finished game as its players see it, with all rounds."""
+        return self.summary(game) | {"rounds": self.rounds_of(game)}
+
+    def rounds_of(self, game: Game) -> list[dict]:
+        """Returns the questions of a game that were put, with right choice and answers."""
+        rounds = []
+        for i, (number, order) in enumerate(game.rounds[: game.round], 1):
+            question = self.bank.questions[number].view(order)
+            rounds.append(question | {"correct": order.index("0"), "answers": game.answers(i)})
+        return rounds
+
+    async def history(self, uid: str, limit: int, cursor: str | None) -> dict:
+        """Returns a page of finished games, newest first: {games, cursor of the next page or None}.
+
+        Raises Problem for an unknown cursor.
+        """
+        ids = await self.ids_of(uid, cursor or "", limit + 1)
+        if ids is None or cursor == "":
+            errors = {"cursor": ["Unknown. Use the cursor of the last page."]}
+            raise Problem("invalid", errors=errors)
+        page = ids[:limit]
+        games = await asyncio.gather(*map(self.load, page))
+        return {
+            "games": [self.summary(game) for game in games if game is not None],
+            "cursor": page[-1] if len(ids) > limit else None,
+        }
+
+    def ids_of(self, uid: str, cursor: str, most: int) -> Awaitable[list[str] | None]:
+        """Returns a player's games behind a cursor ('': all), newest first; None: it is unknown."""
+        return self.redis.run("history_page", (Keys.history(uid),), cursor, most)
+
+
 # ---- games ---------------------------------------------------------------------------------------
 # Asks for the transitions of games, settles them, and shows them. See the section above for the way
 # of a game.
 
 
-class Games:
+class Games(GameViews):
     """Forms, advances and settles games."""
 
     def __init__(self, redis: Redis, schema: Schema, bank: Bank, users: Users, worker: str) -> None:
@@ -6783,7 +7028,7 @@ class Games:
 
     async def form(self, match: str) -> None:
         """Makes the game of a match, as Match.parse reads it. Run twice it makes one game."""
-        game, name, uids, again, draw = Match.parse(match)
+        game, name, uids, again, draw, bot_count = Match.parse(match)
         queue = self.schema.queues.get(name)
         if queue is None:
             return
@@ -6793,7 +7038,8 @@ class Games:
         plan = {"rules": queue.game_rules, "series": await self._series(uids, again)}
         drawn, rivals = await self._drawn(queue, draw, game, uids[0], seen)
         people = list(zip(uids, users, presences, strict=True))
-        created = await self._create(game, queue, people, plan | drawn, rivals)
+        bots = await bots_for(self, queue, bot_count, users, drawn["quiz"])
+        created = await self._create(game, queue, people, bots, plan | drawn, rivals)
         if created:
             count("games_started", name)
             log.debug("game begins", extra={"game": game})
@@ -6820,31 +7066,42 @@ class Games:
         return last.series_of(uids) if last is not None else []
 
     async def _create(
-        self, game: str, queue: Queue, people: list[tuple], plan: dict, rivals: list[dict]
+        self,
+        game: str,
+        queue: Queue,
+        people: list[tuple],
+        bots: list[list],
+        plan: dict,
+        rivals: list[dict],
     ) -> bool:
-        """Makes a game of these people, (UID, user, their seat). `plan` has what write_plan takes.
+        """Makes a game of these people, (UID, user, their seat), and bots.
+
+        `plan` has what write_plan takes.
 
         Returns False if it is there already.
         """
         seats = [self._seat(queue, uid, user) for uid, user, _ in people]
+        users = [user for _, user, _ in people]
+        views = [self.schema.public_view(user) for user in (*users, *rivals)]
+        views += [self.schema.bot_view(name, rating) for _, name, rating, *_ in bots]
         more = {}
         if plan["series"]:
             names = [name for _, name, *_ in seats]
             more["series"] = dict(zip(names, plan["series"], strict=True))
         start_ms = queue.ms("start_seconds")
-        users = [user for _, user, _ in people]
         start = {
             "type": "start",
             "game": game,
             "queue": queue.name,
-            "players": [self.schema.public_view(user) for user in (*users, *rivals)],
+            "players": views,
             "rounds": len(parse_quiz(plan["quiz"])),
             "starts_ms": start_ms,
             **queue.bounds,
             **more,
         }
-        text = write_plan(queue.name, players=seats, **plan)
-        connections = self._connections(game, [presence for *_, presence in people])
+        text = write_plan(queue.name, players=[*seats, *bots], **plan)
+        presences = [presence for *_, presence in people] + [None] * len(bots)
+        connections = self._connections(game, presences)
         return await self._run("create_game", game, text, start_ms, dumps(start), *connections)
 
     def _seat(self, queue: Queue, uid: str, user: dict) -> list:
@@ -7017,19 +7274,20 @@ class Games:
         await self.redis.run("release", keys, game, *waits_ms, *people)
 
     async def enter(
-        self, game: str, uid: str, connection: str, turn: int, late: bool = False
+        self, game: str, uid: str, connection: str, turn: int, way: str = "", queue: Any = None
     ) -> Game | str:
         """Brings a connection into a game. Returns the game; 'over' for this player; or 'stale'.
 
-        `late` adds the player to a game that has begun without them.
+        `way` gets a seat for a player of its queue who has none: "late" in a game that has begun
+        without them, "bot" that of a bot before the first question.
         """
-        name = (await self.users.load(uid)).get("username", "") if late else ""
-        reply = await self._when_formed("enter_game", game, uid, connection, turn, name)
+        entry = dumps(self._seat(queue, uid, await self.users.load(uid))) if way else ""
+        reply = await self._when_formed("enter_game", game, uid, connection, turn, way, entry)
         if reply[0] != "ok":
             return "over" if reply[0] == "missing" else reply[0]
         _, now_ms, plan, state = reply
         entered = Game(game, {"plan": plan, "state": state}, now_ms)
-        if late:
+        if way:
             for pair in await hidden_pairs(self.redis, [player.uid for player in entered.players]):
                 await mute(self.redis, game, *pair, True)
         await self._have_questions(entered)
@@ -7062,7 +7320,8 @@ class Games:
                 user = await self.users.load(game.players[0].uid)
                 result[0] |= self.draws.part_of_result(game, user)
             game.result = await self._fix_result(game, result)
-        uids = [player.uid for player in game.players]
+        humans = [player for player in game.players if not player.is_bot]
+        uids = [player.uid for player in humans]
         is_void = game.kind != "sandbox" and not game.is_kept
         people = {}
         if game.is_kept:
@@ -7075,7 +7334,7 @@ class Games:
         if game.kind == CHALLENGE:
             copies.append(self.challenges.record(game))
         is_early = is_void and game.reason != VOID
-        early = {player.uid: is_early and player.left for player in game.players}
+        early = {player.uid: is_early and player.left for player in humans}
         gone = list(uids)
         if not is_void:
             gone = [
@@ -7115,11 +7374,11 @@ class Games:
         """Tells for each player whether the game counts for them.
 
         It does if it is kept and they have an opponent whom they have not met too often today. So
-        a solo game never does, but for the daily one.
+        a solo game never does, but for the daily one, and no game with bots.
         """
         if game.kind == DAILY:
             return [game.is_kept]
-        if not game.is_kept or len(game.players) == 1:
+        if not game.is_kept or len(game.players) == 1 or game.has_bots:
             return [False] * len(game.players)
         met = await asyncio.gather(
             *(
@@ -7151,7 +7410,7 @@ class Games:
         for rank, player, does_count in zip(ranks, game.players, counts, strict=True):
             won = does_count and rank == 1 and alone_first and not player.left
             result.append({"rank": rank, "won": won} | ({} if does_count else {"counts": False}))
-        if game.kind == "rated":
+        if game.kind == "rated" and not game.has_bots:
             self._rate(game, result)
         return result
 
@@ -7168,7 +7427,7 @@ class Games:
             part["was"] = round(old.sigma, 3)  # for a repair: the seats lose their strengths
 
     async def _apply_all(self, game: Game) -> list[tuple[str, dict]]:
-        """Applies the result. Returns for each player (UID, new fields); {} for an erased player.
+        """Applies the result. Returns for each human (UID, new fields); {} for an erased player.
 
         The UID is that of the account for a guest who was merged since the game began.
         """
@@ -7182,6 +7441,7 @@ class Games:
             *(
                 self._apply_to(game, player.uid, *part, game.opponents(player), boards)
                 for player, *part in parts
+                if not player.is_bot
             )
         )
 
@@ -7235,112 +7495,6 @@ class Games:
                 period = period_of(board["period"], ended_ms / 1000)
                 default = self.schema.fields[board["field"]].get("default", 0)
                 yield from (name, board["field"], period, default)
-
-    # -- views
-
-    async def load(self, game: str) -> Game | None:
-        """Returns a game, or None if there is none."""
-        fields = await self.redis.call("HGETALL", Keys.game(game))
-        if "plan" not in fields:
-            return None
-        found = Game(game, fields)
-        await self._have_questions(found)
-        return found
-
-    def question_view(self, game: str, body: str) -> bytes:
-        """Returns the `question` message for the body of its event: "ROUND NUMBER ORDER MS".
-
-        Raises KeyError for a question that this worker has not read yet.
-        """
-        number_of_round, number, order, answer_ms = body.split(" ")
-        question = self.bank.questions[int(number)].encoded_view(order)
-        head = f'{{"type":"question","game":"{game}","round":{number_of_round},'.encode()
-        return b'%b%b,"answer_ms":%b}' % (head, question, answer_ms.encode())
-
-    async def snapshot(self, game: Game, uid: str) -> dict:
-        """Returns the `update` message: the whole game as one player sees it."""
-        people = [(player.uid, player.name) for player in game.players]
-        people += [(other, name) for other, name, _ in game.rivals]
-        users = await asyncio.gather(*(self.users.load(person) for person, _ in people))
-        views = [
-            self.schema.public_view(user) | {"username": name}
-            for user, (_, name) in zip(users, people, strict=True)
-        ]
-        update = {
-            "type": "update",
-            "game": game.id,
-            "seq": game.player_of(uid).seq,
-            "queue": game.queue,
-            "players": views,
-            "connected": [player.name for player in game.players if player.connected],
-            "rounds": len(game.rounds),
-            "round": game.round,
-            "phase": game.phase,
-            "left_ms": max(0, game.deadline - game.now_ms),
-            "scores": {player.name: player.score for player in game.players} | game.rivals_scores(),
-        }
-        series = {"series": game.by_name(game.series)} if game.series else {}
-        return update | series | game.bounds_left() | self._open_round(game, uid)
-
-    def _open_round(self, game: Game, uid: str) -> dict:
-        """Returns what `update` says of the round: the right choice only once it was revealed."""
-        if game.phase not in ("question", "reveal"):
-            return {}
-        if game.phase == "question" and game.player_of(uid).first_round > game.round:
-            return {}
-        number, order = game.rounds[game.round - 1]
-        question = {"round": game.round} | self.bank.questions[number].view(order)
-        answered = {player.name: player.answer for player in game.players if player.answer}
-        shown = {"question": question, "answered": list(answered)}
-        own = game.player_of(uid).answer
-        if own:
-            shown["choice"] = own["choice"]
-        if game.phase == "reveal":
-            answers = answered | game.rivals_answers()
-            shown |= {"correct": order.index("0"), "answers": answers}
-        return shown
-
-    def summary(self, game: Game) -> dict:
-        """Returns a finished game as it stands in a list."""
-        return {
-            "id": game.id,
-            "queue": game.queue,
-            "ended_ms": game.ended,
-            "reason": game.reason,
-            "ranking": ranking(game),
-        }
-
-    def record(self, game: Game) -> dict:
-        """Returns a finished game as its players see it, with all rounds."""
-        return self.summary(game) | {"rounds": self.rounds_of(game)}
-
-    def rounds_of(self, game: Game) -> list[dict]:
-        """Returns the questions of a game that were put, with right choice and answers."""
-        rounds = []
-        for i, (number, order) in enumerate(game.rounds[: game.round], 1):
-            question = self.bank.questions[number].view(order)
-            rounds.append(question | {"correct": order.index("0"), "answers": game.answers(i)})
-        return rounds
-
-    async def history(self, uid: str, limit: int, cursor: str | None) -> dict:
-        """Returns a page of finished games, newest first: {games, cursor of the next page or None}.
-
-        Raises Problem for an unknown cursor.
-        """
-        ids = await self.ids_of(uid, cursor or "", limit + 1)
-        if ids is None or cursor == "":
-            errors = {"cursor": ["Unknown. Use the cursor of the last page."]}
-            raise Problem("invalid", errors=errors)
-        page = ids[:limit]
-        games = await asyncio.gather(*map(self.load, page))
-        return {
-            "games": [self.summary(game) for game in games if game is not None],
-            "cursor": page[-1] if len(ids) > limit else None,
-        }
-
-    def ids_of(self, uid: str, cursor: str, most: int) -> Awaitable[list[str] | None]:
-        """Returns a player's games behind a cursor ('': all), newest first; None: it is unknown."""
-        return self.redis.run("history_page", (Keys.history(uid),), cursor, most)
 
 
 # ---- rooms ---------------------------------------------------------------------------------------
@@ -10842,6 +10996,9 @@ class Joining(Outlet):
             )
             if outcome == "game":
                 await self._enter_of_party(value, party)
+            elif outcome == "seat":
+                self.send({"type": "queued", "queue": queue.name, "timeout_ms": queue.wait_ms})
+                await self._enter(value, "bot")
             elif outcome == "rematch":
                 self._await_rematch(value)
                 await self._keeps_offer(value)
@@ -10896,7 +11053,8 @@ class Joining(Outlet):
     async def _enter_of_party(self, game: str, party: str) -> None:
         """Enters a game, which may be that of a room."""
         self.code = "" if party == NO_CODE else party
-        await self._enter(game, bool(self.code) and self.queue.spec.get("late_join", False))
+        may_enter = self.code and self.queue.spec.get("late_join")
+        await self._enter(game, "late" if may_enter else "")
         await self._show_room()
 
     def _enter_room(self, body: str) -> None:
@@ -10928,10 +11086,11 @@ class Joining(Outlet):
             return self.ratings[queue.name]
         return await self.hub.users.rating_of(self.uid)
 
-    async def _enter(self, game_id: str, late: bool = False) -> None:
+    async def _enter(self, game_id: str, way: str = "") -> None:
         """Enters a game and sends `update`. Events that arrive meanwhile follow it."""
         with self._events_buffered():
-            game = await self.hub.games.enter(game_id, self.uid, self.id, self.turn, late)
+            who = self.uid, self.id, self.turn
+            game = await self.hub.games.enter(game_id, *who, way, self.queue)
             if game == "over":
                 return await self._on_missed_end(game_id)
             if game == "stale":  # `replaced` is on its way
@@ -10942,7 +11101,8 @@ class Joining(Outlet):
             if game.phase in ("question", "reveal"):
                 question, _ = game.rounds[game.round - 1]
                 self.mark_seen(question)
-            self.send(await self.hub.games.snapshot(game, self.uid))
+            update = await self.hub.games.snapshot(game, self.uid)
+            self.send(as_start(update) if way == "bot" else update)
 
     async def _on_missed_end(self, game_id: str) -> None:
         """Handles a game that ended while the player was away, or whose last events were lost."""
@@ -11742,7 +11902,9 @@ class Hub:
         # The connection ended before it entered the game, where an older one still stands. It
         # enters, to replace that one, and exits.
         entered = await self.games.enter(game, uid, connection, turn)
-        if entered not in ("over", "stale"):
+        if entered == "over":  # the seat that they were given there is another's, or gone
+            await self.games.release(game, {uid: False})
+        elif entered != "stale":
             await self.games.exit(game, connection, False)
 
     async def reap(self, worker: str) -> None:
@@ -12819,9 +12981,10 @@ def _user_components(schema: Schema) -> dict[str, dict]:
     expires_at = _INTEGER | {"description": "Seconds since 1970; each day of use moves it forward."}
     session = {"token": _STRING, "expires_at": expires_at, "user": _ref("User")}
     guest = {"guest": {"const": True, "description": "Present while the user is a guest."}}
+    kinds = guest | {"bot": {"const": True, "description": "Present if the player is a bot."}}
     return {
         "User": _object_of(own | _added_fields(schema) | guest, optional=guest),
-        "Player": _object_of(public | guest, optional=guest),
+        "Player": _object_of(public | kinds, optional=kinds),
         "Session": _object_of(session),
         "Upgraded": _object_of({"user": _ref("User")}),
     }
@@ -12904,9 +13067,10 @@ def _ranking_row() -> dict:
         "rank": _INTEGER,
         "rating": _NUMBER,
         "rating_change": _NUMBER,
+        "bot": {"const": True, "description": "Present if it is a bot."},
         "counts": _BOOL,
     }
-    return _object_of(row, optional=("rating", "rating_change", "counts"))
+    return _object_of(row, optional=("rating", "rating_change", "counts", "bot"))
 
 
 def _played_round() -> dict:
@@ -15352,7 +15516,7 @@ def check_file(options: argparse.Namespace) -> None:
         return
     file = options.file
     schema = Schema(read_schema(file))
-    refuse_file(file, asyncio.run(bank_mistakes(schema)))
+    refuse_file(file, [*idle_bots(schema), *asyncio.run(bank_mistakes(schema))])
     if options.stored:
         refuse_file(file, asyncio.run(stored_mistakes(schema)))
     counts = [
@@ -15380,6 +15544,15 @@ def write_client(language: str, file: Path | None) -> None:
         file.write_text(source, "utf-8")
     except OSError as error:
         raise Fatal(f"client: {file}: {error.strerror}") from None
+
+
+def idle_bots(schema: Schema) -> Iterable[Mistake]:
+    """Yields the queues whose tickets end before bots come."""
+    for name, queue in schema.queues.items():
+        if "bots" in queue.spec and queue.spec["bots"]["after_seconds"] >= queue.wait_ms / 1000:
+            found = queue.spec["bots"]["after_seconds"]
+            expected = f"less than wait_seconds, {queue.spec['wait_seconds']}, or no bots come"
+            yield ("queues", name, "bots", "after_seconds"), shorten(found), expected
 
 
 async def bank_mistakes(schema: Schema) -> list[Mistake]:

@@ -331,8 +331,10 @@ data class Player(
     val dailyPoints: Long,
     /** Present while the user is a guest. */
     val guest: Any? = null,
+    /** Present if the player is a bot. */
+    val bot: Any? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "streak" to streak, "daily_points" to dailyPoints, "guest" to guest)
+    internal fun fields() = fieldsOf("username" to username, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "streak" to streak, "daily_points" to dailyPoints, "guest" to guest, "bot" to bot)
 
     companion object {
         internal fun from(json: Json) = Player(
@@ -344,6 +346,7 @@ data class Player(
             streak = json["streak"].long(),
             dailyPoints = json["daily_points"].long(),
             guest = json["guest"].value,
+            bot = json["bot"].value,
         )
     }
 }
@@ -443,9 +446,11 @@ data class GameSummary(
         val rank: Int,
         val rating: Double? = null,
         val ratingChange: Double? = null,
+        /** Present if it is a bot. */
+        val bot: Any? = null,
         val counts: Boolean? = null,
     ) {
-        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "counts" to counts)
+        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "bot" to bot, "counts" to counts)
 
         companion object {
             internal fun from(json: Json) = Ranking(
@@ -454,6 +459,7 @@ data class GameSummary(
                 rank = json["rank"].int(),
                 rating = json["rating"].orNull { it.double() },
                 ratingChange = json["rating_change"].orNull { it.double() },
+                bot = json["bot"].value,
                 counts = json["counts"].orNull { it.bool() },
             )
         }
@@ -488,9 +494,11 @@ data class GameRecord(
         val rank: Int,
         val rating: Double? = null,
         val ratingChange: Double? = null,
+        /** Present if it is a bot. */
+        val bot: Any? = null,
         val counts: Boolean? = null,
     ) {
-        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "counts" to counts)
+        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "bot" to bot, "counts" to counts)
 
         companion object {
             internal fun from(json: Json) = Ranking(
@@ -499,6 +507,7 @@ data class GameRecord(
                 rank = json["rank"].int(),
                 rating = json["rating"].orNull { it.double() },
                 ratingChange = json["rating_change"].orNull { it.double() },
+                bot = json["bot"].value,
                 counts = json["counts"].orNull { it.bool() },
             )
         }
@@ -611,6 +620,7 @@ data class QueueList(
         val rematchSeconds: Double? = null,
         val draw: String? = null,
         val attempts: Any? = null,
+        val bots: Bots? = null,
         val window: Double? = null,
         val widen: Double? = null,
         val fillSeconds: Double? = null,
@@ -631,7 +641,7 @@ data class QueueList(
         val waiting: Int,
         val playing: Int,
     ) {
-        internal fun fields() = fieldsOf("description" to description, "players" to players.fields(), "match" to match, "days" to days, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "draw" to draw, "attempts" to attempts, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties, "name" to name, "waiting" to waiting, "playing" to playing)
+        internal fun fields() = fieldsOf("description" to description, "players" to players.fields(), "match" to match, "days" to days, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "draw" to draw, "attempts" to attempts, "bots" to bots?.fields(), "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties, "name" to name, "waiting" to waiting, "playing" to playing)
 
         companion object {
             internal fun from(json: Json) = Queues(
@@ -643,6 +653,7 @@ data class QueueList(
                 rematchSeconds = json["rematch_seconds"].orNull { it.double() },
                 draw = json["draw"].orNull { it.text() },
                 attempts = json["attempts"].value,
+                bots = json["bots"].orNull { Bots.from(it) },
                 window = json["window"].orNull { it.double() },
                 widen = json["widen"].orNull { it.double() },
                 fillSeconds = json["fill_seconds"].orNull { it.double() },
@@ -675,6 +686,20 @@ data class QueueList(
                 internal fun from(json: Json) = Players(
                     min = json["min"].int(),
                     max = json["max"].int(),
+                )
+            }
+        }
+
+        data class Bots(
+            val afterSeconds: Double,
+            val skill: Any?,
+        ) {
+            internal fun fields() = fieldsOf("after_seconds" to afterSeconds, "skill" to skill)
+
+            companion object {
+                internal fun from(json: Json) = Bots(
+                    afterSeconds = json["after_seconds"].double(),
+                    skill = json["skill"].value,
                 )
             }
         }
@@ -728,6 +753,7 @@ data class Room(
         val rematchSeconds: Double? = null,
         val draw: String? = null,
         val attempts: Any? = null,
+        val bots: Bots? = null,
         val window: Double? = null,
         val widen: Double? = null,
         val fillSeconds: Double? = null,
@@ -745,7 +771,7 @@ data class Room(
         val categories: List<String>? = null,
         val difficulties: List<String>? = null,
     ) {
-        internal fun fields() = fieldsOf("players" to players.fields(), "match" to match, "days" to days, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "draw" to draw, "attempts" to attempts, "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties)
+        internal fun fields() = fieldsOf("players" to players.fields(), "match" to match, "days" to days, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "draw" to draw, "attempts" to attempts, "bots" to bots?.fields(), "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties)
 
         companion object {
             internal fun from(json: Json) = Settings(
@@ -756,6 +782,7 @@ data class Room(
                 rematchSeconds = json["rematch_seconds"].orNull { it.double() },
                 draw = json["draw"].orNull { it.text() },
                 attempts = json["attempts"].value,
+                bots = json["bots"].orNull { Bots.from(it) },
                 window = json["window"].orNull { it.double() },
                 widen = json["widen"].orNull { it.double() },
                 fillSeconds = json["fill_seconds"].orNull { it.double() },
@@ -785,6 +812,20 @@ data class Room(
                 internal fun from(json: Json) = Players(
                     min = json["min"].int(),
                     max = json["max"].int(),
+                )
+            }
+        }
+
+        data class Bots(
+            val afterSeconds: Double,
+            val skill: Any?,
+        ) {
+            internal fun fields() = fieldsOf("after_seconds" to afterSeconds, "skill" to skill)
+
+            companion object {
+                internal fun from(json: Json) = Bots(
+                    afterSeconds = json["after_seconds"].double(),
+                    skill = json["skill"].value,
                 )
             }
         }
@@ -1292,8 +1333,8 @@ data class RevealMessage(
 }
 
 /**
- * The whole game as this player sees it. It is the reply to `check` and the first message after a
- * reconnect.
+ * The whole game as this player sees it. It is the reply to `check`, the first message after a
+ * reconnect, and tells that somebody has taken the seat of a bot.
  */
 data class UpdateMessage(
     val game: String,
@@ -1446,14 +1487,16 @@ data class EndMessage(
         /** The new rating. Only in rated queues. */
         val rating: Double? = null,
         val ratingChange: Double? = null,
+        /** Present, and true, if it is a bot. */
+        val bot: Boolean? = null,
         /**
          * Present, and false, if the game changes no field of this player. So it is when nobody has
-         * answered a question (such a game is not kept either), or when the player has met all of these
-         * opponents too often today.
+         * answered a question (such a game is not kept either), when a bot has played, or when the
+         * player has met all of these opponents too often today.
          */
         val counts: Boolean? = null,
     ) {
-        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "counts" to counts)
+        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "bot" to bot, "counts" to counts)
 
         companion object {
             internal fun from(json: Json) = Ranking(
@@ -1462,6 +1505,7 @@ data class EndMessage(
                 rank = json["rank"].int(),
                 rating = json["rating"].orNull { it.double() },
                 ratingChange = json["rating_change"].orNull { it.double() },
+                bot = json["bot"].orNull { it.bool() },
                 counts = json["counts"].orNull { it.bool() },
             )
         }

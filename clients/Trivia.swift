@@ -383,6 +383,8 @@ public struct Player: Codable, Equatable, Sendable {
     public var dailyPoints: Int
     /// Present while the user is a guest.
     public var guest: JSONValue?
+    /// Present if the player is a bot.
+    public var bot: JSONValue?
 
     enum CodingKeys: String, CodingKey {
         case username = "username"
@@ -393,9 +395,10 @@ public struct Player: Codable, Equatable, Sendable {
         case streak = "streak"
         case dailyPoints = "daily_points"
         case guest = "guest"
+        case bot = "bot"
     }
 
-    public init(username: String, avatar: String, wins: Int, games: Int, rating: Double, streak: Int, dailyPoints: Int, guest: JSONValue? = nil) {
+    public init(username: String, avatar: String, wins: Int, games: Int, rating: Double, streak: Int, dailyPoints: Int, guest: JSONValue? = nil, bot: JSONValue? = nil) {
         self.username = username
         self.avatar = avatar
         self.wins = wins
@@ -404,6 +407,7 @@ public struct Player: Codable, Equatable, Sendable {
         self.streak = streak
         self.dailyPoints = dailyPoints
         self.guest = guest
+        self.bot = bot
     }
 }
 
@@ -503,6 +507,8 @@ public struct GameSummary: Codable, Equatable, Sendable {
         public var rank: Int
         public var rating: Double?
         public var ratingChange: Double?
+        /// Present if it is a bot.
+        public var bot: JSONValue?
         public var counts: Bool?
 
         enum CodingKeys: String, CodingKey {
@@ -511,15 +517,17 @@ public struct GameSummary: Codable, Equatable, Sendable {
             case rank = "rank"
             case rating = "rating"
             case ratingChange = "rating_change"
+            case bot = "bot"
             case counts = "counts"
         }
 
-        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, counts: Bool? = nil) {
+        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, bot: JSONValue? = nil, counts: Bool? = nil) {
             self.player = player
             self.score = score
             self.rank = rank
             self.rating = rating
             self.ratingChange = ratingChange
+            self.bot = bot
             self.counts = counts
         }
     }
@@ -556,6 +564,8 @@ public struct GameRecord: Codable, Equatable, Sendable {
         public var rank: Int
         public var rating: Double?
         public var ratingChange: Double?
+        /// Present if it is a bot.
+        public var bot: JSONValue?
         public var counts: Bool?
 
         enum CodingKeys: String, CodingKey {
@@ -564,15 +574,17 @@ public struct GameRecord: Codable, Equatable, Sendable {
             case rank = "rank"
             case rating = "rating"
             case ratingChange = "rating_change"
+            case bot = "bot"
             case counts = "counts"
         }
 
-        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, counts: Bool? = nil) {
+        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, bot: JSONValue? = nil, counts: Bool? = nil) {
             self.player = player
             self.score = score
             self.rank = rank
             self.rating = rating
             self.ratingChange = ratingChange
+            self.bot = bot
             self.counts = counts
         }
     }
@@ -707,6 +719,7 @@ public struct QueueList: Codable, Equatable, Sendable {
         public var rematchSeconds: Double?
         public var draw: String?
         public var attempts: JSONValue?
+        public var bots: Bots?
         public var window: Double?
         public var widen: Double?
         public var fillSeconds: Double?
@@ -742,6 +755,21 @@ public struct QueueList: Codable, Equatable, Sendable {
             }
         }
 
+        public struct Bots: Codable, Equatable, Sendable {
+            public var afterSeconds: Double
+            public var skill: JSONValue?
+
+            enum CodingKeys: String, CodingKey {
+                case afterSeconds = "after_seconds"
+                case skill = "skill"
+            }
+
+            public init(afterSeconds: Double, skill: JSONValue? = nil) {
+                self.afterSeconds = afterSeconds
+                self.skill = skill
+            }
+        }
+
         public struct Scoring: Codable, Equatable, Sendable {
             public var correct: Int
             public var speed: Int
@@ -766,6 +794,7 @@ public struct QueueList: Codable, Equatable, Sendable {
             case rematchSeconds = "rematch_seconds"
             case draw = "draw"
             case attempts = "attempts"
+            case bots = "bots"
             case window = "window"
             case widen = "widen"
             case fillSeconds = "fill_seconds"
@@ -787,7 +816,7 @@ public struct QueueList: Codable, Equatable, Sendable {
             case playing = "playing"
         }
 
-        public init(description: String? = nil, players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: JSONValue? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
+        public init(description: String? = nil, players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: JSONValue? = nil, bots: Bots? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
             self.description = description
             self.players = players
             self.match = match
@@ -796,6 +825,7 @@ public struct QueueList: Codable, Equatable, Sendable {
             self.rematchSeconds = rematchSeconds
             self.draw = draw
             self.attempts = attempts
+            self.bots = bots
             self.window = window
             self.widen = widen
             self.fillSeconds = fillSeconds
@@ -845,6 +875,7 @@ public struct Room: Codable, Equatable, Sendable {
         public var rematchSeconds: Double?
         public var draw: String?
         public var attempts: JSONValue?
+        public var bots: Bots?
         public var window: Double?
         public var widen: Double?
         public var fillSeconds: Double?
@@ -877,6 +908,21 @@ public struct Room: Codable, Equatable, Sendable {
             }
         }
 
+        public struct Bots: Codable, Equatable, Sendable {
+            public var afterSeconds: Double
+            public var skill: JSONValue?
+
+            enum CodingKeys: String, CodingKey {
+                case afterSeconds = "after_seconds"
+                case skill = "skill"
+            }
+
+            public init(afterSeconds: Double, skill: JSONValue? = nil) {
+                self.afterSeconds = afterSeconds
+                self.skill = skill
+            }
+        }
+
         public struct Scoring: Codable, Equatable, Sendable {
             public var correct: Int
             public var speed: Int
@@ -900,6 +946,7 @@ public struct Room: Codable, Equatable, Sendable {
             case rematchSeconds = "rematch_seconds"
             case draw = "draw"
             case attempts = "attempts"
+            case bots = "bots"
             case window = "window"
             case widen = "widen"
             case fillSeconds = "fill_seconds"
@@ -918,7 +965,7 @@ public struct Room: Codable, Equatable, Sendable {
             case difficulties = "difficulties"
         }
 
-        public init(players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: JSONValue? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
+        public init(players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: JSONValue? = nil, bots: Bots? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
             self.players = players
             self.match = match
             self.days = days
@@ -926,6 +973,7 @@ public struct Room: Codable, Equatable, Sendable {
             self.rematchSeconds = rematchSeconds
             self.draw = draw
             self.attempts = attempts
+            self.bots = bots
             self.window = window
             self.widen = widen
             self.fillSeconds = fillSeconds
@@ -1539,8 +1587,8 @@ public struct RevealMessage: Codable, Equatable, Sendable {
     }
 }
 
-/// The whole game as this player sees it. It is the reply to `check` and the first message after a
-/// reconnect.
+/// The whole game as this player sees it. It is the reply to `check`, the first message after a
+/// reconnect, and tells that somebody has taken the seat of a bot.
 public struct UpdateMessage: Codable, Equatable, Sendable {
     public var game: String
     /// The `seq` of the last message that this snapshot includes.
@@ -1701,9 +1749,11 @@ public struct EndMessage: Codable, Equatable, Sendable {
         /// The new rating. Only in rated queues.
         public var rating: Double?
         public var ratingChange: Double?
+        /// Present, and true, if it is a bot.
+        public var bot: Bool?
         /// Present, and false, if the game changes no field of this player. So it is when nobody has
-        /// answered a question (such a game is not kept either), or when the player has met all of
-        /// these opponents too often today.
+        /// answered a question (such a game is not kept either), when a bot has played, or when the
+        /// player has met all of these opponents too often today.
         public var counts: Bool?
 
         enum CodingKeys: String, CodingKey {
@@ -1712,15 +1762,17 @@ public struct EndMessage: Codable, Equatable, Sendable {
             case rank = "rank"
             case rating = "rating"
             case ratingChange = "rating_change"
+            case bot = "bot"
             case counts = "counts"
         }
 
-        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, counts: Bool? = nil) {
+        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, bot: Bool? = nil, counts: Bool? = nil) {
             self.player = player
             self.score = score
             self.rank = rank
             self.rating = rating
             self.ratingChange = ratingChange
+            self.bot = bot
             self.counts = counts
         }
     }

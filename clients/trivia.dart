@@ -317,7 +317,7 @@ class User {
 }
 
 class Player {
-  const Player({required this.username, required this.avatar, required this.wins, required this.games, required this.rating, required this.streak, required this.dailyPoints, this.guest});
+  const Player({required this.username, required this.avatar, required this.wins, required this.games, required this.rating, required this.streak, required this.dailyPoints, this.guest, this.bot});
 
   Player.from(Map<String, dynamic> json)
       : username = json['username'] as String,
@@ -327,7 +327,8 @@ class Player {
         rating = (json['rating'] as num).toDouble(),
         streak = json['streak'] as int,
         dailyPoints = json['daily_points'] as int,
-        guest = json['guest'];
+        guest = json['guest'],
+        bot = json['bot'];
 
   /// The name that other players see.
   final String username;
@@ -353,7 +354,10 @@ class Player {
   /// Present while the user is a guest.
   final Object? guest;
 
-  Map<String, dynamic> toJson() => _fields({'username': username, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'streak': streak, 'daily_points': dailyPoints, 'guest': guest});
+  /// Present if the player is a bot.
+  final Object? bot;
+
+  Map<String, dynamic> toJson() => _fields({'username': username, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'streak': streak, 'daily_points': dailyPoints, 'guest': guest, 'bot': bot});
 }
 
 class Session {
@@ -460,7 +464,7 @@ class GameSummary {
 }
 
 class GameSummaryRanking {
-  const GameSummaryRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.counts});
+  const GameSummaryRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.bot, this.counts});
 
   GameSummaryRanking.from(Map<String, dynamic> json)
       : player = json['player'] as String,
@@ -468,6 +472,7 @@ class GameSummaryRanking {
         rank = json['rank'] as int,
         rating = _orNull(json['rating'], (it) => (it as num).toDouble()),
         ratingChange = _orNull(json['rating_change'], (it) => (it as num).toDouble()),
+        bot = json['bot'],
         counts = _orNull(json['counts'], (it) => it as bool);
 
   final String player;
@@ -480,9 +485,12 @@ class GameSummaryRanking {
 
   final double? ratingChange;
 
+  /// Present if it is a bot.
+  final Object? bot;
+
   final bool? counts;
 
-  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'counts': counts});
+  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'bot': bot, 'counts': counts});
 }
 
 class GameRecord {
@@ -513,7 +521,7 @@ class GameRecord {
 }
 
 class GameRecordRanking {
-  const GameRecordRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.counts});
+  const GameRecordRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.bot, this.counts});
 
   GameRecordRanking.from(Map<String, dynamic> json)
       : player = json['player'] as String,
@@ -521,6 +529,7 @@ class GameRecordRanking {
         rank = json['rank'] as int,
         rating = _orNull(json['rating'], (it) => (it as num).toDouble()),
         ratingChange = _orNull(json['rating_change'], (it) => (it as num).toDouble()),
+        bot = json['bot'],
         counts = _orNull(json['counts'], (it) => it as bool);
 
   final String player;
@@ -533,9 +542,12 @@ class GameRecordRanking {
 
   final double? ratingChange;
 
+  /// Present if it is a bot.
+  final Object? bot;
+
   final bool? counts;
 
-  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'counts': counts});
+  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'bot': bot, 'counts': counts});
 }
 
 class GameRecordRounds {
@@ -644,7 +656,7 @@ class QueueList {
 }
 
 class QueueListQueues {
-  const QueueListQueues({this.description, required this.players, this.match, this.days, this.lateJoin, this.rematchSeconds, this.draw, this.attempts, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties, required this.name, required this.waiting, required this.playing});
+  const QueueListQueues({this.description, required this.players, this.match, this.days, this.lateJoin, this.rematchSeconds, this.draw, this.attempts, this.bots, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties, required this.name, required this.waiting, required this.playing});
 
   QueueListQueues.from(Map<String, dynamic> json)
       : description = _orNull(json['description'], (it) => it as String),
@@ -655,6 +667,7 @@ class QueueListQueues {
         rematchSeconds = _orNull(json['rematch_seconds'], (it) => (it as num).toDouble()),
         draw = _orNull(json['draw'], (it) => it as String),
         attempts = json['attempts'],
+        bots = _orNull(json['bots'], (it) => QueueListQueuesBots.from(it as Map<String, dynamic>)),
         window = _orNull(json['window'], (it) => (it as num).toDouble()),
         widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
         fillSeconds = _orNull(json['fill_seconds'], (it) => (it as num).toDouble()),
@@ -690,6 +703,8 @@ class QueueListQueues {
   final String? draw;
 
   final Object? attempts;
+
+  final QueueListQueuesBots? bots;
 
   final double? window;
 
@@ -729,7 +744,7 @@ class QueueListQueues {
 
   final int playing;
 
-  Map<String, dynamic> toJson() => _fields({'description': description, 'players': players, 'match': match, 'days': days, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'draw': draw, 'attempts': attempts, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties, 'name': name, 'waiting': waiting, 'playing': playing});
+  Map<String, dynamic> toJson() => _fields({'description': description, 'players': players, 'match': match, 'days': days, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'draw': draw, 'attempts': attempts, 'bots': bots, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties, 'name': name, 'waiting': waiting, 'playing': playing});
 }
 
 class QueueListQueuesPlayers {
@@ -744,6 +759,20 @@ class QueueListQueuesPlayers {
   final int max;
 
   Map<String, dynamic> toJson() => _fields({'min': min, 'max': max});
+}
+
+class QueueListQueuesBots {
+  const QueueListQueuesBots({required this.afterSeconds, this.skill});
+
+  QueueListQueuesBots.from(Map<String, dynamic> json)
+      : afterSeconds = (json['after_seconds'] as num).toDouble(),
+        skill = json['skill'];
+
+  final double afterSeconds;
+
+  final Object? skill;
+
+  Map<String, dynamic> toJson() => _fields({'after_seconds': afterSeconds, 'skill': skill});
 }
 
 class QueueListQueuesScoring {
@@ -793,7 +822,7 @@ class Room {
 }
 
 class RoomSettings {
-  const RoomSettings({required this.players, this.match, this.days, this.lateJoin, this.rematchSeconds, this.draw, this.attempts, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties});
+  const RoomSettings({required this.players, this.match, this.days, this.lateJoin, this.rematchSeconds, this.draw, this.attempts, this.bots, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties});
 
   RoomSettings.from(Map<String, dynamic> json)
       : players = RoomSettingsPlayers.from(json['players'] as Map<String, dynamic>),
@@ -803,6 +832,7 @@ class RoomSettings {
         rematchSeconds = _orNull(json['rematch_seconds'], (it) => (it as num).toDouble()),
         draw = _orNull(json['draw'], (it) => it as String),
         attempts = json['attempts'],
+        bots = _orNull(json['bots'], (it) => RoomSettingsBots.from(it as Map<String, dynamic>)),
         window = _orNull(json['window'], (it) => (it as num).toDouble()),
         widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
         fillSeconds = _orNull(json['fill_seconds'], (it) => (it as num).toDouble()),
@@ -833,6 +863,8 @@ class RoomSettings {
   final String? draw;
 
   final Object? attempts;
+
+  final RoomSettingsBots? bots;
 
   final double? window;
 
@@ -866,7 +898,7 @@ class RoomSettings {
 
   final List<String>? difficulties;
 
-  Map<String, dynamic> toJson() => _fields({'players': players, 'match': match, 'days': days, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'draw': draw, 'attempts': attempts, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties});
+  Map<String, dynamic> toJson() => _fields({'players': players, 'match': match, 'days': days, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'draw': draw, 'attempts': attempts, 'bots': bots, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties});
 }
 
 class RoomSettingsPlayers {
@@ -881,6 +913,20 @@ class RoomSettingsPlayers {
   final int max;
 
   Map<String, dynamic> toJson() => _fields({'min': min, 'max': max});
+}
+
+class RoomSettingsBots {
+  const RoomSettingsBots({required this.afterSeconds, this.skill});
+
+  RoomSettingsBots.from(Map<String, dynamic> json)
+      : afterSeconds = (json['after_seconds'] as num).toDouble(),
+        skill = json['skill'];
+
+  final double afterSeconds;
+
+  final Object? skill;
+
+  Map<String, dynamic> toJson() => _fields({'after_seconds': afterSeconds, 'skill': skill});
 }
 
 class RoomSettingsScoring {
@@ -1408,8 +1454,8 @@ class RevealMessageAnswers {
   Map<String, dynamic> toJson() => _fields({'choice': choice, 'points': points, 'ms': ms});
 }
 
-/// The whole game as this player sees it. It is the reply to `check` and the first message after a
-/// reconnect.
+/// The whole game as this player sees it. It is the reply to `check`, the first message after a
+/// reconnect, and tells that somebody has taken the seat of a bot.
 class UpdateMessage extends ServerMessage {
   const UpdateMessage({required this.game, required this.seq, required this.queue, required this.players, required this.connected, required this.rounds, required this.round, required this.phase, required this.leftMs, required this.scores, this.totalMs, this.lives, this.series, this.question, this.choice, this.answered, this.correct, this.answers});
 
@@ -1569,7 +1615,7 @@ class EndMessage extends ServerMessage {
 }
 
 class EndMessageRanking {
-  const EndMessageRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.counts});
+  const EndMessageRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.bot, this.counts});
 
   EndMessageRanking.from(Map<String, dynamic> json)
       : player = json['player'] as String,
@@ -1577,6 +1623,7 @@ class EndMessageRanking {
         rank = json['rank'] as int,
         rating = _orNull(json['rating'], (it) => (it as num).toDouble()),
         ratingChange = _orNull(json['rating_change'], (it) => (it as num).toDouble()),
+        bot = _orNull(json['bot'], (it) => it as bool),
         counts = _orNull(json['counts'], (it) => it as bool);
 
   final String player;
@@ -1591,12 +1638,15 @@ class EndMessageRanking {
 
   final double? ratingChange;
 
+  /// Present, and true, if it is a bot.
+  final bool? bot;
+
   /// Present, and false, if the game changes no field of this player. So it is when nobody has
-  /// answered a question (such a game is not kept either), or when the player has met all of these
-  /// opponents too often today.
+  /// answered a question (such a game is not kept either), when a bot has played, or when the
+  /// player has met all of these opponents too often today.
   final bool? counts;
 
-  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'counts': counts});
+  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'bot': bot, 'counts': counts});
 }
 
 /// Who wants to play the last game again, after each change. When all do, `start` follows. At the

@@ -165,6 +165,8 @@ export interface Player {
   daily_points: number;
   /** Present while the user is a guest. */
   guest?: true;
+  /** Present if the player is a bot. */
+  bot?: true;
 }
 
 export interface Session {
@@ -211,6 +213,8 @@ export interface GameSummary {
     rank: number;
     rating?: number;
     rating_change?: number;
+    /** Present if it is a bot. */
+    bot?: true;
     counts?: boolean;
   }>;
 }
@@ -227,6 +231,8 @@ export interface GameRecord {
     rank: number;
     rating?: number;
     rating_change?: number;
+    /** Present if it is a bot. */
+    bot?: true;
     counts?: boolean;
   }>;
   rounds: Array<{
@@ -272,6 +278,10 @@ export interface QueueList {
     rematch_seconds?: number;
     draw?: "daily";
     attempts?: 1;
+    bots?: {
+      after_seconds: number;
+      skill: number | string;
+    };
     window?: number;
     widen?: number;
     fill_seconds?: number;
@@ -310,6 +320,10 @@ export interface Room {
     rematch_seconds?: number;
     draw?: "daily";
     attempts?: 1;
+    bots?: {
+      after_seconds: number;
+      skill: number | string;
+    };
     window?: number;
     widen?: number;
     fill_seconds?: number;
@@ -527,8 +541,8 @@ export interface RevealMessage {
 }
 
 /**
- * The whole game as this player sees it. It is the reply to `check` and the first message after a
- * reconnect.
+ * The whole game as this player sees it. It is the reply to `check`, the first message after a
+ * reconnect, and tells that somebody has taken the seat of a bot.
  */
 export interface UpdateMessage {
   type: "update";
@@ -603,10 +617,12 @@ export interface EndMessage {
     /** The new rating. Only in rated queues. */
     rating?: number;
     rating_change?: number;
+    /** Present, and true, if it is a bot. */
+    bot?: boolean;
     /**
      * Present, and false, if the game changes no field of this player. So it is when nobody has
-     * answered a question (such a game is not kept either), or when the player has met all of these
-     * opponents too often today.
+     * answered a question (such a game is not kept either), when a bot has played, or when the
+     * player has met all of these opponents too often today.
      */
     counts?: boolean;
   }>;

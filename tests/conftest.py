@@ -94,6 +94,7 @@ def edited_schema(edit=lambda tree: None, **queue):
     for spec in tree["queues"].values():
         is_matched = spec["players"] != 1 and spec.get("match") not in ("room", "challenge")
         shared = queue.keys() & spec.keys() - {"players", "match", "rated", "on_exit"}
+        spec.pop("bots", None)  # who waits alone shall wait
         spec.update(FAST | (queue if is_matched else {key: queue[key] for key in shared}))
     tree["limits"]["registrations"] = 100_000  # the tests have one address
     edit(tree)

@@ -37,9 +37,11 @@ from conftest import (
     Server,
     Valkey,
     at_once,
+    change_state,
     debian_program,
     edited_schema,
     play_all,
+    stored_game,
     wait_until,
 )
 
@@ -61,6 +63,7 @@ LOBBY = (
     Keys.playing,
     Keys.lobby_clock,
     Keys.hidden,
+    Keys.bots("q"),
 )
 
 
@@ -1134,7 +1137,8 @@ def test_an_allowance_taken_at_once_by_many_is_not_exceeded(store):
 # ---- the lobby
 
 SEAT = ("conn", "turn", "queue", "since", "rating", "game")
-FIFO, NEAR = (2, 2, 0, 60_000, -1, 0), (2, 2, 0, 60_000, 100, 25)
+NO_BOTS = (-1, 0)
+FIFO, NEAR = (2, 2, 0, 60_000, -1, 0, *NO_BOTS), (2, 2, 0, 60_000, 100, 25, *NO_BOTS)
 
 
 def lobby_keys(name):
@@ -1346,7 +1350,7 @@ def test_who_leaves_later_or_is_another_player_is_not_held_back(store, worker):
     assert join(store, "u2", conns[1])[2] == 0
 
 
-@pytest.mark.parametrize("rules", [FIFO, (2, 2, 0, 60_000, 100, 0)])
+@pytest.mark.parametrize("rules", [FIFO, (2, 2, 0, 60_000, 100, 0, *NO_BOTS)])
 def test_who_is_held_back_is_matched_when_their_time_has_come(store, worker, rules):
     conns = worker.connection(), worker.connection()
     leave_early(store, "u1", conns[0])
@@ -1365,7 +1369,7 @@ def test_a_clock_that_is_set_back_holds_nobody_back_for_longer(store, worker):
 
 
 def test_a_full_queue_takes_nobody_more(store, worker):
-    rules = (2, 2, 0, 60_000, 0, 0)
+    rules = (2, 2, 0, 60_000, 0, 0, *NO_BOTS)
     conn = worker.connection()
     assert [
         join(store, f"u{i}", worker.connection(), rules, rating=i * 100, longest=3)[0]
@@ -1392,7 +1396,7 @@ def test_who_waits_in_a_full_queue_may_join_it_again(store, worker, same):
 
 
 def test_fifo_takes_who_has_waited_longest(store, worker):
-    rules = (3, 3, 0, 60_000, -1, 0)
+    rules = (3, 3, 0, 60_000, -1, 0, *NO_BOTS)
     for i in range(2):
         join(store, f"u{i}", worker.connection(), rules)
     for i in range(2, 5):  # a game of three would be formed, so they stand there by hand
@@ -1436,7 +1440,7 @@ def test_the_window_widens_with_waiting(store, worker):
 
 def test_players_of_one_rating_are_in_a_match_once(store, worker):
     rules, rating = (
-        (3, 3, 0, 60_000, 100, 0),
+        (3, 3, 0, 60_000, 100, 0, *NO_BOTS),
         "1512.12345678999",
     )  # Lua writes it with fourteen digits
     assert [
@@ -1448,7 +1452,7 @@ def test_players_of_one_rating_are_in_a_match_once(store, worker):
 
 
 def test_a_group_starts_when_it_is_full_or_the_least_have_waited(store, worker):
-    rules = (2, 4, 5000, 60_000, -1, 0)
+    rules = (2, 4, 5000, 60_000, -1, 0, *NO_BOTS)
     assert [join(store, f"u{i}", worker.connection(), rules)[0] for i in range(3)] == ["queued"] * 3
     assert check_ticket(store, "u1", rules) == ["waiting"]
     assert len(join(store, "u3", worker.connection(), rules)[1].split(" ")) == 2 + 4
@@ -1480,7 +1484,7 @@ def test_nobody_is_matched_with_a_connection_of_a_lost_worker(store, workers, lo
 
 def test_tickets_of_a_lost_worker_hold_nobody_up_for_long(store, workers):
     lost, alive = workers(), workers()
-    rules = (100, 100, 0, 60_000, -1, 0)
+    rules = (100, 100, 0, 60_000, -1, 0, *NO_BOTS)
     for i in range(60):
         join(store, f"lost{i}", lost.connection(), rules)
     lost.die()
@@ -1556,7 +1560,7 @@ def test_leaving_tells_of_a_game_and_a_lost_connection_is_forgotten(store, worke
     assert store.client.hgetall(Keys.playing) == {"q": "0"}
 
 
-@pytest.mark.parametrize("rules", [FIFO, NEAR, (2, 4, 0, 60_000, -1, 0)])
+@pytest.mark.parametrize("rules", [FIFO, NEAR, (2, 4, 0, 60_000, -1, 0, *NO_BOTS)])
 def test_players_who_join_at_once_are_each_matched_once(store, worker, rules):
     conns = [worker.connection() for _ in range(24)]
     outcomes = at_once(24, lambda i: [join(store, f"u{i}", conns[i], rules) for _ in range(2)])
@@ -2022,6 +2026,134 @@ def test_events_of_a_room_for_the_worker_that_runs_the_function_come_with_the_re
     number = conns[0].split(".")[1]
     assert re.fullmatch(rf"room {CODE} \d+\.\d{{6}} {number}:0", head)
     assert here.events() == [] and len(other.events()) == 1
+
+
+# ---- bots
+
+FILLED = (2, 2, 0, 60_000, -1, 0, 5000, 3000)
+NEAR_FILLED = (2, 2, 0, 60_000, 100, 0, 5000, 3000)
+TRIO_FILLED = (3, 3, 0, 60_000, -1, 0, 5000, 3000)
+
+
+def offers(store):
+    return store.client.zrange(Keys.bots("q"), 0, -1)
+
+
+def filled(store, worker, rules=FILLED, rating=1500):
+    """The game of a player whom nobody joined in time, with a bot."""
+    join(store, "u1", worker.connection(), rules, rating=rating)
+    waited(store, "u1", 5001)
+    outcome, match = check_ticket(store, "u1", rules)
+    assert outcome == "matched" and match.split(" ")[1:] == ["q", "u1", "bots:1"]
+    return match.split(" ")[0]
+
+
+def test_bots_fill_a_game_when_a_player_has_waited_so_long(store, worker):
+    join(store, "u1", worker.connection(), TRIO_FILLED)
+    waited(store, "u1", 4500)
+    assert check_ticket(store, "u1", TRIO_FILLED) == ["waiting"] and offers(store) == []
+    assert 0 < store.client.zscore(Keys.due, "q u1") - store.now() <= 500
+    join(store, "u2", worker.connection(), TRIO_FILLED)
+    waited(store, "u1", 5001)
+    outcome, match = check_ticket(store, "u1", TRIO_FILLED)
+    assert outcome == "matched" and sorted(match.split(" ")[2:]) == ["bots:1", "u1", "u2"]
+    assert store.client.hgetall(Keys.playing) == {"q": "2"} and len(offers(store)) == 1
+    assert store.client.zrange(Keys.forming, 0, -1) == [match] and no_tickets(store)
+
+
+def test_a_human_who_comes_before_the_start_takes_the_seat_of_a_bot_once(store, worker):
+    game = filled(store, worker)
+    conn = worker.connection()
+    assert join(store, "u2", conn, FILLED) == ["seat", game] and offers(store) == []
+    assert (seat(store, "u2").game, store.client.hgetall(Keys.playing)) == (game, {"q": "2"})
+    assert join(store, "u2", conn, FILLED) == ["game", game]
+    assert join(store, "u3", worker.connection(), FILLED)[0] == "queued"
+
+
+def test_a_seat_of_a_bot_is_offered_within_the_window_and_until_the_start(store, worker):
+    filled(store, worker, NEAR_FILLED)
+    assert join(store, "u2", worker.connection(), NEAR_FILLED, rating=1601)[0] == "queued"
+    store.client.zadd(Keys.bots("q"), dict.fromkeys(offers(store), store.now() - 1))
+    assert join(store, "u3", worker.connection(), NEAR_FILLED, rating=1450)[0] == "queued"
+    leave(store, "u3", seat(store, "u3").conn)
+    store.client.zadd(Keys.bots("q"), dict.fromkeys(offers(store), store.now() + 999))
+    assert join(store, "u4", worker.connection(), NEAR_FILLED, rating=1450)[0] == "seat"
+
+
+RULES_WITH_BOT = [ANSWER_MS, REVEAL_MS, SEAT_MS, 100, 50, "forfeit", "rated"]
+BOT = ["bot1", "Bot Ada", 1500, 0, 1, "500:0 70000:1 900:1"]
+
+
+def bot_game(store, conn):
+    game = trivia.new_game_id(4)
+    plan = trivia.write_plan("q", RULES_WITH_BOT, QUIZ, [["u1", "n1", 1500, 500], BOT])
+    start = '{"type":"start"}'
+    made = store.call("create_game", Keys.game_keys(game), "", plan, 3000, start, conn, 1, "-", 0)
+    assert made == 1
+    return game
+
+
+def pass_time(store, game, left_ms):
+    """Makes the phase end after so many ms, and advances the game."""
+    change_state(store.client, game, deadline=store.now() + left_ms)
+    deadlines, clock = Keys.game_keys(game)[1:]
+    return store.call("advance", (deadlines, clock, Keys.game(game)), "")
+
+
+def test_a_bot_answers_by_the_function_of_phones_when_its_time_has_come(store, worker):
+    conn = worker.connection()
+    game = bot_game(store, conn)
+    at = lambda: store.client.zscore(Keys.game_keys(game)[1], game) - store.now()
+    pass_time(store, game, -1)
+    assert 0 < at() <= 500  # the answer of the bot
+    worker.events()
+    pass_time(store, game, ANSWER_MS - 400)
+    assert worker.events() == [] and 0 < at() <= 100
+    pass_time(store, game, ANSWER_MS - 600)
+    ((kind, _, targets, body),) = worker.events()
+    assert kind == "answered" and json.loads(body)["player"] == "Bot Ada" and set(targets) == {conn}
+    assert at() > 50_000
+    pass_time(store, game, ANSWER_MS - 700)
+    assert worker.events() == [] and stored_game(store.client, game)["state"]["phase"] == "question"
+    keys = Keys.game_keys(game)
+    answer = lambda *given: store.call("answer", (*keys[1:], keys[0]), "", conn, *given)
+    reply = answer(1, 3)
+    ((kind, _, _, body),) = worker.events()
+    answers = json.loads(body)["answers"]
+    assert (reply, kind) == (["ok"], "reveal") and answers["Bot Ada"]["points"] in (148, 149)
+    assert 600 <= answers["Bot Ada"]["ms"] < 3000 and answers["n1"]["points"] == 0
+    # The second answer comes after the time for it: the question ends without it.
+    pass_time(store, game, -1)
+    assert at() > 50_000
+    answer(2, 0)
+    assert pass_time(store, game, 20_000) == ["question"]
+    assert pass_time(store, game, -1) == ["reveal"]
+    assert json.loads(worker.events()[-1][3])["answers"].keys() == {"n1"}
+    # Who leaves leaves nobody behind.
+    assert store.call("exit_game", keys, "", conn, 1)[0] == "settle"
+    assert stored_game(store.client, game)["state"]["reason"] == "abandoned"
+    assert store.call("finish_game", keys, "", "[]", 60) == 1
+    assert stored_game(store.client, game)["plan"]["players"][1][5] == ""
+    assert store.call("drop_game", (Keys.game(game),), "u1") == 1
+
+
+def test_the_seat_of_a_bot_is_taken_before_the_first_question_only(store, worker):
+    ann, bob = worker.connection(), worker.connection()
+    game = bot_game(store, ann)
+    heard = worker.events()[0][2][ann]
+    enter = lambda uid, conn, way="bot": store.call(
+        "enter_game", Keys.game_keys(game), "", uid, conn, 1, way, f'["{uid}","name {uid}",1400,90]'
+    )
+    reply = enter("u2", bob)
+    assert reply[0] == "ok" and json.loads(reply[2])[3][1] == ["u2", "name u2", 1400, 90]
+    ((kind, _, targets, _),) = worker.events()
+    assert targets == {ann: heard + 2}  # the gap makes it ask for the game
+    assert enter("u3", worker.connection()) == ["over"] and enter("u2", bob)[0] == "ok"
+    late = bot_game(store, ann)
+    pass_time(store, late, -1)
+    game = late
+    assert enter("u2", bob) == ["over"]
+    assert stored_game(store.client, late)["plan"]["players"][1] == BOT
 
 
 # ---- time
@@ -3014,7 +3146,8 @@ CONTENT = {  # what members and values look like, where the table says more than
     "due:{lobby}": rf"([a-z]+ ([\w-]{{12}}|room:[A-Z0-9]{{6}})|- rematch:[0-9a-z]{{12}})=({MS}|0)",
     "queue:{lobby}:NAME": rf"[\w-]{{12}}=({MS}|[\d.]+)",
     "workers:{lobby}": rf"(dead:)?[0-9a-f]{{10}}={MS}",
-    "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{12}})+( rematch:[0-9a-z]{{12}}| draw:[\dA-Z-]+)?={MS}",
+    "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{12}})+( rematch:[0-9a-z]{{12}}| draw:[\dA-Z-]+| bots:\d)?={MS}",
+    "bots:{lobby}:NAME": rf"[0-9a-z]{{12}} [\d.]+ \d( [\w-]{{12}})+={MS}",
     "clock:{lobby}": rf"=\d+ {MS}",
     "clock:{gSHARD}": rf"=\d+ {MS}",
     "playing:{lobby}": r"[a-z]+=\d+",
@@ -3140,6 +3273,8 @@ def played():
 
         def edit(tree):
             tree["queues"]["party"].update(fill_seconds=0.3)
+            filled = {"bots": {"after_seconds": 0.2, "skill": "near"}, "answer_seconds": 1}
+            tree["queues"]["filled"] = tree["queues"]["random"] | filled
             tree["limits"]["games_per_user"] = 2
 
         server = Server(edited_schema(edit, seat_seconds=0.3), env={"REDIS_URL": store.url}).start()
@@ -3238,6 +3373,11 @@ def played():
             one.expect("cancelled", reason="left")
         wait_until(lambda: store.client.hget(Keys.room(code), "closed"))
 
+        lonely = phone(3, "filled")
+        lonely.expect("start")
+        look("with a bot")
+        lonely.play()
+
         survivor = phone(2, "solo")
         survivor.play(lambda question: 0)
         survivor.send("join", queue="daily")
@@ -3272,7 +3412,7 @@ def played():
         server.http("DELETE", "/auth/sessions", token=people[3]["token"])
         name = {"login": people[3]["user"]["username"], "password": PASSWORD}
         people[3] = server.http("POST", "/auth/login", name).json
-        for one in (*party, back, bob, alone, *friends, survivor):
+        for one in (*party, back, bob, alone, *friends, survivor, lonely):
             frames.append(one.frames)
             one.close()
         wait_until(lambda: not store.client.exists(Keys.seats))
@@ -3367,6 +3507,8 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
                 expected = 2 * 86_400 < ttl <= 3 * 86_400
             elif until == "20 s":
                 expected = 0 <= ttl <= 20
+            elif until == "the game has begun":
+                expected = 0 <= ttl <= 2
             elif until == "midnight UTC":
                 expected = 0 <= ttl <= 86_400
             elif until == "forgotten":
@@ -3375,8 +3517,9 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
                 days = 1 if key.startswith("board:{daily}") else 7
                 expected = days * 86400 < ttl <= 2 * days * 86400
             elif "game_days" in until and trivia.parse_state(content["state"])["phase"] == "end":
-                is_solo = len(trivia.parse_plan(content["plan"])["players"]) == 1
-                is_void = '"counts":false' in content["result"] and not is_solo
+                plan = trivia.parse_plan(content["plan"])
+                is_uneven = len(plan["players"]) == 1 or plan["queue"] == "filled"
+                is_void = '"counts":false' in content["result"] and not is_uneven
                 expected = 60 < ttl <= 120 if is_void else 29 * 86400 < ttl <= 30 * 86400
             else:
                 expected = ttl == -1
@@ -3460,7 +3603,7 @@ def test_phones_are_told_the_right_answer_only_in_the_reveal(played):
 
 PEOPLE, QUEUES = (
     [f"p{i}" for i in range(6)],
-    {"duel": FIFO, "near": NEAR, "trio": (2, 3, 0, 60_000, -1, 0)},
+    {"duel": FIFO, "near": NEAR, "trio": (2, 3, 0, 60_000, -1, 0, *NO_BOTS)},
 )
 HARMLESS = {
     "type",

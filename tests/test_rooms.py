@@ -1,5 +1,7 @@
-"""Private rooms and rematches over real sockets: codes, hosts, who comes late, lost workers."""
+"""Rooms, rematches and bots over real sockets: codes, hosts, who comes late, lost workers."""
 
+import math
+import random
 import shutil
 import signal
 import sys
@@ -40,7 +42,11 @@ DUEL = ROOM | {
     "rated": False,
     "on_exit": "forfeit",
 }
+BOT = {"bots": {"after_seconds": 0.3, "skill": "near"}, "answer_seconds": 1.5}
 MATCHED = {
+    "fill": {"rated": True, **BOT},
+    "fill_slow": {"start_seconds": NEVER, **BOT},
+    "fill_long": {"rounds": 10, **BOT, "answer_seconds": 3},
     "again": {"rematch_seconds": 20},
     "again_soon": {"rematch_seconds": 0.7},
     "trio": {"players": {"min": 2, "max": 3}, "fill_seconds": NEVER, "rematch_seconds": 20},
@@ -733,3 +739,152 @@ def test_players_who_all_leave_leave_nothing(house, phones):
         phone.close()
     wait_until(lambda: not seat_of(house, ann) and not seat_of(house, bob))
     assert not offer_of(house, ends[0])
+
+
+# -- bots
+
+
+def bots_of(rows):
+    return [row for row in rows if row.get("bot")]
+
+
+def test_a_player_whom_nobody_joins_plays_a_bot_that_says_so_and_moves_nothing(house, phones):
+    ann = phones("fill")
+    start = ann.expect("start")
+    (view,) = bots_of(start["players"])
+    bot = view["username"]
+    assert bot.startswith("Bot ") and (view["rating"], view["bot"]) == (1500, True)
+    ann.expect("question")
+    ann.send("check")
+    update = ann.expect("update")
+    assert bots_of(update["players"]) == [view] and bot in update["connected"]
+    answers = [ann.expect("reveal")["answers"] for _ in range(3)]
+    given = [round_answers[bot] for round_answers in answers if bot in round_answers]
+    assert given and all(300 < answer["ms"] <= 1500 for answer in given)
+    end = ann.expect("end")
+    assert [row["player"] for row in bots_of(end["ranking"])] == [bot]
+    assert all(row["counts"] is False and "rating" not in row for row in end["ranking"])
+    assert "rematch_ms" not in end
+    me = house.http("GET", "/users/me", token=ann.token).json
+    assert (me["games"], me["wins"], me["rating"]) == (0, 0, 1500)
+    (game,) = house.http("GET", "/users/me/games", token=ann.token).json["games"]
+    record = house.http("GET", f"/games/{game['id']}", token=ann.token).json
+    for shown in (game, record):
+        assert [row["player"] for row in bots_of(shown["ranking"])] == [bot]
+    for board in ("rating", "wins"):
+        assert bot not in house.http("GET", f"/leaderboards/{board}").body
+    assert not house.redis.keys("*bot1*")
+
+
+def test_a_human_takes_the_seat_of_a_bot(house, beside, phones):
+    ann = phones("fill_slow")
+    start = ann.expect("start")
+    assert len(bots_of(start["players"])) == 1
+    bob = beside.phone(queue="fill_slow")
+    assert bob.receive()["type"] == "queued"
+    taken = bob.receive()
+    assert (taken["type"], taken["game"]) == ("start", start["game"])
+    assert [player["username"] for player in taken["players"]] == [ann.name, bob.name]
+    assert ann.expect("update")["players"] == taken["players"]
+    assert not bots_of(taken["players"])
+    bob.send("leave")
+    assert ann.expect("end")["reason"] == "forfeit"
+    bob.close()
+
+
+def test_a_game_with_a_bot_survives_the_worker_of_its_player(house, phones):
+    doomed = beside_of(house).start()
+    try:
+        ann = doomed.phone(queue="fill_long")
+        game = ann.expect("question")["game"]
+    finally:
+        stop_alone(doomed)
+    ann.server = house
+    ann.connect()
+    update = ann.receive()
+    assert (update["type"], update["game"]) == ("update", game)
+    assert ann.play()["reason"] == "finished"
+    ann.close()
+
+
+def test_whoever_leaves_a_bot_alone_ends_the_game(phones):
+    ann = phones("fill_long")
+    ann.expect("question")
+    ann.expect("reveal")
+    ann.send("leave")
+    assert ann.expect("end")["reason"] == "abandoned"
+
+
+# -- the skill of bots
+
+
+NO_SUMS = trivia.QuestionSums.parse("")
+
+
+@pytest.fixture
+def dice(monkeypatch):
+    """Draws that are the same each time."""
+    monkeypatch.setattr(trivia, "DICE", random.Random(2026))
+    return trivia.DICE
+
+
+def human_score(dice, questions, rating):
+    """The points of a human, who takes their time in another way than bots."""
+    points = 0
+    for question in questions:
+        share = trivia.share_right(question, NO_SUMS)
+        ms = max(500, dice.gammavariate(4, 1100))
+        if dice.random() < trivia.chance_of_right(share, 4, rating - 1500) and ms < 15_000:
+            points += 100 + int(50 * (15_000 - ms) / 15_000)
+    return points
+
+
+def bot_score(questions, rating):
+    quiz = [(trivia.share_right(question, NO_SUMS), "1203") for question in questions]
+    ((*_, script),) = trivia.new_bots(1, rating, rating - 1500, quiz, 15_000)
+    answers = [map(int, part.split(":")) for part in script.split(" ")]
+    return sum(
+        100 + int(50 * (15_000 - ms) / 15_000)
+        for ms, choice in answers
+        if choice == 2 and ms < 15_000
+    )
+
+
+def share_won(dice, rating, skill, games=2000):
+    """How many of their games a player of a rating wins against bots; a draw is half a game."""
+    won = 0
+    for _ in range(games):
+        quiz = [
+            trivia.Question("?", tuple("abcd"), "c", dice.choice(trivia.DIFFICULTIES))
+            for _ in range(10)
+        ]
+        mine, other = human_score(dice, quiz, rating), bot_score(quiz, skill)
+        won += (mine > other) + (mine == other) / 2
+    return won / games
+
+
+@pytest.mark.parametrize("rating", [300, 900, 1500, 2100, 2700])
+def test_games_against_a_bot_whose_skill_is_near_are_even(dice, rating):
+    assert 0.45 < share_won(dice, rating, rating) < 0.55
+
+
+@pytest.mark.parametrize("gap", [-600, -300, -100, 100, 300, 600])
+def test_against_a_bot_of_a_given_rating_a_player_wins_as_often_as_ratings_predict(dice, gap):
+    scale = math.sqrt(2) * trivia.RATINGS.beta  # of PlackettLuce for two certain ratings
+    predicted = 1 / (1 + math.exp(-gap / scale))
+    assert abs(share_won(dice, 1500 + gap / 2, 1500 - gap / 2) - predicted) < 0.05
+
+
+def test_statistics_take_the_place_of_the_difficulty_of_a_question():
+    question = trivia.Question("?", tuple("abcd"), "c", "easy")
+    assert trivia.share_right(question, NO_SUMS) == 0.75
+    sums = NO_SUMS._replace(shown=980, choices=[98, 882])
+    assert trivia.share_right(question, sums) == (15 + 98) / 1000
+
+
+def test_bots_take_their_time_as_people_do(dice):
+    times = sorted(trivia.answer_time(15_000) for _ in range(4000))
+    assert 3800 < times[2000] < 4200 and 2200 < times[600] < 2600 and times[0] >= 800
+    assert 6300 < times[3400] < 7200 and times[-1] > 15_000  # once in a while nobody answers
+    hasty = sorted(trivia.answer_time(1000) for _ in range(4000))
+    assert 380 < hasty[2000] < 420

@@ -27,6 +27,7 @@ import trivia  # noqa: E402 - what `check` does is called here without a new pro
 SHIPPED = (ROOT / "schema.yaml").read_text("utf-8")
 GONE = object()  # stands in an edit for: this key is removed
 TEXT = {"type": "string"}
+BOTS = {"after_seconds": 5, "skill": "near"}
 
 
 def changed(edits):
@@ -251,6 +252,18 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ({"queues.friends.rematch_seconds": 20}, "queues.friends.rematch_seconds", "rooms stay"),
     ({"queues.solo.rematch_seconds": 20}, "queues.solo.rematch_seconds", "alone joins again"),
     ({"queues.rated.rematch_seconds": 86_401}, "queues.rated.rematch_seconds", "at most 86400"),
+    # bots
+    ({"queues.random.bots": {"skill": 1500}}, "queues.random.bots.after_seconds", "found nothing"),
+    ({"queues.random.bots.skill": "hard"}, "queues.random.bots.skill", "near"),
+    ({"queues.random.bots.skill": -1}, "queues.random.bots.skill", "at least 0"),
+    ({"queues.random.bots.after_seconds": 0}, "queues.random.bots.after_seconds", "more than 0"),
+    (
+        {"queues.random.bots.after_seconds": 60},
+        "queues.random.bots.after_seconds",
+        "less than wait_seconds, 60",
+    ),
+    ({"queues.friends.bots": BOTS}, "queues.friends.bots", "waits for others"),
+    ({"queues.solo.bots": BOTS}, "queues.solo.bots", "waits for others"),
     ({"messages.client.rematch": GONE}, "messages.client.rematch", "`rematch_seconds`"),
     ({"messages.server.rematch": GONE}, "messages.server.rematch", "`rematch_seconds`"),
     ({"queues.solo.total_seconds": 0}, "queues.solo.total_seconds", "more than 0"),
