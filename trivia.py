@@ -2061,7 +2061,7 @@ class CrossChecks:
         yield from self._missing_messages(ROOM_MESSAGES, rooms, "match: room")
         contests = [name for name, queue in queues if queue.get("match") == CHALLENGE]
         code = ("client", "join", "fields", "code")
-        yield from self._missing_messages([code], contests, "match: challenge")
+        yield from self._missing_messages([code], [] if rooms else contests, "match: challenge")
         again = [name for name, queue in queues if "rematch_seconds" in queue]
         yield from self._missing_messages(REMATCH_MESSAGES, again, "rematch_seconds")
 

@@ -206,7 +206,7 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ({"queues.challenge.lives": 3}, "queues.challenge.lives", "`players: 1`"),
     ({"queues.party.days": 3}, "queues.party.days", "unless the queue has `match: challenge`"),
     (
-        {"messages.client.join.fields.code": GONE},
+        {"queues.friends": GONE, "messages.client.join.fields.code": GONE},
         "messages.client.join.fields.code",
         "since the queue challenge has `match: challenge`",
     ),
