@@ -49,6 +49,7 @@ _names = itertools.count(1)
 
 # They begin first, since each file stays with one process, and these wait for much.
 LONG = [
+    "test_cluster",
     "test_failures",
     "test_systemd",
     "test_end_to_end",
@@ -57,6 +58,11 @@ LONG = [
     "test_ops",
     "test_lab",
     "test_chaos",
+    "test_users",
+    "test_sign_in",
+    "test_clients",
+    "test_documents",
+    "test_sockets",
 ]
 
 
