@@ -833,10 +833,13 @@ def test_of_a_crowd_a_few_get_in_at_a_time_and_the_others_are_told_to_come_again
             return "uid", {":turn": "7"}
 
         users = SimpleNamespace(
-            authenticate=authenticate, count_connection=lambda uid: asyncio.sleep(0)
+            authenticate=authenticate,
+            count_connection=lambda uid: asyncio.sleep(0),
+            switches=SimpleNamespace(refuse_play=lambda queue, app: None),
         )
+        queue = SimpleNamespace(name="random")
         schema = SimpleNamespace(
-            limits=SimpleNamespace(connections=1000), origins=[], queues={"random": "the queue"}
+            limits=SimpleNamespace(connections=1000), origins=[], queues={"random": queue}
         )
         hub = trivia.Hub("w", None, schema, users, None, None, lambda send: None)
         crowd = [
@@ -854,6 +857,6 @@ def test_of_a_crowd_a_few_get_in_at_a_time_and_the_others_are_told_to_come_again
         for one in [one for one in crowd if not one.done()] + [
             hub._admit(scope, []) for _ in crowd
         ]:
-            assert (await one)[:4] == ("the queue", "uid", 7, "t")
+            assert (await one)[:4] == (queue, "uid", 7, "t")
 
     asyncio.run(asyncio.wait_for(scene(), 20))
