@@ -2159,7 +2159,7 @@ def _wrong_combinations(queue: dict) -> Iterable[tuple[str, str]]:
         yield "late_join", "no late_join, unless the queue has `match: room`"
     if (is_solo or match == ROOM) and "rematch_seconds" in queue:
         yield "rematch_seconds", "no rematch_seconds: rooms stay, and who plays alone joins again"
-    if (match in (ROOM, CHALLENGE) or players["min"] == 1) and "bots" in queue:
+    if match in (ROOM, CHALLENGE) and "bots" in queue:
         yield "bots", "no bots: they fill games of a queue in which a player waits for others"
     yield from _wrong_solo_keys(queue, is_solo)
 

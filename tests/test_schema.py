@@ -263,7 +263,6 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
         "less than wait_seconds, 60",
     ),
     ({"queues.friends.bots": BOTS}, "queues.friends.bots", "waits for others"),
-    ({"queues.solo.bots": BOTS}, "queues.solo.bots", "waits for others"),
     ({"messages.client.rematch": GONE}, "messages.client.rematch", "`rematch_seconds`"),
     ({"messages.server.rematch": GONE}, "messages.server.rematch", "`rematch_seconds`"),
     ({"queues.solo.total_seconds": 0}, "queues.solo.total_seconds", "more than 0"),
