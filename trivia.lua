@@ -1801,7 +1801,7 @@ local function save(game)
 end
 
 local function reply(moment, value)
-  if not moment.own then return value end
+  if not moment.own or #moment.own == 0 then return value end
   return {'events', value, unpack(moment.own)}
 end
 

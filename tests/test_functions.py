@@ -1712,7 +1712,7 @@ def test_players_of_whom_one_blocked_the_other_are_not_matched(store, worker, pa
 
 def test_a_group_has_no_two_of_whom_one_blocked_the_other(store, worker):
     hide(store, ("u2", "u3"), ("u5", "u1"))
-    rules = 4, 4, 0, 60_000, -1, 0
+    rules = 4, 4, 0, 60_000, -1, 0, *NO_BOTS
     outcomes = [join(store, f"u{i}", worker.connection(), rules) for i in range(1, 8)]
     matches = [set(match[0].split(" ")[2:]) for kind, *match in outcomes if kind == "matched"]
     assert len(matches) == 1
