@@ -1479,7 +1479,7 @@ QUEUE = {
     late_join=_BOOL,
     rematch_seconds=_SECONDS,
     draw={"enum": [DAILY]},
-    attempts={"type": "integer", "const": 1},
+    attempts=_whole(1, 1),
     bots=_object("after_seconds skill", after_seconds=_SECONDS, skill=_SKILL),
     window=_RATING_POINTS,
     widen=_RATING_POINTS,

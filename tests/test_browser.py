@@ -404,7 +404,7 @@ def test_axe_finds_nothing_on_any_screen(long_games, open_tabs, axe):
     check_with_axe(ann, axe)
     for tab in tabs:
         tab.register()
-    expect(ann.find("#board-tabs button")).to_have_count(2)
+    expect(ann.find("#board-tabs button")).to_have_count(3)
     check_with_axe(ann, axe)
     ann.join()
     ann.on("searching")

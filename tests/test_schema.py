@@ -212,7 +212,7 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ),
     # daily
     ({"queues.daily.attempts": GONE}, "queues.daily.attempts", "found nothing"),
-    ({"queues.daily.attempts": 2}, "queues.daily.attempts", "exactly 1"),
+    ({"queues.daily.attempts": 2}, "queues.daily.attempts", "at most 1"),
     ({"queues.daily.draw": "weekly"}, "queues.daily.draw", "one of daily"),
     ({"queues.daily.draw": GONE}, "queues.daily.attempts", "unless the queue has `draw: daily`"),
     ({"queues.daily.rated": True}, "queues.daily.rated", "two players"),
@@ -429,7 +429,7 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
         "the name of a field",
     ),
     (
-        {"messages.client.join.fields": {}, "queues.friends": GONE},
+        {"messages.client.join.fields": {}, "queues.friends": GONE, "queues.challenge": GONE},
         "messages.client.join.fields.queue",
         "found nothing",
     ),
@@ -673,6 +673,7 @@ def test_merge_keys_and_aliases_may_be_used(file):
         {"queues.friends.players": {"min": 1, "max": 8}, "queues.friends.wait_seconds": 60},
         {
             "queues.friends": GONE,
+            "queues.challenge": GONE,
             "messages.client.begin": GONE,
             "messages.client.kick": GONE,
             "messages.client.lock": GONE,
