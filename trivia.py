@@ -81,7 +81,8 @@ time may lag behind that clock.
                                  what the server adds: name (username, or text
                                  of the question), shown (of the player, JSON),
                                  transcript (of the game, JSON: queue,
-                                 ended_ms, players (UIDs), rounds)
+                                 ended_ms, players (reporter, player or ""),
+                                 rounds)
     blocks:{UID}         zset    UID of a player whom the user has blocked ->      lifted, erased
                                  when (s)
     blockers:{UID}       zset    UID of who has blocked the user -> when that      lifted, erased
@@ -8103,7 +8104,8 @@ class Reports:
         sent = {name: body[name] for name in ("reason", "text", "game") if name in body}
         report = sent | found | {"reporter": uid, kind: target}
         if "game" in body:
-            report["transcript"] = dumps(await self._transcript(uid, body["game"]))
+            roles = {uid: "reporter", target: "player"}
+            report["transcript"] = dumps(await self._transcript(uid, body["game"], roles))
         report_id = digest(f"{uid} {kind} {target}", 9)
         keys = Keys.report(report_id), Keys.reports
         most = self.users.limits.reports
@@ -8140,11 +8142,12 @@ class Reports:
                 return question_id, {"name": bank.questions[number].text}
         raise Problem("not_found", "There is no such question.")
 
-    async def _transcript(self, uid: str, game_id: str) -> dict:
+    async def _transcript(self, uid: str, game_id: str, roles: dict[str, str]) -> dict:
+        """Returns what happened in a game. It names players by their roles: they may be erased."""
         game = await self.games.load(game_id) if GAME_ID.fullmatch(game_id) else None
         if game is None or not game.has(uid):
             raise Problem("not_found", "You have no such game.")
-        players = [player.uid for player in game.players]
+        players = [roles.get(player.uid, "") for player in game.players]
         rounds = []
         for i, (number, order) in enumerate(game.rounds[: game.round], 1):
             answers = parse_round(game.fields.get(str(i), ""))
@@ -13682,7 +13685,7 @@ def code_picture(link: str) -> str:
 async def room_picture(request: Request, code: str) -> HTTPResponse:
     """Serves the QR code of the link to a room. `at` is the path of the page below a proxy."""
     server = request.app.ctx.server
-    room = await server.rooms.preview(unquote(code), network_of(request.client_ip or ""))
+    room = await server.rooms.preview(unquote(code), network_of(request.client_ip or ""), "")
     scheme, host = server_address(request.transport.scope)
     at = request.args.get("at", "/")
     if not host or not PAGE_PATH.fullmatch(at):

@@ -910,6 +910,7 @@ def test_the_end_of_another_session_leaves_the_connection_alone(server, open_pho
 
 STATES = ["idle", "queued", "room", "playing"]
 FIELDS = {"answer": {"round": 1, "choice": 0}, "emoji": {"emoji": "👍"}}
+FIELDS |= {"flag": {"round": 1}, "rematch": {"accept": True}}
 FIELDS |= {"kick": {"player": "x"}, "pass": {"player": "x"}, "lock": {"locked": True}}
 LEGAL = ALLOWED | {"emoji": RELAYED_IN}
 PAIRS = [(kind, state) for kind in LEGAL for state in STATES]
