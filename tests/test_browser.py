@@ -28,7 +28,7 @@ SECONDS = 1000  # Playwright counts in ms
 def long_games():
     """A server whose rounds are long enough to look around in them."""
     times = {"answer_seconds": 60, "reveal_seconds": 2, "start_seconds": 1, "rounds": 2}
-    times |= {"fill_seconds": 1, "rematch_seconds": 60}
+    times |= {"fill_seconds": 4, "rematch_seconds": 60}
     running = Server(edited_schema(add_constructor, **times))
     try:
         yield running.start()
@@ -434,8 +434,10 @@ def test_axe_finds_nothing_on_any_screen(long_games, open_tabs, axe):
 def test_eight_players_fit_and_answers_are_in_reach_in_each_size(long_games, open_tabs):
     [tab] = open_tabs(long_games, count=1)
     tab.register()
-    phones = [long_games.phone(queue="party") for _ in range(7)]
+    sessions = [long_games.register() for _ in range(7)]
     tab.join("party")
+    tab.on("searching")
+    phones = [long_games.phone(queue="party", session=session) for session in sessions]
     tab.on("game")
     expect(tab.choice(0)).to_be_enabled()
     for width, height in SIZES:

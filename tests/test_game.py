@@ -220,7 +220,8 @@ def test_all_messages_of_a_whole_game_come_in_order_and_complete(sit):
         and start["queue"] == "duel"
         and start["starts_ms"] == 50
     )
-    assert start["players"][0].keys() == {"username", "avatar", "wins", "games", "rating"}
+    counted = {"wins", "games", "rating", "streak", "daily_points"}
+    assert start["players"][0].keys() == {"username", "avatar"} | counted
     scores = {ann.name: 0, bob.name: 0}
     for number in (1, 2, 3):
         asked, same = ann.receive(), bob.receive()
