@@ -718,7 +718,7 @@ public struct QueueList: Codable, Equatable, Sendable {
         public var lateJoin: Bool?
         public var rematchSeconds: Double?
         public var draw: String?
-        public var attempts: JSONValue?
+        public var attempts: Int?
         public var bots: Bots?
         public var window: Double?
         public var widen: Double?
@@ -816,7 +816,7 @@ public struct QueueList: Codable, Equatable, Sendable {
             case playing = "playing"
         }
 
-        public init(description: String? = nil, players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: JSONValue? = nil, bots: Bots? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
+        public init(description: String? = nil, players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: Int? = nil, bots: Bots? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil, name: String, waiting: Int, playing: Int) {
             self.description = description
             self.players = players
             self.match = match
@@ -874,7 +874,7 @@ public struct Room: Codable, Equatable, Sendable {
         public var lateJoin: Bool?
         public var rematchSeconds: Double?
         public var draw: String?
-        public var attempts: JSONValue?
+        public var attempts: Int?
         public var bots: Bots?
         public var window: Double?
         public var widen: Double?
@@ -965,7 +965,7 @@ public struct Room: Codable, Equatable, Sendable {
             case difficulties = "difficulties"
         }
 
-        public init(players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: JSONValue? = nil, bots: Bots? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
+        public init(players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: Int? = nil, bots: Bots? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
             self.players = players
             self.match = match
             self.days = days

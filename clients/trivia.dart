@@ -666,7 +666,7 @@ class QueueListQueues {
         lateJoin = _orNull(json['late_join'], (it) => it as bool),
         rematchSeconds = _orNull(json['rematch_seconds'], (it) => (it as num).toDouble()),
         draw = _orNull(json['draw'], (it) => it as String),
-        attempts = json['attempts'],
+        attempts = _orNull(json['attempts'], (it) => it as int),
         bots = _orNull(json['bots'], (it) => QueueListQueuesBots.from(it as Map<String, dynamic>)),
         window = _orNull(json['window'], (it) => (it as num).toDouble()),
         widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
@@ -702,7 +702,7 @@ class QueueListQueues {
 
   final String? draw;
 
-  final Object? attempts;
+  final int? attempts;
 
   final QueueListQueuesBots? bots;
 
@@ -831,7 +831,7 @@ class RoomSettings {
         lateJoin = _orNull(json['late_join'], (it) => it as bool),
         rematchSeconds = _orNull(json['rematch_seconds'], (it) => (it as num).toDouble()),
         draw = _orNull(json['draw'], (it) => it as String),
-        attempts = json['attempts'],
+        attempts = _orNull(json['attempts'], (it) => it as int),
         bots = _orNull(json['bots'], (it) => RoomSettingsBots.from(it as Map<String, dynamic>)),
         window = _orNull(json['window'], (it) => (it as num).toDouble()),
         widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
@@ -862,7 +862,7 @@ class RoomSettings {
 
   final String? draw;
 
-  final Object? attempts;
+  final int? attempts;
 
   final RoomSettingsBots? bots;
 

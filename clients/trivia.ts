@@ -277,7 +277,7 @@ export interface QueueList {
     late_join?: boolean;
     rematch_seconds?: number;
     draw?: "daily";
-    attempts?: 1;
+    attempts?: number;
     bots?: {
       after_seconds: number;
       skill: number | string;
@@ -319,7 +319,7 @@ export interface Room {
     late_join?: boolean;
     rematch_seconds?: number;
     draw?: "daily";
-    attempts?: 1;
+    attempts?: number;
     bots?: {
       after_seconds: number;
       skill: number | string;
