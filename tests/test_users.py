@@ -1079,7 +1079,7 @@ def test_the_socket_of_a_session_that_was_pushed_out_is_closed(small, way):
             assert register_from(small, stranger(), **names_of(user)).status == 201
     signed_out(small, session["token"])
     phone.expect_close(4401)
-    wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(session)))
+    wait_until(lambda: not small.redis.hexists(trivia.Keys.seats, uid_of(session)), 40)
 
 
 def names_of(user):
