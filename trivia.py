@@ -7665,9 +7665,8 @@ class Rooms:
         if code == NO_CODE:
             raise Problem("malformed_code")
         tries = self.allowances.codes(network)
-        wait_ms = await self.allowances.take(*tries)
-        if wait_ms:
-            raise Problem("too_many_attempts", retry_after=-(-wait_ms // 1000))
+        if wait_ms := await self.allowances.take(*tries):
+            raise too_many_attempts(wait_ms)
         shown, host = await asyncio.gather(
             self.show(code), self.redis.call("HGET", Keys.room(code), "host")
         )
