@@ -458,6 +458,28 @@ def make_server():
         one.close()
 
 
+def beside_of(server):
+    """A worker that is to start on the store of a server, with its schema; stop_alone ends it."""
+    url = f"unix://{server.data / 'd' / 'redis.sock'}"
+    return Server((server.data / "schema.yaml").read_text("utf-8"), env={"REDIS_URL": url})
+
+
+def stop_alone(server):
+    """Ends a worker, and leaves the store to the others."""
+    server.stop(signal.SIGKILL)
+    shutil.rmtree(server.data)
+
+
+@pytest.fixture(scope="module")
+def beside(house):
+    """A second worker on the store of the module's server."""
+    running = beside_of(house)
+    try:
+        yield running.start()
+    finally:
+        stop_alone(running)
+
+
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

@@ -2,14 +2,12 @@
 
 import contextlib
 import secrets
-import shutil
-import signal
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 import trivia
-from conftest import PASSWORD, Server, at_once, edited_schema, wait_until
+from conftest import PASSWORD, Server, at_once, beside_of, edited_schema, stop_alone, wait_until
 
 NEVER = 60
 CONTEST = {
@@ -44,27 +42,6 @@ def house():
         assert "Traceback" not in running.log, running.log[-5000:]
     finally:
         running.close()
-
-
-@pytest.fixture(scope="module")
-def beside(house):
-    """A second worker on the same store."""
-    running = beside_of(house).start()
-    try:
-        yield running
-    finally:
-        stop_alone(running)
-
-
-def beside_of(house):
-    url = f"unix://{house.data / 'd' / 'redis.sock'}"
-    return Server(edited_schema(add_contests), env={"REDIS_URL": url})
-
-
-def stop_alone(server):
-    """Ends a worker, and leaves the store to the others."""
-    server.stop(signal.SIGKILL)
-    shutil.rmtree(server.data)
 
 
 def make(house, session, queue="calm"):

@@ -2,13 +2,11 @@
 
 import math
 import random
-import shutil
-import signal
 import sys
 
 import pytest
 
-from conftest import ROOT, Server, edited_schema, play_all, wait_until
+from conftest import ROOT, Server, beside_of, edited_schema, play_all, stop_alone, wait_until
 
 sys.path.insert(0, str(ROOT))
 
@@ -422,27 +420,6 @@ def test_who_comes_during_a_game_without_late_join_waits_in_the_room(phones):
 
 
 # -- lost workers, and strangers who guess
-
-
-@pytest.fixture(scope="module")
-def beside(house):
-    """A second worker on the same store."""
-    running = beside_of(house)
-    try:
-        yield running.start()
-    finally:
-        stop_alone(running)
-
-
-def beside_of(house):
-    url = f"unix://{house.data / 'd' / 'redis.sock'}"
-    return Server(edited_schema(add_rooms), env={"REDIS_URL": url})
-
-
-def stop_alone(server):
-    """Ends a worker, and leaves the store to the others."""
-    server.stop(signal.SIGKILL)
-    shutil.rmtree(server.data)
 
 
 def test_a_room_and_its_game_go_over_workers(house, beside, phones):

@@ -435,7 +435,19 @@ def test_check_says_what_is_wrong_with_guests(make_server, guests, names, words)
 # ---- identities ---------------------------------------------------------------------------------
 
 
-class OpenId:
+class Helper:
+    """A process beside the server, with a folder."""
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait(10)
+
+    def close(self):
+        self.stop()
+        shutil.rmtree(self.folder)
+
+
+class OpenId(Helper):
     """A provider of identities as a process, and what it signs with."""
 
     def __init__(self):
@@ -459,14 +471,6 @@ class OpenId:
         }
         file = self.folder / ".well-known" / "openid-configuration"
         file.write_text(json.dumps(endpoints))
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait(10)
-
-    def close(self):
-        self.stop()
-        shutil.rmtree(self.folder)
 
     def rotate(self, *names):
         """Publishes keys of these names, and no others; the first one signs."""
@@ -1168,7 +1172,7 @@ def kill_again_and_again(server, valkey, stop):
 # ---- mail and recovery --------------------------------------------------------------------------
 
 
-class MailBox:
+class MailBox(Helper):
     """A mail server as a process. Each mail becomes a file in its folder."""
 
     def __init__(self):
@@ -1181,14 +1185,6 @@ class MailBox:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         self.port = self.process.stdout.readline().strip()
         self.url = f"smtp://127.0.0.1:{self.port}?from=Trivia%20%3Cgame%40example.org%3E"
-
-    def stop(self):
-        self.process.kill()
-        self.process.wait(10)
-
-    def close(self):
-        self.stop()
-        shutil.rmtree(self.folder)
 
     def mails(self, to):
         """The mails to an address, as they arrived."""
