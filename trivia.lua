@@ -18,9 +18,11 @@
 -- While a library loads, there is no redis.call, and of Lua next to nothing.
 local function call(...) return redis.call(...) end
 
+local functions = {}            -- what trivia.py calls. A table: Lua allows 200 locals
+
 local TAKE_OVER_MS = 2000       -- after it, another worker repeats a settlement or forms a match
 local GRACE_MS = 2000           -- a round waits so long for a player who lost their connection
-local BOUNDS = {                -- one table: Lua allows 200 locals in a file
+local BOUNDS = {
   MOST_SEATS = 16,              -- of a game: those who left and those who came late count as well
   CLOCK_WRITE_MS = 1000,        -- between writes of a clock
   CLOCK_GAP_MS = 3000,          -- a longer gap between two looks at a clock stops game time
@@ -91,7 +93,7 @@ end
 -- ARGS new     the format that the data has from now on
 -- Returns 1, or 0 if the data has a format; then nothing is done.
 -- Atomic, so that no worker empties the lobby of another one that serves players already.
-local function begin_format(keys, args)
+function functions.begin_format(keys, args)
   local format = unpack(keys)
   local new = unpack(args)
   if call('EXISTS', format) == 1 then return 0 end
@@ -108,7 +110,7 @@ end
 -- ARGS ...        fact, how it is, for each of the worker's facts
 -- Returns the most game_days that there ever were.
 -- Atomic, so that an adoption happens before it, and is marked, or after it, and is refused.
-local function meet_schema(keys, args)
+function functions.meet_schema(keys, args)
   local schema = unpack(keys)
   local game_days = unpack(args)
   local mine, stored = {}, call('HGETALL', schema)
@@ -134,7 +136,7 @@ end
 -- ARGS ...        fact, what was read of it before ('' for nothing), how it is ('' removes it)
 -- Returns 1, or 0 if a worker has another schema or a fact has changed; nothing is done then.
 -- Atomic, so that no worker with another schema has written in between.
-local function adopt_schema(keys, args)
+function functions.adopt_schema(keys, args)
   local schema, libraries = unpack(keys)
   local version = unpack(args)
   for _, versions in ipairs(call('HVALS', libraries)) do
@@ -167,7 +169,7 @@ end
 -- Returns {'added'}, {'duplicate'} or {'changed', id, question before}. Or it changes nothing and
 -- returns {'differs', id, question there}, or {'taken', id}: another id has this text and answer.
 -- Atomic, so that a number and an id are given once.
-local function put_question(keys, args)
+function functions.put_question(keys, args)
   local bank, fingerprints, ids = unpack(keys)
   local digest, given, question, mode = unpack(args)
   local same = call('HGET', fingerprints, digest)
@@ -194,7 +196,7 @@ end
 -- ARGS ...    number, what to add to each of its sums
 -- Returns how many questions there were.
 -- Atomic, so that no addition is lost.
-local function add_stats(keys, args)
+function functions.add_stats(keys, args)
   local stats = unpack(keys)
   for i = 1, #args, 2 do
     local sums, n = {}, 0
@@ -222,7 +224,7 @@ end
 -- ARGS ...     'RATING:1' for each right answer of a player of this rating, 'RATING:0' if wrong
 -- Returns 1.
 -- Atomic, so that no answer is lost.
-local function rate_question(keys, args)
+function functions.rate_question(keys, args)
   local levels = unpack(keys)
   local number, rating, sigma, least, most = unpack(args)
   local today = math.floor(call('TIME')[1] / 86400)
@@ -251,7 +253,7 @@ end
 -- ARGS most     players that are remembered
 -- Returns 1, or 0 if they have flagged it before, or so many have.
 -- Atomic, so that each counts once.
-local function flag_question(keys, args)
+function functions.flag_question(keys, args)
   local flags, flagged = unpack(keys)
   local number, who, most = unpack(args)
   if call('HLEN', flags) >= tonumber(most) or call('HSETNX', flags, who, 1) == 0 then return 0 end
@@ -265,7 +267,7 @@ end
 -- ARGS ...    'QUEUE DAY', draw of each that may be missing
 -- Returns {now, {'QUEUE DAY', draw, ...}}.
 -- Atomic, so that everybody gets the same questions.
-local function fix_draws(keys, args)
+function functions.fix_draws(keys, args)
   local draws = unpack(keys)
   local first = unpack(args)
   for i = 2, #args, 2 do call('HSETNX', draws, args[i], args[i + 1]) end
@@ -290,7 +292,7 @@ end
 -- is new, or {'held', claim}: the caller checks whether that user has the value, and calls again to
 -- replace the claim if not.
 -- Atomic, so that one caller gets the value.
-local function claim(keys, args)
+function functions.claim(keys, args)
   local bucket, reserved = unpack(keys)
   local value, uid, operation, claim_ms, void = unpack(args)
   local keeper = call('GET', reserved)
@@ -316,7 +318,7 @@ end
 -- ARGS confirm  1 confirms, 0 releases
 -- Returns 1 if it did.
 -- Atomic, so that it never acts on a later claim.
-local function settle_claim(keys, args)
+function functions.settle_claim(keys, args)
   local bucket = unpack(keys)
   local value, claimed, confirm = unpack(args)
   if call('HGET', bucket, value) ~= claimed then return 0 end
@@ -333,7 +335,7 @@ end
 -- ARGS keeper    that UID, who may take it back; '-' for nobody
 -- ARGS seconds   how long
 -- Returns 1.
-local function reserve(keys, args)
+function functions.reserve(keys, args)
   local reserved = unpack(keys)
   local keeper, seconds = unpack(args)
   call('SET', reserved, keeper, 'EX', seconds)
@@ -350,7 +352,7 @@ end
 -- Returns the expiry of the session (s). Returns false if there is such a user already, or it is
 -- too late; then nothing is written.
 -- Atomic, so that no user is overwritten.
-local function create_user(keys, args)
+function functions.create_user(keys, args)
   local user = unpack(keys)
   local digest, ttl, from, claimed_until = unpack(args)
   local now_ms = wall_clock()
@@ -387,7 +389,7 @@ end
 -- Returns false if the field has changed, or the user was erased, since it was read. Returns {0, 0,
 -- field, value, ...} for a banned user, who gets no session.
 -- Atomic, so that an old password opens no session.
-local function open_session(keys, args)
+function functions.open_session(keys, args)
   local user = unpack(keys)
   local digest, ttl, most, from, field, proof = unpack(args)
   if call('HGET', user, field) ~= proof then return false end
@@ -422,7 +424,7 @@ end
 -- ARGS connects  1 for a WebSocket, which gets the next turn
 -- Returns {field, value, ...} of the user, or false.
 -- Atomic, so that each connection gets a turn of its own.
-local function authenticate(keys, args)
+function functions.authenticate(keys, args)
   local user = unpack(keys)
   local digest, ttl, connects = unpack(args)
   local now, session = tonumber(call('TIME')[1]), 'session:' .. digest
@@ -443,7 +445,7 @@ end
 --                     then field, value of each change (a NUL removes the field)
 -- Returns 1, 0 if there is no such user, or -1 if they have changed or it is too late.
 -- Atomic, so that each of two changes knows what it replaces.
-local function change_user(keys, args)
+function functions.change_user(keys, args)
   local user = unpack(keys)
   local same, claimed_until = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return 0 end
@@ -475,7 +477,7 @@ end
 -- ARGS new     the new hash
 -- Returns 1, or 0 if the password has changed, or the user was erased, while a hash was computed.
 -- Atomic, so that a new password never stands beside the sessions of the old one.
-local function change_password(keys, args)
+function functions.change_password(keys, args)
   local user = unpack(keys)
   local spared, old, new = unpack(args)
   if call('HGET', user, 'password') ~= old then return 0 end
@@ -488,7 +490,7 @@ end
 -- KEYS user  the user
 -- Returns 1.
 -- Atomic, so that none that opens meanwhile is missed.
-local function end_sessions(keys)
+function functions.end_sessions(keys)
   local user = unpack(keys)
   end_all_sessions(user, '')
   return 1
@@ -499,7 +501,7 @@ end
 -- ARGS uid       user
 -- ARGS later     ms until another worker goes on
 -- Returns 1.
-local function begin_erasure(keys, args)
+function functions.begin_erasure(keys, args)
   local erasures = unpack(keys)
   local uid, later = unpack(args)
   call('ZADD', erasures, wall_clock() + later, uid)
@@ -512,7 +514,7 @@ end
 -- ARGS most      users to return
 -- Returns {UID, ...}.
 -- Atomic, so that one worker gets each.
-local function due_erasures(keys, args)
+function functions.due_erasures(keys, args)
   local erasures = unpack(keys)
   local later, most = unpack(args)
   local now = wall_clock()
@@ -527,7 +529,7 @@ end
 -- ARGS ...     the names of the unique fields
 -- Returns {field, value, ...} of `erased`.
 -- Atomic, so that no change falls between the reading and the removal, and no claim is forgotten.
-local function erase_user(keys, args)
+function functions.erase_user(keys, args)
   local user, erased = unpack(keys)
   if call('EXISTS', user) == 1 then
     for i = 1, #args do
@@ -545,7 +547,7 @@ end
 -- ARGS most     games to return
 -- Returns {game, ...}, newest first, or false if the cursor is unknown.
 -- Atomic, so that a game that ends meanwhile shifts no page.
-local function history_page(keys, args)
+function functions.history_page(keys, args)
   local history = unpack(keys)
   local cursor, most = unpack(args)
   local start = 0
@@ -563,7 +565,7 @@ end
 -- ARGS token   digest of the secret that the caller was given: the start of `:merge`
 -- Returns 1 if the guest is taken out now, or was before; 0 if the guest has no such token.
 -- Atomic, so that the guest is either a player or merged, and nothing of them changes later.
-local function begin_merge(keys, args)
+function functions.begin_merge(keys, args)
   local user, merged = unpack(keys)
   local token = unpack(args)
   local from = call('EXISTS', merged) == 1 and merged or user
@@ -585,7 +587,7 @@ end
 -- ARGS ...      game, time of its end of each game
 -- Returns 1, or 0 if there is no such account.
 -- Atomic, so that an erased account gets no history.
-local function merge_history(keys, args)
+function functions.merge_history(keys, args)
   local user, history = unpack(keys)
   if call('HEXISTS', user, 'username') == 0 then return 0 end
   for i = 1, #args, 2 do call('ZADD', history, 'NX', args[i + 1], args[i]) end
@@ -598,7 +600,7 @@ end
 -- ARGS bits  bitmap of the guest
 -- Returns 1, or 0 if there is no such account.
 -- Atomic, so that no mark is lost.
-local function merge_seen(keys, args)
+function functions.merge_seen(keys, args)
   local user, seen = unpack(keys)
   local bits = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return 0 end
@@ -633,7 +635,7 @@ end
 --               leaderboard with a period
 -- Returns {field, value, ...} of the account, or false if there is no such account.
 -- Atomic: the entry in `merges` says whether it was applied.
-local function apply_merge(keys, args)
+function functions.apply_merge(keys, args)
   local user, merges = unpack(keys)
   local guest, keep, wins, games, rating, sigma, initial, quick, points, streak = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return false end
@@ -683,7 +685,7 @@ end
 -- ARGS keep     seconds
 -- Returns 1.
 -- Atomic, so that all of it expires.
-local function end_merge(keys, args)
+function functions.end_merge(keys, args)
   local merged, history, seen = unpack(keys)
   local keep = unpack(args)
   for _, field in ipairs(call('HKEYS', merged)) do
@@ -703,7 +705,7 @@ end
 -- ARGS ttl    ms
 -- ARGS what   it is for: an address, or '-'
 -- Returns 1.
-local function set_code(keys, args)
+function functions.set_code(keys, args)
   local codes = unpack(keys)
   local kind, code, ttl, what = unpack(args)
   local until_ms = wall_clock() + ttl
@@ -734,7 +736,7 @@ end
 -- ARGS known  1: the caller's address is one that the user has signed in from
 -- Returns what the code is for, or ''.
 -- Atomic, so that each try counts.
-local function try_code(keys, args)
+function functions.try_code(keys, args)
   local codes = unpack(keys)
   local kind, code, most, known = unpack(args)
   return check_code(codes, kind, code, tonumber(most), known == '1') or ''
@@ -750,7 +752,7 @@ end
 -- ARGS from      digest of the address
 -- Returns {expiry (s), field, value, ...} with the fields of the user, or {0} if the code is wrong.
 -- Atomic, so that a code counts once, and no session of the old password stays.
-local function reset_password(keys, args)
+function functions.reset_password(keys, args)
   local user, codes = unpack(keys)
   local code, password, digest, ttl, from = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return {0} end
@@ -774,7 +776,7 @@ end
 -- Returns what the field held, 'none' if there was nothing, or 'last' if it is the only way; then
 -- nothing is done.
 -- Atomic, so that of two identities one stays.
-local function unlink_identity(keys, args)
+function functions.unlink_identity(keys, args)
   local user = unpack(keys)
   local field, token = unpack(args)
   local value, ways = call('HGET', user, field), 0
@@ -794,7 +796,7 @@ end
 -- ARGS most    players whom a user may block
 -- Returns 'ok', also if they are blocked already, 'full', or 'gone' if there is no such user.
 -- Atomic, so that the list has its bound, and an erased account gets none.
-local function block(keys, args)
+function functions.block(keys, args)
   local user, blocks = unpack(keys)
   local other, most = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return 'gone' end
@@ -811,7 +813,7 @@ end
 -- ARGS is        1: has blocked; 0: has lifted it
 -- Returns 1, or 0 if there is no such user to be blocked.
 -- Atomic, so that an erased account gets no list.
-local function note_blocker(keys, args)
+function functions.note_blocker(keys, args)
   local user, blockers = unpack(keys)
   local other, is = unpack(args)
   if is == '0' then
@@ -830,7 +832,7 @@ end
 -- ARGS most  items that are kept; the oldest go first
 -- Returns 1, or 0 if there is no such user.
 -- Atomic, so that an erased account gets no list.
-local function note_report(keys, args)
+function functions.note_report(keys, args)
   local user, list = unpack(keys)
   local item, most = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return 0 end
@@ -846,7 +848,7 @@ end
 -- ARGS most    guests to return
 -- Returns {now, UID, ...}.
 -- Atomic, so that each is handed out once at a time.
-local function due_guests(keys, args)
+function functions.due_guests(keys, args)
   local guests = unpack(keys)
   local lease, most = unpack(args)
   local now = wall_clock()
@@ -863,12 +865,12 @@ end
 -- ARGS ...     the names of the unique fields
 -- Returns 1, or 0 if nothing was done.
 -- Atomic, so that no guest is removed who has just connected or was upgraded.
-local function expire_guest(keys, args)
+function functions.expire_guest(keys, args)
   local user, erased = unpack(keys)
   local proof, turn = unpack(args)
   if call('HGET', user, ':guest') ~= proof then return 0 end
   if (call('HGET', user, ':turn') or '') ~= turn then return 0 end
-  erase_user({user, erased}, {unpack(args, 3)})
+  functions.erase_user({user, erased}, {unpack(args, 3)})
   return 1
 end
 
@@ -897,7 +899,7 @@ end
 -- user; {'merged', '', account} for a guest to whom it was applied before they were merged;
 -- {'moved', '', account} for one to whom it was not: the caller applies it to the account.
 -- Atomic: the entry in the history says whether it was applied.
-local function apply_result(keys, args)
+function functions.apply_result(keys, args)
   local user, history, met, merged = unpack(keys)
   local game, ended, keep, most, counts, wins, change, sigma = unpack(args)
   local initial, quick, others, points, streak, longer = unpack(args, 9)
@@ -964,7 +966,7 @@ end
 -- ARGS ...      name, field, period of the game, default of each leaderboard with a period
 -- Returns {field, value, ...} of the user, or {} if it was done before or there is no such user.
 -- Atomic: the entry in `mended` says whether it was applied.
-local function apply_repair(keys, args)
+function functions.apply_repair(keys, args)
   local user, mended = unpack(keys)
   local token, keep, wins, change, initial = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return {} end
@@ -998,7 +1000,7 @@ end
 -- ARGS take      how many; a negative number gives back
 -- Returns 0, or the ms to wait.
 -- Atomic, so that no two callers take the same one.
-local function take_allowance(keys, args)
+function functions.take_allowance(keys, args)
   local limit = unpack(keys)
   local interval, burst, take = tonumber(args[1]), tonumber(args[2]), tonumber(args[3])
   local now = wall_clock()
@@ -1341,7 +1343,7 @@ end
 -- Events: replaced, to an older connection of the player.
 -- Atomic, so that nobody is in two games, or matched with themselves, or with who is blocked, or
 -- matched twice.
-local function join(keys, args)
+function functions.join(keys, args)
   local search = read_search(keys, args)
   local quits, attempts = unpack(keys, 10)
   local conn, rating, over, longest, turn, draw = unpack(args, 12)
@@ -1426,7 +1428,7 @@ end
 -- Returns {'matched', match}, {'gone'}, {'timeout'} or {'waiting'}.
 -- Events: cancelled, to the player, after a timeout.
 -- Atomic, as join is.
-local function check_ticket(keys, args)
+function functions.check_ticket(keys, args)
   local search = read_search(keys, args)
   local message = args[12]
   local seat = read_seat(search.seats, search.uid)
@@ -1462,7 +1464,7 @@ end
 -- ARGS gone   1 if the connection is gone, 0 if it stays
 -- Returns {'stale'}, {'game', id} or {'left'}.
 -- Atomic, so that a match and a departure never cross.
-local function leave(keys, args)
+function functions.leave(keys, args)
   local seats, queue, due, clock = unpack(keys)
   local uid, name, conn, gone = unpack(args)
   local seat = read_seat(seats, uid)
@@ -1525,7 +1527,7 @@ end
 -- ARGS ...      UID of each player, 1 if they left before anybody had answered, else 0
 -- Returns how many were in it.
 -- Atomic, so that a player is counted out, and held back, once.
-local function release(keys, args)
+function functions.release(keys, args)
   local seats, playing, due = unpack(keys)
   local game, first, longest = unpack(args)
   local released = 0
@@ -1544,7 +1546,7 @@ end
 -- ARGS uid    player
 -- Returns 1.
 -- Events: revoked, to the player's connection.
-local function revoke(keys, args)
+function functions.revoke(keys, args)
   local seats = unpack(keys)
   local uid = unpack(args)
   local seat = read_seat(seats, uid)
@@ -1568,7 +1570,7 @@ end
 -- replaced. The name 'dead:WORKER' gets a heartbeat only here. So another worker reaps it
 -- if the caller dies.
 -- Atomic, so that one caller reaps a worker.
-local function heartbeat(keys, args)
+function functions.heartbeat(keys, args)
   local workers, libraries, shards = unpack(keys)
   local worker, library, serves = unpack(args)
   local now, dead = wall_clock(), {}
@@ -1598,7 +1600,7 @@ end
 -- KEYS clock    of the lobby
 -- Returns {{'QUEUE UID', ...}, {match, ...}}.
 -- Atomic, so that each is handed out once at a time.
-local function due_tickets(keys)
+function functions.due_tickets(keys)
   local due, forming, clock = unpack(keys)
   local tickets = call('ZCARD', due)
   if tickets + call('ZCARD', forming) == 0 then return {{}, {}} end
@@ -2031,7 +2033,7 @@ end
 -- Returns 1, or 0 if the game is there already; then nothing is done.
 -- Events: start, to all.
 -- Atomic, so that a match becomes one game.
-local function create_game(keys, args)
+function functions.create_game(keys, args)
   local key = unpack(keys)
   local caller, plan, start_ms, start = unpack(args)
   local moment = new_call(keys, caller)
@@ -2062,7 +2064,7 @@ end
 -- ARGS grace      ms that a deadline must have passed
 -- ARGS most       games to return
 -- Returns {ms until the first deadline, game, ms by which it is late, ...}, or {} if no game runs.
-local function due_games(keys, args)
+function functions.due_games(keys, args)
   local deadlines, clock = unpack(keys)
   local grace, most = unpack(args)
   local first = call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2]
@@ -2146,7 +2148,7 @@ end
 -- the game.
 -- Events: question, reveal, user_exit.
 -- Atomic for each game. Run again, or late, it finds nothing due.
-local function advance(keys, args)
+function functions.advance(keys, args)
   local deadlines, clock = unpack(keys)
   local caller = unpack(args)
   local moment = new_call({'', deadlines, clock}, caller)
@@ -2178,7 +2180,7 @@ end
 -- already_answered, no_such_choice. Then nothing is done.
 -- Events: answered, to the others; or reveal, to all.
 -- Atomic for each answer, so that the first one counts.
-local function answer(keys, args)
+function functions.answer(keys, args)
   local deadlines, clock = unpack(keys)
   local caller = unpack(args)
   local moment = new_call({'', deadlines, clock}, caller)
@@ -2218,7 +2220,7 @@ end
 -- anybody had answered; else the phase.
 -- Events: user_exit, to the others; reveal, if they all have answered.
 -- Atomic, so that an exit happens once.
-local function exit_game(keys, args)
+function functions.exit_game(keys, args)
   local key = unpack(keys)
   local caller, who, leaving = unpack(args)
   local moment = new_call(keys, caller)
@@ -2249,7 +2251,7 @@ end
 -- Returns 'missing', 'stale' if it has ended, or {'settle', field, value, ...}: the caller settles
 -- the game.
 -- Atomic, so that a game ends for one reason.
-local function stop_game(keys, args)
+function functions.stop_game(keys, args)
   local key = unpack(keys)
   local caller, reason = unpack(args)
   local moment = new_call(keys, caller)
@@ -2315,7 +2317,7 @@ end
 -- there, or {'ok', now, plan, state}.
 -- Events: user_return, to the others.
 -- Atomic, so that the newest of several connections stays.
-local function enter_game(keys, args)
+function functions.enter_game(keys, args)
   local key = unpack(keys)
   local caller, uid, conn, turn, way, entry = unpack(args)
   turn = tonumber(turn)
@@ -2357,7 +2359,7 @@ end
 -- ARGS is     1: they are muted; 0: not any more
 -- Returns 'ok', 'missing', or 'over' if it has ended or has not both of them.
 -- Atomic, so that no pair is lost.
-local function mute(keys, args)
+function functions.mute(keys, args)
   local key = unpack(keys)
   local one, other, is = unpack(args)
   local game = load({}, key)
@@ -2389,7 +2391,7 @@ end
 -- Returns 'ok' or 'not_playing'.
 -- Events: the message, to the others who are not muted.
 -- Atomic, so that each gets it in the order of their `seq`.
-local function relay(keys, args)
+function functions.relay(keys, args)
   local key = unpack(keys)
   local caller, conn, kind, fields = unpack(args)
   local moment = new_call(keys, caller)
@@ -2430,7 +2432,7 @@ end
 -- Returns 1, or 0 if it was done before.
 -- Events: end, to all.
 -- Atomic, so that a game ends once.
-local function finish_game(keys, args)
+function functions.finish_game(keys, args)
   local key, deadlines = unpack(keys)
   local caller, ranking, ttl = unpack(args)
   local moment = new_call(keys, caller)
@@ -2462,7 +2464,7 @@ end
 -- ARGS uid   player
 -- Returns 0 if they were not in it, 1, or 2 if it is being settled: then it must run again later.
 -- Atomic, so that a settlement in between keeps its players.
-local function forget_player(keys, args)
+function functions.forget_player(keys, args)
   local key = unpack(keys)
   local uid = unpack(args)
   local game = load({}, key)
@@ -2481,7 +2483,7 @@ end
 -- ARGS account  UID, or '' to erase the player
 -- Returns 'done', 'missing', or 'running' if the game has not ended: its settlement needs the UID.
 -- Atomic, so that a settlement in between keeps its players.
-local function replace_player(keys, args)
+function functions.replace_player(keys, args)
   local key = unpack(keys)
   local uid, account = unpack(args)
   local game = load({}, key)
@@ -2498,7 +2500,7 @@ end
 -- ARGS repair  JSON: quiz, rounds, scores, result as they will be; and what the caller needs
 -- Returns 1, or 0 if nothing was done.
 -- Atomic, so that one repair at a time is computed from what a game holds.
-local function begin_repair(keys, args)
+function functions.begin_repair(keys, args)
   local key = unpack(keys)
   local quiz, repair = unpack(args)
   local game = load({}, key)
@@ -2511,7 +2513,7 @@ end
 -- ARGS repair  as it stands there
 -- Returns 1, or 0 if it was done before.
 -- Atomic, so that an erasure in between is not undone.
-local function end_repair(keys, args)
+function functions.end_repair(keys, args)
   local key = unpack(keys)
   local repair = unpack(args)
   if call('HGET', key, 'repair') ~= repair then return 0 end
@@ -2531,7 +2533,7 @@ end
 -- ARGS uid  player whose history has dropped it
 -- Returns 1 if it is deleted, else 0.
 -- Atomic, so that the last of its players deletes it.
-local function drop_game(keys, args)
+function functions.drop_game(keys, args)
   local key = unpack(keys)
   local uid = unpack(args)
   local game = load({}, key)
@@ -2559,7 +2561,7 @@ end
 -- ARGS most    chores that there may be
 -- Returns 1 if it is there now, 0 if there are too many.
 -- Atomic, so that a chore that is there keeps its time.
-local function add_chore(keys, args)
+function functions.add_chore(keys, args)
   local chores, due = unpack(keys)
   local id, text, delay, most = unpack(args)
   if call('HEXISTS', chores, id) == 1 then return 1 end
@@ -2576,7 +2578,7 @@ end
 -- ARGS most    chores to return
 -- Returns {id, how often it was handed out, JSON, ...}.
 -- Atomic, so that each is handed out once at a time.
-local function take_chores(keys, args)
+function functions.take_chores(keys, args)
   local chores, due = unpack(keys)
   local lease, most = unpack(args)
   local now, taken = wall_clock(), {}
@@ -2601,7 +2603,7 @@ end
 -- ARGS undone  1 if certainly nothing of it was done: the try does not count
 -- Returns 1, or 0 if there is no such chore.
 -- Atomic, so that a chore that has ended stays ended.
-local function postpone_chore(keys, args)
+function functions.postpone_chore(keys, args)
   local chores, due = unpack(keys)
   local id, delay, undone = unpack(args)
   local tries, text = string.match(call('HGET', chores, id) or '', '^(%d+) (.*)$')
@@ -2617,7 +2619,7 @@ end
 -- ARGS id      of the chore
 -- Returns 1 if it was there.
 -- Atomic, so that no half of it stays.
-local function end_chore(keys, args)
+function functions.end_chore(keys, args)
   local chores, due = unpack(keys)
   local id = unpack(args)
   call('ZREM', due, id)
@@ -2885,7 +2887,7 @@ end
 -- {'room', the room as its members see it}. Run again by the same connection it changes nothing.
 -- Events: room, to the other members; replaced, to an older connection of the player.
 -- Atomic, so that nobody is in two rooms, and no room has too many members.
-local function join_room(keys, args)
+function functions.join_room(keys, args)
   local room, playing, hidden = open_call(keys, args), unpack(keys, 5)
   local uid, conn, turn, over, opens, most, late, username, view = unpack(args, 5)
   local seat = read_seat(room.seats, uid)
@@ -2945,7 +2947,7 @@ end
 -- room_plays, too_few_players. Then nothing is done.
 -- Events: room, to all members.
 -- Atomic, so that a room plays one game at a time.
-local function begin_room(keys, args)
+function functions.begin_room(keys, args)
   local room, playing, forming, workers = open_call(keys, args), unpack(keys, 5)
   local uid, conn, game, least = unpack(args, 5)
   local host, wrong = host_with(room, uid, conn)
@@ -3007,7 +3009,7 @@ end
 -- no_such_player. Then nothing is done.
 -- Events: room, to all members; cancelled, to a member who is sent away.
 -- Atomic, so that a former host directs nothing.
-local function direct_room(keys, args)
+function functions.direct_room(keys, args)
   local room, playing = open_call(keys, args), unpack(keys, 5)
   local uid, conn, act, value = unpack(args, 5)
   local host, wrong = host_with(room, uid, conn)
@@ -3040,7 +3042,7 @@ end
 -- Returns 'open' or 'gone'.
 -- Events: room, to all members; cancelled, to all members of a room that closes.
 -- Atomic, as join_room is.
-local function check_room(keys, args)
+function functions.check_room(keys, args)
   local room = open_call(keys, args)
   if lack_of(room) then
     call('ZREM', room.due, room.queue .. ' room:' .. room.id)
@@ -3055,7 +3057,7 @@ end
 -- KEYS key    the room
 -- Returns {queue, the room}, or {error code}: unknown_code, expired_code.
 -- Atomic, so that members and their seats fit together.
-local function show_room(keys)
+function functions.show_room(keys)
   local seats, key = unpack(keys)
   local room = load_room(seats, key)
   for i = #room.members, 1, -1 do
@@ -3241,7 +3243,7 @@ end
 -- ARGS ...      UID, name of each player
 -- Returns how many were freed.
 -- Atomic, so that nobody is matched before they may play again.
-local function offer_rematch(keys, args)
+function functions.offer_rematch(keys, args)
   local seats, key, due, clock, playing = unpack(keys)
   local game, name, ms, least, rest = unpack(args)
   local ends, fields, members = game_clock(clock, due) + ms, {}, {}
@@ -3283,7 +3285,7 @@ end
 -- queue, match}, or {'rematch_over'} if the player may play no game again; then nothing is done.
 -- Events: rematch, to all.
 -- Atomic, so that the last to agree begins one game.
-local function answer_rematch(keys, args)
+function functions.answer_rematch(keys, args)
   local again, queue = read_offer(keys, args), unpack(keys, 8)
   local uid, conn, accept, name = unpack(args, 3)
   local member = again.ends > again.now and member_of(again, 'uid', uid)
@@ -3316,7 +3318,7 @@ end
 -- Returns {'waiting', queue of the game}, {'over', queue or nothing} or {'matched', queue, match}.
 -- Events: rematch, to all if something has changed, else to that connection.
 -- Atomic, as answer_rematch is.
-local function check_rematch(keys, args)
+function functions.check_rematch(keys, args)
   local again = read_offer(keys, args)
   local id, conn = unpack(args, 3)
   if not again.queue then
@@ -3336,7 +3338,7 @@ end
 -- ARGS ...      field, value of each field
 -- Returns 'ok', also if it is there already, or 'full'.
 -- Atomic, so that there are never too many.
-local function add_report(keys, args)
+function functions.add_report(keys, args)
   local report, reports = unpack(keys)
   local id, most = unpack(args)
   if call('EXISTS', report) == 1 then return 'ok' end
@@ -3352,7 +3354,7 @@ end
 -- ARGS ...     field, value of each change ('' removes the field)
 -- Returns 1, or 0 if there is no such report.
 -- Atomic, so that a report that was removed stays removed.
-local function change_report(keys, args)
+function functions.change_report(keys, args)
   local report = unpack(keys)
   if call('EXISTS', report) == 0 then return 0 end
   for i = 1, #args, 2 do
@@ -3374,7 +3376,7 @@ end
 -- ARGS after     JSON, or '' to remove it
 -- Returns 1, or 0 if it has changed; then nothing is done.
 -- Atomic, so that each change knows what it replaces.
-local function set_switch(keys, args)
+function functions.set_switch(keys, args)
   local switches = unpack(keys)
   local name, before, after = unpack(args)
   if (call('HGET', switches, name) or '') ~= before then return 0 end
@@ -3436,7 +3438,7 @@ end
 -- ARGS keep   seconds for which it stays after that
 -- Returns when nobody can begin any more (ms), or 0 if the code is in use; then nothing is done.
 -- Atomic, so that a code is given once.
-local function create_challenge(keys, args)
+function functions.create_challenge(keys, args)
   local key = unpack(keys)
   local queue, owner, rules, quiz, most, ttl, keep = unpack(args)
   if call('EXISTS', key) == 1 then return 0 end
@@ -3465,7 +3467,7 @@ end
 -- challenge_played, challenge_full. Then the challenge stays as it is.
 -- Events: replaced, to an older connection of the player.
 -- Atomic, so that each plays a challenge once, and no more than there are places.
-local function join_challenge(keys, args)
+function functions.join_challenge(keys, args)
   local seats, key, due, clock, playing, forming = unpack(keys)
   local uid, conn, turn, over, game = unpack(args)
   local seat = read_seat(seats, uid)
@@ -3500,7 +3502,7 @@ end
 -- ARGS run   'SCORE ENDED ANSWER ANSWER ...'
 -- Returns 1, or 0 if it was done before, or the player is gone; then nothing is done.
 -- Atomic, so that a run counts once, for whoever has the game by now.
-local function record_run(keys, args)
+function functions.record_run(keys, args)
   local key = unpack(keys)
   local game, run = unpack(args)
   local _, runs = load_challenge(key)
@@ -3519,7 +3521,7 @@ end
 -- ARGS account  UID, or '' to erase the player
 -- Returns 1.
 -- Atomic, so that an account that has played itself keeps its own run.
-local function move_challenger(keys, args)
+function functions.move_challenger(keys, args)
   local key = unpack(keys)
   local uid, account = unpack(args)
   local run = call('HGET', key, 'run:' .. uid)
@@ -3540,7 +3542,7 @@ end
 -- ARGS keep  seconds for which a challenge stays after that
 -- Returns 1.
 -- Atomic, so that the list lives as long as its last challenge.
-local function note_challenge(keys, args)
+function functions.note_challenge(keys, args)
   local list = unpack(keys)
   local code, ends, keep = unpack(args)
   local now = wall_clock()
@@ -3559,7 +3561,7 @@ end
 -- KEYS metrics  'METRIC LABEL ...' -> sum
 -- ARGS ...      name, value of each metric
 -- Returns how many were added.
-local function add_metrics(keys, args)
+function functions.add_metrics(keys, args)
   local metrics = unpack(keys)
   for i = 1, #args, 2 do call('HINCRBYFLOAT', metrics, args[i], args[i + 1]) end
   return #args / 2
@@ -3570,88 +3572,90 @@ end
 -- that have it free memory, or write next to nothing and let a player in, protect an account, or
 -- keep a worker alive.
 
-local function register(name, callback, ...)
-  redis.register_function{function_name = name .. '_DIGEST', callback = callback, flags = {...}}
+local function register(name, ...)
+  redis.register_function{
+    function_name = name .. '_DIGEST', callback = functions[name], flags = {...}
+  }
 end
 
-register('begin_format', begin_format)
-register('meet_schema', meet_schema, 'allow-oom')
-register('adopt_schema', adopt_schema)
-register('put_question', put_question)
-register('add_stats', add_stats)
-register('rate_question', rate_question)
-register('flag_question', flag_question)
-register('fix_draws', fix_draws, 'allow-oom')
-register('claim', claim)
-register('settle_claim', settle_claim, 'allow-oom')
-register('reserve', reserve, 'allow-oom')
-register('create_user', create_user)
-register('open_session', open_session, 'allow-oom')
-register('authenticate', authenticate, 'allow-oom')
-register('change_user', change_user)
-register('change_password', change_password, 'allow-oom')
-register('end_sessions', end_sessions, 'allow-oom')
-register('begin_erasure', begin_erasure, 'allow-oom')
-register('due_erasures', due_erasures, 'allow-oom')
-register('erase_user', erase_user, 'allow-oom')
-register('history_page', history_page, 'no-writes')
-register('begin_merge', begin_merge)
-register('merge_history', merge_history)
-register('merge_seen', merge_seen)
-register('apply_merge', apply_merge)
-register('end_merge', end_merge)
-register('set_code', set_code, 'allow-oom')
-register('try_code', try_code, 'allow-oom')
-register('reset_password', reset_password, 'allow-oom')
-register('unlink_identity', unlink_identity, 'allow-oom')
-register('block', block)
-register('note_blocker', note_blocker)
-register('note_report', note_report)
-register('add_report', add_report)
-register('change_report', change_report, 'allow-oom')
-register('due_guests', due_guests, 'allow-oom')
-register('expire_guest', expire_guest, 'allow-oom')
-register('apply_result', apply_result)
-register('apply_repair', apply_repair)
-register('take_allowance', take_allowance, 'allow-oom')
-register('join', join)
-register('check_ticket', check_ticket)
-register('leave', leave, 'allow-oom')
-register('release', release, 'allow-oom')
-register('revoke', revoke, 'allow-oom')
-register('heartbeat', heartbeat, 'allow-oom')
-register('due_tickets', due_tickets)
-register('create_game', create_game)
-register('due_games', due_games)
-register('advance', advance)
-register('answer', answer)
-register('exit_game', exit_game, 'allow-oom')
-register('stop_game', stop_game, 'allow-oom')
-register('enter_game', enter_game)
-register('mute', mute)
-register('relay', relay)
-register('finish_game', finish_game)
-register('forget_player', forget_player, 'allow-oom')
-register('replace_player', replace_player)
-register('begin_repair', begin_repair)
-register('end_repair', end_repair)
-register('drop_game', drop_game, 'allow-oom')
-register('add_chore', add_chore, 'allow-oom')
-register('take_chores', take_chores, 'allow-oom')
-register('postpone_chore', postpone_chore, 'allow-oom')
-register('end_chore', end_chore, 'allow-oom')
-register('join_room', join_room)
-register('begin_room', begin_room)
-register('direct_room', direct_room)
-register('check_room', check_room, 'allow-oom')
-register('show_room', show_room)
-register('offer_rematch', offer_rematch)
-register('answer_rematch', answer_rematch)
-register('check_rematch', check_rematch)
-register('set_switch', set_switch, 'allow-oom')
-register('create_challenge', create_challenge)
-register('join_challenge', join_challenge)
-register('record_run', record_run)
-register('move_challenger', move_challenger, 'allow-oom')
-register('note_challenge', note_challenge)
-register('add_metrics', add_metrics)
+register('begin_format')
+register('meet_schema', 'allow-oom')
+register('adopt_schema')
+register('put_question')
+register('add_stats')
+register('rate_question')
+register('flag_question')
+register('fix_draws', 'allow-oom')
+register('claim')
+register('settle_claim', 'allow-oom')
+register('reserve', 'allow-oom')
+register('create_user')
+register('open_session', 'allow-oom')
+register('authenticate', 'allow-oom')
+register('change_user')
+register('change_password', 'allow-oom')
+register('end_sessions', 'allow-oom')
+register('begin_erasure', 'allow-oom')
+register('due_erasures', 'allow-oom')
+register('erase_user', 'allow-oom')
+register('history_page', 'no-writes')
+register('begin_merge')
+register('merge_history')
+register('merge_seen')
+register('apply_merge')
+register('end_merge')
+register('set_code', 'allow-oom')
+register('try_code', 'allow-oom')
+register('reset_password', 'allow-oom')
+register('unlink_identity', 'allow-oom')
+register('block')
+register('note_blocker')
+register('note_report')
+register('add_report')
+register('change_report', 'allow-oom')
+register('due_guests', 'allow-oom')
+register('expire_guest', 'allow-oom')
+register('apply_result')
+register('apply_repair')
+register('take_allowance', 'allow-oom')
+register('join')
+register('check_ticket')
+register('leave', 'allow-oom')
+register('release', 'allow-oom')
+register('revoke', 'allow-oom')
+register('heartbeat', 'allow-oom')
+register('due_tickets')
+register('create_game')
+register('due_games')
+register('advance')
+register('answer')
+register('exit_game', 'allow-oom')
+register('stop_game', 'allow-oom')
+register('enter_game')
+register('mute')
+register('relay')
+register('finish_game')
+register('forget_player', 'allow-oom')
+register('replace_player')
+register('begin_repair')
+register('end_repair')
+register('drop_game', 'allow-oom')
+register('add_chore', 'allow-oom')
+register('take_chores', 'allow-oom')
+register('postpone_chore', 'allow-oom')
+register('end_chore', 'allow-oom')
+register('join_room')
+register('begin_room')
+register('direct_room')
+register('check_room', 'allow-oom')
+register('show_room')
+register('offer_rematch')
+register('answer_rematch')
+register('check_rematch')
+register('set_switch', 'allow-oom')
+register('create_challenge')
+register('join_challenge')
+register('record_run')
+register('move_challenger', 'allow-oom')
+register('note_challenge')
+register('add_metrics')
