@@ -13511,6 +13511,9 @@ VIEWER_FILES = {
     "swagger-ui-bundle.js": ("flask_swagger_ui", "dist", SCRIPT),
     "asyncapi-viewer.iife.js": ("asyncapi_viewer", "static", SCRIPT),
 }
+MINIFY = """import minify, sys
+page = sys.stdin.buffer.read().decode()
+sys.stdout.buffer.write(minify.string("text/html", page).encode())"""
 DOCS_HEAD = """<!doctype html>
 <html lang="en">
 <head>
@@ -13577,10 +13580,21 @@ def docs_page(page: str, schema: Schema) -> str:
 
 
 def play_page(schema: Schema) -> str:
-    """Returns pages/play.html with what it has to know of the schema."""
-    page = (PAGES / "play.html").read_text("utf-8")
+    """Returns pages/play.html, made small, with what it has to know of the schema."""
+    page = minified((PAGES / "play.html").read_text("utf-8"))
     facts = dumps(page_facts(schema)).replace("<", "\\u003c")
-    return page.replace('type="application/json">{}<', f'type="application/json">{facts}<')
+    return page.replace(">{}</script>", f">{facts}</script>")
+
+
+def minified(page: str) -> str:
+    """Returns HTML without comments and white space, and with short names in its scripts.
+
+    The minifier is a Go library. A process of its own keeps Go's threads and signal handlers out
+    of the worker.
+    """
+    command = [sys.executable, "-c", MINIFY]
+    done = subprocess.run(command, input=page.encode(), stdout=subprocess.PIPE, check=True)
+    return done.stdout.decode()
 
 
 def page_facts(schema: Schema) -> dict:
