@@ -6615,12 +6615,15 @@ class Game:
         return scores
 
     def quick_answers(self) -> list[tuple[int, int]]:
-        """Returns for each player how many answers in inhuman time were (right, wrong)."""
+        """Returns for each player how many answers in inhuman time were (right, wrong).
+
+        A round that was closed before a player came has no answer of theirs.
+        """
         found = [Counter() for _ in self.players]
         for number, (_, order) in enumerate(self.rounds[: self.round], 1):
             closed = self.fields.get(str(number))
             answers = parse_round(closed) if closed else [player.answer for player in self.players]
-            for counted, answer in zip(found, answers, strict=True):
+            for counted, answer in zip(found, answers, strict=False):
                 if answer and answer["ms"] < INHUMAN_MS:
                     counted[order[answer["choice"]] == "0"] += 1
         return [(counted[True], counted[False]) for counted in found]

@@ -367,16 +367,19 @@ def test_who_comes_during_a_game_plays_from_the_next_question_on(house, phones):
     late.connect()
     update = late.receive()
     assert (update["type"], update["choice"]) == ("update", 0) and "question" in update
+    last = phones("open", code)  # after a round was closed
+    assert last.receive()["round"] == 2
     for phone in (host, guest):
         phone.send("answer", round=2, choice=0)
     answers = late.expect("reveal", round=2)["answers"]
     assert answers.keys() == {host.name, guest.name, late.name}
-    for end in play_all([host, guest, late]):
-        assert {row["player"] for row in end["ranking"]} == {host.name, guest.name, late.name}
+    everybody = [host, guest, late, last]
+    for end in play_all(everybody):
+        assert {row["player"] for row in end["ranking"]} == {phone.name for phone in everybody}
     record = house.http("GET", f"/games/{game}", token=late.token).json
     assert late.name not in record["rounds"][0]["answers"]
     assert late.name in record["rounds"][1]["answers"]
-    for phone in (host, guest, late):
+    for phone in everybody:
         assert phone.expect("room", state="waiting")["host"] == host.name
 
 
