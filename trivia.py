@@ -1703,6 +1703,8 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
 # Reads schema.yaml. SchemaLoader refuses what is YAML but not JSON. Every mistake is reported at
 # once, as `FILE:LINE: PATH: found ...; expected ...`. The parsed tree is never changed afterwards.
 
+Mistake = tuple[tuple, str, str]  # path, what was found, what was expected
+
 ANY_ORIGIN = ("*", "null")  # `null` is sent by pages without an origin, such as files
 DEFAULT_PORTS = {"http": 80, "https": 443}
 # Apps in a web view have schemes of their own, such as capacitor://localhost. The schemes that are
@@ -1715,10 +1717,6 @@ _ORIGIN = re.compile(
 SHIPPED_SCHEMA = HERE / "schema.yaml"
 # What a file that says only what differs need not fulfil by itself.
 CONDITIONS = {"$schema", "allOf", "if", "then", "else", "dependentRequired", "minProperties"}
-# ---- schema reader -------------------------------------------------------------------------------
-# Reads a schema file, and reports its mistakes all at once, in the order of their lines.
-
-Mistake = tuple[tuple, str, str]  # path, what was found, what was expected
 
 
 class SchemaLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
