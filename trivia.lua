@@ -54,6 +54,20 @@ local function read_clock(clock)
   return known.lag, known.seen
 end
 
+-- Tells whether this primary of a cluster may have been replaced since a moment (ms) without knowing
+-- it yet: a replica has not been heard since. A primary that hung wakes like that. It would run what
+-- its sockets still hold, and the bus of the cluster would carry the events to the new primary.
+local function may_be_replaced(since)
+  local nodes = redis.pcall('CLUSTER', 'NODES')
+  if type(nodes) ~= 'string' then return false end -- it is a single server
+  local me = string.match(nodes, '(%x+) %S+ %S*myself')
+  for flags, heard in string.gmatch(nodes, '(%S+) ' .. me .. ' %d+ (%d+) ') do
+    local has_failed = string.find(flags, 'fail') and not string.find(flags, 'fail?', 1, true)
+    if not has_failed and tonumber(heard) <= since then return true end
+  end
+  return false
+end
+
 -- Returns game time (ms), the clock of Redis (ms), and the same as 'SECONDS.MICROSECONDS'. Game
 -- time follows the clock of Redis. It pauses over any gap (the clock was set, a failover, nothing
 -- ran for 3 s), so that no question expires unseen. `pending` is the key of what waits for this
@@ -63,6 +77,9 @@ local function game_clock(clock, pending)
   local lag, seen = read_clock(clock)
   local now = wall - lag
   if now < seen or now > seen + BOUNDS.CLOCK_GAP_MS then
+    if seen > 0 and now > seen and may_be_replaced(seen + lag) then
+      error({err = 'TRYAGAIN this primary hung, and may have been replaced'})
+    end
     local waits = seen > 0 and call('ZCARD', pending) > 0
     now = waits and seen or wall
   end

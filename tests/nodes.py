@@ -93,10 +93,12 @@ class Cluster:
         known = node.client.execute_command("CLUSTER NODES")
         return all(id in str(known) for id in self.ids.values()) and "handshake" not in str(known)
 
-    def views(self):
-        """What each living node says of the slots: [[(first, last, port of the primary)]]."""
+    def views(self, but=None):
+        """What each living node (but one that hangs) says: [[(first, last, port of the primary)]]."""
         found = []
         for node in self.nodes:
+            if node is but:
+                continue
             with contextlib.suppress(redis.RedisError):
                 rows = node.client.execute_command("CLUSTER SLOTS")
                 found.append(sorted((row[0], row[1], row[2][1]) for row in rows))
@@ -127,9 +129,9 @@ class Cluster:
         ports = {port for *_, port in view}
         return [node for node in self.nodes if node.port in ports]
 
-    def primary_of(self, key):
-        """The node that has the slot of a key, as most living nodes see it."""
-        view = Counter(map(tuple, self.views())).most_common(1)[0][0]
+    def primary_of(self, key, but=None):
+        """The node that has the slot of a key, as most living nodes (but one that hangs) see it."""
+        view = Counter(map(tuple, self.views(but))).most_common(1)[0][0]
         slot = key_slot(key.encode())
         port = next(port for first, last, port in view if first <= slot <= last)
         return next(node for node in self.nodes if node.port == port)

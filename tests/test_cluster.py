@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -671,3 +672,52 @@ def test_nothing_that_was_shown_is_undone_when_a_primary_hangs_and_wakes(cluster
         await story._until(lambda: story.seen("g0", woke), 20, "its games go on")
 
     play(cluster_server, tell)
+
+
+def test_a_primary_that_hung_runs_nothing_of_what_its_sockets_held(cluster_server):
+    """The bus of a cluster would carry its events to the node that has taken its place."""
+    cluster = cluster_server.cluster
+    game, worker = "020000000001", "ghost"
+    key, deadlines, clock = keys = Keys.game_keys(game)
+    channel = f"worker:{{g2}}:{worker}"
+    people = [[uid, uid, 1500, 480] for uid in ("u1", "u2")]
+    plan = trivia.write_plan("q", [9e4, 9e4, 9e4, 1, 1, "forfeit", "rated"], "7:01", people)
+    seats = [word for n in (1, 2) for word in (f"{worker}.{n}", n)]
+
+    def run(node, name, *args):
+        command = "FCALL", trivia.LIBRARY.function(name), 3, *keys, "", *args
+        return node.client.execute_command(*command)
+
+    def listen(node):
+        pubsub = node.client.pubsub()
+        pubsub.ssubscribe(channel)
+        assert pubsub.get_message(timeout=5)["type"] == "ssubscribe"
+        return pubsub
+
+    say = lambda node, text: run(node, "relay", f"{worker}.1", "emoji", f'"emoji":"{text}"')
+    old = cluster.primary_of("{g2}")
+    with contextlib.closing(listen(old)) as heard:
+        assert run(old, "create_game", plan, 90_000, '{"type":"start"}', *seats) == 1
+        assert "start" in heard.get_message(timeout=5)["data"]
+        assert say(old, "before") == "ok"
+        assert "before" in heard.get_message(timeout=5)["data"]
+    relay = "FCALL", trivia.LIBRARY.function("relay"), 3, *keys
+    late = hiredis.pack_command((*relay, "", f"{worker}.1", "emoji", '"emoji":"late"'))
+    with socket.create_connection(("127.0.0.1", old.port)) as link:
+        link.sendall(b"PING\r\n")
+        assert link.recv(100) == b"+PONG\r\n"
+        old.process.send_signal(signal.SIGSTOP)
+        try:
+            link.sendall(late)
+            wait_until(lambda: cluster.primary_of("{g2}", but=old) is not old, 40)
+            new = cluster.primary_of("{g2}", but=old)
+            heard = listen(new)
+        finally:
+            old.process.send_signal(signal.SIGCONT)
+        assert link.recv(100).startswith((b"-TRYAGAIN", b"-MOVED"))
+    wait_until(cluster.is_well, 60)
+    assert say(new, "after") == "ok"
+    with contextlib.closing(heard):
+        assert "after" in heard.get_message(timeout=5)["data"]
+    for one in keys:
+        new.client.delete(one)
