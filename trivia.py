@@ -7335,13 +7335,6 @@ class Games(GameViews):
         people = {}
         if game.is_kept:
             people = dict(zip(uids, await self._apply_all(game), strict=True))
-        present = {account: user for account, user in people.values() if user}
-        copies = [self.users.boards.refresh(*person) for person in present.items()]
-        copies += [
-            self._refresh_quick(uid, user) for uid, user in present.items() if ":quick" in user
-        ]
-        if game.kind == CHALLENGE:
-            copies.append(self.challenges.record(game))
         is_early = is_void and game.reason != VOID
         early = {player.uid: is_early and player.left for player in humans}
         gone = list(uids)
@@ -7355,6 +7348,13 @@ class Games(GameViews):
         # gets `end` may play again at once; on a cluster that is known by another primary.
         away = {text.split(" ")[0] for text in gone if not is_void}
         await self.rematches.offer(game, away)
+        present = {account: user for account, user in people.values() if user}
+        copies = [self.users.boards.refresh(*person) for person in present.items()]
+        copies += [
+            self._refresh_quick(uid, user) for uid, user in present.items() if ":quick" in user
+        ]
+        if game.kind == CHALLENGE:
+            copies.append(self.challenges.record(game))
         await asyncio.gather(
             *copies, self.release(game.id, early), self._finish(game, is_void, gone)
         )
