@@ -11103,8 +11103,8 @@ class Joining(Outlet):
             game = await self.hub.games.enter(game_id, *who, way, self.queue)
             if game == "over":
                 return await self._on_missed_end(game_id)
-            if game == "stale":  # `replaced` is on its way
-                return
+            if game == "stale":  # the event that says so may be lost
+                return await self.close(CLOSE_REPLACED, REPLACED)
             self._set_state(State.PLAYING, game_id)
             self.seq = game.player_of(self.uid).seq
             self.queue = self.hub.schema.queues.get(game.queue, self.queue)
