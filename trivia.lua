@@ -54,9 +54,9 @@ local function read_clock(clock)
   return known.lag, known.seen
 end
 
--- Tells whether this primary of a cluster may have been replaced since a moment (ms) without knowing
--- it yet: a replica has not been heard since. A primary that hung wakes like that. It would run what
--- its sockets still hold, and the bus of the cluster would carry the events to the new primary.
+-- Tells whether this primary of a cluster may have been replaced since a moment (ms) and not know
+-- it: a replica has not been heard since. A primary that hung wakes like that. It would run what
+-- its sockets hold, and the bus of the cluster would carry the events to the new primary.
 local function may_be_replaced(since)
   local nodes = redis.pcall('CLUSTER', 'NODES')
   if type(nodes) ~= 'string' then return false end -- it is a single server

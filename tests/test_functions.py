@@ -366,7 +366,7 @@ def test_every_function_is_registered():
 
 def test_a_function_touches_only_keys_that_it_is_given():
     named = re.findall(r"call\('(\w+)', ['(]", SOURCE)
-    assert set(named) == {"PUBSUB"}, named
+    assert set(named) == {"CLUSTER", "PUBSUB"}, named
 
 
 def test_the_python_around_each_function_passes_what_its_contract_declares(played):
@@ -3287,7 +3287,7 @@ def played():
             tree["limits"]["games_per_user"] = 2
 
         schema = edited_schema(edit, seat_seconds=0.3)
-        server = Server(schema, env={"REDIS_URL": cluster.url}).start()
+        server = Server(schema, env={"REDIS_URL": f"{cluster.url}?shards=4"}).start()
         samples, frames = {}, []
 
         def look(name):

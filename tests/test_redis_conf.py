@@ -119,7 +119,7 @@ def test_each_directive_stands_there_once_and_has_its_reason_above():
 
 def test_the_user_may_run_what_trivia_py_runs_and_what_tells_how_redis_does():
     text = "".join((ROOT / name).read_text() for name in ("trivia.py", "trivia.lua"))
-    words = re.findall(r"""\b(?:call|tell)\(\s*(['"])([A-Z]+)\1(?:, \1([A-Z]+)\1)?""", text)
+    words = re.findall(r"""\b(?:p?call|tell)\(\s*(['"])([A-Z]+)\1(?:, \1([A-Z]+)\1)?""", text)
     words += re.findall(r"""\bsend\(_ignore_reply, \((")([A-Z]+)",(?: "([A-Z]+)")?""", text)
     words += re.findall(r"""\b(?:each|call_durably)\((")([A-Z]+)"(?:, "([A-Z]+)")?""", text)
     runs = {
