@@ -894,9 +894,7 @@ class Host:
             or self.environment.get("REDIS_URL")
             or (f"unix://{data}" if self.root else "")
         )
-        self.redis = (
-            redis.Redis.from_url(self.redis_url, socket_timeout=1) if self.redis_url else None
-        )
+        self.stores = clients_of(self.redis_url) if self.redis_url else []
 
     def _find(self) -> psutil.Process | None:
         here = {one.address for some in psutil.net_if_addrs().values() for one in some}
@@ -920,8 +918,8 @@ class Host:
         with contextlib.suppress(psutil.Error, AttributeError):
             for process in [self.root, *self.root.children(recursive=True)]:
                 self._see(process.pid, "server" if process == self.root else "worker")
-        if pid := self.info("server").get("process_id"):
-            self._see(pid, "redis")
+        for info in self.infos("server"):
+            self._see(info["process_id"], "redis")
         return self.cpu_s.copy()
 
     def _see(self, pid: int, role: str) -> None:
@@ -944,18 +942,14 @@ class Host:
 
     def counters(self) -> dict[str, int]:
         """Redis's own, with the number of calls of each command as `calls:NAME`; {} without a Redis."""
-        if not (info := self.info("everything")):
-            return {}
-        return {
-            "commands": info["total_commands_processed"],
-            "bytes_in": info["total_net_input_bytes"],
-            "bytes_out": info["total_net_output_bytes"],
-            "memory": info["used_memory"],
-        } | {
-            f"calls:{name.removeprefix('cmdstat_')}": known["calls"]
-            for name, known in info.items()
-            if name.startswith("cmdstat_")
-        }
+        found: Counter[str] = Counter()
+        for info in self.infos("everything"):
+            for name, counter in COUNTERS.items():
+                found[name] += info[counter]
+            for name, known in info.items():
+                if name.startswith("cmdstat_"):
+                    found[f"calls:{name.removeprefix('cmdstat_')}"] += known["calls"]
+        return dict(found)
 
     def description(self) -> dict:
         """What figures of this host depend on; {} when the server is elsewhere."""
@@ -963,7 +957,7 @@ class Host:
             return {}
         cpu, server = (
             Path("/proc/cpuinfo").read_text().partition("model name\t: ")[2].partition("\n")[0],
-            self.info("server"),
+            (self.infos("server") or [{}])[0],
         )
         commit = subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
@@ -979,12 +973,35 @@ class Host:
             ),
         }
 
-    def info(self, section: str) -> dict:
-        """What Redis says about itself; {} when it can't be asked."""
+    def infos(self, section: str) -> list[dict]:
+        """What each Redis says about itself; [] when one can't be asked."""
         try:
-            return self.redis.info(section) if self.redis else {}
+            return [store.info(section) for store in self.stores]
         except redis.RedisError:
-            return {}
+            return []
+
+
+COUNTERS = {  # what is reported of Redis: its name there
+    "commands": "total_commands_processed",
+    "bytes_in": "total_net_input_bytes",
+    "bytes_out": "total_net_output_bytes",
+    "memory": "used_memory",
+}
+
+
+def clients_of(url: str) -> list[redis.Redis]:
+    """A client of the Redis of a URL, or of each primary of a cluster."""
+    scheme, _, rest = url.partition("+cluster://")
+    if not rest:
+        return [redis.Redis.from_url(url, socket_timeout=1)]
+    login, _, hosts = rest.partition("?")[0].strip("/").rpartition("@")
+    client = lambda host: redis.Redis.from_url(f"{scheme}://{login}@{host}", socket_timeout=1)
+    for host in hosts.split(","):
+        with contextlib.suppress(redis.RedisError):
+            rows = client(host).execute_command("CLUSTER SLOTS")
+            places = {(row[2][0].decode(), row[2][1]) for row in rows}
+            return [client(f"{host}:{port}") for host, port in sorted(places)]
+    return []
 
 
 def cpu_of(process: psutil.Process) -> float:

@@ -1,0 +1,94 @@
+"""What more primaries change: the CPU of each Redis for an answer, under the same load.
+
+    python tests/growth.py [--primaries 1,3,6] [--turns 3] [--players 600] [--think 1] [--minutes 0.5] [--json FILE]
+
+For each number of primaries it starts a server, on one Redis or on a cluster, and tests/load.py beside it: so many players
+who answer at random. It does so in turn, several times, since a busy machine changes what a wake-up costs; the median
+counts. What is compared with one Redis is CPU time, of the busiest primary and of all of them. The exit code is 1 when the
+busiest of three takes more than 0.42, or of six more than 0.24, or all together more than 1.2 times.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from conftest import ROOT, Server, edited_schema
+from nodes import Cluster, ClusterServer
+from test_end_to_end import free_port
+
+MOST_OF_BUSIEST, MOST_OF_ALL = {3: 0.42, 6: 0.24}, 1.2
+WORKERS = 2
+
+
+def short_pauses(tree):
+    """Edits schema.yaml: games that ask as often as players can answer."""
+    tree["queues"] = {"random": tree["queues"]["random"]}
+    tree["queues"]["random"].update(start_seconds=0.5, reveal_seconds=0.5)
+
+
+def measure(primaries, options):
+    """CPU of each Redis, in us an answer, the greatest first; and the answers a second."""
+    schema = edited_schema(short_pauses)
+    command = [sys.executable, "trivia.py", "--port", free_port(), "--workers", WORKERS]
+    command = list(map(str, command))
+    if primaries == 1:
+        server = Server(schema, command)
+    else:
+        server = ClusterServer(schema, command, cluster=Cluster(primaries, 0))
+    with contextlib.closing(server.start()), tempfile.NamedTemporaryFile() as file:
+        words = {"players": options.players, "think": options.think, "ramp": 5}
+        words |= {"minutes": options.minutes, "json": file.name, "processes": 1}
+        load = [sys.executable, ROOT / "tests" / "load.py", "--seed-accounts"]
+        load += [word for name, value in words.items() for word in (f"--{name}", str(value))]
+        place = f"http://127.0.0.1:{server.port}"
+        subprocess.run([*map(str, load), place], check=True, stdout=subprocess.DEVNULL)
+        step = json.loads(Path(file.name).read_text())["steps"][0]
+    each = [row["us_per_answer"] for name, row in step["processes"].items() if "redis" in name]
+    return sorted(each, reverse=True), step["answers_per_s"]
+
+
+def main():
+    """Measures, and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--primaries", default="1,3,6", help="numbers (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--players", type=int, default=600, help="default: %(default)s")
+    parser.add_argument("--think", type=float, default=1, help="seconds (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=0.5, help="each (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="a file for all figures")
+    options = parser.parse_args()
+    counts = sorted(map(int, options.primaries.split(",")))
+    turns = {count: [] for count in counts}
+    for _ in range(options.turns):
+        for count in counts:
+            turns[count].append(measure(count, options))
+            each, rate = turns[count][-1]
+            print(count, "primaries:", *each, f"us an answer; {rate} answers/s", flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(turns))
+    sys.exit(compare(turns))
+
+
+def compare(turns):
+    """Prints what the busiest and all take, and their ratios to one Redis; 1 if they are too high."""
+    medians = {
+        count: [statistics.median(amount(each) for each, _ in rows) for amount in (max, sum)]
+        for count, rows in turns.items()
+    }
+    failed = 0
+    for count, (busiest, total) in medians.items():
+        ratios = busiest / medians[1][0], total / medians[1][1]
+        print(
+            f"{count}: busiest {busiest:.0f} us ({ratios[0]:.2f}), all {total:.0f} us ({ratios[1]:.2f})"
+        )
+        failed |= ratios[0] > MOST_OF_BUSIEST.get(count, 1) or ratios[1] > MOST_OF_ALL
+    return int(failed)
+
+
+if __name__ == "__main__":
+    main()
