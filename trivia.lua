@@ -403,13 +403,15 @@ end
 -- ARGS field     that was checked: the password, a guest's secret
 -- ARGS proof     value of that field as it was checked
 -- Returns {expiry (s), how many sessions it ended, field, value, ...} with the fields of the user.
--- Returns false if the field has changed, or the user was erased, since it was read. Returns {0, 0,
--- field, value, ...} for a banned user, who gets no session.
+-- Returns false if the field has changed, or the user was erased, since it was read, and for a guest
+-- whose creation is not complete. Returns {0, 0, field, value, ...} for a banned user, who gets no
+-- session.
 -- Atomic, so that an old password opens no session.
 function functions.open_session(keys, args)
   local user = unpack(keys)
   local digest, ttl, most, from, field, proof = unpack(args)
   if call('HGET', user, field) ~= proof then return false end
+  if field == ':guest' and call('HEXISTS', user, ':new') == 1 then return false end
   local now = tonumber(call('TIME')[1])
   local fields, sessions = call('HGETALL', user), {}
   local banned_until = tonumber(string.match(call('HGET', user, ':ban') or '', '^%d+'))
@@ -872,6 +874,51 @@ function functions.due_guests(keys, args)
   local due = call('ZRANGEBYSCORE', guests, '-inf', now, 'LIMIT', 0, most)
   for _, uid in ipairs(due) do call('ZADD', guests, now + lease, uid) end
   return {now, unpack(due)}
+end
+
+-- create_guest: writes a new guest with their first session. They are provisional as long as they
+-- have the field `:new`: the time from which another request completes them.
+-- KEYS user    the guest
+-- KEYS merged  what is kept of a guest who was merged into an account
+-- ARGS digest  of the session's token
+-- ARGS ttl     seconds that the session lasts
+-- ARGS from    digest of the address
+-- ARGS lease   ms in which the caller makes the name sure
+-- ARGS proof   digest of the guest's secret
+-- ARGS name    username
+-- Returns {'created', `:new`, expiry of the session (s)}. Or it writes nothing and returns
+-- {'known'}, {'account'} if the guest has become one, {'begun'} while another request creates the
+-- guest, or {'abandoned', `:new`, username} of a provisional guest who is left to others.
+-- Atomic, so that one request creates the guest.
+function functions.create_guest(keys, args)
+  local user, merged = unpack(keys)
+  local digest, ttl, from, lease, proof, name = unpack(args)
+  local now = wall_clock()
+  if call('HGET', user, ':guest') == proof then
+    local new = call('HGET', user, ':new')
+    if not new then return {'known'} end
+    -- More than the lease is left only if the clock was set back.
+    local is_fresh = now <= tonumber(new) and new - now <= tonumber(lease)
+    return is_fresh and {'begun'} or {'abandoned', new, call('HGET', user, 'username')}
+  end
+  if call('EXISTS', user, merged) > 0 then return {'account'} end
+  local new, created = string.format('%.0f', now + lease), math.floor(now / 1000)
+  call('HSET', user, ':created', created, ':from', from, 'session:' .. digest, created + ttl,
+    ':guest', proof, ':new', new, 'username', name)
+  return {'created', new, created + ttl}
+end
+
+-- withdraw_guest: removes a guest who was to be created, and is refused, as long as they are
+-- provisional.
+-- KEYS user  the guest
+-- ARGS new   `:new` as create_guest wrote it
+-- Returns 1, or 0 if nothing was done.
+-- Atomic, so that no guest is removed whom another request has completed.
+function functions.withdraw_guest(keys, args)
+  local user = unpack(keys)
+  local new = unpack(args)
+  if call('HGET', user, ':new') ~= new then return 0 end
+  return call('DEL', user)
 end
 
 -- expire_guest: removes a guest, if they still are as they were read.
@@ -3631,6 +3678,8 @@ register('note_report')
 register('add_report')
 register('change_report', 'allow-oom')
 register('due_guests', 'allow-oom')
+register('create_guest')
+register('withdraw_guest', 'allow-oom')
 register('expire_guest', 'allow-oom')
 register('apply_result')
 register('apply_repair')

@@ -43,8 +43,10 @@ time may lag behind that clock.
                                  the rating); :from (digests of the addresses
                                  of the last sign-ins, newest first); :turn
                                  (number of connections so far); :guest (digest
-                                 of a guest's secret); :merge (an offer to merge
-                                 the guest: "DIGEST ACCOUNT FIELD VALUE UNTIL");
+                                 of a guest's secret); :new (until when their
+                                 creation may fail, see Guests); :merge (an offer
+                                 to merge the guest:
+                                 "DIGEST ACCOUNT FIELD VALUE UNTIL");
                                  oidc:NAME (digest of an identity); :confirmed
                                  (folded address that is proved); :revoke:NAME
                                  ("CLIENT TOKEN" to be revoked); session:DIGEST
@@ -8204,12 +8206,18 @@ class Reports:
 
 # ---- guests --------------------------------------------------------------------------------------
 # Guests play without an account: a secret of the device is all that they need. The UID of a guest
-# is a digest of the secret, so that the same secret finds the same guest in one trip. A guest is a
-# user with the field `:guest`, without a password. An upgrade takes that field away, and all else
-# stays.
+# is a digest of the secret, so that the same secret finds the same guest. A guest is a user with
+# the field `:guest`, without a password. An upgrade takes that field away, and all else stays.
 #
-# Invariants: each guest is in `guests:{guests}`, whose size is bounded. A guest who does not play
-# for `guest_days` is erased, but not while they have a seat in the lobby.
+# A new guest takes one trip to Redis, as one who is there. The guest, their name, the allowance of
+# the address and the list of guests have different hash tags, and may be on four nodes. So their
+# calls leave together, not one after the other. Until it is sure that the name is theirs, the guest
+# is provisional: nobody can sign in, and nobody has seen them. A worker that dies in between leaves
+# such a guest, whom the next request with the secret completes.
+#
+# Invariants: each guest is in `guests:{guests}`, whose size is bounded. No token of a guest is
+# handed out before their name is sure. A guest who does not play for `guest_days` is erased, but
+# not while they have a seat in the lobby.
 
 NAME_ATTEMPTS = 8  # generated names that a new user tries before the server gives up
 EXPIRE_GUESTS_S = 5  # between two looks for guests who have expired
@@ -8222,6 +8230,12 @@ ADMISSION_S = 2 * CALL_SECONDS
 def guest_uid(secret: str) -> str:
     """Returns the UID of the guest with a secret."""
     return digest(f"guest {secret}", UID_BYTES)
+
+
+async def _unless_full(call: Awaitable) -> Any:
+    """Returns the reply to a call, None if Redis can't do it: a full one lets in who is there."""
+    with contextlib.suppress(Unavailable):
+        return await call
 
 
 class Names:
@@ -8269,78 +8283,127 @@ class Guests:
     async def enter(self, secret: str, address: str) -> tuple[dict, bool]:
         """Opens a session of the guest with a secret. Returns it, and whether the guest is new.
 
-        Takes one trip for a guest who is there, and two for a new one.
+        Takes one trip, unless the name of a new guest is taken. Raises Problem.
         """
         uid = guest_uid(secret)
-        proof = ":guest", digest(secret)
-        name = self.names.new()
-        allowance = self.users.allowances.registrations(address)
-        known, is_merged, claims, guests, wait_ms = await asyncio.gather(
+        give_up_s = time.monotonic() + 2 * CLAIM_MS / 1000
+        while time.monotonic() < give_up_s:
+            session, is_new = await self._try_enter(uid, digest(secret), address)
+            if session is not None:
+                return session, is_new
+            await asyncio.sleep(CLAIM_PAUSE_S)  # another request is creating this guest
+        raise Problem("unavailable", retry_after=1)
+
+    async def _try_enter(self, uid: str, proof: str, address: str) -> tuple[dict | None, bool]:
+        """Lets in a guest who is there, and creates one who is not. Returns no session if neither.
+
+        All calls leave at once, to whatever nodes. What some of them refuse, the others undo.
+        """
+        name, secret, begun_s = self.names.new(), new_secret(), time.monotonic()
+        made = self.users.allowances.registrations(address)
+        opened, created, claims, _, guests, wait_ms = await asyncio.gather(
             self._open(uid, proof, address),
-            self.redis.call("EXISTS", Keys.merged(uid)),
-            self._try_name(name, uid),
+            _unless_full(self._create(uid, proof, name, secret, address)),
+            _unless_full(self.users.claims.try_claim(name, uid)),
+            _unless_full(self.redis.call("ZADD", Keys.guests, "NX", self._due_ms(), uid)),
             self.redis.call("ZCARD", Keys.guests),
-            self.users.allowances.take(allowance),
+            self.users.allowances.take(made),
         )
-        session, refusal = known
-        if refusal is None and session is None:
-            refusal = self.users.switches.registration_problem()
-        if is_merged:
-            refusal = Problem("has_account")
-        elif wait_ms:
-            refusal = too_many_attempts(wait_ms)
-        elif guests >= self.rules["most"]:
-            refusal = Problem("guests_full", retry_after=60)
-        if session is None and refusal is None:
-            session = await self._create(uid, proof, name, claims, address)
-            return session or await self._reopen(uid, proof, address), session is not None
-        await self.users.claims.settle(uid, claims)
+        state, *details = created or ("full",)
+        refusal = self._refusal(guests, wait_ms)
+        if state == "abandoned" and refusal is None:
+            spawn(self.users.claims.settle(uid, claims or {}))
+            await self._complete(uid, *details)
+            return None, False
+        if state == "created" and refusal is None:
+            new, expires = details
+            if not claims or time.monotonic() > begun_s + CLAIM_MS / 2000:
+                name = await self._complete(uid, new, name)
+            else:  # as long as the claim is new, nobody takes the name
+                spawn(self._confirm(uid, new, claims))
+            return self._new_session(uid, secret, expires, name), bool(name)
+        if state == "created":
+            await self.redis.run_durably("withdraw_guest", (Keys.user(uid),), details[0])
+        spawn(self.users.claims.settle(uid, claims or {}))
         if not wait_ms:
-            await self.users.allowances.give_back(allowance)
-        if session is None:
-            raise refusal
-        return session, False
+            spawn(self.users.allowances.give_back(made))
+        return await self._known(uid, state, opened, refusal), False
 
-    async def _try_name(self, name: str, uid: str) -> dict[str, str]:
-        """Claims a name; {} if it can't. A full Redis still lets in a guest who is there."""
-        with contextlib.suppress(Unavailable):
-            return await self.users.claims.try_claim(name, uid)
-        return {}
+    async def _known(
+        self,
+        uid: str,
+        state: str,
+        opened: tuple[dict | None, Problem | None],
+        refusal: Problem | None,
+    ) -> dict | None:
+        """Returns the session of a guest who was not created, if they are there. Raises Problem."""
+        session, problem = opened
+        if session is None and state in ("created", "account", "full"):
+            await self.ended(uid)
+        problems = {
+            "created": refusal,
+            "abandoned": refusal,
+            "account": Problem("has_account"),
+            "full": Problem("unavailable", retry_after=1),
+        }
+        problem = problem or problems.get(state)
+        if session is None and problem is not None:
+            raise problem
+        return session
 
-    async def _open(
-        self, uid: str, proof: tuple[str, str], address: str
-    ) -> tuple[dict | None, Problem | None]:
+    async def _open(self, uid: str, proof: str, address: str) -> tuple[dict | None, Problem | None]:
         """Returns a session if the guest is there, and what refuses them."""
         try:
-            return await self.users.open_session(uid, proof, address), None
+            return await self.users.open_session(uid, (":guest", proof), address), None
         except Problem as problem:
             return None, problem
 
-    async def _reopen(self, uid: str, proof: tuple[str, str], address: str) -> dict:
-        """Opens a session of a user who was there when a guest was to be created."""
-        session = await self.users.open_session(uid, proof, address)
-        if session is None:
-            await self.ended(uid)
-            raise Problem("has_account")
-        return session
+    def _create(self, uid: str, proof: str, name: str, secret: str, address: str) -> Awaitable:
+        """Writes a new guest, who is provisional. Returns what create_guest says."""
+        session = digest(secret), self.users.session_s, address_digest(address)
+        keys = Keys.user(uid), Keys.merged(uid)
+        return self.redis.run_durably("create_guest", keys, *session, CLAIM_MS, proof, name)
 
-    async def _create(
-        self, uid: str, proof: tuple[str, str], name: str, claims: dict[str, str], address: str
-    ) -> dict | None:
-        """Writes a new guest. Returns the session, or None if there is such a user already."""
+    def _refusal(self, guests: int, wait_ms: int) -> Problem | None:
+        """Returns what forbids a new guest. They are among the guests already."""
+        if wait_ms:
+            return too_many_attempts(wait_ms)
+        if guests > self.rules["most"]:
+            return Problem("guests_full", retry_after=60)
+        return self.users.switches.registration_problem()
+
+    def _due_ms(self) -> int:
+        """Returns when a guest who is created now is checked for the first time."""
+        return time.time_ns() // 1_000_000 + self.rules["guest_days"] * DAY_S * 1000
+
+    async def _confirm(self, uid: str, new: str, claims: dict[str, str]) -> None:
+        """Notes that the name of a new guest is sure."""
+        await asyncio.gather(
+            self.users.store(uid, {":new": new}, {":new": "\0"}),
+            self.users.claims.settle(uid, claims),
+        )
+
+    async def _complete(self, uid: str, new: str, name: str) -> str:
+        """Makes the name of a provisional guest sure, or gives them another one.
+
+        Returns the name, or '' if another request has done it.
+        """
+        claims = await self.users.claims.try_claim(name, uid)
         if not claims:
             name, claims = await self.names.claim(uid)
-        fields = dict([proof, ("username", name)])
-        days_ms = self.rules["guest_days"] * DAY_S * 1000
-        due_ms = time.time_ns() // 1_000_000 + days_ms
-        _, session = await asyncio.gather(
-            self.redis.call("ZADD", Keys.guests, "NX", due_ms, uid),
-            self.users.create(uid, fields, claims, address),
-        )
-        spawn(self.users.claims.settle(uid, claims))
-        if session is not None:
-            log.info("guest created", extra={"player": uid})
-        return session
+        changes = {":new": "\0", "username": name}
+        done = await self.users.store(uid, {":new": new}, changes, claims)
+        await self.users.claims.settle(uid, claims)
+        return name if done else ""
+
+    def _new_session(self, uid: str, secret: str, expires: int, name: str) -> dict | None:
+        """Returns the session of a guest who was created under a name: None without one."""
+        if not name:
+            return None
+        log.info("guest created", extra={"player": uid})
+        stored = {":guest": "", "username": name, ":created": expires - self.users.session_s}
+        user = self.users.own_view(stored)
+        return {"token": uid + secret, "expires_at": expires, "user": user}
 
     async def upgrade(self, uid: str, user: dict, data: dict, address: str) -> dict:
         """Makes an account of a guest; returns its fields. Sessions, sockets and games go on."""
@@ -8818,8 +8881,11 @@ def is_public(url: str) -> bool:
 
 
 async def imported(name: str) -> ModuleType:
-    """Imports a module that few requests need, in a thread, so that games go on meanwhile."""
-    return sys.modules.get(name) or await asyncio.to_thread(importlib.import_module, name)
+    """Imports a module that few requests need, in a thread, so that games go on meanwhile.
+
+    While another request imports it, sys.modules already has it, but not yet all that is in it.
+    """
+    return await asyncio.to_thread(importlib.import_module, name)
 
 
 class Identities:

@@ -395,6 +395,7 @@ SIGN_IN = {
     "set_code",
     "try_code",
     "unlink_identity",
+    "withdraw_guest",
 }
 # What test_console.py calls.
 CONSOLE = {
@@ -457,6 +458,45 @@ def test_a_new_user_is_written_only_where_there_is_none(store):
     fields = store.client.hgetall(key)
     assert fields["username"] == f"n{first}" and int(fields["session:s"]) == outcomes[first]
     assert int(fields[":created"]) + 1000 == outcomes[first] and fields[":from"] == "addr"
+
+
+def test_a_guest_is_created_once_and_is_provisional_until_their_name_is_sure(store):
+    key, merged = Keys.user("u1"), Keys.merged("u1")
+    create = lambda name: store.run(
+        "create_guest", (key, merged), "s", 1000, "addr", 5000, "proof", name
+    )
+    withdraw = lambda guest: store.run("withdraw_guest", (key,), guest)
+    store.client.hset(merged, "username", "old")
+    assert create("merged") == ["account"] and not store.client.exists(key)
+    store.client.delete(merged)
+    outcomes = at_once(8, lambda i: create(f"n{i}"))
+    assert sorted(outcome[0] for outcome in outcomes) == ["begun"] * 7 + ["created"]
+    [(name, new, expires)] = [
+        (f"n{i}", *more) for i, (outcome, *more) in enumerate(outcomes) if more
+    ]
+    assert 0 <= store.now() + 5000 - int(new) < 4000
+    assert store.client.hgetall(key) == {
+        "username": name,
+        ":guest": "proof",
+        ":new": new,
+        ":created": str(expires - 1000),
+        ":from": "addr",
+        "session:s": str(expires),
+    }
+    enter = lambda: store.run("open_session", (key,), "t", 9, 9, "addr", ":guest", "proof")
+    assert enter() is None
+    for late in (store.now() - 1, store.now() + 60_000):  # it is over, or the clock was set back
+        store.client.hset(key, ":new", late)
+        assert create("other") == ["abandoned", str(late), name]
+    assert withdraw(new) == 0 and store.client.exists(key)
+    store.client.hdel(key, ":new")
+    assert create("other") == ["known"] and store.client.hget(key, "username") == name
+    assert enter() and withdraw(new) == 0
+    store.client.hdel(key, ":guest")
+    assert create("other") == ["account"]
+    store.client.delete(key)
+    _, new, _ = create("again")
+    assert [withdraw(new) for _ in range(2)] == [1, 0] and not store.client.exists(key)
 
 
 def test_a_format_is_written_once_and_empties_what_it_is_given(store):
@@ -3193,7 +3233,7 @@ CONTENT = {  # what members and values look like, where the table says more than
     "quick:{metrics}": r"[\w-]{12}=-?\d+",
 }
 USER_FIELDS = (
-    r":created|:turn|:quick|:streak|daily_points|:sigma|:from|:guest|:merge|oidc:[a-z]+|session:[\w-]+|board:[a-z_]+|"
+    r":created|:turn|:quick|:streak|daily_points|:sigma|:from|:guest|:new|:merge|oidc:[a-z]+|session:[\w-]+|board:[a-z_]+|"
     + "|".join(trivia.USER_FIELDS)
     + "|email|avatar"
 )

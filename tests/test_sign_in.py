@@ -9,6 +9,7 @@ import hmac
 import http.client
 import json
 import os
+import queue
 import random
 import re
 import secrets
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 import types
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -54,6 +56,7 @@ from conftest import (
 
 sys.path.insert(0, str(ROOT))
 import trivia  # noqa: E402
+from test_failures import Link  # noqa: E402
 
 
 def widen(tree):
@@ -210,6 +213,134 @@ def test_a_guest_is_erased_without_a_password_and_an_account_is_not(server):
     assert "password" in answer.refused(422, "invalid")["errors"]
 
 
+# -- creation
+
+
+class SlowLink(Link):
+    """A way to Redis on which everything takes a while, however much is under way."""
+
+    delay_s = 0
+
+    def _carry(self, source, sink):
+        under_way = queue.SimpleQueue()
+        threading.Thread(target=self._deliver, args=(under_way, sink), daemon=True).start()
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                under_way.put((time.monotonic() + self.delay_s, data))
+
+    def _deliver(self, under_way, sink):
+        with contextlib.suppress(OSError):
+            while True:
+                due_s, data = under_way.get()
+                time.sleep(max(0, due_s - time.monotonic()))
+                sink.sendall(data)
+
+
+def test_a_guest_takes_one_trip_to_redis(make_server):
+    with contextlib.closing(Valkey().start()) as valkey:
+        with contextlib.closing(SlowLink(str(valkey.path))) as link:
+            server = make_server(env={"REDIS_URL": link.url})
+            link.delay_s = 0.25
+            secrets_of_guests = [new_secret() for _ in range(3)]
+            for status in (201, 200):
+                seconds = []
+                for secret in secrets_of_guests:
+                    begun_s = time.monotonic()
+                    enter(server, secret, status)
+                    seconds.append(time.monotonic() - begun_s)
+                assert 0.5 <= min(seconds) < 0.9, seconds
+
+
+def abandon(server, guest, until_ms=1):
+    """Has a guest look as if the worker had died that was creating them."""
+    server.redis.hset(trivia.Keys.user(uid_of(guest)), ":new", until_ms)
+
+
+def claim_of(server, name):
+    folded = trivia.fold(name)
+    return (server.redis.hget(trivia.Keys.unique(folded), folded) or "-").split(" ")
+
+
+@pytest.mark.parametrize("claim", ["own", "new", "missing", "of another"])
+def test_a_guest_whose_creation_was_broken_off_gets_a_name_of_their_own(server, claim):
+    secret = new_secret()
+    guest, other = enter(server, secret), enter(server)
+    name = guest["user"]["username"]
+    wait_until(lambda: len(claim_of(server, name)) == 2)
+    folded = trivia.fold(name)
+    bucket = trivia.Keys.unique(folded)
+    if claim == "missing":
+        server.redis.hdel(bucket, folded)
+    elif claim != "own":
+        uid = uid_of(guest if claim == "new" else other)
+        server.redis.hset(bucket, folded, f"{uid} op" + " 1" * (claim == "new"))
+    abandon(server, guest)
+    again = enter(server, secret, 200)["user"]["username"]
+    assert (again == name) == (claim != "of another")
+    assert claim_of(server, again)[0] == uid_of(guest)
+    assert server.http("GET", f"/users/{again}").json["username"] == again
+    stored = server.redis.hgetall(trivia.Keys.user(uid_of(guest)))
+    assert ":new" not in stored and stored["username"] == again
+    assert me(server, guest).status == 200
+
+
+def test_a_guest_whom_another_request_is_creating_is_waited_for(server):
+    secret = new_secret()
+    guest = enter(server, secret)
+    abandon(server, guest, round(server.redis.time()[0] * 1000) + 2500)
+    begun_s = time.monotonic()
+    assert enter(server, secret, 200)["user"] == guest["user"]
+    assert time.monotonic() - begun_s > 1
+
+
+def test_guests_have_names_of_their_own_whatever_dies_while_they_are_created():
+    """Half of all names are taken, and a worker or Redis dies again and again."""
+    few = [f"{letter}x" for letter in "abcdefghijklmnopqrst"]
+    names = lambda tree: tree["sign_in"].update(names={"first": few, "second": few})
+    valkey = Valkey().start()
+    command = [sys.executable, "trivia.py", "--port", "0", "--workers", "2"]
+    server = Server(edited_schema(names), command, env={"REDIS_URL": valkey.url}).start()
+    stop = threading.Event()
+    killer = threading.Thread(target=kill_again_and_again, args=(server, valkey, stop))
+    try:
+        line = valkey.client.pipeline(transaction=False)
+        for first in few:
+            for second in few:
+                for number in range(100, 1000, 2):
+                    name = f"{first}-{second}-{number}"
+                    line.hset(trivia.Keys.unique(name), name, "somebody op")
+        line.execute()
+        killer.start()
+        with ThreadPoolExecutor(8) as pool:
+            guests = list(pool.map(lambda _: insist_on_a_guest(server), range(150)))
+        stop.set()
+        killer.join(60)
+        wait_until(lambda: me(server, guests[0]).status == 200, 30)
+        shown = [me(server, guest).json["username"] for guest in guests]
+        assert len(set(shown)) == len(guests)
+        for guest, name in zip(guests, shown, strict=True):
+            key = trivia.Keys.unique(name.casefold())
+            assert valkey.client.hget(key, name.casefold()).startswith(uid_of(guest))
+        assert "Traceback" not in server.log, server.log[-4000:]
+    finally:
+        stop.set()
+        server.close()
+        valkey.close()
+
+
+def insist_on_a_guest(server):
+    """Becomes a guest, as an app does that repeats what failed."""
+    secret, deadline = new_secret(), time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            answer = server.http("POST", "/auth/guest", {"secret": secret})
+            if answer.status in (200, 201):
+                return answer.json
+            assert answer.status == 503, answer.body
+        time.sleep(0.05)
+    pytest.fail("no guest in time")
+
+
 # -- bounds
 
 
@@ -227,7 +358,7 @@ def test_new_guests_of_one_address_are_bounded_and_known_ones_still_come_in(make
     for secret in kept * 2:
         enter(server, secret, 200)
     assert server.redis.zcard("guests:{guests}") == 5 == len(server.redis.keys("user:*"))
-    assert len(claims(server)) == 5
+    wait_until(lambda: len(claims(server)) == 5)
 
 
 def test_guests_in_all_are_bounded(make_server):
@@ -539,6 +670,15 @@ def sign_in(server, provider, sub, session=None, **claims):
     return answer.json
 
 
+def test_of_simultaneous_first_sign_ins_one_makes_the_account(club, provider):
+    """The first requests of a server: they also import what verifies tokens, at the same time."""
+    sub = secrets.token_hex(8)
+    tokens = [provider.token(sub) for _ in range(8)]
+    answers = at_once(8, lambda i: present(club, tokens[i]))
+    assert sorted(answer.status for answer in answers) == [200] * 7 + [201]
+    assert len({uid_of(answer.json) for answer in answers}) == 1
+
+
 def test_an_identity_makes_an_account_once_and_signs_in_again(club, provider):
     sub = secrets.token_hex(8)
     first = present(club, provider.token(sub, email="a@example.org", email_verified=False))
@@ -549,14 +689,6 @@ def test_an_identity_makes_an_account_once_and_signs_in_again(club, provider):
     assert again.json["user"] == first.json["user"]
     other = present(club, provider.token())
     assert other.status == 201 and uid_of(other.json) != uid_of(first.json)
-
-
-def test_of_simultaneous_first_sign_ins_one_makes_the_account(club, provider):
-    sub = secrets.token_hex(8)
-    tokens = [provider.token(sub) for _ in range(8)]
-    answers = at_once(8, lambda i: present(club, tokens[i]))
-    assert sorted(answer.status for answer in answers) == [200] * 7 + [201]
-    assert len({uid_of(answer.json) for answer in answers}) == 1
 
 
 def test_a_verified_address_becomes_that_of_the_account_if_it_is_free(club, provider):
@@ -629,13 +761,69 @@ HOSTILE = {
     "no token": (lambda p: ("x.y.z", "n" * 20), "malformed"),
     "an algorithm that is no text": (lambda p: headed({"alg": ["RS256"]}), "not allowed"),
     "a key id that is no text": (lambda p: headed({"alg": "RS256", "kid": {}}), "malformed"),
+    "an issuer with a slash at its end": (lambda p: p.token(iss=f"{p.issuer}/"), "issuer"),
+    "several issuers": (lambda p: crafted(p, iss=[p.issuer, "x"]), "malformed|issuer"),
+    "several audiences": (lambda p: p.token(aud=["app.ios", "app.android"]), "another app"),
+    "no audience": (lambda p: crafted(p, aud=[]), "no aud"),
+    "an audience that is no text": (lambda p: crafted(p, aud={"app.ios": 1}), "audience"),
+    "a sub of 256 characters": (lambda p: crafted(p, sub="s" * 256), "subject is empty or too"),
+    "a sub that is not Unicode": (lambda p: crafted(p, sub="\ud800"), "malformed"),
+    "a nonce that is not Unicode": (lambda p: crafted(p, nonce="\ud800"), "malformed"),
+    "an unknown critical header": (lambda p: signed(p, {"crit": ["x"], "x": 1}), "malformed"),
+    "critical headers that are none": (lambda p: signed(p, {"crit": "x"}), "malformed"),
+    "a payload that is elsewhere": (lambda p: signed(p, {"crit": ["b64"], "b64": False}), "malf"),
+    "a path as key id": (lambda p: p.token(kid="../../../../dev/null"), "key is not one"),
+    "a query as key id": (lambda p: p.token(kid="k1' UNION SELECT 'x"), "key is not one"),
+    "a key id of another case": (lambda p: p.token(kid=p.name.upper()), "key is not one"),
+    "a key of its own": (lambda p: signed(p, {"jwk": stranger_jwk()}, STRANGER), "signature"),
+    "an address of keys": (lambda p: signed(p, elsewhere("jku"), STRANGER), "signature"),
+    "an address of certificates": (lambda p: signed(p, elsewhere("x5u"), STRANGER), "signature"),
+    "certificates of its own": (lambda p: signed(p, {"x5c": ["AAAA"]}, STRANGER), "signature"),
+    "two algorithms, the second none": (lambda p: headed(twice("RS256", "none")), "not allowed"),
+    "two algorithms, the first none": (lambda p: headed(twice("none", "RS256")), "key is not"),
+    "a header of arrays": (lambda p: headed("[" * 5000), "malformed"),
+    "a header that is an array": (lambda p: headed("[]"), "malformed"),
+    "claims too deep": (lambda p: signed(p, {}, claims=b"[" * 5000), "malformed"),
+    "claims that are an array": (lambda p: signed(p, {}, claims=b"[]"), "malformed"),
+    "claims that are no JSON": (lambda p: signed(p, {}, claims=b"\xff{"), "malformed"),
+    "encrypted": (lambda p: ("e30.a.b.c.d", "n" * 20), "malformed"),
 }
 
 
+def elsewhere(name):
+    return {name: "http://127.0.0.1:9/jwks.json"}
+
+
+def stranger_jwk():
+    return json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(STRANGER.public_key()))
+
+
+def twice(*algorithms):
+    """A header with a key that comes twice."""
+    return "{" + ",".join(f'"alg":"{one}"' for one in algorithms) + ',"kid":"x"}'
+
+
+def encoded(part):
+    part = part if isinstance(part, bytes) else part.encode()
+    return base64.urlsafe_b64encode(part).rstrip(b"=").decode()
+
+
+def signed(provider, header, key=None, claims=None):
+    """A token with more headers, or other claims, than PyJWT itself would make."""
+    valid, nonce = provider.token()
+    if claims is not None:
+        claims = encoded(claims)
+    header = {"alg": "RS256", "kid": provider.name} | header
+    text = f"{encoded(json.dumps(header))}.{claims or valid.split('.')[1]}"
+    signer = jwt.algorithms.RSAAlgorithm(jwt.algorithms.RSAAlgorithm.SHA256)
+    signature = signer.sign(text.encode(), key or provider.keys[provider.name])
+    return f"{text}.{encoded(signature)}", nonce
+
+
 def headed(header):
-    """A token with any header."""
-    head = base64.urlsafe_b64encode(json.dumps(header).encode()).rstrip(b"=").decode()
-    return f"{head}.e30.AAAA", "n" * 20
+    """A token with any header: claims, or a text."""
+    header = header if isinstance(header, str) else json.dumps(header)
+    return f"{encoded(header)}.e30.AAAA", "n" * 20
 
 
 def crafted(provider, **claims):
@@ -671,6 +859,14 @@ def test_a_replayed_token_is_refused(club, provider):
     tokens = [provider.token("twice", nonce="n" * 32)[0] for _ in range(6)]
     answers = at_once(6, lambda i: present(club, (tokens[i], "n" * 32)))
     assert sorted(answer.status for answer in answers) == [201] + [401] * 5
+
+
+def test_an_oversized_token_is_refused(club, provider):
+    """Whoever has signed it."""
+    token, nonce = provider.token(padding="x" * 6200)
+    assert 8192 < len(token) < 16000
+    refused = present(club, (token, nonce)).refused(422, "invalid")
+    assert list(refused["errors"]) == ["id_token"] and "8192" in str(refused["errors"])
 
 
 @pytest.mark.parametrize(
@@ -1156,17 +1352,30 @@ def insist(server, token):
 
 
 def kill_again_and_again(server, valkey, stop):
+    """Kills workers and Redis. The server answers in between, so that something is going on."""
     dice = random.Random(7)
+    deaths = Counter()
     while not stop.wait(dice.uniform(0.2, 0.8)):
         if dice.random() < 0.3:
             valkey.kill()
             valkey.start()
+            deaths["Redis"] += 1
         else:
             with contextlib.suppress(psutil.Error):  # it has just died
                 children = psutil.Process(server.process.pid).children()
                 workers = [one for one in children if "spawn_main" in " ".join(one.cmdline())]
                 if workers:
                     dice.choice(workers).kill()
+                    deaths["worker"] += 1
+        while not (stop.is_set() or is_ready(server)):
+            time.sleep(0.05)
+    print(f"deaths: {dict(deaths)}")
+
+
+def is_ready(server):
+    with contextlib.suppress(OSError, http.client.HTTPException):
+        return server.http("GET", "/health/ready").status == 200
+    return False
 
 
 # ---- mail and recovery --------------------------------------------------------------------------
