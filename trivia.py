@@ -8828,6 +8828,8 @@ class Provider:
 
     def _check_claims(self, claims: dict, nonce: str) -> None:
         """Checks what PyJWT does not check."""
+        if not is_unicode(f"{claims['sub']}{claims.get('nonce')}"):
+            refuse_token("it is malformed")
         if not 1 <= len(claims["sub"]) <= 255:
             refuse_token("its subject is empty or too long")
         if not isinstance(claims["iat"], (int, float)):
@@ -8851,6 +8853,11 @@ class Provider:
         ttl_s = TOKEN_MAX_AGE_S + 2 * TOKEN_LEEWAY_S
         if not await self.redis.call("SET", key, 1, "NX", "EX", ttl_s):
             refuse_token("its nonce was used before")
+
+
+def is_unicode(text: str) -> bool:
+    """Tells whether a text has no lone surrogate, which JSON can name and nothing can encode."""
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def _is_signing_key(key: Any) -> bool:
