@@ -2359,7 +2359,8 @@ local function seat_player(game, way, text)
   local i
   if way == 'bot' then i = replace_bot(game, seat) else i = add_late_player(game, seat) end
   if i then
-    game.players[i] = {turn = 0, seq = 0, score = 0}
+    -- In the seat of a bot they get `start`, which is the first message.
+    game.players[i] = {turn = 0, seq = way == 'bot' and 1 or 0, score = 0}
     call('HSET', game.key, 'plan', write_plan(game.plan))
   end
   return i
@@ -2961,7 +2962,7 @@ function functions.join_room(keys, args)
   local resumed = resume(room.seats, room.due, seat, uid, conn, turn, over)
   if resumed then return resumed end
   local wrong = opens ~= '1' and entry_refusal(room, uid, most, hidden)
-  if wrong and seat and seat.party ~= '-' and seat.party ~= room.id then
+  if wrong and seat and is_room(seat.party) and seat.party ~= room.id then
     return {'refused', wrong, seat.party}
   elseif wrong then
     new_seat(room, playing, seat, conn, turn)

@@ -568,7 +568,8 @@ def test_two_players_play_again_with_one_tap_each_and_see_their_series(house, ph
 
 
 def test_who_declines_or_joins_elsewhere_is_told_at_once(house, phones):
-    for act in ({"kind": "rematch", "accept": False}, {"kind": "join", "queue": "den"}, None):
+    decline, join = {"kind": "rematch", "accept": False}, {"kind": "join", "queue": "den"}
+    for act in (decline, join, join | {"code": "UNKNWN"}, None):
         (ann, bob), ends = meet(phones)
         ann.send("rematch", accept=True)
         bob.expect("rematch", players=[ann.name])
@@ -578,6 +579,8 @@ def test_who_declines_or_joins_elsewhere_is_told_at_once(house, phones):
         else:  # on another connection
             bob.connect("random")
             bob.expect("queued")
+        if act and "code" in act:
+            bob.refused("unknown_code")
         told = ann.expect("rematch", expires_ms=0)
         assert (told["declined"], told["expires_ms"]) == ([bob.name], 0)
         ann.refused("rematch_over", "rematch", accept=True)
@@ -763,7 +766,7 @@ def test_a_human_takes_the_seat_of_a_bot(house, beside, phones):
     bob = beside.phone(queue="fill_slow")
     assert bob.receive()["type"] == "queued"
     taken = bob.receive()
-    assert (taken["type"], taken["game"]) == ("start", start["game"])
+    assert (taken["type"], taken["game"], taken["seq"]) == ("start", start["game"], 1)
     assert [player["username"] for player in taken["players"]] == [ann.name, bob.name]
     assert ann.expect("update")["players"] == taken["players"]
     assert not bots_of(taken["players"])
