@@ -2,11 +2,11 @@
 
     python tests/chaos.py --games 1000 [--players 60] [--workers 4] [--every 1] [--seed N] [--json FILE]
                           [--faults kill,stop,client-kill,redis-kill,deploy,drop]
-                          [--cluster]
+                          [--queues random,rated,party,fill,solo,sprint,daily,den,contest] [--cluster]
     python tests/chaos.py registrations --kills 200 [--seed N] [--cluster [--replicas 1]]
 
-The first starts a server of its own, plays games on it with phones that behave as phones should, and meanwhile makes a
-failure about each `--every` seconds, to real processes:
+The first starts a server of its own, plays games of all kinds on it with phones that behave as phones should (see
+chaos_phones.py), and meanwhile makes a failure about each `--every` seconds, to real processes:
 
     kill           kill -9 of a worker; the supervisor starts another one
     stop           SIGSTOP of a worker for 1 to 20 s; the supervisor kills one that hangs for too long
@@ -20,20 +20,18 @@ is started again once its replica has taken its place, now and then `redis-stop`
 
     slots          the slot of the lobby, of games or of the bank moves to another primary, with all that is in it
 
-Every phone keeps a transcript. When all has come to rest, the CHECKS compare the transcripts and what Redis holds: no
-round, rating or account may be lost, doubled or misjudged. The second command does the same to a stream of
+Every phone keeps a transcript. When all has come to rest, the CHECKS of chaos_checks.py compare the transcripts and what
+Redis holds: no round, rating or account may be lost, doubled or misjudged. The second command does the same to a stream of
 registrations, changes of password and deletions while Redis is killed again and again. Exit code 1 says that something
 was violated. The order of failures depends on the seed alone; what they hit, also on the scheduling of the machine.
 
-Sections: transcripts, phones, faults, evidence, checks, campaign, registrations, command line.
+Sections: faults, campaign, registrations, command line.
 """
 
 import argparse
-import ast
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import json
 import os
 import random
@@ -42,60 +40,26 @@ import secrets
 import signal
 import sys
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import redis
-from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import trivia
-from conftest import PASSWORD, ROOT, Server, edited_schema, wait_until
+from chaos_checks import BUSY, Evidence, read_store, violations
+from chaos_phones import QUEUES, Crowd, Phone, excerpt, received, short_games, waits_of
+from conftest import PASSWORD, Server, edited_schema, wait_until
 from nodes import ClusterServer
 from test_end_to_end import free_port, valkeys, workers_of
 
 KINDS = ("kill", "stop", "client-kill", "redis-kill", "deploy", "drop")
 CLUSTER_KINDS = (*KINDS, "slots")
-QUEUES = ("random", "rated", "party")
-ANSWER_S, SHORT_S, SEAT_S = (
-    3,
-    0.3,
-    10,
-)  # an answer; the start and a reveal; how long an empty seat is kept
-MARGIN_S = 3  # how much longer than the longest phase a phone may hear nothing
-MOST_WAIT_S = (
-    15  # how long a phone may be without a connection, failures of Redis and workers aside
-)
 REST_S = 40  # in which everything must come to rest; the cleanup after a dead worker takes 15
-BUSY = (
-    "(seats|queue|due|forming|deadlines):"  # keys that are there only while somebody plays or waits
-)
 FREE_S = 35  # in which a name that nobody came to have must be free again
-
-
-def short_games(tree):
-    """Edits schema.yaml: quick games, of which some end by forfeit and some go on."""
-    tree["queues"] = {name: tree["queues"][name] for name in QUEUES}
-    for spec in tree["queues"].values():
-        spec.update(
-            start_seconds=SHORT_S,
-            reveal_seconds=SHORT_S,
-            answer_seconds=ANSWER_S,
-            seat_seconds=SEAT_S,
-            wait_seconds=20,
-            rounds=3,
-            rated=True,
-        )
-    tree["queues"]["party"].update(players={"min": 2, "max": 4}, fill_seconds=0.5)
-    tree["queues"]["rated"]["widen"] = 300
-    tree["limits"].update(login_failures=100_000, hashing_queue=1000, name_hold_days=0)
-    tree["limits"].update(games_per_user=10_000)  # the checks compare all of them
-    tree["limits"].update(pair_games=3, early_exit_seconds=1, early_exit_most_seconds=4)
 
 
 def new_server(workers, on_cluster=False, words=""):
@@ -103,283 +67,6 @@ def new_server(workers, on_cluster=False, words=""):
     command = [sys.executable, "trivia.py", "--port", str(free_port()), "--workers", str(workers)]
     schema = edited_schema(short_games)
     return ClusterServer(schema, command, words=words) if on_cluster else Server(schema, command)
-
-
-# ---- transcripts --------------------------------------------------------------------------------------------
-
-
-class Entry(NamedTuple):
-    """Something that a phone did or saw."""
-
-    at: float  # s, monotonic
-    connection: int  # of this phone, from 1
-    way: str  # try (to connect), refused {status}, open, in (a frame), out (a frame), lost {code}
-    frame: dict
-
-    def __str__(self):
-        return f"{self.at:.3f} #{self.connection} {self.way} {json.dumps(self.frame, ensure_ascii=False)[:300]}"
-
-
-def received(transcript, *types):
-    """The entries of frames of these types (or all) that came in."""
-    return [
-        entry
-        for entry in transcript
-        if entry.way == "in" and (not types or entry.frame["type"] in types)
-    ]
-
-
-def excerpt(transcript, at, before_s=4, after_s=4):
-    """What a phone saw around a moment, for people."""
-    return "".join(
-        f"\n      {entry}" for entry in transcript if at - before_s <= entry.at <= at + after_s
-    )
-
-
-@dataclass
-class Asked:
-    """What a player sent as answers in one round, and what he heard of it."""
-
-    sent: list = field(default_factory=list)  # entries
-    refused: dict = field(default_factory=dict)  # id of a message -> error code
-    acknowledged: str = ""  # by what
-    intime: list = field(default_factory=list)  # those sent that no excuse is left for
-
-
-def answers_of(transcript):
-    """{(game, round): Asked} of one phone; acknowledgements by others are not in it."""
-    asked, by_id, closes = defaultdict(Asked), {}, {}
-    for entry in transcript:
-        frame, key = entry.frame, (entry.frame.get("game"), entry.frame.get("round"))
-        if entry.way == "out" and frame["type"] == "answer":
-            asked[key].sent.append(entry)
-            by_id[frame["id"]] = key
-            if entry.at < closes.get(key, 0) - 0.5:
-                asked[key].intime.append(entry)
-        elif entry.way == "in" and frame["type"] in ("question", "update"):
-            closes[key] = entry.at + frame.get("answer_ms", frame.get("left_ms")) / 1000
-            if "choice" in frame and frame["phase"] in ("question", "reveal"):
-                asked[key].acknowledged = "own update"
-        elif entry.way == "in" and frame["type"] == "error" and frame.get("id") in by_id:
-            asked[by_id[frame["id"]]].refused[frame["id"]] = frame["code"]
-            if frame["code"] == "already_answered":
-                asked[by_id[frame["id"]]].acknowledged = "already_answered"
-    return asked
-
-
-def waits_of(transcript):
-    """[(since, until)] of the times without a connection: from its loss to the first `update` or `queued`."""
-    waits, since, current = [], None, 0
-    for entry in transcript:
-        if entry.way == "open":
-            current = max(current, entry.connection)
-        elif entry.way == "lost" and entry.connection == current and since is None:
-            since = entry.at
-        elif (
-            since is not None and entry.way == "in" and entry.frame["type"] in ("update", "queued")
-        ):
-            waits.append((since, entry.at))
-            since = None
-    return waits
-
-
-# ---- phones -------------------------------------------------------------------------------------------------
-
-
-class Phone:
-    """A player who plays game after game, over whatever connections he gets, until he is told to retire."""
-
-    def __init__(self, server, session, seed, fickle):
-        self.url, self.token = f"ws://127.0.0.1:{server.port}/game/", session["token"]
-        self.name = session["user"]["username"]
-        self.random, self.fickle = random.Random(seed), fickle
-        self.transcript, self.ids, self.choices, self.tasks = [], itertools.count(1), {}, set()
-        self.connection, self.socket, self.whim = 0, None, asyncio.Event()
-        self.state, self.round, self.game, self.seq, self.retiring, self.sent = (
-            "away",
-            None,
-            "",
-            0,
-            False,
-            {},
-        )
-
-    # -- connections
-
-    async def live(self):
-        """Keeps connected until retired and at rest."""
-        pause = 0.05
-        while not (self.retiring and self.state == "idle"):
-            before = self.connection
-            code = await self._visit()
-            pause = 0.05 if self.connection > before else min(pause * 2, 2)
-            if code not in (1000, 1012):
-                await asyncio.sleep(pause * self.random.uniform(0.5, 1))
-
-    async def _visit(self):
-        """One connection, until it ends or is left for a second one; its close code, or 1000 if another is due."""
-        self.note("try")
-        try:
-            socket = await connect(
-                self.url + self.random.choice(QUEUES),
-                proxy=None,
-                compression=None,
-                open_timeout=5,
-                close_timeout=2,
-                ping_interval=5,
-                ping_timeout=5,
-                additional_headers={"Authorization": f"Bearer {self.token}"},
-            )
-        except InvalidStatus as error:
-            return self.note("refused", status=error.response.status_code)
-        except (OSError, InvalidHandshake, ConnectionClosed, EOFError) as error:
-            return self.note("refused", error=repr(error))
-        self.connection, self.socket = self.connection + 1, socket
-        self.note("open")
-        reader = self._spawn(self._read(socket, self.connection))
-        return await self._until_whim(socket, reader)
-
-    async def _until_whim(self, socket, reader):
-        self.whim.clear()
-        whim = self._spawn(self.whim.wait())
-        after_s = self.random.expovariate(1 / 20) if self.fickle else None
-        await asyncio.wait({reader, whim}, timeout=after_s, return_when=asyncio.FIRST_COMPLETED)
-        whim.cancel()
-        if not reader.done() and self.random.random() < 0.3:
-            return 1000  # a second connection, while the first is there
-        if not reader.done():
-            socket.transport.abort()
-        return await reader
-
-    async def _read(self, socket, number):
-        with contextlib.suppress(ConnectionClosed):
-            async for text in socket:
-                frame = json.loads(text)
-                self.note("in", number, **frame)
-                if number == self.connection:
-                    self._react(frame)
-        self.note("lost", number, code=socket.close_code or 1006)
-        return socket.close_code or 1006
-
-    def note(self, way, number=None, **frame):
-        """Writes something into the transcript."""
-        self.transcript.append(Entry(time.monotonic(), number or self.connection, way, frame))
-
-    def _spawn(self, work):
-        task = asyncio.ensure_future(work)
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        return task
-
-    # -- out
-
-    def say(self, kind, after_s=0.0, when=lambda: True, **values):
-        """Sends a message on this connection, after a moment, if it is still the current one and `when` holds."""
-        message = {"type": kind, "id": next(self.ids)} | values
-        self._spawn(self._say(self.socket, self.connection, message, after_s, when))
-
-    async def _say(self, socket, number, message, after_s, when):
-        await asyncio.sleep(after_s)
-        if number == self.connection and when():
-            self.sent[message["id"]] = message
-            self.note("out", number, **message)
-            with contextlib.suppress(ConnectionClosed):
-                await socket.send(json.dumps(message))
-
-    def retire(self):
-        """Plays no further game."""
-        self.retiring = True
-        if self.state == "queued":
-            self.say("leave", when=lambda: self.state == "queued")
-        elif self.state == "idle":
-            self._spawn(self.socket.close())
-
-    def close(self):
-        """Ends everything at once."""
-        for task in list(self.tasks):
-            task.cancel()
-        if self.socket is not None:
-            self.socket.transport.abort()
-
-    # -- in
-
-    def _react(self, frame):
-        if "seq" in frame:
-            self._count(frame)
-        handler = getattr(self, f"_on_{frame['type']}", None)
-        if handler is not None:
-            handler(frame)
-
-    def _count(self, frame):
-        fresh = frame["type"] in ("update", "start", "end")
-        if not fresh and (frame["game"], frame["seq"]) != (self.game, self.seq + 1):
-            self.say("check")
-        self.game, self.seq = frame["game"], frame["seq"]
-
-    def _on_queued(self, frame):
-        self.state = "queued"
-        if self.retiring:
-            self.say("leave", when=lambda: self.state == "queued")
-
-    def _on_start(self, frame):
-        self.state, self.round = "playing", None
-
-    def _on_question(self, frame):
-        self.round = (frame["game"], frame["round"])
-        if self.random.random() < 0.01:
-            return self.say("leave")
-        if self.random.random() < 0.9:
-            self._answer(len(frame["choices"]), twice=self.random.random() < 0.1)
-
-    def _on_update(self, frame):
-        self.state, self.round = "playing", None
-        if frame["phase"] == "question":
-            self.round = (frame["game"], frame["round"])
-            if "choice" not in frame and self.random.random() < 0.9:
-                self._answer(len(frame["question"]["choices"]))
-
-    def _answer(self, count, twice=False):
-        """Answers the open question; always with the same choice, unless it tries another right behind it."""
-        asked = self.round
-        choice = self.choices.setdefault(asked, self.random.randrange(count))
-        after_s = self.random.choice(
-            [self.random.uniform(0, 1)] * 9 + [self.random.uniform(0, ANSWER_S + 0.2)]
-        )
-        for one in [choice, (choice + 1) % count][: 1 + twice]:
-            self.say(
-                "answer",
-                after_s,
-                lambda: self.round == asked,
-                game=asked[0],
-                round=asked[1],
-                choice=one,
-            )
-
-    def _on_reveal(self, frame):
-        self.round = None
-
-    def _on_end(self, frame):
-        self.state, self.round = "idle", None
-        if self.retiring:
-            self._spawn(self.socket.close())
-        else:
-            self.say("join", self.random.uniform(0, 0.3), queue=self.random.choice(QUEUES))
-
-    _on_cancelled = _on_end
-
-    def _on_error(self, frame):
-        refused = self.sent.get(frame.get("id"), {"type": "join"})
-        kind, asked = refused["type"], (refused.get("game"), refused.get("round"))
-        if frame["code"] == "unavailable":
-            again = {key: value for key, value in refused.items() if key not in ("type", "id")}
-            self.say(
-                kind,
-                self.random.uniform(0.2, 0.5),
-                lambda: kind != "answer" or self.round == asked,
-                **again,
-            )
-        elif frame["code"] == "wrong_state" and kind == "leave" and self.retiring:
-            self._on_end(frame)
 
 
 # ---- faults -------------------------------------------------------------------------------------------------
@@ -605,519 +292,6 @@ class ClusterFaults(Faults):
                 await asyncio.to_thread(wait_until, self.cluster.is_well, 60)
 
 
-def outage(faults, since, until, kinds=("stop", "redis-kill", "redis-stop")):
-    """For how long within a time failures of these kinds lasted, in s."""
-    return sum(
-        max(0.0, min(fault.until, until) - max(fault.at, since))
-        for fault in faults
-        if fault.kind in kinds
-    )
-
-
-# ---- evidence -----------------------------------------------------------------------------------------------
-# All that the checks look at, as plain data: Redis as it is at rest, and the transcripts.
-
-
-@dataclass
-class Seat:
-    """A player's part in a stored game."""
-
-    uid: str
-    name: str
-    score: int
-    log: list  # of each round (choice, ms, points), or None
-
-
-def read_answer(text):
-    """(choice, ms, points) of 'CHOICE:MS:POINTS', or None for '-'."""
-    return None if text == "-" else tuple(map(int, text.split(":")))
-
-
-class Stored:
-    """A game as Redis keeps it."""
-
-    def __init__(self, game, fields):
-        self.id, self.fields = game, fields
-        plan = trivia.parse_plan(fields["plan"])
-        state = trivia.parse_state(fields["state"])
-        self.phase, self.reason = state["phase"], state.get("reason")
-        self.answer_ms, _, _, self.correct, self.speed, *_ = plan["rules"]
-        self.right = [part.split(":")[1].index("0") for part in plan["quiz"].split()]
-        self.result = json.loads(fields.get("result", "[]"))
-        numbers = sorted(int(name) for name in fields if name.isdigit())
-        rounds = [fields[str(number)].split() for number in numbers]
-        self.seats = [
-            Seat(uid, name, player["score"], [read_answer(row[i]) for row in rounds])
-            for i, ((uid, name, *_), player) in enumerate(
-                zip(plan["players"], state["players"], strict=True)
-            )
-        ]
-
-    def points(self, number, choice, ms):
-        """What an answer is worth, by the formula of the documents."""
-        right = self.right[number - 1 : number] == [choice]
-        return self.correct + self.speed * (self.answer_ms - ms) // self.answer_ms if right else 0
-
-    def answers(self, number):
-        """The answers of a round, as `reveal` shows them."""
-        return {
-            seat.name: dict(zip(("choice", "ms", "points"), seat.log[number - 1]))
-            for seat in self.seats
-            if number <= len(seat.log) and seat.log[number - 1]
-        }
-
-    def scores(self, number):
-        """The scores after so many rounds."""
-        return {
-            seat.name: sum(answer[2] for answer in seat.log[:number] if answer)
-            for seat in self.seats
-        }
-
-    def ranking(self):
-        """The ranking as `end` shows it."""
-        rows = [
-            {
-                "player": seat.name,
-                "score": seat.score,
-                "rank": part["rank"],
-                "rating": part["rating"],
-                "rating_change": part["change"],
-            }
-            | {name: part[name] for name in ("counts",) if name in part}
-            for seat, part in zip(self.seats, self.result)
-        ]
-        return sorted(rows, key=lambda row: row["rank"])
-
-
-@dataclass
-class Evidence:
-    """What is left of a campaign."""
-
-    store: dict  # key -> {field: value}, {member: score} or text
-    types: dict  # key -> type
-    ttls: dict  # key -> s, -1 for none
-    workers: int  # how many run
-    transcripts: dict  # name -> [Entry]
-    faults: list
-    log: str = ""  # of the server
-    incidents: list = field(default_factory=list)  # what went wrong with the campaign itself
-
-    @property
-    def games(self):
-        """{id: Stored}"""
-        return {
-            key.split(":")[-1]: Stored(key.split(":")[-1], fields)
-            for key, fields in self.of("game").items()
-        }
-
-    @property
-    def users(self):
-        """{UID: fields}"""
-        return {key[len("user:{") : -1]: fields for key, fields in self.of("user").items()}
-
-    def of(self, kind):
-        """{key: value} of the keys of a kind."""
-        return {key: value for key, value in self.store.items() if key.startswith(f"{kind}:")}
-
-    @property
-    def kept(self):
-        """The ended games, but for those in which nobody answered, which are soon forgotten."""
-        ttls = {key.split(":")[-1]: ttl for key, ttl in self.ttls.items()}
-        return [
-            game
-            for game in self.games.values()
-            if game.phase == "end" and ttls[game.id] > trivia.FORGET_S
-        ]
-
-    def ended(self, uid):
-        """[(game, seat, part of the result)] of a user's ended games."""
-        return [
-            (game, seat, part)
-            for game in self.kept
-            for seat, part in zip(game.seats, game.result)
-            if seat.uid == uid
-        ]
-
-
-def read_store(client):
-    """(store, types, ttls) of a Redis."""
-    types = {key: client.type(key) for key in client.scan_iter(count=1000)}
-    types = {key: kind for key, kind in types.items() if kind != "none"}  # it has just expired
-    read = {
-        "hash": client.hgetall,
-        "zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
-        "string": lambda key: str(client.strlen(key)),
-    }
-    return (
-        {key: read[kind](key) for key, kind in types.items()},
-        types,
-        {key: client.ttl(key) for key in types},
-    )
-
-
-def key_table(text):
-    """[(pattern as a regular expression, type, pattern)] of the table in the docstring of trivia.py."""
-    rows = re.findall(r"^    (\w+:\{.+?) +(hash|zset|string) ", text, re.MULTILINE)
-    return [
-        (
-            re.compile(re.sub(r"[A-Z]+", "[^{}]+", re.sub(r"([{}])", r"\\\1", pattern))),
-            kind,
-            pattern,
-        )
-        for pattern, kind in rows
-    ]
-
-
-# ---- checks -------------------------------------------------------------------------------------------------
-# Each yields what violates the sentence that is its name, with what is needed to find out why.
-
-
-def points_are_those_of_the_formula_and_add_up_to_the_score(evidence):
-    for game in evidence.games.values():
-        for seat in game.seats:
-            for number, answer in enumerate(seat.log, 1):
-                if answer and (
-                    not 0 <= answer[1] <= game.answer_ms
-                    or answer[2] != game.points(number, *answer[:2])
-                ):
-                    yield f"game {game.id}, {seat.name}, round {number}: {answer}; right are {game.right}"
-            if seat.score != sum(answer[2] for answer in seat.log if answer):
-                yield f"game {game.id}, {seat.name}: score {seat.score} of {seat.log}"
-            if game.reason == "finished" and len(seat.log) != len(game.right):
-                yield f"game {game.id}, {seat.name}: finished, {len(game.right)} rounds, but {seat.log}"
-
-
-def what_the_phones_saw_is_what_is_stored(evidence):
-    games = {game.id: game for game in evidence.kept}
-    for name, transcript in evidence.transcripts.items():
-        for entry in received(transcript, "reveal", "update", "end"):
-            if game := games.get(entry.frame["game"]):
-                for key, expected in expectation(game, entry.frame).items():
-                    if entry.frame[key] != expected:
-                        yield (
-                            f"game {game.id}, {name}, {entry.frame['type']}: {key} is {entry.frame[key]}, stored "
-                            f"{expected}{excerpt(transcript, entry.at)}"
-                        )
-
-
-def expectation(game, frame):
-    """What a frame must say, {key: value}, as far as the stored game tells."""
-    if frame["type"] == "end":
-        return {"reason": game.reason, "ranking": game.ranking()}
-    number, revealed = frame["round"], frame["type"] == "reveal" or frame["phase"] == "reveal"
-    if frame["type"] == "update" and frame["phase"] == "settle":
-        return {"scores": game.scores(None)}
-    if not revealed:
-        return {"scores": game.scores(max(0, number - 1))}
-    return {
-        "correct": game.right[number - 1],
-        "answers": game.answers(number),
-        "scores": game.scores(number),
-    }
-
-
-def somebody_left(transcripts):
-    """The games that somebody gave up for good, as he or another one saw it; they are not stored with the game."""
-    for transcript in transcripts:
-        game = None
-        for entry in transcript:
-            game = entry.frame.get("game", game)
-            if (
-                entry.frame.get("returns_ms") == 0
-                or entry.way == "out"
-                and entry.frame["type"] == "leave"
-            ):
-                yield game
-
-
-def ranks_follow_the_scores(evidence):
-    given_up = set(somebody_left(evidence.transcripts.values()))
-    # Who left a game of an earlier campaign on this server is not known here.
-    seen = {
-        entry.frame.get("game")
-        for transcript in evidence.transcripts.values()
-        for entry in transcript
-    }
-    for game in evidence.games.values():
-        scores = [seat.score for seat in game.seats]
-        expected = [1 + sum(other > score for other in scores) for score in scores]
-        is_whole = game.reason == "finished" and game.id in seen - given_up
-        if is_whole and [part["rank"] for part in game.result] != expected:
-            yield f"game {game.id}: scores {scores}, but {game.result}"
-        for part in game.result:
-            if part["won"] and (
-                part["rank"] != 1 or sum(other["rank"] == 1 for other in game.result) > 1
-            ):
-                yield f"game {game.id}: won without being first alone: {game.result}"
-
-
-def an_acknowledged_answer_counts_once_and_as_sent(evidence):
-    asked = {name: answers_of(transcript) for name, transcript in evidence.transcripts.items()}
-    for entry in itertools.chain.from_iterable(
-        received(each, "answered") for each in evidence.transcripts.values()
-    ):
-        asked[entry.frame["player"]][
-            entry.frame["game"], entry.frame["round"]
-        ].acknowledged = "answered"
-    seats = {
-        (game.id, seat.name): (game, seat)
-        for game in evidence.games.values()
-        for seat in game.seats
-    }
-    for name, (where, one) in (
-        (name, item) for name, rounds in asked.items() for item in rounds.items()
-    ):
-        number, (game, seat) = where[1], seats.get((where[0], name), (None, None))
-        if game is None or number > len(seat.log) and game.reason != "finished":
-            continue  # the game was cut short before the reveal
-        if wrong := judge(
-            evidence.transcripts[name], one, dict(enumerate(seat.log, 1)).get(number)
-        ):
-            at = one.sent[0].at if one.sent else 0
-            yield f"game {game.id}, {name}, round {number}: {wrong}{excerpt(evidence.transcripts[name], at)}"
-
-
-def judge(transcript, asked, stored):
-    """What is wrong with the stored answer of a round, or None."""
-    refusals = [asked.refused.get(entry.frame["id"]) for entry in asked.sent]
-    choices = [entry.frame["choice"] for entry in asked.sent]
-    if stored is None:
-        if asked.acknowledged:
-            return f"acknowledged ({asked.acknowledged}), but not stored"
-        lost = [
-            entry
-            for entry in asked.intime
-            if entry.frame["id"] not in asked.refused and not excused(transcript, entry)
-        ]
-        return f"sent in time and not refused, but not stored: {lost[0]}" if lost else None
-    if stored[0] not in choices:
-        return f"stored {stored}, sent {choices}"
-    if stored[0] != choices[0] and refusals[0] is None:
-        return f"stored {stored}, but the first choice sent was {choices[0]}: {choices}"
-    return None
-
-
-def excused(transcript, sent):
-    """Whether an answer may have been lost on its way: its connection did not last until after the round's reveal.
-
-    While it lasts there is no excuse: what the server can't do, it says.
-    """
-    later = [
-        entry for entry in transcript if entry.connection == sent.connection and entry.at >= sent.at
-    ]
-    reveals = [
-        entry.at
-        for entry in received(later, "reveal")
-        if all(entry.frame[key] == sent.frame[key] for key in ("game", "round"))
-    ]
-    return not reveals or any(entry.way == "lost" and entry.at < reveals[0] + 1 for entry in later)
-
-
-def results_are_applied_exactly_once(evidence):
-    boards = evidence.of("board")
-    rating = boards.get("board:{rating}", {})
-    wins = next((value for key, value in boards.items() if key.startswith("board:{wins}:")), {})
-    for uid, user in evidence.users.items():
-        ended, history = evidence.ended(uid), evidence.store.get(f"history:{{{uid}}}", {})
-        expected = {
-            "games": sum(part.get("counts", True) for *_, part in ended),
-            "wins": sum(part["won"] for *_, part in ended),
-            "rating": 1500 + sum(part["change"] for *_, part in ended),
-        }
-        found = {key: float(user.get(key, 1500 if key == "rating" else 0)) for key in expected}
-        where = f"user {uid} {user['username']}"
-        if any(abs(expected[key] - found[key]) > 0.01 for key in expected):
-            yield f"{where}: {found}, but by his {len(ended)} games {expected}"
-        if set(history) != (games := {game.id for game, *_ in ended}):
-            yield f"{where}: history {sorted(history)}, games {sorted(games)}"
-        if (
-            ended
-            and abs(rating.get(uid, 0) - found["rating"]) > 0.001
-            or not ended
-            and uid in rating
-        ):
-            yield f"{where}: {rating.get(uid)} on the leaderboard of ratings, but {found}"
-        if wins.get(uid, 0) != found["wins"]:
-            yield f"{where}: {wins.get(uid)} on the leaderboard of wins, but {found}"
-
-
-def answered_games(transcripts):
-    """The games in which a phone saw an answer."""
-    for transcript in transcripts:
-        for entry in received(transcript, "answered", "reveal", "update"):
-            frame = entry.frame
-            if frame["type"] == "answered" or any(
-                frame.get(name) for name in ("answers", "answered")
-            ):
-                yield frame["game"]
-
-
-def no_started_game_is_lost(evidence):
-    games = evidence.games
-    answered = set(answered_games(evidence.transcripts.values()))
-    kept = {game.id: game for game in evidence.kept}
-    seats = sum(len(game.seats) for game in kept.values())
-    histories = sum(map(len, evidence.of("history").values()))
-    if seats != histories:
-        yield f"{seats} seats in ended games, but {histories} entries in histories"
-    for name, transcript in evidence.transcripts.items():
-        for entry in received(transcript, "start", "update"):
-            game = games.get(entry.frame["game"])
-            is_void = game is None or game.phase == "end" and game.id not in kept
-            if is_void and entry.frame["game"] not in answered:
-                continue
-            if (
-                game is None
-                or game.phase != "end"
-                or name not in [seat.name for seat in game.seats]
-            ):
-                yield f"game {entry.frame['game']}, {name}: {game and game.fields}{excerpt(transcript, entry.at)}"
-
-
-def no_message_of_a_game_is_missing_or_twice(evidence):
-    for name, transcript in evidence.transcripts.items():
-        for _, entries in itertools.groupby(
-            sorted(received(transcript), key=lambda entry: entry.connection),
-            key=lambda entry: entry.connection,
-        ):
-            for game, entry, what in disorder([entry for entry in entries if "seq" in entry.frame]):
-                yield f"game {game}, {name}: {what}{excerpt(transcript, entry.at)}"
-
-
-def disorder(entries):
-    """[(game, entry, what is wrong)] with the `seq` of the messages on one connection."""
-    wrong, last, hole = [], {}, None
-    for entry in entries:
-        game, seq = entry.frame["game"], entry.frame["seq"]
-        if entry.frame["type"] == "update":
-            hole = None
-        elif seq <= last.get(game, 0):
-            wrong.append((game, entry, f"seq {seq} after {last.get(game, 0)}"))
-        elif seq > last.get(game, 0) + 1 and entry.frame["type"] != "end":
-            hole = hole or (game, entry, f"seq {seq} after {last.get(game, 0)}, and no update")
-        last[game] = max(seq, last.get(game, 0))
-    return wrong + [hole] * (hole is not None and hole[1].at < entries[-1].at - MARGIN_S)
-
-
-def no_phone_hears_nothing_for_too_long(evidence):
-    for name, transcript in evidence.transcripts.items():
-        for since, until, expected_s in silences(transcript):
-            allowed = expected_s + MARGIN_S + outage(evidence.faults, since, until)
-            if until - since > allowed:
-                yield (
-                    f"{name} heard nothing for {until - since:.1f} s, at most {allowed:.1f} s are allowed"
-                    f"{excerpt(transcript, since, 6, until - since + 4)}"
-                )
-
-
-def silences(transcript):
-    """[(since, until, the longest that is to be expected)] of a phone that is connected, and in a game or a queue."""
-    found, since, expected_s, current = [], None, 0, 0
-    for entry in transcript:
-        current = max(current, entry.connection)
-        kind = entry.frame["type"] if entry.way == "in" else entry.way
-        if entry.connection == current and kind not in ("error", "pong", "out", "open", "refused"):
-            if since is not None:
-                found.append((since, entry.at, expected_s))
-            since = None if kind in ("end", "cancelled", "lost", "try") else entry.at
-            expected_s = entry.frame["timeout_ms"] / 1000 if kind == "queued" else ANSWER_S
-    return found
-
-
-def nothing_is_left_behind(evidence):
-    for key in evidence.store:
-        if re.match(BUSY, key):
-            yield f"{key} holds {evidence.store[key]}"
-    if playing := {
-        queue: n for queue, n in evidence.store.get("playing:{lobby}", {}).items() if int(n)
-    }:
-        yield f"playing:{{lobby}} holds {playing}"
-    if len(listed := evidence.store.get("workers:{lobby}", {})) != evidence.workers:
-        yield f"workers:{{lobby}} holds {listed}, but {evidence.workers} run"
-    for key in evidence.of("game"):
-        if evidence.ttls[key] < 0:
-            yield f"{key} has no expiry"
-    table = key_table(
-        ast.get_docstring(ast.parse((ROOT / "trivia.py").read_text("utf-8")), clean=False)
-    )
-    for key, kind in evidence.types.items():
-        if not any(pattern.fullmatch(key) and kind == expected for pattern, expected, _ in table):
-            yield f"{key}, a {kind}, is not in the table of keys"
-
-
-def unique_values_belong_to_those_who_have_them(evidence):
-    claimed = {
-        value: claim.split(" ")
-        for bucket in evidence.of("unique").values()
-        for value, claim in bucket.items()
-    }
-    had = {
-        user[name].casefold(): uid
-        for uid, user in evidence.users.items()
-        for name in ("username", "email")
-    }
-    for what, claim in claimed.items():
-        if had.get(what) != claim[0] or len(claim) != 2:
-            yield f"{what} is claimed by {claim}, but {had.get(what)} has it"
-    for what in had.keys() - claimed.keys():
-        yield f"{what} of {had[what]} is claimed by nobody"
-
-
-def nobody_waits_long_without_a_connection(evidence):
-    for name, transcript in evidence.transcripts.items():
-        for since, until in waits_of(transcript):
-            allowed = MOST_WAIT_S + outage(evidence.faults, since, until)
-            if until - since > allowed:
-                yield f"{name} was away for {until - since:.1f} s{excerpt(transcript, since, 2, until - since + 2)}"
-
-
-def nobody_is_signed_out_or_replaced_by_an_older_connection(evidence):
-    for name, transcript in evidence.transcripts.items():
-        newest = 0  # the last connection for which there is no newer one, not even an attempt at it
-        for entry in transcript:
-            newest = {"open": entry.connection, "try": 0}.get(entry.way, newest)
-            code = entry.way == "lost" and entry.frame["code"]
-            if (
-                entry.frame.get("status") in (401, 403)
-                or code == 4401
-                or code == 4409
-                and entry.connection == newest
-            ):
-                yield f"{name}: {entry}{excerpt(transcript, entry.at)}"
-
-
-def everything_comes_to_rest(evidence):
-    yield from evidence.incidents
-
-
-def the_server_logs_no_traceback(evidence):
-    for found in re.finditer(r"Traceback \(most recent call last\)", evidence.log):
-        yield f"...{evidence.log[max(0, found.start() - 300) : found.start() + 2500]}"
-
-
-CHECKS = [
-    points_are_those_of_the_formula_and_add_up_to_the_score,
-    what_the_phones_saw_is_what_is_stored,
-    ranks_follow_the_scores,
-    an_acknowledged_answer_counts_once_and_as_sent,
-    results_are_applied_exactly_once,
-    no_started_game_is_lost,
-    no_message_of_a_game_is_missing_or_twice,
-    no_phone_hears_nothing_for_too_long,
-    nothing_is_left_behind,
-    unique_values_belong_to_those_who_have_them,
-    nobody_waits_long_without_a_connection,
-    nobody_is_signed_out_or_replaced_by_an_older_connection,
-    everything_comes_to_rest,
-    the_server_logs_no_traceback,
-]
-
-
-def violations(evidence):
-    """[(name of the check, what)] of all checks."""
-    return [(check.__name__, what) for check in CHECKS for what in check(evidence)]
-
-
 # ---- campaign -----------------------------------------------------------------------------------------------
 
 
@@ -1134,6 +308,7 @@ class Campaign:
             say,
         )
         self.kinds, self.plans = kinds, schedule(seed, kinds, every_s)
+        self.queues = QUEUES  # {name: how often it is played, in comparison}
         self.phones, self.faults, self.incidents = [], None, []
 
     async def run(self):
@@ -1142,8 +317,11 @@ class Campaign:
             *(asyncio.to_thread(self.server.register) for _ in range(self.players))
         )
         await self._until(lambda: len(self._listed()) == self.workers, 30, "workers are up")
+        crowd = Crowd()
         self.phones = [
-            Phone(self.server, session, f"{self.seed} {i}", "drop" in self.kinds)
+            Phone(
+                self.server, session, f"{self.seed} {i}", "drop" in self.kinds, crowd, self.queues
+            )
             for i, session in enumerate(sessions)
         ]
         on_cluster = isinstance(self.server, ClusterServer)
@@ -1250,6 +428,7 @@ def summary(evidence, found):
     ) or [0]
     return {
         "games": len(games),
+        "queues": dict(Counter(game.queue for game in games.values())),
         "reasons": dict(Counter(game.reason for game in games.values())),
         "rounds": sum(max(len(seat.log) for seat in game.seats) for game in games.values()),
         "answers": sum(
@@ -1286,16 +465,24 @@ def summary(evidence, found):
 
 
 def campaign(
-    games, players=60, workers=4, kinds=None, every_s=1.0, seed=None, say=print, on_cluster=False
+    games,
+    players=60,
+    workers=4,
+    kinds=None,
+    every_s=1.0,
+    seed=None,
+    say=print,
+    on_cluster=False,
+    queues=QUEUES,
 ):
     """Runs one; (Evidence, violations, summary)."""
     kinds = kinds or (CLUSTER_KINDS if on_cluster else KINDS)
     server = new_server(workers, on_cluster)
     try:
         server.start()
-        evidence = asyncio.run(
-            Campaign(server, games, players, workers, kinds, every_s, seed, say).run()
-        )
+        one = Campaign(server, games, players, workers, kinds, every_s, seed, say)
+        one.queues = queues
+        evidence = asyncio.run(one.run())
     finally:
         server.close()
     found = violations(evidence)
@@ -1531,6 +718,9 @@ def options_of(arguments):
     parser.add_argument(
         "--faults", default="", help="kinds of failures, with commas between (default: all)"
     )
+    parser.add_argument(
+        "--queues", default=",".join(QUEUES), help="what is played (default: %(default)s)"
+    )
     parser.add_argument("--cluster", action="store_true", help="play on a cluster of 3 + 3 nodes")
     parser.add_argument(
         "--replicas",
@@ -1558,6 +748,9 @@ def options_of(arguments):
     options.faults = options.faults.split(",") if options.faults else list(known)
     if unknown := set(options.faults) - set(known):
         parser.error(f"--faults: {', '.join(unknown)}; expected some of {','.join(known)}")
+    options.queues = options.queues.split(",")
+    if unknown := set(options.queues) - set(QUEUES):
+        parser.error(f"--queues: {', '.join(unknown)}; expected some of {','.join(QUEUES)}")
     return options
 
 
@@ -1588,6 +781,7 @@ def main(arguments=None):
             options.seed,
             say,
             options.cluster,
+            {name: QUEUES[name] for name in options.queues},
         )
     for check, what in found[:100]:
         print(f"VIOLATED {check}: {what}")

@@ -8,11 +8,16 @@ from collections import Counter
 import pytest
 
 import chaos
+import chaos_checks
 import trivia
-from chaos import Account, Applicant, Entry, Evidence, Fault
+from chaos import Account, Applicant, Fault
+from chaos_checks import Evidence
+from chaos_phones import Entry
 from conftest import PASSWORD, Answer
 
 GAME, KEY = "1abcdefghijk", "game:{g2}:1abcdefghijk"
+QUESTION = {"text": "Why?", "choices": ["a", "b", "c", "d"]}
+PAIR = [{"username": "ann"}, {"username": "bob"}]
 RANKING = [
     {"player": "ann", "score": 145, "rank": 1, "rating": 1600.5, "rating_change": 100.5},
     {"player": "bob", "score": 0, "rank": 2, "rating": 1399.5, "rating_change": -100.5},
@@ -28,6 +33,7 @@ def test_games_survive_failures_of_all_kinds():
     assert figures["games"] >= 10 and figures["answers"] > 40 and len(figures["faults"]) >= 5, (
         figures
     )
+    assert len(figures["queues"]) >= 4, figures
     assert any(code in figures["closes"] for code in (1006, 1012)), figures
 
 
@@ -67,9 +73,13 @@ def transcript(name, other, choice):
     rows = [
         (100.0, "try", {}),
         (100.0, "open", {}),
-        (100.1, "in", {"type": "queued", "timeout_ms": 9000}),
-        (100.2, "in", {"type": "start", "seq": 1} | game),
-        (100.5, "in", {"type": "question", "seq": 2, "round": 1, "answer_ms": 3000} | game),
+        (100.1, "in", {"type": "queued", "queue": "random", "timeout_ms": 9000}),
+        (100.2, "in", {"type": "start", "seq": 1, "queue": "random", "players": PAIR} | game),
+        (
+            100.5,
+            "in",
+            {"type": "question", "seq": 2, "round": 1, "answer_ms": 3000} | QUESTION | game,
+        ),
         (100.9, "out", {"type": "answer", "id": 1, "round": 1, "choice": choice} | game),
         (101.0, "in", {"type": "answered", "seq": 3, "round": 1, "player": other} | game),
         (
@@ -186,6 +196,22 @@ def stored(key, **values):
     return tamper
 
 
+def replan(**values):
+    """Tampering with the plan of the game."""
+
+    def tamper(one):
+        plan = trivia.parse_plan(one.store[KEY]["plan"]) | values
+        one.store[KEY]["plan"] = trivia.write_plan(**plan)
+
+    return tamper
+
+
+def room(name, at, **values):
+    """Tampering by adding a `room` to a transcript, which is right but for these values."""
+    right = {"code": "ABCDEF", "host": "bob", "players": PAIR, "connected": ["ann"]}
+    return seen(name, at, "in", type="room", **right | {"state": "waiting"} | values)
+
+
 def without(key):
     """Tampering by removing a key."""
     return lambda one: one.store.pop(key)
@@ -247,21 +273,40 @@ def incident(one):
 
 
 POINTS, SAW = (
-    chaos.points_are_those_of_the_formula_and_add_up_to_the_score,
-    chaos.what_the_phones_saw_is_what_is_stored,
+    chaos_checks.points_are_those_of_the_formula_and_add_up_to_the_score,
+    chaos_checks.what_the_phones_saw_is_what_is_stored,
 )
-RANKS, COUNTS = chaos.ranks_follow_the_scores, chaos.an_acknowledged_answer_counts_once_and_as_sent
-ONCE, LOST = chaos.results_are_applied_exactly_once, chaos.no_started_game_is_lost
+RANKS, COUNTS = (
+    chaos_checks.ranks_follow_the_scores,
+    chaos_checks.an_acknowledged_answer_counts_once_and_as_sent,
+)
+ONCE, LOST = chaos_checks.results_are_applied_exactly_once, chaos_checks.no_started_game_is_lost
 ORDER, STALE = (
-    chaos.no_message_of_a_game_is_missing_or_twice,
-    chaos.no_phone_hears_nothing_for_too_long,
+    chaos_checks.no_message_of_a_game_is_missing_or_twice,
+    chaos_checks.no_phone_hears_nothing_for_too_long,
 )
-LEFT, UNIQUE = chaos.nothing_is_left_behind, chaos.unique_values_belong_to_those_who_have_them
+LEFT, UNIQUE = (
+    chaos_checks.nothing_is_left_behind,
+    chaos_checks.unique_values_belong_to_those_who_have_them,
+)
 WAITS, SIGNED = (
-    chaos.nobody_waits_long_without_a_connection,
-    chaos.nobody_is_signed_out_or_replaced_by_an_older_connection,
+    chaos_checks.nobody_waits_long_without_a_connection,
+    chaos_checks.nobody_is_signed_out_or_replaced_by_an_older_connection,
 )
-RESTS, LOGS = chaos.everything_comes_to_rest, chaos.the_server_logs_no_traceback
+BOTS = chaos_checks.bots_change_nothing_and_are_on_no_leaderboard
+DAY = chaos_checks.a_day_has_one_try_and_the_same_questions_for_everybody
+STREAK = chaos_checks.a_streak_counts_each_day_once
+CHALLENGE = chaos_checks.a_challenge_is_played_once_by_each_and_settles_once
+REMATCH = chaos_checks.a_rematch_is_one_game_of_those_who_agreed
+ROOMS = chaos_checks.rooms_hold_together
+LATE = chaos_checks.who_comes_late_is_asked_from_the_next_question_on
+LIVES = chaos_checks.lives_end_a_solo_game
+DAILY = replan(queue="daily", draw=["2026-11-29", 1])
+CONTEST = {"queue": "contest", "quiz": "7:1302", "most": "2"}
+RUN = f"{GAME} 145 1000 2:300:145"
+OFFER = {"type": "rematch", "game": GAME, "expires_ms": 3000, "players": ["ann"]}
+NEXT = {"type": "start", "queue": "random", "game": "1bcdefghijkl", "players": PAIR}
+RESTS, LOGS = chaos_checks.everything_comes_to_rest, chaos_checks.the_server_logs_no_traceback
 UNANSWERED = stored(KEY, log2="- ")
 MOVED = {"type": "user_return", "game": GAME, "player": "bob"}
 AWAY = [seen("ann", 110.1, "try"), seen("ann", 130, "open", 2)]
@@ -382,6 +427,62 @@ AWAY = [seen("ann", 110.1, "try"), seen("ann", 130, "open", 2)]
                 frame("ann", "queued", timeout_ms=5000),
             ],
         ),
+        (STALE, [seen("ann", 102, "out", type="join", id=9)]),
+        (STALE, [seen("ann", 102, "in", type="queued", queue="fill", timeout_ms=20_000)]),
+        (STALE, [seen("ann", 102, "in", **OFFER)]),
+        (STALE, [room("ann", 101, state="playing")]),
+        (BOTS, [stored("board:{rating}", bot1=1500)]),
+        (BOTS, [replan(players=[["A", "ann"], ["bot1", "Bot Ada", 1500, 0, 1, ""]])]),
+        (BOTS, [frame("ann", "start", players=[{"username": "Bot Ada"}])]),
+        (DAY, [DAILY, frame("ann", "start", queue="daily")]),
+        (
+            DAY,
+            [
+                DAILY,
+                stored("tried:{lobby}:daily:2026-11-29", A="x"),
+                frame("ann", "start", queue="daily"),
+            ],
+        ),
+        (STREAK, [DAILY]),
+        (ONCE, [stored("user:{A}", daily_points="5")]),
+        (CHALLENGE, [seen("ann", 99, "made", code="ABCDEFGH")]),
+        (CHALLENGE, [stored("contest:{lobby}:ABCDEFGH", **CONTEST | {"run:A": GAME})]),
+        (CHALLENGE, [stored("contest:{lobby}:ABCDEFGH", **CONTEST | {"run:A": RUN})]),
+        (
+            CHALLENGE,
+            [
+                stored("contest:{lobby}:ABCDEFGH", **CONTEST),
+                replan(queue="contest", draw=["ABCDEFGH", 1]),
+            ],
+        ),
+        (REMATCH, [seen("ann", 102, "in", **OFFER), seen("ann", 103, "in", **NEXT)]),
+        (
+            REMATCH,
+            [
+                seen("ann", 102, "in", **OFFER),
+                seen("ann", 103, "in", **NEXT | {"players": [{"username": "eve"}]}),
+            ],
+        ),
+        (REMATCH, [frame("ann", "end", series={"ann": 0, "bob": 1})]),
+        (ROOMS, [room("ann", 102, host="eve")]),
+        (ROOMS, [room("ann", 102, players=PAIR[1:])]),
+        (
+            ROOMS,
+            [
+                room("ann", 102),
+                seen("ann", 103, "in", type="cancelled", reason="kicked"),
+                room("ann", 104),
+            ],
+        ),
+        (ROOMS, [stored("room:{lobby}:ABCDEF", queue="den")]),
+        (LATE, [replan(players=[["A", "ann", 0, 0, 2], ["B", "bob"]])]),
+        (
+            LIVES,
+            [
+                stored(KEY, log1="0:300:0 "),
+                replan(rules=[3000, 300, 10000, 100, 50, "forfeit", "solo", 0, 1]),
+            ],
+        ),
         (LEFT, [stored("seats:{lobby}", A="w.1 1 - 0 - -")]),
         (LEFT, [stored("deadlines:{g1}", x=1)]),
         (LEFT, [stored("playing:{lobby}", random="2")]),
@@ -394,7 +495,7 @@ AWAY = [seen("ann", 110.1, "try"), seen("ann", 130, "open", 2)]
         (UNIQUE, [stored("unique:{username:1}", eve="E op")]),
         (UNIQUE, [stored("unique:{username:1}", ann="B op")]),
         (UNIQUE, [stored("unique:{username:1}", bob="B op 9")]),
-        (WAITS, [*AWAY, seen("ann", 131, "in", 2, type="queued", timeout_ms=9000)]),
+        (WAITS, [*AWAY, seen("ann", 131, "in", 2, type="queued", queue="random", timeout_ms=9000)]),
         (SIGNED, [seen("ann", 111, "refused", status=401)]),
         (SIGNED, [seen("ann", 109, "lost", code=4401)]),
         (SIGNED, [seen("ann", 109, "lost", code=4409)]),
@@ -406,7 +507,7 @@ def test_tampering_is_seen(check, tampering):
     one = evidence()
     for tamper in tampering:
         tamper(one)
-    assert list(check(one)) and check in chaos.CHECKS
+    assert list(check(one)) and check in chaos_checks.CHECKS
 
 
 @pytest.mark.parametrize(
@@ -426,6 +527,8 @@ def test_tampering_is_seen(check, tampering):
                 "in",
                 type="update",
                 game=GAME,
+                queue="random",
+                players=PAIR,
                 seq=8,
                 round=1,
                 phase="settle",
@@ -435,8 +538,18 @@ def test_tampering_is_seen(check, tampering):
         ],
         [
             *AWAY,
-            seen("ann", 131, "in", 2, type="queued", timeout_ms=9000),
+            seen("ann", 131, "in", 2, type="queued", queue="random", timeout_ms=9000),
             fault("redis-stop", 115, 122),
+        ],
+        [
+            seen("ann", 102, "in", **OFFER),
+            seen("ann", 103, "in", **NEXT | {"series": {"ann": 1, "bob": 0}}),
+            seen("ann", 104, "in", type="end", game="1bcdefghijkl", seq=1),
+        ],
+        [
+            room("ann", 99),
+            room("ann", 102),
+            seen("ann", 103, "in", type="cancelled", reason="left"),
         ],
         [
             seen(
@@ -445,13 +558,13 @@ def test_tampering_is_seen(check, tampering):
             seen("bob", 100.85, "in", type="error", id=9, code="unavailable"),
         ],
     ],
-    ids=["none", "replaced", "hole", "outage", "refused"],
+    ids=["none", "replaced", "hole", "outage", "rematch", "room", "refused"],
 )
 def test_what_is_excused_is_no_violation(excuses):
     one = evidence()
     for excuse in excuses:
         excuse(one)
-    assert chaos.violations(one) == []
+    assert chaos_checks.violations(one) == []
 
 
 @pytest.mark.parametrize(
@@ -474,7 +587,7 @@ def test_an_answer_may_be_lost_only_with_an_excuse(excuse):
 
 def test_every_check_is_seen_to_fail():
     cases = test_tampering_is_seen.pytestmark[0].args[1]
-    assert {check for check, _ in cases} == set(chaos.CHECKS)
+    assert {check for check, _ in cases} == set(chaos_checks.CHECKS)
 
 
 def test_figures_tell_what_happened():

@@ -691,11 +691,13 @@ def test_no_acknowledged_account_is_lost_when_sentinels_replace_a_primary_that_c
 # ---- a cluster under play
 
 
+PLAYED = {"random": 1, "rated": 1, "party": 1}
+
+
 def long_games(tree):
     """Games of many quick rounds: some run while something happens to a node."""
     chaos.short_games(tree)
-    for spec in tree["queues"].values():
-        spec.update(rounds=12)
+    tree["queues"] = {name: tree["queues"][name] | {"rounds": 12} for name in PLAYED}
 
 
 class Story(chaos.Campaign):
@@ -703,7 +705,7 @@ class Story(chaos.Campaign):
 
     def __init__(self, server, tell):
         super().__init__(server, 0, 24, 2, (), 1, "story", lambda line: None)
-        self.plans, self.tell = (), tell
+        self.plans, self.tell, self.queues = (), tell, PLAYED
 
     async def _play(self, lives):
         await self._until(lambda: self.seen(), 30, "the first messages of games")
