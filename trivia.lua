@@ -1562,6 +1562,29 @@ function functions.leave(keys, args)
   return {'left'}
 end
 
+-- take_back: gives a connection the seat back that was taken for left while its worker hung.
+-- KEYS seats  UID -> what the player does
+-- KEYS due    tickets by the time of their next check
+-- ARGS uid    player
+-- ARGS conn   connection
+-- ARGS turn   fencing token of the connection
+-- Returns {game that the player is in or '-', party or '-'}, or {'stale', '-'} if the seat is that of
+-- a newer connection.
+-- Atomic, so that a newer connection keeps the seat.
+function functions.take_back(keys, args)
+  local seats, due = unpack(keys)
+  local uid, conn, turn = unpack(args)
+  local seat = read_seat(seats, uid)
+  if not seat then return {'-', '-'} end
+  if seat.turn ~= tonumber(turn) then return {'stale', '-'} end
+  if seat.conn == '-' then
+    seat.conn = conn
+    write_seat(seats, uid, seat)
+    check_party(due, seat)
+  end
+  return {seat.game, seat.party}
+end
+
 -- Frees a player from a game if they are still in it. They stay in their room. Returns their seat
 -- if it was freed.
 local function free_from_game(seats, playing, due, game, uid)
@@ -3688,6 +3711,7 @@ register('take_allowance', 'allow-oom')
 register('join')
 register('check_ticket')
 register('leave', 'allow-oom')
+register('take_back', 'allow-oom')
 register('release', 'allow-oom')
 register('revoke', 'allow-oom')
 register('heartbeat', 'allow-oom')

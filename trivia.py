@@ -6364,6 +6364,14 @@ class Lobby:
         outcome, *rest = await self.redis.run("leave", keys, uid, queue, connection, int(gone))
         return outcome, rest[0] if rest else None
 
+    def take_back(self, uid: str, connection: str, turn: int) -> Awaitable[list[str]]:
+        """Takes a seat back that was given up while this worker hung.
+
+        Returns the player's game or '-', and their party or '-'; or 'stale', '-' for a connection
+        that was replaced.
+        """
+        return self.redis.run("take_back", (Keys.seats, Keys.due), uid, connection, turn)
+
     async def seat_of(self, uid: str) -> Seat | None:
         """Returns a player's seat."""
         return Seat.parse(await self.redis.call("HGET", Keys.seats, uid))
@@ -6783,7 +6791,7 @@ class Rematches:
         Returns the queue of the game, or '' if they may not.
         """
         outcome, *queue = await self._run("check", game, (), game, connection)
-        return queue[0] if outcome == "waiting" else ""
+        return "" if outcome == "over" else queue[0]
 
     async def _run(self, act: str, game: str, keys: tuple, *args: str | int) -> list[str]:
         """Runs a function. Forms the game of players who have agreed, in the background."""
@@ -11111,6 +11119,7 @@ class Joining(Outlet):
         if await self.hub.games.rematches.check(game, self.id) == self.queue.name:
             return True
         self.over = game
+        self.buffered = [event for event in self.buffered or () if event[0] != "rematch"]
         await self._join(self.queue)
         return False
 
@@ -11203,8 +11212,13 @@ class Joining(Outlet):
             if self.code:  # what happened in the room meanwhile may be lost as well
                 await self._join_by_code(self.queue, self.code)
         else:
-            self.code = ""
-            self.send({"type": "cancelled", "queue": self.queue.name, "reason": "left"})
+            self._put_out("left")
+
+    def _put_out(self, reason: str) -> None:
+        """Tells a player that they are out of their queue, room or game."""
+        self.code = ""
+        self._set_state(State.IDLE, over=self.game or self.over)
+        self.send({"type": "cancelled", "queue": self.queue.name, "reason": reason})
 
     @contextlib.contextmanager
     def _events_buffered(self) -> Iterator[None]:
@@ -11258,13 +11272,18 @@ class Joining(Outlet):
                 if not self.closing:
                     await self._ask()
         except Refused as refused:
-            self._refuse(refused, {})
+            self._put_out("kicked" if refused.code == "kicked" else "left")
         except Unavailable:
             return False
         return True
 
     async def _ask(self) -> None:
+        seated, party = await self.hub.lobby.take_back(self.uid, self.id, self.turn)
         if self.state is State.PLAYING:
+            if self.code not in ("", party) and seated != "stale":  # nobody could tell them
+                self.code = ""
+                if seated == "-":  # they were sent away
+                    await self.hub.games.exit(self.game, self.id, True)
             await self._enter(self.game)
             return await self._show_room()
         if self.state in (State.QUEUED, State.ROOM):
@@ -11273,6 +11292,8 @@ class Joining(Outlet):
         outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
         if outcome == "game" and game != self.over:
             await self._enter(game)
+        elif self.agreed and not await self.hub.games.rematches.check(self.over, self.id):
+            self._put_out("timeout")
 
 
 # ---- connections ---------------------------------------------------------------------------------
@@ -11576,8 +11597,7 @@ class Connection(Joining):
         outcome, _ = await self.hub.lobby.leave(queue, self.uid, self.id, False)
         if outcome == "left" and self.state is State.QUEUED:
             count("tickets_cancelled", queue, "closed")
-            self._set_state(State.IDLE, over=self.over)
-            self.send({"type": "cancelled", "queue": queue, "reason": "closed"})
+            self._put_out("closed")
 
     async def _on_rematch(self, values: dict) -> None:
         if values["accept"] and not await self._may_play(self.queue.name):
@@ -11663,6 +11683,8 @@ class Connection(Joining):
         elif kind == "rematch":
             if self.state not in ALLOWED["rematch"]:
                 return False
+        elif self.state is State.IDLE:
+            return False  # they know
         else:
             if self.state is State.QUEUED:
                 count("tickets_cancelled", self.queue.name, "timeout")

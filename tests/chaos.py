@@ -412,7 +412,7 @@ class Campaign:
             store,
             types,
             ttls,
-            len(workers_of(self.server)),
+            self.workers,
             {phone.name: phone.transcript for phone in self.phones},
             self.faults.log,
             self.server.log,

@@ -38,9 +38,9 @@ BUSY = "(seats|queue|due|forming|deadlines|rematch|bots):"
 
 
 def outage(faults, since, until, kinds=("stop", "redis-kill", "redis-stop")):
-    """For how long within a time failures of these kinds lasted, in s."""
+    """For how long within a time failures of these kinds lasted, in s, with a second to get over each."""
     return sum(
-        max(0.0, min(fault.until, until) - max(fault.at, since))
+        max(0.0, min(fault.until + 1, until) - max(fault.at, since))
         for fault in faults
         if fault.kind in kinds
     )
@@ -159,7 +159,7 @@ class Evidence:
     store: dict  # key -> {field: value}, {member: score} or text
     types: dict  # key -> type
     ttls: dict  # key -> s, -1 for none
-    workers: int  # how many run
+    workers: int  # how many must be running
     transcripts: dict  # name -> [Entry]
     faults: list
     log: str = ""  # of the server
@@ -446,11 +446,17 @@ def sums_of(ended):
 
 def answered_games(evidence):
     """The games in which a phone saw an answer by somebody who plays in it."""
-    for _, entry in evidence.entries("answered", "reveal", "update"):
-        frame, game = entry.frame, evidence.games.get(entry.frame["game"])
-        names = {seat.name for seat in game.seats} if game and game.queue == "contest" else None
-        answered = {*frame.get("answers", ()), *frame.get("answered", ()), frame.get("player")}
-        if answered - {None} if names is None else answered & names:
+    alone = {
+        entry.frame["game"]
+        for _, entry in evidence.entries("start", "update")
+        if entry.frame["queue"] == "contest"
+    }
+    for name, entry in evidence.entries("answered", "reveal", "update"):
+        frame = entry.frame
+        answered = {*frame.get("answers", ()), *frame.get("answered", ())}
+        if frame["type"] == "answered" or (
+            name in answered if frame["game"] in alone else answered
+        ):
             yield frame["game"]
 
 
@@ -783,7 +789,7 @@ def nothing_is_left_behind(evidence):
     }:
         yield f"playing:{{lobby}} holds {playing}"
     if len(listed := evidence.store.get("workers:{lobby}", {})) != evidence.workers:
-        yield f"workers:{{lobby}} holds {listed}, but {evidence.workers} run"
+        yield f"workers:{{lobby}} holds {listed}, but {evidence.workers} must run"
     ending = ("game:", "room:", "contest:", "contests:", "tried:")
     for key, ttl in evidence.ttls.items():
         if key.startswith(ending) and ttl < 0:
@@ -842,7 +848,10 @@ def everything_comes_to_rest(evidence):
 
 
 def the_server_logs_no_traceback(evidence):
-    for found in re.finditer(r"Traceback \(most recent call last\)", evidence.log):
+    # Helper processes of a worker that is killed may end with one.
+    for found in re.finditer(
+        r"Traceback \(most recent call last\)(?!:\n  File \"<string>\")", evidence.log
+    ):
         yield f"...{evidence.log[max(0, found.start() - 300) : found.start() + 2500]}"
 
 

@@ -470,6 +470,35 @@ def test_a_room_survives_the_worker_of_its_host(house, phones):
     host.close()
 
 
+def test_who_was_sent_away_or_given_up_unheard_is_told_or_taken_back(house, phones):
+    _, [host, guest, other, idle] = open_room(phones, guests=3)
+    begin([host, guest, other, idle])
+    for phone in (host, guest, other, idle):
+        phone.expect("question")
+    idle.send("leave")
+    idle.expect("cancelled")
+    client = house.redis
+    seats = {}
+    for phone in (guest, other, idle):
+        uid = phone.token[:12]
+        seats[uid] = client.hget("seats:{lobby}", uid)
+        conn, turn, queue, since, rating, game, *room = seats[uid].split()
+        if phone is guest:  # whom the host has kicked
+            lost = f"{conn} {turn} - 0 - -"
+        else:  # whose worker hung
+            lost = f"- {turn} {queue} {since} {rating} {game} {' '.join(room)}".strip()
+        client.hset("seats:{lobby}", uid, lost)
+    client.client_kill_filter(_type="pubsub")
+    assert guest.expect("cancelled")["reason"] == "left"
+    host.expect("user_exit", player=guest.name)
+    for phone in (other, idle):
+        uid = phone.token[:12]
+        wait_until(lambda: client.hget("seats:{lobby}", uid) == seats[uid])
+    for phone in (host, other):
+        phone.send("answer", round=1, choice=0)
+    assert guest.name not in host.expect("reveal")["answers"]
+
+
 def test_whoever_guesses_codes_has_to_wait(house, phones):
     code, _ = open_room(phones, guests=0)
     stranger = phones("den", "ABC234")
