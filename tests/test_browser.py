@@ -310,12 +310,9 @@ def test_a_new_phone_plays_in_one_tap_and_keeps_its_progress(make_server, open_t
     for tab in (ann, bob):
         tab.on("auth")
         tab.find("#play-now").click()
-        tab.on("lobby")
-        expect(tab.find("#guest-note")).to_be_visible()
-        tab.name = tab.find("#me-name").inner_text()
-        tab.join()
     for tab in (ann, bob):
         tab.on("game")
+        tab.name = tab.find("#players .me .name").inner_text()
         tab.answer(0)
     for tab in (ann, bob):
         tab.on("result")
@@ -337,9 +334,12 @@ def test_a_new_phone_plays_in_one_tap_and_keeps_its_progress(make_server, open_t
     again.goto(f"http://127.0.0.1:{server.port}/")
     expect(again.locator("#me-name")).to_have_text(ann.name)
     bob.find("#home").click()
+    expect(bob.find("#guest-note")).to_be_visible()
     bob.find("#sign-out").click()
     bob.on("auth")
     bob.find("#play-now").click()  # the same guest
+    bob.on("searching")
+    bob.find("#cancel").click()
     bob.on("lobby")
     expect(bob.find("#me-name")).to_have_text(bob.name)
 
@@ -423,7 +423,7 @@ def test_axe_finds_nothing_on_any_screen(long_games, open_tabs, axe):
         expect(tab.find("#round")).to_contain_text("2 of 2")
         tab.answer(0)
     ann.on("result")
-    ann.find("summary").first.click()
+    ann.find("#review summary").first.click()
     check_with_axe(ann, axe)
     ann.find("#home").click()
     ann.join("friends")
@@ -516,7 +516,13 @@ def test_each_end_is_said_right(ended, ranks, reason, verdict, why):
 
 @pytest.fixture(scope="module")
 def ended(long_games, chromium):
+    """A tab with the page as it is written, whose functions can be called."""
     tab = Tab(chromium, long_games, PHONE)
+    facts = tab.find("#facts").text_content()
+    page = (ROOT / "pages" / "play.html").read_text("utf-8")
+    page = page.replace(">{}</script>", f">{facts}</script>")
+    page = page.replace("(() => {\n/*----", "/*----").replace("\n})()\n", "\n")
+    tab.page.set_content(page)
     yield tab
     tab.close()
 
@@ -552,7 +558,7 @@ def test_friends_meet_by_a_link_and_the_host_directs_the_room(long_games, open_t
     expect(bob.find("#invite")).to_contain_text(ann.name)
     bob.find("#play-now").click()  # a guest from the first tap on
     bob.on("room")
-    bob.name = bob.page.evaluate("me.username")
+    bob.name = bob.find("[data-member]", has_text="you").locator(".name").inner_text()
     for tab in tabs:
         expect(tab.find("[data-member]")).to_have_count(2)
     expect(bob.find("#begin")).to_be_hidden()
@@ -598,6 +604,108 @@ def test_who_plays_alone_sees_what_was_right(long_games, open_tabs):
     ann.on("result")
     expect(ann.find("#verdict")).to_have_text(f"{right} of 2 right")
     expect(ann.find("#review b.ok")).to_have_count(right)
+
+
+def test_the_daily_questions_are_played_once_and_make_a_streak(long_games, open_tabs):
+    [ann] = open_tabs(long_games, PHONE, count=1)
+    ann.register()
+    ann.join("daily")
+    ann.on("game")
+    answer_alone(ann)
+    ann.on("result")
+    points = int(ann.find("#ranking .score").inner_text())
+    expect(ann.find("#streak")).to_have_text("🔥 1 day in a row")
+    ann.find("#again").click()
+    ann.on("lobby")
+    expect(ann.find('#board-tabs [aria-pressed="true"]')).to_contain_text("Daily questions")
+    expect(ann.find("#board .me .name")).to_have_count(int(points > 0))
+    expect(ann.find('[data-queue="daily"]')).to_contain_text("Played today")
+    ann.page.evaluate("localStorage.removeItem('played/daily')")  # as on another device
+    ann.page.reload()
+    ann.on("lobby")
+    ann.join("daily")
+    expect(ann.find("#toasts")).to_contain_text("You have played the questions of today")
+    ann.on("lobby")
+    expect(ann.find('[data-queue="daily"]')).to_contain_text("Played today")
+
+
+def test_a_friend_plays_a_challenge_by_its_link(long_games, open_tabs):
+    ann, bob = open_tabs(long_games, PHONE)
+    ann.register()
+    ann.join("challenge")
+    ann.on("challenge")
+    code = ann.find("#challenge-code").inner_text().replace(" ", "")
+    ann.find("#challenge-play").click()
+    ann.on("game")
+    answer_alone(ann)
+    ann.on("result")
+    bob.page.goto(f"http://127.0.0.1:{long_games.port}/#challenge={code}")
+    expect(bob.find("#invite")).to_contain_text(f"{ann.name} challenges you")
+    bob.find("#play-now").click()
+    bob.on("challenge")
+    expect(bob.find("#challenge-players .name")).to_have_text(ann.name)
+    expect(bob.find("#challenge-review")).to_be_hidden()  # until they have played
+    bob.find("#challenge-play").click()
+    bob.on("game")
+    answer_alone(bob)
+    bob.on("result")
+    expect(bob.find("#ranking [data-rank]")).to_have_count(2)
+    expect(bob.find("#verdict")).to_have_text(re.compile("draw|won"))
+    bob.find("#again").click()
+    bob.on("challenge")
+    expect(bob.find("#challenge-play")).to_be_hidden()
+    expect(bob.find("#challenge-review details")).to_have_count(2)
+    ann.find("#home").click()
+    ann.on("lobby")
+    ann.find(f'[data-challenge="{code}"]').click()
+    ann.on("challenge")
+    expect(ann.find("#challenge-players [data-rank]")).to_have_count(2)
+    ann.find("#challenge-home").click()
+    ann.find("#room-input").fill("AAAABBBB")
+    ann.find("#code-form button").click()
+    expect(ann.find("#toasts")).to_contain_text("no room or challenge")
+    ann.troubles.clear()  # the browser itself notes the 404 in its console
+
+
+def answer_alone(tab):
+    for number in (1, 2):
+        expect(tab.find("#round")).to_contain_text(f"{number} of 2")
+        tab.answer(0)
+
+
+def test_players_flag_questions_and_report_and_block_each_other(long_games, open_tabs):
+    ann, bob = tabs = open_tabs(long_games, PHONE)
+    in_game(tabs)
+    expect(ann.find("#flag")).to_be_hidden()
+    play_round(ann, bob)
+    ann.find("#flag").click()
+    expect(ann.find("#toasts")).to_contain_text("We look at it")
+    expect(ann.find("#round")).to_contain_text("2 of 2")
+    play_round(ann, bob)
+    ann.on("result")
+    row = ann.page.get_by_role("button", name=f"About {bob.name}")
+    for answer in ("We look at it", "You have reported this already"):
+        row.click()
+        expect(ann.find("#profile-name")).to_have_text(bob.name)
+        ann.find("#profile summary").click()
+        ann.find("#report-reason").select_option("cheating")
+        ann.find("#report-text").fill("So fast.")
+        ann.find("#report-send").click()
+        expect(ann.find("#toasts")).to_contain_text(answer)
+    assert len(ann.troubles) == 1 and "409" in ann.troubles.pop()
+    ann.page.keyboard.press("Escape")
+    row.click()
+    ann.find("#block").click()
+    expect(ann.find("#toasts")).to_contain_text(f"You will not meet {bob.name} again")
+    ann.find("#home").click()
+    ann.find("#blocks summary").click()
+    expect(ann.find("#block-list .name")).to_have_text(bob.name)
+    ann.check_width("blocks")
+    token = ann.page.evaluate("localStorage.getItem('token')")
+    ann.find("#block-list button").click()
+    expect(ann.find("#blocks")).to_be_hidden()
+    assert long_games.http("GET", "/users/me/blocks", token=token).json["blocks"] == []
+    assert [one for one in long_games.redis.scan_iter("report*")], "a report is stored"
 
 
 def test_both_agree_to_a_rematch_or_one_goes(long_games, open_tabs):
@@ -648,6 +756,36 @@ def own(tree):
     tree["messages"]["client"]["wave"]["required"] = ["size"]
 
 
+def only_rooms(tree):
+    """Leaves what a schema can't do without, and one queue, of rooms."""
+    tree["queues"] = {"den": tree["queues"]["friends"]}
+    tree["page"] = {"language": "de"}
+    tree["leaderboards"] = {}
+    del tree["sign_in"], tree["messages"]["client"]["emoji"]
+
+
+def test_play_opens_a_room_where_there_is_nothing_else(make_server, open_tabs):
+    [tab] = open_tabs(make_server(edited_schema(only_rooms)), PHONE, count=1)
+    tab.on("auth")
+    expect(tab.find("#play-now")).to_be_hidden()
+    tab.find("#mode-login").click()
+    tab.find("#login").fill("nobody")
+    tab.find("#password").fill(PASSWORD)
+    tab.find("#submit").click()
+    expect(tab.find("#problem")).to_have_text("Name oder Passwort stimmt nicht.")
+    tab.troubles.clear()  # the browser itself notes the 401 in its console
+    tab.register()
+    expect(tab.find("#games")).to_be_visible()  # for the code of a friend
+    expect(tab.find("#boards")).to_be_hidden()
+    tab.find("#room-input").fill("CCCCCC")
+    tab.find("#code-form button").click()
+    expect(tab.find("#toasts")).to_contain_text("Zu diesem Code gibt es nichts.")
+    tab.troubles.clear()  # and the 404
+    tab.find("#play").click()
+    tab.on("room")
+    expect(tab.find("#room-note")).to_have_text("Es fehlt noch 1 Person.")
+
+
 def test_the_page_is_made_from_the_schema(make_server, open_tabs):
     server = make_server(edited_schema(own, rounds=1, start_seconds=2, answer_seconds=60))
     ann, bob = tabs = open_tabs(server, PHONE)
@@ -668,8 +806,14 @@ def test_the_page_is_made_from_the_schema(make_server, open_tabs):
     for tab in tabs:
         tab.on("lobby")
     assert ann.page.title() == "Quizland"
-    assert ann.page.evaluate("getComputedStyle($.play).backgroundColor") == "rgb(255, 212, 0)"
-    assert ann.page.evaluate("getComputedStyle($.play).color") == "rgb(22, 19, 43)"
+    assert (
+        ann.page.evaluate("getComputedStyle(document.getElementById('play')).backgroundColor")
+        == "rgb(255, 212, 0)"
+    )
+    assert (
+        ann.page.evaluate("getComputedStyle(document.getElementById('play')).color")
+        == "rgb(22, 19, 43)"
+    )
     expect(ann.find("#board-tabs")).to_contain_text("Most games")
     token = ann.page.evaluate("localStorage.getItem('token')")
     picture = f"http://127.0.0.1:{server.port}/icon.svg"
