@@ -720,9 +720,109 @@ data class QueueList(
     }
 }
 
+data class Rules(
+    val players: Players? = null,
+    val match: String? = null,
+    val days: Int? = null,
+    val lateJoin: Boolean? = null,
+    val rematchSeconds: Double? = null,
+    val draw: String? = null,
+    val attempts: Int? = null,
+    val bots: Bots? = null,
+    val window: Double? = null,
+    val widen: Double? = null,
+    val fillSeconds: Double? = null,
+    val waitSeconds: Double? = null,
+    val rounds: Int? = null,
+    val startSeconds: Double? = null,
+    val answerSeconds: Double? = null,
+    val revealSeconds: Double? = null,
+    val totalSeconds: Double? = null,
+    val lives: Int? = null,
+    val seatSeconds: Double? = null,
+    val rated: Boolean? = null,
+    val scoring: Scoring? = null,
+    val onExit: String? = null,
+    val categories: List<String>? = null,
+    val difficulties: List<String>? = null,
+) {
+    internal fun fields() = fieldsOf("players" to players?.fields(), "match" to match, "days" to days, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "draw" to draw, "attempts" to attempts, "bots" to bots?.fields(), "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties)
+
+    companion object {
+        internal fun from(json: Json) = Rules(
+            players = json["players"].orNull { Players.from(it) },
+            match = json["match"].orNull { it.text() },
+            days = json["days"].orNull { it.int() },
+            lateJoin = json["late_join"].orNull { it.bool() },
+            rematchSeconds = json["rematch_seconds"].orNull { it.double() },
+            draw = json["draw"].orNull { it.text() },
+            attempts = json["attempts"].orNull { it.int() },
+            bots = json["bots"].orNull { Bots.from(it) },
+            window = json["window"].orNull { it.double() },
+            widen = json["widen"].orNull { it.double() },
+            fillSeconds = json["fill_seconds"].orNull { it.double() },
+            waitSeconds = json["wait_seconds"].orNull { it.double() },
+            rounds = json["rounds"].orNull { it.int() },
+            startSeconds = json["start_seconds"].orNull { it.double() },
+            answerSeconds = json["answer_seconds"].orNull { it.double() },
+            revealSeconds = json["reveal_seconds"].orNull { it.double() },
+            totalSeconds = json["total_seconds"].orNull { it.double() },
+            lives = json["lives"].orNull { it.int() },
+            seatSeconds = json["seat_seconds"].orNull { it.double() },
+            rated = json["rated"].orNull { it.bool() },
+            scoring = json["scoring"].orNull { Scoring.from(it) },
+            onExit = json["on_exit"].orNull { it.text() },
+            categories = json["categories"].orNull { it.list { it.text() } },
+            difficulties = json["difficulties"].orNull { it.list { it.text() } },
+        )
+    }
+
+    data class Players(
+        val min: Int,
+        val max: Int,
+    ) {
+        internal fun fields() = fieldsOf("min" to min, "max" to max)
+
+        companion object {
+            internal fun from(json: Json) = Players(
+                min = json["min"].int(),
+                max = json["max"].int(),
+            )
+        }
+    }
+
+    data class Bots(
+        val afterSeconds: Double,
+        val skill: Any?,
+    ) {
+        internal fun fields() = fieldsOf("after_seconds" to afterSeconds, "skill" to skill)
+
+        companion object {
+            internal fun from(json: Json) = Bots(
+                afterSeconds = json["after_seconds"].double(),
+                skill = json["skill"].value,
+            )
+        }
+    }
+
+    data class Scoring(
+        val correct: Int,
+        val speed: Int,
+    ) {
+        internal fun fields() = fieldsOf("correct" to correct, "speed" to speed)
+
+        companion object {
+            internal fun from(json: Json) = Scoring(
+                correct = json["correct"].int(),
+                speed = json["speed"].int(),
+            )
+        }
+    }
+}
+
 data class Room(
     val queue: String,
-    val settings: Settings,
+    val settings: Rules,
     val code: String,
     val host: String,
     val players: List<Player>,
@@ -735,7 +835,7 @@ data class Room(
     companion object {
         internal fun from(json: Json) = Room(
             queue = json["queue"].text(),
-            settings = Settings.from(json["settings"]),
+            settings = Rules.from(json["settings"]),
             code = json["code"].text(),
             host = json["host"].text(),
             players = json["players"].list { Player.from(it) },
@@ -743,106 +843,6 @@ data class Room(
             locked = json["locked"].bool(),
             state = json["state"].text(),
         )
-    }
-
-    data class Settings(
-        val players: Players,
-        val match: String? = null,
-        val days: Int? = null,
-        val lateJoin: Boolean? = null,
-        val rematchSeconds: Double? = null,
-        val draw: String? = null,
-        val attempts: Int? = null,
-        val bots: Bots? = null,
-        val window: Double? = null,
-        val widen: Double? = null,
-        val fillSeconds: Double? = null,
-        val waitSeconds: Double? = null,
-        val rounds: Int? = null,
-        val startSeconds: Double? = null,
-        val answerSeconds: Double? = null,
-        val revealSeconds: Double? = null,
-        val totalSeconds: Double? = null,
-        val lives: Int? = null,
-        val seatSeconds: Double? = null,
-        val rated: Boolean? = null,
-        val scoring: Scoring? = null,
-        val onExit: String? = null,
-        val categories: List<String>? = null,
-        val difficulties: List<String>? = null,
-    ) {
-        internal fun fields() = fieldsOf("players" to players.fields(), "match" to match, "days" to days, "late_join" to lateJoin, "rematch_seconds" to rematchSeconds, "draw" to draw, "attempts" to attempts, "bots" to bots?.fields(), "window" to window, "widen" to widen, "fill_seconds" to fillSeconds, "wait_seconds" to waitSeconds, "rounds" to rounds, "start_seconds" to startSeconds, "answer_seconds" to answerSeconds, "reveal_seconds" to revealSeconds, "total_seconds" to totalSeconds, "lives" to lives, "seat_seconds" to seatSeconds, "rated" to rated, "scoring" to scoring?.fields(), "on_exit" to onExit, "categories" to categories, "difficulties" to difficulties)
-
-        companion object {
-            internal fun from(json: Json) = Settings(
-                players = Players.from(json["players"]),
-                match = json["match"].orNull { it.text() },
-                days = json["days"].orNull { it.int() },
-                lateJoin = json["late_join"].orNull { it.bool() },
-                rematchSeconds = json["rematch_seconds"].orNull { it.double() },
-                draw = json["draw"].orNull { it.text() },
-                attempts = json["attempts"].orNull { it.int() },
-                bots = json["bots"].orNull { Bots.from(it) },
-                window = json["window"].orNull { it.double() },
-                widen = json["widen"].orNull { it.double() },
-                fillSeconds = json["fill_seconds"].orNull { it.double() },
-                waitSeconds = json["wait_seconds"].orNull { it.double() },
-                rounds = json["rounds"].orNull { it.int() },
-                startSeconds = json["start_seconds"].orNull { it.double() },
-                answerSeconds = json["answer_seconds"].orNull { it.double() },
-                revealSeconds = json["reveal_seconds"].orNull { it.double() },
-                totalSeconds = json["total_seconds"].orNull { it.double() },
-                lives = json["lives"].orNull { it.int() },
-                seatSeconds = json["seat_seconds"].orNull { it.double() },
-                rated = json["rated"].orNull { it.bool() },
-                scoring = json["scoring"].orNull { Scoring.from(it) },
-                onExit = json["on_exit"].orNull { it.text() },
-                categories = json["categories"].orNull { it.list { it.text() } },
-                difficulties = json["difficulties"].orNull { it.list { it.text() } },
-            )
-        }
-
-        data class Players(
-            val min: Int,
-            val max: Int,
-        ) {
-            internal fun fields() = fieldsOf("min" to min, "max" to max)
-
-            companion object {
-                internal fun from(json: Json) = Players(
-                    min = json["min"].int(),
-                    max = json["max"].int(),
-                )
-            }
-        }
-
-        data class Bots(
-            val afterSeconds: Double,
-            val skill: Any?,
-        ) {
-            internal fun fields() = fieldsOf("after_seconds" to afterSeconds, "skill" to skill)
-
-            companion object {
-                internal fun from(json: Json) = Bots(
-                    afterSeconds = json["after_seconds"].double(),
-                    skill = json["skill"].value,
-                )
-            }
-        }
-
-        data class Scoring(
-            val correct: Int,
-            val speed: Int,
-        ) {
-            internal fun fields() = fieldsOf("correct" to correct, "speed" to speed)
-
-            companion object {
-                internal fun from(json: Json) = Scoring(
-                    correct = json["correct"].int(),
-                    speed = json["speed"].int(),
-                )
-            }
-        }
     }
 }
 
@@ -1181,8 +1181,7 @@ data class RoomMessage(
     val connected: List<String>,
     val locked: Boolean,
     val state: String,
-    /** The rules of the queue; see `GET /queues`. */
-    val settings: Any?,
+    val settings: Rules,
 ) : ServerMessage {
     override val type get() = "room"
 
@@ -1195,7 +1194,7 @@ data class RoomMessage(
             connected = json["connected"].list { it.text() },
             locked = json["locked"].bool(),
             state = json["state"].text(),
-            settings = json["settings"].value,
+            settings = Rules.from(json["settings"]),
         )
     }
 }
@@ -2418,6 +2417,11 @@ class Play internal constructor(
     var game = Game()
         private set
 
+    /** The private room that the player is in: who is its host, who is there, whether it is locked. */
+    @Volatile
+    var room: RoomMessage? = null
+        private set
+
     @Volatile
     var link: Link = Link.Connecting
         private set
@@ -2530,7 +2534,8 @@ class Play internal constructor(
         timer?.cancel(false)
         drop()
         val token = trivia.token ?: return end(CloseReason.SIGNED_OUT)
-        val fields = if (joined) emptyMap() else joinFields.fields().minus(listOf("type", "queue"))
+        val join = if (joined) emptyMap() else joinFields.fields().minus(listOf("type", "queue"))
+        val fields = room?.let { mapOf("code" to it.code) } ?: join
         val url = trivia.url.replaceFirst("http", "ws") + "/game/" + part(queue) + queryString(fields)
         val made = WebSocket(
             url,
@@ -2659,8 +2664,16 @@ class Play internal constructor(
 
     private fun apply(message: ServerMessage) {
         when (message) {
-            is QueuedMessage -> enter(Game(Phase.QUEUED), message.timeoutMs)
+            is QueuedMessage -> {
+                room = null
+                enter(Game(Phase.QUEUED), message.timeoutMs)
+            }
+            is RoomMessage -> {
+                room = message
+                wanted = true
+            }
             is CancelledMessage -> {
+                room = null
                 game = game.copy(phase = Phase.CANCELLED, reason = message.reason)
                 wanted = false
             }
@@ -2688,7 +2701,7 @@ class Play internal constructor(
             is UserReturnMessage -> game = game.copy(away = game.away - message.player)
             is EndMessage -> {
                 unsure = null
-                wanted = false
+                wanted = room != null
                 game = game.copy(phase = Phase.END, reason = message.reason, end = message)
             }
             else -> Unit

@@ -857,141 +857,141 @@ public struct QueueList: Codable, Equatable, Sendable {
     }
 }
 
+public struct Rules: Codable, Equatable, Sendable {
+    public var players: Players?
+    public var match: String?
+    public var days: Int?
+    public var lateJoin: Bool?
+    public var rematchSeconds: Double?
+    public var draw: String?
+    public var attempts: Int?
+    public var bots: Bots?
+    public var window: Double?
+    public var widen: Double?
+    public var fillSeconds: Double?
+    public var waitSeconds: Double?
+    public var rounds: Int?
+    public var startSeconds: Double?
+    public var answerSeconds: Double?
+    public var revealSeconds: Double?
+    public var totalSeconds: Double?
+    public var lives: Int?
+    public var seatSeconds: Double?
+    public var rated: Bool?
+    public var scoring: Scoring?
+    public var onExit: String?
+    public var categories: [String]?
+    public var difficulties: [String]?
+
+    public struct Players: Codable, Equatable, Sendable {
+        public var min: Int
+        public var max: Int
+
+        enum CodingKeys: String, CodingKey {
+            case min = "min"
+            case max = "max"
+        }
+
+        public init(min: Int, max: Int) {
+            self.min = min
+            self.max = max
+        }
+    }
+
+    public struct Bots: Codable, Equatable, Sendable {
+        public var afterSeconds: Double
+        public var skill: JSONValue?
+
+        enum CodingKeys: String, CodingKey {
+            case afterSeconds = "after_seconds"
+            case skill = "skill"
+        }
+
+        public init(afterSeconds: Double, skill: JSONValue? = nil) {
+            self.afterSeconds = afterSeconds
+            self.skill = skill
+        }
+    }
+
+    public struct Scoring: Codable, Equatable, Sendable {
+        public var correct: Int
+        public var speed: Int
+
+        enum CodingKeys: String, CodingKey {
+            case correct = "correct"
+            case speed = "speed"
+        }
+
+        public init(correct: Int, speed: Int) {
+            self.correct = correct
+            self.speed = speed
+        }
+    }
+
+    enum CodingKeys: String, CodingKey {
+        case players = "players"
+        case match = "match"
+        case days = "days"
+        case lateJoin = "late_join"
+        case rematchSeconds = "rematch_seconds"
+        case draw = "draw"
+        case attempts = "attempts"
+        case bots = "bots"
+        case window = "window"
+        case widen = "widen"
+        case fillSeconds = "fill_seconds"
+        case waitSeconds = "wait_seconds"
+        case rounds = "rounds"
+        case startSeconds = "start_seconds"
+        case answerSeconds = "answer_seconds"
+        case revealSeconds = "reveal_seconds"
+        case totalSeconds = "total_seconds"
+        case lives = "lives"
+        case seatSeconds = "seat_seconds"
+        case rated = "rated"
+        case scoring = "scoring"
+        case onExit = "on_exit"
+        case categories = "categories"
+        case difficulties = "difficulties"
+    }
+
+    public init(players: Players? = nil, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: Int? = nil, bots: Bots? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
+        self.players = players
+        self.match = match
+        self.days = days
+        self.lateJoin = lateJoin
+        self.rematchSeconds = rematchSeconds
+        self.draw = draw
+        self.attempts = attempts
+        self.bots = bots
+        self.window = window
+        self.widen = widen
+        self.fillSeconds = fillSeconds
+        self.waitSeconds = waitSeconds
+        self.rounds = rounds
+        self.startSeconds = startSeconds
+        self.answerSeconds = answerSeconds
+        self.revealSeconds = revealSeconds
+        self.totalSeconds = totalSeconds
+        self.lives = lives
+        self.seatSeconds = seatSeconds
+        self.rated = rated
+        self.scoring = scoring
+        self.onExit = onExit
+        self.categories = categories
+        self.difficulties = difficulties
+    }
+}
+
 public struct Room: Codable, Equatable, Sendable {
     public var queue: String
-    public var settings: Settings
+    public var settings: Rules
     public var code: String
     public var host: String
     public var players: [Player]
     public var connected: [String]
     public var locked: Bool
     public var state: String
-
-    public struct Settings: Codable, Equatable, Sendable {
-        public var players: Players
-        public var match: String?
-        public var days: Int?
-        public var lateJoin: Bool?
-        public var rematchSeconds: Double?
-        public var draw: String?
-        public var attempts: Int?
-        public var bots: Bots?
-        public var window: Double?
-        public var widen: Double?
-        public var fillSeconds: Double?
-        public var waitSeconds: Double?
-        public var rounds: Int?
-        public var startSeconds: Double?
-        public var answerSeconds: Double?
-        public var revealSeconds: Double?
-        public var totalSeconds: Double?
-        public var lives: Int?
-        public var seatSeconds: Double?
-        public var rated: Bool?
-        public var scoring: Scoring?
-        public var onExit: String?
-        public var categories: [String]?
-        public var difficulties: [String]?
-
-        public struct Players: Codable, Equatable, Sendable {
-            public var min: Int
-            public var max: Int
-
-            enum CodingKeys: String, CodingKey {
-                case min = "min"
-                case max = "max"
-            }
-
-            public init(min: Int, max: Int) {
-                self.min = min
-                self.max = max
-            }
-        }
-
-        public struct Bots: Codable, Equatable, Sendable {
-            public var afterSeconds: Double
-            public var skill: JSONValue?
-
-            enum CodingKeys: String, CodingKey {
-                case afterSeconds = "after_seconds"
-                case skill = "skill"
-            }
-
-            public init(afterSeconds: Double, skill: JSONValue? = nil) {
-                self.afterSeconds = afterSeconds
-                self.skill = skill
-            }
-        }
-
-        public struct Scoring: Codable, Equatable, Sendable {
-            public var correct: Int
-            public var speed: Int
-
-            enum CodingKeys: String, CodingKey {
-                case correct = "correct"
-                case speed = "speed"
-            }
-
-            public init(correct: Int, speed: Int) {
-                self.correct = correct
-                self.speed = speed
-            }
-        }
-
-        enum CodingKeys: String, CodingKey {
-            case players = "players"
-            case match = "match"
-            case days = "days"
-            case lateJoin = "late_join"
-            case rematchSeconds = "rematch_seconds"
-            case draw = "draw"
-            case attempts = "attempts"
-            case bots = "bots"
-            case window = "window"
-            case widen = "widen"
-            case fillSeconds = "fill_seconds"
-            case waitSeconds = "wait_seconds"
-            case rounds = "rounds"
-            case startSeconds = "start_seconds"
-            case answerSeconds = "answer_seconds"
-            case revealSeconds = "reveal_seconds"
-            case totalSeconds = "total_seconds"
-            case lives = "lives"
-            case seatSeconds = "seat_seconds"
-            case rated = "rated"
-            case scoring = "scoring"
-            case onExit = "on_exit"
-            case categories = "categories"
-            case difficulties = "difficulties"
-        }
-
-        public init(players: Players, match: String? = nil, days: Int? = nil, lateJoin: Bool? = nil, rematchSeconds: Double? = nil, draw: String? = nil, attempts: Int? = nil, bots: Bots? = nil, window: Double? = nil, widen: Double? = nil, fillSeconds: Double? = nil, waitSeconds: Double? = nil, rounds: Int? = nil, startSeconds: Double? = nil, answerSeconds: Double? = nil, revealSeconds: Double? = nil, totalSeconds: Double? = nil, lives: Int? = nil, seatSeconds: Double? = nil, rated: Bool? = nil, scoring: Scoring? = nil, onExit: String? = nil, categories: [String]? = nil, difficulties: [String]? = nil) {
-            self.players = players
-            self.match = match
-            self.days = days
-            self.lateJoin = lateJoin
-            self.rematchSeconds = rematchSeconds
-            self.draw = draw
-            self.attempts = attempts
-            self.bots = bots
-            self.window = window
-            self.widen = widen
-            self.fillSeconds = fillSeconds
-            self.waitSeconds = waitSeconds
-            self.rounds = rounds
-            self.startSeconds = startSeconds
-            self.answerSeconds = answerSeconds
-            self.revealSeconds = revealSeconds
-            self.totalSeconds = totalSeconds
-            self.lives = lives
-            self.seatSeconds = seatSeconds
-            self.rated = rated
-            self.scoring = scoring
-            self.onExit = onExit
-            self.categories = categories
-            self.difficulties = difficulties
-        }
-    }
 
     enum CodingKeys: String, CodingKey {
         case queue = "queue"
@@ -1004,7 +1004,7 @@ public struct Room: Codable, Equatable, Sendable {
         case state = "state"
     }
 
-    public init(queue: String, settings: Settings, code: String, host: String, players: [Player], connected: [String], locked: Bool, state: String) {
+    public init(queue: String, settings: Rules, code: String, host: String, players: [Player], connected: [String], locked: Bool, state: String) {
         self.queue = queue
         self.settings = settings
         self.code = code
@@ -1401,8 +1401,7 @@ public struct RoomMessage: Codable, Equatable, Sendable {
     public var connected: [String]
     public var locked: Bool
     public var state: String
-    /// The rules of the queue; see `GET /queues`.
-    public var settings: JSONValue?
+    public var settings: Rules
 
     enum CodingKeys: String, CodingKey {
         case code = "code"
@@ -1415,7 +1414,7 @@ public struct RoomMessage: Codable, Equatable, Sendable {
         case settings = "settings"
     }
 
-    public init(code: String, queue: String, host: String, players: [Player], connected: [String], locked: Bool, state: String, settings: JSONValue? = nil) {
+    public init(code: String, queue: String, host: String, players: [Player], connected: [String], locked: Bool, state: String, settings: Rules) {
         self.code = code
         self.queue = queue
         self.host = host
@@ -2529,6 +2528,8 @@ private let retryAnswer = 0.5
 public final class Play {
     /// The game as this player knows it.
     public private(set) var game = Game()
+    /// The private room that the player is in: who is its host, who is there, whether it is locked.
+    public private(set) var room: RoomMessage?
     public private(set) var link = Link.connecting
     /// Called at each message.
     public var onMessage: ((ServerMessage) -> Void)?
@@ -2665,7 +2666,8 @@ public final class Play {
         timer?.cancel()
         drop()
         guard let token = trivia.token else { return end(.signedOut) }
-        let query = joined ? [:] : joinFields.query
+        let join = joined ? [:] : joinFields.query
+        let query: [String: String?] = room.map { ["code": $0.code] } ?? join
         let url = trivia.socketAddress(queue: queue, query: query)
         let task = session.webSocketTask(with: url, protocols: [triviaProtocol, "bearer.\(token)"])
         socket = task
@@ -2813,12 +2815,17 @@ public final class Play {
     private func apply(_ message: ServerMessage) {
         switch message {
         case .queued(let queued):
+            room = nil
             game = Game(phase: .queued)
             setDeadline(queued.timeoutMs)
         case .cancelled(let cancelled):
             game.phase = .cancelled
             game.reason = cancelled.reason
+            room = nil
             wanted = false
+        case .room(let message):
+            room = message
+            wanted = true
         case .start(let start):
             game.phase = .start
             game.rounds = start.rounds
@@ -2854,7 +2861,7 @@ public final class Play {
             game.away.remove(back.player)
         case .end(let end):
             unsure = nil
-            wanted = false
+            wanted = room != nil
             game.phase = .end
             game.reason = end.reason
             game.end = end

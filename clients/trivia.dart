@@ -789,50 +789,18 @@ class QueueListQueuesScoring {
   Map<String, dynamic> toJson() => _fields({'correct': correct, 'speed': speed});
 }
 
-class Room {
-  const Room({required this.queue, required this.settings, required this.code, required this.host, required this.players, required this.connected, required this.locked, required this.state});
+class Rules {
+  const Rules({this.players, this.match, this.days, this.lateJoin, this.rematchSeconds, this.draw, this.attempts, this.bots, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties});
 
-  Room.from(Map<String, dynamic> json)
-      : queue = json['queue'] as String,
-        settings = RoomSettings.from(json['settings'] as Map<String, dynamic>),
-        code = json['code'] as String,
-        host = json['host'] as String,
-        players = _list(json['players'], (it) => Player.from(it as Map<String, dynamic>)),
-        connected = _list(json['connected'], (it) => it as String),
-        locked = json['locked'] as bool,
-        state = json['state'] as String;
-
-  final String queue;
-
-  final RoomSettings settings;
-
-  final String code;
-
-  final String host;
-
-  final List<Player> players;
-
-  final List<String> connected;
-
-  final bool locked;
-
-  final String state;
-
-  Map<String, dynamic> toJson() => _fields({'queue': queue, 'settings': settings, 'code': code, 'host': host, 'players': players, 'connected': connected, 'locked': locked, 'state': state});
-}
-
-class RoomSettings {
-  const RoomSettings({required this.players, this.match, this.days, this.lateJoin, this.rematchSeconds, this.draw, this.attempts, this.bots, this.window, this.widen, this.fillSeconds, this.waitSeconds, this.rounds, this.startSeconds, this.answerSeconds, this.revealSeconds, this.totalSeconds, this.lives, this.seatSeconds, this.rated, this.scoring, this.onExit, this.categories, this.difficulties});
-
-  RoomSettings.from(Map<String, dynamic> json)
-      : players = RoomSettingsPlayers.from(json['players'] as Map<String, dynamic>),
+  Rules.from(Map<String, dynamic> json)
+      : players = _orNull(json['players'], (it) => RulesPlayers.from(it as Map<String, dynamic>)),
         match = _orNull(json['match'], (it) => it as String),
         days = _orNull(json['days'], (it) => it as int),
         lateJoin = _orNull(json['late_join'], (it) => it as bool),
         rematchSeconds = _orNull(json['rematch_seconds'], (it) => (it as num).toDouble()),
         draw = _orNull(json['draw'], (it) => it as String),
         attempts = _orNull(json['attempts'], (it) => it as int),
-        bots = _orNull(json['bots'], (it) => RoomSettingsBots.from(it as Map<String, dynamic>)),
+        bots = _orNull(json['bots'], (it) => RulesBots.from(it as Map<String, dynamic>)),
         window = _orNull(json['window'], (it) => (it as num).toDouble()),
         widen = _orNull(json['widen'], (it) => (it as num).toDouble()),
         fillSeconds = _orNull(json['fill_seconds'], (it) => (it as num).toDouble()),
@@ -845,12 +813,12 @@ class RoomSettings {
         lives = _orNull(json['lives'], (it) => it as int),
         seatSeconds = _orNull(json['seat_seconds'], (it) => (it as num).toDouble()),
         rated = _orNull(json['rated'], (it) => it as bool),
-        scoring = _orNull(json['scoring'], (it) => RoomSettingsScoring.from(it as Map<String, dynamic>)),
+        scoring = _orNull(json['scoring'], (it) => RulesScoring.from(it as Map<String, dynamic>)),
         onExit = _orNull(json['on_exit'], (it) => it as String),
         categories = _orNull(json['categories'], (it) => _list(it, (it) => it as String)),
         difficulties = _orNull(json['difficulties'], (it) => _list(it, (it) => it as String));
 
-  final RoomSettingsPlayers players;
+  final RulesPlayers? players;
 
   final String? match;
 
@@ -864,7 +832,7 @@ class RoomSettings {
 
   final int? attempts;
 
-  final RoomSettingsBots? bots;
+  final RulesBots? bots;
 
   final double? window;
 
@@ -890,7 +858,7 @@ class RoomSettings {
 
   final bool? rated;
 
-  final RoomSettingsScoring? scoring;
+  final RulesScoring? scoring;
 
   final String? onExit;
 
@@ -901,10 +869,10 @@ class RoomSettings {
   Map<String, dynamic> toJson() => _fields({'players': players, 'match': match, 'days': days, 'late_join': lateJoin, 'rematch_seconds': rematchSeconds, 'draw': draw, 'attempts': attempts, 'bots': bots, 'window': window, 'widen': widen, 'fill_seconds': fillSeconds, 'wait_seconds': waitSeconds, 'rounds': rounds, 'start_seconds': startSeconds, 'answer_seconds': answerSeconds, 'reveal_seconds': revealSeconds, 'total_seconds': totalSeconds, 'lives': lives, 'seat_seconds': seatSeconds, 'rated': rated, 'scoring': scoring, 'on_exit': onExit, 'categories': categories, 'difficulties': difficulties});
 }
 
-class RoomSettingsPlayers {
-  const RoomSettingsPlayers({required this.min, required this.max});
+class RulesPlayers {
+  const RulesPlayers({required this.min, required this.max});
 
-  RoomSettingsPlayers.from(Map<String, dynamic> json)
+  RulesPlayers.from(Map<String, dynamic> json)
       : min = json['min'] as int,
         max = json['max'] as int;
 
@@ -915,10 +883,10 @@ class RoomSettingsPlayers {
   Map<String, dynamic> toJson() => _fields({'min': min, 'max': max});
 }
 
-class RoomSettingsBots {
-  const RoomSettingsBots({required this.afterSeconds, this.skill});
+class RulesBots {
+  const RulesBots({required this.afterSeconds, this.skill});
 
-  RoomSettingsBots.from(Map<String, dynamic> json)
+  RulesBots.from(Map<String, dynamic> json)
       : afterSeconds = (json['after_seconds'] as num).toDouble(),
         skill = json['skill'];
 
@@ -929,10 +897,10 @@ class RoomSettingsBots {
   Map<String, dynamic> toJson() => _fields({'after_seconds': afterSeconds, 'skill': skill});
 }
 
-class RoomSettingsScoring {
-  const RoomSettingsScoring({required this.correct, required this.speed});
+class RulesScoring {
+  const RulesScoring({required this.correct, required this.speed});
 
-  RoomSettingsScoring.from(Map<String, dynamic> json)
+  RulesScoring.from(Map<String, dynamic> json)
       : correct = json['correct'] as int,
         speed = json['speed'] as int;
 
@@ -941,6 +909,38 @@ class RoomSettingsScoring {
   final int speed;
 
   Map<String, dynamic> toJson() => _fields({'correct': correct, 'speed': speed});
+}
+
+class Room {
+  const Room({required this.queue, required this.settings, required this.code, required this.host, required this.players, required this.connected, required this.locked, required this.state});
+
+  Room.from(Map<String, dynamic> json)
+      : queue = json['queue'] as String,
+        settings = Rules.from(json['settings'] as Map<String, dynamic>),
+        code = json['code'] as String,
+        host = json['host'] as String,
+        players = _list(json['players'], (it) => Player.from(it as Map<String, dynamic>)),
+        connected = _list(json['connected'], (it) => it as String),
+        locked = json['locked'] as bool,
+        state = json['state'] as String;
+
+  final String queue;
+
+  final Rules settings;
+
+  final String code;
+
+  final String host;
+
+  final List<Player> players;
+
+  final List<String> connected;
+
+  final bool locked;
+
+  final String state;
+
+  Map<String, dynamic> toJson() => _fields({'queue': queue, 'settings': settings, 'code': code, 'host': host, 'players': players, 'connected': connected, 'locked': locked, 'state': state});
 }
 
 class ReportReceipt {
@@ -1274,7 +1274,7 @@ class CancelledMessage extends ServerMessage {
 /// The private room that the player is in: the reply to `join`, and after each change. After `end`
 /// the players are in their room again.
 class RoomMessage extends ServerMessage {
-  const RoomMessage({required this.code, required this.queue, required this.host, required this.players, required this.connected, required this.locked, required this.state, this.settings});
+  const RoomMessage({required this.code, required this.queue, required this.host, required this.players, required this.connected, required this.locked, required this.state, required this.settings});
 
   RoomMessage.from(Map<String, dynamic> json)
       : code = json['code'] as String,
@@ -1284,7 +1284,7 @@ class RoomMessage extends ServerMessage {
         connected = _list(json['connected'], (it) => it as String),
         locked = json['locked'] as bool,
         state = json['state'] as String,
-        settings = json['settings'];
+        settings = Rules.from(json['settings'] as Map<String, dynamic>);
 
   /// Six letters and digits by which friends join.
   final String code;
@@ -1303,8 +1303,7 @@ class RoomMessage extends ServerMessage {
 
   final String state;
 
-  /// The rules of the queue; see `GET /queues`.
-  final Object? settings;
+  final Rules settings;
 }
 
 /// A game starts.
@@ -2338,6 +2337,9 @@ class Play {
 
   /// The game as this player knows it. It is brought up to date before listeners are called.
   Game game = Game();
+
+  /// The private room that the player is in: who is its host, who is there, whether it is locked.
+  RoomMessage? room;
   Link link = const Connecting();
 
   Stream<ServerMessage> get messages => _messages.stream;
@@ -2412,9 +2414,10 @@ class Play {
     final token = _trivia.token;
     if (token == null) return _end(CloseReason.signedOut);
     final attempt = _attempt;
-    final fields = _joined ? <String, Object?>{} : _joinFields.toJson()
+    final join = _joined ? <String, Object?>{} : _joinFields.toJson()
       ..remove('type')
       ..remove('queue');
+    final fields = room == null ? join : <String, Object?>{'code': room!.code};
     final address = '${_trivia.url}/game/${Uri.encodeComponent(_queue)}${_query(fields)}';
     _setLink(const Connecting());
     final WebSocket socket;
@@ -2544,12 +2547,17 @@ class Play {
   void _apply(ServerMessage message) {
     switch (message) {
       case QueuedMessage():
+        room = null;
         game = Game(Phase.queued);
         _setDeadline(message.timeoutMs);
       case CancelledMessage():
         game.phase = Phase.cancelled;
         game.reason = message.reason;
+        room = null;
         _wanted = false;
+      case RoomMessage():
+        room = message;
+        _wanted = true;
       case StartMessage():
         game.phase = Phase.start;
         game.rounds = message.rounds;
@@ -2584,7 +2592,7 @@ class Play {
         game.away.remove(message.player);
       case EndMessage():
         _unsure = null;
-        _wanted = false;
+        _wanted = room != null;
         game.phase = Phase.end;
         game.reason = message.reason;
         game.end = message;

@@ -307,43 +307,45 @@ export interface QueueList {
   }>;
 }
 
+export interface Rules {
+  players?: {
+    min: number;
+    max: number;
+  };
+  match?: "fifo" | "rating" | "room" | "challenge";
+  days?: number;
+  late_join?: boolean;
+  rematch_seconds?: number;
+  draw?: "daily";
+  attempts?: number;
+  bots?: {
+    after_seconds: number;
+    skill: number | string;
+  };
+  window?: number;
+  widen?: number;
+  fill_seconds?: number;
+  wait_seconds?: number;
+  rounds?: number;
+  start_seconds?: number;
+  answer_seconds?: number;
+  reveal_seconds?: number;
+  total_seconds?: number;
+  lives?: number;
+  seat_seconds?: number;
+  rated?: boolean;
+  scoring?: {
+    correct: number;
+    speed: number;
+  };
+  on_exit?: "forfeit" | "continue";
+  categories?: Array<string>;
+  difficulties?: Array<"easy" | "medium" | "hard">;
+}
+
 export interface Room {
   queue: string;
-  settings: {
-    players: {
-      min: number;
-      max: number;
-    };
-    match?: "fifo" | "rating" | "room" | "challenge";
-    days?: number;
-    late_join?: boolean;
-    rematch_seconds?: number;
-    draw?: "daily";
-    attempts?: number;
-    bots?: {
-      after_seconds: number;
-      skill: number | string;
-    };
-    window?: number;
-    widen?: number;
-    fill_seconds?: number;
-    wait_seconds?: number;
-    rounds?: number;
-    start_seconds?: number;
-    answer_seconds?: number;
-    reveal_seconds?: number;
-    total_seconds?: number;
-    lives?: number;
-    seat_seconds?: number;
-    rated?: boolean;
-    scoring?: {
-      correct: number;
-      speed: number;
-    };
-    on_exit?: "forfeit" | "continue";
-    categories?: Array<string>;
-    difficulties?: Array<"easy" | "medium" | "hard">;
-  };
+  settings: Rules;
   code: string;
   host: string;
   players: Array<Player>;
@@ -471,8 +473,7 @@ export interface RoomMessage {
   connected: Array<string>;
   locked: boolean;
   state: "waiting" | "playing";
-  /** The rules of the queue; see `GET /queues`. */
-  settings: Record<string, unknown>;
+  settings: Rules;
 }
 
 /** A game starts. */
@@ -1145,6 +1146,8 @@ type Handler<T> = (event: T) => void;
 export class Play {
   /** The game as this player knows it. */
   game: GameView = emptyGame();
+  /** The private room that the player is in: who is its host, who is there, whether it is locked. */
+  room: RoomMessage | null = null;
   link: Link = { state: "connecting" };
   private readonly trivia: Trivia;
   private queue: QueueName;
@@ -1275,7 +1278,7 @@ export class Play {
     this.drop();
     const { token, url } = this.trivia;
     if (!token) return this.end("signed_out");
-    const path = `/game/${encodeURIComponent(this.queue)}${queryString(this.joined ? {} : this.joinFields)}`;
+    const path = `/game/${encodeURIComponent(this.queue)}${queryString(this.fields())}`;
     const socket = new WebSocket(url.replace(/^http/, "ws") + path, [PROTOCOL, `bearer.${token}`]);
     this.socket = socket;
     this.setLink({ state: "connecting" });
@@ -1291,6 +1294,12 @@ export class Play {
       if (socket === this.socket) this.receive(String(event.data));
     };
     socket.onclose = (event) => this.lost(socket, event.code, token);
+  }
+
+  /** What the address of a connection says: the room to return to, or how to join. */
+  private fields(): object {
+    if (this.room) return { code: this.room.code };
+    return this.joined ? {} : this.joinFields;
   }
 
   /** Lets go of the socket, so that nothing it still says is heard. */
@@ -1395,11 +1404,17 @@ export class Play {
       case "queued":
         this.game = emptyGame();
         this.game.phase = "queued";
+        this.room = null;
         return this.setDeadline(message.timeout_ms);
       case "cancelled":
         game.phase = "cancelled";
         game.reason = message.reason;
+        this.room = null;
         this.wanted = false;
+        return;
+      case "room":
+        this.room = message;
+        this.wanted = true;
         return;
       case "start":
         game.phase = "start";
@@ -1435,7 +1450,7 @@ export class Play {
         game.reason = message.reason;
         game.ranking = message.ranking;
         this.unsure = null;
-        this.wanted = false;
+        this.wanted = this.room !== null;
         return;
     }
   }

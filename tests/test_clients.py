@@ -1,11 +1,14 @@
 """The generated clients: they are fresh, they compile, and they play through every fault of the lab."""
 
+import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +20,7 @@ import tree_sitter_swift
 from playwright._impl._driver import compute_driver_executable
 
 import trivia
-from conftest import ROOT, Server, edited_schema, npm_install, play_all
+from conftest import PASSWORD, ROOT, Server, edited_schema, npm_install, play_all
 
 TYPESCRIPT = "5.9.3"  # of the npm package
 STRICT = ["--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes", "--noEmit"]
@@ -144,6 +147,7 @@ def own_schema():
             "relay": "opponents",
         }
         tree["queues"]["late_night"] = tree["queues"]["random"]
+        tree["queues"]["random"] = tree["queues"]["random"] | {"rounds": 10}
 
     return edited_schema(edit)
 
@@ -180,9 +184,35 @@ def test_a_client_without_a_compiler_here_is_parsed(tmp_path, language, schema):
     assert parser.parse((source + "\nclass {(").encode()).root_node.has_error
 
 
+def readme_app(language, server, player):
+    """The app of the README, for a server of the tests and a player of their own."""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    app = re.search(rf"```{language}\n(.*?)```", readme, re.S)[1]
+    assert len(app.splitlines()) <= 10
+    [name] = re.findall(r"(\w+)@example.org", app)
+    app = app.replace("http://localhost:8000", f"http://127.0.0.1:{server.port}")
+    return app.replace(name, player)
+
+
+def play_apps(*commands):
+    """Runs apps until each has printed the ranking, and checks that they played ten rounds."""
+    with contextlib.ExitStack() as stack:
+        apps = [
+            stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+            for command in commands
+        ]
+        stack.callback(lambda: [app.kill() for app in apps])
+        guard = threading.Timer(60, lambda: [app.kill() for app in apps])
+        stack.callback(guard.cancel)
+        guard.start()
+        for app in apps:
+            lines = iter(app.stdout.readline, "")
+            assert any("rating" in line.lower() for line in lines), app.args
+
+
 @pytest.fixture(scope="module")
-def kotlin(request, tmp_path_factory):
-    """The command that runs the compiled Kotlin client."""
+def kotlin(request, lab, tmp_path_factory):
+    """The class path of the compiled Kotlin client and of the app of the README."""
     java = shutil.which("java") or pytest.skip("there is no java")
     jars = Path(request.config.cache.mkdir("kotlin")) / KOTLIN
     if not jars.exists():
@@ -200,10 +230,11 @@ def kotlin(request, tmp_path_factory):
     (out / "Trivia.kt").write_text(generated("kotlin", own_schema(), out, TRIVIA_LAB="1"), "utf-8")
     compiler = [java, "-cp", f"{jars}/*", "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
     compiler += ["-no-stdlib", "-no-reflect", "-cp", library, "-d", out]
-    sources = [out / "Trivia.kt", ROOT / "tests" / "clients" / "Play.kt"]
+    (out / "App.kt").write_text(readme_app("kotlin", lab[0], "linus"))
+    sources = [out / "Trivia.kt", ROOT / "tests" / "clients" / "Play.kt", out / "App.kt"]
     done = subprocess.run([*compiler, *sources], text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    return [java, "-cp", f"{out}:{library}", "trivia.PlayKt"]
+    return [java, "-cp", f"{out}:{library}"]
 
 
 @pytest.fixture(scope="module")
@@ -250,11 +281,46 @@ def test_every_answer_of_the_typescript_client_arrives_whatever_happens_to_the_l
 
 def test_every_answer_of_the_kotlin_client_arrives_whatever_happens_to_the_line(lab, kotlin):
     server, folder = lab
-    command = [*kotlin, f"http://127.0.0.1:{server.port}", "lab", folder / "answers.txt", *SCRIPTS]
+    url = f"http://127.0.0.1:{server.port}"
+    command = [*kotlin, "trivia.PlayKt", url, "lab", folder / "answers.txt", *SCRIPTS]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=240)
     ends = [json.loads(line) for line in done.stdout.splitlines()]
     assert [end["script"] for end in ends] == SCRIPTS
     check({end["script"]: end for end in ends})
+
+
+def test_a_room_of_the_typescript_client_survives_drops_and_stays_after_its_game(lab):
+    server, _ = lab
+    command = [NODE, "tests/clients/room.ts", f"http://127.0.0.1:{server.port}"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert json.loads(done.stdout or "{}") == {"same": True, "host": True, "reason": "finished"}
+
+
+def typescript_app(server, folder, player):
+    """The command of the app of the README, in a folder of its own."""
+    folder.mkdir()
+    (folder / "trivia.ts").write_text(generated("typescript", own_schema(), folder), "utf-8")
+    (folder / "app.ts").write_text(readme_app("ts", server, player))
+    return [NODE, folder / "app.ts"]
+
+
+def check_ten_rounds(server, player):
+    body = {"login": player, "password": PASSWORD}
+    token = server.http("POST", "/auth/login", body).json["token"]
+    [game] = server.http("GET", "/users/me/games", token=token).json["games"]
+    assert len(server.http("GET", f"/games/{game['id']}", token=token).json["rounds"]) == 10
+
+
+def test_two_apps_of_ten_lines_from_the_readme_play_ten_rounds(lab, tmp_path):
+    server, _ = lab
+    play_apps(*(typescript_app(server, tmp_path / name, name) for name in ("grace", "alan")))
+    check_ten_rounds(server, "grace")
+
+
+def test_the_apps_of_the_readme_in_kotlin_and_typescript_meet(lab, kotlin, tmp_path):
+    server, _ = lab
+    play_apps([*kotlin, "AppKt"], typescript_app(server, tmp_path / "ts", "edsger"))
+    check_ten_rounds(server, "linus")
 
 
 # ---- other generators
