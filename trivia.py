@@ -13710,13 +13710,19 @@ def page_facts(schema: Schema) -> dict:
         "accent": accent,
         "ink": ink_on(accent),
         "language": schema.page.get("language"),
+    rules = schema.new_user.rules
+    asked = {"username", *schema.new_user.required, *schema.upgrade.required}
         "pictures": schema.page.get("pictures"),
         "sign_in": sign_in_offer(schema),
-        "fields": {name: sent_rule(rule) for name, rule in schema.new_user.rules.items()},
+        "fields": {name: field_facts(rules[name]) for name in rules if name in asked},
         "required": {"register": schema.new_user.required, "upgrade": schema.upgrade.required},
         "stats": shown_stats(schema),
-        "boards": schema.boards,
-        "relayed": {name: client[name] for name in client if name in schema.relayed},
+        "boards": {name: chosen(spec, "field", "period") for name, spec in schema.boards.items()},
+        "relayed": {
+            name: chosen(client[name], "fields", "required")
+            for name in client
+            if name in schema.relayed
+        },
     }
 
 
@@ -13725,6 +13731,17 @@ def sign_in_offer(schema: Schema) -> dict:
     providers = schema.sign_in.get("providers", {})
     return {
         "guests": "guests" in schema.sign_in,
+def field_facts(rule: dict) -> dict:
+    """Returns what the page needs of a field's rule."""
+    kept = "type enum format pattern minLength maxLength minimum maximum title description"
+    return chosen(sent_rule(rule), *kept.split())
+
+
+def chosen(spec: dict, *keys: str) -> dict:
+    """Returns those keys of a mapping that it has."""
+    return {key: spec[key] for key in keys if key in spec}
+
+
         "recovery": "recovery" in schema.sign_in and bool(MAIL),
         "providers": {name: spec["web"] for name, spec in providers.items() if "web" in spec},
     }
