@@ -13067,6 +13067,7 @@ def components(schema: Schema) -> dict[str, dict]:
         **_game_components(),
         "Leaderboard": _leaderboard_component(),
         "QueueList": _queues_component(),
+        "Rules": _rules_component(),
         "Room": _room_component(),
         "ReportReceipt": _object_of({"id": _STRING}),
         "BlockList": _object_of({"blocks": _list_of(_block())}),
@@ -13215,13 +13216,17 @@ def _queues_component() -> dict:
     return _object_of({"queues": _list_of(queue)})
 
 
-def _room_component() -> dict:
+def _rules_component() -> dict:
+    """Returns the shape of the rules of a queue, as a room shows them."""
     rules = {key: rule for key, rule in QUEUE["properties"].items() if key != "description"}
     players = _object_of({"min": _INTEGER, "max": _INTEGER})
-    settings = _object_of(rules | {"players": players}, optional=rules.keys() - {"players"})
+    return _object_of(rules | {"players": players}, optional=rules.keys())
+
+
+def _room_component() -> dict:
     room = {
         "queue": _STRING,
-        "settings": settings,
+        "settings": _ref("Rules"),
         "code": _STRING,
         "host": _STRING,
         "players": _list_of(_ref("Player")),
@@ -13705,13 +13710,13 @@ def page_facts(schema: Schema) -> dict:
     """Returns what the page has to know of the schema, beyond what HTTP tells."""
     client = schema.tree["messages"]["client"]
     accent = schema.page.get("accent", ACCENT)
+    rules = schema.new_user.rules
+    asked = {"username", *schema.new_user.required, *schema.upgrade.required}
     return {
         "title": schema.title,
         "accent": accent,
         "ink": ink_on(accent),
         "language": schema.page.get("language"),
-    rules = schema.new_user.rules
-    asked = {"username", *schema.new_user.required, *schema.upgrade.required}
         "pictures": schema.page.get("pictures"),
         "sign_in": sign_in_offer(schema),
         "fields": {name: field_facts(rules[name]) for name in rules if name in asked},
@@ -13726,11 +13731,6 @@ def page_facts(schema: Schema) -> dict:
     }
 
 
-def sign_in_offer(schema: Schema) -> dict:
-    """Returns the ways to sign in that the page shows."""
-    providers = schema.sign_in.get("providers", {})
-    return {
-        "guests": "guests" in schema.sign_in,
 def field_facts(rule: dict) -> dict:
     """Returns what the page needs of a field's rule."""
     kept = "type enum format pattern minLength maxLength minimum maximum title description"
@@ -13742,6 +13742,11 @@ def chosen(spec: dict, *keys: str) -> dict:
     return {key: spec[key] for key in keys if key in spec}
 
 
+def sign_in_offer(schema: Schema) -> dict:
+    """Returns the ways to sign in that the page shows."""
+    providers = schema.sign_in.get("providers", {})
+    return {
+        "guests": "guests" in schema.sign_in,
         "recovery": "recovery" in schema.sign_in and bool(MAIL),
         "providers": {name: spec["web"] for name, spec in providers.items() if "web" in spec},
     }
