@@ -362,6 +362,10 @@ class Nominal(Writer):
     ANY = ""
     INT = INT64 = "Int"
     KEYWORDS: frozenset[str] = frozenset()
+    # How a method of a route names its parameters, and puts them into the path and the query.
+    PARAMETER = "{name}: {kind}"
+    BODY = "body: {}"
+    PLACE = PAIR = ""
 
     def name(self, name: str) -> str:
         """Returns the name of a property or a parameter."""
@@ -396,6 +400,21 @@ class Nominal(Writer):
         """Returns the name of the class of an object within a property."""
         return pascal(name)
 
+    def _parameters(self, operation: Operation) -> list[str]:
+        """Returns the parameters of a route's method, without those of the query."""
+        names = map(self.name, operation.parameters)
+        parameters = [self.PARAMETER.format(name=name, kind="String") for name in names]
+        return parameters + ([self.BODY.format(operation.body)] if operation.body else [])
+
+    def _path(self, operation: Operation) -> str:
+        """Returns the path of a route, with its parameters put in."""
+        return re.sub(r"{(\w+)}", lambda one: self.PLACE.format(self.name(one[1])), operation.path)
+
+    def _pairs(self, operation: Operation) -> str:
+        """Returns the query of a route, as pairs of key and value."""
+        names = [one.name for one in operation.query]
+        return ", ".join(self.PAIR.format(key=name, name=self.name(name)) for name in names)
+
     def _nested_shape(self, field: Field) -> Shape | None:
         """Returns the shape of an object within a property."""
         rule = without_null(field.rule)[0]
@@ -411,6 +430,8 @@ class Kotlin(Nominal):
 
     template = "kotlin.txt"
     file = "Trivia.kt"
+    PLACE = "${{part({})}}"
+    PAIR = '"{key}" to {name}'
     SCALARS = {"string": "String", "number": "Double", "boolean": "Boolean"}
     ANY = "Any?"
     INT64 = "Long"
@@ -532,15 +553,11 @@ class Kotlin(Nominal):
                 yield comment(shape.text, "    ") + f"{head} = send(message)"
 
     def _operation(self, operation: Operation) -> str:
-        names = [f"{self.name(name)}: String" for name in operation.parameters]
-        if operation.body:
-            names.append(f"body: {operation.body}")
+        names = self._parameters(operation)
         names += [f"{self.name(one.name)}: {self.type_of(one)} = null" for one in operation.query]
-        path = re.sub(r"{(\w+)}", lambda one: f"${{part({self.name(one[1])})}}", operation.path)
-        pairs = (f"{json.dumps(one.name)} to {self.name(one.name)}" for one in operation.query)
-        query = f"fieldsOf({', '.join(pairs)})" if operation.query else "emptyMap()"
+        query = f"fieldsOf({self._pairs(operation)})" if operation.query else "emptyMap()"
         body = "body.fields()" if operation.body else "null"
-        call = f'request("{operation.method}", "{path}", {query}, {body})'
+        call = f'request("{operation.method}", "{self._path(operation)}", {query}, {body})'
         answer = f": {operation.answer}" if operation.answer else ""
         head = f"    fun {self.name(operation.name)}({', '.join(names)}){answer} {{\n"
         return comment(operation.text, "    ") + head + self._body(operation, call) + "    }"
@@ -563,6 +580,9 @@ class Swift(Nominal):
 
     template = "swift.txt"
     file = "Trivia.swift"
+    BODY = "_ body: {}"
+    PLACE = r"\(part({}))"
+    PAIR = r'"{key}": {name}.map {{ "\($0)" }}'
     SCALARS = {"string": "String", "number": "Double", "boolean": "Bool"}
     LIST = "[{}]"
     MAP = "[String: {}]"
@@ -656,17 +676,10 @@ class Swift(Nominal):
                 )
 
     def _operation(self, operation: Operation) -> str:
-        names = [f"{self.name(name)}: String" for name in operation.parameters]
-        if operation.body:
-            names.append(f"_ body: {operation.body}")
+        names = self._parameters(operation)
         names += [f"{self.name(one.name)}: {self.type_of(one)} = nil" for one in operation.query]
-        path = re.sub(r"{(\w+)}", lambda one: f"\\(part({self.name(one[1])}))", operation.path)
-        pairs = ", ".join(
-            f'{json.dumps(one.name)}: {self.name(one.name)}.map {{ "\\($0)" }}'
-            for one in operation.query
-        )
-        parts = [f'"{operation.method}"', f'"{path}"']
-        parts += [f"query: [{pairs}]"] if pairs else []
+        parts = [f'"{operation.method}"', f'"{self._path(operation)}"']
+        parts += [f"query: [{self._pairs(operation)}]"] if operation.query else []
         parts += ["body: body"] if operation.body else []
         answer = f" -> {operation.answer}" if operation.answer else ""
         head = (
@@ -696,6 +709,10 @@ class Dart(Nominal):
 
     template = "dart.txt"
     file = "trivia.dart"
+    PARAMETER = "{kind} {name}"
+    BODY = "{} body"
+    PLACE = "${{Uri.encodeComponent({})}}"
+    PAIR = "'{key}': {name}"
     SCALARS = {"string": "String", "number": "double", "boolean": "bool"}
     ANY = "Object?"
     INT = INT64 = "int"
@@ -800,16 +817,11 @@ class Dart(Nominal):
                 yield line_comment(shape.text, "  ") + f"{head} => send(message);"
 
     def _operation(self, operation: Operation) -> str:
-        names = [f"String {self.name(name)}" for name in operation.parameters]
-        names += [f"{operation.body} body"] if operation.body else []
+        names = self._parameters(operation)
         named = ", ".join(f"{self.type_of(one)} {self.name(one.name)}" for one in operation.query)
         names += [f"{{{named}}}"] if named else []
-        path = re.sub(
-            r"{(\w+)}", lambda one: f"${{Uri.encodeComponent({self.name(one[1])})}}", operation.path
-        )
-        parts = [quote(operation.method), f"'{path}'"]
-        pairs = ", ".join(f"{quote(one.name)}: {self.name(one.name)}" for one in operation.query)
-        parts += [f"query: {{{pairs}}}"] if pairs else []
+        parts = [quote(operation.method), f"'{self._path(operation)}'"]
+        parts += [f"query: {{{self._pairs(operation)}}}"] if operation.query else []
         parts += ["body: body"] if operation.body else []
         answer = operation.answer or "void"
         head = f"  Future<{answer}> {self.name(operation.name)}({', '.join(names)}) async {{\n"
