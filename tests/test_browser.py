@@ -1,6 +1,7 @@
 """The web client in headless Chromium: whole games in two browser contexts, its looks in each size, and a schema of
 one's own."""
 
+import contextlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from playwright.sync_api import expect
 import trivia
 from conftest import PASSWORD, ROOT, Server, edited_schema, npm_install, unique_name, wait_until
 from test_end_to_end import free_port, workers_of
+from test_sign_in import MailBox, OpenId
 
 expect.set_options(timeout=20_000)
 
@@ -368,6 +370,149 @@ def test_a_link_in_a_mail_sets_a_new_password(make_server, open_tabs):
     tab.find("#submit").click()
     tab.on("lobby")
     expect(tab.find("#me-name")).to_have_text(name)
+
+
+@pytest.fixture(scope="module")
+def club():
+    """A provider of identities, a mail server, and a server with buttons for the one and codes by the other."""
+
+    def edit(tree):
+        web = {"client_id": "app.web", "authorize": f"{provider.issuer}/authorize"}
+        spec = {"issuer": provider.issuer, "audiences": ["app.web"], "web": web}
+        tree["sign_in"]["providers"] = {"acme": spec}
+
+    with contextlib.closing(OpenId()) as provider, contextlib.closing(MailBox()) as mailbox:
+        server = Server(edited_schema(edit), env={"TRIVIA_MAIL": mailbox.url})
+        try:
+            yield provider, mailbox, server.start()
+        finally:
+            server.close()
+
+
+@pytest.fixture
+def phone_browser(chromium, club):
+    """Opens pages of new phones, in the language of the tests."""
+    contexts = []
+
+    def make():
+        viewport = {"width": 390, "height": 844}
+        contexts.append(chromium.new_context(viewport=viewport, has_touch=True, locale="en-GB"))
+        return open_page(contexts[-1], club[2])
+
+    yield make
+    for context in contexts:
+        context.close()
+
+
+def open_page(context, server):
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{server.port}/")
+    return page
+
+
+def tap(page, name, role="button"):
+    page.get_by_role(role, name=name, exact=True).click()
+
+
+def shoot(page, name):
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+    if SHOTS:
+        page.screenshot(path=f"{SHOTS}/390-{name}.png")
+
+
+def become_guest(page):
+    """Taps Play, and comes back to the lobby, where a guest is offered to keep their progress."""
+    tap(page, "Play")
+    cancel = page.get_by_role("button", name="Cancel", exact=True)
+    keep = page.get_by_role("button", name="Keep your progress").filter(visible=True)
+    expect(cancel.or_(keep).first).to_be_visible()
+    if cancel.is_visible():
+        cancel.click()
+    expect(keep).to_be_visible()
+    return page.get_by_role("heading", level=1).inner_text()
+
+
+def sign_in_with_acme(page, name):
+    tap(page, "Continue with Acme")
+    expect(page.get_by_role("heading", name="Acme")).to_be_visible()
+    shoot(page, f"provider-{name}")
+    tap(page, "It is me", "link")
+
+
+def expect_account(page, name):
+    """The lobby of an account with this name."""
+    expect(page.get_by_role("heading", level=1)).to_have_text(name)
+    expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+    expect(
+        page.get_by_role("button", name="Keep your progress").filter(visible=True)
+    ).to_have_count(0)
+
+
+def test_a_guest_keeps_the_progress_with_a_provider_on_every_phone(club, phone_browser):
+    provider, _, server = club
+    provider.let_in("ann")
+    page = phone_browser()
+    shoot(page, "start")
+    name = become_guest(page)
+    shoot(page, "guest")
+    tap(page, "Keep your progress")
+    shoot(page, "keep")
+    sign_in_with_acme(page, "link")
+    expect_account(page, name)
+    context = page.context
+    page.close()
+    page = open_page(context, server)  # the tab was closed, the browser remembers
+    expect_account(page, name)
+    tap(page, "Sign out")
+    sign_in_with_acme(page, "again")
+    expect_account(page, name)
+    other = phone_browser()
+    sign_in_with_acme(other, "new-phone")
+    expect_account(other, name)
+
+
+def test_a_guest_is_merged_into_the_account_of_their_identity_after_a_question(club, phone_browser):
+    provider, _, server = club
+    provider.let_in("bob")
+    page = phone_browser()
+    sign_in_with_acme(page, "first")
+    expect(page.get_by_role("button", name="Sign out")).to_be_visible()
+    account = page.get_by_role("heading", level=1).inner_text()
+    second = phone_browser()
+    guest = become_guest(second)
+    for answer in ("Not now", "Move there"):
+        tap(second, "Keep your progress")
+        sign_in_with_acme(second, "taken")
+        dialog = second.get_by_role("dialog", name="You have an account already")
+        expect(dialog).to_contain_text(f"Move the games of {guest} to {account}?")
+        shoot(second, "merge")
+        dialog.get_by_role("button", name=answer).click()
+        expect(dialog).to_be_hidden()
+        status = 200 if answer == "Not now" else 404
+        wait_until(lambda: server.http("GET", f"/users/{guest}").status == status)
+    expect_account(second, account)
+    shoot(second, "merged")
+
+
+def test_a_forgotten_password_is_replaced_by_a_code_from_a_mail(club, phone_browser):
+    _, mailbox, server = club
+    player = server.register()["user"]
+    page = phone_browser()
+    tap(page, "Sign in")
+    tap(page, "Forgot password")
+    page.get_by_label("Username or email").fill(player["email"])
+    tap(page, "Send me a code")
+    page.get_by_label("Code of six digits").fill("12345x")
+    password = page.get_by_role("textbox", name="Password")
+    password.fill("another horse")
+    tap(page, "Show")
+    expect(password).to_have_attribute("type", "text")
+    tap(page, "Set new password")
+    expect(page.get_by_label("Code of six digits")).to_have_attribute("aria-invalid", "true")
+    page.get_by_label("Code of six digits").fill(mailbox.code(player["email"]))
+    shoot(page, "reset")
+    tap(page, "Set new password")
+    expect_account(page, player["username"])
 
 
 # ---- looks --------------------------------------------------------------------------------------

@@ -615,6 +615,14 @@ class OpenId(Helper):
         (self.folder / "jwks.json").write_text(json.dumps({"keys": published}))
         self.name = names[0]
 
+    def let_in(self, sub):
+        """Has a browser that asks for it sign in as this person."""
+        form = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
+        key = self.keys[self.name].private_bytes(*form).decode()
+        signing = {"issuer": self.issuer, "kid": self.name, "key": key}
+        (self.folder / "signing.json").write_text(json.dumps(signing))
+        (self.folder / "person").write_text(sub)
+
     def token(self, sub=None, key=None, alg="RS256", kid=None, drop=(), **claims):
         """(id_token, nonce) for a person."""
         now, nonce = int(time.time()), secrets.token_hex(16)
@@ -1585,6 +1593,8 @@ def test_an_address_is_confirmed_by_its_code(post, mailbox):
     confirm(post, player, wrong(code)).refused(403, "bad_code")
     assert confirm(post, player, code).status == 204
     assert me(post, player).json["email_confirmed"] is True
+    assert code not in post.log and wrong(code) not in post.log
+    assert code not in str([post.redis.hgetall(key) for key in post.redis.keys("codes:*")])
     confirm(post, player, code).refused(403, "bad_code")
     other = post.register()
     confirm(post, other, code).refused(403, "bad_code")
@@ -1833,6 +1843,17 @@ def test_check_says_what_is_wrong_with_a_mail(make_server, mail, words):
     assert words in server.log and "sign_in.recovery.mails.en.reset" in server.log, server.log
 
 
+def test_the_doctor_tells_where_mail_goes_or_that_there_is_none(monkeypatch):
+    tree = trivia.read_schema(trivia.SCHEMA_FILE)
+    for url, fine, words in (
+        ("", False, "TRIVIA_MAIL is not set"),
+        ("smtp://me:secret@mail.example.org?from=a@example.org", True, "to mail.example.org"),
+    ):
+        monkeypatch.setattr(trivia, "MAIL", url)
+        [finding] = trivia._mail_findings(trivia.Schema(tree))
+        assert (finding.fine, finding.found) == (fine, words) and "secret" not in str(finding)
+
+
 # -- rehashing
 
 
@@ -1849,56 +1870,180 @@ def test_a_password_is_hashed_again_when_the_parameters_have_changed(server):
     assert me(server, player).status == me(server, session.json).status == 200
 
 
+# ---- hostile bodies -----------------------------------------------------------------------------
+
+WRONG_JSON = {
+    "no JSON": b"{",
+    "a key twice": b'{"secret":"a","secret":"b"}',
+    "a lone surrogate": b'{"code":"\\ud800"}',
+    "not UTF-8": b'{"login":"\xff"}',
+    "too deep": b"[" * 8000,
+    "an array": b"[]",
+    "NaN": b'{"merge":NaN}',
+}
+# The fields of each route, and whether it needs a session.
+ROUTES = {
+    "guest": (["secret"], False),
+    "upgrade": (["username", "email", "password"], True),
+    "oidc/acme": (["id_token", "nonce", "code"], False),
+    "merge": (["merge"], False),
+    "recover": (["login"], False),
+    "reset": (["login", "code", "password"], False),
+    "confirm/send": (["email"], True),
+    "confirm": (["code"], True),
+}
+WRONG_VALUES = [None, 5, True, ["x"], {"x": "y"}, "a\0b", "\x1b[2J" * 5, "x" * 9000]
+
+
+@pytest.fixture(scope="module")
+def all_routes(provider, mailbox):
+    """A server that has all routes, and a guest of it."""
+    schema = edited_schema(lambda tree: use(tree, provider))
+    server = Server(schema, env={"TRIVIA_MAIL": mailbox.url}).start()
+    try:
+        yield server, enter(server)
+    finally:
+        server.close()
+
+
+def test_the_table_has_all_routes_that_take_a_body(all_routes):
+    paths = all_routes[0].http("GET", "/docs/openapi.json").json["paths"]
+    known = {"register", "login", "password", "logout", *ROUTES}
+    posts = {path.removeprefix("/auth/") for path in paths if path.startswith("/auth/")}
+    assert {path.replace("{provider}", "acme") for path in posts} - {"sessions"} == known
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_each_route_refuses_what_registration_refuses(all_routes, path):
+    server, guest = all_routes
+    names, needs_session = ROUTES[path]
+    token = guest["token"] if needs_session else None
+    post = lambda **body: server.http("POST", f"/auth/{path}", token=token, **body)
+    read, before = len(server.log), set(server.redis.keys("*"))
+    for what, raw in WRONG_JSON.items():
+        answer = post(raw=raw)
+        assert answer.status == 400 and answer.json["code"] == "bad_json", (what, answer.body)
+    for name in names:
+        for value in WRONG_VALUES:
+            errors = post(body={name: value}).refused(422, "invalid")["errors"]
+            assert name in errors, (name, value, errors)
+    post(body={"unknown": 1, "__proto__": {}}).refused(422, "invalid")
+    post(raw=b" " * 20_000).refused(413, "too_large")
+    answer = post(raw=b"{}", headers={"Content-Type": "text/plain"})
+    answer.refused(415, "unsupported_media_type")
+    if needs_session:
+        server.http("POST", f"/auth/{path}", {names[0]: "x"}).refused(401, "not_authenticated")
+    assert not re.search("Traceback|ERROR", server.log[read:]), server.log[read:]
+    new = {key for key in set(server.redis.keys("*")) - before if not key.startswith("limit:")}
+    assert new <= {"metrics:{metrics}", "loads:{metrics}", "clock:{lobby}"}, new
+    assert me(server, guest).json == guest["user"]
+
+
 # ---- the whole way ------------------------------------------------------------------------------
+
+
+def moved(server, phone, session):
+    """The phone of the same player with another session, in mid-game; the old one is let go."""
+    new = Phone(server, session, "rated")
+    new.expect("update")
+    phone.expect_close(4409)
+    return new
+
+
+def everything(server, session):
+    """What a player must never lose."""
+    token = session["token"]
+    export = server.http("GET", "/users/me/export", token=token).json
+    games = server.http("GET", "/users/me/games", token=token).json["games"]
+    return {
+        "uid": uid_of(session),
+        "games": {game["id"] for game in games},
+        "seen": {json.dumps(question) for question in export["questions_seen"]},
+        "user": me(server, session).json,
+    }
+
+
+def finish(phones):
+    """Answers the open question, and plays to the end; returns the game."""
+    for phone in phones:
+        phone.send("answer", round=1, choice=0)
+    return play_all(phones)[0]["game"]
 
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_player_keeps_everything_on_the_whole_way(make_server, provider, mailbox, workers):
-    """From the installation over upgrade, link, reinstall and sign-in to a merge."""
+    """From the installation over reinstall, upgrade, link and sign-in to a merge."""
     env = {"TRIVIA_MAIL": mailbox.url}
-    schema = edited_schema(lambda tree: use(tree, provider), rounds=1)
+    schema = edited_schema(lambda tree: use(tree, provider), rounds=2, answer_seconds=60)
     server = make_server(schema, workers=workers, env=env)
-    sub, rival = secrets.token_hex(8), enter(server)
+    sub, secret = secrets.token_hex(8), new_secret()
+    rival = Phone(server, enter(server), "rated")
+    rival.expect("queued")
     begun = time.monotonic()
-    player = enter(server)
-    phones = [Phone(server, one, "rated") for one in (player, rival)]
-    phones[0].expect("question")
+    player = enter(server, secret)  # one request
+    phone = Phone(server, player, "rated")  # and one socket
+    phone.expect("question")
     assert time.monotonic() - begun < 3
-    first = play_all(phones)[0]
+    # The app is installed again in mid-game, and the keychain has kept the secret.
+    again = enter(server, secret, 200)
+    phone = moved(server, phone, again)
+    first = finish([phone, rival])
+    kept = everything(server, player)
+    assert kept == everything(server, again)
+    assert kept["games"] == {first} and len(kept["seen"]) == 2
+    assert kept["user"]["rating"] != 1500 or kept["user"]["wins"] == 0
+    # They become an account, and link an identity, in mid-game; the socket plays on.
+    for one in (phone, rival):
+        one.send("join", queue="rated")
+    for one in (phone, rival):
+        one.expect("question")
     account = new_account()
-    assert server.http("POST", "/auth/upgrade", account, player["token"]).status == 200
-    sign_in(server, provider, sub, player)
-    for phone in phones:  # the same sockets play on
-        phone.send("join", queue="rated")
-    for phone in phones:
-        phone.expect("start")
-    second = play_all(phones)[0]
-    before = me(server, player).json
-    assert before["games"] == 2 and before["providers"] == ["acme"]
-    # The app is installed again, played as a new guest, and then somebody remembers the account.
+    assert server.http("POST", "/auth/upgrade", account, again["token"]).status == 200
+    sign_in(server, provider, sub, again)
+    phone.send("check")
+    assert phone.expect("update")["phase"] == "question"
+    # A new phone signs in by the identity, and takes the game over.
+    session = sign_in(server, provider, sub)
+    phone = moved(server, phone, session)
+    second = finish([phone, rival])
+    before = everything(server, session)
+    assert before["uid"] == kept["uid"] and before["games"] == {first, second}
+    assert before["seen"] > kept["seen"] and len(before["seen"]) == 4
+    assert before["user"]["games"] == 2 and before["user"]["providers"] == ["acme"]
+    same = {"created_at", "wins", "games", "rating"}
+    assert before["user"].keys() >= same
+    # The app is played as a new guest on a third phone; then the player remembers the account.
     guest = enter(server)
-    phones[0].close()
-    phones = [Phone(server, guest, "rated"), phones[1]]
-    phones[1].send("join", queue="rated")
-    phones[1].expect("queued")
-    third = play_all(phones)[0]
-    rating = me(server, guest).json["rating"]
+    third_phone = Phone(server, guest, "rated")
+    rival.send("join", queue="rated")
+    for one in (third_phone, rival):
+        one.expect("question")
     refused = offer(server, provider, sub, guest)
     assert refused["account"]["username"] == account["username"]
-    session = merge(server, refused["merge"])
-    assert session.status == 200
-    token = session.json["token"]
-    after = me(server, session.json).json
-    assert after["games"] == 3 and after["wins"] >= before["wins"]
-    assert after["rating"] == max(before["rating"], rating)
-    games = server.http("GET", "/users/me/games", token=token).json["games"]
-    assert {game["id"] for game in games} == {end["game"] for end in (first, second, third)}
+    merge(server, refused["merge"]).refused(409, "in_game")
+    third = finish([third_phone, rival])
+    played = everything(server, guest)
+    merged = wait_until(
+        lambda: (answer := merge(server, refused["merge"])).status == 200 and answer.json
+    )
+    after = everything(server, merged)
+    assert after["uid"] == kept["uid"] and after["games"] == {first, second, third}
+    assert after["seen"] == before["seen"] | played["seen"]
+    mine, theirs = before["user"], played["user"]
+    assert after["user"]["games"] == 3 and after["user"]["wins"] == mine["wins"] + theirs["wins"]
+    assert after["user"]["rating"] == max(mine["rating"], theirs["rating"])
+    third_phone.expect_close(4401)
+    phone.send("join", queue="rated")  # the socket of the account stays open in all this
+    phone.expect("queued")
     # The same account by its identity, by its password, and by a forgotten one.
-    assert uid_of(sign_in(server, provider, sub)) == uid_of(player)
+    assert uid_of(sign_in(server, provider, sub)) == kept["uid"]
     login = {"login": account["email"], "password": PASSWORD}
-    assert uid_of(server.http("POST", "/auth/login", login).json) == uid_of(player)
+    assert uid_of(server.http("POST", "/auth/login", login).json) == kept["uid"]
     recover(server, account["email"])
-    code = mailbox.code(account["email"])
-    assert reset(server, account["email"], code).json["user"]["games"] == 3
-    for phone in phones:
-        phone.close()
+    session = reset(server, account["email"], mailbox.code(account["email"])).json
+    last = everything(server, session)
+    assert {key: last[key] for key in ("uid", "games", "seen")} == {
+        key: after[key] for key in ("uid", "games", "seen")
+    }
+    for one in (phone, rival):
+        one.close()
