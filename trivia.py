@@ -5504,7 +5504,7 @@ class Users:
         if password is None and moved and "password" in user:
             raise Problem("invalid", errors={"password": [f"A new {moved[0]} takes the password."]})
         if moved and "password" not in user:
-            check_recent(user, token)
+            check_recent(token)
         if password is not None and not given:
             raise Problem("invalid", errors={"password": [self._password_help()]})
         if password is not None:
@@ -5754,12 +5754,13 @@ class Users:
         return self.strength({"rating": text} if text else {})[0]
 
 
-def check_recent(user: dict, token: str) -> None:
+def check_recent(token: str) -> None:
     """Raises Problem unless the session is recent, so that a stolen token takes no account away.
 
-    It stands for the password where ways to sign in change without one. A guest has no other proof.
+    It stands for the password where ways to sign in change without one. A guest's phone signs in
+    again by its secret.
     """
-    if ":guest" not in user and not is_recent(token):
+    if not is_recent(token):
         raise Problem("sign_in_again")
 
 
@@ -8413,10 +8414,11 @@ class Guests:
         user = self.users.own_view(stored)
         return {"token": uid + secret, "expires_at": expires, "user": user}
 
-    async def upgrade(self, uid: str, user: dict, data: dict, address: str) -> dict:
+    async def upgrade(self, uid: str, user: dict, token: str, data: dict, address: str) -> dict:
         """Makes an account of a guest; returns its fields. Sessions, sockets and games go on."""
         if ":guest" not in user:
             raise Problem("not_a_guest")
+        check_recent(token)
         async with self.users.counted(address):
             await self.users.check_free(uid, data)
             password = await self.users.passwords.hash(data["password"], address)
@@ -8940,7 +8942,7 @@ class Identities:
         """
         provider = self.provider(name)
         if call.uid and provider.field not in call.user:
-            check_recent(call.user, call.token)
+            check_recent(call.token)
         claims = await provider.verify(call.body["id_token"], call.body["nonce"])
         await provider.spend(claims)
         proof = provider.field, identity_digest(provider.issuer, claims["sub"])
@@ -9052,7 +9054,7 @@ class Identities:
     async def unlink(self, call: Call, name: str) -> None:
         """Unlinks an identity from the caller, who keeps another way to sign in."""
         provider = self.provider(name)
-        check_recent(call.user, call.token)
+        check_recent(call.token)
         fields = provider.field, f":revoke:{name}"
         outcome = await self.redis.run_durably("unlink_identity", (Keys.user(call.uid),), *fields)
         if outcome == "last":
@@ -9411,7 +9413,7 @@ class Recovery:
         if not to:
             raise Problem("invalid", errors={"email": ["Missing data for required field."]})
         if fold(to) != fold(own):  # whoever has the mails of an account has the account
-            check_recent(call.user, call.token)
+            check_recent(call.token)
         here = address_digest(call.address)
         await self._count(("confirm", call.uid, 600, 5), ("confirm", here, 60, 20))
         language = self.mail.language(call.request.headers.get("accept-language", ""))
@@ -12410,11 +12412,12 @@ async def guest(call: Call) -> dict:
     "Upgraded",
     body="Upgrade",
     part="guests",
-    problems=("taken", "not_a_guest", "too_many_attempts"),
+    problems=("taken", "not_a_guest", "sign_in_again", "too_many_attempts"),
 )
 async def upgrade(call: Call) -> dict:
     """Makes an account of a guest, who keeps everything. Without a username they keep theirs."""
-    user = await call.server.guests.upgrade(call.uid, call.user, call.body, call.address)
+    guests = call.server.guests
+    user = await guests.upgrade(call.uid, call.user, call.token, call.body, call.address)
     return {"user": call.server.users.own_view(user)}
 
 
@@ -12625,7 +12628,7 @@ async def erase_me(call: Call) -> None:
         password = call.body["password"]
         await users.confirm_password(call.uid, call.user, call.token, password, call.address)
     else:
-        check_recent(call.user, call.token)
+        check_recent(call.token)
     await call.server.identities.revoke(call.user, call.server.identities.providers)
     await call.server.personal_data.erase(call.uid)
 

@@ -1682,6 +1682,26 @@ def test_a_stolen_token_of_an_account_without_a_password_takes_and_erases_nothin
     assert club.http("PATCH", "/users/me", name, owner["token"]).status == 200
 
 
+def test_a_stolen_token_of_a_guest_takes_and_erases_nothing(club, provider):
+    secret, sub = new_secret(), secrets.token_hex(8)
+    owner = club.http("POST", "/auth/guest", {"secret": secret}).json
+    thief = stolen(club, owner)
+    sign_in(club, provider, sub)  # an account of the thief, into which the guest could be merged
+    for identity in (provider.token(sub=sub), provider.token()):
+        present(club, identity, thief).refused(403, "sign_in_again")
+    for method, path, body in [
+        ("POST", "/auth/upgrade", new_account()),
+        ("PATCH", "/users/me", {"email": f"{secrets.token_hex(6)}@example.org"}),
+        ("DELETE", "/users/me", {}),
+    ]:
+        club.http(method, path, body, thief["token"]).refused(403, "sign_in_again")
+    # A phone that has played for days has the secret, and signs in by it first.
+    again = club.http("POST", "/auth/guest", {"secret": secret})
+    assert again.status == 200
+    upgrade = club.http("POST", "/auth/upgrade", new_account(), again.json["token"])
+    assert upgrade.status == 200
+
+
 def test_a_stolen_token_moves_no_mail_to_another_address(post, mailbox):
     owner = post.register()
     thief = stolen(post, owner)
