@@ -400,6 +400,7 @@ PROBLEMS = {
     "provider_linked": (409, "Another identity of this provider is linked. Unlink it first."),
     "last_sign_in": (409, "The account would have no way to sign in left."),
     "no_undo": (409, "This act can't be undone."),
+    "ambiguous": (409, "This is the id of one player and the name of another."),
     "too_few_questions": (409, "A queue would have too few questions."),
     "changed_meanwhile": (409, "It has changed meanwhile. Look again."),
     "too_large": (413, "The body is too large."),
@@ -9767,6 +9768,7 @@ PLAYER_TEXT = WHO_TEXT | {"description": "A username, an email address or an id.
 GAME_TEXT = {"type": "string", "pattern": "^[0-9a-z]{12}$", "description": "The id of a game."}
 FREE_TEXT = {"type": "string", "minLength": 1, "maxLength": 200}
 CLOSED = {"type": "boolean", "description": "true closes, false opens."}
+ENTRY = {"type": "string", "pattern": r"^\d{1,15}-\d{1,9}$", "maxLength": 30}  # of the log
 
 
 class Change(NamedTuple):
@@ -9814,10 +9816,14 @@ def look(required: str = "", **fields: dict) -> Callable:
 
 
 class Console:
-    """Looks and acts for operators. Methods raise Problem."""
+    """Looks and acts for operators. Methods raise Problem.
 
-    def __init__(self, server: Server) -> None:
+    Who may not act sees no private field, and finds no player by one.
+    """
+
+    def __init__(self, server: Server, may_act: bool = True) -> None:
         self.server = server
+        self.may_act = may_act
         self.redis = server.redis
         self.schema = server.schema
         self.users = server.users
@@ -9876,7 +9882,7 @@ class Console:
 
     # -- audit
 
-    @look(before={"type": "string", "maxLength": 40, "pattern": r"^\d+-\d+$"})
+    @look(before=ENTRY)
     async def audit(self, before: str = "") -> dict:
         """Lists acts, newest first: who, what, before, after, outcome; and refused attempts."""
         last = f"({before}" if before else "+"
@@ -9903,7 +9909,7 @@ class Console:
         can_undo = bool(ACTS[fields["act"]].undo) if fields["act"] in ACTS else False
         return {"entry": entry} | fields | parsed | {"can_undo": can_undo}
 
-    @act("entry", entry={"type": "string", "pattern": r"^\d{1,15}-\d{1,9}$", "maxLength": 30})
+    @act("entry", entry=ENTRY)
     async def undo(self, entry: str) -> Change:
         """Undoes an act of the audit log, if nothing has changed since."""
         found = await self.redis.call("XRANGE", Keys.audit, entry, entry)
@@ -9920,9 +9926,12 @@ class Console:
 
     async def _player(self, text: str) -> tuple[str, dict]:
         """Returns (UID, fields) of who has an id, a username or another unique value."""
-        uid, user = await self.users.find(text)
-        if not user and re.fullmatch(r"[\w-]{8}|[\w-]{12}", text, re.ASCII):
-            uid, user = text, await self.users.load(text)
+        uid, user = await self.users.find(text, *([] if self.may_act else ["username"]))
+        if re.fullmatch(r"[\w-]{8}|[\w-]{12}", text, re.ASCII) and uid != text:
+            with_id = await self.users.load(text)
+            if user and with_id:  # somebody may have named a second account by the id of the first
+                raise Problem("ambiguous")
+            uid, user = (text, with_id) if with_id else (uid, user)
         if "username" not in user:
             raise Problem("not_found", "There is no such player.")
         return uid, user
@@ -9935,9 +9944,13 @@ class Console:
             self.lobby.seat_of(uid), self.games.history(uid, CARD_GAMES, None)
         )
         sessions = [int(expiry) for name, expiry in user.items() if name.startswith("session:")]
+        view = self.users.own_view(user)
+        if not self.may_act:
+            private = [name for name, rule in self.schema.fields.items() if rule.get("private")]
+            view = {name: value for name, value in view.items() if name not in private}
         return {
             "id": uid,
-            "user": self.users.own_view(user),
+            "user": view,
             "ban": ban_of(user),
             "sessions": sorted(sessions, reverse=True),
             "seat": {"queue": seat.queue, "game": seat.game, "connected": seat.connection != "-"}
@@ -13012,7 +13025,9 @@ async def read_look(call: Call, name: str) -> dict:
     """Returns a look of the console."""
     if name not in LOOKS:
         raise Problem("not_found", f"There is no such look; expected one of {', '.join(LOOKS)}")
-    return await call.server.console.show(name, read_query(call.request, LOOKS[name].form))
+    role, _ = operator_of(call.request)
+    console = QuestionConsole(call.server, may_act=role == "act")
+    return await console.show(name, read_query(call.request, LOOKS[name].form))
 
 
 @route("POST", "/ops/act/{name}", 200, "Ops", role="act")

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from websockets.exceptions import InvalidStatus
 
+import trivia
 from conftest import PASSWORD, ROOT, Server, edited_schema, unique_name, wait_until
 
 LOOKS, ACTS = "token-that-looks-only", "token-that-acts-too"
@@ -160,6 +161,7 @@ def test_what_is_wrong_is_refused_and_logged(desk, name, arguments, status, code
         ("game?game=x", 422),
         ("player", 422),
         ("audit?before=x", 422),
+        ("audit?before=99999999999999999999-1", 422),
     ],
 )
 def test_a_look_at_what_is_not_there_is_refused(desk, path, status):
@@ -171,15 +173,33 @@ def test_a_look_at_what_is_not_there_is_refused(desk, path, status):
 
 def test_a_player_is_found_by_name_address_and_id(desk):
     ann, bob = desk.pair()
-    card = look(desk, "player", f"?player={ann.name}").json
+    card = look(desk, "player", f"?player={ann.name}", ACTS).json
     assert card["user"]["username"] == ann.name and card["ban"] is None
     assert card["seat"]["connected"] and len(card["sessions"]) == 1
-    for text in (card["id"], ann.name.upper(), card["user"]["email"]):
-        assert look(desk, "player", f"?player={text}").json["id"] == card["id"]
+    email = card["user"].pop("email")
+    for text in (card["id"], ann.name.upper(), email):
+        assert look(desk, "player", f"?player={text}", ACTS).json["id"] == card["id"]
+    # Who may only look sees no private field, and finds nobody by one.
+    seen = look(desk, "player", f"?player={card['id']}").json
+    assert seen == card | {
+        "user": {key: card["user"][key] for key in card["user"] if key != "zone"}
+    }
+    assert look(desk, "player", f"?player={email}").status == 404
     games = look(desk, "running_games").json["games"]
     [game] = [game for game in games if game["id"] == card["seat"]["game"]]
     assert {player["name"] for player in game["players"]} == {ann.name, bob.name}
     ann.drop(), bob.drop()
+
+
+def test_a_name_that_is_the_id_of_another_player_stands_for_neither(desk):
+    evader, second = desk.register(), desk.register()["user"]["username"]
+    uid = evader["token"][:12]
+    # As if the second account of the evader had been given the id as its name.
+    claim = desk.redis.hget(trivia.Keys.unique(second), second)
+    desk.redis.hset(trivia.Keys.unique(trivia.fold(uid)), trivia.fold(uid), claim)
+    desk.redis.hset(trivia.Keys.user(claim.split(" ")[0]), "username", uid)
+    act(desk, "ban", player=uid).refused(409, "ambiguous")
+    assert done(desk, "ban", player=evader["user"]["username"])["players"] == 1
 
 
 def test_a_ban_closes_the_socket_and_refuses_to_sign_in_until_it_is_undone(desk):
