@@ -355,6 +355,8 @@ FLAG_ALLOWANCE = 60_000, 20     # a player flags 20 questions, then one per minu
 STRANGER_ALLOWANCE = 60_000, 20     # ms, times: of acts that a stranger tries, so many are logged
 BLOCK_ALLOWANCE = 5_000, 100    # a player blocks or lifts 100 times, then once per 5 s
 CHALLENGE_ALLOWANCE = 600_000, 20   # a player makes 20 challenges, then one per 10 minutes
+NETWORK_TIMES = 20          # times as many flags, reports, rooms, challenges of all in one network
+MERGE_ALLOWANCE = 86_400_000, 10    # ms, times: an account takes up 10 guests, then one a day
 RENAMES = 86_400_000, 5     # ms, times: a player changes names 5 times at once, then once a day
 CLAIM_MS = 3000             # a unique value is claimed so long for who has not stored it yet
 CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
@@ -5005,30 +5007,43 @@ class Allowances:
             allowances.append(Allowance(Keys.limit("code", uid), *CODE_ALLOWANCE))
         return allowances
 
-    def flags(self, uid: str) -> Allowance:
+    def merges(self, uid: str) -> Allowance:
+        """Bounds how many guests are merged into an account."""
+        return Allowance(Keys.limit("merge", digest(uid, 9)), *MERGE_ALLOWANCE)
+
+    @staticmethod
+    def _with_network(what: str, uid: str, network: str, interval_ms: int, burst: int) -> list:
+        """Bounds what a player does; and all at their network, or guests would have no bound."""
+        here = Keys.limit(f"{what}s", address_digest(network))
+        return [
+            Allowance(Keys.limit(what, uid), interval_ms, burst),
+            Allowance(here, max(1, interval_ms // NETWORK_TIMES), burst * NETWORK_TIMES),
+        ]
+
+    def flags(self, uid: str, network: str) -> list[Allowance]:
         """Bounds how often a player flags a question."""
-        return Allowance(Keys.limit("flag", uid), *FLAG_ALLOWANCE)
+        return self._with_network("flag", uid, network, *FLAG_ALLOWANCE)
 
     def blocks(self, uid: str) -> Allowance:
         """Bounds how often a player blocks others, or lifts a block."""
         return Allowance(Keys.limit("block", uid), *BLOCK_ALLOWANCE)
 
-    def reports(self, uid: str) -> Allowance:
+    def reports(self, uid: str, network: str) -> list[Allowance]:
         """Bounds how often a player reports others or questions."""
         burst = self.limits.reports_per_day
-        return Allowance(Keys.limit("report", uid), DAY_S * 1000 // burst, burst)
+        return self._with_network("report", uid, network, DAY_S * 1000 // burst, burst)
 
-    def rooms(self, uid: str) -> Allowance:
+    def rooms(self, uid: str, network: str) -> list[Allowance]:
         """Bounds how often a player opens a room."""
-        return Allowance(Keys.limit("rooms", uid), *ROOM_ALLOWANCE)
+        return self._with_network("room", uid, network, *ROOM_ALLOWANCE)
 
     def refused(self, address: str) -> Allowance:
         """Bounds the acts of strangers from an address that are logged for the operator."""
         return Allowance(Keys.limit("ops", address_digest(address)), *STRANGER_ALLOWANCE)
 
-    def challenges(self, uid: str) -> Allowance:
+    def challenges(self, uid: str, network: str) -> list[Allowance]:
         """Bounds how often a player makes a challenge."""
-        return Allowance(Keys.limit("challenges", uid), *CHALLENGE_ALLOWANCE)
+        return self._with_network("challenge", uid, network, *CHALLENGE_ALLOWANCE)
 
     def tries_in_session(self, uid: str, token: str) -> Allowance:
         """Bounds the passwords that a signed-in caller tries. Nobody else can use it up."""
@@ -6092,14 +6107,15 @@ class Challenges:
         self.users = users
         self.keep_s = schema.limits.game_days * DAY_S
 
-    async def make(self, uid: str, name: str) -> dict:
+    async def make(self, uid: str, name: str, address: str) -> dict:
         """Makes a challenge: {code, expires_at}. Raises Problem."""
         queue = self.schema.queues.get(name)
         if queue is None or not queue.is_challenge:
             known = [name for name, queue in self.schema.queues.items() if queue.is_challenge]
             text = f"Must be a queue with match: challenge: {', '.join(known) or 'there is none'}."
             raise Problem("invalid", errors={"queue": [text]})
-        if wait_ms := await self.users.allowances.take(self.users.allowances.challenges(uid)):
+        made = self.users.allowances.challenges(uid, address)
+        if wait_ms := await self.users.allowances.take(*made):
             raise too_many_attempts(wait_ms)
         seen = to_bitmap(await self.redis.call("GET", Keys.seen(uid)))
         quiz = self.bank.shuffled(self.bank.pick(name, [seen]))
@@ -7587,7 +7603,7 @@ class Rooms:
         if seat and seat.queue == queue.name and not code:
             code = seat.party
         if not code:
-            return queue, await self._open(queue, person, portrait)
+            return queue, await self._open(who, queue, person, portrait)
         code = read_code(code)
         if seat and seat.party == code:
             return await self._enter(queue, code, person, portrait)
@@ -7613,9 +7629,8 @@ class Rooms:
         queue = self.schema.queues.get(name, queue)
         return queue, await self._join(queue, code, person, 0, portrait)
 
-    async def _open(self, queue: Queue, person: tuple, portrait: tuple) -> list:
-        uid, *_ = person
-        if await self.allowances.take(self.allowances.rooms(uid)):
+    async def _open(self, who: Admission, queue: Queue, person: tuple, portrait: tuple) -> list:
+        if await self.allowances.take(*self.allowances.rooms(who.uid, who.network)):
             return await self._refuse("too_many_attempts", queue, person, portrait)
         reply = ["taken"]
         while reply[0] == "taken":
@@ -8092,16 +8107,16 @@ class Reports:
         self.users = users
         self.games = games
 
-    async def add(self, uid: str, body: dict) -> str:
+    async def add(self, uid: str, body: dict, address: str) -> str:
         """Adds a report of a user; returns its id."""
         kind = self._kind(body)
-        allowance = self.users.allowances.reports(uid)
-        if wait_ms := await self.users.allowances.take(allowance):
+        allowances = self.users.allowances.reports(uid, address)
+        if wait_ms := await self.users.allowances.take(*allowances):
             raise too_many_attempts(wait_ms)
         try:
             return await self._add(uid, kind, body)
         except Problem:
-            await self.users.allowances.give_back(allowance)
+            await self.users.allowances.give_back(*allowances)
             raise
 
     @staticmethod
@@ -8556,6 +8571,22 @@ class Merges:
             raise Problem("bad_merge_token")
         log.info("guest merged", extra={"player": account})
         return session
+
+    async def _begin(self, guest: str, secret: str, account: str) -> None:
+        """Takes a guest out of play. Bounds the guests whose wins an account takes over."""
+        if await self.redis.call("EXISTS", Keys.merged(guest)):  # the reply was lost
+            return
+        refuse_banned(await self.users.load(guest))
+        allowance = self.users.allowances.merges(account)
+        if wait_ms := await self.users.allowances.take(allowance):
+            raise too_many_attempts(wait_ms)
+        await self.chores.add("merge", MERGE_RETRY_MS, f"merge {guest}", guest=guest)
+        keys = Keys.user(guest), Keys.merged(guest)
+        outcome = await self.redis.run_durably("begin_merge", keys, digest(secret))
+        if outcome != 1:  # another request began it, or the guest is banned or upgraded by now
+            await self.users.allowances.give_back(allowance)
+        if not outcome:
+            raise Problem("bad_merge_token")
 
     async def _find_offer(self, guest: str, token: str) -> tuple[str, str, str] | None:
         """Returns (account, field, value) of a token that is still good."""
@@ -11566,7 +11597,7 @@ class Connection(Joining):
         if not 1 <= number_of_round <= game.round or is_open:
             raise refusal("not_revealed")
         allowances = self.hub.users.allowances
-        if await allowances.take(allowances.flags(self.uid)):
+        if await allowances.take(*allowances.flags(self.uid, self.admission.network)):
             raise refusal("too_many_attempts")
         number, _ = game.rounds[number_of_round - 1]
         await games.statistics.flag(number, self.uid)
@@ -12670,7 +12701,7 @@ async def my_games(call: Call) -> dict:
 )
 async def report(call: Call) -> dict:
     """Reports a player or a question to the operator, once each."""
-    return {"id": await call.server.reports.add(call.uid, call.body)}
+    return {"id": await call.server.reports.add(call.uid, call.body, call.address)}
 
 
 # -- players, games, leaderboards and queues
@@ -12773,7 +12804,7 @@ def queue_view(queue: Queue, waiting: int, playing: int) -> dict:
 )
 async def make_challenge(call: Call) -> dict:
     """Makes a challenge, which the caller and their friends play by its code."""
-    return await call.server.games.challenges.make(call.uid, call.body["queue"])
+    return await call.server.games.challenges.make(call.uid, call.body["queue"], call.address)
 
 
 @route("GET", "/challenges", 200, "ChallengeList")
