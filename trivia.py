@@ -6146,7 +6146,10 @@ class Challenges:
         tries = self.users.allowances.codes(who.network, who.uid)
         if await self.users.allowances.take(*tries):
             return queue, await self._join(NO_CODE, person, "too_many_attempts")
-        name, ends = await self.redis.call("HMGET", Keys.contest(code), "queue", "ends")
+        fields = "queue", "ends", "owner"
+        name, ends, owner = await self.redis.call("HMGET", Keys.contest(code), *fields)
+        if name is not None and await hidden_pairs(self.redis, [who.uid, owner]):
+            return queue, await self._join(NO_CODE, person, "unknown_code")
         if name is not None:
             await self.users.allowances.give_back(*tries)
             await self._note(who.uid, code, int(ends))
@@ -6200,10 +6203,10 @@ class Challenges:
         if wait_ms := await self.users.allowances.take(*tries):
             raise too_many_attempts(wait_ms)
         fields = await self.redis.call("HGETALL", Keys.contest(code))
-        if not fields:
+        if not fields or (uid and await hidden_pairs(self.redis, [uid, fields["owner"]])):
             raise Problem("unknown_code")
         await self.users.allowances.give_back(*tries)
-        view, runs = await self._view(code, fields)
+        view, runs = self._view(code, fields, await self._names_in([fields]))
         if self._runs(fields).get(uid):
             view["rounds"] = await self._rounds(fields["quiz"], runs)
         return view
@@ -6215,19 +6218,27 @@ class Challenges:
         found = await asyncio.gather(
             *(self.redis.call("HGETALL", Keys.contest(code)) for code in codes)
         )
-        views = []
-        for code, fields in zip(codes, found, strict=True):
-            if fields and (fields["owner"] == uid or f"run:{uid}" in fields):
-                view, _ = await self._view(code, fields)
-                views.append(view)
-        return {"challenges": views}
+        mine = {
+            code: fields
+            for code, fields in zip(codes, found, strict=True)
+            if fields and (fields["owner"] == uid or f"run:{uid}" in fields)
+        }
+        names = await self._names_in(mine.values())
+        return {"challenges": [self._view(*item, names)[0] for item in mine.items()]}
 
-    async def _view(self, code: str, fields: dict[str, str]) -> tuple[dict, dict[str, Run]]:
+    async def _names_in(self, contests: Iterable[dict[str, str]]) -> dict[str, str]:
+        """Returns {UID: name} of all in some challenges, each of whom may be in many of them."""
+        uids = {uid for fields in contests for uid in (fields["owner"], *self._runs(fields))}
+        calls = (self.redis.call("HGET", Keys.user(uid), "username") for uid in uids)
+        found = zip(uids, await asyncio.gather(*calls), strict=True)
+        return {uid: name or ERASED_NAME for uid, name in found}
+
+    def _view(
+        self, code: str, fields: dict[str, str], names: dict[str, str]
+    ) -> tuple[dict, dict[str, Run]]:
         """Returns a challenge as all see it, and the finished runs by the names of the players."""
         runs = self._runs(fields)
-        people = await asyncio.gather(*map(self.users.load, [fields["owner"], *runs]))
-        owner, *names = [user.get("username", ERASED_NAME) for user in people]
-        named = dict(zip(names, runs.values(), strict=True))
+        named = {names[uid]: run for uid, run in runs.items()}
         finished = {name: run for name, run in named.items() if run}
         scores = sorted((run.score for run in finished.values()), reverse=True)
         rows = [{"player": name, "state": "playing"} for name in named.keys() - finished.keys()]
@@ -6240,7 +6251,7 @@ class Challenges:
         view = {
             "code": code,
             "queue": fields["queue"],
-            "owner": owner,
+            "owner": names[fields["owner"]],
             "expires_at": int(fields["ends"]) // 1000,
             "state": "finished" if is_over else "open",
             "players": sorted(rows, key=lambda row: row.get("rank", len(rows) + 1)),

@@ -215,6 +215,18 @@ def test_who_has_blocked_a_host_or_was_blocked_by_them_finds_no_room(town):
     phone.close()
 
 
+def test_who_has_blocked_the_owner_of_a_challenge_or_was_blocked_by_them_finds_none(town):
+    owner, ann, bob = (town.register() for _ in range(3))
+    assert block(town, owner, ann).status == block(town, bob, owner).status == 204
+    code = town.http("POST", "/challenges", {"queue": "challenge"}, owner["token"]).json["code"]
+    for one in (ann, bob):
+        town.http("GET", f"/challenges/{code}", token=one["token"]).refused(404, "unknown_code")
+        other = Phone(town, one, f"challenge?code={code}")
+        other.refused("unknown_code")
+        other.close()
+    assert town.http("GET", f"/challenges/{code}", token=owner["token"]).json["players"] == []
+
+
 # -- ends
 
 
