@@ -384,6 +384,11 @@ local function is_session(field)
   return string.sub(field, 1, 8) == 'session:'
 end
 
+local function is_banned(user)
+  local until_ms = tonumber(string.match(call('HGET', user, ':ban') or '', '^%d+'))
+  return until_ms == 0 or until_ms and until_ms > wall_clock()
+end
+
 -- Puts an address in front of those that a user signed in from, without a second copy of it.
 local function remember_address(user, address)
   local known = {address}
@@ -414,10 +419,7 @@ function functions.open_session(keys, args)
   if field == ':guest' and call('HEXISTS', user, ':new') == 1 then return false end
   local now = tonumber(call('TIME')[1])
   local fields, sessions = call('HGETALL', user), {}
-  local banned_until = tonumber(string.match(call('HGET', user, ':ban') or '', '^%d+'))
-  if banned_until == 0 or banned_until and banned_until > now * 1000 then
-    return {0, 0, unpack(fields)}
-  end
+  if is_banned(user) then return {0, 0, unpack(fields)} end
   for i = 1, #fields, 2 do
     if is_session(fields[i]) then
       sessions[#sessions + 1] = {field = fields[i], expires = tonumber(fields[i + 1])}
@@ -582,7 +584,8 @@ end
 -- KEYS user    the guest
 -- KEYS merged  what is kept of a guest who is merged
 -- ARGS token   digest of the secret that the caller was given: the start of `:merge`
--- Returns 1 if the guest is taken out now, or was before; 0 if the guest has no such token.
+-- Returns 1 if the guest is taken out now, 2 if they were before; 0 if the guest has no such token,
+-- or is banned.
 -- Atomic, so that the guest is either a player or merged, and nothing of them changes later.
 function functions.begin_merge(keys, args)
   local user, merged = unpack(keys)
@@ -590,8 +593,8 @@ function functions.begin_merge(keys, args)
   local from = call('EXISTS', merged) == 1 and merged or user
   local offer = call('HGET', from, ':merge') or ''
   if string.match(offer, '^%S+') ~= token then return 0 end
-  if from == merged then return 1 end
-  if call('HEXISTS', user, ':guest') == 0 then return 0 end
+  if from == merged then return 2 end
+  if call('HEXISTS', user, ':guest') == 0 or is_banned(user) then return 0 end
   local fields = call('HGETALL', user)
   for i = 1, #fields, 2 do
     if not is_session(fields[i]) then call('HSET', merged, fields[i], fields[i + 1]) end
@@ -941,7 +944,7 @@ end
 -- apply_result: applies the result of a game to one of its players, once, however often it runs.
 -- KEYS user     the player
 -- KEYS history  game -> time of its end
--- KEYS met      digest of an opponent -> games of today with them that counted
+-- KEYS met      digest of an opponent, or guests -> games of today with them that counted
 -- KEYS merged   what is kept of a guest who was merged into an account
 -- ARGS game     id
 -- ARGS ended    when it ended
@@ -953,7 +956,7 @@ end
 -- ARGS sigma    new uncertainty of the rating, or '' if the game is not rated
 -- ARGS initial  rating of a new user
 -- ARGS quick    right minus wrong answers that were given in inhuman time
--- ARGS others   digest of each opponent, separated by spaces
+-- ARGS others   digest of each opponent, and guests if there are any; separated by spaces
 -- ARGS points   of a daily game, which counts in no other way; '' for any other game
 -- ARGS streak   of the player, as it was read before a daily game
 -- ARGS longer   streak that replaces it

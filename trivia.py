@@ -58,8 +58,8 @@ time may lag behind that clock.
     history:{UID}        zset    game id -> time of its end                       erased
     seen:{UID}           string  bitmap of the questions that were put to the     erased
                                  player
-    met:{UID}            hash    digest of an opponent -> games of today with     midnight UTC
-                                 them that counted
+    met:{UID}            hash    digest of an opponent, or guests -> games of     midnight UTC
+                                 today with them that counted
     erasures:{lobby}     zset    UID -> when another worker goes on with erasing them     erased
     erased:{UID}         hash    unique field -> value that is still claimed              released
     unique:{N}           hash    folded value of any unique field -> "UID         released
@@ -6550,6 +6550,8 @@ RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 10
 GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
 DUE_AT_ONCE = 500
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
+GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
+GUESTS_AS_PAIRS = 5  # times pair_games: games a day with guests that count
 QUICK_LISTED = 100  # players that answer in inhuman time and are remembered for the operator
 FORGET_S = 120  # the id of a void game is kept so long
 VOID = "void"  # reason of a game that the operator has called off
@@ -6611,6 +6613,7 @@ class Game:
         seats = zip(plan["players"], state["players"], strict=True)
         self.players = [self._player(player, *seat) for seat, player in seats]
         self.fields = fields
+        self.guests: set[str] = set()  # UIDs; only a settlement looks
 
     @staticmethod
     def _player(player: dict, uid: str, name: str, *more: float) -> Player:
@@ -7362,6 +7365,7 @@ class Games(GameViews):
         A game in which nobody answered is void: no result is applied, and it is soon forgotten. Its
         id stays for a while, so that no late repetition begins it again.
         """
+        game.guests = await self._guests_of(game)
         if game.result is None:
             counts = await self._counts_for(game)
             result = self.compute_result(game, counts)
@@ -7422,21 +7426,32 @@ class Games(GameViews):
     async def _counts_for(self, game: Game) -> list[bool]:
         """Tells for each player whether the game counts for them.
 
-        It does if it is kept and they have an opponent whom they have not met too often today. So
-        a solo game never does, but for the daily one, and no game with bots.
+        It does if it is kept and they have an opponent whom they have not met too often today;
+        guests are new opponents as often as one likes, so they also count together. So a solo game
+        never does, but for the daily one, and no game with bots.
         """
         if game.kind == DAILY:
             return [game.is_kept]
         if not game.is_kept or len(game.players) == 1 or game.has_bots:
             return [False] * len(game.players)
-        met = await asyncio.gather(
-            *(
-                self.redis.call("HMGET", Keys.met(player.uid), *game.opponents(player))
-                for player in game.players
-            )
-        )
+        return await asyncio.gather(*(self._does_count(game, player) for player in game.players))
+
+    async def _does_count(self, game: Game, player: Player) -> bool:
+        opponents = game.opponents(player)
+        met = await self.redis.call("HMGET", Keys.met(player.uid), GUESTS, *opponents)
+        with_guests, *counted = (int(games or 0) for games in met)
         most = self.schema.limits.pair_games
-        return [any(int(games or 0) < most for games in counted) for counted in met]
+        takes_guests = with_guests < most * GUESTS_AS_PAIRS
+        pairs = zip(counted, opponents.values(), strict=True)
+        return any(games < most and (takes_guests or not is_guest) for games, is_guest in pairs)
+
+    async def _guests_of(self, game: Game) -> set[str]:
+        """Returns the players of a game who are guests, if that matters for the result."""
+        if not game.is_kept or len(game.players) == 1 or game.has_bots:
+            return set()
+        uids = [player.uid for player in game.players]
+        calls = (self.redis.call("HEXISTS", Keys.user(uid), ":guest") for uid in uids)
+        return set(itertools.compress(uids, await asyncio.gather(*calls)))
 
     async def _fix_result(self, game: Game, result: list[dict]) -> list[dict]:
         """Writes the result unless there is one. Returns the one that stands."""
@@ -7488,11 +7503,17 @@ class Games(GameViews):
         parts = zip(game.players, game.result, game.quick_answers(), strict=True)
         return await asyncio.gather(
             *(
-                self._apply_to(game, player.uid, *part, game.opponents(player), boards)
+                self._apply_to(game, player.uid, *part, self._met(game, player), boards)
                 for player, *part in parts
                 if not player.is_bot
             )
         )
+
+    @staticmethod
+    def _met(game: Game, player: Player) -> list[str]:
+        """Returns what `met` counts a game by."""
+        opponents = game.opponents(player)
+        return [*opponents, GUESTS] if any(opponents.values()) else [*opponents]
 
     async def _apply_to(self, game: Game, uid: str, *part: Any) -> tuple[str, dict]:
         state, dropped, *fields = await self._apply(game, uid, *part)
@@ -8571,10 +8592,7 @@ class Merges:
         seat = await self.lobby.seat_of(guest)
         if seat is not None and seat.game != "-":
             raise Problem("in_game")
-        await self.chores.add("merge", MERGE_RETRY_MS, f"merge {guest}", guest=guest)
-        keys = Keys.user(guest), Keys.merged(guest)
-        if not await self.redis.run_durably("begin_merge", keys, digest(secret)):
-            raise Problem("bad_merge_token")
+        await self._begin(guest, secret, account)
         if await self._complete(guest):
             await self.chores.done(f"merge {guest}")
         session = await self.users.open_session(account, (field, value), address)
@@ -12570,7 +12588,7 @@ async def confirm(call: Call) -> None:
     body="Merge",
     auth="no",
     part="providers",
-    problems=("bad_merge_token", "in_game", "banned"),
+    problems=("bad_merge_token", "in_game", "banned", "too_many_attempts"),
 )
 async def merge(call: Call) -> dict:
     """Merges a guest into the account of an identity, and signs in to that account."""

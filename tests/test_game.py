@@ -1040,6 +1040,21 @@ def test_games_with_the_same_opponent_count_so_often_a_day(hall, sit):
     cleo.close()
 
 
+def test_games_with_guests_count_so_often_a_day_however_many_guests_there_are(hall, sit):
+    ann = hall.phone(queue="duel")
+    met = trivia.Keys.met(ann.token[:12])
+    for played in (0, PAIR_GAMES * trivia.GUESTS_AS_PAIRS):
+        hall.redis.hset(met, trivia.GUESTS, played)
+        secret = {"secret": f"{played:040}"}
+        guest = hall.phone(session=hall.http("POST", "/auth/guest", secret).json, queue="duel")
+        ann.expect("start")
+        assert ["counts" in row for row in win(ann, guest)["ranking"]] == [played > 0, False]
+        assert hall.redis.hget(met, trivia.GUESTS) == str(played or 1)
+        guest.close()
+        ann.send("join")
+    ann.close()
+
+
 def test_a_question_is_marked_as_seen_when_it_is_put(hall, sit):
     ann, bob = sit("duel")
 

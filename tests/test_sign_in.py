@@ -1268,6 +1268,28 @@ def test_a_merge_token_ends_with_what_it_was_given_for(club, provider):
     assert me(club, guest).status == me(club, account).status == 200
 
 
+def test_who_is_banned_or_has_taken_up_many_guests_merges_none(club, provider):
+    sub = secrets.token_hex(8)
+    account, guest = sign_in(club, provider, sub), enter(club)
+    token = offer(club, provider, sub, guest)["merge"]
+    user = trivia.Keys.user(uid_of(guest))
+    club.redis.hset(user, ":ban", "0 cheating")
+    merge(club, token).refused(403, "banned")
+    keys = [user, trivia.Keys.merged(uid_of(guest))]
+    begin = trivia.LIBRARY.function("begin_merge")  # the ban may come after that was looked at
+    assert club.redis.fcall(begin, 2, *keys, club.redis.hget(user, ":merge").split(" ")[0]) == 0
+    club.redis.hdel(user, ":ban")
+    taken = trivia.Keys.limit("merge", trivia.digest(uid_of(account), 9))
+    interval_ms, burst = trivia.MERGE_ALLOWANCE
+    club.redis.set(taken, int(time.time() * 1000) + interval_ms * burst)
+    merge(club, token).refused(429, "too_many_attempts")
+    assert me(club, guest).status == 200
+    club.redis.delete(taken)
+    assert merge(club, token).status == 200
+    club.redis.set(taken, int(time.time() * 1000) + interval_ms * burst)
+    assert merge(club, token).status == 200  # its reply may have been lost
+
+
 def test_an_erased_account_gets_no_merge(club, provider):
     sub = secrets.token_hex(8)
     account, guest = sign_in(club, provider, sub), enter(club)
