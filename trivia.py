@@ -4677,9 +4677,10 @@ def _differences(row: str, question: Question, form: str) -> str:
 # counts to the sums in Redis with its metrics: an answer costs nothing. A worker that dies takes
 # the counts of its last seconds with it. An edited question has a new number, and so begins anew.
 #
-# A question with `difficulty: auto` has a rating, as players have. In rated games each answer moves
-# it by how unlikely the answer was (Elo's expectation), and by how uncertain the rating still is:
-# its variance falls with each answer, as in Glicko. A day moves it by LEVEL_A_DAY at most.
+# A question with `difficulty: auto` has a rating, as players have. In rated games that count, each
+# answer moves it by how unlikely the answer was (Elo's expectation), and by how uncertain the
+# rating still is: its variance falls with each answer, as in Glicko. A day moves it by LEVEL_A_DAY
+# at most.
 
 TIME_BOUNDS_MS = (700, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11_000, 16_000)
 TIMES = len(TIME_BOUNDS_MS) + 1
@@ -4782,9 +4783,12 @@ class QuestionStatistics:
                 if n >= player.first_round and seat < len(answers)
                 if answers[seat] or not player.left
             }
-            self._count_player(game, player, mine)
+            rates = bool(player.strength) and game.result[seat].get("counts", True)
+            self._count_player(game, player, mine, rates)
 
-    def _count_player(self, game: Game, player: Player, mine: dict[int, dict | None]) -> None:
+    def _count_player(
+        self, game: Game, player: Player, mine: dict[int, dict | None], rates: bool
+    ) -> None:
         choices = {
             n: int(game.rounds[n - 1][1][answer["choice"]]) if answer else -1
             for n, answer in mine.items()
@@ -4796,7 +4800,7 @@ class QuestionStatistics:
             rest = round(100 * (right - is_right) / (len(mine) - 1)) if len(mine) > 1 else 0
             sums = self.sums.get(number) or QuestionSums.parse("")
             self.sums[number] = sums.add(rest, answer, choices[n])
-            if player.strength and self.bank.questions[number].difficulty == AUTO:
+            if rates and self.bank.questions[number].difficulty == AUTO:
                 result = f"{player.strength[0]:.0f}:{is_right:d}"
                 self.results.setdefault(number, []).append(result)
 

@@ -4,6 +4,7 @@ import base64
 import json
 import subprocess
 import sys
+import types
 import unicodedata
 from urllib.parse import quote, quote_plus
 
@@ -446,3 +447,18 @@ def test_the_shipped_questions_have_an_id_each():
     read = trivia.read_question_file(SHIPPED)
     assert (read.refused, read.remarks) == ({}, [])
     assert len({question.id for question in read.questions.values()}) == len(read.questions) == 704
+
+
+def test_who_plays_for_nothing_rates_no_question():
+    player = types.SimpleNamespace(is_bot=False, first_round=1, left=False, strength=[1500, 200])
+    game = types.SimpleNamespace(
+        fields={"1": "0:900:100 1:900:0"},
+        rounds=[(7, "01")],
+        players=[player, player],
+        result=[{"won": True}, {"won": False, "counts": False}],
+    )
+    bank = types.SimpleNamespace(questions={7: types.SimpleNamespace(difficulty=trivia.AUTO)})
+    statistics = trivia.QuestionStatistics(None, bank)
+    statistics.count(game)
+    assert statistics.results == {7: ["1500:1"]}
+    assert (statistics.sums[7].shown, statistics.sums[7].right) == (2, 1)
