@@ -6680,9 +6680,15 @@ class Game:
                     counted[order[answer["choice"]] == "0"] += 1
         return [(counted[True], counted[False]) for counted in found]
 
-    def opponents(self, player: Player) -> list[str]:
-        """Returns a digest of each opponent of a player, as `met` has them."""
-        return [digest(other.uid, 6) for other in self.players if other is not player]
+    def opponents(self, player: Player) -> dict[str, bool]:
+        """Returns {digest of an opponent of a player, as `met` has it: whether that is a guest}."""
+        others = (other for other in self.players if other is not player)
+        return {digest(other.uid, 6): other.uid in self.guests for other in others}
+
+    def has_answered(self, player: Player) -> bool:
+        """Tells whether a player has answered any question."""
+        rounds = range(1, self.round + 1)
+        return bool(player.answer) or any(player.name in self.answers(n) for n in rounds)
 
     def ranks(self) -> list[int]:
         """Returns each player's rank by score. Equals share it; those who left come last."""
@@ -6697,6 +6703,17 @@ class Game:
     def has(self, uid: str) -> bool:
         """Tells whether a user is one of its players."""
         return any(player.uid == uid for player in self.players)
+
+    def left_early(self, player: Player) -> bool:
+        """Tells whether a player who left, or did not come back, is held back from the next match.
+
+        They are if nobody had answered in the game. In one that went on without them, it is enough
+        that they had not.
+        """
+        if not player.left or self.reason == VOID or self.kind == "sandbox":
+            return False
+        went_on = self.rules["on_exit"] == "continue"
+        return not self.is_kept or (went_on and not self.has_answered(player))
 
     def wins(self) -> list[int]:
         """Returns how many games of a series each player has won, this one included."""
@@ -7329,6 +7346,12 @@ class Games(GameViews):
         people = [item for uid, is_early in early.items() for item in (uid, int(is_early))]
         await self.redis.run("release", keys, game, *waits_ms, *people)
 
+    async def give_up_seat(self, game_id: str, uid: str) -> None:
+        """Frees a player from a game that runs on without them, since they did not come back."""
+        game = await self.load(game_id)
+        if game is not None and game.has(uid) and game.phase != "end":
+            await self.release(game_id, {uid: game.left_early(game.player_of(uid))})
+
     async def enter(
         self, game: str, uid: str, connection: str, turn: int, way: str = "", queue: Any = None
     ) -> Game | str:
@@ -7383,8 +7406,7 @@ class Games(GameViews):
         people = {}
         if game.is_kept:
             people = dict(zip(uids, await self._apply_all(game), strict=True))
-        is_early = is_void and game.reason != VOID
-        early = {player.uid: is_early and player.left for player in humans}
+        early = {player.uid: game.left_early(player) for player in humans}
         gone = list(uids)
         if not is_void:
             gone = [
@@ -11279,6 +11301,7 @@ class Joining(Outlet):
     async def _on_missed_end(self, game_id: str) -> None:
         """Handles a game that ended while the player was away, or whose last events were lost."""
         if self.state is not State.PLAYING:
+            await self.hub.games.give_up_seat(game_id, self.uid)
             self.over = game_id
             return await self._join(self.queue)
         seq = self.seq + 1

@@ -773,6 +773,23 @@ def test_who_leaves_before_anybody_has_answered_is_held_back_though_the_others_p
     assert not held(cleo)
 
 
+@pytest.mark.parametrize("returns", [True, False])
+def test_who_drops_before_they_have_answered_and_stays_away_is_held_back_too(hall, sit, returns):
+    ann, bob, cleo = sit("trio_brief", 3)
+    questions([ann, bob, cleo])
+    bob.send("answer", round=1, choice=0)
+    ann.drop()
+    bob.expect("user_exit", returns_ms=0)
+    if returns:  # while the game goes on
+        ann.connect(queue="trio")
+        assert ann.expect("queued")["delay_ms"] > 0
+    for phone in (bob, cleo):
+        phone.send("leave")
+    held = lambda phone: hall.redis.exists(trivia.Keys.quits(phone.token[:12]))
+    wait_until(lambda: held(ann))
+    assert not held(bob)
+
+
 def test_who_left_may_play_elsewhere_while_the_others_go_on(hall, sit):
     ann, bob, cleo = sit("trio", 3)
     ann.send("leave")
