@@ -162,6 +162,11 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
         '"nasty"; expected one of easy, ',
     ),
     ({"limits.connections": -5}, "limits.connections", "found -5; expected at least 1"),
+    (
+        {"users.fields.avatar": {"type": "string", "maxLength": 501, "filtered": True}},
+        "users.fields.avatar.maxLength",
+        "found 501; expected at most 500",
+    ),
     ({"limits.login_seconds": 0}, "limits.login_seconds", "at least 1"),
     ({"limits.pair_games": 0}, "limits.pair_games", "found 0; expected at least 1"),
     ({"limits.pair_games": 2.5}, "limits.pair_games", "integer"),
