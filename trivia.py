@@ -6549,7 +6549,7 @@ class Lobby:
 # A phase ends by its deadline. A question also ends when all connected players have answered. Any
 # worker may settle a game, more than once, and may die in between. The first result that is
 # computed stands (HSETNX). Each player's part is applied once (`apply_result`). What follows from
-# it can be repeated. A settlement takes four round trips.
+# it can be repeated. A settlement takes five round trips.
 
 RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
 GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
