@@ -3348,7 +3348,7 @@ def played():
         # A ticket is looked at after a second; make that now.
         client.zadd(Keys.due, {name: 1 for name in client.zrange(Keys.due, 0, -1)})
         wait_until(lambda: any(name.startswith("check_ticket_") for name, *_ in calls))
-        store.client.client_kill_filter(_type="pubsub")  # events may be lost
+        client.client_kill_filter(_type="pubsub")  # events may be lost
         alone.expect("queued")
         alone.send("leave")
         alone.expect("cancelled", reason="left")
