@@ -3177,7 +3177,7 @@ WORDS = {
     "UID": r"[\w-]{12}",
     "DIGEST": r"[\w-]{16}",
     "WHAT": r"(login|address|try|refused|account|connect|register|rename|session|export"
-    r"|code|codes|rooms|flag|block|report|challenges)",
+    r"|codes?|rooms?|flags?|block|reports?|challenges?|merge)",
     "WHO": r"[^{}]+",
     "NAME": r"[a-z_]+",
     "SHARD": r"[0-3]",
@@ -3228,7 +3228,7 @@ CONTENT = {  # what members and values look like, where the table says more than
     "contests:{UID}": rf"[A-Z0-9]{{8}}={MS}",
     "tried:{lobby}:DRAW": r"[\w-]{12}=[0-9a-z]{12}",
     "draws:{draws}": r'daily \d{4}-\d\d-\d\d=\["(\d+:\d+ ?)+",\[("[\w-]{12}",?)+\]\]',
-    "met:{UID}": r"[\w-]{8}=\d+",
+    "met:{UID}": r"([\w-]{8}|guests)=\d+",
     "quits:{lobby}:UID": rf"=\d+ \d+ {MS}",
     "quick:{metrics}": r"[\w-]{12}=-?\d+",
 }
