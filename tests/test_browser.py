@@ -838,8 +838,15 @@ def answer_alone(tab):
         tab.answer(0)
 
 
+def flags_of(server):
+    """How often players have flagged a question."""
+    rows = server.redis.zrange(trivia.Keys.flagged, 0, -1, withscores=True)
+    return sum(score for _, score in rows)
+
+
 def test_players_flag_questions_and_report_and_block_each_other(long_games, open_tabs):
     ann, bob = tabs = open_tabs(long_games, PHONE)
+    before = flags_of(long_games)
     in_game(tabs)
     expect(ann.find("#flag")).to_be_hidden()
     play_round(ann, bob)
@@ -848,6 +855,11 @@ def test_players_flag_questions_and_report_and_block_each_other(long_games, open
     expect(ann.find("#round")).to_contain_text("2 of 2")
     play_round(ann, bob)
     ann.on("result")
+    ann.find("#review summary").nth(1).click()
+    ann.find("#review details[open] button").click()
+    expect(ann.find("#toasts")).to_contain_text("We look at it")
+    expect(ann.find("#review details[open] button")).to_have_count(0)
+    wait_until(lambda: flags_of(long_games) == before + 2)
     row = ann.page.get_by_role("button", name=f"About {bob.name}")
     for answer in ("We look at it", "You have reported this already"):
         row.click()
