@@ -781,7 +781,7 @@ class Bot:
 
 
 async def run_bots(args: argparse.Namespace) -> int:
-    prefix = args.name or f"bot-{secrets.token_hex(2)}"
+    prefix = args.name or f"robot-{secrets.token_hex(2)}"
     args.password = args.password or secrets.token_urlsafe(12)
     bots = [Bot(f"{prefix}-{number:02}", args) for number in range(1, args.n + 1)]
     try:
