@@ -13808,7 +13808,7 @@ def minified(page: str) -> str:
     of the worker.
     """
     command = [sys.executable, "-c", MINIFY]
-    done = subprocess.run(command, input=page.encode(), stdout=subprocess.PIPE, check=True)
+    done = subprocess.run(command, input=page.encode(), capture_output=True, check=True)
     return done.stdout.decode()
 
 
