@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hiredis
 import pytest
+import redis
 
 import chaos
 import trivia
@@ -172,6 +173,25 @@ def test_the_example_of_a_cluster_is_one_and_ends_with_its_script(tmp_path):
         assert process.wait(60) == 0
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", 7101))
+
+
+def test_the_configuration_of_a_node_starts_one_with_passwords(tmp_path):
+    text = (ROOT / "examples" / "cluster" / "cluster.conf").read_text()
+    [(old, new)] = re.findall(r"sed 's/\^(.+?)/(.+?)/'", text)
+    (tmp_path / "redis.conf").write_text((ROOT / "redis.conf").read_text().replace(old, new))
+    (tmp_path / "cluster.conf").write_text(
+        text.replace("include /etc/trivia", f"include {tmp_path}")
+    )
+    node = Node("--cluster-port", free_ports(1)[0])
+    node.command[1] = tmp_path / "cluster.conf"
+    known = {"port": node.port, "password": "PASSWORD", "driver_info": None}
+    node.client = redis.Redis(**known)
+    with contextlib.closing(node.start()):
+        look = lambda **who: redis.Redis(**known | who).execute_command("CLUSTER SLOTS")
+        assert look() == look(username="trivia") == []
+        for password in (None, "x"):
+            with pytest.raises(redis.AuthenticationError):
+                look(password=password)
 
 
 # ---- TLS
