@@ -1903,6 +1903,8 @@ class TriviaException(
     val errors: Map<String, List<String>> = emptyMap(),
     /** Seconds to wait before another try; 0 if the server names none. */
     val retryAfter: Int = 0,
+    /** All that the server says: `merge`, `guest` and `account` of `identity_taken`, the end of a ban. */
+    val problem: Problem? = null,
 ) : IOException(message)
 
 /**
@@ -2126,6 +2128,7 @@ private class HttpAnswer(val status: Int, val headers: Map<String, String>, val 
             problem["detail"].orNull { it.text() } ?: "the server answered $status",
             problem["errors"].orNull { errors -> errors.map { texts -> texts.list { it.text() } } } ?: emptyMap(),
             headers["retry-after"]?.toIntOrNull() ?: 0,
+            try { Problem.from(problem) } catch (_: TriviaException) { null },
         )
     }
 }

@@ -2175,6 +2175,8 @@ public struct TriviaError: Error, Equatable, Sendable {
     public let errors: [String: [String]]
     /// Seconds to wait before another try; 0 if the server names none.
     public let retryAfter: Int
+    /// All that the server says: `merge`, `guest` and `account` of `identity_taken`, the end of a ban.
+    public var problem: Problem? = nil
 }
 
 /// A player's account on a server. `onToken` gets each new token, to be kept, and nil when the session has ended.
@@ -2417,7 +2419,7 @@ public final class Trivia: @unchecked Sendable {
         throw TriviaError(
             status: status, code: code, detail: problem?.detail ?? "the server answered \(status)",
             errors: problem?.errors ?? [:],
-            retryAfter: Int(answer?.value(forHTTPHeaderField: "Retry-After") ?? "") ?? 0)
+            retryAfter: Int(answer?.value(forHTTPHeaderField: "Retry-After") ?? "") ?? 0, problem: problem)
     }
 
     private func address(_ path: String, _ query: [String: String?]) -> URL {

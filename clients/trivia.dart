@@ -1940,7 +1940,7 @@ T? _orNull<T>(dynamic value, T Function(dynamic) read) => value == null ? null :
 
 /// An error of the server, or of the way to it (`status` 0, `code` "network").
 class TriviaException implements Exception {
-  const TriviaException(this.status, this.code, this.detail, {this.errors = const {}, this.retryAfter = 0});
+  const TriviaException(this.status, this.code, this.detail, {this.errors = const {}, this.retryAfter = 0, this.problem});
 
   final int status;
   final String code;
@@ -1951,6 +1951,9 @@ class TriviaException implements Exception {
 
   /// Seconds to wait before another try; 0 if the server names none.
   final int retryAfter;
+
+  /// All that the server says: `merge`, `guest` and `account` of `identity_taken`, the end of a ban.
+  final Problem? problem;
 
   @override
   String toString() => '$code: $detail';
@@ -2174,7 +2177,8 @@ class Trivia {
     try {
       final problem = Problem.from(jsonDecode(text) as Map<String, dynamic>);
       final errors = problem.errors ?? const {};
-      return TriviaException(status, problem.code, problem.detail, errors: errors, retryAfter: retryAfter);
+      return TriviaException(status, problem.code, problem.detail,
+          errors: errors, retryAfter: retryAfter, problem: problem);
     } on Object {
       // A proxy in front may answer in a form of its own.
       return TriviaException(status, 'internal', 'the server answered $status', retryAfter: retryAfter);

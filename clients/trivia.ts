@@ -806,7 +806,7 @@ export type QueueName = "random" | "rated" | "party" | "solo" | "daily" | "frien
 
 // ---- HTTP ----------------------------------------------------------------------------------------
 
-type Failure = Partial<Omit<Problem, "code">> & { code?: ErrorCode | "network" };
+export type Failure = Partial<Omit<Problem, "code">> & { code?: ErrorCode | "network" };
 
 /** An error of the server, or of the way to it (`status` 0, `code` "network"). */
 export class TriviaError extends Error {
@@ -816,6 +816,8 @@ export class TriviaError extends Error {
   readonly errors: Record<string, string[]>;
   /** Seconds to wait before another try; 0 if the server names none. */
   readonly retryAfter: number;
+  /** All that the server says: `merge`, `guest` and `account` of `identity_taken`, the end of a ban. */
+  readonly problem: Failure;
 
   constructor(status: number, problem: Failure, retryAfter = 0) {
     super(problem.detail ?? `the server answered ${status}`);
@@ -824,6 +826,7 @@ export class TriviaError extends Error {
     this.code = problem.code ?? "internal";
     this.errors = problem.errors ?? {};
     this.retryAfter = retryAfter;
+    this.problem = problem;
   }
 }
 

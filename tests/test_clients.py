@@ -231,7 +231,9 @@ def kotlin(request, lab, tmp_path_factory):
     compiler = [java, "-cp", f"{jars}/*", "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
     compiler += ["-no-stdlib", "-no-reflect", "-cp", library, "-d", out]
     (out / "App.kt").write_text(readme_app("kotlin", lab[0], "linus"))
+    (out / "SignIn.kt").write_text(ANDROID + snippets("kotlin") + MERGE)
     sources = [out / "Trivia.kt", ROOT / "tests" / "clients" / "Play.kt", out / "App.kt"]
+    sources.append(out / "SignIn.kt")
     done = subprocess.run([*compiler, *sources], text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return [java, "-cp", f"{out}:{library}"]
@@ -321,6 +323,67 @@ def test_the_apps_of_the_readme_in_kotlin_and_typescript_meet(lab, kotlin, tmp_p
     server, _ = lab
     play_apps([*kotlin, "AppKt"], typescript_app(server, tmp_path / "ts", "edsger"))
     check_ten_rounds(server, "linus")
+
+
+# What the snippets of the README take from the libraries of Android, as their documents declare it.
+ANDROID = """
+package trivia
+import java.security.MessageDigest
+class Activity
+class Bundle
+class Credential(val data: Bundle)
+class GetCredentialResponse(val credential: Credential)
+open class CredentialOption
+class GetCredentialRequest {
+    class Builder {
+        fun addCredentialOption(option: CredentialOption) = this
+        fun build() = GetCredentialRequest()
+    }
+}
+class GetSignInWithGoogleOption : CredentialOption() {
+    class Builder(serverClientId: String) {
+        fun setNonce(nonce: String?) = this
+        fun build() = GetSignInWithGoogleOption()
+    }
+}
+class GoogleIdTokenCredential(val idToken: String) {
+    companion object { fun createFrom(data: Bundle) = GoogleIdTokenCredential("") }
+}
+interface CredentialManager {
+    suspend fun getCredential(context: Activity, request: GetCredentialRequest): GetCredentialResponse
+    companion object { fun create(context: Activity): CredentialManager = TODO() }
+}
+"""
+
+
+def snippets(language):
+    """The code of the README about sign-in."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    part = re.search(r"^### Sign-in on iOS and Android\n(.*?)^### ", text, re.S | re.M)[1]
+    found = re.findall(rf"^```{language}\n(.*?)^```", part, re.S | re.M)
+    assert len(found) == 2
+    return "\n".join(found)
+
+
+def test_the_swift_of_the_readme_about_sign_in_is_swift():
+    parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language()))
+    code = snippets("swift")
+    assert not parser.parse(code.encode()).root_node.has_error
+    assert parser.parse(code.replace("(", "", 1).encode()).root_node.has_error
+    client = generated("swift")
+    for declared in ("public func guest(_ body: Guest)", "public func play(queue: String"):
+        assert declared in client
+
+
+MERGE = """
+fun merged(trivia: Trivia, error: TriviaException): String? =
+    error.problem?.merge?.let { "${error.problem?.guest?.username} ${error.problem?.account?.username} $it" }
+"""
+
+
+def test_the_kotlin_of_the_readme_about_sign_in_compiles(kotlin):
+    classes = Path(kotlin[2].partition(":")[0])
+    assert (classes / "trivia" / "SignInKt.class").exists()
 
 
 # ---- other generators

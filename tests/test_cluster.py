@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -312,6 +313,10 @@ def test_tls_that_does_not_fit_is_told_in_one_line(secure, url, says):
 def test_a_game_is_played_on_a_cluster_with_tls(secure, make_server):
     server = make_server(env={"REDIS_URL": SAFE[1].format(**secure)})
     assert play_all(server.pair())[0]["reason"] == "finished"
+    secret = secrets.token_urlsafe(32)  # a guest has keys on several nodes
+    answers = [server.http("POST", "/auth/guest", {"secret": secret}) for _ in range(2)]
+    assert [answer.status for answer in answers] == [201, 200]
+    assert answers[0].json["user"] == answers[1].json["user"]
 
 
 # ---- nodes that redirect
