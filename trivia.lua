@@ -89,6 +89,16 @@ local function game_clock(clock, pending)
   return now, wall, precise
 end
 
+-- Returns a whole number as text. Small ones are kept: to format a number takes 20 times as long.
+local numerals = {}
+local function numeral(number)
+  local text = numerals[number]
+  if text then return text end
+  text = string.format('%d', number)
+  if number >= 0 and number < 1000 then numerals[number] = text end
+  return text
+end
+
 -- A connection is 'WORKER.NUMBER'.
 local function worker_of(conn)
   return string.match(conn, '^(.+)%.(.+)$')
@@ -96,10 +106,6 @@ end
 
 local function channel(tag, worker)
   return 'worker:{' .. tag .. '}:' .. worker
-end
-
-local function tag_of(key)
-  return string.match(key, '{(.-)}')
 end
 
 -- ==== format =====================================================================================
@@ -408,9 +414,9 @@ end
 -- ARGS field     that was checked: the password, a guest's secret
 -- ARGS proof     value of that field as it was checked
 -- Returns {expiry (s), how many sessions it ended, field, value, ...} with the fields of the user.
--- Returns false if the field has changed, or the user was erased, since it was read, and for a guest
--- whose creation is not complete. Returns {0, 0, field, value, ...} for a banned user, who gets no
--- session.
+-- Returns false if the field has changed, or the user was erased, since it was read, and for a
+-- guest whose creation is not complete. Returns {0, 0, field, value, ...} for a banned user, who
+-- gets no session.
 -- Atomic, so that an old password opens no session.
 function functions.open_session(keys, args)
   local user = unpack(keys)
@@ -1571,8 +1577,8 @@ end
 -- ARGS uid    player
 -- ARGS conn   connection
 -- ARGS turn   fencing token of the connection
--- Returns {game that the player is in or '-', party or '-'}, or {'stale', '-'} if the seat is that of
--- a newer connection.
+-- Returns {game that the player is in or '-', party or '-'}, or {'stale', '-'} if the seat is that
+-- of a newer connection.
 -- Atomic, so that a newer connection keeps the seat.
 function functions.take_back(keys, args)
   local seats, due = unpack(keys)
@@ -1706,51 +1712,52 @@ end
 -- ==== game =======================================================================================
 --
 -- A game is a hash of three parts:
---   plan   fixed when the game begins: [queue, rules, quiz, [player, ...], series, draw]
---          rules    [answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind, total_ms,
---                   lives]; the last two are absent unless the queue has one of them
+--   plan   fixed when the game begins
+--          rules    answer_ms, reveal_ms, seat_ms, correct, speed, total_ms, lives (0: no bound),
+--                   on_exit, kind
+--          queue    its name
 --          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
---          player   [uid, name, rating, sigma, first, script]
---            rating, sigma  the strength with which they began; only in a rated game that runs
---            first          round of the first question of a player who came late
+--          more     [series, draw] as JSON, or '' if there is neither
+--            series   of two players who play again: the games that each has won so far; else 0
+--            draw     [what the questions are drawn by, when the game began, rivals] if other
+--                     games have the same: a day, or the code of a challenge
+--            rivals   of a challenge: [UID, name, ['CHOICE:MS:POINTS' or '-', ...]] of each who
+--                     has played it; only while the game runs
+--          people   of each player uid, name, rating, sigma, first, is_bot, script
+--            rating, sigma  the strength with which they began; 0 but in a rated game that runs
+--            first          round of the first question of a player who came late; else 0
 --            script         of a bot, whose uid is 'bot1', 'bot2'...: its answer to each question,
 --                           'MS:CHOICE MS:CHOICE ...'; '' after the game
---          series   of two players who play again: the games that each has won so far; else 0
---          draw     [what the questions are drawn by, when the game began, rivals] if other games
---                   have the same: a day, or the code of a challenge. These two are absent unless
---                   one is needed
---            rivals   of a challenge: [UID, name, ['CHOICE:MS:POINTS' or '-', ...]] of each who has
---                     played it; only while the game runs
---   state  what moves: [phase, round, deadline, [player, ...], reason, ended, spent, wrong]
+--   state  what moves
 --          phase    start | question | reveal | settle | end
 --          round    from 1; 0 before the first question
 --          deadline of the phase
---          player   [conn, turn, seq, score, kept, choice, ms, points], in the order of the plan:
+--          reason   finished | forfeit | abandoned | stopped | void; from `settle` on, as
+--                   is `ended`
+--          ended    by the clock of Redis
+--          spent    ms of `total_ms` that the closed rounds took
+--          wrong    closed rounds without a right answer, which `lives` bounds
+--          players  of each, in the order of the plan: conn, turn, seq, score, kept, answer
 --            conn   connection; '' while there is none
 --            turn   fencing token of that connection; after `end` 0, or -1: the history of the
 --                   player has dropped the game
 --            seq    events sent to the player
 --            score  points of the closed rounds
 --            kept   time until which an empty seat is kept; -1: left for good; else 0
---            choice, ms, points   the answer to the open question, if there is one
---          reason   finished | forfeit | abandoned | stopped | void; from `settle` on, as
---                   is `ended`
---          ended    by the clock of Redis
---          spent    ms of `total_ms` that the closed rounds took
---          wrong    closed rounds without a right answer, which `lives` bounds. These two are there
---                   only if the rules have a bound; `reason` is '' then before `settle`
+--            answer choice (-1: none), ms, points: to the open question
 --   1, 2...  the answers of each closed round: 'CHOICE:MS:POINTS' or '-' of each player
 --   muted  'I:J I:J ' of the numbers of players, I < J, who get no messages of each other, since
 --          one has blocked the other; only while there are such
 -- and, from `settle` on, `result`, written by the first worker that computes it; and, while the key
 -- of a question is repaired, `repair`.
--- plan, state and result are JSON. The first two are arrays, which take half the memory of objects.
--- A player without answer ends with `score` or `kept`.
+-- result is JSON. plan and state are packed by `struct`, since cjson takes four times as long: a
+-- head (PLAN, STATE), then a PERSON or a PLAYER for each player. Format 2 had JSON for both, which
+-- is still read. `read_...` and `write_...` below are the only parsers and writers. Their Python
+-- twins are in the section on keys and format.
 --
 -- In memory a game is a table: plan, state, key, id, and what the call has done so far. There each
 -- value has its name: a player who has left has `left` instead of `kept`, and an `answer` {choice,
--- ms, points}. The four functions below are the only parsers and writers. Their Python twins are in
--- the section on keys and format.
+-- ms, points}.
 --
 -- Events: 'KIND GAME TIME NUMBER:SEQ NUMBER:SEQ ...\nBODY', one for each worker that holds players.
 -- TIME is that of Redis in seconds, NUMBER belongs to a connection, BODY is the message without its
@@ -1760,19 +1767,41 @@ end
 -- output buffer for each event that a connection publishes to itself.
 
 local DROPPED = -1
+local PACKED = 1                -- the first byte of a packed text
+local PLAN = '>BIIIIIIHBc0Bc0Bc0Hc0Ic0B'
+local PERSON = '>Bc0Hc0ddHBHc0'
+local STATE = '>BBHdBdiHB'
+local PLAYER = '>Bc0iIidbii'
+local PHASES = {'start', 'question', 'reveal', 'settle', 'end'}
+local REASONS = {'finished', 'forfeit', 'abandoned', 'stopped', 'void'}
+local NO_ANSWER = {-1, 0, 0}
+local NUMBERS = {}              -- of phases and reasons
+for i = 1, 5 do NUMBERS[PHASES[i]], NUMBERS[REASONS[i]] = i, i end
 
-local function read_plan(text)
-  local queue, rules, quiz, players, series, draw = unpack(cjson.decode(text))
+local function new_person(uid, name, rating, sigma)
   return {
-    queue = queue, rules = rules, quiz = quiz, players = players, series = series, draw = draw,
+    uid = uid, name = name, rating = rating or 0, sigma = sigma or 0, first = 0, is_bot = false,
+    script = '',
   }
 end
 
-local function write_plan(plan)
-  return cjson.encode({plan.queue, plan.rules, plan.quiz, plan.players, plan.series, plan.draw})
+local function read_old_plan(text)
+  local queue, rules, quiz, players, series, draw = unpack(cjson.decode(text))
+  local plan = {queue = queue, quiz = quiz, people = {}, more = ''}
+  plan.answer_ms, plan.reveal_ms, plan.seat_ms, plan.correct, plan.speed, plan.on_exit, plan.kind,
+    plan.total_ms, plan.lives = unpack(rules)
+  plan.total_ms, plan.lives = plan.total_ms or 0, plan.lives or 0
+  if series then plan.more = cjson.encode({series, draw}) end
+  for i, seat in ipairs(players) do
+    local function value(n) return seat[n] ~= cjson.null and seat[n] or 0 end
+    local person = new_person(seat[1], seat[2], value(3), value(4))
+    person.first, person.is_bot, person.script = value(5), seat[6] ~= nil, seat[6] or ''
+    plan.people[i] = person
+  end
+  return plan
 end
 
-local function read_state(text)
+local function read_old_state(text)
   local phase, round, deadline, players, reason, ended, spent, wrong = unpack(cjson.decode(text))
   for i, player in ipairs(players) do
     local conn, turn, seq, score, kept, choice, ms, points = unpack(player)
@@ -1785,32 +1814,96 @@ local function read_state(text)
   end
   return {
     phase = phase, round = round, deadline = deadline, players = players,
-    reason = reason ~= '' and reason or nil, ended = ended, spent = spent, wrong = wrong,
+    reason = reason ~= '' and reason or nil, ended = ended or 0, spent = spent or 0,
+    wrong = wrong or 0,
   }
 end
 
--- cjson would take three times as long, with the tables that it needs. No text here needs escapes.
-local function write_player(player)
-  local conn, turn, seq, score = player.conn or '', player.turn, player.seq, player.score
-  local kept, answer = player.left and -1 or player.kept, player.answer
-  if answer then
-    return string.format('["%s",%d,%d,%d,%d,%d,%d,%d]',
-      conn, turn, seq, score, kept or 0, answer[1], answer[2], answer[3])
-  elseif kept then
-    return string.format('["%s",%d,%d,%d,%d]', conn, turn, seq, score, kept)
+-- The tables of a game are used again for the next one, to spare the garbage collector: no function
+-- has two games at once.
+local reused = {game = {}, plan = {}, state = {}, people = {}, players = {}}
+
+local function reused_list(list, count)
+  for i = #list + 1, count do list[i] = {} end
+  for i = count + 1, #list do list[i] = nil end
+  return list
+end
+
+local function read_plan(text)
+  if string.byte(text) ~= PACKED then return read_old_plan(text) end
+  local _, answer_ms, reveal_ms, seat_ms, correct, speed, total_ms, lives, on_exit, kind, queue,
+    quiz, more, count, at = struct.unpack(PLAN, text)
+  local plan = reused.plan
+  plan.answer_ms, plan.reveal_ms, plan.seat_ms = answer_ms, reveal_ms, seat_ms
+  plan.correct, plan.speed, plan.total_ms, plan.lives = correct, speed, total_ms, lives
+  plan.on_exit, plan.kind, plan.queue, plan.quiz, plan.more = on_exit, kind, queue, quiz, more
+  plan.people = reused_list(reused.people, count)
+  for _, person in ipairs(plan.people) do
+    local is_bot
+    person.uid, person.name, person.rating, person.sigma, person.first, is_bot, person.script, at =
+      struct.unpack(PERSON, text, at)
+    person.is_bot = is_bot == 1
   end
-  return string.format('["%s",%d,%d,%d]', conn, turn, seq, score)
+  return plan
+end
+
+local function write_person(person)
+  return struct.pack(PERSON, #person.uid, person.uid, #person.name, person.name, person.rating,
+    person.sigma, person.first, person.is_bot and 1 or 0, #person.script, person.script)
+end
+
+local function write_plan(plan)
+  local people = {}
+  for i, person in ipairs(plan.people) do people[i] = write_person(person) end
+  return struct.pack(PLAN, PACKED, plan.answer_ms, plan.reveal_ms, plan.seat_ms, plan.correct,
+    plan.speed, plan.total_ms, plan.lives, #plan.on_exit, plan.on_exit, #plan.kind, plan.kind,
+    #plan.queue, plan.queue, #plan.quiz, plan.quiz, #plan.more, plan.more, #people) ..
+    table.concat(people)
+end
+
+-- Returns series and draw of a plan, or nothing.
+local function more_of(plan)
+  if plan.more ~= '' then return unpack(cjson.decode(plan.more)) end
+end
+
+local function rivals_of(plan)
+  if plan.more == '' then return {} end
+  local _, draw = more_of(plan)
+  return draw and draw[3] or {}
+end
+
+local function read_state(text)
+  if string.byte(text) ~= PACKED then return read_old_state(text) end
+  local _, phase, round, deadline, reason, ended, spent, wrong, count, at =
+    struct.unpack(STATE, text)
+  local state = reused.state
+  state.phase, state.round, state.deadline = PHASES[phase], round, deadline
+  state.reason, state.ended, state.spent, state.wrong = REASONS[reason], ended, spent, wrong
+  state.players = reused_list(reused.players, count)
+  for _, player in ipairs(state.players) do
+    local conn, turn, seq, score, kept, choice, ms, points, behind =
+      struct.unpack(PLAYER, text, at)
+    at = behind
+    player.conn = conn ~= '' and conn or nil
+    player.turn, player.seq, player.score = turn, seq, score
+    player.kept, player.left = kept > 0 and kept or nil, kept < 0 or nil
+    player.answer = choice >= 0 and {choice, ms, points} or nil
+  end
+  return state
+end
+
+local function write_player(player)
+  local conn, kept = player.conn or '', player.left and -1 or player.kept or 0
+  local choice, ms, points = unpack(player.answer or NO_ANSWER)
+  return struct.pack(PLAYER, #conn, conn, player.turn, player.seq, player.score, kept, choice, ms,
+    points)
 end
 
 local function write_state(state)
-  local players, ends = {}, ''
-  for i, player in ipairs(state.players) do players[i] = write_player(player) end
-  if state.reason or state.spent then
-    ends = string.format(',"%s",%d', state.reason or '', state.ended or 0)
-  end
-  if state.spent then ends = string.format('%s,%d,%d', ends, state.spent, state.wrong) end
-  return string.format('["%s",%d,%d,[%s]%s]',
-    state.phase, state.round, state.deadline, table.concat(players, ','), ends)
+  local text = struct.pack(STATE, PACKED, NUMBERS[state.phase], state.round, state.deadline,
+    NUMBERS[state.reason] or 0, state.ended, state.spent, state.wrong, #state.players)
+  for _, player in ipairs(state.players) do text = text .. write_player(player) end
+  return text
 end
 
 local function new_call(keys, caller)
@@ -1818,17 +1911,12 @@ local function new_call(keys, caller)
   return {now = now, wall = wall, precise = precise, deadlines = keys[2], caller = caller}
 end
 
--- The table has all its fields from the beginning: Lua would rehash it as it grows.
 local function new_game(moment, key, plan, state)
-  local answer_ms, reveal_ms, seat_ms, correct, speed, on_exit, kind, total_ms, lives =
-    unpack(plan.rules)
-  return {
-    at = moment, key = key, id = string.match(key, '}:(.+)$'), tag = tag_of(key),
-    plan = plan, state = state, players = state.players,
-    answer_ms = answer_ms, reveal_ms = reveal_ms, seat_ms = seat_ms, correct = correct,
-    speed = speed, on_exit = on_exit, kind = kind, total_ms = total_ms or 0, lives = lives or 0,
-    changed = false, moved = false, closed_round = nil, asked = 0, number = nil, order = nil,
-  }
+  local game = reused.game
+  game.at, game.key, game.tag, game.id = moment, key, string.match(key, '{(.-)}:(.+)$')
+  game.plan, game.people, game.state, game.players = plan, plan.people, state, state.players
+  game.changed, game.moved, game.closed_round, game.asked = false, false, nil, 0
+  return game
 end
 
 -- Returns a game, or nil if there is none.
@@ -1841,24 +1929,24 @@ end
 -- A round waits until this time for a player whose seat is kept until `kept`: a phone reconnects at
 -- once.
 local function waits_until(game, kept)
-  return kept - game.seat_ms + math.min(GRACE_MS, game.seat_ms)
+  return kept - game.plan.seat_ms + math.min(GRACE_MS, game.plan.seat_ms)
 end
 
 -- Returns the time for the question that is open, or for the next one: less than usual when the
 -- clock for all questions runs out.
 local function question_ms(game)
-  if game.total_ms == 0 then return game.answer_ms end
-  return math.min(game.answer_ms, game.total_ms - game.state.spent)
+  if game.plan.total_ms == 0 then return game.plan.answer_ms end
+  return math.min(game.plan.answer_ms, game.plan.total_ms - game.state.spent)
 end
 
 local function is_bot(game, i)
-  return game.plan.players[i][6] ~= nil
+  return game.people[i].is_bot
 end
 
 -- Returns after how many ms a bot answers the open question, and its choice.
 local function script_of(game, i)
   local form = '^' .. string.rep('%S+ ', game.state.round - 1) .. '(%d+):(%d+)'
-  local ms, choice = string.match(game.plan.players[i][6], form)
+  local ms, choice = string.match(game.people[i].script, form)
   return tonumber(ms), tonumber(choice)
 end
 
@@ -1898,7 +1986,7 @@ local function reply(moment, value)
 end
 
 local function quoted(game, i)
-  return cjson.encode(game.plan.players[i][2])
+  return cjson.encode(game.people[i].name)
 end
 
 local function message(game, kind, rest)
@@ -1915,7 +2003,7 @@ local function emit(game, kind, body, except, muted)
     if player.conn and i ~= except and not (muted and muted[i]) then
       local worker, number = worker_of(player.conn)
       player.seq = player.seq + 1
-      targets[worker] = string.format('%s %s:%d', targets[worker] or '', number, player.seq)
+      targets[worker] = (targets[worker] or '') .. ' ' .. number .. ':' .. numeral(player.seq)
       game.changed = true
     end
   end
@@ -1933,7 +2021,7 @@ local function emit(game, kind, body, except, muted)
   if not lost or game.state.phase == 'settle' then return end
   for i, player in ipairs(game.players) do
     if player.conn and lost[(worker_of(player.conn))] then
-      vacate(game, i, game.at.now + game.seat_ms)
+      vacate(game, i, game.at.now + game.plan.seat_ms)
     end
   end
 end
@@ -1979,12 +2067,13 @@ end
 local function open_question(game)
   local state, ms = game.state, question_ms(game)
   local number, order = question_of(game, state.round + 1)
-  local used_up = ms <= 0 or game.lives > 0 and state.wrong >= game.lives
+  local used_up = ms <= 0 or game.plan.lives > 0 and state.wrong >= game.plan.lives
   if used_up or not number then return settle(game, 'finished') end
   state.round = state.round + 1
   for _, player in ipairs(game.players) do player.answer = nil end
   begin_phase(game, 'question', ms)
-  emit(game, 'question', string.format('%d %s %s %d', state.round, number, order, ms))
+  emit(game, 'question',
+    numeral(state.round) .. ' ' .. number .. ' ' .. order .. ' ' .. numeral(ms))
 end
 
 -- Tells whether a choice of the open question is the right one.
@@ -1997,66 +2086,68 @@ end
 -- what is left of them, for the message.
 local function spend(game)
   local state, rest = game.state, ''
-  if game.total_ms > 0 then
+  if game.plan.total_ms > 0 then
     state.spent = state.spent + ms_since_question(game)
-    rest = ',"total_ms":' .. game.total_ms - state.spent
+    rest = ',"total_ms":' .. game.plan.total_ms - state.spent
   end
-  if game.lives > 0 then
+  if game.plan.lives > 0 then
     local answer = game.players[1].answer
     if not answer or not is_right(game, answer[1]) then state.wrong = state.wrong + 1 end
-    rest = rest .. ',"lives":' .. game.lives - state.wrong
+    rest = rest .. ',"lives":' .. game.plan.lives - state.wrong
   end
   return rest
 end
 
--- Adds what those have answered and scored who have played the challenge before.
-local function add_rivals(game, answers, scores)
-  local round, draw = game.state.round, game.plan.draw
-  for _, rival in ipairs(draw and draw[3] or {}) do
+local function answer_body(name, choice, ms, points)
+  return name .. ':{"choice":' .. choice .. ',"points":' .. points .. ',"ms":' .. ms .. '},'
+end
+
+-- Returns what those have answered in a round and scored until then who have played the challenge
+-- before, for the message.
+local function rivals_at(game, round)
+  local answers, scores = '', ''
+  for _, rival in ipairs(rivals_of(game.plan)) do
     local name, score = cjson.encode(rival[2]), 0
     for i = 1, round do
       local choice, ms, points = string.match(rival[3][i] or '', '^(%d+):(%d+):(%d+)$')
       score = score + (points or 0)
-      if choice and i == round then
-        answers[#answers + 1] = string.format('%s:{"choice":%d,"points":%d,"ms":%d}',
-          name, choice, points, ms)
-      end
+      if choice and i == round then answers = answers .. answer_body(name, choice, ms, points) end
     end
-    scores[#scores + 1] = name .. ':' .. score
+    scores = scores .. name .. ':' .. numeral(score) .. ','
   end
+  return answers, scores
 end
 
 local function reveal(game)
   local round = game.state.round
   local _, order = question_of(game, round)
-  local answers, scores, closed = {}, {}, {}
+  local answers, scores, closed = '', '', ''
   for i, player in ipairs(game.players) do
-    local name = quoted(game, i)
-    closed[i] = '-'
+    local name, text = quoted(game, i), '-'
     if player.answer then
       local choice, ms, points = unpack(player.answer)
       player.score = player.score + points
-      closed[i] = string.format('%d:%d:%d', choice, ms, points)
-      answers[#answers + 1] = string.format('%s:{"choice":%d,"points":%d,"ms":%d}',
-        name, choice, points, ms)
+      choice, ms, points = numeral(choice), numeral(ms), numeral(points)
+      text = choice .. ':' .. ms .. ':' .. points
+      answers = answers .. answer_body(name, choice, ms, points)
     end
-    scores[i] = string.format('%s:%d', name, player.score)
+    closed = closed .. text .. ' '
+    scores = scores .. name .. ':' .. numeral(player.score) .. ','
   end
-  add_rivals(game, answers, scores)
+  local rivals_answers, rivals_scores = rivals_at(game, round)
   local left = spend(game)
-  game.closed_round = table.concat(closed, ' ')
-  begin_phase(game, 'reveal', game.reveal_ms)
-  local rest = string.format(
-    '"round":%d,"correct":%d,"answers":{%s},"scores":{%s},"reveal_ms":%d%s',
-    round, string.find(order, '0') - 1, table.concat(answers, ','), table.concat(scores, ','),
-    game.reveal_ms, left)
-  emit(game, 'reveal', message(game, 'reveal', rest))
+  game.closed_round = string.sub(closed, 1, -2)
+  begin_phase(game, 'reveal', game.plan.reveal_ms)
+  emit(game, 'reveal', message(game, 'reveal', '"round":' .. numeral(round) ..
+    ',"correct":' .. numeral(string.find(order, '0', 1, true) - 1) ..
+    ',"answers":{' .. string.sub(answers .. rivals_answers, 1, -2) ..
+    '},"scores":{' .. string.sub(scores .. rivals_scores, 1, -2) ..
+    '},"reveal_ms":' .. numeral(game.plan.reveal_ms) .. left))
 end
 
 -- Tells whether the open question was put to a player, who may have come after it.
 local function was_asked(game, i)
-  local first_round = game.plan.players[i][5] or 1
-  return first_round <= game.state.round
+  return game.people[i].first <= game.state.round
 end
 
 -- Closes the question early if all have answered who were asked and are connected, or were a moment
@@ -2082,7 +2173,7 @@ local function settle_if_deserted(game)
   end
   if left + bots == #game.players then
     settle(game, 'abandoned')
-  elseif left > 0 and left == #game.players - 1 and game.on_exit == 'forfeit' then
+  elseif left > 0 and left == #game.players - 1 and game.plan.on_exit == 'forfeit' then
     settle(game, 'forfeit')
   else
     return false
@@ -2099,8 +2190,8 @@ end
 
 -- Returns the number of the player with this UID.
 local function seat_of(game, uid)
-  for i, seat in ipairs(game.plan.players) do
-    if seat[1] == uid then return i end
+  for i, person in ipairs(game.people) do
+    if person.uid == uid then return i end
   end
 end
 
@@ -2133,11 +2224,10 @@ function functions.create_game(keys, args)
     local conn = args[i] ~= '-' and args[i] or nil
     players[#players + 1] = {conn = conn, turn = tonumber(args[i + 1]), seq = 0, score = 0}
   end
-  local state = {phase = 'start', round = 0, players = players}
+  local state = {phase = 'start', round = 0, players = players, ended = 0, spent = 0, wrong = 0}
   local game = new_game(moment, key, read_plan(plan), state)
-  if game.total_ms > 0 or game.lives > 0 then state.spent, state.wrong = 0, 0 end
   for i, player in ipairs(players) do
-    if not player.conn and not is_bot(game, i) then player.kept = moment.now + game.seat_ms end
+    if not player.conn and not is_bot(game, i) then player.kept = moment.now + game.plan.seat_ms end
   end
   call('HSET', key, 'plan', plan)
   begin_phase(game, 'start', start_ms)
@@ -2182,7 +2272,8 @@ end
 -- Returns the points for an answer after so many ms.
 local function points_for(game, choice, ms)
   if not is_right(game, choice) then return 0 end
-  return game.correct + math.floor(game.speed * (game.answer_ms - ms) / game.answer_ms)
+  local answer_ms = game.plan.answer_ms
+  return game.plan.correct + math.floor(game.plan.speed * (answer_ms - ms) / answer_ms)
 end
 
 -- Takes an answer of a phone or of a bot to the open question. The last expected one reveals the
@@ -2195,7 +2286,7 @@ local function take_answer(game, i, round, choice)
   game.changed = true
   reveal_if_all_answered(game)
   if game.state.phase == 'question' then
-    local rest = string.format('"round":%d,"player":%s', game.state.round, quoted(game, i))
+    local rest = '"round":' .. numeral(game.state.round) .. ',"player":' .. quoted(game, i)
     emit(game, 'answered', message(game, 'answered', rest), i)
     -- The event may have shown that the last expected player is gone.
     if game.moved then reveal_if_all_answered(game) end
@@ -2321,7 +2412,7 @@ function functions.exit_game(keys, args)
   if not i or over or game.players[i].left then return 'stale' end
   local conn = game.players[i].conn
   local is_early = leaving == '1' and is_unanswered(game)
-  vacate(game, i, leaving ~= '1' and moment.now + game.seat_ms or nil)
+  vacate(game, i, leaving ~= '1' and moment.now + game.plan.seat_ms or nil)
   if settle_if_deserted(game) then
     if leaving == '1' then game.players[i].conn = conn end      -- so that they see the end
   else
@@ -2355,24 +2446,25 @@ end
 
 -- Adds a player to a running game. They play from the next question on. Returns their number, or
 -- nil if there is no further question, or no seat.
-local function add_late_player(game, seat)
+local function add_late_player(game, person)
   local state = game.state
   local ends = state.phase == 'settle' or state.phase == 'end'
   if ends or #game.players >= BOUNDS.MOST_SEATS or not question_of(game, state.round + 1) then
     return nil
   end
   local i = #game.players + 1
-  game.plan.players[i] = {seat[1], seat[2], 0, 0, state.round + 1}
+  person.rating, person.sigma, person.first = 0, 0, state.round + 1
+  game.people[i] = person
   return i
 end
 
 -- Puts a player into the seat of a bot before the first question. The others miss a `seq`, so that
 -- their connections send the whole game. Returns the player's number, or nil.
-local function replace_bot(game, seat)
+local function replace_bot(game, person)
   if game.state.phase ~= 'start' then return nil end
   for i = 1, #game.players do
     if is_bot(game, i) then
-      game.plan.players[i] = seat
+      game.people[i] = person
       for _, player in ipairs(game.players) do player.seq = player.seq + 1 end
       return i
     end
@@ -2381,9 +2473,10 @@ end
 
 -- Gives a player who has none a seat in a running game. Returns their number, or nil.
 local function seat_player(game, way, text)
-  local seat = cjson.decode(text)
+  local uid, name, rating, sigma = unpack(cjson.decode(text))
+  local person = new_person(uid, name, rating, sigma)
   local i
-  if way == 'bot' then i = replace_bot(game, seat) else i = add_late_player(game, seat) end
+  if way == 'bot' then i = replace_bot(game, person) else i = add_late_player(game, person) end
   if i then
     -- In the seat of a bot they get `start`, which is the first message.
     game.players[i] = {turn = 0, seq = way == 'bot' and 1 or 0, score = 0}
@@ -2498,14 +2591,14 @@ function functions.relay(keys, args)
 end
 
 local function write_erased(game, i, uid)
-  game.plan.players[i] = {uid, '(erased ' .. i .. ')'}
+  game.people[i] = new_person(uid, '(erased ' .. i .. ')')
 end
 
 -- Puts an account into the seat of the guest who was merged into it; '' erases the player.
 local function replace(game, uid, account)
   local i = seat_of(game, uid)
   if i and account ~= '' then
-    game.plan.players[i][1] = account
+    game.people[i].uid = account
   elseif i then
     write_erased(game, i, '')
   end
@@ -2531,10 +2624,11 @@ function functions.finish_game(keys, args)
   if not game or game.state.phase ~= 'settle' then return 0 end
   local state = game.state
   emit(game, 'end', message(game, 'end', '"reason":"' .. state.reason .. '","ranking":' .. ranking))
-  for _, seat in ipairs(game.plan.players) do
-    seat[3], seat[4], seat[6] = nil, nil, seat[6] and ''
+  for _, person in ipairs(game.people) do
+    person.rating, person.sigma, person.script = 0, 0, ''
   end
-  if game.plan.draw then game.plan.draw[3] = nil end
+  local series, draw = more_of(game.plan)
+  if draw then game.plan.more = cjson.encode({series, {draw[1], draw[2]}}) end
   for n = 4, #args do
     replace(game, string.match(args[n], '^(%S+) ?(%S*)$'))
   end
@@ -2561,8 +2655,8 @@ function functions.forget_player(keys, args)
   local game = load({}, key)
   if not game or not seat_of(game, uid) then return 0 end
   local is_over = game.state.phase == 'end'
-  for i, seat in ipairs(game.plan.players) do   -- an account has two after a game with its guest
-    if seat[1] == uid then write_erased(game, i, is_over and '' or uid) end
+  for i, person in ipairs(game.people) do   -- an account has two after a game with its guest
+    if person.uid == uid then write_erased(game, i, is_over and '' or uid) end
   end
   call('HSET', key, 'plan', write_plan(game.plan))
   return is_over and 1 or 2
@@ -2630,10 +2724,10 @@ function functions.drop_game(keys, args)
   local game = load({}, key)
   if not game or game.state.phase ~= 'end' then return 0 end
   local holders = 0
-  for i, seat in ipairs(game.plan.players) do
+  for i, person in ipairs(game.people) do
     local player = game.players[i]
-    if seat[1] == uid then player.turn = DROPPED end
-    local holds = seat[1] ~= '' and not is_bot(game, i) and player.turn ~= DROPPED
+    if person.uid == uid then player.turn = DROPPED end
+    local holds = person.uid ~= '' and not is_bot(game, i) and player.turn ~= DROPPED
     if holds then holders = holders + 1 end
   end
   if holders == 0 then return call('DEL', key) end

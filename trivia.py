@@ -228,6 +228,7 @@ import signal
 import socket
 import ssl
 import stat
+import struct
 import subprocess
 import sys
 import tempfile
@@ -2608,7 +2609,9 @@ class Schema:
 #
 # To add a key: a name here, a row in the key table, a pattern in the ACL of redis.conf.
 
-FORMAT = 2
+FORMAT = 3
+JSON_FORMAT = 2  # its games are JSON, and still read
+RESTORABLE = JSON_FORMAT, FORMAT  # backups of other formats are refused
 # Tags g0, g1, ... over which new games are spread. A game's id names its tag, so that the number
 # can be raised. Each tag costs a look at its deadlines ten times a second.
 SHARDS = {"server": 4, "sentinel": 4, "cluster": 64}
@@ -2824,6 +2827,40 @@ class Match(NamedTuple):
         return cls(game, queue, uids, more.get("rematch", ""), more.get("draw", ""), bots)
 
 
+PACKED = 1  # the first byte of a packed plan or state
+GAME_PHASES = "start", "question", "reveal", "settle", "end"
+GAME_REASONS = "finished", "forfeit", "abandoned", "stopped", "void"
+PLAN_HEAD = struct.Struct(">BIIIIIIH")
+PERSON_NUMBERS = struct.Struct(">ddHB")
+STATE_HEAD = struct.Struct(">BBHdBdiHB")
+PLAYER_NUMBERS = struct.Struct(">iIidbii")
+
+
+class Packed:
+    """Reads a packed text of Redis, as the `struct` of trivia.lua wrote it."""
+
+    def __init__(self, text: str | bytes) -> None:
+        self.data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+        self.is_json = self.data[0] != PACKED  # as in JSON_FORMAT
+        self.at = 0
+
+    def numbers(self, form: struct.Struct) -> tuple:
+        """Returns the next numbers."""
+        self.at += form.size
+        return form.unpack_from(self.data, self.at - form.size)
+
+    def text(self, length_bytes: int) -> str:
+        """Returns the next text, which follows its length."""
+        begin = self.at + length_bytes
+        self.at = begin + int.from_bytes(self.data[self.at : begin])
+        return self.data[begin : self.at].decode()
+
+
+def _pack(text: str, length_bytes: int) -> bytes:
+    data = text.encode()
+    return len(data).to_bytes(length_bytes) + data
+
+
 def write_plan(
     queue: str,
     rules: list,
@@ -2831,49 +2868,109 @@ def write_plan(
     players: list[list],
     series: list | int = 0,
     draw: list | None = None,
-) -> str:
-    """Writes the plan of a game. See trivia.lua for the format, also that of a player."""
-    more = [series, draw] if draw else [series] if series else []
-    return dumps([queue, rules, quiz, players, *more])
+) -> bytes:
+    """Writes the plan of a game. See trivia.lua for the format.
+
+    A player is [UID, name], then perhaps rating and sigma, the first round, the script of a bot.
+    """
+    *numbers, on_exit, kind = rules[:7]
+    total_ms, lives = rules[7:] or (0, 0)
+    head = PLAN_HEAD.pack(PACKED, *numbers, total_ms, lives)
+    more = dumps([series, draw] if draw else [series]) if series or draw else ""
+    names = b"".join(_pack(name, 1) for name in (on_exit, kind, queue))
+    people = b"".join(_write_person(*player) for player in players)
+    return head + names + _pack(quiz, 2) + _pack(more, 4) + bytes([len(players)]) + people
 
 
-def parse_plan(text: str) -> dict:
+def _write_person(
+    uid: str,
+    name: str,
+    rating: float | None = 0,
+    sigma: float | None = 0,
+    first: int = 0,
+    script: str | None = None,
+) -> bytes:
+    numbers = PERSON_NUMBERS.pack(rating or 0, sigma or 0, first, script is not None)
+    return _pack(uid, 1) + _pack(name, 2) + numbers + _pack(script or "", 2)
+
+
+def parse_plan(text: str | bytes) -> dict:
     """Parses what write_plan wrote, by the names of its parameters."""
-    names = ("queue", "rules", "quiz", "players", "series", "draw")
-    return dict(zip(names, json.loads(text), strict=False))
+    packed = Packed(text)
+    if packed.is_json:
+        names = ("queue", "rules", "quiz", "players", "series", "draw")
+        return dict(zip(names, json.loads(text), strict=False))
+    _, *numbers, total_ms, lives = packed.numbers(PLAN_HEAD)
+    bounds = [total_ms, lives] if total_ms or lives else []
+    rules = [*numbers, packed.text(1), packed.text(1), *bounds]
+    plan = {"queue": packed.text(1), "rules": rules, "quiz": packed.text(2)}
+    more = json.loads(packed.text(4) or "[]")
+    (count,) = packed.numbers(struct.Struct("B"))
+    plan["players"] = [_parse_person(packed) for _ in range(count)]
+    return plan | dict(zip(("series", "draw"), more, strict=False))
 
 
-def write_state(state: dict) -> str:
+def _parse_person(packed: Packed) -> list:
+    person = [packed.text(1), packed.text(2)]
+    rating, sigma, first, is_bot = packed.numbers(PERSON_NUMBERS)
+    script = packed.text(2)
+    if rating or sigma or first or is_bot:
+        person += [rating, sigma]
+    if first or is_bot:
+        person.append(first)
+    return [*person, script] if is_bot else person
+
+
+def write_state(state: dict) -> bytes:
     """Writes the state of a game, as trivia.lua does."""
-    players = [_write_player(player) for player in state["players"]]
-    ends = [state[name] for name in ("reason", "ended", "spent", "wrong") if name in state]
-    return dumps([state["phase"], state["round"], state["deadline"], players, *ends])
+    reason = state.get("reason")
+    head = STATE_HEAD.pack(
+        PACKED,
+        GAME_PHASES.index(state["phase"]) + 1,
+        state["round"],
+        state["deadline"],
+        GAME_REASONS.index(reason) + 1 if reason else 0,
+        state.get("ended", 0),
+        state.get("spent", 0),
+        state.get("wrong", 0),
+        len(state["players"]),
+    )
+    return head + b"".join(map(_write_player, state["players"]))
 
 
-def _write_player(player: dict) -> list:
+def _write_player(player: dict) -> bytes:
     kept = -1 if player.get("left") else player.get("kept", 0)
-    always = [player.get("conn", ""), player["turn"], player["seq"], player["score"]]
-    answer = player.get("answer", [])
-    return [*always, kept, *answer] if kept or answer else always
+    answer = player.get("answer") or (-1, 0, 0)
+    always = player["turn"], player["seq"], player["score"]
+    return _pack(player.get("conn", ""), 1) + PLAYER_NUMBERS.pack(*always, kept, *answer)
 
 
-def parse_state(text: str) -> dict:
+def parse_state(text: str | bytes) -> dict:
     """Parses the state of a game: phase, round, deadline, players, and once it ends reason, ended.
 
-    A game that may end early also has spent and wrong; its reason is '' until it ends. A player has
-    turn, seq, score, and if they apply conn, kept, left, answer (choice, ms, points).
+    `spent` and `wrong` are 0 but in a game that may end early. A player has turn, seq, score, and
+    if they apply conn, kept, left, answer (choice, ms, points).
     """
-    names = ("phase", "round", "deadline", "players", "reason", "ended", "spent", "wrong")
-    state = dict(zip(names, json.loads(text), strict=False))
-    state["players"] = [_parse_player(*player) for player in state["players"]]
-    return state
+    packed = Packed(text)
+    if packed.is_json:
+        names = ("phase", "round", "deadline", "players", "reason", "ended", "spent", "wrong")
+        state = dict(zip(names, json.loads(text), strict=False))
+        state["players"] = [_parse_player(*player) for player in state["players"]]
+        return state
+    _, phase, number, deadline, reason, ended, spent, wrong, count = packed.numbers(STATE_HEAD)
+    state = {"phase": GAME_PHASES[phase - 1], "round": number, "deadline": int(deadline)}
+    if reason:
+        state |= {"reason": GAME_REASONS[reason - 1], "ended": int(ended)}
+    players = [_parse_player(packed.text(1), *packed.numbers(PLAYER_NUMBERS)) for _ in range(count)]
+    return state | {"players": players, "spent": spent, "wrong": wrong}
 
 
 def _parse_player(
-    conn: str, turn: int, seq: int, score: int, kept: int = 0, *answer: int
+    conn: str, turn: int, seq: int, score: int, kept: float = 0, *answer: int
 ) -> dict[str, Any]:
     always = {"turn": turn, "seq": seq, "score": score}
-    maybe = {"conn": conn, "kept": max(kept, 0), "left": kept < 0, "answer": list(answer)}
+    given = list(answer) if answer and answer[0] >= 0 else []
+    maybe = {"conn": conn, "kept": int(max(kept, 0)), "left": kept < 0, "answer": given}
     return always | {name: value for name, value in maybe.items() if value}
 
 
@@ -3852,9 +3949,12 @@ class Redis(Nodes):
         text = await self.call("GET", Keys.format)
         if text is None:
             if await self.call("EXISTS", Keys.bank):  # format 1 had no such key
-                self.format = self._welcome_format_1()
+                self.format = self._welcome(1)
                 return
             self.is_new = await self.call("SET", Keys.format, FORMAT, "NX") is not None
+        elif text == str(JSON_FORMAT):
+            self.format = self._welcome(JSON_FORMAT)
+            return
         elif text != str(FORMAT):
             raise Fatal(
                 f"{self.place.text}: the data has format {text}; trivia.py {VERSION} reads "
@@ -3862,12 +3962,13 @@ class Redis(Nodes):
             )
         self.format = FORMAT
 
-    def _welcome_format_1(self) -> int:
+    def _welcome(self, old: int) -> int:
+        """Returns an older format if data of it is welcome."""
         if self.may_migrate:
-            return 1
+            return old
         raise Fatal(
-            f"{self.place.text}: the data has format 1; trivia.py {VERSION} reads format {FORMAT}. "
-            "Start the server once: it migrates the data"
+            f"{self.place.text}: the data has format {old}; trivia.py {VERSION} reads format "
+            f"{FORMAT}. Start the server once: it migrates the data"
         )
 
     async def serve(self, shards: int) -> None:
@@ -10752,16 +10853,21 @@ def _digest_number(text: str) -> int:
 
 
 # ---- migration -----------------------------------------------------------------------------------
-# Brings data of format 1 (trivia.py 1.x) to format 2, at the first start. Accounts, sessions,
-# histories and leaderboards stay as they are. Unique values get new buckets. Questions get an id,
-# and a fingerprint of text and right answer in place of one of the text. Games get their new form
-# and tag. A game that was being settled is settled. A game that was running ends as `abandoned`,
-# without touching ratings. Seats and queues are emptied: phones reconnect and join again. Each step
-# can be repeated, and the format is written last. So a migration that was cut short begins again.
+# Brings older data to the present format, at the first start.
+#
+# Of format 2 only the number changes. Its games are still read. But its workers can't read what is
+# written from then on, so none may live.
+#
+# Format 1 is that of trivia.py 1.x. Accounts, sessions, histories and leaderboards stay as they
+# are. Unique values get new buckets. Questions get an id, and a fingerprint of text and right
+# answer in place of one of the text. Games get their new form and tag. A game that was being
+# settled is settled. A game that was running ends as `abandoned`, without touching ratings. Seats
+# and queues are emptied: phones reconnect and join again. Each step can be repeated, and the format
+# is written last. So a migration that was cut short begins again.
 
 
 class Migration:
-    """Migrates the data of format 1."""
+    """Migrates the data of older formats."""
 
     OLD_SHARDS = 4
     OLD_FINGERPRINT = 16  # characters; new ones have 12
@@ -10772,8 +10878,10 @@ class Migration:
         self.games = games
 
     async def run(self) -> None:
-        """Migrates. Raises Fatal while workers of version 1 are connected."""
-        await self._refuse_old_workers()
+        """Migrates. Raises Fatal while workers of an older format are connected."""
+        if self.redis.format == JSON_FORMAT:
+            return await self._leave_json()
+        await self._refuse_old_workers("trivia.py 1.x", "NUMSUB", "worker:{}")
         log.warning("migrating data of format 1 to format %d", FORMAT)
         migrated = 0
         async for keys in self.redis.scan_keys("game:{g*}:*"):
@@ -10784,17 +10892,25 @@ class Migration:
         await self._begin_format()
         log.warning("migrated %d games; the data has format %d now", migrated, FORMAT)
 
-    async def _refuse_old_workers(self) -> None:
+    async def _leave_json(self) -> None:
+        try:
+            await self._refuse_old_workers("format 2", "SHARDNUMSUB", "worker:{{lobby}}:{}")
+        except Fatal:  # or another worker has done this, and is who lives
+            if await self.redis.call("GET", Keys.format) != str(FORMAT):
+                raise
+        await self.redis.call("SET", Keys.format, FORMAT)
+
+    async def _refuse_old_workers(self, version: str, count: str, channel: str) -> None:
         workers = await self.redis.call("ZRANGE", Keys.workers, 0, -1)
         alive = []
         for worker in workers:
             link = self.redis.at(Keys.workers)
-            _, subscribers = await link.call("PUBSUB", "NUMSUB", f"worker:{worker}")
+            _, subscribers = await link.call("PUBSUB", count, channel.format(worker))
             if subscribers:
                 alive.append(worker)
         if alive:
             raise Fatal(
-                f"{self.redis.place.text}: workers of trivia.py 1.x still run on this data: "
+                f"{self.redis.place.text}: workers of {version} still run on this data: "
                 f"{', '.join(alive)}. Stop them first: format {FORMAT} can't be shared with them"
             )
 
@@ -10815,7 +10931,7 @@ class Migration:
         old = await self.redis.call("HGETALL", key)
         if "rules" in old:
             await self._convert(key, game, old)
-        elif '"settle"' in old.get("state", ""):  # an earlier migration was cut short here
+        elif "state" in old and parse_state(old["state"])["phase"] == "settle":  # it was cut short
             await self.games.settle(Game(game, old))
 
     async def _convert(self, key: str, game: str, old: dict[str, str]) -> None:
@@ -10885,7 +11001,7 @@ class Migration:
 
 
 def converted_game(old: dict[str, str], strengths: list[tuple]) -> dict[str, str]:
-    """Returns the fields of a game of format 2, from those of format 1.
+    """Returns the fields of a game, from those of format 1.
 
     `strengths` has the (rating, uncertainty) of each player of a game that is being settled.
     """
@@ -16508,10 +16624,10 @@ async def restore_into_store(backup: Path) -> None:
         await redis.call("SET", Keys.format, RESTORING)
         copied = [await _copy_file(file, redis) for file in files]
         formats = {text for _, text in copied if text is not None}
-        if formats != {str(FORMAT)}:
-            found = ", ".join(formats) or "1"
+        found = ", ".join(formats) or "1"
+        if found not in map(str, RESTORABLE):
             raise Unavailable(f"{backup} has format {found}; expected {FORMAT}")
-        await redis.call("SET", Keys.format, FORMAT)
+        await redis.call("SET", Keys.format, found)
     except (Unavailable, hiredis.ReplyError, OSError) as error:
         raise Fatal(
             f"restore: {error}; empty {redis.place.text} (FLUSHALL on each primary), then repeat it"
@@ -16528,7 +16644,7 @@ def _files_of(backup: Path) -> list[Path]:
         return [backup]
     try:
         manifest = parse_json((backup / MANIFEST).read_bytes())
-        if manifest["format"] != FORMAT:
+        if manifest["format"] not in RESTORABLE:
             found = manifest["format"]
             raise Fatal(f"restore: {backup} has format {found}; expected {FORMAT}")
         for name, size in manifest["files"].items():

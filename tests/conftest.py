@@ -175,7 +175,10 @@ class Valkey:
 def redis_at(path):
     """A client that gives up at once."""
     return redis.Redis(
-        unix_socket_path=str(path), decode_responses=True, retry=Retry(NoBackoff(), 0)
+        unix_socket_path=str(path),
+        decode_responses=True,
+        encoding_errors="surrogateescape",
+        retry=Retry(NoBackoff(), 0),
     )
 
 

@@ -42,6 +42,7 @@ class Node(Valkey):
         self.client = redis.Redis(
             port=self.port,
             decode_responses=True,
+            encoding_errors="surrogateescape",
             retry=Retry(NoBackoff(), 0),
             socket_timeout=10,
             driver_info=None,
@@ -155,7 +156,12 @@ class Cluster:
     def client(self):
         """A client for all keys."""
         nodes = [ClusterNode("127.0.0.1", node.port) for node in self.nodes]
-        return redis.RedisCluster(startup_nodes=nodes, decode_responses=True, driver_info=None)
+        return redis.RedisCluster(
+            startup_nodes=nodes,
+            decode_responses=True,
+            encoding_errors="surrogateescape",
+            driver_info=None,
+        )
 
     def close(self):
         for node in self.nodes:
@@ -216,7 +222,9 @@ class Watched:
 
     @staticmethod
     def _sentinel(port):
-        return redis.Redis(port=port, decode_responses=True, driver_info=None)
+        return redis.Redis(
+            port=port, decode_responses=True, encoding_errors="surrogateescape", driver_info=None
+        )
 
     def _knows_all(self, port):
         with contextlib.suppress(redis.RedisError):
@@ -231,7 +239,12 @@ class Watched:
     @property
     def client(self):
         """A client of the primary."""
-        return redis.Redis(port=self.primary_port(), decode_responses=True, driver_info=None)
+        return redis.Redis(
+            port=self.primary_port(),
+            decode_responses=True,
+            encoding_errors="surrogateescape",
+            driver_info=None,
+        )
 
     @property
     def url(self):

@@ -431,7 +431,17 @@ SIGN_IN_KEYS = {
 
 def test_luacheck_finds_nothing():
     program = debian_program("luacheck", "lua-check")
-    options = ["--std", "lua51", "--globals", "redis", "cjson", "bit", "--max-line-length", "100"]
+    options = [
+        "--std",
+        "lua51",
+        "--globals",
+        "redis",
+        "cjson",
+        "struct",
+        "bit",
+        "--max-line-length",
+        "100",
+    ]
     done = subprocess.run(
         [program, "trivia.lua", *options], cwd=ROOT, capture_output=True, text=True
     )
@@ -2193,7 +2203,8 @@ def test_the_seat_of_a_bot_is_taken_before_the_first_question_only(store, worker
         "enter_game", Keys.game_keys(game), "", uid, conn, 1, way, f'["{uid}","name {uid}",1400,90]'
     )
     reply = enter("u2", bob)
-    assert reply[0] == "ok" and json.loads(reply[2])[3][1] == ["u2", "name u2", 1400, 90]
+    assert reply[0] == "ok"
+    assert trivia.parse_plan(reply[2])["players"][1] == ["u2", "name u2", 1400, 90]
     ((kind, _, targets, _),) = worker.events()
     assert targets == {ann: heard + 2}  # the gap makes it ask for the game
     assert enter("u3", worker.connection()) == ["over"] and enter("u2", bob)[0] == "ok"
@@ -3011,6 +3022,44 @@ def test_only_a_settled_game_is_finished(worker, game, phase):
     assert untouched(game, game.finish) == 0 and worker.events() == []
 
 
+def as_json(plan, state):
+    """Returns plan and state of a game as format 2 had them."""
+    players = []
+    for player in state["players"]:
+        kept = -1 if player.get("left") else player.get("kept", 0)
+        always = [player.get("conn", ""), player["turn"], player["seq"], player["score"]]
+        players.append([*always, kept, *player.get("answer", ())])
+    ends = [state["reason"], state["ended"]] if "reason" in state else []
+    texts = (
+        [plan["queue"], plan["rules"], plan["quiz"], plan["players"]],
+        [state["phase"], state["round"], state["deadline"], players, *ends],
+    )
+    return [json.dumps(text, separators=(",", ":")) for text in texts]
+
+
+def test_a_game_that_is_json_as_format_2_had_it_goes_on(store, worker, game):
+    game.to_round(1)
+    game.answer(1, 0)
+    texts = store.client.hmget(game.key, "plan", "state")
+    plan, state = trivia.parse_plan(texts[0]), trivia.parse_state(texts[1])
+    old_plan, old_state = as_json(plan, state)
+    assert trivia.parse_plan(old_plan) == plan
+    assert trivia.parse_state(old_state) | {"spent": 0, "wrong": 0} == state
+    store.client.hset(game.key, mapping={"plan": old_plan, "state": old_state})
+    assert game.answer(1, 1) == "already_answered"
+    assert game.answer(2, 1) == "ok"
+    after = stored_game(store.client, game.id)
+    assert after["state"]["phase"] == "reveal" and len(after["rounds"][1].split()) == 2
+    assert store.client.hget(game.key, "state")[0] == "\x01"
+    game.exit(1, 1)
+    assert game.finish() == 1
+    assert [player[0] for player in stored_game(store.client, game.id)["plan"]["players"]] == [
+        "u1",
+        "u2",
+    ]
+    assert store.client.hget(game.key, "plan")[0] == "\x01"
+
+
 def test_a_finished_game_keeps_what_is_looked_up_later_and_expires(store, worker, game):
     game.to_round(1)
     game.exit(1, 1)
@@ -3025,16 +3074,13 @@ def test_a_finished_game_keeps_what_is_looked_up_later_and_expires(store, worker
         "ranking": [{"player": "n2"}],
     }
     assert store.client.hgetall(game.key).keys() == {"plan", "state"}
-    state = store.client.hget(game.key, "state")
-    assert json.loads(store.client.hget(game.key, "plan"))[3] == [["u1", "n1"], ["u2", "n2"]]
-    assert json.loads(state) == [
-        "end",
-        1,
-        0,
-        [["", 0, 0, 0, -1], ["", 0, 0, 0]],
-        "forfeit",
-        int(game.ended),
-    ]
+    state = trivia.parse_state(store.client.hget(game.key, "state"))
+    plan = trivia.parse_plan(store.client.hget(game.key, "plan"))
+    assert plan["players"] == [["u1", "n1"], ["u2", "n2"]]
+    nobody = {"turn": 0, "seq": 0, "score": 0}
+    assert state.pop("players") == [nobody | {"left": True}, nobody]
+    assert (state.pop("phase"), state.pop("reason")) == ("end", "forfeit")
+    assert state == {"round": 1, "deadline": 0, "ended": int(game.ended), "spent": 0, "wrong": 0}
     assert not store.client.exists(game.deadlines) and 990 <= store.client.ttl(game.key) <= 1000
     assert game.advance() == "end" and not store.client.exists(game.deadlines)
     assert 990 <= store.client.ttl(game.key) <= 1000

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import trivia
 from conftest import PASSWORD, ROOT, Server, edited_schema, play_all, redis_at
 
 SNAPSHOT = ROOT / "tests" / "data" / "format1.rdb"
@@ -41,7 +42,7 @@ def players(migrated, path):
 
 
 def test_the_data_has_the_new_format(migrated):
-    assert migrated.redis.get("format:{lobby}") == "2"
+    assert migrated.redis.get("format:{lobby}") == str(trivia.FORMAT)
 
 
 def test_accounts_and_sessions_are_as_they_were(migrated):
@@ -208,7 +209,7 @@ def test_a_migration_that_was_cut_short_begins_again(make_server):
     redis.delete("format:{lobby}")
     redis.hset("seats:{lobby}", "nobody", "w.1 1 - 0 - -")
     server.start()
-    assert redis.get("format:{lobby}") == "2"
+    assert redis.get("format:{lobby}") == str(trivia.FORMAT)
     assert not redis.hexists("seats:{lobby}", "nobody")
     for name, token in FACTS["tokens"].items():
         user = server.http("GET", "/users/me", token=token).json
@@ -220,19 +221,19 @@ def test_a_tool_does_not_migrate(make_server):
     command = [sys.executable, "trivia.py", "import", "questions.json"]
     done = subprocess.run(command, cwd=ROOT, env=server.env, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "the data has format 1; trivia.py 2.0.0 reads format 2" in done.stderr
+    assert "the data has format 1; trivia.py 2.0.0 reads format 3" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_newer_format_is_refused_in_one_line(make_server):
     server = make_server()
-    server.redis.set("format:{lobby}", "3")
+    server.redis.set("format:{lobby}", "4")
     server.stop()
     server.start(wait=False)
     assert server.process.wait(20) != 0
     lines = [line for line in server.log.splitlines() if "format" in line]
     assert len(lines) == 1
-    assert "the data has format 3; trivia.py 2.0.0 reads format 2" in lines[0]
+    assert "the data has format 4; trivia.py 2.0.0 reads format 3" in lines[0]
     assert "Traceback" not in server.log
 
 
@@ -249,3 +250,20 @@ def test_workers_of_the_old_format_that_live_are_named(make_server):
     listener.close()
     server.start()
     assert server.http("GET", "/users/me", token=FACTS["tokens"]["old0"]).status == 200
+
+
+def test_data_of_format_2_is_taken_over_unless_a_worker_of_it_lives(make_server):
+    server = make_server()
+    server.redis.set("format:{lobby}", "2")
+    server.stop()
+    redis = start_embedded(server)
+    redis.zadd("workers:{lobby}", {"0123456789": 1})
+    listener = redis.pubsub()
+    listener.execute_command("SSUBSCRIBE", "worker:{lobby}:0123456789")
+    server.start(wait=False)
+    assert server.process.wait(20) != 0
+    assert "workers of format 2 still run on this data: 0123456789. Stop them first" in server.log
+    assert redis.get("format:{lobby}") == "2"
+    listener.close()
+    server.start()
+    assert redis.get("format:{lobby}") == str(trivia.FORMAT)
