@@ -1093,8 +1093,7 @@ end
 
 -- ==== lobby ======================================================================================
 
-local function read_seat(seats, uid)
-  local text = call('HGET', seats, uid)
+local function parse_seat(text)
   if not text then return nil end
   local form = '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) ?(%S*)$'
   local conn, turn, queue, since, rating, game, party = string.match(text, form)
@@ -1102,6 +1101,10 @@ local function read_seat(seats, uid)
     conn = conn, turn = tonumber(turn), queue = queue, since = tonumber(since),
     rating = rating, game = game, party = party ~= '' and party or '-',
   }
+end
+
+local function read_seat(seats, uid)
+  return parse_seat(call('HGET', seats, uid))
 end
 
 local function write_seat(seats, uid, seat)
@@ -2849,10 +2852,12 @@ local function load_room(seats, key)
     locked = fields.locked or '0', game = fields.game or '-', since = tonumber(fields.since),
     shown = fields.shown or '', kicked = words(fields.kicked), members = {},
   }
-  for i, uid in ipairs(words(fields.members)) do
+  local uids = words(fields.members)
+  local texts = #uids > 0 and call('HMGET', seats, unpack(uids)) or {}
+  for i, uid in ipairs(uids) do
     room.members[i] = {
       uid = uid, name = fields['name:' .. uid], view = fields['view:' .. uid],
-      seat = read_seat(seats, uid),
+      seat = parse_seat(texts[i]),
     }
   end
   return room

@@ -731,6 +731,10 @@ class Patience:
             return None
         return SAME if self.waits else REMATCH_S
 
+    def _out_leave(self, frame):
+        self.room = ""  # whether the answer is `cancelled` or `end`
+        return SAME
+
     def _in_error(self, frame):
         return None if self.asked else SAME
 

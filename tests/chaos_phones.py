@@ -435,6 +435,7 @@ class Phone(Wire):
     def _on_question(self, frame):
         self.round = (frame["game"], frame["round"])
         if self.random.random() < 0.01:
+            self.room = {}  # which they leave too, also if the game ends by that
             return self.say("leave", when=self._is("playing"))
         if self.random.random() < 0.02:
             self._direct(self._is("playing"))

@@ -2,12 +2,16 @@
 
     python tests/load.py --players 20000 --think 4 --ramp 60 --minutes 5 http://127.0.0.1:8000
     python tests/load.py --players 1000,5000,20000 --seed-accounts --json sweep.json --plot sweep.png
+    python tests/load.py --queue friends --room 8 --players 2000 --seed-accounts      # private rooms of eight
+    python tests/load.py --queue rated --rematch            # who has played together plays again
     python tests/load.py --plot sweep.png sweep.json        # shows and draws an earlier run again
     python tests/load.py --guard --seed-accounts            # has an answer become more costly? See the end of this text
 
 Players are registered (or taken from --accounts FILE, or put into the Redis of a server on this host by --seed-accounts),
 connect to /game/QUEUE, answer at random after a think time, play again after each game, and reconnect when their connection
-drops, as a phone would. Each process holds up to 5,000 of them; on loopback each has a source address of its own (127.0.0.1,
+drops, as a phone would. In a queue with `match: room` the first player of each --room opens a room and tells the others its
+code; when all are in, the game begins, and after its end the next one. A queue with `bots` may fill games with them: with
+--players 1 it must. Each process holds up to 5,000 of them; on loopback each has a source address of its own (127.0.0.1,
 127.0.0.2, ...), for one address has only about 28,000 ports. With several numbers of players each is a step: more of them
 connect within the ramp, then all are measured for so many minutes.
 
@@ -20,11 +24,13 @@ What is measured, in ms, after the ramp of each step:
     lateness    arrival of `question` against its due time, which the `reveal` (or `start`) before announced to the same
                 player. What is early counts as 0.
     skew        between the first and the last player of a game whom a `question` or a `reveal` reached.
-    match       from asking for a game until `start`.
+    match       from asking for a game until `start`; in a room, from `begin` until it is with the host.
 
 And with the ramp: errors by kind;
 
     connect     from opening a connection until it is accepted;
+    filled      from opening a room until all are in it;
+    begun       from then until the `start` of its first game is with the host;
     away        from the loss of a connection until the first `queued` or `update` on the next.
 
 A game is lost when it had a `start` or an `update` but its player saw no `end`, and the server has no record of its end
@@ -47,6 +53,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import gc
 import http.client
 import importlib
@@ -211,7 +218,7 @@ class Message(msgspec.Struct, gc=False):
     game: str = ""
     seq: int = 0
     round: int = 0
-    players: list[dict] = []
+    players: list = []  # users; in `rematch` names
     player: str = ""
     choices: list[str] = []
     question: dict = {}
@@ -220,10 +227,14 @@ class Message(msgspec.Struct, gc=False):
     phase: str = ""
     reason: str = ""
     code: str = ""
+    connected: list[str] = []
+    state: str = ""
     starts_ms: float = 0
     answer_ms: float = 0
     reveal_ms: float = 0
     left_ms: float = 0
+    rematch_ms: float = 0
+    expires_ms: float = 0
 
 
 decode = msgspec.json.Decoder(Message).decode
@@ -254,6 +265,7 @@ class Player(WSListener):
         "game_id",
         "round_id",
         "whole",
+        "full_at",
     )
 
     def __init__(self, crowd: Crowd, number: int, name: str, token: str) -> None:
@@ -273,6 +285,17 @@ class Player(WSListener):
         self.unheard: list[int] = []  # ... of whose answer he has not been told
         self.game_id = self.round_id = 0.0  # for the board, of the round with its game
         self.whole = False  # he missed nothing of this round
+        self.full_at = 0.0  # of a host: when the room was full, until its first game
+
+    @property
+    def room(self) -> int:
+        """The number of his room, if rooms are played."""
+        return self.number // self.crowd.plan.room
+
+    @property
+    def is_host(self) -> bool:
+        """Whether he is the one who opens his room and begins its games."""
+        return self.number % self.crowd.plan.room == 0
 
     def _become(self, state: str) -> None:
         self.crowd.states[self.state] -= 1
@@ -293,9 +316,10 @@ class Player(WSListener):
         self._set_timer(pause_s, self.crowd.spawn, self._connect)
 
     async def _connect(self) -> None:
+        code = await self.crowd.code_for(self)
         self.asked_at, self.close_code = monotonic(), CLOSE_LOST
         try:
-            await self.crowd.open(lambda: self, self.token)
+            await self.crowd.open(self, code)
         except (OSError, WSError) as error:
             if response := getattr(error, "response", None):
                 self._lost(f"HTTP {int(response.status)}", int(response.status))
@@ -409,8 +433,34 @@ class Player(WSListener):
         self._become("waiting")
         self._back(now)
 
+    def _on_room(self, message: Message, now: float) -> None:
+        self._back(now)
+        self.crowd.know_code(self.room, message.code)
+        if self.state == "joining":
+            self._become("waiting")
+        is_full = len(message.connected) == self.crowd.plan.room
+        if self.is_host and is_full and message.state == "waiting":
+            if not self.game_id and not self.full_at:
+                self.full_at = now
+                self.crowd.tally.times["filled"].add(now - self.asked_at)
+            if self.state == "waiting":
+                self._begin()
+
+    def _begin(self) -> None:
+        """Begins a game of the room; a moment after the last one, which has its ranking to be looked at."""
+        self._set_timer(random.uniform(0, REST_S) if self.game_id else 0, self._say_begin)
+
+    def _say_begin(self) -> None:
+        if self.state == "waiting":
+            self.asked_at = self.alive_at = monotonic()
+            self._send(b'{"type":"begin"}')
+
     def _on_start(self, message: Message, now: float) -> None:
-        self.crowd.tally.times["match"].add(now - self.asked_at)
+        if self.is_host:  # so is everybody outside of rooms
+            self.crowd.tally.times["match"].add(now - self.asked_at)
+        if self.full_at:
+            self.crowd.tally.times["begun"].add(now - self.full_at)
+            self.full_at = 0.0
         self._enter(message)
         self.due_at = now + message.starts_ms / 1000
 
@@ -475,7 +525,26 @@ class Player(WSListener):
     def _on_end(self, message: Message, now: float) -> None:
         self.crowd.tally.ended[message.game] = message.reason
         self.game = ""
-        self._rest(random.uniform(0, REST_S))
+        if self.crowd.plan.rooms:
+            self.due_at = 0.0
+            self._become("waiting")
+            if self.is_host:
+                self._begin()
+        elif message.rematch_ms and self.crowd.plan.rematch:
+            self._become("resting")
+            self._set_timer(random.uniform(0, REST_S), self._agree)
+        else:
+            self._rest(random.uniform(0, REST_S))
+
+    def _agree(self) -> None:
+        self.asked_at = self.alive_at = monotonic()
+        self._become("joining")
+        self._send(b'{"type":"rematch","accept":true}')
+
+    def _on_rematch(self, message: Message, now: float) -> None:
+        if self.state == "joining" and message.expires_ms == 0:
+            self.crowd.tally.counts["timeouts"] += 1
+            self._rest(random.uniform(0, REST_S))
 
     def _on_cancelled(self, message: Message, now: float) -> None:
         self.crowd.tally.counts["timeouts"] += not self.game
@@ -490,10 +559,13 @@ class Player(WSListener):
     def _join(self) -> None:
         self.asked_at = self.alive_at = monotonic()
         self._become("joining")
-        self._send(b'{"type":"join"}')
+        self._send(self.crowd.join_message(self))
 
     def _on_error(self, message: Message, now: float) -> None:
-        self.crowd.tally.errors[f"error {message.code}"] += 1
+        if message.code == "rematch_over":
+            self.crowd.tally.counts["timeouts"] += 1
+        else:
+            self.crowd.tally.errors[f"error {message.code}"] += 1
         self.whole = False
         if self.state == "joining":
             self._rest(random.uniform(1, 3))
@@ -508,6 +580,8 @@ HANDLERS = {
     "end": Player._on_end,
     "update": Player._on_update,
     "cancelled": Player._on_cancelled,
+    "room": Player._on_room,
+    "rematch": Player._on_rematch,
     "error": Player._on_error,
 }
 
@@ -547,7 +621,10 @@ class Plan(NamedTuple):
     queue: str
     address: str  # to connect from, or ''
     accounts: list[tuple[str, str]]  # (username, token) of all players; of which ours are ...
-    ours: slice
+    ours: list[int]  # by number
+    rooms: bool  # the queue has private rooms; of ...
+    room: int  # ... so many players; outside of rooms 1
+    rematch: bool  # agree to play again, where that may be
     think_s: float
     ramp_s: float
     silence_s: float  # how long the server may say nothing
@@ -562,14 +639,11 @@ class Crowd:
         self.plan, self.board, self.pipe = plan, board, pipe
         self.loop, self.stopped = asyncio.get_running_loop(), asyncio.Event()
         self.tally, self.stopping, self.tasks = Tally(), False, set()
-        self.players = [
-            Player(self, number, *plan.accounts[number])
-            for number in range(len(plan.accounts))[plan.ours]
-        ]
+        self.players = [Player(self, number, *plan.accounts[number]) for number in plan.ours]
+        self.codes: dict[int, asyncio.Future[str]] = {}  # of rooms
         self.states, self.started, self.asked = Counter(new=len(self.players)), 0, 0
         self.url, tls = plan.target.websocket(plan.queue), plan.target.tls()
         self.options = {
-            "socket_factory": self._socket if plan.address else None,
             "websocket_handshake_timeout": TIMEOUT_S,
             "read_buffer_init_size": 2048,
             "use_aiofastnet": bool(tls),
@@ -585,10 +659,37 @@ class Crowd:
             await ws_connect(lambda: EchoClient(self), f"ws://127.0.0.1:{self.plan.echo_port}/")
         await self.stopped.wait()
 
-    async def open(self, listener: Callable, token: str) -> None:
-        """A connection of a player."""
+    async def code_for(self, player: Player) -> str:
+        """The code of a player's room, as soon as it is known; '' for a host who is to open it, and without rooms."""
+        if not self.plan.rooms:
+            return ""
+        known = self.codes.setdefault(player.room, self.loop.create_future())
+        return await known if known.done() or not player.is_host else ""
+
+    def join_message(self, player: Player) -> bytes:
+        """The message by which a player asks for a game; into his room, if rooms are played."""
+        known = self.codes.get(player.room) if self.plan.rooms else None
+        return (
+            b'{"type":"join","code":"%b"}' % known.result().encode()
+            if known
+            else b'{"type":"join"}'
+        )
+
+    def know_code(self, room: int, code: str) -> None:
+        """Lets the others in, the first time that the code of a room is seen."""
+        if not self.codes[room].done():
+            self.codes[room].set_result(code)
+
+    async def open(self, player: Player, code: str) -> None:
+        """A connection of a player. On loopback each room is in a network of its own, as friends are."""
+        url, factory = f"{self.url}?code={code}" if code else self.url, None
+        if address := self.plan.address:
+            if self.plan.rooms:
+                address = f"127.1.{player.room // 250}.{player.room % 250 + 1}"
+            factory = functools.partial(self._socket, address)
+        headers = {"Authorization": f"Bearer {player.token}"}
         await ws_connect(
-            listener, self.url, extra_headers={"Authorization": f"Bearer {token}"}, **self.options
+            lambda: player, url, extra_headers=headers, socket_factory=factory, **self.options
         )
 
     def spawn(self, work: Callable) -> None:
@@ -597,16 +698,17 @@ class Crowd:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def _socket(self, _: Any) -> socket.socket:
-        """A socket with our source address; its port is chosen when it connects, so that more of them are free."""
+    @staticmethod
+    def _socket(address: str, _: Any) -> socket.socket:
+        """A socket with a source address; its port is chosen when it connects, so that more of them are free."""
         one = socket.socket(socket.AF_INET)
         one.setsockopt(socket.IPPROTO_IP, getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24), 1)
-        one.bind((self.plan.address, 0))
+        one.bind((address, 0))
         return one
 
     def _beat(self, due: float) -> None:
         now = monotonic()
-        self.tally.times[f"lag {self.plan.ours.start}"].add(now - due)
+        self.tally.times[f"lag {self.plan.ours[0]}"].add(now - due)
         self.loop.call_later(LAG_S, self._beat, now + LAG_S)
 
     def _on_command(self) -> None:
@@ -1195,7 +1297,10 @@ def step_figures(step: Step, first: Usage, rounds: int) -> dict:
             f"{name}_ms": times[name].summary()
             for name in ("delivery", "lateness", "skew", "match")
         },
-        **{f"{name}_ms": step.all.times[name].summary() for name in ("connect", "away")},
+        **{
+            f"{name}_ms": step.all.times[name].summary()
+            for name in ("connect", "away", "filled", "begun")
+        },
         "reconnects": step.all.counts["reconnects"],
         "told_to_reconnect": step.all.errors[EXPECTED],
         "tickets_timed_out": tally.counts["timeouts"],
@@ -1442,6 +1547,8 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         help="how many; several numbers are taken in turn (200)",
     )
     add("--queue", default="random", help="the queue that they play in (%(default)s)")
+    add("--room", type=int, metavar="N", help="players of a private room (as many as it may have)")
+    add("--rematch", action="store_true", help="after a game, agree to a rematch")
     add(
         "--think",
         type=float,
@@ -1539,11 +1646,10 @@ def read_target(url: str, insecure: bool) -> Target:
 def make_plans(
     options: argparse.Namespace, target: Target, rules: dict, accounts: list, echo_port: int
 ) -> list[Plan]:
-    """What each process is to do; the players are dealt out like cards."""
+    """What each process is to do; the players, or their rooms, are dealt out like cards."""
     count, numbers = options.processes, {name: number for number, (name, _) in enumerate(accounts)}
-    silence_s = PATIENCE_S + max(
-        TIMEOUT_S, *(rules[f"{what}_seconds"] for what in ("wait", "start", "answer", "reveal"))
-    )
+    silences = (rules.get(f"{what}_seconds", 0) for what in ("wait", "start", "answer", "reveal"))
+    silence_s = PATIENCE_S + max(TIMEOUT_S, *silences)
     loopback = target.address.startswith("127.")
     return [
         Plan(
@@ -1551,7 +1657,10 @@ def make_plans(
             options.queue,
             f"127.0.0.{number % 250 + 1}" if loopback else "",
             accounts,
-            slice(number, None, count),
+            [one for one in range(len(accounts)) if one // options.room % count == number],
+            rules.get("match") == "room",
+            options.room,
+            options.rematch,
             options.think,
             options.ramp,
             silence_s,
@@ -1562,11 +1671,30 @@ def make_plans(
     ]
 
 
+def room_size(options: argparse.Namespace, rules: dict) -> int:
+    """Players of a room; 1 in a queue without rooms. Raises Fatal."""
+    if rules.get("match") != "room":
+        if options.room:
+            raise Fatal(f"--room: queue {options.queue} has no rooms")
+        return 1
+    least, most = rules["players"]["min"], rules["players"]["max"]
+    size = options.room or most
+    if not least <= size <= most:
+        raise Fatal(
+            f"--room: found {size}; rooms of {options.queue} have {least} to {most} players"
+        )
+    if any(players % size for players in options.players):
+        raise Fatal(f"--players: expected multiples of {size}, the size of a room")
+    return size
+
+
 def measure(options: argparse.Namespace, console: Console) -> dict:
     """Plays, and returns the figures. Raises Fatal."""
     target = read_target(options.url, options.insecure)
     rules = read_queue(target, options.queue)
-    options.processes = options.processes or math.ceil(max(options.players) / PLAYERS_A_PROCESS)
+    options.room = room_size(options, rules)
+    processes = options.processes or math.ceil(max(options.players) / PLAYERS_A_PROCESS)
+    options.processes = min(processes, max(options.players) // options.room)
     if max(options.players) / options.processes > (room := raise_file_limit() - 100):
         raise Fatal(
             f"--players: a process can hold {room} of them (ulimit -Hn); use more --processes"

@@ -5,7 +5,8 @@ import subprocess
 import sys
 
 import load
-from conftest import ROOT, wait_until
+import trivia
+from conftest import ROOT, edited_schema, wait_until
 
 
 def start(server, *options):
@@ -68,6 +69,42 @@ def test_a_short_run_gives_figures_of_everything(make_server, tmp_path):
         many
     )
     assert many["load_tool"]["us_per_answer"] > 10 and figures["samples"], many
+
+
+def test_rooms_rematches_and_bots_are_played(make_server, tmp_path):
+    def edit(tree):
+        tree["queues"]["rated"]["rematch_seconds"] = 5
+        bots = {"after_seconds": 0.2, "skill": "near"}
+        tree["queues"]["random"].update(bots=bots, answer_seconds=1)
+
+    server = make_server(edited_schema(edit))
+    runs = [
+        ("--queue", "friends", "--room", "3", "--players", "6"),
+        ("--queue", "rated", "--rematch", "--players", "2"),
+        ("--queue", "random", "--players", "1"),
+    ]
+    files = [tmp_path / f"{number}.json" for number in range(len(runs))]
+    tools = [
+        start(server, *options, "--minutes", "0.1", "--json", str(file))
+        for options, file in zip(runs, files)
+    ]
+    printed = [tool.communicate(timeout=120)[0] for tool in tools]
+    assert [tool.returncode for tool in tools] == [0, 0, 0], printed
+    steps = [json.loads(file.read_text())["steps"][0] for file in files]
+    assert all(step["answers"] > 2 and step["games_ended"] for step in steps), steps
+    rooms, again, _ = steps
+    assert rooms["filled_ms"]["count"] == rooms["begun_ms"]["count"] == 2, rooms
+    assert 0.8 < rooms["measured_share"] < 1.2 and rooms["games_started"] > 1, rooms
+    assert again["games_started"] > 1 and again["tickets_timed_out"] == 0, again
+    pairs = [
+        pair
+        for key in server.redis.keys("game:*")
+        for pair in server.redis.hmget(key, "plan", "state")
+    ]
+    series = [trivia.parse_plan(plan).get("series") for plan in pairs[::2]]
+    assert any(series), series
+    refused = start(server, "--queue", "friends", "--room", "3", "--players", "4")
+    assert "multiples of 3" in refused.communicate(timeout=60)[0] and refused.returncode == 1
 
 
 def test_a_server_that_dies_is_an_error(make_server, tmp_path):
