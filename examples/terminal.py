@@ -1,7 +1,12 @@
 """A client for the terminal: plays trivia on the screen, or runs bots to play against.
 
     python examples/terminal.py play
+    python examples/terminal.py play --queue solo           alone; daily: the questions of today
+    python examples/terminal.py play --queue friends        opens a private room
+    python examples/terminal.py play --code ABC234          joins a room, or takes a challenge
+    python examples/terminal.py play --challenge            makes a challenge and plays it first
     python examples/terminal.py bot -n 2
+    python examples/terminal.py bot -n 3 --queue friends --room
 
 Needs Python 3.11 or later and `pip install websockets`; `play` also needs `pip install rich`.
 
@@ -77,6 +82,30 @@ MAX_RETRY_AFTER = 30  # seconds; a longer Retry-After is an error
 OVERDUE = 30.0  # seconds that a bot waits after a deadline before it reports an error
 REJOINS = 3  # times in a row that a bot joins again after `cancelled`
 
+# Errors after which the player is nowhere: the server did not let them in.
+NOT_IN = {
+    "already_played",
+    "challenge_full",
+    "challenge_played",
+    "code_needed",
+    "expired_code",
+    "kicked",
+    "malformed_code",
+    "own_challenge",
+    "queue_closed",
+    "queue_full",
+    "room_full",
+    "room_locked",
+    "too_many_attempts",
+    "unknown_code",
+}
+CANCELLED = {
+    "timeout": "Nobody came in time",
+    "left": "You left",
+    "kicked": "The host sent you away",
+    "closed": "The queue is closed",
+}
+
 
 class TriviaError(Exception):
     """An error that ends the program. Its text is for the user."""
@@ -98,6 +127,11 @@ class Refused(TriviaError):
         super().__init__(f"{text} (wait {seconds} s)" if self.retry_after else text)
 
 
+def is_refusal(message: Message) -> bool:
+    """Whether the server did not let the player into a queue, a room or a challenge."""
+    return message["type"] == "error" and message["code"] in NOT_IN
+
+
 def close_code(error: Exception) -> int | None:
     """The close code that the server sent, if any."""
     return error.rcvd.code if isinstance(error, ConnectionClosed) and error.rcvd else None
@@ -106,8 +140,10 @@ def close_code(error: Exception) -> int | None:
 class Client:
     """A player's account and WebSocket. Reconnects when the connection is lost."""
 
-    def __init__(self, url: str, queue: str) -> None:
+    def __init__(self, url: str, queue: str, code: str = "") -> None:
         self.url, self.queue = url.rstrip("/"), queue
+        self.code = code  # of a room or of a challenge
+        self._in_room = False  # a player stays there when a game has ended
         self.username = self._token = ""
         self._socket: ClientConnection | None = None
         self._failures = 0
@@ -139,30 +175,45 @@ class Client:
                 raise
             raise TriviaError(f"wrong password for {name}") from None
 
+    async def make_challenge(self) -> str:
+        """Makes a challenge, which this player then plays first. Returns its code."""
+        reply = await self._ask("/challenges", queue=self.queue)
+        self.code = reply["code"]
+        return self.code
+
     async def _enter(self, path: str, **body: str) -> None:
-        """Registers or logs in. Repeats after Retry-After while the server is busy."""
+        """Registers or logs in."""
+        reply = await self._ask(path, **body)
+        try:
+            self._token, self.username = reply["token"], reply["user"]["username"]
+        except (LookupError, TypeError) as error:
+            raise TriviaError(f"{self.url} is not a trivia server") from error
+
+    async def _ask(self, path: str, **body: str) -> Message:
+        """Posts a request. Repeats it after Retry-After while the server is busy."""
         for more_tries in reversed(range(10)):
             try:
-                await asyncio.to_thread(self._post, path, body)
-                return
+                return await asyncio.to_thread(self._post, path, body)
             except Refused as error:
                 if not (more_tries and 0 < error.retry_after <= MAX_RETRY_AFTER):
                     raise
                 await asyncio.sleep(error.retry_after + random.random())
+        raise AssertionError("the last try returns or raises")
 
-    def _post(self, path: str, body: Message) -> None:
+    def _post(self, path: str, body: Message) -> Message:
         data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         request = urllib.request.Request(self.url + path, data, headers)
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
-                reply = json.load(response)
-                self._token, self.username = reply["token"], reply["user"]["username"]
+                return json.load(response)
         except urllib.error.HTTPError as error:
             raise Refused(error.code, error.headers, error.read()) from None
         except (OSError, http.client.HTTPException) as error:
             why = getattr(error, "reason", error)
             raise TriviaError(f"no connection to {self.url}: {why}") from error
-        except (ValueError, LookupError, TypeError) as error:
+        except ValueError as error:
             raise TriviaError(f"{self.url} is not a trivia server") from error
 
     async def messages(self) -> AsyncIterator[Message]:
@@ -189,19 +240,26 @@ class Client:
 
     async def _connect(self) -> ClientConnection:
         path = f"/game/{urllib.parse.quote(self.queue, safe='')}"
+        if self.code:
+            path += f"?code={urllib.parse.quote(self.code, safe='')}"
         headers = {"Authorization": f"Bearer {self._token}"}
         url = "ws" + self.url.removeprefix("http") + path
         return await connect(url, additional_headers=headers, close_timeout=2)
 
     async def _track(self, message: Message) -> None:
-        """Asks for an update after a gap in `seq`, and notes the end of a game."""
+        """Asks for an update after a gap in `seq`. Notes whether and where to reconnect."""
         self._failures = 0
         kind, seq = message["type"], message.get("seq")
         if seq is not None:
             if kind != "update" and seq > self._seen.get(message["game"], 0) + 1:
                 await self.send("check")
             self._seen = {message["game"]: seq}
-        if kind in ("end", "cancelled"):
+        if kind == "start":
+            self.wanted.set()
+        elif kind == "room":
+            self.code, self._in_room = message["code"], True
+        elif kind == "cancelled" or is_refusal(message) or (kind == "end" and not self._in_room):
+            self.code, self._in_room = "", False
             self.wanted.clear()
 
     def _pause(self, error: Exception) -> float:
@@ -247,7 +305,7 @@ class Game:
 
     me: str
     online: bool = False
-    phase: str = "joining"  # queued, start, question, reveal, settle, over, cancelled
+    phase: str = "joining"  # queued, room, start, question, reveal, settle, over, cancelled
     deadline: float | None = None  # end of the phase, in time.monotonic()
     span: float = 0.0  # length of the phase, in seconds
     note: str = ""
@@ -265,10 +323,23 @@ class Game:
     emoji: dict[str, tuple[str, float]] = field(default_factory=dict)  # (emoji, shown until)
     ranking: list[Message] = field(default_factory=list)
     reason: str = ""
+    room: Message = field(default_factory=dict)  # the private room that the player is in
+    rematch: bool = False  # the players may agree to play again
+    series: dict[str, int] = field(default_factory=dict)  # games won of those in a row
 
     @property
     def running(self) -> bool:
         return self.phase in ("start", "question", "reveal", "settle")
+
+    @property
+    def is_host(self) -> bool:
+        return bool(self.room) and self.room["host"] == self.me
+
+    @property
+    def others(self) -> list[str]:
+        """The other players of the room."""
+        names = [player["username"] for player in self.room.get("players", ())]
+        return [name for name in names if name != self.me]
 
     @property
     def left(self) -> float:
@@ -293,7 +364,7 @@ class Game:
         return place + (rating if mine.get("counts", True) else ", which does not count")
 
     def _reset(self) -> None:
-        vars(self).update(vars(Game(self.me, online=True)))
+        vars(self).update(vars(Game(self.me, online=True, room=self.room)))
 
     def _enter(self, phase: str, ms: float | None) -> None:
         # `update` has only the time left. The longest value of a phase is its length.
@@ -322,9 +393,22 @@ class Game:
         self._reset()
         self._enter("queued", message.get("timeout_ms"))
 
+    def on_room(self, message: Message) -> None:
+        self.room = message
+        if not self.running and self.phase != "over":  # the result stays until a key is pressed
+            self.back_to_room()
+
+    def back_to_room(self) -> None:
+        """Shows the room instead of the result of its last game."""
+        self._reset()
+        self._enter("room", None)
+
     def on_cancelled(self, message: Message) -> None:
+        self._stop(CANCELLED.get(message["reason"], message["reason"]))
+
+    def _stop(self, reason: str) -> None:
         self._enter("cancelled", 0)
-        self.reason = message["reason"]
+        self.reason, self.room = reason, {}
 
     def on_start(self, message: Message) -> None:
         self._new_game(message)
@@ -367,13 +451,24 @@ class Game:
         self.emoji[message["player"]] = message["emoji"], time.monotonic() + 4
 
     def on_end(self, message: Message) -> None:
-        self._enter("over", 0)
+        self._enter("over", message.get("rematch_ms", 0))
         self.reason, self.ranking = message["reason"], message["ranking"]
+        self.rematch, self.series = "rematch_ms" in message, message.get("series", {})
+
+    def on_rematch(self, message: Message) -> None:
+        if self.phase == "over":
+            self.rematch = message["expires_ms"] > 0
+            agreed = f"{', '.join(message['players'])}: play again!" if message["players"] else ""
+            self.note = agreed if self.rematch else "There is no rematch."
 
     def on_error(self, message: Message) -> None:
         self.note = message["message"]
         if message["code"] == "late_answer":
             self.choice = None
+        elif message["code"] == "rematch_over":
+            self.rematch = False
+        elif is_refusal(message):
+            self._stop(message["message"])
 
 
 HANDLERS = {name[3:]: method for name, method in vars(Game).items() if name.startswith("on_")}
@@ -465,6 +560,9 @@ def result_view(game: Game) -> RenderableType:
             color = "red" if change(row).startswith("-") else "green"
             cells += [f"{row['rating']:.0f}", Text(change(row), color)]
         table.add_row(*cells)
+    if game.series:
+        won = ", ".join(f"{name} {count}" for name, count in game.series.items())
+        table.caption = plain(f"Games won: {won}")
     return table
 
 
@@ -473,12 +571,28 @@ def introduction(player: Message) -> str:
     return f"{player['username']}{rating}"
 
 
+def room_line(room: Message) -> Callable[[Message], str]:
+    """Returns how a player of a room is shown."""
+
+    def line(player: Message) -> str:
+        name = player["username"]
+        host = " (host)" if name == room["host"] else ""
+        return introduction(player) + host + ("" if name in room["connected"] else " …")
+
+    return line
+
+
 def waiting_view(game: Game, notice: str) -> RenderableType:
     title, lines = "Joining…", [notice]
     if game.phase == "queued":
         title = "Waiting for other players…"
     elif game.phase == "cancelled":
-        title = "No opponent was found" if game.reason == "timeout" else "You left"
+        title = game.reason
+    elif game.phase == "room":
+        title, lines = (
+            f"Room {game.room['code']}",
+            list(map(room_line(game.room), game.room["players"])),
+        )
     elif game.phase == "start":
         title = f"{game.rounds} questions"
         lines = [introduction(player) for player in game.players]
@@ -594,7 +708,8 @@ class Player:
         self.game = Game(client.username)
         self.results: list[str] = []
         self._typed: asyncio.Queue[str] = asyncio.Queue()
-        self._no_keys = self._choosing_emoji = False
+        self._no_keys = False
+        self._choosing = ""  # e: an emoji; k, p: whom to send away, or to make the host
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -623,13 +738,19 @@ class Player:
 
     def _keys(self) -> str:
         """Returns the line that names the keys which work now."""
-        if self._choosing_emoji:
-            return " " + "  ".join(f"{number} {emoji}" for number, emoji in enumerate(EMOJI, 1))
-        if self.game.phase in ("over", "cancelled"):
-            return " Play again? y/n"
-        if not self.game.running or not self.game.online:
+        game = self.game
+        if self._choosing:
+            choices = EMOJI if self._choosing == "e" else game.others
+            return " " + "  ".join(f"{number} {one}" for number, one in enumerate(choices, 1))
+        if game.phase in ("over", "cancelled"):
+            rematch = "r: the same players again   " if game.rematch else ""
+            return f" {rematch}{'y: back to the room' if game.room else 'Play again? y'}   n: stop"
+        if game.phase == "room" and game.is_host:
+            lock = "unlock" if game.room["locked"] else "lock"
+            return f" b: begin   l: {lock}   k: send away   p: pass the room on   Ctrl-C: leave"
+        if not game.running or not game.online:
             return " Ctrl-C: leave"
-        count = len(self.game.question["choices"]) if self.game.can_answer else 0
+        count = len(game.question["choices"]) if game.can_answer else 0
         answer = f"1-{count} or a-{'abcd'[count - 1]}: answer   " if count else ""
         return f" {answer}e: emoji   Ctrl-C: leave"
 
@@ -645,16 +766,36 @@ class Player:
                 if self.game.phase in ("over", "cancelled"):
                     if key == "n":
                         return
-                    if key == "y":
-                        self.game = Game(self.game.me, self.game.online)
-                        await self.client.join()
+                    await self._press_after_game(key)
+                elif self.game.phase == "room":
+                    await self._press_in_room(key)
                 elif self.game.running:
-                    await self._press(key)
+                    await self._press_in_game(key)
 
-    async def _press(self, key: str) -> None:
-        """Handles a key during a game."""
+    async def _press_after_game(self, key: str) -> None:
+        if key == "r" and self.game.rematch:
+            await self.client.send("rematch", accept=True)
+        elif key == "y" and self.game.room:
+            self.game.back_to_room()
+        elif key == "y":
+            self.game = Game(self.game.me, self.game.online)
+            await self.client.join()
+
+    async def _press_in_room(self, key: str) -> None:
+        game = self.game
+        choosing, self._choosing = self._choosing, key if game.is_host and key in "kp" else ""
+        number = int(key) if key.isdecimal() else 0
+        if choosing and 0 < number <= len(game.others):
+            act = "kick" if choosing == "k" else "pass"
+            await self.client.send(act, player=game.others[number - 1])
+        elif key == "b" and game.is_host:
+            await self.client.send("begin")
+        elif key == "l" and game.is_host:
+            await self.client.send("lock", locked=not game.room["locked"])
+
+    async def _press_in_game(self, key: str) -> None:
         game, choice = self.game, CHOICE_KEYS.get(key)
-        choosing, self._choosing_emoji = self._choosing_emoji, key == "e"
+        choosing, self._choosing = self._choosing, "e" if key == "e" else ""
         if choosing and key in "12345678":
             game.on_emoji({"player": game.me, "emoji": EMOJI[int(key) - 1]})
             await self.client.send("emoji", emoji=EMOJI[int(key) - 1])
@@ -664,7 +805,7 @@ class Player:
 
 
 async def play(args: argparse.Namespace) -> int:
-    client = Client(args.url, args.queue)
+    client = Client(args.url, args.queue, args.code)
     if args.name:
         new = await client.log_in(args.name, args.password)
         notice = f"{'Registered' if new else 'Logged in'} as {client.username}"
@@ -673,6 +814,8 @@ async def play(args: argparse.Namespace) -> int:
         password = args.password or secrets.token_urlsafe(9)
         await client.register(name, password)
         notice = f"New account {client.username}, password {password}"
+    if args.challenge:
+        notice += f"; friends play the same questions with the code {await client.make_challenge()}"
     print(notice)
     player = Player(client, notice)
     try:
@@ -686,9 +829,10 @@ async def play(args: argparse.Namespace) -> int:
 class Bot:
     """A player that answers at random, since the server shows the right answer only afterwards."""
 
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
+    def __init__(self, name: str, args: argparse.Namespace, room: asyncio.Future[str]) -> None:
         self.name, self.args = name, args
-        self.client = Client(args.url, args.queue)
+        self.room = room  # its code, once the first bot has opened it
+        self.client = Client(args.url, args.queue, args.code)
         self.game = Game(name)
         self.finished: set[str] = set()
         self.rejoins = self.late = self.errors = 0
@@ -701,6 +845,8 @@ class Bot:
                 await self.client.log_in(self.name, self.args.password)
             else:
                 await self.client.register(self.name, self.args.password)
+            if self.args.room and not self.name.endswith("-01"):
+                self.client.code = await self.room
             await self._play()
         except TimeoutError:
             self._fail(f"no message after the deadline of {self.game.phase} in game {self.game.id}")
@@ -709,6 +855,8 @@ class Bot:
         finally:
             self._stop_answering()
             await self.client.close()
+            if not self.room.done():
+                self.room.set_exception(TriviaError("nobody opened a room"))
 
     async def _play(self) -> None:
         async with asyncio.timeout(None) as watchdog:
@@ -729,6 +877,8 @@ class Bot:
                 self._say("start", f"game {self.game.id} of {', '.join(self.game.scores)}")
             case "question" | "update":
                 self._schedule_answer()
+            case "room":
+                await self._begin_when_all_are_in()
             case "end":
                 await self._end()
             case "cancelled":
@@ -761,8 +911,21 @@ class Bot:
         self._stop_answering()
         self._say("result", self.game.result())
         self.finished.add(self.game.id)
-        if len(self.finished) != self.args.games:
+        if len(self.finished) == self.args.games:
+            self.client.wanted.clear()
+        elif self.game.room:
+            await self._begin_when_all_are_in()
+        else:
             await self.client.join()
+
+    async def _begin_when_all_are_in(self) -> None:
+        """Tells the others the code of the room; begins a game in it as its host."""
+        room = self.game.room
+        if not self.room.done():
+            self.room.set_result(room["code"])
+        is_full = room["state"] == "waiting" and len(room["connected"]) == self.args.n
+        if self.args.room and self.game.is_host and is_full and not self.game.running:
+            await self.client.send("begin")
 
     async def _cancelled(self, reason: str) -> None:
         self.rejoins += 1
@@ -783,11 +946,13 @@ class Bot:
 async def run_bots(args: argparse.Namespace) -> int:
     prefix = args.name or f"robot-{secrets.token_hex(2)}"
     args.password = args.password or secrets.token_urlsafe(12)
-    bots = [Bot(f"{prefix}-{number:02}", args) for number in range(1, args.n + 1)]
+    room: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    bots = [Bot(f"{prefix}-{number:02}", args, room) for number in range(1, args.n + 1)]
     try:
         await asyncio.gather(*(bot.run() for bot in bots))
     finally:
         games = len(set().union(*(bot.finished for bot in bots)))
+        room.exception() if room.done() else room.cancel()
         late, errors = sum(bot.late for bot in bots), sum(bot.errors for bot in bots)
         print(f"games finished: {games}, late answers: {late}, errors: {errors}", flush=True)
     # A bot without an opponent is not an error. No game at all is an error.
@@ -803,11 +968,13 @@ def parse_args() -> argparse.Namespace:
     add = shared.add_argument
     add("--url", default="http://127.0.0.1:8000", help="the server (default: %(default)s)")
     add("--queue", default="random", help="the queue to join (default: %(default)s)")
+    add("--code", default="", help="join the room, or take the challenge, of this code")
     add("--password", help="password of the account (default: ask, or generate one)")
     commands = parser.add_subparsers(dest="command", required=True)
 
     person = commands.add_parser("play", parents=[shared], help="play in this terminal")
     person.add_argument("--name", help="log in, or register if free (default: a random name)")
+    person.add_argument("--challenge", action="store_true", help="make a challenge and play it")
     person.set_defaults(run=play)
 
     bot = commands.add_parser("bot", parents=[shared], help="run bots that answer at random")
@@ -817,6 +984,9 @@ def parse_args() -> argparse.Namespace:
     add("--name", metavar="PREFIX", help="log in as PREFIX-01 and so on (default: new accounts)")
     add("--games", type=int, default=1, help="games of a bot, 0: no limit (default: %(default)s)")
     add("--think", **think, help="seconds before an answer, at random (default: 1 4)")
+    add(
+        "--room", action="store_true", help="the first bot opens a room, and begins when all are in"
+    )
     add("--quiet", action="store_true", help="print only errors and the summary")
     bot.set_defaults(run=run_bots)
 
@@ -829,6 +999,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("play needs the package rich: pip install rich")
     if args.run is run_bots and (args.n < 1 or args.games < 0):
         parser.error("-n must be 1 or more, --games 0 or more")
+    if args.run is play and args.challenge and args.queue == "random":
+        args.queue = "challenge"
     if args.run is run_bots and not 0 <= args.think[0] <= args.think[1] < math.inf:
         parser.error("--think needs two times, the shorter one first")
     return args

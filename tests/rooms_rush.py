@@ -4,7 +4,7 @@
 
 One worker's parts run in this process, on a Redis of their own, without connections of phones: 80,000 of them do not fit
 on a small machine. Each player is an account in Redis. `Rooms.join` and `Rooms.begin` do what they do for a phone, and
-each match becomes a game that plays on. Shown are calls a second and CPU, of this process and of Redis, of each step.
+each match becomes a game, whose first question is far away: what it takes to play is not of interest here. Shown are calls a second and CPU, of this process and of Redis, of each step.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def main() -> None:
     """python tests/rooms_rush.py."""
     options = options_of()
     with tempfile.TemporaryDirectory(prefix="rush-") as folder:
-        os.environ["TRIVIA_DATA"] = folder
+        schema = Path(folder, "schema.yaml")
+        schema.write_text("extends: shipped\nqueues: {friends: {start_seconds: 86400}}\n")
+        os.environ |= {"TRIVIA_DATA": folder, "TRIVIA_SCHEMA": str(schema)}
         os.environ["TRIVIA_LOG"] = "warning"
         import trivia
 

@@ -1,6 +1,8 @@
 """Whole servers: how they start, stop, come back, share a Redis, run under other ASGI servers, or refuse to start."""
 
+import asyncio
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -19,7 +21,17 @@ import redis
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
 import trivia
-from conftest import FOLDER, PASSWORD, ROOT, Valkey, edited_schema, play_all, redis_at, wait_until
+from conftest import (
+    FOLDER,
+    PASSWORD,
+    ROOT,
+    Valkey,
+    edited_schema,
+    play_all,
+    redis_at,
+    unique_name,
+    wait_until,
+)
 
 UVICORN = [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"]
 TRIVIA = [sys.executable, "trivia.py"]
@@ -646,6 +658,98 @@ def test_two_bots_play_against_the_server(server):
         ]
     )
     assert code == 0 and "games finished: 1, late answers: 0, errors: 0" in printed, printed
+
+
+def test_bots_meet_in_a_private_room_and_play_there_again(server):
+    url = f"http://127.0.0.1:{server.port}"
+    bots = [sys.executable, "examples/terminal.py", "bot", "-n", "3", "--think", "0", "0.1"]
+    code, printed = run([*bots, "--url", url, "--queue", "friends", "--room", "--games", "2"])
+    assert code == 0 and "games finished: 2, late answers: 0, errors: 0" in printed, printed
+
+
+@pytest.fixture(scope="module")
+def terminal():
+    """examples/terminal.py as a module."""
+    spec = importlib.util.spec_from_file_location("terminal", ROOT / "examples" / "terminal.py")
+    sys.modules["terminal"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_terminal_client_plays_alone_and_challenges(server, terminal):
+    async def play(client):
+        game = terminal.Game(client.username)
+        async for message in client.messages():
+            game.apply(message)
+            if game.can_answer:
+                game.choice = 0
+                await client.send("answer", round=game.round, choice=0)
+            if not client.wanted.is_set():
+                return game
+
+    async def everything():
+        url = f"http://127.0.0.1:{server.port}"
+        ann, bob = terminal.Client(url, "challenge"), terminal.Client(url, "solo")
+        await ann.register(unique_name(), PASSWORD)
+        await bob.register(unique_name(), PASSWORD)
+        code = await ann.make_challenge()
+        games = [await play(ann), await play(bob)]
+        await bob.close()
+        bob.wanted.set()
+        bob.code = code.lower()
+        games.append(await play(bob))
+        await ann.close()
+        ann.wanted.set()
+        ann.code = code
+        return [*games, await play(ann)]
+
+    first, solo, second, again = asyncio.run(everything())
+    assert [game.phase for game in (first, solo, second)] == ["over"] * 3
+    assert [len(game.players) for game in (first, solo, second)] == [1, 1, 2]
+    assert again.phase == "cancelled" and "played" in again.reason
+
+
+def test_the_keys_of_the_terminal_direct_a_room_and_ask_for_a_rematch(terminal):
+    sent = []
+
+    class Client:
+        username = "ann"
+
+        async def send(self, kind, **fields):
+            sent.append((kind, fields))
+
+    player = terminal.Player(Client(), "")
+    room = {"type": "room", "code": "ABC256", "host": "ann", "locked": False, "state": "waiting"}
+    people = [{"username": "ann"}, {"username": "bob"}, {"username": "eve"}]
+    room |= {"players": people, "connected": ["ann", "bob"]}
+    player.game.apply({"type": "online"})
+    player.game.apply(room)
+    assert player.game.phase == "room" and "b: begin" in player._keys()
+    for key in "blk2p1x":
+        asyncio.run(player._press_in_room(key))
+    assert sent == [
+        ("begin", {}),
+        ("lock", {"locked": True}),
+        ("kick", {"player": "eve"}),
+        ("pass", {"player": "bob"}),
+    ]
+    player.game.apply(room | {"host": "bob"})
+    asyncio.run(player._press_in_room("b"))
+    assert len(sent) == 4 and "begin" not in player._keys()
+    player.game.apply({"type": "cancelled", "reason": "kicked"})
+    assert (player.game.phase, player.game.reason) == ("cancelled", "The host sent you away")
+    end = {"type": "end", "reason": "finished", "ranking": [], "rematch_ms": 9000}
+    player.game.apply(end | {"series": {"ann": 1, "bob": 0}})
+    assert "r: the same players" in player._keys()
+    asyncio.run(player._press_after_game("r"))
+    assert sent[4:] == [("rematch", {"accept": True})]
+    player.game.apply({"type": "rematch", "players": [], "expires_ms": 0})
+    assert "r: the same players" not in player._keys() and "no rematch" in player.game.note
+    screen = terminal.screen_view(player.game, "", player._keys(), 80, 24)
+    console = terminal.Console(width=80, height=24)
+    with console.capture() as printed:
+        console.print(screen)
+    assert "Games won: ann 1, bob 0" in printed.get()
 
 
 def test_bots_fail_with_one_line_where_no_server_is():

@@ -107,6 +107,12 @@ def test_rooms_rematches_and_bots_are_played(make_server, tmp_path):
     assert "multiples of 3" in refused.communicate(timeout=60)[0] and refused.returncode == 1
 
 
+def test_rooms_are_opened_filled_and_begun_without_sockets():
+    command = [sys.executable, "tests/rooms_rush.py", "--rooms", "3", "--players", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "3 rooms of 4 in" in done.stdout, done.stdout + done.stderr
+
+
 def test_a_server_that_dies_is_an_error(make_server, tmp_path):
     server, file = make_server(), tmp_path / "figures.json"
     tool = start(
