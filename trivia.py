@@ -178,11 +178,12 @@ switch, has changed
 The five parts: contract (settings, errors, JSON, log, metrics, words, fields and forms, schema
 file, schema reader, schema checks, streaks, schema), store (keys and format, client, cluster,
 Redis), play (questions, question files, question statistics, passwords, claims, users,
-leaderboards, daily questions, challenges, lobby, game, rematches, bots, views of games, games,
-rooms, personal data, chores, blocks, reports, guests, merges, identities, mail, recovery, switches,
-repairs, console, console of questions, stored schema, migration), wire (messages, outlets, joining,
-connections, hub, routes, sign-in routes, player routes, operator routes, documents, pages), process
-(worker, app, protocols, adapter, embedded Redis, commands, doctor, backup).
+leaderboards, daily questions, codes, challenges, lobby, game, rematches, bots, views of games,
+games, rooms, personal data, chores, blocks, reports, guests, merges, identities, mail, recovery,
+switches, repairs, console, console of questions, stored schema, migration), wire (messages,
+outlets, joining, connections, hub, routes, sign-in routes, player routes, operator routes,
+documents, pages), process (worker, app, protocols, adapter, embedded Redis, commands, doctor,
+backup).
 """
 
 from __future__ import annotations
@@ -3064,7 +3065,6 @@ class Library:
 LIBRARY = Library(LIBRARY_FILE)
 
 
-# AsyncIterator Callable
 # ---- client --------------------------------------------------------------------------------------
 # A connection to one node: RESP3, pipelined, one for each worker and node. Commands that are issued
 # in one turn of the event loop leave in one write. Events come back on the same connection, in
@@ -6179,6 +6179,53 @@ class Draws:
         await asyncio.gather(*(self.redis.call("HDEL", key, uid) for key in self._attempts()))
 
 
+# ---- codes ---------------------------------------------------------------------------------------
+# Codes by which friends find a room or a challenge. They are typed and read aloud: they have no
+# vowels, none of the letters and digits that look alike, and no rude words (words/codes.txt).
+#
+# Who guesses must wait: unknown codes are counted for each network and for each player. There are
+# 85 million codes of rooms, and a network may try 20 unknown ones a minute. Among 10,000 rooms that
+# finds one in seven hours.
+
+CODE_LETTERS = "CDFHJKMNPRTVWXY256789"
+ROOM_CODE_LENGTH = 6
+CHALLENGE_CODE_LENGTH = 8  # there are more of them than rooms, and they last for days
+NO_CODE = "-"  # stands for a code that is not looked up
+DIGITS_AS_LETTERS = str.maketrans("256789", "ZSGTBG")
+
+
+@functools.cache
+def _rude_codes() -> re.Pattern:
+    return re.compile("|".join(read_words("codes")))
+
+
+def draw_code(length: int) -> str:
+    """Draws a code, in which nobody reads a rude word."""
+    while True:
+        code = "".join(secrets.choice(CODE_LETTERS) for _ in range(length))
+        if not _rude_codes().search(code.translate(DIGITS_AS_LETTERS)):
+            return code
+
+
+def read_code(text: str, length: int) -> str:
+    """Returns a code as it is stored, however it was typed; NO_CODE if it is malformed."""
+    code = text.upper().replace(" ", "").replace("-", "")
+    return code if re.fullmatch(rf"[A-Z0-9]{{{length}}}", code) else NO_CODE
+
+
+@contextlib.asynccontextmanager
+async def code_tried(allowances: Allowances, network: str, uid: str = "") -> AsyncIterator[None]:
+    """Counts a try of a code, unless the block finds what it stands for.
+
+    Raises Problem too_many_attempts. The block raises Problem if it finds nothing.
+    """
+    tries = allowances.codes(network, uid)
+    if wait_ms := await allowances.take(*tries):
+        raise too_many_attempts(wait_ms)
+    yield
+    await allowances.give_back(*tries)
+
+
 # ---- challenges ----------------------------------------------------------------------------------
 # A player makes a challenge and gets a code. They and their friends then play the same questions in
 # the same order, each alone, within `days`. trivia.lua holds every change. A game of it is a game
@@ -6193,14 +6240,7 @@ class Draws:
 # `contests:{UID}` lists a player's challenges. It is written first, so it may name one that they
 # are not in.
 
-CHALLENGE_CODE_LENGTH = 8  # there are more of them than rooms, and they last for days
 LISTED_CHALLENGES = 50
-
-
-def read_challenge_code(text: str) -> str:
-    """Returns the code of a challenge as it is stored, or NO_CODE if it is none."""
-    code = text.upper().replace(" ", "").replace("-", "")
-    return code if re.fullmatch(rf"[A-Z0-9]{{{CHALLENGE_CODE_LENGTH}}}", code) else NO_CODE
 
 
 class Challenges:
@@ -6229,7 +6269,7 @@ class Challenges:
         plan = dumps(queue.game_rules), quiz, queue.players["max"], ttl_ms, self.keep_s
         ends = 0
         while not ends:
-            code = new_room_code(CHALLENGE_CODE_LENGTH)
+            code = draw_code(CHALLENGE_CODE_LENGTH)
             await self._note(uid, code, round(time.time() * 1000) + ttl_ms)
             key = Keys.contest(code)
             ends = await self.redis.run_durably("create_challenge", (key,), name, uid, *plan)
@@ -6245,24 +6285,32 @@ class Challenges:
 
         Returns the queue, and what `join_challenge` says.
         """
-        code = read_challenge_code(text)
+        code = read_code(text, CHALLENGE_CODE_LENGTH)
         person = who.uid, connection, who.turn, over
         if code == NO_CODE:
             return queue, await self._join(NO_CODE, person, "code_needed")
-        tries = self.users.allowances.codes(who.network, who.uid)
-        if await self.users.allowances.take(*tries):
-            return queue, await self._join(NO_CODE, person, "too_many_attempts")
-        fields = "queue", "ends", "owner"
-        name, ends, owner = await self.redis.call("HMGET", Keys.contest(code), *fields)
-        if name is not None and await hidden_pairs(self.redis, [who.uid, owner]):
-            return queue, await self._join(NO_CODE, person, "unknown_code")
-        if name is not None:
-            await self.users.allowances.give_back(*tries)
-            await self._note(who.uid, code, int(ends))
-        if name is not None and name not in self.schema.queues:
+        try:
+            async with code_tried(self.users.allowances, who.network, who.uid):
+                fields = await self._open_to(code, who.uid)
+        except Problem as problem:
+            return queue, await self._join(NO_CODE, person, problem.code)
+        await self._note(who.uid, code, int(fields["ends"]))
+        if fields["queue"] not in self.schema.queues:
             return queue, await self._join(NO_CODE, person, "expired_code")
-        queue = self.schema.queues.get(name, queue)
+        queue = self.schema.queues[fields["queue"]]
         return queue, await self._join(code, person, "unknown_code")
+
+    async def _open_to(self, code: str, uid: str) -> dict[str, str]:
+        """Returns a challenge. Raises Problem unknown_code if there is none.
+
+        So it is for who has blocked its owner, or was blocked by them, and is not in it.
+        """
+        fields = await self.redis.call("HGETALL", Keys.contest(code))
+        owner = fields.get("owner")
+        is_stranger = uid and uid != owner and f"run:{uid}" not in fields
+        if not fields or (is_stranger and await hidden_pairs(self.redis, [uid, owner])):
+            raise Problem("unknown_code")
+        return fields
 
     async def _join(self, code: str, person: tuple, why: str) -> list[str]:
         """Runs join_challenge; `why` is the refusal of a code that is not known."""
@@ -6302,16 +6350,11 @@ class Challenges:
 
     async def preview(self, text: str, uid: str, network: str) -> dict:
         """Returns a challenge; with its answers if the caller has played it. Raises Problem."""
-        code = read_challenge_code(text)
+        code = read_code(text, CHALLENGE_CODE_LENGTH)
         if code == NO_CODE:
             raise Problem("malformed_code")
-        tries = self.users.allowances.codes(network, uid)
-        if wait_ms := await self.users.allowances.take(*tries):
-            raise too_many_attempts(wait_ms)
-        fields = await self.redis.call("HGETALL", Keys.contest(code))
-        if not fields or (uid and await hidden_pairs(self.redis, [uid, fields["owner"]])):
-            raise Problem("unknown_code")
-        await self.users.allowances.give_back(*tries)
+        async with code_tried(self.users.allowances, network, uid):
+            fields = await self._open_to(code, uid)
         view, runs = self._view(code, fields, await self._names_in([fields]))
         if self._runs(fields).get(uid):
             view["rounds"] = await self._rounds(fields["quiz"], runs)
@@ -7700,30 +7743,6 @@ class Games(GameViews):
 # change of a room. A room stays after its game. It closes when it is empty, or when nothing happens
 # in it for `wait_seconds`. Its games are formed and played like any others. They move no rating and
 # are no wins: the players chose each other.
-#
-# A code has no vowels, and none of the letters and digits that look alike. There are 85 million,
-# and a network may try 20 unknown ones a minute. Among 10,000 rooms that finds one in seven hours.
-
-CODE_LETTERS = "CDFHJKMNPRTVWXY256789"
-CODE_LENGTH = 6
-CODE_FORM = re.compile(r"[A-Z0-9]{6}")
-NO_CODE = "-"  # stands for a code that is not looked up
-DIGITS_AS_LETTERS = str.maketrans("256789", "ZSGTBG")
-RUDE = re.compile("FCK|FKN|KKK|XXX|WTF|SHT|BTCH|DCK|CNT|PRN|TWT|PNS|VGN|NGG|NGR|CRP|SS")
-
-
-def new_room_code(length: int = CODE_LENGTH) -> str:
-    """Returns a random code, in which nobody reads a rude word."""
-    while True:
-        code = "".join(secrets.choice(CODE_LETTERS) for _ in range(length))
-        if not RUDE.search(code.translate(DIGITS_AS_LETTERS)):
-            return code
-
-
-def read_code(text: str) -> str:
-    """Returns a code as it is stored, however it was typed; NO_CODE if it is malformed."""
-    code = text.upper().replace(" ", "").replace("-", "")
-    return code if CODE_FORM.fullmatch(code) else NO_CODE
 
 
 class Rooms:
@@ -7751,7 +7770,8 @@ class Rooms:
         Returns the queue of the room and what `join_room` says. `over` is the game that has ended
         for the player, or ''. A code of a challenge is passed on.
         """
-        if read_challenge_code(code) != NO_CODE or (queue.is_challenge and not code):
+        is_challenge = read_code(code, CHALLENGE_CODE_LENGTH) != NO_CODE
+        if is_challenge or (queue.is_challenge and not code):
             return await self.games.challenges.join(who, connection, over, queue, code)
         seat_text, user = await asyncio.gather(
             self.redis.call("HGET", Keys.seats, who.uid), self.games.users.load(who.uid)
@@ -7764,17 +7784,18 @@ class Rooms:
             code = seat.party
         if not code:
             return queue, await self._open(who, queue, person, portrait)
-        code = read_code(code)
+        code = read_code(code, ROOM_CODE_LENGTH)
         if seat and seat.party == code:
             return await self._enter(queue, code, person, portrait)
-        tries = self.allowances.codes(who.network, who.uid)
-        if code == NO_CODE:
-            return queue, await self._refuse("malformed_code", queue, person, portrait)
-        if await self.allowances.take(*tries):
-            return queue, await self._refuse("too_many_attempts", queue, person, portrait)
-        queue, reply = await self._enter(queue, code, person, portrait)
-        if reply[0] != "refused" or reply[1] not in ("unknown_code", "expired_code"):
-            await self.allowances.give_back(*tries)
+        try:
+            if code == NO_CODE:
+                raise Problem("malformed_code")
+            async with code_tried(self.allowances, who.network, who.uid):
+                queue, reply = await self._enter(queue, code, person, portrait)
+                if reply[0] == "refused" and reply[1] in ("unknown_code", "expired_code"):
+                    raise Problem(reply[1])
+        except Problem as problem:
+            reply = await self._refuse(problem.code, queue, person, portrait)
         return queue, reply
 
     async def _refuse(self, why: str, queue: Queue, person: tuple, portrait: tuple) -> list:
@@ -7794,7 +7815,7 @@ class Rooms:
             return await self._refuse("too_many_attempts", queue, person, portrait)
         reply = ["taken"]
         while reply[0] == "taken":
-            reply = await self._join(queue, new_room_code(), person, 1, portrait)
+            reply = await self._join(queue, draw_code(ROOM_CODE_LENGTH), person, 1, portrait)
         return reply
 
     def _join(
@@ -7857,18 +7878,15 @@ class Rooms:
 
     async def preview(self, text: str, network: str, uid: str) -> dict:
         """Returns what a link shows of a room, to a user or to anybody (''). Raises Problem."""
-        code = read_code(text)
+        code = read_code(text, ROOM_CODE_LENGTH)
         if code == NO_CODE:
             raise Problem("malformed_code")
-        tries = self.allowances.codes(network)
-        if wait_ms := await self.allowances.take(*tries):
-            raise too_many_attempts(wait_ms)
-        shown, host = await asyncio.gather(
-            self.show(code), self.redis.call("HGET", Keys.room(code), "host")
-        )
-        if uid and host and await hidden_pairs(self.redis, [uid, host]):
-            raise Problem("unknown_code")
-        await self.allowances.give_back(*tries)
+        async with code_tried(self.allowances, network):
+            shown, host = await asyncio.gather(
+                self.show(code), self.redis.call("HGET", Keys.room(code), "host")
+            )
+            if uid and host and await hidden_pairs(self.redis, [uid, host]):
+                raise Problem("unknown_code")
         return json.loads(shown)
 
 
@@ -8109,7 +8127,8 @@ class Chores:
 
 # ---- blocks --------------------------------------------------------------------------------------
 # Who has blocked another player does not meet them, nor the other way round: no match, no messages,
-# no profile, no room of theirs. Both are in one game only if a third player invited both.
+# no profile, no room, no challenge of theirs. Both are in one game only if a third player invited
+# both.
 #
 # `blocks:{UID}` is the truth. `blockers:{UID}` of the other player, `hidden:{lobby}`, by which the
 # functions of the lobby match, and the mutes of a running game follow from it. They have other hash

@@ -197,6 +197,27 @@ def test_each_refusal_has_its_code_and_changes_nothing(house):
     stranger.expect("start", queue="solo")
 
 
+def test_a_challenge_of_a_player_who_is_blocked_looks_like_an_unknown_code(house):
+    ann, bob, cid = house.register(), house.register(), house.register()
+    code = make(house, ann)
+    phone = play(house, bob, code)
+    for blocker, blocked in ((ann, bob), (cid, ann)):
+        path = f"/users/{blocked['user']['username']}/block"
+        assert house.http("PUT", path, token=blocker["token"]).status == 204
+    before = stored(house, code)
+    stranger = enter(house, cid, code)
+    stranger.refused("unknown_code")
+    join_refused(stranger, "unknown_code", code)
+    house.http("GET", f"/challenges/{code}", token=cid["token"]).refused(404, "unknown_code")
+    assert stored(house, code) == before
+    join_refused(phone, "challenge_played", code)  # who is in it stays in it
+    assert show(house, code, bob)["players"][0]["player"] == phone.name
+    path = f"/users/{ann['user']['username']}/block"
+    assert house.http("DELETE", path, token=cid["token"]).status == 204
+    stranger.send("join", code=code)
+    stranger.expect("start")
+
+
 def test_routes_refuse_what_is_no_challenge(house):
     ann = house.register()
     for queue in ("solo", "nowhere"):
@@ -218,7 +239,7 @@ def test_who_guesses_codes_of_challenges_has_to_wait(house):
     guesser.send("leave")
     guesser.expect("cancelled")
     for _ in range(30):
-        guesser.send("join", code=trivia.new_room_code(8))
+        guesser.send("join", code=trivia.draw_code(8))
         why = guesser.expect("error")["code"]
         if why == "too_many_attempts":
             break
