@@ -3469,7 +3469,7 @@ end
 -- ARGS next_game  id for a new game
 -- ARGS uid        player
 -- ARGS conn       connection
--- ARGS accept     1 or 0
+-- ARGS accept     1; 0; or '' for a player who is erased: their name goes as well
 -- ARGS name       of the queue in which the player waits
 -- Returns {'waiting', queue of the game}, {'over', queue} if they will not play again, {'matched',
 -- queue, match}, or {'rematch_over'} if the player may play no game again; then nothing is done.
@@ -3488,6 +3488,10 @@ function functions.answer_rematch(keys, args)
     seat.queue, seat.since, seat.rating = '-', again.ends, '-'
   else
     seat.party, member.is_here, again.agreed[uid] = '-', false, nil
+  end
+  if accept == '' then
+    member.name = '(erased)'
+    call('HSET', again.key, 'name:' .. uid, member.name)
   end
   write_seat(again.seats, uid, seat)
   return reply(again, settle_rematch(again))

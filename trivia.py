@@ -2799,6 +2799,11 @@ class Seat(NamedTuple):
     game: str
     party: str = ""
 
+    @property
+    def may_play_again(self) -> bool:
+        """Whether the party is the id of a game that the player may play again, and no room."""
+        return len(self.party) == 12
+
     @classmethod
     def parse(cls, text: str | None) -> Seat | None:
         """Parses "connection turn queue since rating game", then a party if there is one."""
@@ -6975,9 +6980,11 @@ class Rematches:
         await self.redis.run("offer_rematch", keys, game.id, *rules, *names)
 
     async def answer(
-        self, game: str, uid: str, connection: str, accept: bool, queue: str
+        self, game: str, uid: str, connection: str, accept: int | str, queue: str
     ) -> list[str]:
         """Says whether a player wants to play a game again. `queue` is where they wait meanwhile.
+
+        `accept` is 1 or 0, or '' for a player who is erased.
 
         Returns the outcome, and the queue of the game unless it is 'rematch_over'.
         """
@@ -7982,13 +7989,13 @@ class PersonalData:
                 log.error("an erasure waits: %s", error, extra={"player": uid})
 
     async def _erase(self, uid: str, reserve: bool) -> None:
-        await self.leave_game(uid)
+        await self.withdraw(uid, True)
         keys = Keys.user(uid), Keys.erased(uid)
         if reserve:  # first, or a worker that dies in between leaves them free
             await self.users.reserve_names(await self.users.load(uid))
         fields = await self.redis.run_durably("erase_user", keys, *self.users.claimed)
         await self.users.tell_connection(uid)
-        await self.leave_game(uid)  # their phone may have joined another one meanwhile
+        await self.withdraw(uid, True)  # their phone may have joined anew meanwhile
         await self.users.boards.remove(uid)
         values = pairs_to_dict(fields)
         if reserve:  # a change may have come before the erasure
@@ -8016,11 +8023,21 @@ class PersonalData:
                 await self.redis.call("DEL", Keys.history(guest))
         await self.redis.call("DEL", Keys.merges(uid))
 
-    async def leave_game(self, uid: str) -> None:
-        """Makes the player leave their game for good, so that their opponents need not wait."""
+    async def withdraw(self, uid: str, erases: bool = False) -> None:
+        """Takes a player out of their queue, room, rematch or game, so that nobody waits for them.
+
+        If it `erases`, an offer of a rematch forgets their name as well.
+        """
         seat = await self.lobby.seat_of(uid)
-        if seat is not None and seat.game != "-":
-            await self.games.leave(seat.game, uid, uid)
+        if seat is None:
+            return
+        if seat.may_play_again:
+            answer = "" if erases else 0
+            rematches = self.games.rematches
+            await rematches.answer(seat.party, uid, seat.connection, answer, seat.queue)
+        outcome, game = await self.lobby.leave(seat.queue, uid, seat.connection, False)
+        if outcome == "game":
+            await self.games.leave(game, uid, uid)
 
     async def _forget_games(self, uid: str) -> bool:
         """Takes the player out of their games. Returns False if a game is still being settled."""
@@ -10221,7 +10238,7 @@ class Console:
         """Closes the socket of a player and makes them leave their game, if they are banned."""
         await self.users.tell_connection(uid)
         if ban_of(await self.users.load(uid)):
-            await self.server.personal_data.leave_game(uid)
+            await self.server.personal_data.withdraw(uid)
 
     @act("player name", undo="undo_rename", player=PLAYER_TEXT, name=WHO_TEXT)
     async def rename(self, player: str, name: str) -> Change:

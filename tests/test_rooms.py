@@ -6,7 +6,16 @@ import sys
 
 import pytest
 
-from conftest import ROOT, Server, beside_of, edited_schema, play_all, stop_alone, wait_until
+from conftest import (
+    PASSWORD,
+    ROOT,
+    Server,
+    beside_of,
+    edited_schema,
+    play_all,
+    stop_alone,
+    wait_until,
+)
 
 sys.path.insert(0, str(ROOT))
 
@@ -751,6 +760,29 @@ def test_players_who_all_leave_leave_nothing(house, phones):
         phone.close()
     wait_until(lambda: not seat_of(house, ann) and not seat_of(house, bob))
     assert not offer_of(house, ends[0])
+
+
+def test_an_erased_player_leaves_no_name_in_a_room_and_in_an_offer(house, phones):
+    code, [host, guest, other] = open_room(phones, guests=2)
+    other.drop()  # whose seat is kept for a while
+    host.expect("room", connected=[host.name, guest.name])
+    (ann, bob, cid), ends = meet(phones, "trio", 3)
+    waiting = phones("fill_slow")
+    waiting.expect("queued")
+    for phone in (guest, other, cid, waiting):
+        answer = house.http("DELETE", "/users/me", {"password": PASSWORD}, phone.token)
+        assert answer.status == 204
+    assert names(host.expect("room", players=[host.frames[-1]["players"][0]])) == [host.name]
+    assert ann.expect("rematch", declined=["(erased)"])["expires_ms"] > 0
+    stored = str(house.redis.hgetall(f"room:{{lobby}}:{code}"))
+    stored += str(house.redis.hgetall(f"rematch:{{lobby}}:{ends[0]['game']}"))
+    stored += str(house.redis.zrange("due:{lobby}", 0, -1))
+    for phone in (guest, other, waiting):
+        assert phone.name not in stored and phone.token[:12] not in stored
+    assert cid.name not in stored
+    for phone in (ann, bob):
+        phone.send("rematch", accept=True)
+    assert {player["username"] for player in ann.expect("start")["players"]} == {ann.name, bob.name}
 
 
 # -- bots
