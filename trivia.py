@@ -1611,7 +1611,7 @@ LIMITS = {
     "games_per_user": _whole(1, 10_000),
 }
 # What the server adds to a user, or takes as the name of one.
-ADDED_FIELDS = ("login", "created_at", "guest", "email_confirmed", "providers")
+ADDED_FIELDS = ("login", "created_at", "guest", "provisional", "email_confirmed", "providers")
 _WORD = {"type": "string", "pattern": r"^[^\W\d_]{2,12}$"}
 _WORDS = {"type": "array", "items": _WORD, "minItems": 20, "maxItems": 1000, "uniqueItems": True}
 GUESTS = _object(
@@ -2335,6 +2335,18 @@ class Streak(NamedTuple):
 
 SOLO_WAIT_MS = 10_000  # a game of one player begins at once; another worker may have to form it
 ROOM_WAIT_MS = 3_600_000  # a room without `wait_seconds` closes when nothing happens for so long
+SIGMA = 500  # uncertainty of a new player's rating: two of three are within it
+PROVISIONAL_SIGMA = 300  # with more, a rating is called provisional
+
+
+def whole(value: float) -> int:
+    """Returns the nearest whole number; of two, the higher one."""
+    return math.floor(value + 0.5)
+
+
+def provisional(sigma: float) -> dict[str, bool]:
+    """Returns what goes with a rating of this uncertainty: {provisional: True}, or {}."""
+    return {"provisional": True} if sigma > PROVISIONAL_SIGMA else {}
 
 
 def _read_integer(text: str) -> int:
@@ -2495,7 +2507,7 @@ class Schema:
         zones = [name for name, rule in self.fields.items() if rule.get("format") == TIME_ZONE]
         self.zone = zones[0] if zones else ""
         writable = {name: rule for name, rule in self.fields.items() if not rule.get("readOnly")}
-        self.read_only = {"created_at", "guest", *self.fields} - writable.keys()
+        self.read_only = {"created_at", "guest", "provisional", *self.fields} - writable.keys()
         self.new_user = Form(writable, users["required"], self.read_only, self.words)
         self.changes = {name: rule for name, rule in writable.items() if name != "password"}
         kept = {"username"}  # a guest has one already
@@ -2525,11 +2537,14 @@ class Schema:
 
     def bot_view(self, name: str, rating: float) -> dict:
         """Returns a bot as players see it."""
-        view = self.public_view({"username": name, "rating": f"{rating:.0f}"})
+        view = self.public_view({"username": name, "rating": str(rating), ":sigma": "0"})
         return view | {"bot": True}
 
     def _view(self, stored: dict[str, str], shown: list[str]) -> dict:
         view = {name: self.value(stored, name) for name in shown}
+        if "rating" in view:
+            view["rating"] = whole(view["rating"])
+            view |= provisional(float(stored.get(":sigma", SIGMA)))
         return view | {"guest": True} if ":guest" in stored else view
 
     def is_ranked(self, stored: dict[str, str]) -> bool:
@@ -5433,7 +5448,6 @@ def name_taken(fields: Iterable[str]) -> Problem:
 # signs in. So a lost reply costs nobody their name.
 
 PERIOD_DAYS = {"day": 1, "week": 7, "month": 31}
-SIGMA = 500  # uncertainty of a new player's rating
 
 
 def period_of(kind: str, when_s: float) -> str:
@@ -6018,7 +6032,8 @@ class Boards:
     async def page(self, name: str, limit: int, offset: int, around: str | None) -> dict:
         """Returns a page: {leaderboard, period, total, entries: [{rank, username, value}]}.
 
-        With `around`, a UID, that player is in the middle of the page.
+        An entry may also be `provisional`, as its rating. With `around`, a UID, that player is in
+        the middle of the page.
         """
         key = self._keys(name)[0]
         if around is not None:
@@ -6028,15 +6043,19 @@ class Boards:
         total, rows = await asyncio.gather(
             self.redis.call("ZCARD", key), self._rows(key, offset, limit)
         )
-        users = (self.redis.call("HGET", Keys.user(uid), "username") for uid, _ in rows)
-        names = await asyncio.gather(*users)
+        users = (self.redis.call("HMGET", Keys.user(uid), "username", ":sigma") for uid, _ in rows)
+        people = await asyncio.gather(*users)
         board = self.schema.boards[name]
-        ranks = await self._ranks(key, [value for _, value in rows], offset)
-        entries = [
-            {"rank": rank, "username": username, "value": self._shown(board, value)}
-            for rank, (_, value), username in zip(ranks, rows, names, strict=True)
-            if username
-        ]
+        values = [self._shown(board, value) for _, value in rows]
+        entries = []
+        for rank, value, (username, sigma) in zip(
+            await self._ranks(board, key, values, offset), values, people, strict=True
+        ):
+            entry = {"rank": rank, "username": username, "value": value}
+            if board["field"] == "rating" and "period" not in board:
+                entry |= provisional(float(sigma or SIGMA))
+            if username:
+                entries.append(entry)
         period = period_of(board["period"], time.time()) if "period" in board else None
         return {"leaderboard": name, "period": period, "total": total, "entries": entries}
 
@@ -6046,19 +6065,23 @@ class Boards:
         last = offset + limit - 1
         return await self.redis.call("ZRANGE", key, offset, last, "REV", "WITHSCORES")
 
-    async def _ranks(self, key: str, values: list[float], offset: int) -> list[int]:
-        """Returns the ranks of a page. Equal values share one, whoever came first."""
+    async def _ranks(self, board: dict, key: str, values: list[float], offset: int) -> list[int]:
+        """Returns the ranks of a page by its shown values. Equal ones share one."""
         if not values:
             return []
-        above = await self.redis.call("ZCOUNT", key, f"({values[0]!r}", "+inf")
+        step = 1 if self._is_whole(board) else 0.001
+        above = await self.redis.call("ZCOUNT", key, values[0] + step / 2, "+inf")
         ranks = [above + 1]
         for place, (before, value) in enumerate(itertools.pairwise(values), offset + 2):
             ranks.append(ranks[-1] if value == before else place)
         return ranks
 
+    def _is_whole(self, board: dict) -> bool:
+        is_integer = self.schema.fields[board["field"]]["type"] == "integer"
+        return is_integer or board["field"] == "rating"
+
     def _shown(self, board: dict, value: float) -> float:
-        is_whole = self.schema.fields[board["field"]]["type"] == "integer"
-        return int(value) if is_whole else round(value, 3)
+        return whole(value) if self._is_whole(board) else round(value, 3)
 
 
 # ---- daily questions -----------------------------------------------------------------------------
@@ -6700,6 +6723,8 @@ class Lobby:
 # computed stands (HSETNX). Each player's part is applied once (`apply_result`). What follows from
 # it can be repeated. A settlement takes five round trips.
 
+# The model of Plackett and Luce: Weng and Lin, A Bayesian Approximation Method for Online Ranking,
+# JMLR 12 (2011). The parameters are the defaults of openskill, times 60.
 RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
 GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
 DUE_AT_ONCE = 500
@@ -6918,7 +6943,9 @@ def ranking(game: Game) -> list[dict]:
         if player.is_bot:
             row["bot"] = True
         if "rating" in part:
-            row |= {"rating": part["rating"], "rating_change": part["change"]}
+            rating, before = whole(part["rating"]), whole(part["rating"] - part["change"])
+            row |= {"rating": rating, "rating_change": rating - before}
+            row |= provisional(part["sigma"])
         if "counts" in part:
             row["counts"] = part["counts"]
         rows.append(row)
@@ -13336,6 +13363,9 @@ def components(schema: Schema) -> dict[str, dict]:
     return {name: _with_titles(rule, name) for name, rule in rules.items()}
 
 
+PROVISIONAL = {"const": True, "description": "Present while the rating is uncertain."}
+
+
 def _user_components(schema: Schema) -> dict[str, dict]:
     own = {
         name: _readable_rule(name, rule)
@@ -13345,10 +13375,12 @@ def _user_components(schema: Schema) -> dict[str, dict]:
     public = {name: rule for name, rule in own.items() if not schema.fields[name].get("private")}
     expires_at = _INTEGER | {"description": "Seconds since 1970; each day of use moves it forward."}
     session = {"token": _STRING, "expires_at": expires_at, "user": _ref("User")}
-    guest = {"guest": {"const": True, "description": "Present while the user is a guest."}}
-    kinds = guest | {"bot": {"const": True, "description": "Present if the player is a bot."}}
+    marks = {"guest": {"const": True, "description": "Present while the user is a guest."}}
+    if "rating" in public:
+        marks["provisional"] = PROVISIONAL
+    kinds = marks | {"bot": {"const": True, "description": "Present if the player is a bot."}}
     return {
-        "User": _object_of(own | _added_fields(schema) | guest, optional=guest),
+        "User": _object_of(own | _added_fields(schema) | marks, optional=marks),
         "Player": _object_of(public | kinds, optional=kinds),
         "Session": _object_of(session),
         "Upgraded": _object_of({"user": _ref("User")}),
@@ -13374,6 +13406,8 @@ def _readable_rule(name: str, rule: dict) -> dict:
     rule that requires it.
     """
     plain = {key: value for key, value in rule.items() if key not in NARROWING}
+    if name == "rating":  # only what is stored has a fraction
+        plain["type"] = "integer"
     readable = public_rule(plain)
     readable.pop("maxLength", None)
     if name == "username" or "default" in rule:
@@ -13430,12 +13464,14 @@ def _ranking_row() -> dict:
         "player": _STRING,
         "score": _INTEGER,
         "rank": _INTEGER,
-        "rating": _NUMBER,
-        "rating_change": _NUMBER,
+        "rating": _INTEGER,
+        "rating_change": _INTEGER,
+        "provisional": PROVISIONAL,
         "bot": {"const": True, "description": "Present if it is a bot."},
         "counts": _BOOL,
     }
-    return _object_of(row, optional=("rating", "rating_change", "counts", "bot"))
+    optional = ("rating", "rating_change", "provisional", "counts", "bot")
+    return _object_of(row, optional=optional)
 
 
 def _played_round() -> dict:
@@ -13452,12 +13488,12 @@ def _played_round() -> dict:
 
 
 def _leaderboard_component() -> dict:
-    entry = _object_of({"rank": _INTEGER, "username": _STRING, "value": _NUMBER})
+    entry = {"rank": _INTEGER, "username": _STRING, "value": _NUMBER, "provisional": PROVISIONAL}
     board = {
         "leaderboard": _STRING,
         "period": _STRING_OR_NULL,
         "total": _INTEGER,
-        "entries": _list_of(entry),
+        "entries": _list_of(_object_of(entry, optional=("provisional",))),
     }
     return _object_of(board)
 

@@ -280,8 +280,8 @@ data class User(
     val wins: Long,
     /** Games that ended and count. */
     val games: Long,
-    /** Skill, estimated from rated games with the Plackett-Luce model. */
-    val rating: Double,
+    /** Skill, estimated from rated games with the Plackett-Luce model. Shown as a whole number. */
+    val rating: Long,
     /** Days in a row with a daily game. */
     val streak: Long,
     /** Points in daily games. */
@@ -293,8 +293,10 @@ data class User(
     val emailConfirmed: Boolean,
     /** Present while the user is a guest. */
     val guest: Any? = null,
+    /** Present while the rating is uncertain. */
+    val provisional: Any? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "streak" to streak, "daily_points" to dailyPoints, "zone" to zone, "created_at" to createdAt, "email_confirmed" to emailConfirmed, "guest" to guest)
+    internal fun fields() = fieldsOf("username" to username, "email" to email, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "streak" to streak, "daily_points" to dailyPoints, "zone" to zone, "created_at" to createdAt, "email_confirmed" to emailConfirmed, "guest" to guest, "provisional" to provisional)
 
     companion object {
         internal fun from(json: Json) = User(
@@ -303,13 +305,14 @@ data class User(
             avatar = json["avatar"].text(),
             wins = json["wins"].long(),
             games = json["games"].long(),
-            rating = json["rating"].double(),
+            rating = json["rating"].long(),
             streak = json["streak"].long(),
             dailyPoints = json["daily_points"].long(),
             zone = json["zone"].text(),
             createdAt = json["created_at"].long(),
             emailConfirmed = json["email_confirmed"].bool(),
             guest = json["guest"].value,
+            provisional = json["provisional"].value,
         )
     }
 }
@@ -323,18 +326,20 @@ data class Player(
     val wins: Long,
     /** Games that ended and count. */
     val games: Long,
-    /** Skill, estimated from rated games with the Plackett-Luce model. */
-    val rating: Double,
+    /** Skill, estimated from rated games with the Plackett-Luce model. Shown as a whole number. */
+    val rating: Long,
     /** Days in a row with a daily game. */
     val streak: Long,
     /** Points in daily games. */
     val dailyPoints: Long,
     /** Present while the user is a guest. */
     val guest: Any? = null,
+    /** Present while the rating is uncertain. */
+    val provisional: Any? = null,
     /** Present if the player is a bot. */
     val bot: Any? = null,
 ) {
-    internal fun fields() = fieldsOf("username" to username, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "streak" to streak, "daily_points" to dailyPoints, "guest" to guest, "bot" to bot)
+    internal fun fields() = fieldsOf("username" to username, "avatar" to avatar, "wins" to wins, "games" to games, "rating" to rating, "streak" to streak, "daily_points" to dailyPoints, "guest" to guest, "provisional" to provisional, "bot" to bot)
 
     companion object {
         internal fun from(json: Json) = Player(
@@ -342,10 +347,11 @@ data class Player(
             avatar = json["avatar"].text(),
             wins = json["wins"].long(),
             games = json["games"].long(),
-            rating = json["rating"].double(),
+            rating = json["rating"].long(),
             streak = json["streak"].long(),
             dailyPoints = json["daily_points"].long(),
             guest = json["guest"].value,
+            provisional = json["provisional"].value,
             bot = json["bot"].value,
         )
     }
@@ -444,21 +450,24 @@ data class GameSummary(
         val player: String,
         val score: Int,
         val rank: Int,
-        val rating: Double? = null,
-        val ratingChange: Double? = null,
+        val rating: Int? = null,
+        val ratingChange: Int? = null,
+        /** Present while the rating is uncertain. */
+        val provisional: Any? = null,
         /** Present if it is a bot. */
         val bot: Any? = null,
         val counts: Boolean? = null,
     ) {
-        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "bot" to bot, "counts" to counts)
+        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "provisional" to provisional, "bot" to bot, "counts" to counts)
 
         companion object {
             internal fun from(json: Json) = Ranking(
                 player = json["player"].text(),
                 score = json["score"].int(),
                 rank = json["rank"].int(),
-                rating = json["rating"].orNull { it.double() },
-                ratingChange = json["rating_change"].orNull { it.double() },
+                rating = json["rating"].orNull { it.int() },
+                ratingChange = json["rating_change"].orNull { it.int() },
+                provisional = json["provisional"].value,
                 bot = json["bot"].value,
                 counts = json["counts"].orNull { it.bool() },
             )
@@ -492,21 +501,24 @@ data class GameRecord(
         val player: String,
         val score: Int,
         val rank: Int,
-        val rating: Double? = null,
-        val ratingChange: Double? = null,
+        val rating: Int? = null,
+        val ratingChange: Int? = null,
+        /** Present while the rating is uncertain. */
+        val provisional: Any? = null,
         /** Present if it is a bot. */
         val bot: Any? = null,
         val counts: Boolean? = null,
     ) {
-        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "bot" to bot, "counts" to counts)
+        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "provisional" to provisional, "bot" to bot, "counts" to counts)
 
         companion object {
             internal fun from(json: Json) = Ranking(
                 player = json["player"].text(),
                 score = json["score"].int(),
                 rank = json["rank"].int(),
-                rating = json["rating"].orNull { it.double() },
-                ratingChange = json["rating_change"].orNull { it.double() },
+                rating = json["rating"].orNull { it.int() },
+                ratingChange = json["rating_change"].orNull { it.int() },
+                provisional = json["provisional"].value,
                 bot = json["bot"].value,
                 counts = json["counts"].orNull { it.bool() },
             )
@@ -587,14 +599,17 @@ data class Leaderboard(
         val rank: Int,
         val username: String,
         val value: Double,
+        /** Present while the rating is uncertain. */
+        val provisional: Any? = null,
     ) {
-        internal fun fields() = fieldsOf("rank" to rank, "username" to username, "value" to value)
+        internal fun fields() = fieldsOf("rank" to rank, "username" to username, "value" to value, "provisional" to provisional)
 
         companion object {
             internal fun from(json: Json) = Entries(
                 rank = json["rank"].int(),
                 username = json["username"].text(),
                 value = json["value"].double(),
+                provisional = json["provisional"].value,
             )
         }
     }
@@ -1484,8 +1499,10 @@ data class EndMessage(
         /** From 1. Equal scores have the same rank. */
         val rank: Int,
         /** The new rating. Only in rated queues. */
-        val rating: Double? = null,
-        val ratingChange: Double? = null,
+        val rating: Int? = null,
+        val ratingChange: Int? = null,
+        /** Present, and true, while the rating is uncertain. */
+        val provisional: Boolean? = null,
         /** Present, and true, if it is a bot. */
         val bot: Boolean? = null,
         /**
@@ -1495,15 +1512,16 @@ data class EndMessage(
          */
         val counts: Boolean? = null,
     ) {
-        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "bot" to bot, "counts" to counts)
+        internal fun fields() = fieldsOf("player" to player, "score" to score, "rank" to rank, "rating" to rating, "rating_change" to ratingChange, "provisional" to provisional, "bot" to bot, "counts" to counts)
 
         companion object {
             internal fun from(json: Json) = Ranking(
                 player = json["player"].text(),
                 score = json["score"].int(),
                 rank = json["rank"].int(),
-                rating = json["rating"].orNull { it.double() },
-                ratingChange = json["rating_change"].orNull { it.double() },
+                rating = json["rating"].orNull { it.int() },
+                ratingChange = json["rating_change"].orNull { it.int() },
+                provisional = json["provisional"].orNull { it.bool() },
                 bot = json["bot"].orNull { it.bool() },
                 counts = json["counts"].orNull { it.bool() },
             )

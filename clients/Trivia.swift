@@ -321,8 +321,8 @@ public struct User: Codable, Equatable, Sendable {
     public var wins: Int
     /// Games that ended and count.
     public var games: Int
-    /// Skill, estimated from rated games with the Plackett-Luce model.
-    public var rating: Double
+    /// Skill, estimated from rated games with the Plackett-Luce model. Shown as a whole number.
+    public var rating: Int
     /// Days in a row with a daily game.
     public var streak: Int
     /// Points in daily games.
@@ -334,6 +334,8 @@ public struct User: Codable, Equatable, Sendable {
     public var emailConfirmed: Bool
     /// Present while the user is a guest.
     public var guest: JSONValue?
+    /// Present while the rating is uncertain.
+    public var provisional: JSONValue?
 
     enum CodingKeys: String, CodingKey {
         case username = "username"
@@ -348,9 +350,10 @@ public struct User: Codable, Equatable, Sendable {
         case createdAt = "created_at"
         case emailConfirmed = "email_confirmed"
         case guest = "guest"
+        case provisional = "provisional"
     }
 
-    public init(username: String, email: String? = nil, avatar: String, wins: Int, games: Int, rating: Double, streak: Int, dailyPoints: Int, zone: String, createdAt: Int, emailConfirmed: Bool, guest: JSONValue? = nil) {
+    public init(username: String, email: String? = nil, avatar: String, wins: Int, games: Int, rating: Int, streak: Int, dailyPoints: Int, zone: String, createdAt: Int, emailConfirmed: Bool, guest: JSONValue? = nil, provisional: JSONValue? = nil) {
         self.username = username
         self.email = email
         self.avatar = avatar
@@ -363,6 +366,7 @@ public struct User: Codable, Equatable, Sendable {
         self.createdAt = createdAt
         self.emailConfirmed = emailConfirmed
         self.guest = guest
+        self.provisional = provisional
     }
 }
 
@@ -375,14 +379,16 @@ public struct Player: Codable, Equatable, Sendable {
     public var wins: Int
     /// Games that ended and count.
     public var games: Int
-    /// Skill, estimated from rated games with the Plackett-Luce model.
-    public var rating: Double
+    /// Skill, estimated from rated games with the Plackett-Luce model. Shown as a whole number.
+    public var rating: Int
     /// Days in a row with a daily game.
     public var streak: Int
     /// Points in daily games.
     public var dailyPoints: Int
     /// Present while the user is a guest.
     public var guest: JSONValue?
+    /// Present while the rating is uncertain.
+    public var provisional: JSONValue?
     /// Present if the player is a bot.
     public var bot: JSONValue?
 
@@ -395,10 +401,11 @@ public struct Player: Codable, Equatable, Sendable {
         case streak = "streak"
         case dailyPoints = "daily_points"
         case guest = "guest"
+        case provisional = "provisional"
         case bot = "bot"
     }
 
-    public init(username: String, avatar: String, wins: Int, games: Int, rating: Double, streak: Int, dailyPoints: Int, guest: JSONValue? = nil, bot: JSONValue? = nil) {
+    public init(username: String, avatar: String, wins: Int, games: Int, rating: Int, streak: Int, dailyPoints: Int, guest: JSONValue? = nil, provisional: JSONValue? = nil, bot: JSONValue? = nil) {
         self.username = username
         self.avatar = avatar
         self.wins = wins
@@ -407,6 +414,7 @@ public struct Player: Codable, Equatable, Sendable {
         self.streak = streak
         self.dailyPoints = dailyPoints
         self.guest = guest
+        self.provisional = provisional
         self.bot = bot
     }
 }
@@ -505,8 +513,10 @@ public struct GameSummary: Codable, Equatable, Sendable {
         public var player: String
         public var score: Int
         public var rank: Int
-        public var rating: Double?
-        public var ratingChange: Double?
+        public var rating: Int?
+        public var ratingChange: Int?
+        /// Present while the rating is uncertain.
+        public var provisional: JSONValue?
         /// Present if it is a bot.
         public var bot: JSONValue?
         public var counts: Bool?
@@ -517,16 +527,18 @@ public struct GameSummary: Codable, Equatable, Sendable {
             case rank = "rank"
             case rating = "rating"
             case ratingChange = "rating_change"
+            case provisional = "provisional"
             case bot = "bot"
             case counts = "counts"
         }
 
-        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, bot: JSONValue? = nil, counts: Bool? = nil) {
+        public init(player: String, score: Int, rank: Int, rating: Int? = nil, ratingChange: Int? = nil, provisional: JSONValue? = nil, bot: JSONValue? = nil, counts: Bool? = nil) {
             self.player = player
             self.score = score
             self.rank = rank
             self.rating = rating
             self.ratingChange = ratingChange
+            self.provisional = provisional
             self.bot = bot
             self.counts = counts
         }
@@ -562,8 +574,10 @@ public struct GameRecord: Codable, Equatable, Sendable {
         public var player: String
         public var score: Int
         public var rank: Int
-        public var rating: Double?
-        public var ratingChange: Double?
+        public var rating: Int?
+        public var ratingChange: Int?
+        /// Present while the rating is uncertain.
+        public var provisional: JSONValue?
         /// Present if it is a bot.
         public var bot: JSONValue?
         public var counts: Bool?
@@ -574,16 +588,18 @@ public struct GameRecord: Codable, Equatable, Sendable {
             case rank = "rank"
             case rating = "rating"
             case ratingChange = "rating_change"
+            case provisional = "provisional"
             case bot = "bot"
             case counts = "counts"
         }
 
-        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, bot: JSONValue? = nil, counts: Bool? = nil) {
+        public init(player: String, score: Int, rank: Int, rating: Int? = nil, ratingChange: Int? = nil, provisional: JSONValue? = nil, bot: JSONValue? = nil, counts: Bool? = nil) {
             self.player = player
             self.score = score
             self.rank = rank
             self.rating = rating
             self.ratingChange = ratingChange
+            self.provisional = provisional
             self.bot = bot
             self.counts = counts
         }
@@ -678,17 +694,21 @@ public struct Leaderboard: Codable, Equatable, Sendable {
         public var rank: Int
         public var username: String
         public var value: Double
+        /// Present while the rating is uncertain.
+        public var provisional: JSONValue?
 
         enum CodingKeys: String, CodingKey {
             case rank = "rank"
             case username = "username"
             case value = "value"
+            case provisional = "provisional"
         }
 
-        public init(rank: Int, username: String, value: Double) {
+        public init(rank: Int, username: String, value: Double, provisional: JSONValue? = nil) {
             self.rank = rank
             self.username = username
             self.value = value
+            self.provisional = provisional
         }
     }
 
@@ -1746,8 +1766,10 @@ public struct EndMessage: Codable, Equatable, Sendable {
         /// From 1. Equal scores have the same rank.
         public var rank: Int
         /// The new rating. Only in rated queues.
-        public var rating: Double?
-        public var ratingChange: Double?
+        public var rating: Int?
+        public var ratingChange: Int?
+        /// Present, and true, while the rating is uncertain.
+        public var provisional: Bool?
         /// Present, and true, if it is a bot.
         public var bot: Bool?
         /// Present, and false, if the game changes no field of this player. So it is when nobody has
@@ -1761,16 +1783,18 @@ public struct EndMessage: Codable, Equatable, Sendable {
             case rank = "rank"
             case rating = "rating"
             case ratingChange = "rating_change"
+            case provisional = "provisional"
             case bot = "bot"
             case counts = "counts"
         }
 
-        public init(player: String, score: Int, rank: Int, rating: Double? = nil, ratingChange: Double? = nil, bot: Bool? = nil, counts: Bool? = nil) {
+        public init(player: String, score: Int, rank: Int, rating: Int? = nil, ratingChange: Int? = nil, provisional: Bool? = nil, bot: Bool? = nil, counts: Bool? = nil) {
             self.player = player
             self.score = score
             self.rank = rank
             self.rating = rating
             self.ratingChange = ratingChange
+            self.provisional = provisional
             self.bot = bot
             self.counts = counts
         }

@@ -263,7 +263,7 @@ class ChallengeQueue {
 }
 
 class User {
-  const User({required this.username, this.email, required this.avatar, required this.wins, required this.games, required this.rating, required this.streak, required this.dailyPoints, required this.zone, required this.createdAt, required this.emailConfirmed, this.guest});
+  const User({required this.username, this.email, required this.avatar, required this.wins, required this.games, required this.rating, required this.streak, required this.dailyPoints, required this.zone, required this.createdAt, required this.emailConfirmed, this.guest, this.provisional});
 
   User.from(Map<String, dynamic> json)
       : username = json['username'] as String,
@@ -271,13 +271,14 @@ class User {
         avatar = json['avatar'] as String,
         wins = json['wins'] as int,
         games = json['games'] as int,
-        rating = (json['rating'] as num).toDouble(),
+        rating = json['rating'] as int,
         streak = json['streak'] as int,
         dailyPoints = json['daily_points'] as int,
         zone = json['zone'] as String,
         createdAt = json['created_at'] as int,
         emailConfirmed = json['email_confirmed'] as bool,
-        guest = json['guest'];
+        guest = json['guest'],
+        provisional = json['provisional'];
 
   /// The name that other players see.
   final String username;
@@ -293,8 +294,8 @@ class User {
   /// Games that ended and count.
   final int games;
 
-  /// Skill, estimated from rated games with the Plackett-Luce model.
-  final double rating;
+  /// Skill, estimated from rated games with the Plackett-Luce model. Shown as a whole number.
+  final int rating;
 
   /// Days in a row with a daily game.
   final int streak;
@@ -313,21 +314,25 @@ class User {
   /// Present while the user is a guest.
   final Object? guest;
 
-  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'streak': streak, 'daily_points': dailyPoints, 'zone': zone, 'created_at': createdAt, 'email_confirmed': emailConfirmed, 'guest': guest});
+  /// Present while the rating is uncertain.
+  final Object? provisional;
+
+  Map<String, dynamic> toJson() => _fields({'username': username, 'email': email, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'streak': streak, 'daily_points': dailyPoints, 'zone': zone, 'created_at': createdAt, 'email_confirmed': emailConfirmed, 'guest': guest, 'provisional': provisional});
 }
 
 class Player {
-  const Player({required this.username, required this.avatar, required this.wins, required this.games, required this.rating, required this.streak, required this.dailyPoints, this.guest, this.bot});
+  const Player({required this.username, required this.avatar, required this.wins, required this.games, required this.rating, required this.streak, required this.dailyPoints, this.guest, this.provisional, this.bot});
 
   Player.from(Map<String, dynamic> json)
       : username = json['username'] as String,
         avatar = json['avatar'] as String,
         wins = json['wins'] as int,
         games = json['games'] as int,
-        rating = (json['rating'] as num).toDouble(),
+        rating = json['rating'] as int,
         streak = json['streak'] as int,
         dailyPoints = json['daily_points'] as int,
         guest = json['guest'],
+        provisional = json['provisional'],
         bot = json['bot'];
 
   /// The name that other players see.
@@ -342,8 +347,8 @@ class Player {
   /// Games that ended and count.
   final int games;
 
-  /// Skill, estimated from rated games with the Plackett-Luce model.
-  final double rating;
+  /// Skill, estimated from rated games with the Plackett-Luce model. Shown as a whole number.
+  final int rating;
 
   /// Days in a row with a daily game.
   final int streak;
@@ -354,10 +359,13 @@ class Player {
   /// Present while the user is a guest.
   final Object? guest;
 
+  /// Present while the rating is uncertain.
+  final Object? provisional;
+
   /// Present if the player is a bot.
   final Object? bot;
 
-  Map<String, dynamic> toJson() => _fields({'username': username, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'streak': streak, 'daily_points': dailyPoints, 'guest': guest, 'bot': bot});
+  Map<String, dynamic> toJson() => _fields({'username': username, 'avatar': avatar, 'wins': wins, 'games': games, 'rating': rating, 'streak': streak, 'daily_points': dailyPoints, 'guest': guest, 'provisional': provisional, 'bot': bot});
 }
 
 class Session {
@@ -464,14 +472,15 @@ class GameSummary {
 }
 
 class GameSummaryRanking {
-  const GameSummaryRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.bot, this.counts});
+  const GameSummaryRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.provisional, this.bot, this.counts});
 
   GameSummaryRanking.from(Map<String, dynamic> json)
       : player = json['player'] as String,
         score = json['score'] as int,
         rank = json['rank'] as int,
-        rating = _orNull(json['rating'], (it) => (it as num).toDouble()),
-        ratingChange = _orNull(json['rating_change'], (it) => (it as num).toDouble()),
+        rating = _orNull(json['rating'], (it) => it as int),
+        ratingChange = _orNull(json['rating_change'], (it) => it as int),
+        provisional = json['provisional'],
         bot = json['bot'],
         counts = _orNull(json['counts'], (it) => it as bool);
 
@@ -481,16 +490,19 @@ class GameSummaryRanking {
 
   final int rank;
 
-  final double? rating;
+  final int? rating;
 
-  final double? ratingChange;
+  final int? ratingChange;
+
+  /// Present while the rating is uncertain.
+  final Object? provisional;
 
   /// Present if it is a bot.
   final Object? bot;
 
   final bool? counts;
 
-  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'bot': bot, 'counts': counts});
+  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'provisional': provisional, 'bot': bot, 'counts': counts});
 }
 
 class GameRecord {
@@ -521,14 +533,15 @@ class GameRecord {
 }
 
 class GameRecordRanking {
-  const GameRecordRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.bot, this.counts});
+  const GameRecordRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.provisional, this.bot, this.counts});
 
   GameRecordRanking.from(Map<String, dynamic> json)
       : player = json['player'] as String,
         score = json['score'] as int,
         rank = json['rank'] as int,
-        rating = _orNull(json['rating'], (it) => (it as num).toDouble()),
-        ratingChange = _orNull(json['rating_change'], (it) => (it as num).toDouble()),
+        rating = _orNull(json['rating'], (it) => it as int),
+        ratingChange = _orNull(json['rating_change'], (it) => it as int),
+        provisional = json['provisional'],
         bot = json['bot'],
         counts = _orNull(json['counts'], (it) => it as bool);
 
@@ -538,16 +551,19 @@ class GameRecordRanking {
 
   final int rank;
 
-  final double? rating;
+  final int? rating;
 
-  final double? ratingChange;
+  final int? ratingChange;
+
+  /// Present while the rating is uncertain.
+  final Object? provisional;
 
   /// Present if it is a bot.
   final Object? bot;
 
   final bool? counts;
 
-  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'bot': bot, 'counts': counts});
+  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'provisional': provisional, 'bot': bot, 'counts': counts});
 }
 
 class GameRecordRounds {
@@ -628,12 +644,13 @@ class Leaderboard {
 }
 
 class LeaderboardEntries {
-  const LeaderboardEntries({required this.rank, required this.username, required this.value});
+  const LeaderboardEntries({required this.rank, required this.username, required this.value, this.provisional});
 
   LeaderboardEntries.from(Map<String, dynamic> json)
       : rank = json['rank'] as int,
         username = json['username'] as String,
-        value = (json['value'] as num).toDouble();
+        value = (json['value'] as num).toDouble(),
+        provisional = json['provisional'];
 
   final int rank;
 
@@ -641,7 +658,10 @@ class LeaderboardEntries {
 
   final double value;
 
-  Map<String, dynamic> toJson() => _fields({'rank': rank, 'username': username, 'value': value});
+  /// Present while the rating is uncertain.
+  final Object? provisional;
+
+  Map<String, dynamic> toJson() => _fields({'rank': rank, 'username': username, 'value': value, 'provisional': provisional});
 }
 
 class QueueList {
@@ -1614,14 +1634,15 @@ class EndMessage extends ServerMessage {
 }
 
 class EndMessageRanking {
-  const EndMessageRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.bot, this.counts});
+  const EndMessageRanking({required this.player, required this.score, required this.rank, this.rating, this.ratingChange, this.provisional, this.bot, this.counts});
 
   EndMessageRanking.from(Map<String, dynamic> json)
       : player = json['player'] as String,
         score = json['score'] as int,
         rank = json['rank'] as int,
-        rating = _orNull(json['rating'], (it) => (it as num).toDouble()),
-        ratingChange = _orNull(json['rating_change'], (it) => (it as num).toDouble()),
+        rating = _orNull(json['rating'], (it) => it as int),
+        ratingChange = _orNull(json['rating_change'], (it) => it as int),
+        provisional = _orNull(json['provisional'], (it) => it as bool),
         bot = _orNull(json['bot'], (it) => it as bool),
         counts = _orNull(json['counts'], (it) => it as bool);
 
@@ -1633,9 +1654,12 @@ class EndMessageRanking {
   final int rank;
 
   /// The new rating. Only in rated queues.
-  final double? rating;
+  final int? rating;
 
-  final double? ratingChange;
+  final int? ratingChange;
+
+  /// Present, and true, while the rating is uncertain.
+  final bool? provisional;
 
   /// Present, and true, if it is a bot.
   final bool? bot;
@@ -1645,7 +1669,7 @@ class EndMessageRanking {
   /// player has met all of these opponents too often today.
   final bool? counts;
 
-  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'bot': bot, 'counts': counts});
+  Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'provisional': provisional, 'bot': bot, 'counts': counts});
 }
 
 /// Who wants to play the last game again, after each change. When all do, `start` follows. At the

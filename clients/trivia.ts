@@ -133,7 +133,7 @@ export interface User {
   wins: number;
   /** Games that ended and count. */
   games: number;
-  /** Skill, estimated from rated games with the Plackett-Luce model. */
+  /** Skill, estimated from rated games with the Plackett-Luce model. Shown as a whole number. */
   rating: number;
   /** Days in a row with a daily game. */
   streak: number;
@@ -146,6 +146,8 @@ export interface User {
   email_confirmed: boolean;
   /** Present while the user is a guest. */
   guest?: true;
+  /** Present while the rating is uncertain. */
+  provisional?: true;
 }
 
 export interface Player {
@@ -157,7 +159,7 @@ export interface Player {
   wins: number;
   /** Games that ended and count. */
   games: number;
-  /** Skill, estimated from rated games with the Plackett-Luce model. */
+  /** Skill, estimated from rated games with the Plackett-Luce model. Shown as a whole number. */
   rating: number;
   /** Days in a row with a daily game. */
   streak: number;
@@ -165,6 +167,8 @@ export interface Player {
   daily_points: number;
   /** Present while the user is a guest. */
   guest?: true;
+  /** Present while the rating is uncertain. */
+  provisional?: true;
   /** Present if the player is a bot. */
   bot?: true;
 }
@@ -213,6 +217,8 @@ export interface GameSummary {
     rank: number;
     rating?: number;
     rating_change?: number;
+    /** Present while the rating is uncertain. */
+    provisional?: true;
     /** Present if it is a bot. */
     bot?: true;
     counts?: boolean;
@@ -231,6 +237,8 @@ export interface GameRecord {
     rank: number;
     rating?: number;
     rating_change?: number;
+    /** Present while the rating is uncertain. */
+    provisional?: true;
     /** Present if it is a bot. */
     bot?: true;
     counts?: boolean;
@@ -262,6 +270,8 @@ export interface Leaderboard {
     rank: number;
     username: string;
     value: number;
+    /** Present while the rating is uncertain. */
+    provisional?: true;
   }>;
 }
 
@@ -618,6 +628,8 @@ export interface EndMessage {
     /** The new rating. Only in rated queues. */
     rating?: number;
     rating_change?: number;
+    /** Present, and true, while the rating is uncertain. */
+    provisional?: boolean;
     /** Present, and true, if it is a bot. */
     bot?: boolean;
     /**

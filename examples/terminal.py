@@ -476,7 +476,7 @@ HANDLERS = {name[3:]: method for name, method in vars(Game).items() if name.star
 
 def change(row: Message) -> str:
     """Returns the change of a rating, with its sign."""
-    return f"{row.get('rating_change', 0):+.1f}"
+    return f"{row.get('rating_change', 0):+}"
 
 
 # The screen. These functions draw the state and do not change it.

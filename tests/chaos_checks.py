@@ -10,6 +10,7 @@ import ast
 import functools
 import itertools
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -61,6 +62,11 @@ class Seat:
     first: int  # the round with which they came
     is_bot: bool
     log: list  # of each round (choice, ms, points), or None
+
+
+def shown(rating):
+    """A rating as players see it."""
+    return math.floor(rating + 0.5)
 
 
 def read_answer(text):
@@ -147,7 +153,9 @@ class Stored:
             row = {"player": seat.name, "score": seat.score, "rank": part["rank"]}
             row |= {"bot": True} if seat.is_bot else {}
             if "rating" in part:
-                row |= {"rating": part["rating"], "rating_change": part["change"]}
+                rating, before = shown(part["rating"]), shown(part["rating"] - part["change"])
+                row |= {"rating": rating, "rating_change": rating - before}
+                row |= {"provisional": True} if part["sigma"] > 300 else {}
             rows.append(row | {name: part[name] for name in ("counts",) if name in part})
         return sorted(rows, key=lambda row: row["rank"])
 

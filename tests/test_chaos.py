@@ -19,8 +19,22 @@ GAME, KEY = "1abcdefghijk", "game:{g2}:1abcdefghijk"
 QUESTION = {"text": "Why?", "choices": ["a", "b", "c", "d"]}
 PAIR = [{"username": "ann"}, {"username": "bob"}]
 RANKING = [
-    {"player": "ann", "score": 145, "rank": 1, "rating": 1600.5, "rating_change": 100.5},
-    {"player": "bob", "score": 0, "rank": 2, "rating": 1399.5, "rating_change": -100.5},
+    {
+        "player": "ann",
+        "score": 145,
+        "rank": 1,
+        "rating": 1601,
+        "rating_change": 101,
+        "provisional": True,
+    },
+    {
+        "player": "bob",
+        "score": 0,
+        "rank": 2,
+        "rating": 1400,
+        "rating_change": -100,
+        "provisional": True,
+    },
 ]
 
 

@@ -221,7 +221,7 @@ def test_all_messages_of_a_whole_game_come_in_order_and_complete(sit):
         and start["starts_ms"] == 50
     )
     counted = {"wins", "games", "rating", "streak", "daily_points"}
-    assert start["players"][0].keys() == {"username", "avatar"} | counted
+    assert start["players"][0].keys() == {"username", "avatar", "provisional"} | counted
     scores = {ann.name: 0, bob.name: 0}
     for number in (1, 2, 3):
         asked, same = ann.receive(), bob.receive()
@@ -865,12 +865,51 @@ def test_a_rated_game_moves_the_ratings(hall, sit):
         and abs(sum(row["rating_change"] for row in rows.values())) < 0.01
     )
     for phone in (ann, bob):
-        assert (
-            me(hall, phone)["rating"]
-            == rows[phone.name]["rating"]
-            == pytest.approx(1500 + rows[phone.name]["rating_change"], abs=0.002)
-        )
-        assert hall.http("GET", f"/users/{phone.name}").json["rating"] == rows[phone.name]["rating"]
+        row = rows[phone.name]
+        assert me(hall, phone)["rating"] == row["rating"] == 1500 + row["rating_change"]
+        assert hall.http("GET", f"/users/{phone.name}").json["rating"] == row["rating"]
+    assert rows[ann.name]["rating_change"] == 158  # as the README says
+
+
+def test_ratings_are_whole_numbers_and_provisional_while_they_are_uncertain(hall, sit):
+    ann, bob = sit("duel")
+    for phone, rating, sigma in ((ann, "1700.4", "299.9"), (bob, "1699.5", "300.1")):
+        user = f"user:{{{phone.token[:12]}}}"
+        hall.redis.hset(user, mapping={"rating": rating, ":sigma": sigma})
+    for phone in (ann, bob):
+        phone.send("check")
+    told = {player["username"]: player for player in ann.expect("update")["players"]}
+    end = win(ann, bob)
+    record = hall.http("GET", f"/games/{end['game']}", token=ann.token).json
+    for rows in (end["ranking"], record["ranking"]):  # with the strengths at the start
+        assert all(row["provisional"] is True for row in rows)
+        assert [type(row[key]) for row in rows for key in ("rating", "rating_change")] == [int] * 4
+    for phone in (ann, bob):
+        user = f"user:{{{phone.token[:12]}}}"
+        wait_until(lambda: hall.redis.hget(user, "games"))
+        hall.redis.hset(user, ":sigma", "299.9" if phone is ann else "300.1")
+        profile = hall.http("GET", f"/users/{phone.name}").json
+        for shown in (me(hall, phone), profile, told[phone.name]):
+            assert shown.get("provisional") == (True if phone is bob else None)
+        assert told[phone.name]["rating"] == 1700
+
+
+def test_players_whose_shown_ratings_are_equal_share_a_rank(hall):
+    people = [hall.register() for _ in range(3)]
+    ratings = ("90000.4", "89999.5", "89999.4")
+    for person, rating in zip(people, ratings, strict=True):
+        uid = person["token"][:12]
+        hall.redis.hset(f"user:{{{uid}}}", mapping={"rating": rating, "games": 1, ":sigma": 300})
+        hall.redis.zadd("board:{rating}", {uid: float(rating)})
+    for offset in (0, 1):
+        entries = hall.http("GET", f"/leaderboards/rating?limit=3&offset={offset}").json["entries"]
+        mine = {entry["username"]: entry for entry in entries}
+        for person, rank, value in list(zip(people, (1, 1, 3), (90000, 90000, 89999)))[offset:]:
+            name = person["user"]["username"]
+            assert mine[name] == {"rank": rank, "username": name, "value": value}
+    hall.redis.hdel(f"user:{{{people[0]['token'][:12]}}}", ":sigma")
+    first, *_ = hall.http("GET", "/leaderboards/rating?limit=3").json["entries"]
+    assert first["provisional"] is True
 
 
 def win(ann, bob):
@@ -1142,10 +1181,10 @@ def metrics(hall):
 
 
 def expected_changes(ratings, ranks):
-    """The changes of ratings by the model, from the strengths at the beginning."""
+    """The changes of ratings by the model, from the strengths at the beginning, as they are shown."""
     before = [trivia.RATINGS.rating(rating, trivia.SIGMA) for rating in ratings]
     after = trivia.RATINGS.rate([[one] for one in before], ranks=ranks)
-    return [round(new.mu - old.mu, 3) for old, (new,) in zip(before, after)]
+    return [math.floor(new.mu + 0.5) - old.mu for old, (new,) in zip(before, after)]
 
 
 def strong(hall, queue):
@@ -1170,7 +1209,7 @@ def test_who_erases_themselves_in_mid_game_leaves_it_at_once_as_the_player_they_
     assert end["reason"] == "forfeit"
     rows = {row["player"]: row for row in end["ranking"]}
     gain, _ = expected_changes([1500, 2400], [1, 2])
-    assert rows[bob.name]["rating_change"] == pytest.approx(gain, abs=0.01)
+    assert rows[bob.name]["rating_change"] == gain
     wait_until(lambda: me(hall, bob)["rating"] == rows[bob.name]["rating"])
     bob.close()
 
