@@ -2169,24 +2169,29 @@ def _wrong_combinations(queue: dict) -> Iterable[tuple[str, str]]:
         yield "rated", f"false, since the players of a {match} choose each other"
     elif players["min"] == 1 and queue.get("rated"):
         yield "rated", "false, since a rated game needs two players"
-    if match != ROOM and queue.get("late_join"):
-        yield "late_join", "no late_join, unless the queue has `match: room`"
-    if (is_solo or match == ROOM) and "rematch_seconds" in queue:
-        yield "rematch_seconds", "no rematch_seconds: rooms stay, and who plays alone joins again"
+    if (is_solo or match in (ROOM, CHALLENGE)) and "rematch_seconds" in queue:
+        why = "each plays a challenge once" if match == CHALLENGE else "who plays alone joins again"
+        why = "rooms stay" if match == ROOM else why
+        yield "rematch_seconds", f"no rematch_seconds: {why}"
     if match in (ROOM, CHALLENGE) and "bots" in queue:
         yield "bots", "no bots: they fill games of a queue in which a player waits for others"
-    yield from _wrong_solo_keys(queue, is_solo)
+    yield from _useless_keys(queue, is_solo)
 
 
-def _wrong_solo_keys(queue: dict, is_solo: bool) -> Iterable[tuple[str, str]]:
-    if queue.get("match") != CHALLENGE and "days" in queue:
-        yield "days", "no days, unless the queue has `match: challenge`"
-    if not is_solo and "lives" in queue:
-        yield "lives", "no lives, unless the queue has `players: 1`"
-    if not is_solo and "draw" in queue:
-        yield "draw", "no draw, unless the queue has `players: 1`: each plays it at another time"
-    if "draw" not in queue and "attempts" in queue:
-        yield "attempts", "no attempts, unless the queue has `draw: daily`"
+def _useless_keys(queue: dict, is_solo: bool) -> Iterable[tuple[str, str]]:
+    match = queue.get("match")
+    needs = {
+        "window": (match == "rating", "`match: rating`"),
+        "widen": (match == "rating", "`match: rating`"),
+        "late_join": (match == ROOM, "`match: room`"),
+        "days": (match == CHALLENGE, "`match: challenge`"),
+        "lives": (is_solo, "`players: 1`"),
+        "draw": (is_solo, "`players: 1`: each plays it at another time"),
+        "attempts": ("draw" in queue, "`draw: daily`"),
+    }
+    for key, (is_met, need) in needs.items():
+        if not is_met and queue.get(key, False) is not False:
+            yield key, f"no {key}, unless the queue has {need}"
 
 
 def separator_of(names: dict[str, list], rule: dict) -> str | None:

@@ -256,6 +256,27 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     # rematches
     ({"queues.friends.rematch_seconds": 20}, "queues.friends.rematch_seconds", "rooms stay"),
     ({"queues.solo.rematch_seconds": 20}, "queues.solo.rematch_seconds", "alone joins again"),
+    (
+        {"queues.challenge.rematch_seconds": 20},
+        "queues.challenge.rematch_seconds",
+        "plays a challenge once",
+    ),
+    ({"queues.challenge.bots": BOTS}, "queues.challenge.bots", "waits for others"),
+    ({"queues.challenge.late_join": True}, "queues.challenge.late_join", "`match: room`"),
+    (
+        {"queues.challenge.draw": "daily", "queues.challenge.attempts": 1},
+        "queues.challenge.draw",
+        "`players: 1`",
+    ),
+    ({"queues.friends.days": 3}, "queues.friends.days", "`match: challenge`"),
+    ({"queues.friends.lives": 3}, "queues.friends.lives", "`players: 1`"),
+    ({"queues.daily.match": "room"}, "queues.daily.match", "no opponents"),
+    ({"queues.daily.days": 3}, "queues.daily.days", "`match: challenge`"),
+    ({"queues.daily.late_join": True}, "queues.daily.late_join", "`match: room`"),
+    ({"queues.daily.rematch_seconds": 9}, "queues.daily.rematch_seconds", "alone joins again"),
+    ({"queues.solo.attempts": 1}, "queues.solo.attempts", "`draw: daily`"),
+    ({"queues.party.window": 0}, "queues.party.window", "`match: rating`"),
+    ({"queues.random.widen": 5}, "queues.random.widen", "`match: rating`"),
     ({"queues.rated.rematch_seconds": 86_401}, "queues.rated.rematch_seconds", "at most 86400"),
     # bots
     ({"queues.random.bots": {"skill": 1500}}, "queues.random.bots.after_seconds", "found nothing"),
