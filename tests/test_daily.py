@@ -14,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import trivia
-from conftest import ROOT, Server, at_once, edited_schema, wait_until
+from conftest import ROOT, Server, at_once, clock_of, edited_schema, wait_until
 
 DAY_S, HOUR_S = 86_400, 3600
 NEVER = 60
@@ -167,6 +167,59 @@ def test_a_game_that_ends_after_midnight_counts_for_the_day_of_its_questions(hou
     board = wait_until(lambda: house.redis.hget(trivia.Keys.user(uid_of(phone)), "board:daily"))
     assert board.split(" ")[0] == yesterday
     assert not house.redis.zscore(trivia.Keys.board("daily", today()), uid_of(phone))
+
+
+def test_a_game_goes_on_over_midnight_and_counts_once_for_its_own_day(make_server, tmp_path):
+    """The clock of the server and of its Redis is moved to just before midnight UTC."""
+    midnight = (time.time() // DAY_S + 1) * DAY_S
+    first, second = (
+        datetime.fromtimestamp(midnight + shift, UTC).strftime("%Y-%m-%d") for shift in (-1, 0)
+    )
+    clock = tmp_path / "clock"
+
+    def set_clock(before_s):
+        clock.write_text(f"{midnight - before_s - time.time():+.0f}\n")
+
+    set_clock(600)
+    server = make_server(edited_schema(add_queues), env=clock_of(clock))
+    ann = server.phone(queue="slow", connected=False)
+    user, uid = trivia.Keys.user(uid_of(ann)), uid_of(ann)
+    set_clock(5)
+    ann.connect()
+    game = ann.expect("question", round=1)["game"]
+    [key] = server.redis.keys(f"game:*:{game}")
+    assert trivia.parse_plan(server.redis.hget(key, "plan"))["draw"][0] == first
+    ann.send("answer", round=1, choice=right_choice(server, ann.frames[-1]))
+    ann.expect("question", round=2)
+
+    wait_until(lambda: server.redis.time()[0] > midnight, 20)
+    ann.drop()
+    ann.connect()
+    update = ann.expect("update")
+    assert (update["game"], update["round"]) == (game, 2)
+    ann.send("answer", round=2, choice=0)
+    end = ann.play(lambda question: 0)
+    points = end["ranking"][0]["score"]
+    wait_until(lambda: server.redis.hget(user, "daily_points") == str(points))
+    assert me(server, ann)["streak"] == 1
+    assert server.redis.zscore(trivia.Keys.board("daily", first), uid) == points
+    board = server.http("GET", "/leaderboards/daily").json
+    assert (board["period"], board["entries"]) == (second, [])
+
+    def begins_anew():
+        ann.send("join", queue="slow")
+        return ann.receive()["type"] != "error"
+
+    wait_until(begins_anew, 40)  # a clock that jumps is noticed within DRAWS_S
+    ann.expect("question", round=1)
+    ann.send("answer", round=1, choice=right_choice(server, ann.frames[-1]))
+    end = ann.play(lambda question: right_choice(server, question))
+    assert len({text for text, _ in questions_of(ann)}) == 6
+    wait_until(lambda: me(server, ann)["streak"] == 2)
+    gained = server.redis.zscore(trivia.Keys.board("daily", second), uid)
+    assert gained == end["ranking"][0]["score"]
+    assert server.redis.zscore(trivia.Keys.board("daily", first), uid) == points
+    ann.refused("already_played", "join", queue="slow")
 
 
 # -- what is hidden

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import importlib.util
 import json
 import os
 import secrets
@@ -20,7 +19,16 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 import trivia
-from conftest import PASSWORD, Phone, Valkey, edited_schema, play_all, unique_name, wait_until
+from conftest import (
+    PASSWORD,
+    Phone,
+    Valkey,
+    clock_of,
+    edited_schema,
+    play_all,
+    unique_name,
+    wait_until,
+)
 from test_end_to_end import (
     all_workers_up,
     await_reconnect,
@@ -40,16 +48,8 @@ class ClockedValkey(Valkey):
     def start_with_clock(self):
         """Starts it under libfaketime."""
         self.clock = self.folder / "clock"
-        library = Path(importlib.util.find_spec("libfaketime").submodule_search_locations[0])
         self.clock.write_text("+0\n")
-        return self.start(
-            {
-                "LD_PRELOAD": str(library / "vendor/libfaketime/src/libfaketime.so.1"),
-                "FAKETIME_NO_CACHE": "1",
-                "FAKETIME_TIMESTAMP_FILE": str(self.clock),
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            }
-        )
+        return self.start(clock_of(self.clock))
 
     def set_clock(self, offset_s):
         self.clock.write_text(f"{offset_s:+}\n")
