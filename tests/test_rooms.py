@@ -2,9 +2,14 @@
 
 import math
 import random
+import secrets
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from websockets.exceptions import ConnectionClosed
 
 from conftest import (
     PASSWORD,
@@ -53,6 +58,13 @@ BOT = {"bots": {"after_seconds": 0.3, "skill": "near"}, "answer_seconds": 1.5}
 MATCHED = {
     "fill": {"rated": True, **BOT},
     "fill_slow": {"start_seconds": NEVER, **BOT},
+    "lonely": {
+        "match": "rating",
+        "window": 0,  # nobody is matched with another player
+        "widen": 0,
+        "start_seconds": NEVER,
+        "bots": {"after_seconds": 2, "skill": "near"},
+    },
     "fill_long": {"rounds": 10, **BOT, "answer_seconds": 3},
     "again": {"rematch_seconds": 20},
     "again_soon": {"rematch_seconds": 0.7},
@@ -176,6 +188,29 @@ def test_a_link_shows_the_room_before_anybody_joins(house, phones):
     assert room == {key: value for key, value in guest.frames[-1].items() if key != "type"}
     begin([host, guest])
     assert house.http("GET", f"/rooms/{code}").json["state"] == "playing"
+
+
+def test_a_guest_joins_by_link_or_code_on_the_trip_on_which_they_are_made(house, phones):
+    code, [host] = open_room(phones, guests=0)
+    for way in (f"den?code={code}", f"random?code={code.lower()}", "den"):
+        answer = house.http("POST", "/auth/guest", {"secret": secrets.token_urlsafe(32)})
+        assert answer.status == 201
+        preview = house.http("GET", f"/rooms/{code}", token=answer.json["token"])
+        assert (preview.status, preview.json["host"]) == (200, host.name)
+        guest = phones(way, session=answer.json)
+        if "code" not in way:  # they are in a room of their own, and leave it for the code
+            assert guest.expect("room")["code"] != code
+            guest.send("leave")
+            guest.expect("cancelled", reason="left")
+            guest.send("join", code=code)
+        room = guest.expect("room", code=code)
+        assert (
+            room["players"][-1]["guest"] is True and room["players"][-1]["username"] == guest.name
+        )
+        assert len(host.expect("room")["players"]) == len(room["players"])
+    preview = house.http("GET", f"/rooms/{code}").json
+    assert preview == {key: value for key, value in room.items() if key != "type"}
+    begin([host, guest])
 
 
 # -- hosts
@@ -311,6 +346,47 @@ def test_what_a_host_can_not_do_is_refused_by_name(phones):
     alone = phones("random")
     for kind, fields in (("begin", {}), ("lock", {"locked": True}), ("kick", {"player": "x"})):
         alone.refused("wrong_state", kind, **fields)
+
+
+def test_whatever_is_refused_leaves_a_room_as_it_is(house, phones):
+    code, [host, guest, other, last] = open_room(phones, guests=3)
+    host.send("kick", player=last.name)
+    last.expect("cancelled", reason="kicked")
+    host.send("lock", locked=True)
+    host.expect("room", locked=True)
+    stranger = phones("den")
+    own = stranger.expect("room")["code"]
+
+    def state():
+        return [house.redis.hgetall(f"room:{{lobby}}:{one}") for one in (code, own)] + [
+            seat_of(house, phone) for phone in (host, guest, other)
+        ]
+
+    before = state()
+    commands = (
+        {"kind": "begin"},
+        {"kind": "lock", "locked": False},
+        {"kind": "kick", "player": other.name},
+        {"kind": "pass", "player": guest.name},
+    )
+    for command in commands:
+        guest.refused("not_host", **command)
+        last.refused("wrong_state", **command)
+    for command in commands[2:]:  # the host of another room
+        stranger.refused("no_such_player", **command)
+    for player in (host.name, stranger.name, "nobody", "x" * 255):
+        host.refused("no_such_player", "kick", player=player)
+        host.refused("no_such_player", "pass", player=player)
+    for fields in ({"player": "x" * 256}, {"player": 1}, {}):
+        host.refused("invalid_message", "kick", **fields)
+    join_refused(last, "kicked", code)
+    newcomer = phones("den", code)
+    newcomer.refused("room_locked")
+    for wrong, why in (("CDFHJK", "unknown_code"), ("CDFHJ?", "malformed_code")):
+        join_refused(newcomer, why, wrong)
+    newcomer.refused("invalid_message", "join", code="C" * 41)
+    assert state() == before
+    begin([host, guest])
 
 
 def test_a_room_plays_one_game_at_a_time(phones):
@@ -818,6 +894,43 @@ def test_a_player_whom_nobody_joins_plays_a_bot_that_says_so_and_moves_nothing(h
     for board in ("rating", "wins"):
         assert bot not in house.http("GET", f"/leaderboards/{board}").body
     assert not house.redis.keys("*bot1*")
+
+
+def test_who_waits_for_a_bot_waits_a_second_longer_at_most_also_when_a_worker_dies(
+    house, beside, phones
+):
+    people = [house.register() for _ in range(15)]
+    for number, person in enumerate(people):
+        user = trivia.Keys.user(person["token"][:12])
+        house.redis.hset(user, "rating", 1000 + 10 * number)
+    doomed = beside_of(house).start()
+    all_wait = threading.Barrier(len(people) + 1)
+
+    def wait(number):
+        at = (house, beside, doomed)[number % 3]
+        phone = at.phone(session=people[number], queue="lonely")
+        phone.expect("queued")
+        since = time.monotonic()
+        all_wait.wait(30)
+        try:
+            start = phone.expect("start")
+        except ConnectionClosed:
+            phone.server = house
+            start = phone.connect().expect("start")
+        waited_s = time.monotonic() - since
+        phone.close()
+        return waited_s, {bool(player.get("bot")): player for player in start["players"]}
+
+    with ThreadPoolExecutor(len(people)) as pool:
+        try:
+            waits = [pool.submit(wait, number) for number in range(len(people))]
+            all_wait.wait(30)
+        finally:
+            stop_alone(doomed)
+        done = [one.result() for one in waits]
+    for _, players in done:
+        assert players[True]["rating"] == players[False]["rating"]
+    assert sorted(waited_s for waited_s, _ in done)[-2] < 3, done
 
 
 def test_a_human_takes_the_seat_of_a_bot(house, beside, phones):
