@@ -5954,18 +5954,20 @@ class Boards:
         return [Keys.board(name, period_of(period, now_s - back * length_s)) for back in range(4)]
 
     def _place(self, user: dict, name: str) -> tuple[str, float | None]:
-        """Returns (present period or '', the user's value; None: not on the board)."""
+        """Returns (period or '', the user's value; None: not on the board)."""
         board = self.schema.boards[name]
         value = self.schema.value(user, board["field"]) or 0
         ranked = self.schema.is_ranked(user)
         if "period" not in board:
             has_played = "games" in user or (board["field"] == DAILY_POINTS and value)
             return "", value if ranked and has_played else None
-        period = period_of(board["period"], time.time())
+        now_s = time.time()
+        # A daily game that ends after midnight counts for the day before.
+        periods = [period_of(board["period"], when_s) for when_s in (now_s, now_s - DAY_S)]
         last, base, field = (user.get(f"board:{name}", "") + "  ").split(" ")[:3]
-        if last != period or not ranked or field not in ("", board["field"]):
-            return period, None
-        return period, value - self._number(base) or None
+        if last not in periods or not ranked or field not in ("", board["field"]):
+            return periods[0], None
+        return last, value - self._number(base) or None
 
     @staticmethod
     def _number(text: str) -> float:
