@@ -2607,6 +2607,19 @@ local function replace(game, uid, account)
   end
 end
 
+-- fix_result: writes the result of a game, unless there is one.
+-- KEYS key     the game
+-- ARGS result  JSON
+-- Returns the result that stands, or nothing if there is no such game: a failover may lose one.
+-- Atomic, so that no result is left behind without a game, for ever.
+function functions.fix_result(keys, args)
+  local key = unpack(keys)
+  local result = unpack(args)
+  if call('HEXISTS', key, 'plan') == 0 then return false end
+  call('HSETNX', key, 'result', result)
+  return call('HGET', key, 'result')
+end
+
 -- finish_game: ends a settled game. It tells the players, and keeps what is looked up later.
 -- KEYS key        the game
 -- KEYS deadlines  of its shard
@@ -3831,6 +3844,7 @@ register('stop_game', 'allow-oom')
 register('enter_game')
 register('mute')
 register('relay')
+register('fix_result')
 register('finish_game')
 register('forget_player', 'allow-oom')
 register('replace_player')

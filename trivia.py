@@ -6727,8 +6727,8 @@ class Lobby:
 #
 # A phase ends by its deadline. A question also ends when all connected players have answered. Any
 # worker may settle a game, more than once, and may die in between. The first result that is
-# computed stands (HSETNX). Each player's part is applied once (`apply_result`). What follows from
-# it can be repeated. A settlement takes five round trips.
+# computed stands (`fix_result`). Each player's part is applied once (`apply_result`). What follows
+# from it can be repeated. A settlement takes five round trips.
 
 # The model of Plackett and Luce: Weng and Lin, A Bayesian Approximation Method for Online Ranking,
 # JMLR 12 (2011). The parameters are the defaults of openskill, times 60.
@@ -7666,12 +7666,11 @@ class Games(GameViews):
         return set(itertools.compress(uids, await asyncio.gather(*calls)))
 
     async def _fix_result(self, game: Game, result: list[dict]) -> list[dict]:
-        """Writes the result unless there is one. Returns the one that stands."""
+        """Writes the result unless there is one. Returns that which stands. Raises Unavailable."""
         key = Keys.game(game.id)
-        _, stands = await asyncio.gather(
-            self.redis.call("HSETNX", key, "result", dumps(result)),
-            self.redis.call("HGET", key, "result"),
-        )
+        stands = await self.redis.run("fix_result", (key,), dumps(result))
+        if stands is None:
+            raise Unavailable("a failover has lost the game")
         return json.loads(stands)
 
     def compute_result(self, game: Game, counts: list[bool]) -> list[dict]:

@@ -2372,6 +2372,14 @@ def untouched(game, act):
     return result
 
 
+def test_a_result_is_written_once_and_not_without_its_game(store):
+    key = Keys.game("000000000001")
+    fix = functools.partial(store.call, "fix_result", (key,))
+    assert fix("[1]") is None and not store.client.exists(key)
+    store.client.hset(key, "plan", "[]")
+    assert fix("[1]") == fix("[2]") == store.client.hget(key, "result") == "[1]"
+
+
 def test_a_game_is_created_once_and_told_to_its_players(store, workers):
     one, two = workers(), workers()
     game = Play(store, [one.connection(), two.connection(), one.connection(), "-"])
