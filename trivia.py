@@ -11405,8 +11405,7 @@ class Joining(Outlet):
         self.again = game
         if await self.hub.games.rematches.check(game, self.id) == self.queue.name:
             return True
-        self.over = game
-        self.buffered = [event for event in self.buffered or () if event[0] != "rematch"]
+        self.over = self.left = game
         await self._join(self.queue)
         return False
 
@@ -11608,6 +11607,7 @@ class Connection(Joining):
         self.app = str(admission.app or "")
         self.code = ""  # of the room that the player is in
         self.again = ""  # the game that the player may play again, after they have reconnected
+        self.left = ""  # the game whose offer they have left: what still comes of it is late
         self.agreed = False  # to play the last game again
         self.ratings = ratings  # {queue: rating}, instead of the player's own
 
@@ -11969,7 +11969,7 @@ class Connection(Joining):
             if code != self.code:
                 return False
         elif kind == "rematch":
-            if self.state not in ALLOWED["rematch"]:
+            if self.state not in ALLOWED["rematch"] or code == self.left:
                 return False
         elif self.state is State.IDLE:
             return False  # they know
