@@ -179,6 +179,7 @@ class Evidence:
         return {
             key.split(":")[-1]: Stored(key.split(":")[-1], fields)
             for key, fields in self.of("game").items()
+            if "plan" in fields
         }
 
     @property
@@ -806,6 +807,9 @@ def nothing_is_left_behind(evidence):
     for key, ttl in evidence.ttls.items():
         if key.startswith(ending) and ttl < 0:
             yield f"{key} has no expiry"
+    for key, fields in evidence.of("game").items():
+        if "plan" not in fields:
+            yield f"{key} is no whole game: {fields}"
     table = key_table(
         ast.get_docstring(ast.parse((ROOT / "trivia.py").read_text("utf-8")), clean=False)
     )
