@@ -60,6 +60,8 @@ class Rush:
         await self._measure("start", self._until_formed, [0])
         print(f"{self.rooms} rooms of {self.players} in {time.monotonic() - began:.1f} s")
         await self.server.stop()
+        self.redis_process.terminate()  # it outlives its workers
+        self.redis_process.wait(20)
 
     async def _measure(self, name, work, numbers) -> None:
         """Does work(number) for all, so many at once, and says what it took."""
