@@ -1925,6 +1925,9 @@ class TriviaException(
     val problem: Problem? = null,
 ) : IOException(message)
 
+/** What the server is told of an app. It may require a newer version. */
+data class App(val name: String, val version: String)
+
 /**
  * A player's account on a server. Its functions block, and raise TriviaException.
  *
@@ -1934,6 +1937,7 @@ class Trivia(
     url: String,
     token: String? = null,
     private val timeoutMs: Int = 15_000,
+    internal val app: App? = null,
     private val onToken: (String?) -> Unit = {},
 ) {
     val url: String = url.trimEnd('/')
@@ -2117,8 +2121,10 @@ class Trivia(
 
     private fun request(method: String, path: String, query: Map<String, Any?>, body: Map<String, Any?>?): Json {
         val sent = token
+        val headers = app?.let { mapOf("X-App" to it.name, "X-Version" to it.version) }.orEmpty() +
+            sent?.let { mapOf("Authorization" to "Bearer $it") }.orEmpty()
         val answer = try {
-            httpRequest(method, url + path + queryString(query), sent, body?.let(Json::write), timeoutMs)
+            httpRequest(method, url + path + queryString(query), headers, body?.let(Json::write), timeoutMs)
         } catch (error: IOException) {
             throw TriviaException(0, "network", "no answer from $url: $error")
         }
@@ -2173,18 +2179,24 @@ private fun openSocket(uri: URI, timeoutMs: Int): Socket {
 
 private fun pathOf(uri: URI): String = uri.rawPath + (uri.rawQuery?.let { "?$it" } ?: "")
 
-private fun httpRequest(method: String, url: String, token: String?, body: String?, timeoutMs: Int): HttpAnswer {
+private fun httpRequest(
+    method: String,
+    url: String,
+    headers: Map<String, String>,
+    body: String?,
+    timeoutMs: Int,
+): HttpAnswer {
     val uri = URI(url)
     val data = body?.toByteArray() ?: ByteArray(0)
     val head = StringBuilder("$method ${pathOf(uri)} HTTP/1.1\r\nHost: ${uri.rawAuthority}\r\nConnection: close\r\n")
     head.append("Accept: application/json\r\n")
-    if (token != null) head.append("Authorization: Bearer $token\r\n")
+    for ((name, value) in headers) head.append("$name: $value\r\n")
     if (body != null) head.append("Content-Type: application/json\r\nContent-Length: ${data.size}\r\n")
     openSocket(uri, timeoutMs).use { socket ->
         socket.getOutputStream().apply { write(head.append("\r\n").toString().toByteArray() + data); flush() }
         val input = socket.getInputStream().buffered()
-        val (status, headers) = readHead(input)
-        return HttpAnswer(status, headers, String(readBody(input, status, headers)))
+        val (status, found) = readHead(input)
+        return HttpAnswer(status, found, String(readBody(input, status, found)))
     }
 }
 
@@ -2225,13 +2237,16 @@ private fun readBody(input: InputStream, status: Int, headers: Map<String, Strin
 
 // ---- WebSocket -----------------------------------------------------------------------------------
 
+/** Why a connection ended: a close code, 0 if there was none, and what the server said. */
+private class Close(val code: Int, val reason: String = "")
+
 /** A WebSocket (RFC 6455) without extensions. `opened`, `received` and `closed` run on its own thread. */
 private class WebSocket(
     private val url: String,
     private val protocols: List<String>,
     private val opened: (WebSocket) -> Unit,
     private val received: (WebSocket, String) -> Unit,
-    private val closed: (WebSocket, Int) -> Unit,
+    private val closed: (WebSocket, Close) -> Unit,
 ) {
     @Volatile
     private var socket: Socket? = null
@@ -2251,8 +2266,7 @@ private class WebSocket(
         try { socket?.close() } catch (_: IOException) { }
     }
 
-    /** Returns the close code; 0 if there was none. */
-    private fun run(): Int {
+    private fun run(): Close {
         try {
             val uri = URI(url)
             val connected = openSocket(uri, CONNECT_MS)
@@ -2265,12 +2279,12 @@ private class WebSocket(
             connected.getOutputStream().apply { write(head.toByteArray()); flush() }
             val input = DataInputStream(connected.getInputStream().buffered())
             val (status, _) = readHead(input)
-            if (status != 101) return codeOf(status)
+            if (status != 101) return Close(codeOf(status))
             connected.soTimeout = 0
             opened(this)
             return readFrames(input)
         } catch (_: IOException) {
-            return 0
+            return Close(0)
         } finally {
             drop()
         }
@@ -2285,13 +2299,13 @@ private class WebSocket(
         else -> 1013
     }
 
-    private fun readFrames(input: DataInputStream): Int {
+    private fun readFrames(input: DataInputStream): Close {
         val text = ByteArrayOutputStream()
         while (true) {
             val head = input.readUnsignedByte()
             val short = input.readUnsignedByte() and 127
             val size = if (short == 126) input.readUnsignedShort() else if (short == 127) input.readLong().toInt() else short
-            if (size !in 0..MAX_FRAME || text.size() + size > MAX_FRAME) return 1009
+            if (size !in 0..MAX_FRAME || text.size() + size > MAX_FRAME) return Close(1009)
             val data = ByteArray(size).also(input::readFully)
             when (head and 15) {
                 TEXT, CONTINUATION -> {
@@ -2302,9 +2316,15 @@ private class WebSocket(
                     }
                 }
                 PING -> frame(PONG, data)
-                CLOSE -> return if (size < 2) 0 else (data[0].toInt() and 255 shl 8) or (data[1].toInt() and 255)
+                CLOSE -> return closeOf(data)
             }
         }
+    }
+
+    private fun closeOf(data: ByteArray): Close {
+        if (data.size < 2) return Close(0)
+        val code = (data[0].toInt() and 255 shl 8) or (data[1].toInt() and 255)
+        return Close(code, String(data, 2, data.size - 2))
     }
 
     @Synchronized
@@ -2348,7 +2368,9 @@ sealed interface Link {
 
     /** The next try comes after this time. */
     data class Waiting(val pauseMs: Long) : Link
-    data class Closed(val reason: CloseReason) : Link
+
+    /** `detail` is what the server says of it; for OUTDATED, the address of a new version. */
+    data class Closed(val reason: CloseReason, val detail: String = "") : Link
 }
 
 /** Why a connection is closed for good. */
@@ -2557,13 +2579,14 @@ class Play internal constructor(
         val token = trivia.token ?: return end(CloseReason.SIGNED_OUT)
         val join = if (joined) emptyMap() else joinFields.fields().minus(listOf("type", "queue"))
         val fields = room?.let { mapOf("code" to it.code) } ?: join
-        val url = trivia.url.replaceFirst("http", "ws") + "/game/" + part(queue) + queryString(fields)
+        val app = trivia.app?.let { mapOf("app" to it.name, "version" to it.version) }.orEmpty()
+        val url = trivia.url.replaceFirst("http", "ws") + "/game/" + part(queue) + queryString(fields + app)
         val made = WebSocket(
             url,
             listOf(PROTOCOL, "bearer.$token"),
             opened = { one -> thread.execute { opened(one) } },
             received = { one, text -> thread.execute { if (one === socket) receive(text) } },
-            closed = { one, code -> thread.execute { lost(one, code, token) } },
+            closed = { one, close -> thread.execute { lost(one, close, token) } },
         )
         socket = made
         setLink(Link.Connecting)
@@ -2585,12 +2608,13 @@ class Play internal constructor(
         isOpen = false
     }
 
-    private fun lost(one: WebSocket, code: Int, token: String? = null) {
+    private fun lost(one: WebSocket, close: Close, token: String? = null) {
         if (one !== socket) return
         drop()
+        val code = close.code
         val final = FINAL[code]
         if (final == CloseReason.SIGNED_OUT && token == trivia.token) trivia.setToken(null)
-        if (final != null) return end(final)
+        if (final != null) return end(final, close.reason)
         if (!wanted) return end(CloseReason.DONE)
         failures += 1
         if (code == RESTART && failures == 1) return reconnect(0)
@@ -2606,11 +2630,11 @@ class Play internal constructor(
         timer = later(pauseMs) { connect() }
     }
 
-    private fun end(reason: CloseReason) {
+    private fun end(reason: CloseReason, detail: String = "") {
         timer?.cancel(false)
         drop()
         wanted = false
-        setLink(Link.Closed(reason))
+        setLink(Link.Closed(reason, detail))
     }
 
     /** Asks whether the connection is alive when nothing was heard for a while. */
@@ -2623,7 +2647,7 @@ class Play internal constructor(
         val one = socket ?: return
         sendNow(mapOf("type" to "ping"))
         alive?.cancel(false)
-        alive = later(REPLY_MS) { lost(one, 0) }
+        alive = later(REPLY_MS) { lost(one, Close(0)) }
     }
 
     private fun sendNow(fields: Map<String, Any?>): Boolean = isOpen && socket?.send(Json.write(fields)) == true

@@ -2204,8 +2204,10 @@ public struct TriviaError: Error, Equatable, Sendable {
 }
 
 /// A player's account on a server. `onToken` gets each new token, to be kept, and nil when the session has ended.
+/// The server is told the name of the app and its version, if they are given, and may require a newer version.
 public final class Trivia: @unchecked Sendable {
     public let url: URL
+    let app: (name: String, version: String)?
     private let onToken: @Sendable (String?) -> Void
     private let session: URLSession
     private let lock = NSLock()
@@ -2213,10 +2215,12 @@ public final class Trivia: @unchecked Sendable {
 
     public init(
         url: URL, token: String? = nil, timeout: TimeInterval = 15,
+        app: (name: String, version: String)? = nil,
         onToken: @escaping @Sendable (String?) -> Void = { _ in }
     ) {
         self.url = url
         self.kept = token
+        self.app = app
         self.onToken = onToken
         let configuration = URLSessionConfiguration.ephemeral
         configuration.timeoutIntervalForRequest = timeout
@@ -2420,6 +2424,10 @@ public final class Trivia: @unchecked Sendable {
         let sent = token
         request.httpMethod = method
         request.setValue("application/json", forHTTPHeaderField: "Accept")
+        if let app {
+            request.setValue(app.name, forHTTPHeaderField: "X-App")
+            request.setValue(app.version, forHTTPHeaderField: "X-Version")
+        }
         if let sent { request.setValue("Bearer \(sent)", forHTTPHeaderField: "Authorization") }
         if let body {
             request.setValue("application/json", forHTTPHeaderField: "Content-Type")
@@ -2455,7 +2463,9 @@ public final class Trivia: @unchecked Sendable {
     }
 
     func socketAddress(queue: String, query: [String: String?]) -> URL {
-        var parts = URLComponents(url: address("/game/\(part(queue))", query), resolvingAgainstBaseURL: false)!
+        let mine: [String: String?] = app.map { ["app": $0.name, "version": $0.version] } ?? [:]
+        let url = address("/game/\(part(queue))", query.merging(mine) { _, own in own })
+        var parts = URLComponents(url: url, resolvingAgainstBaseURL: false)!
         parts.scheme = parts.scheme == "https" ? "wss" : "ws"
         return parts.url!
     }
@@ -2474,7 +2484,8 @@ public enum Link: Equatable, Sendable {
     case online
     /// The next try comes after this time.
     case waiting(seconds: Double)
-    case closed(CloseReason)
+    /// `detail` is what the server says of it; for `outdated`, the address of a new version.
+    case closed(CloseReason, detail: String)
 }
 
 /// Why a connection is closed for good.
@@ -2725,7 +2736,8 @@ public final class Play {
                 case .failure:
                     let status = (task.response as? HTTPURLResponse)?.statusCode ?? 101
                     let code = task.closeCode == .invalid ? 0 : task.closeCode.rawValue
-                    self.lost(task, code: code, token: token, status: status)
+                    let detail = task.closeReason.map { String(decoding: $0, as: UTF8.self) } ?? ""
+                    self.lost(task, code: code, token: token, status: status, detail: detail)
                 }
             }
         }
@@ -2739,12 +2751,14 @@ public final class Play {
         isOpen = false
     }
 
-    private func lost(_ task: URLSessionWebSocketTask, code: Int, token: String?, status: Int = 101) {
+    private func lost(
+        _ task: URLSessionWebSocketTask, code: Int, token: String?, status: Int = 101, detail: String = ""
+    ) {
         guard task === socket else { return }
         drop()
         if let reason = finalCodes[code] ?? finalStatuses[status] {
             if reason == .signedOut && token == trivia.token { trivia.setToken(nil) }
-            return end(reason)
+            return end(reason, detail)
         }
         if !wanted { return end(.done) }
         failures += 1
@@ -2762,11 +2776,11 @@ public final class Play {
         timer = later(seconds) { play in play.connect() }
     }
 
-    private func end(_ reason: CloseReason) {
+    private func end(_ reason: CloseReason, _ detail: String = "") {
         timer?.cancel()
         drop()
         wanted = false
-        setLink(.closed(reason))
+        setLink(.closed(reason, detail: detail))
     }
 
     /// Asks whether the connection is alive when nothing was heard for a while.

@@ -1983,14 +1983,16 @@ class TriviaException implements Exception {
   String toString() => '$code: $detail';
 }
 
-/// A player's account on a server.
+/// A player's account on a server. It is told the name of the app and its version, if they are given,
+/// and may require a newer version.
 class Trivia {
-  Trivia(String url, {String? token, this.onToken, this.timeout = const Duration(seconds: 15)})
+  Trivia(String url, {String? token, this.onToken, this.timeout = const Duration(seconds: 15), this.app})
       : url = url.replaceFirst(RegExp(r'/+$'), ''),
         _token = token;
 
   final String url;
   final Duration timeout;
+  final ({String name, String version})? app;
 
   /// Gets each new token, to be kept, and null when the session has ended.
   final void Function(String? token)? onToken;
@@ -2178,6 +2180,10 @@ class Trivia {
     try {
       final request = await _http.openUrl(method, Uri.parse(url + path + _query(query))).timeout(timeout);
       request.headers.set('Accept', 'application/json');
+      if (app case final app?) {
+        request.headers.set('X-App', app.name);
+        request.headers.set('X-Version', app.version);
+      }
       if (sent != null) request.headers.set('Authorization', 'Bearer $sent');
       if (body != null) {
         request.headers.contentType = ContentType('application', 'json');
@@ -2241,9 +2247,12 @@ class Waiting extends Link {
 }
 
 class Closed extends Link {
-  const Closed(this.reason);
+  const Closed(this.reason, [this.detail = '']);
 
   final CloseReason reason;
+
+  /// What the server says of it; for `outdated`, the address of a new version.
+  final String detail;
 }
 
 /// Why a connection is closed for good.
@@ -2446,6 +2455,7 @@ class Play {
       ..remove('type')
       ..remove('queue');
     final fields = room == null ? join : <String, Object?>{'code': room!.code};
+    if (_trivia.app case final app?) fields.addAll({'app': app.name, 'version': app.version});
     final address = '${_trivia.url}/game/${Uri.encodeComponent(_queue)}${_query(fields)}';
     _setLink(const Connecting());
     final WebSocket socket;
@@ -2462,7 +2472,7 @@ class Play {
     socket.listen(
       (data) => attempt == _attempt ? _receive('$data') : null,
       onError: (_) => _lost(attempt, 0, token),
-      onDone: () => _lost(attempt, socket.closeCode ?? 0, token),
+      onDone: () => _lost(attempt, socket.closeCode ?? 0, token, socket.closeReason ?? ''),
     );
     _setLink(const Online());
     _watch();
@@ -2477,12 +2487,12 @@ class Play {
     if (socket != null) unawaited(socket.close());
   }
 
-  void _lost(int attempt, int code, String? token) {
+  void _lost(int attempt, int code, String? token, [String detail = '']) {
     if (attempt != _attempt) return;
     _drop();
     final reason = _final[code];
     if (reason == CloseReason.signedOut && token == _trivia.token) _trivia.setToken(null);
-    if (reason != null) return _end(reason);
+    if (reason != null) return _end(reason, detail);
     if (!_wanted) return _end(CloseReason.done);
     _failures += 1;
     if (code == _restart && _failures == 1) return _reconnect(0);
@@ -2499,11 +2509,11 @@ class Play {
     _timer = Timer(pause, _connect);
   }
 
-  void _end(CloseReason reason) {
+  void _end(CloseReason reason, [String detail = '']) {
     _timer?.cancel();
     _drop();
     _wanted = false;
-    _setLink(Closed(reason));
+    _setLink(Closed(reason, detail));
   }
 
   /// Asks whether the connection is alive when nothing was heard for a while.

@@ -849,17 +849,21 @@ export interface Options {
   onToken?: (token: string | null) => void;
   /** Milliseconds after which a request fails. Default: 15,000. */
   timeoutMs?: number;
+  /** What the server is told of this app. It may require a newer version. */
+  app?: { name: string; version: string };
 }
 
 /** A player's account on a server. */
 export class Trivia {
   readonly url: string;
+  readonly app: Options["app"];
   token: string | null;
   private readonly options: Options;
 
   constructor(url: string, options: Options = {}) {
     this.url = url.replace(/\/+$/, "");
     this.token = options.token ?? null;
+    this.app = options.app;
     this.options = options;
   }
 
@@ -1039,6 +1043,7 @@ export class Trivia {
   private async request<T>(method: string, path: string, query?: object, body?: unknown): Promise<T> {
     const headers: Record<string, string> = { Accept: "application/json" };
     const sent = this.token;
+    if (this.app) Object.assign(headers, { "X-App": this.app.name, "X-Version": this.app.version });
     if (sent) headers.Authorization = `Bearer ${sent}`;
     if (body !== undefined) headers["Content-Type"] = "application/json";
     const abort = new AbortController();
@@ -1082,11 +1087,14 @@ function queryString(values: object = {}): string {
 
 // ---- play ----------------------------------------------------------------------------------------
 
-/** What is known of the connection. `pauseMs`: until the next try. `reason`: why it ended. */
+/**
+ * What is known of the connection. `pauseMs`: until the next try. `reason`: why it ended. `detail`:
+ * what the server says of it; for `outdated`, the address of a new version.
+ */
 export type Link =
   | { state: "connecting" | "online" }
   | { state: "waiting"; pauseMs: number }
-  | { state: "closed"; reason: CloseReason };
+  | { state: "closed"; reason: CloseReason; detail: string };
 
 /**
  * Why a connection is closed for good.
@@ -1291,9 +1299,10 @@ export class Play {
   private connect(): void {
     clearTimeout(this.timer);
     this.drop();
-    const { token, url } = this.trivia;
+    const { token, url, app } = this.trivia;
     if (!token) return this.end("signed_out");
-    const path = `/game/${encodeURIComponent(this.queue)}${queryString(this.fields())}`;
+    const named = app ? { app: app.name, version: app.version } : {};
+    const path = `/game/${encodeURIComponent(this.queue)}${queryString({ ...this.fields(), ...named })}`;
     const socket = new WebSocket(url.replace(/^http/, "ws") + path, [PROTOCOL, `bearer.${token}`]);
     this.socket = socket;
     this.setLink({ state: "connecting" });
@@ -1308,7 +1317,7 @@ export class Play {
     socket.onmessage = (event) => {
       if (socket === this.socket) this.receive(String(event.data));
     };
-    socket.onclose = (event) => this.lost(socket, event.code, token);
+    socket.onclose = (event) => this.lost(socket, event.code, token, event.reason);
   }
 
   /** What the address of a connection says: the room to return to, or how to join. */
@@ -1325,12 +1334,12 @@ export class Play {
     if (socket && socket.readyState < 2) socket.close();
   }
 
-  private lost(socket: WebSocket, code: number, token: string | null = null): void {
+  private lost(socket: WebSocket, code: number, token: string | null = null, detail = ""): void {
     if (socket !== this.socket) return;
     this.drop();
     const final = FINAL[code];
     if (final === "signed_out" && token === this.trivia.token) this.trivia.setToken(null);
-    if (final) return this.end(final);
+    if (final) return this.end(final, detail);
     if (!this.wanted) return this.end("done");
     this.failures += 1;
     if (code === RESTART && this.failures === 1) return this.reconnect(0);
@@ -1346,11 +1355,11 @@ export class Play {
     this.timer = setTimeout(() => this.connect(), pauseMs);
   }
 
-  private end(reason: CloseReason): void {
+  private end(reason: CloseReason, detail = ""): void {
     clearTimeout(this.timer);
     this.drop();
     this.wanted = false;
-    this.setLink({ state: "closed", reason });
+    this.setLink({ state: "closed", reason, detail });
   }
 
   /** Asks whether the connection is alive when nothing was heard for a while. */

@@ -20,7 +20,7 @@ import tree_sitter_swift
 from playwright._impl._driver import compute_driver_executable
 
 import trivia
-from conftest import PASSWORD, ROOT, Server, edited_schema, npm_install, play_all
+from conftest import PASSWORD, ROOT, Server, edited_schema, npm_install, play_all, wait_until
 
 TYPESCRIPT = "5.9.3"  # of the npm package
 STRICT = ["--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes", "--noEmit"]
@@ -46,6 +46,8 @@ SCRIPTS = [
     "silent",
     "drop@2,latency=300,duplicate",
 ]
+STORE = "https://store.example.org/shop"
+ACT_TOKEN = "a-token-of-an-operator"
 GENERATORS = ["openapi-typescript@7.13.0", "@asyncapi/modelina@5.10.1"]  # packages of npm
 MODELINA = """
 import {TypeScriptGenerator} from '@asyncapi/modelina'
@@ -248,7 +250,9 @@ def lab(tmp_path_factory):
     (folder / "answers.json").write_text(json.dumps(answers))
     lines = "".join(f"{text}\t{answer}\n" for text, answer in answers.items())
     (folder / "answers.txt").write_text(lines, "utf-8")
-    server = Server(own_schema(), env={"TRIVIA_LAB": "1"})
+    server = Server(
+        own_schema(), env={"TRIVIA_LAB": "1", "TRIVIA_OPS_ACT_TOKEN": f"ann:{ACT_TOKEN}"}
+    )
     try:
         yield server.start(), folder
     finally:
@@ -384,6 +388,36 @@ fun merged(trivia: Trivia, error: TriviaException): String? =
 def test_the_kotlin_of_the_readme_about_sign_in_compiles(kotlin):
     classes = Path(kotlin[2].partition(":")[0])
     assert (classes / "trivia" / "SignInKt.class").exists()
+
+
+@pytest.fixture
+def shop(lab):
+    """A token, while apps named `shop` must be newer than the clients say that they are."""
+    server, _ = lab
+    token = server.register()["token"]
+    url = "/ops/act/version"
+    required = {"app": "shop", "least": "2.0", "store": STORE}
+    assert server.http("POST", url, required, token=ACT_TOKEN).status == 200
+    old = {"X-App": "shop", "X-Version": "1.9"}
+    wait_until(lambda: server.http("GET", "/queues", headers=old).status == 426)
+    yield token
+    assert server.http("POST", url, {"app": "shop"}, token=ACT_TOKEN).status == 200
+
+
+OUTDATED = f"app_too_old {STORE} outdated {STORE}"
+
+
+def test_the_typescript_client_leads_from_an_app_that_is_too_old_to_the_store(lab, shop):
+    url = f"http://127.0.0.1:{lab[0].port}"
+    command = [NODE, "tests/clients/outdated.ts", url, "lab", shop]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.stdout.strip() == OUTDATED
+
+
+def test_the_kotlin_client_leads_from_an_app_that_is_too_old_to_the_store(lab, shop, kotlin):
+    command = [*kotlin, "trivia.PlayKt", f"http://127.0.0.1:{lab[0].port}", "lab", shop]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
+    assert done.stdout.strip() == OUTDATED
 
 
 # ---- other generators
