@@ -108,6 +108,19 @@ local function channel(tag, worker)
   return 'worker:{' .. tag .. '}:' .. worker
 end
 
+local function tag_of(key)
+  return string.match(key, '{(.-)}')
+end
+
+-- Sets a field of a hash. The value `gone` removes it.
+local function set_field(key, field, value, gone)
+  if value == gone then
+    call('HDEL', key, field)
+  else
+    call('HSET', key, field, value)
+  end
+end
+
 -- ==== format =====================================================================================
 
 -- begin_format: ends a migration: empties the lobby and writes the format of the data.
@@ -168,13 +181,7 @@ function functions.adopt_schema(keys, args)
   for i = 2, #args, 3 do
     if (call('HGET', schema, args[i]) or '') ~= args[i + 1] then return 0 end
   end
-  for i = 2, #args, 3 do
-    if args[i + 2] == '' then
-      call('HDEL', schema, args[i])
-    else
-      call('HSET', schema, args[i], args[i + 2])
-    end
-  end
+  for i = 2, #args, 3 do set_field(schema, args[i], args[i + 2], '') end
   return 1
 end
 
@@ -481,13 +488,7 @@ function functions.change_user(keys, args)
   for i = 3, first_change - 1, 2 do
     if (call('HGET', user, args[i]) or '') ~= args[i + 1] then return -1 end
   end
-  for i = first_change, #args, 2 do
-    if args[i + 1] == '\0' then
-      call('HDEL', user, args[i])
-    else
-      call('HSET', user, args[i], args[i + 1])
-    end
-  end
+  for i = first_change, #args, 2 do set_field(user, args[i], args[i + 1], '\0') end
   return 1
 end
 
@@ -2827,6 +2828,49 @@ function functions.end_chore(keys, args)
   return call('HDEL', chores, id)
 end
 
+-- ==== events =====================================================================================
+
+-- add_event: tells of something that has happened.
+-- KEYS events      stream of id, type, body
+-- KEYS deliveries  id -> 'TRIES JSON': chores for a webhook
+-- KEYS due         id -> when it is due
+-- ARGS id          of the event
+-- ARGS kind        its type
+-- ARGS body        JSON
+-- ARGS kept        events that the stream keeps, or some more
+-- ARGS delivery    JSON of the chore that delivers it, or '' without a webhook
+-- ARGS most        deliveries that there may be
+-- Returns 1, or 0 if it is not delivered because there are too many deliveries.
+-- Atomic, so that what is in the stream is delivered.
+function functions.add_event(keys, args)
+  local events, deliveries, due = unpack(keys)
+  local id, kind, body, kept, delivery, most = unpack(args)
+  call('XADD', events, 'MAXLEN', '~', kept, '*', 'id', id, 'type', kind, 'body', body)
+  if delivery == '' then return 1 end
+  return functions.add_chore({deliveries, due}, {id, delivery, 0, most})
+end
+
+-- replay_event: has an event delivered that was given up.
+-- KEYS dead        stream of id, delivery and why it was given up
+-- KEYS deliveries  id -> 'TRIES JSON'
+-- KEYS due         id -> when it is due
+-- ARGS entry       of the stream
+-- ARGS most        deliveries that there may be
+-- Returns 1, or 0 if there is no such entry or there are too many deliveries.
+-- Atomic, so that it is in one of both places.
+function functions.replay_event(keys, args)
+  local dead, deliveries, due = unpack(keys)
+  local entry, most = unpack(args)
+  local found = call('XRANGE', dead, entry, entry)[1]
+  if not found then return 0 end
+  local fields = {}
+  for i = 1, #found[2], 2 do fields[found[2][i]] = found[2][i + 1] end
+  local chore = {fields.id, fields.delivery, 0, most}
+  if functions.add_chore({deliveries, due}, chore) == 0 then return 0 end
+  call('XDEL', dead, entry)
+  return 1
+end
+
 -- ==== rooms ======================================================================================
 --
 -- A private room is a hash beside the seats:
@@ -3564,12 +3608,32 @@ end
 function functions.change_report(keys, args)
   local report = unpack(keys)
   if call('EXISTS', report) == 0 then return 0 end
-  for i = 1, #args, 2 do
-    if args[i + 1] == '' then
-      call('HDEL', report, args[i])
-    else
-      call('HSET', report, args[i], args[i + 1])
-    end
+  for i = 1, #args, 2 do set_field(report, args[i], args[i + 1], '') end
+  return 1
+end
+
+-- handle_report: closes a report, or opens it again.
+-- KEYS report   its fields
+-- KEYS reports  id -> when it came
+-- KEYS handled  id -> when it was closed
+-- ARGS id       of the report
+-- ARGS outcome  what has become of it, or '' to open it
+-- ARGS keep     seconds for which a closed report is kept
+-- Returns 1, or 0 if there is no such report to close or to open.
+-- Atomic, so that a report is on one of both lists.
+function functions.handle_report(keys, args)
+  local report, reports, handled = unpack(keys)
+  local id, outcome, keep = unpack(args)
+  local now, at = wall_clock(), call('HGET', report, 'at')
+  call('ZREMRANGEBYSCORE', handled, '-inf', now - keep * 1000)
+  if not at or call('ZREM', outcome == '' and handled or reports, id) == 0 then return 0 end
+  set_field(report, 'outcome', outcome, '')
+  if outcome == '' then
+    call('ZADD', reports, at, id)
+    call('PERSIST', report)
+  else
+    call('ZADD', handled, now, id)
+    call('EXPIRE', report, keep)
   end
   return 1
 end
@@ -3587,11 +3651,7 @@ function functions.set_switch(keys, args)
   local switches = unpack(keys)
   local name, before, after = unpack(args)
   if (call('HGET', switches, name) or '') ~= before then return 0 end
-  if after == '' then
-    call('HDEL', switches, name)
-  else
-    call('HSET', switches, name, after)
-  end
+  set_field(switches, name, after, '')
   return 1
 end
 
@@ -3820,6 +3880,7 @@ register('note_blocker')
 register('note_report')
 register('add_report')
 register('change_report', 'allow-oom')
+register('handle_report', 'allow-oom')
 register('due_guests', 'allow-oom')
 register('create_guest')
 register('withdraw_guest', 'allow-oom')
@@ -3855,6 +3916,8 @@ register('add_chore', 'allow-oom')
 register('take_chores', 'allow-oom')
 register('postpone_chore', 'allow-oom')
 register('end_chore', 'allow-oom')
+register('add_event', 'allow-oom')
+register('replay_event')
 register('join_room')
 register('begin_room')
 register('direct_room')

@@ -77,9 +77,11 @@ time may lag behind that clock.
     reported:{UID}       zset    "player UID" or "question ID" that the user has   erased
                                  reported -> when (s)
     named:{UID}          zset    id of a report about or of the user -> when (s)    erased
-    reports:{reports}    zset    id of a report -> when it came                    handled
-    report:{reports}:REF hash    at (ms), reason, reporter (UID), player (UID)     handled
-                                 or question (id); what was sent: text, game;
+    reports:{reports}    zset    id of a report -> when it came                    closed
+    handled:{reports}    zset    id of a report that is closed -> when             30 days later
+    report:{reports}:REF hash    at (ms), reason, reporter (UID), player (UID)     30 days after it
+                                 or question (id); what was sent: text, game;      was closed
+                                 once it is closed: outcome;
                                  what the server adds: name (username, or text
                                  of the question), shown (of the player, JSON),
                                  transcript (of the game, JSON: queue,
@@ -97,6 +99,13 @@ time may lag behind that clock.
     nonce:{DIGEST}       string  the nonce of this ID token was used               1 day
     chores:{chores}      hash    id -> "TRIES JSON" of work that any worker does   done
     due:{chores}         zset    id of a chore -> when it is due                   done
+    events:{events}      stream  id, type and body (JSON) of what has happened     10,000 later
+                                                                                  entries
+    deliveries:{events}  hash    id of an event -> "TRIES JSON": a chore that      delivered, given
+                                 sends it to the webhook                           up
+    due:{events}         zset    id of an event -> when it is sent again           the same
+    dead:{events}        stream  id, type, at, why and delivery of an event that   replayed, 1,000
+                                 was given up                                      later entries
     guests:{guests}      zset    UID of a guest -> when it is checked whether     erased, upgraded
                                  they have expired
     seats:{lobby}        hash    UID -> "CONNECTION TURN QUEUE SINCE RATING       left and not
@@ -179,11 +188,11 @@ The five parts: contract (settings, errors, JSON, log, metrics, words, fields an
 file, schema reader, schema checks, streaks, schema), store (keys and format, client, cluster,
 Redis), play (questions, question files, question statistics, passwords, claims, users,
 leaderboards, daily questions, codes, challenges, lobby, game, rematches, bots, views of games,
-games, rooms, personal data, chores, blocks, reports, guests, merges, identities, mail, recovery,
-switches, repairs, console, console of questions, stored schema, migration), wire (messages,
-outlets, joining, connections, hub, routes, sign-in routes, player routes, operator routes,
-documents, pages), process (worker, app, protocols, adapter, embedded Redis, commands, doctor,
-backup).
+games, rooms, personal data, chores, events, blocks, reports, guests, merges, identities, mail,
+recovery, switches, repairs, console, console of questions, console of reports, stored schema,
+migration), wire (messages, outlets, joining, connections, hub, routes, sign-in routes, player
+routes, operator routes, documents, pages), process (worker, app, protocols, adapter, embedded
+Redis, commands, doctor, backup).
 """
 
 from __future__ import annotations
@@ -309,6 +318,8 @@ LAB = os.environ.get("TRIVIA_LAB", "")                  # 1: adds the queue `lab
 OPS_TOKEN = os.environ.get("TRIVIA_OPS_TOKEN", "")      # opens /ops and /metrics
 ACT_TOKENS = os.environ.get("TRIVIA_OPS_ACT_TOKEN", "")     # NAME:TOKEN ...; they may also act
 MAIL = os.environ.get("TRIVIA_MAIL", "")                # smtp(s)://user:password@host:port?from=
+WEBHOOK = os.environ.get("TRIVIA_WEBHOOK", "")          # gets the events: http(s)://...
+WEBHOOK_SECRETS = os.environ.get("TRIVIA_WEBHOOK_SECRET", "")   # whsec_BASE64, or more of them
 LOG_LEVEL = (os.environ.get("TRIVIA_LOG") or "info").upper()    # debug adds each request and game
 WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from WatchdogSec
 
@@ -526,6 +537,12 @@ def check_environment() -> None:
     mail_is_fine = not MAIL or is_mail_server(MAIL)
     expected = "smtp(s)://user:password@host:port?from=ADDRESS"  # never the value: it has a secret
     _expect("TRIVIA_MAIL", mail_is_fine, f"{len(MAIL)} characters", expected)
+    expected = "https://HOST/PATH"
+    _expect("TRIVIA_WEBHOOK", not WEBHOOK or is_address(WEBHOOK), shorten(WEBHOOK), expected)
+    secrets_are_fine = not WEBHOOK or bool(webhook_keys(WEBHOOK_SECRETS))
+    expected = "whsec_ and 24 to 64 bytes in base64, or several of them, separated by spaces"
+    found = f"{len(WEBHOOK_SECRETS)} characters"
+    _expect("TRIVIA_WEBHOOK_SECRET", secrets_are_fine, found, expected)
     _expect("WATCHDOG_USEC", WATCHDOG_USEC.isdecimal(), WATCHDOG_USEC, "microseconds")
 
 
@@ -738,6 +755,7 @@ METRICS = {  # {name: (labels, help)}; a name that ends in _seconds is a histogr
         "Between the first and another worker of a game that show the same question; a sample.",
     ),
     "deadline_lateness_seconds": ("", "From a deadline to the transition that it causes."),
+    "webhooks": ("outcome", "Tries to deliver events: delivered, failed, or abandoned for good."),
     "redis_seconds": ("", "From sending commands to Redis to the reply to the first of them."),
 }
 _sums: Counter[tuple] = Counter()  # (name, label, ...), (name, "le" or "sum", bucket, label, ...)
@@ -2663,6 +2681,7 @@ class Keys:
     lobby_clock = "clock:{lobby}"
     hidden = "hidden:{lobby}"
     reports = "reports:{reports}"
+    handled = "handled:{reports}"
     schema = "schema:{lobby}"
     bank = "bank:{bank}"
     fingerprints = "fingerprints:{bank}"
@@ -2684,6 +2703,10 @@ class Keys:
     draws = "draws:{draws}"
     chores = "chores:{chores}"
     due_chores = "due:{chores}"
+    events = "events:{events}"
+    deliveries = "deliveries:{events}"
+    due_deliveries = "due:{events}"
+    dead = "dead:{events}"
 
     user = "user:{{{}}}".format
     history = "history:{{{}}}".format
@@ -5511,6 +5534,7 @@ class Users:
         self.identities = Claims(redis, schema.identities, 0)
         self.boards = Boards(redis, schema, self.load)
         self.switches = Switches(redis)
+        self.events = Events(redis)
         self.claimed = [*schema.unique, *schema.identities]  # fields of which there may be claims
 
     # -- accounts
@@ -5589,11 +5613,20 @@ class Users:
         secret = new_secret()
         session = digest(secret), self.session_s, address_digest(address), claimed_until(claims)
         fields = flatten(stored)
-        expires = await self.redis.run_durably("create_user", (Keys.user(uid),), *session, *fields)
+        _, expires = await asyncio.gather(
+            self.expect_player(uid, ":guest" in stored, ":created"),
+            self.redis.run_durably("create_user", (Keys.user(uid),), *session, *fields),
+        )
         if not expires:
             return None
         user = stored | {":created": expires - self.session_s}
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
+
+    def expect_player(self, uid: str, is_guest: bool, field: str) -> Awaitable:
+        """Announces the event of a new guest or account. The field is what they have then."""
+        event = f"{'guest' if is_guest else 'account'}_{uid}"
+        data = {"player": uid, "guest": is_guest}
+        return self.events.expect("player.registered", event, data, Keys.user(uid), field)
 
     async def _register_again(self, taken: dict[str, str], data: dict, address: str) -> dict:
         """Signs in the user who has all names of a registration, if the password is theirs.
@@ -7603,7 +7636,7 @@ class Games(GameViews):
         # In this order: whatever is lost on the way is repeated while the game is not finished. Who
         # gets `end` may play again at once; on a cluster that is known by another primary.
         away = {text.split(" ")[0] for text in gone if not is_void}
-        await self.rematches.offer(game, away)
+        await asyncio.gather(self.rematches.offer(game, away), self._tell_of(game, is_void))
         present = {account: user for account, user in people.values() if user}
         copies = [self.users.boards.refresh(*person) for person in present.items()]
         copies += [
@@ -7614,6 +7647,20 @@ class Games(GameViews):
         await asyncio.gather(
             *copies, self.release(game.id, early), self._finish(game, is_void, gone)
         )
+
+    async def _tell_of(self, game: Game, is_void: bool) -> None:
+        """Publishes the end of a game."""
+        if game.kind == "sandbox":
+            return
+        players = [
+            {"player": "" if player.is_bot else player.uid}
+            | {"rank": part["rank"], "won": part["won"]}
+            | {"score": player.score, "left": player.left}
+            for player, part in zip(game.players, game.result, strict=True)
+        ]
+        event = {"game": game.id, "queue": game.queue, "reason": game.reason, "void": is_void}
+        event["players"] = players
+        await self.users.events.publish("game.ended", f"game_{game.id}", event, game.ended)
 
     async def _refresh_quick(self, uid: str, user: dict) -> None:
         """Copies a user's :quick to the list that the operator sees, which has bounds."""
@@ -8045,6 +8092,7 @@ class PersonalData:
         keys = [key(uid) for key in (*kinds, Keys.erased)]
         await asyncio.gather(*(self.redis.call("DEL", key) for key in keys))
         await self.redis.call("ZREM", Keys.quick, uid)
+        await self.users.events.publish("player.erased", f"erased_{uid}", {"player": uid})
         await self.redis.call("ZREM", Keys.erasures, uid)
         log.info("erased", extra={"player": uid})
 
@@ -8108,6 +8156,7 @@ async def _joined(lists: AsyncIterator[list]) -> AsyncIterator[str]:
 # Later if nothing was done, and returns if there is nothing left to do.
 
 CHORES_S = 1  # between two looks for chores that are due
+MORE_CHORES_S = 0.01  # if the last look found all that it may take
 CHORES_AT_ONCE = 20
 CHORE_LEASE_MS = 60_000
 MAX_CHORES = 200_000  # about 200 bytes each
@@ -8137,6 +8186,10 @@ class Chores:
         self.redis = redis
         self.handlers: dict[str, Callable[[Chore], Awaitable]] = {}
 
+    def pause_s(self, chore: Chore) -> float:
+        """Returns the seconds after which a chore that failed is tried again."""
+        return min(max((time.time() - chore.begun_s) / 4, 2), 300)
+
     async def add(self, kind: str, delay_ms: int = 0, chore: str = "", **data: Any) -> str:
         """Adds a chore; returns its id. Raises Problem if there are too many.
 
@@ -8152,27 +8205,236 @@ class Chores:
         """Removes a chore."""
         await self.redis.run("end_chore", self.KEYS, chore)
 
-    async def do_due(self) -> None:
-        """Does the chores that are due."""
+    async def do_due(self) -> float:
+        """Does the chores that are due. Returns the seconds until the next look."""
         taken = await self.redis.run("take_chores", self.KEYS, CHORE_LEASE_MS, CHORES_AT_ONCE)
-        await asyncio.gather(*(self._do(*taken[i : i + 3]) for i in range(0, len(taken), 3)))
+        tries = (self._do(*taken[i : i + 3]) for i in range(0, len(taken), 3))
+        done = await asyncio.gather(*tries)
+        return MORE_CHORES_S if sum(done) == CHORES_AT_ONCE else CHORES_S
 
-    async def _do(self, chore_id: str, tries: int, text: str) -> None:
+    async def _do(self, chore_id: str, tries: int, text: str) -> bool:
+        """Does a chore. Returns whether it is done."""
         kind, begun_s, data = json.loads(text)
         chore = Chore(chore_id, kind, begun_s, tries, data)
         if kind not in self.handlers:  # a newer worker knows it
-            return
+            return False
         try:
             async with asyncio.timeout(CHORE_LEASE_MS / 2000):
                 await self.handlers[kind](chore)
         except (Later, Problem, Unavailable, TimeoutError) as error:
-            surely_undone = isinstance(error, Later)
-            delay_ms = round(min(max((time.time() - begun_s) / 4, 2), 300) * 1000)
-            keys = self.KEYS
-            await self.redis.run("postpone_chore", keys, chore_id, delay_ms, int(surely_undone))
+            surely_undone = int(isinstance(error, Later))
+            delay_ms = round(self.pause_s(chore) * 1000)
+            await self.redis.run("postpone_chore", self.KEYS, chore_id, delay_ms, surely_undone)
             log.warning("chore %s waits: %s", kind, error or "timeout")
-            return
+            return False
         await self.done(chore_id)
+        return True
+
+
+# ---- events --------------------------------------------------------------------------------------
+# What the operator's own backend may follow. Each event is in the stream `events:{events}`. With
+# TRIVIA_WEBHOOK it is also posted there, signed as Standard Webhooks 1.0 says. Both have the same
+# JSON: {type, timestamp, data}. It names players by their ids alone, so that an erasure leaves
+# nothing in it to erase.
+#
+# Invariants: an event is written at least once, after what it tells of. The last step but one of a
+# settlement, a merge or an erasure writes it, and those are repeated until they are complete. Any
+# other change is announced before, by a chore that looks whether it has happened. The id of an
+# event follows from what has happened, so whatever is repeated has the same id. Deliveries are
+# chores of their own kind: a receiver that is slow or down holds up nothing else.
+#
+# To add an event: a row in EVENTS, then publish() or expect() where it happens.
+
+WEBHOOK_S = 15  # the receiver must have answered within this time
+DELIVERY_TRIES = 80  # in three days
+LONGEST_PAUSE_S = 3600  # between two tries
+EVENTS_KEPT = 10_000
+DEAD_KEPT = 1_000
+EXPECT_MS = 1000  # so long after it was announced, it is looked whether something has happened
+EXPECTED_S = 60  # so long that is looked again
+GONE = "status 410"  # the receiver wants no more of it
+
+_ID = {"type": "string", "description": "Of a player, as the console knows it."}
+_EVENT_PLAYER = {
+    "player": {"type": "string", "description": "An id; empty for an erased player or a bot."},
+    "rank": {"type": "integer"},
+    "won": {"type": "boolean"},
+    "score": {"type": "integer"},
+    "left": {"type": "boolean", "description": "They left before the end."},
+}
+EVENTS = {  # {type: (what has happened, {field: rule})}
+    "player.registered": (
+        "There is a new guest or a new account. A guest who makes an account comes twice.",
+        {"player": _ID, "guest": {"type": "boolean"}},
+    ),
+    "player.merged": ("A guest has become part of an account.", {"guest": _ID, "player": _ID}),
+    "player.banned": (
+        "An operator has banned a player, or changed a ban.",
+        {"player": _ID, "until_ms": {"type": "integer", "description": "0: for ever."}}
+        | {"reason": {"type": "string"}},
+    ),
+    "player.unbanned": ("An operator has lifted a ban.", {"player": _ID}),
+    "player.erased": ("A player is erased, or a guest has expired.", {"player": _ID}),
+    "player.reported": (
+        "A player has reported another one.",
+        {"report": {"type": "string"}, "player": _ID, "reason": {"type": "string"}},
+    ),
+    "question.reported": (
+        "A player has reported a question.",
+        {"report": {"type": "string"}, "question": {"type": "string"}}
+        | {"reason": {"type": "string"}},
+    ),
+    "game.ended": (
+        "A game has ended. One that is void counts for nothing.",
+        {
+            "game": {"type": "string"},
+            "queue": {"type": "string"},
+            "reason": {"type": "string"},
+            "void": {"type": "boolean"},
+            "players": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "properties": _EVENT_PLAYER,
+                    "required": list(_EVENT_PLAYER),
+                },
+            },
+        },
+    ),
+}
+
+
+def is_address(url: str) -> bool:
+    """Tells whether a text is an http(s) address."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def webhook_keys(secrets: str) -> list[bytes]:
+    """Parses the secrets of a webhook; [] if any is malformed."""
+    keys = []
+    for secret in secrets.split():
+        try:
+            key = base64.b64decode(secret.removeprefix("whsec_"), validate=True)
+        except ValueError:
+            return []
+        if not 24 <= len(key) <= 64:
+            return []
+        keys.append(key)
+    return keys
+
+
+def sign(keys: list[bytes], event_id: str, at_s: int, body: bytes) -> dict[str, str]:
+    """Returns the headers of Standard Webhooks, with one signature for each key."""
+    signed = b".".join((event_id.encode(), str(at_s).encode(), body))
+    digests = [hmac.digest(key, signed, "sha256") for key in keys]
+    signatures = [f"v1,{base64.b64encode(one).decode()}" for one in digests]
+    return {
+        "webhook-id": event_id,
+        "webhook-timestamp": str(at_s),
+        "webhook-signature": " ".join(signatures),
+    }
+
+
+class Deliveries(Chores):
+    """The chores of the webhook. Each failure doubles the pause."""
+
+    KEYS = Keys.deliveries, Keys.due_deliveries
+
+    def pause_s(self, chore: Chore) -> float:
+        """Returns the seconds after which a delivery is tried again."""
+        return min(2.0**chore.tries, LONGEST_PAUSE_S) * random.uniform(0.8, 1)
+
+
+class Events:
+    """Publishes events, and delivers them."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.keys = webhook_keys(WEBHOOK_SECRETS) if WEBHOOK else []
+        self.client: Any = None  # of HTTP, once it is needed
+        self.chores = Chores(redis)
+        self.chores.handlers["event"] = self._confirm
+        self.deliveries = Deliveries(redis)
+        self.deliveries.handlers["deliver"] = self._deliver
+
+    async def publish(self, kind: str, event_id: str, data: dict, at_ms: float = 0) -> None:
+        """Writes an event of EVENTS. It can be repeated."""
+        at = datetime.fromtimestamp(at_ms / 1000 if at_ms else time.time(), UTC)
+        timestamp = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        body = dumps({"type": kind, "timestamp": timestamp, "data": data})
+        chore = dumps(["deliver", round(time.time()), {"body": body}]) if self.keys else ""
+        keys = Keys.events, *Deliveries.KEYS
+        what = event_id, kind, body, EVENTS_KEPT, chore, MAX_CHORES
+        if not await self.redis.run("add_event", keys, *what):
+            count("webhooks", "abandoned")
+            log.error("event %s is not delivered: too many wait", event_id)
+
+    async def expect(
+        self, kind: str, event_id: str, data: dict, key: str, field: str, text: str | None = "*"
+    ) -> None:
+        """Announces an event. It is published once a field of a hash has a text.
+
+        "*": any text; None: none.
+        """
+        event = {"type": kind, "id": event_id, "data": data, "sign": [key, field, text]}
+        try:
+            await self.chores.add("event", EXPECT_MS, f"event {event_id}", **event)
+        except Problem:  # there are too many chores: the change itself comes first
+            log.error("event %s is not announced: too many chores", event_id)
+
+    async def _confirm(self, chore: Chore) -> None:
+        key, field, text = chore.data["sign"]
+        found = await self.redis.call("HGET", key, field)
+        if found == text or text == "*" and found is not None:
+            what = chore.data["type"], chore.data["id"], chore.data["data"]
+            return await self.publish(*what, chore.begun_s * 1000)
+        if time.time() < chore.begun_s + EXPECTED_S:
+            raise Later("it has not happened yet")
+
+    # -- delivery
+
+    async def _deliver(self, chore: Chore) -> None:
+        body = chore.data["body"]
+        why = await self._post(chore.id, body.encode())
+        if not why:
+            return count("webhooks", "delivered")
+        if why != GONE and chore.tries < DELIVERY_TRIES:
+            count("webhooks", "failed")
+            raise Unavailable(why)
+        count("webhooks", "abandoned")
+        log.error("event %s was given up: %s", chore.id, why)
+        delivery = dumps(["deliver", round(time.time()), {"body": body}])
+        kind = json.loads(body)["type"]
+        entry = {"id": chore.id, "type": kind, "at": round(time.time() * 1000)}
+        entry |= {"why": why, "tries": chore.tries, "delivery": delivery}
+        await self.redis.call("XADD", Keys.dead, "MAXLEN", DEAD_KEPT, "*", *flatten(entry))
+
+    async def _post(self, event_id: str, body: bytes) -> str:
+        """Posts an event. Returns '', or what went wrong."""
+        httpx = await imported("httpx")
+        if self.client is None:
+            self.client = httpx.AsyncClient(timeout=WEBHOOK_S, trust_env=is_public(WEBHOOK))
+        headers = sign(self.keys, event_id, round(time.time()), body)
+        headers |= {"content-type": JSON, "user-agent": f"trivia/{VERSION}"}
+        try:
+            async with (
+                asyncio.timeout(WEBHOOK_S),
+                self.client.stream("POST", WEBHOOK, content=body, headers=headers) as response,
+            ):
+                async for _ in response.aiter_raw():  # the connection can be used again
+                    pass
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
+            return type(error).__name__
+        return "" if response.is_success else f"status {response.status_code}"
+
+    async def close(self) -> None:
+        """Closes the connections to the receiver."""
+        if self.client is not None:
+            await self.client.aclose()
 
 
 # ---- blocks --------------------------------------------------------------------------------------
@@ -8314,7 +8576,8 @@ class Blocks:
 # ---- reports -------------------------------------------------------------------------------------
 # What players report to the operator: a player or a question. The server attaches what the player
 # shows at the moment and, of a game in which the reporter played, all rounds. Reports wait in
-# `reports:{reports}`, the oldest first. Whoever handles one removes it there and deletes its hash.
+# `reports:{reports}`, the oldest first. One that is handled goes to `handled:{reports}`, from where
+# it can come back for a while.
 #
 # Invariants: a report is known by reporter and target, so that sent twice it is there once, and
 # `reported:{UID}` remembers it when it was handled. Their number is bounded for each player and in
@@ -8324,7 +8587,10 @@ REASONS = {
     "player": ("name", "picture", "message", "cheating"),
     "question": ("wrong", "ambiguous", "outdated", "offensive"),
 }
+ATTACHED = ("shown", "transcript")  # by the server
+REPORTS_PORTION = 500  # that are read at once
 TRANSCRIPT_ROUNDS = 20  # the last ones, of 300 bytes each
+HANDLED_S = 30 * DAY_S  # a report is kept so long after it was closed
 REMEMBERED_REPORTS = 1000  # of a user, and about them; 40 bytes each
 
 
@@ -8371,6 +8637,9 @@ class Reports:
             roles = {uid: "reporter", target: "player"}
             report["transcript"] = dumps(await self._transcript(uid, body["game"], roles))
         report_id = digest(f"{uid} {kind} {target}", 9)
+        event = {"report": report_id, kind: target, "reason": body["reason"]}
+        place = Keys.report(report_id), "at"
+        await self.users.events.expect(f"{kind}.reported", f"report_{report_id}", event, *place)
         keys = Keys.report(report_id), Keys.reports
         most = self.users.limits.reports
         outcome = await self.redis.run_durably(
@@ -8433,8 +8702,70 @@ class Reports:
             if uid in (player, reporter):
                 yield report_id, player == uid
 
+    # -- for the operator
+
+    async def page(self, is_closed: bool, start: int, most: int) -> dict:
+        """Returns some reports: the open ones, oldest first, or the closed ones, newest first."""
+        key, order = (Keys.handled, ["REV"]) if is_closed else (Keys.reports, [])
+        total, ids = await asyncio.gather(
+            self.redis.call("ZCARD", key),
+            self.redis.call("ZRANGE", key, start, start + most - 1, *order),
+        )
+        rows = await asyncio.gather(*map(self._load, ids))
+        return {"total": total, "reports": [self._row(*row) for row in rows if row[1]]}
+
+    async def _load(self, report_id: str) -> tuple[str, dict]:
+        return report_id, await self.redis.call("HGETALL", Keys.report(report_id))
+
+    @staticmethod
+    def _row(report_id: str, fields: dict) -> dict:
+        kind = "player" if "player" in fields else "question"
+        names = ("name", "reason", "text", "game", "reporter", "outcome")
+        shown = {name: fields[name] for name in names if name in fields}
+        return (
+            {"id": report_id, "at_ms": int(fields["at"]), "kind": kind}
+            | shown
+            | {"target": fields[kind]}
+        )
+
+    async def read(self, report_id: str) -> dict:
+        """Returns a report, with what the server has attached. Raises Problem."""
+        _, fields = await self._load(report_id)
+        if not fields:
+            raise Problem("not_found", "There is no such report.")
+        attached = {name: json.loads(fields[name]) for name in ATTACHED if name in fields}
+        return self._row(report_id, fields) | attached
+
+    async def about(self, kind: str, target: str) -> list[str]:
+        """Returns the open reports about a player or a question."""
+        ids = await self.redis.call("ZRANGE", Keys.reports, 0, -1)
+        found = []
+        for start in range(0, len(ids), REPORTS_PORTION):
+            portion = ids[start : start + REPORTS_PORTION]
+            calls = (self.redis.call("HGET", Keys.report(one), kind) for one in portion)
+            targets = zip(portion, await asyncio.gather(*calls), strict=True)
+            found += [one for one, its_target in targets if its_target == target]
+        return found
+
+    async def handle(self, report_ids: list[str], outcome: str) -> int:
+        """Closes reports, or opens them again for the outcome ''. Returns how many."""
+        calls = (
+            self.redis.run_durably(
+                "handle_report",
+                (Keys.report(one), Keys.reports, Keys.handled),
+                one,
+                outcome,
+                HANDLED_S,
+            )
+            for one in report_ids
+        )
+        return sum(await asyncio.gather(*calls))
+
+    # -- for erasures and merges
+
     async def _remove(self, report_id: str) -> None:
         await self.redis.call("ZREM", Keys.reports, report_id)
+        await self.redis.call("ZREM", Keys.handled, report_id)
         await self.redis.call("DEL", Keys.report(report_id))
 
     async def forget(self, uid: str) -> None:
@@ -8668,6 +8999,7 @@ class Guests:
             await self.users.check_free(uid, data)
             password = await self.users.passwords.hash(data["password"], address)
             changes = data | {"password": password}
+            await self.users.expect_player(uid, False, "password")
             user = await self.users.apply_change(uid, user, changes, {":guest": "\0"})
         await self.ended(uid)
         log.info("guest upgraded", extra={"player": uid})
@@ -8867,6 +9199,8 @@ class Merges:
         await self.users.tell_connection(guest)
         if "running" in outcomes:
             return False
+        event = {"guest": guest, "player": account}
+        await self.users.events.publish("player.merged", f"merged_{guest}", event)
         keys = Keys.merged(guest), Keys.history(guest), Keys.seen(guest)
         await self.redis.run("end_merge", keys, MERGED_KEPT_S)
         return True
@@ -9297,6 +9631,7 @@ class Identities:
         if ":guest" in user:
             same[":guest"] = user[":guest"]
             changes[":guest"] = "\0"
+            await self.users.expect_player(uid, False, proof[0])
         done = await self.users.store(uid, same, changes, identity | names)
         await self.users.identities.settle(uid, identity)
         await self.users.claims.settle(uid, names)
@@ -10023,6 +10358,7 @@ CARD_GAMES = 20
 WHO_TEXT = {"type": "string", "minLength": 1, "maxLength": 254}
 PLAYER_TEXT = WHO_TEXT | {"description": "A username, an email address or an id."}
 GAME_TEXT = {"type": "string", "pattern": "^[0-9a-z]{12}$", "description": "The id of a game."}
+REPORT_TEXT = {"type": "string", "pattern": r"^[\w-]{12}$", "description": "The id of a report."}
 FREE_TEXT = {"type": "string", "minLength": 1, "maxLength": 200}
 CLOSED = {"type": "boolean", "description": "true closes, false opens."}
 ENTRY = {"type": "string", "pattern": r"^\d{1,15}-\d{1,9}$", "maxLength": 30}  # of the log
@@ -10249,23 +10585,40 @@ class Console:
         reason=FREE_TEXT | {"description": "The player is told."},
         hours={"type": "integer", "minimum": 1, "maximum": 87_600}
         | {"description": "Without them the ban has no end."},
+        report=REPORT_TEXT,
     )
     async def ban(self, player: str, reason: str = "", hours: int = 0) -> Change:
         """Bans a player: closes their socket, ends their game, refuses sign-in."""
         uid, user = await self._player(player)
         now_ms = await self.redis.time_ms(Keys.user(uid))
         until_ms = now_ms + hours * 3_600_000 if hours else 0
-        return self._fields(uid, user, {":ban": f"{until_ms} {reason}"}, self._expel)
+        ban = {":ban": f"{until_ms} {reason}"}
+        return self._announced(self._fields(uid, user, ban, self._expel))
 
     @act("player", undo="undo_ban", player=PLAYER_TEXT)
     async def unban(self, player: str) -> Change:
         """Lifts a ban."""
         uid, user = await self._player(player)
-        return self._fields(uid, user, {":ban": None})
+        return self._announced(self._fields(uid, user, {":ban": None}))
 
     async def undo_ban(self, uid: str, before: dict, after: dict) -> Change:
         """Plans the undoing of `ban` and `unban`."""
-        return await self._undo_fields(uid, before, after, self._expel)
+        return self._announced(await self._undo_fields(uid, before, after, self._expel))
+
+    def _announced(self, change: Change) -> Change:
+        """Adds to the change of a ban that its event is announced."""
+        uid, text = change.target, change.after[":ban"]
+        until_ms, _, reason = (text or "").partition(" ")
+        data = {"player": uid} | ({"until_ms": int(until_ms), "reason": reason} if text else {})
+        kind = "player.banned" if text else "player.unbanned"
+
+        async def apply() -> None:
+            event = f"ban_{secrets.token_urlsafe(9)}"
+            place = Keys.user(uid), ":ban", text
+            await self.server.events.expect(kind, event, data, *place)
+            await change.apply()
+
+        return change._replace(apply=apply)
 
     async def _expel(self, uid: str) -> None:
         """Closes the socket of a player and makes them leave their game, if they are banned."""
@@ -10273,7 +10626,7 @@ class Console:
         if ban_of(await self.users.load(uid)):
             await self.server.personal_data.withdraw(uid)
 
-    @act("player name", undo="undo_rename", player=PLAYER_TEXT, name=WHO_TEXT)
+    @act("player name", undo="undo_rename", player=PLAYER_TEXT, name=WHO_TEXT, report=REPORT_TEXT)
     async def rename(self, player: str, name: str) -> Change:
         """Gives a player another username. The old one stays reserved for them."""
         uid, user = await self._player(player)
@@ -10296,7 +10649,7 @@ class Console:
             raise Problem("changed_meanwhile")
         return await self._rename(uid, user, before["username"])
 
-    @act("player", player=PLAYER_TEXT)
+    @act("player", player=PLAYER_TEXT, report=REPORT_TEXT)
     async def end_sessions(self, player: str) -> Change:
         """Signs a player out on all devices."""
         uid, user = await self._player(player)
@@ -10596,6 +10949,7 @@ class QuestionConsole(Console):
         | {"description": "Wrong answers, separated by | with spaces around it."},
         category=QUESTION_TEXT,
         difficulty={"type": "string", "enum": [*DIFFICULTIES, AUTO]},
+        report=REPORT_TEXT,
     )
     async def edit_question(self, question: str, wrong: str = "", **given: str) -> Change:
         """Corrects a question for new games; repair_question also mends games played."""
@@ -10634,7 +10988,13 @@ class QuestionConsole(Console):
             raise Problem("changed_meanwhile")
         return self._edit(old, before)
 
-    @act("question retired", undo="undo_retire", question=QUESTION_ID, retired={"type": "boolean"})
+    @act(
+        "question retired",
+        undo="undo_retire",
+        question=QUESTION_ID,
+        retired={"type": "boolean"},
+        report=REPORT_TEXT,
+    )
     async def retire_question(self, question: str, retired: bool) -> Change:
         """Takes a question out of new games (retired), or brings it back."""
         _, old = await self._question(question)
@@ -10659,6 +11019,7 @@ class QuestionConsole(Console):
         right=QUESTION_TEXT | {"description": "The answer that is right: one of its wrong ones."},
         days={"type": "integer", "minimum": 0, "maximum": 3650}
         | {"description": "Games that ended in so many days are computed again. Default: 7."},
+        report=REPORT_TEXT,
     )
     async def repair_question(self, question: str, right: str, days: int = 7) -> Change:
         """Corrects a wrong key, also in games played: points, wins, ratings and leaderboards."""
@@ -10702,6 +11063,120 @@ class QuestionConsole(Console):
         if change.before != after:
             raise Problem("changed_meanwhile")
         return change
+
+
+# ---- console of reports --------------------------------------------------------------------------
+# What an operator can look at and do about reports, and about events that were given up. An act
+# that answers a report may name it. Then all open reports about that player or question are closed
+# once it is done. The closing is an act of its own in the audit log, with its own undo.
+
+REPORTS_LISTED = 50
+EVENTS_LISTED = 100
+STATES = ("open", "closed")
+
+
+class ReportConsole(QuestionConsole):
+    """Adds what concerns reports and events."""
+
+    async def perform(self, who: str, name: str, data: dict, is_dry: bool) -> Any:
+        """Does an act as Console does. Closes the report that it names."""
+        is_answer = name in ACTS and name != "close_report" and "report" in ACTS[name].form.rules
+        report = data.get("report") if is_answer else None
+        if report is None:
+            return await super().perform(who, name, data, is_dry)
+        closing = {"report": report, "outcome": name, "others": True}
+        await super().perform(who, "close_report", closing, True)  # there must be such a report
+        rest = {key: value for key, value in data.items() if key != "report"}
+        done = await super().perform(who, name, rest, is_dry)
+        if not is_dry:
+            with contextlib.suppress(Problem):  # another operator has closed it meanwhile
+                closed = await super().perform(who, "close_report", closing, False)
+                done["closed"] = closed["entry"]
+        return done
+
+    @look(
+        state={"type": "string", "enum": list(STATES), "description": "Default: open."},
+        start={"type": "integer", "minimum": 0, "description": "How many to skip."},
+    )
+    async def reports(self, state: str = "open", start: int = 0) -> dict:
+        """Lists reports: open ones, oldest first, or closed ones of 30 days, newest first."""
+        return await self.server.reports.page(state == "closed", start, REPORTS_LISTED)
+
+    @look("report", report=REPORT_TEXT)
+    async def report(self, report: str) -> dict:
+        """Shows a report, with what the player showed then, and the game."""
+        return await self.server.reports.read(report)
+
+    @act(
+        "report",
+        undo="undo_close",
+        report=REPORT_TEXT,
+        outcome=FREE_TEXT | {"description": "What has become of it. Default: dismissed."},
+        others={"type": "boolean"}
+        | {"description": "Closes the other open reports about the same target as well."},
+    )
+    async def close_report(
+        self, report: str, outcome: str = "dismissed", others: bool = False
+    ) -> Change:
+        """Closes a report. Acts that answer a report do this by themselves."""
+        reports = self.server.reports
+        found = await reports.read(report)
+        if "outcome" in found:
+            raise Problem("not_found", "The report is closed.")
+        closed = await reports.about(found["kind"], found["target"]) if others else [report]
+        target = found["target"] if found["kind"] == "player" else ""
+        return self._handled(closed, outcome, int(bool(target)), target or report)
+
+    def _handled(self, reports: list[str], outcome: str, players: int, target: str) -> Change:
+        async def apply() -> None:
+            if not await self.server.reports.handle(reports, outcome):
+                raise Problem("changed_meanwhile")
+
+        before, after = {"reports": reports}, {"outcome": outcome or "open", "reports": reports}
+        return Change(players, before, after, apply, target)
+
+    async def undo_close(self, target: str, before: dict, after: dict) -> Change:
+        """Plans the undoing of `close_report`."""
+        return self._handled(before["reports"], "", 0, target)
+
+    @look()
+    async def events(self) -> dict:
+        """Shows the last events, those that wait for the webhook, and those that were given up."""
+        call = self.redis.call
+        waiting, count, dead, last = await asyncio.gather(
+            call("HLEN", Keys.deliveries),
+            call("XLEN", Keys.dead),
+            call("XREVRANGE", Keys.dead, "+", "-", "COUNT", EVENTS_LISTED),
+            call("XREVRANGE", Keys.events, "+", "-", "COUNT", EVENTS_LISTED),
+        )
+        rows = [self._dead_row(entry, pairs_to_dict(flat)) for entry, flat in dead]
+        events = [
+            {"id": fields["id"]} | json.loads(fields["body"])
+            for fields in map(pairs_to_dict, (flat for _, flat in last))
+        ]
+        found = {"webhook": bool(WEBHOOK), "waiting": waiting, "given_up": count}
+        return found | {"dead": rows, "last": events}
+
+    @staticmethod
+    def _dead_row(entry: str, fields: dict) -> dict:
+        row = {name: fields[name] for name in ("id", "type", "why")}
+        return {"entry": entry} | row | {"at_ms": int(fields["at"]), "tries": int(fields["tries"])}
+
+    @act(entry=ENTRY | {"description": "Of an event that was given up. Default: all."})
+    async def replay(self, entry: str = "") -> Change:
+        """Has events delivered that were given up."""
+        first, last = (entry, entry) if entry else ("-", "+")
+        found = [entry for entry, _ in await self.redis.call("XRANGE", Keys.dead, first, last)]
+        if entry and not found:
+            raise Problem("not_found", "There is no such event.")
+
+        async def apply() -> None:
+            keys = Keys.dead, *Deliveries.KEYS
+            await asyncio.gather(
+                *(self.redis.run("replay_event", keys, one, MAX_CHORES) for one in found)
+            )
+
+        return Change(0, {"given_up": len(found)}, {"given_up": 0}, apply)
 
 
 # ---- stored schema -------------------------------------------------------------------------------
@@ -13663,9 +14138,28 @@ def openapi(schema: Schema) -> dict:
         "info": _info(schema, schema.tree.get("description", "") + game_hint),
         "servers": [{"url": ".."}],  # seen from /docs/openapi.json
         "paths": paths,
+        "webhooks": {kind: {"post": _webhook(kind, *event)} for kind, event in EVENTS.items()},
         "components": {"schemas": schemas | components(schema), "securitySchemes": BEARER_SCHEME},
     }
     return _with_long_times(document)
+
+
+def _webhook(kind: str, text: str, fields: dict[str, dict]) -> dict:
+    """Returns what the address of TRIVIA_WEBHOOK is sent, as Standard Webhooks say."""
+    headers = ("webhook-id", "webhook-timestamp", "webhook-signature")
+    timestamp = _STRING | {"format": "date-time"}
+    body = {"type": {"const": kind}, "timestamp": timestamp, "data": _object_of(fields)}
+    return {
+        "summary": text,
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "schema": _STRING} for name in headers
+        ],
+        "requestBody": {"required": True, "content": {JSON: {"schema": _object_of(body)}}},
+        "responses": {
+            "2XX": {"description": "It has arrived."},
+            "410": {"description": "It is not wanted, and not sent again."},
+        },
+    }
 
 
 def _info(schema: Schema, description: str) -> dict:
@@ -14182,7 +14676,8 @@ class Server:
         games = self.games
         checks = self.rooms.check, games.rematches.check
         self.lobby = Lobby(self.redis, schema, self.worker, games.form, *checks)
-        self.chores = Chores(self.redis)
+        self.events = self.users.events
+        self.chores = self.events.chores
         self.blocks = Blocks(self.redis, self.users, self.chores)
         self.reports = Reports(self.redis, self.users, self.games)
         parts = self.users, self.lobby, self.games, self.blocks, self.reports
@@ -14200,7 +14695,7 @@ class Server:
         self.hub = Hub(self.worker, *parts, wire_of, self.rooms)
         self.switches = self.users.switches
         self.repairs = Repairs(self.redis, self.games, self.chores)
-        self.console = QuestionConsole(self)
+        self.console = ReportConsole(self)
         self.reported: dict[str, int] = {}  # connections by app, as they were published last
         self.background: list[asyncio.Task] = []
 
@@ -14270,6 +14765,7 @@ class Server:
             _forever(LEVELS_S, self.bank.load_levels),
             _forever(EXPIRE_GUESTS_S, self.guests.expire),
             _forever(CHORES_S, self.chores.do_due),
+            *([_forever(CHORES_S, self.events.deliveries.do_due)] if WEBHOOK else []),
             _forever(DRAWS_S, self.games.draws.refresh),
             _forever(DROP_LIBRARIES_S, self.redis.drop_unused_libraries),
             _forever(ERASURES_S, self.personal_data.finish_erasures),
@@ -14287,6 +14783,7 @@ class Server:
         with contextlib.suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(CALL_SECONDS):
                 await self._say_goodbye()
+                await self.events.close()
         await self.redis.close()
 
     async def finish_other_tasks(self) -> None:
@@ -14379,11 +14876,12 @@ class Server:
 
     async def _measure(self) -> list[Metric]:
         call = self.redis.call
-        sums, loads, workers, quick, queues, info = await asyncio.gather(
+        sums, loads, workers, quick, undelivered, queues, info = await asyncio.gather(
             call("HGETALL", Keys.metrics),
             call("HGETALL", Keys.loads),
             call("ZRANGE", Keys.workers, 0, -1),
             call("ZRANGE", Keys.quick, "+inf", 1, "BYSCORE", "REV", "LIMIT", 0, 10, "WITHSCORES"),
+            call("HLEN", Keys.deliveries),
             self.lobby.counts(),
             self.redis.info(),
         )
@@ -14392,6 +14890,7 @@ class Server:
             *families(sums),
             *worker_gauges(alive, loads),
             *queue_gauges(queues),
+            gauges("webhook_waiting", "Events that wait for their delivery.", undelivered),
             gauges("quick_players", QUICK_TEXT, {uid: float(n) for uid, n in quick}, "player"),
             *redis_gauges(info),
         ]

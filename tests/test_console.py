@@ -11,7 +11,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import trivia
-from conftest import PASSWORD, ROOT, Server, edited_schema, unique_name, wait_until
+from conftest import PASSWORD, ROOT, Server, edited_schema, play_all, unique_name, wait_until
+from trivia import Keys
 
 LOOKS, ACTS = "token-that-looks-only", "token-that-acts-too"
 OPEN = {
@@ -630,6 +631,90 @@ def test_the_repair_of_a_wrong_key_moves_points_wins_ratings_and_boards_once(des
     wait_until(lambda: (me(ann)["wins"], me(bob)["wins"]) == (1, 0), 30)
     wait_until(lambda: abs(me(ann)["rating"] - before[ann.name]) < 0.01)
     wait_until(lambda: record()["ranking"][0]["score"] == 300)
+
+
+# ---- reports
+
+
+def reported(server, target, reason="cheating", **body):
+    """The id of a report by a new player."""
+    body = {"reason": reason} | (body or {"player": target})
+    answer = server.http("POST", "/reports", body, server.register()["token"])
+    assert answer.status == 201, answer.body
+    return answer.json["id"]
+
+
+def open_reports(server):
+    return [row["id"] for row in look(server, "reports").json["reports"]]
+
+
+def test_reports_are_a_queue_and_one_shows_what_was_played(desk):
+    ann, bob = desk.pair()
+    play_all((ann, bob))
+    game = ann.frames[-1]["game"]
+    sent = {"player": bob.name, "reason": "cheating", "game": game, "text": "a bot"}
+    first = desk.http("POST", "/reports", sent, ann.token).json["id"]
+    others = [reported(desk, desk.register()["user"]["username"], "name") for _ in range(2)]
+    listed = look(desk, "reports").json
+    mine = [row["id"] for row in listed["reports"] if row["id"] in (first, *others)]
+    assert mine == [first, *others] and listed["total"] >= 3
+    start = listed["total"] - 1
+    assert look(desk, "reports", f"?start={start}").json["reports"][0]["id"] == others[-1]
+    shown = look(desk, "report", f"?report={first}").json
+    assert shown["name"] == shown["shown"]["username"] == bob.name and shown["text"] == "a bot"
+    assert len(shown["transcript"]["rounds"]) == 3
+    assert sorted(shown["transcript"]["players"]) == ["player", "reporter"]
+    for one in (first, *others):
+        done(desk, "close_report", report=one)
+    assert not set(open_reports(desk)) & {first, *others}
+    closed = look(desk, "reports", "?state=closed").json["reports"]
+    assert [row["outcome"] for row in closed if row["id"] == first] == ["dismissed"]
+    act(desk, "close_report", report=first).refused(404, "not_found")
+
+
+def test_an_act_answers_all_reports_about_its_target_and_each_is_undone_by_itself(desk):
+    phone = desk.phone(queue="party")
+    about = [reported(desk, phone.name) for _ in range(2)]
+    stranger = reported(desk, desk.register()["user"]["username"])
+    planned = act(desk, "ban", dry=True, player=phone.name, report=about[0]).json
+    assert planned["players"] == 1 and set(about) <= set(open_reports(desk))
+    banned = done(desk, "ban", player=phone.name, reason="cheats", report=about[0])
+    phone.expect_close(4403)
+    assert not set(about) & set(open_reports(desk)) and stranger in open_reports(desk)
+    entry = audit(desk)["acts"][0]
+    assert (entry["act"], entry["entry"]) == ("close_report", banned["closed"])
+    assert entry["after"] == {"outcome": "ban", "reports": about} and entry["who"] == "ann"
+    assert phone.name not in json.dumps(entry), "the log outlives names"
+    undone(desk, banned["closed"])
+    assert set(about) <= set(open_reports(desk))
+    undone(desk, banned["entry"])
+    assert login(desk, phone).status == 200
+    act(desk, "undo", entry=banned["closed"]).refused(409, "changed_meanwhile")
+    act(desk, "ban", player=phone.name, report="no-such-one!").refused(422, "invalid")
+    act(desk, "ban", player=phone.name, report="nosuchreport").refused(404, "not_found")
+    assert login(desk, phone).status == 200, "nobody is banned for a report that is not there"
+    done(desk, "close_report", report=about[0], others=True)
+    done(desk, "close_report", report=stranger)
+
+
+def test_a_question_that_was_reported_is_retired_and_its_reports_are_closed(desk):
+    text = QUIZ[0]["question"]
+    about = [reported(desk, None, "wrong", question=text) for _ in range(2)]
+    shown = look(desk, "report", f"?report={about[0]}").json
+    assert (shown["kind"], shown["target"], shown["name"]) == ("question", "quiz-0", text)
+    retired = done(desk, "retire_question", question="quiz-0", retired=True, report=about[1])
+    assert not set(about) & set(open_reports(desk))
+    undone(desk, retired["entry"])
+
+
+def test_a_closed_report_goes_with_the_account_and_after_a_while(desk):
+    session = desk.register()
+    report = reported(desk, session["user"]["username"])
+    done(desk, "close_report", report=report)
+    assert 0 < desk.redis.ttl(Keys.report(report)) <= trivia.HANDLED_S
+    done(desk, "erase", player=session["user"]["username"])
+    assert not desk.redis.exists(Keys.report(report))
+    assert desk.redis.zscore(Keys.handled, report) is None
 
 
 # ---- the log and the command line

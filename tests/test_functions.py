@@ -399,6 +399,8 @@ SIGN_IN = {
 }
 # What test_console.py calls.
 CONSOLE = {
+    "handle_report",
+    "replay_event",
     "apply_repair",
     "begin_repair",
     "end_repair",
@@ -408,6 +410,10 @@ CONSOLE = {
     "stop_game",
 }
 CONSOLE_KEYS = {
+    "handled:{reports}",
+    "deliveries:{events}",
+    "due:{events}",
+    "dead:{events}",
     "apps:{metrics}",
     "audit:{ops}",
     "flagged:{bank}",
@@ -420,8 +426,6 @@ CONSOLE_KEYS = {
 }
 SIGN_IN_KEYS = {
     "codes:{UID}",
-    "chores:{chores}",
-    "due:{chores}",
     "merged:{UID}",
     "merges:{UID}",
     "nonce:{DIGEST}",
@@ -3269,6 +3273,8 @@ CONTENT = {  # what members and values look like, where the table says more than
     "bank:{bank}": r"(\d+=\[.*\]|file:[\w.]+=[0-9a-f]{64})",
     "schema:{lobby}": r"(game_days=\d+|queue [a-z]+=\??-|(field|board) [a-z_]+=\??[a-z].*|"
     r"board [a-z_]+=\??-.*)",
+    "chores:{chores}": r"(event [a-z]+_|block )?[\w-]+=\d+ \[.*\]",
+    "due:{chores}": r"(event [a-z]+_|block )?[\w-]+=[\d.]+",
     "guests:{guests}": rf"[\w-]{{12}}={MS}",
     "fingerprints:{bank}": r"[\w-]{12}=[\w-]{12}",
     "ids:{bank}": r"[\w-]{12}=\d+ [\w-]{12}",

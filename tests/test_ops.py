@@ -380,6 +380,30 @@ def test_an_operator_finds_a_player_bans_them_undoes_it_and_announces_maintenanc
     ann.drop(), bob.drop()
 
 
+def test_an_operator_answers_a_report_of_a_game_with_a_ban(watched, open_desk):
+    ann, bob = watched.pair()
+    text = "They <b>knew</b> each answer."
+    sent = {"player": bob.name, "reason": "cheating", "text": text}
+    game = ann.expect("question")["game"]
+    for phone in (ann, bob):
+        phone.send("answer", round=1, choice=0)
+    ann.expect("reveal")
+    watched.http("POST", "/reports", sent | {"game": game}, ann.token)
+    desk = open_desk(watched, PHONE).sign_in(ACTS).live()
+    page = desk.page
+    expect(page.get_by_role("heading", name="Reports: 1")).to_be_visible()
+    page.locator("#reports summary").first.click()
+    expect(page.locator("#reports")).to_contain_text(text)
+    expect(page.locator("#reports")).to_contain_text("reporter: ")
+    desk.check_width("report")
+    do(desk, "reports", "ban", reason="cheats")
+    bob.expect_close(4403)
+    expect(page.get_by_role("heading", name="Reports: 0")).to_be_visible()
+    expect(page.locator("#audit")).to_contain_text("close report")
+    expect(page.locator("#events")).to_contain_text("player.reported")
+    ann.drop()
+
+
 def test_an_operator_retires_a_question_while_it_is_played(watched, open_desk):
     ann, bob = watched.pair()
     question = ann.expect("question")
