@@ -1037,17 +1037,18 @@ end
 -- ARGS wins     difference
 -- ARGS change   difference of the rating
 -- ARGS initial  rating of a new user
+-- ARGS points   difference of the daily points
 -- ARGS ...      name, field, period of the game, default of each leaderboard with a period
 -- Returns {field, value, ...} of the user, or {} if it was done before or there is no such user.
 -- Atomic: the entry in `mended` says whether it was applied.
 function functions.apply_repair(keys, args)
   local user, mended = unpack(keys)
-  local token, keep, wins, change, initial = unpack(args)
+  local token, keep, wins, change, initial, points = unpack(args)
   if call('HEXISTS', user, 'username') == 0 then return {} end
   if call('HSETNX', mended, token, 1) == 0 then return {} end
   call('EXPIRE', mended, keep)
-  local moved = {wins = tonumber(wins), rating = tonumber(change)}
-  for i = 6, #args, 4 do
+  local moved = {wins = tonumber(wins), rating = tonumber(change), daily_points = tonumber(points)}
+  for i = 7, #args, 4 do
     local board, field, period = 'board:' .. args[i], args[i + 1], args[i + 2]
     local last, base, kept = string.match(call('HGET', user, board) or '', '^(%S+) (%S+) ?(%S*)$')
     -- What was won before the present period is no gain within it.
@@ -1056,7 +1057,11 @@ function functions.apply_repair(keys, args)
       call('HSET', user, board, last .. ' ' .. base .. ' ' .. field)
     end
   end
-  if wins ~= '0' and call('HINCRBY', user, 'wins', wins) == 0 then call('HDEL', user, 'wins') end
+  for _, field in ipairs({'wins', 'daily_points'}) do
+    if moved[field] ~= 0 and call('HINCRBY', user, field, moved[field]) == 0 then
+      call('HDEL', user, field)
+    end
+  end
   if moved.rating ~= 0 then
     call('HSETNX', user, 'rating', initial)
     call('HINCRBYFLOAT', user, 'rating', change)
@@ -3640,18 +3645,18 @@ end
 
 -- ==== operator ===================================================================================
 
--- set_switch: sets or removes a switch, if it still is as it was read.
--- KEYS switches  name -> JSON
--- ARGS name      of the switch
--- ARGS before    as it was read, or ''
--- ARGS after     JSON, or '' to remove it
+-- swap_field: changes a field of a hash, if it still is as it was read.
+-- KEYS hash    switches, draws or a challenge
+-- ARGS field   its name
+-- ARGS before  as it was read, or ''
+-- ARGS after   its new value, or '' to remove it
 -- Returns 1, or 0 if it has changed; then nothing is done.
 -- Atomic, so that each change knows what it replaces.
-function functions.set_switch(keys, args)
-  local switches = unpack(keys)
-  local name, before, after = unpack(args)
-  if (call('HGET', switches, name) or '') ~= before then return 0 end
-  set_field(switches, name, after, '')
+function functions.swap_field(keys, args)
+  local hash = unpack(keys)
+  local field, before, after = unpack(args)
+  if (call('HGET', hash, field) or '') ~= before then return 0 end
+  set_field(hash, field, after, '')
   return 1
 end
 
@@ -3926,7 +3931,7 @@ register('show_room')
 register('offer_rematch')
 register('answer_rematch')
 register('check_rematch')
-register('set_switch', 'allow-oom')
+register('swap_field', 'allow-oom')
 register('create_challenge')
 register('join_challenge')
 register('record_run')

@@ -6311,6 +6311,13 @@ async def code_tried(allowances: Allowances, network: str, uid: str = "") -> Asy
 LISTED_CHALLENGES = 50
 
 
+def write_run(game: Game, score: int, mended: dict[str, str]) -> str:
+    """Writes how a player has played a challenge; `mended` has rounds that differ from the game."""
+    rounds = game.fields | mended
+    answers = [rounds.get(str(number), "-") for number in range(1, len(game.rounds) + 1)]
+    return " ".join([game.id, str(score), str(game.ended), *answers])
+
+
 class Challenges:
     """Makes challenges, lets players in and shows them."""
 
@@ -6405,8 +6412,7 @@ class Challenges:
 
     async def record(self, game: Game) -> None:
         """Writes down how a player has played."""
-        answers = [game.fields.get(str(number), "-") for number in range(1, len(game.rounds) + 1)]
-        run = " ".join([str(game.players[0].score), str(game.ended), *answers])
+        _, run = write_run(game, game.players[0].score, {}).split(" ", 1)
         await self.redis.run("record_run", (Keys.contest(game.draw),), game.id, run)
 
     @staticmethod
@@ -7753,11 +7759,7 @@ class Games(GameViews):
 
         The UID is that of the account for a guest who was merged since the game began.
         """
-        # A daily game belongs to the day of its questions, even if it ends after midnight.
-        ended = game.ended
-        if game.kind == DAILY:
-            ended = datetime.fromisoformat(f"{game.draw}T00Z").timestamp() * 1000
-        boards = list(self.period_boards(ended))
+        boards = list(self.period_boards(self.counted_at(game)))
         parts = zip(game.players, game.result, game.quick_answers(), strict=True)
         return await asyncio.gather(
             *(
@@ -7816,7 +7818,17 @@ class Games(GameViews):
             *boards,
         )
 
-    def period_boards(self, ended_ms: int) -> Iterator[Any]:
+    @staticmethod
+    def counted_at(game: Game) -> float:
+        """Returns the time by whose period a game counts on leaderboards (ms).
+
+        A daily game belongs to the day of its questions, even if it ends after midnight.
+        """
+        if game.kind != DAILY:
+            return game.ended
+        return datetime.fromisoformat(f"{game.draw}T00Z").timestamp() * 1000
+
+    def period_boards(self, ended_ms: float) -> Iterator[Any]:
         """Yields name, field, period and default of each leaderboard with a period."""
         for name, board in self.schema.boards.items():
             if "period" in board:
@@ -10167,7 +10179,7 @@ class Switches:
 # is stored of a game, so they are computed again with the right key. Each player gets the
 # difference to what the game gave them; games that they have played since are not computed again.
 # Then the game names the corrected version of the question. So a repair that runs again finds
-# nothing.
+# nothing. Draws and challenges name it first, so that nobody is asked the wrong key any more.
 #
 # Invariants: a repair is first written into the game (`repair`), then applied to each player, once
 # (`mended`), then to the game. Whoever finds a game with a repair ends that one first. So two
@@ -10188,15 +10200,19 @@ class Mended:
     result: list[dict]
     wins: list[int]  # difference for each player
     ratings: list[float]
+    points: list[int]  # of a daily game
+
+    @property
+    def parts(self) -> list[list]:
+        """Returns [UID, wins, rating, points] of the players for whom one of these changes."""
+        found = zip(self.game.players, self.wins, self.ratings, self.points, strict=True)
+        return [[player.uid, *part] for player, *part in found if player.uid and any(part)]
 
     def hits(self, points: list[int]) -> set[str]:
         """Returns the ids of the players for whom anything changes; `points` were theirs."""
-        parts = zip(self.game.players, points, self.wins, self.ratings, strict=True)
-        return {
-            player.uid
-            for player, before, wins, rating in parts
-            if player.uid and (wins or rating or player.score != before)
-        }
+        scores = zip(self.game.players, points, strict=True)
+        moved = {player.uid for player, before in scores if player.uid and player.score != before}
+        return moved | {uid for uid, *_ in self.parts}
 
 
 class Repairs:
@@ -10232,13 +10248,11 @@ class Repairs:
     def mend(self, game: Game, old: int, new: int, right: Question) -> Mended:
         """Computes a game with the right key; `right` is the corrected question."""
         mended = Game(game.id, game.fields)
-        places = [right.choices.index(text) for text in self.games.bank.questions[old].choices]
-        quiz, closed = list(game.rounds), {}
-        for i, (number, order) in enumerate(game.rounds[: game.round]):
+        quiz, closed = self._corrected(game.rounds, old, new, right), {}
+        for i, (number, _) in enumerate(game.rounds[: game.round]):
             if number != old:
                 continue
-            order = "".join(str(places[int(digit)]) for digit in order)
-            quiz[i] = new, order
+            order = quiz[i][1]
             answers = parse_round(game.fields.get(str(i + 1), ""))
             parts = []
             for player, answer in zip(mended.players, answers, strict=False):
@@ -10250,7 +10264,20 @@ class Repairs:
         pairs = list(zip(result, game.result, strict=True))
         wins = [int(now["won"]) - int(was["won"]) for now, was in pairs]
         ratings = [round(now.get("change", 0) - was.get("change", 0), 3) for now, was in pairs]
-        return Mended(mended, quiz, closed, result, wins, ratings)
+        points = [now.get("points", 0) - was.get("points", 0) for now, was in pairs]
+        return Mended(mended, quiz, closed, result, wins, ratings, points)
+
+    def _corrected(
+        self, quiz: list[tuple[int, str]], old: int, new: int, right: Question
+    ) -> list[tuple[int, str]]:
+        """Returns what asks the same with a corrected question; `right` is that question."""
+        places = [right.choices.index(text) for text in self.games.bank.questions[old].choices]
+        return [
+            (new, "".join(str(places[int(digit)]) for digit in order))
+            if number == old
+            else (number, order)
+            for number, order in quiz
+        ]
 
     @staticmethod
     def _points(game: Game, order: str, answer: dict | None) -> int:
@@ -10269,7 +10296,10 @@ class Repairs:
                 player.strength = [part["rating"] - part["change"], sigma]
         if game.kind == "rated" and not all(player.strength for player in game.players):
             return game.result
-        return self.games.compute_result(game, counts)
+        result = self.games.compute_result(game, counts)
+        if game.kind == DAILY and "points" in game.result[0]:
+            result[0] |= {"points": game.players[0].score, "streak": game.result[0]["streak"]}
+        return result
 
     async def begin(self, question: str, old: int, new: int, since_ms: int) -> None:
         """Has the workers mend all games."""
@@ -10280,12 +10310,38 @@ class Repairs:
         """Mends what is left to mend. Raises Later while games run that ask the question."""
         old, new = chore.data["old"], chore.data["new"]
         await self.games.bank.have([old, new])
+        if await self._mend_quizzes(old, new):
+            raise Later("games may just have begun with the wrong key")
         games, running = await self.find(old, chore.data["since_ms"])
         done = [await self._mend(game.id, old, new) for game in games]
         if games:
             log.info("games repaired: %s", sum(done))
         if not all(done) or running and time.time() < chore.begun_s + REPAIR_S:
             raise Later(f"{running} games run that ask the question")
+
+    async def _mend_quizzes(self, old: int, new: int) -> int:
+        """Corrects what daily queues and challenges ask from now on. Returns how many did."""
+        right = self.games.bank.questions[new]
+
+        async def swap(key: str, field: str, text: str, quiz: str, write: Callable) -> int:
+            after = write_quiz(self._corrected(parse_quiz(quiz), old, new, right))
+            if after == quiz:
+                return 0
+            return await self.redis.run("swap_field", (key,), field, text, write(after))
+
+        changed = 0
+        draws = await self.redis.call("HGETALL", Keys.draws)
+        for name, draw in draws.items():
+            quiz, ids = parse_draw(draw)
+            write = functools.partial(write_draw, ids=ids)
+            changed += await swap(Keys.draws, name, draw, quiz, write)
+        async for keys in self.redis.scan_keys(Keys.contest("*")):
+            quizzes = await asyncio.gather(*(self.redis.call("HGET", key, "quiz") for key in keys))
+            for key, quiz in zip(keys, quizzes, strict=True):
+                changed += await swap(key, "quiz", quiz, quiz, str) if quiz else 0
+        if changed:
+            await self.games.bank.tell_workers()
+        return changed
 
     async def _mend(self, game_id: str, old: int, new: int) -> bool:
         """Mends a game. Returns False if it must be tried again."""
@@ -10302,35 +10358,40 @@ class Repairs:
                 return True
             mended = self.mend(game, old, new, self.games.bank.questions[new])
             quiz = write_quiz(game.rounds)
-            await self.redis.run("begin_repair", (key,), quiz, self._write(mended, new))
+            repair = dumps(self._plan(game, mended, new))
+            await self.redis.run("begin_repair", (key,), quiz, repair)
         return False
 
-    @staticmethod
-    def _write(mended: Mended, new: int) -> str:
-        players = mended.game.players
+    def _plan(self, game: Game, mended: Mended, new: int) -> dict:
+        """Returns the repair of a game, as it is written into it."""
+        rounds = {str(n): text for n, text in mended.closed.items()}
         repair = {
-            "token": f"{mended.game.id} {new}",
-            "ended": mended.game.ended,
+            "token": f"{game.id} {new}",
+            "ended": self.games.counted_at(game),
             "quiz": write_quiz(mended.quiz),
-            "rounds": {str(n): text for n, text in mended.closed.items()},
-            "scores": [player.score for player in players],
+            "rounds": rounds,
+            "scores": [player.score for player in mended.game.players],
             "result": dumps(mended.result),
-            "parts": [
-                [player.uid, wins, rating]
-                for player, wins, rating in zip(players, mended.wins, mended.ratings, strict=True)
-                if player.uid and (wins or rating)
-            ],
+            "parts": mended.parts,
         }
-        return dumps(repair)
+        if game.kind == CHALLENGE:
+            [player], [corrected] = game.players, mended.game.players
+            run = write_run(game, player.score, {})
+            better = write_run(game, corrected.score, rounds)
+            repair["run"] = [game.draw, f"run:{player.uid}", run, better]
+        return repair
 
     async def _end(self, key: str, text: str) -> None:
         """Ends a repair that is written in a game."""
         repair = json.loads(text)
         boards = list(self.games.period_boards(repair["ended"]))
         initial = self.games.schema.fields["rating"]["default"]
-        for uid, wins, rating in repair["parts"]:
+        if "run" in repair:
+            code, *run = repair["run"]
+            await self.redis.run("swap_field", (Keys.contest(code),), *run)
+        for uid, wins, rating, *points in repair["parts"]:
             keys = Keys.user(uid), Keys.mended(uid)
-            what = repair["token"], MENDED_S, wins, rating, initial
+            what = repair["token"], MENDED_S, wins, rating, initial, sum(points)
             fields = pairs_to_dict(await self.redis.run("apply_repair", keys, *what, *boards))
             if fields:
                 await self.games.users.boards.refresh(uid, fields)
@@ -10791,7 +10852,7 @@ class Console:
 
         async def apply() -> None:
             new = "" if value is None else dumps(value)
-            if not await self.redis.run("set_switch", (Keys.switches,), name, text or "", new):
+            if not await self.redis.run("swap_field", (Keys.switches,), name, text or "", new):
                 raise Problem("changed_meanwhile")
             await self.redis.call("SPUBLISH", Keys.ops_channel, "switch - 0\n")
 
@@ -11032,11 +11093,12 @@ class QuestionConsole(Console):
         repairs = self.server.repairs
         games, _ = await repairs.find(number, since_ms)
         players: set[str] = set()
-        wins = 0
+        wins, points = 0, 0
         for game in games:
             mended = repairs.mend(game, number, -1, new)
             players |= mended.hits([player.score for player in game.players])
             wins += sum(map(abs, mended.wins))
+            points += sum(map(abs, mended.points))
 
         async def apply() -> None:
             bank = self.server.bank
@@ -11047,7 +11109,7 @@ class QuestionConsole(Console):
             await repairs.begin(question, number, bank.ids[question], since_ms)
 
         before = {"right": old.choices[0], "days": days}
-        after = {"right": right, "games": len(games), "wins_moved": wins}
+        after = {"right": right, "games": len(games), "wins_moved": wins, "daily_points": points}
         return Change(len(players), before, after, apply, question)
 
     async def undo_repair(self, question: str, before: dict, after: dict) -> Change:
@@ -14802,7 +14864,7 @@ class Server:
     def _on_events(self, payloads: list[str]) -> None:
         for payload in payloads:
             if payload.startswith("bank "):
-                spawn(self.bank.load())
+                spawn(self._read_bank())
             elif payload.startswith("switch "):
                 spawn(self._read_switches())
             else:
@@ -14812,7 +14874,11 @@ class Server:
         """Catches up on what was published on channels with these tags while they were lost."""
         self.hub.resync(tags)
         if "bank" in tags:
-            spawn(self.bank.load())
+            spawn(self._read_bank())
+
+    async def _read_bank(self) -> None:
+        await self.bank.load()
+        await self.games.draws.refresh()
 
     # -- background work
 

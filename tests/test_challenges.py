@@ -2,6 +2,7 @@
 
 import contextlib
 import secrets
+from urllib.parse import urlencode
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -10,6 +11,7 @@ import trivia
 from conftest import PASSWORD, Server, at_once, beside_of, edited_schema, stop_alone, wait_until
 
 NEVER = 60
+ACTS = "token-that-acts-too"
 CONTEST = {
     "players": {"min": 2, "max": 8},
     "match": "challenge",
@@ -36,7 +38,7 @@ def add_contests(tree):
 @pytest.fixture(scope="module")
 def house():
     """A server with challenges."""
-    running = Server(edited_schema(add_contests))
+    running = Server(edited_schema(add_contests), env={"TRIVIA_OPS_ACT_TOKEN": f"ann:{ACTS}"})
     try:
         yield running.start()
         assert "Traceback" not in running.log, running.log[-5000:]
@@ -93,6 +95,45 @@ def finished(house, code, session, count):
 
 
 # -- from one to the other
+
+
+def test_the_repair_of_a_wrong_key_moves_runs_and_what_is_asked_later(house):
+    ann, bob = house.register(), house.register()
+    code = make(house, ann)
+    first = play(house, ann, code, lambda question: 0)
+    finished(house, code, ann, 1)
+    shown = show(house, code, ann)["rounds"][0]
+    listed = house.http(
+        "GET", f"/ops/look/questions?{urlencode({'text': shown['text']})}", token=ACTS
+    )
+    [question] = [row["id"] for row in listed.json["questions"] if row["text"] == shown["text"]]
+    was_right = shown["correct"] == 0
+    right = shown["choices"][1 if was_right else 0]
+
+    def score():
+        return show(house, code, ann)["players"][0]["score"]
+
+    before = score()
+    change = {"question": question, "right": right}
+    answer = house.http("POST", "/ops/act/repair_question", change, ACTS)
+    assert answer.status == 200, answer.body
+    moved = wait_until(lambda: score() - before, 40)
+    assert -150 <= moved <= -100 if was_right else 100 <= moved <= 150
+    mended = wait_until(lambda: show(house, code, ann)["rounds"][0])
+    assert mended["choices"][mended["correct"]] == right
+    record = house.http("GET", f"/games/{first.frames[-1]['game']}", token=ann["token"]).json
+    assert record["ranking"][0]["score"] == score()
+    second = enter(house, bob, code)
+    asked = second.expect("question")
+    assert (asked["text"], asked["choices"]) == (shown["text"], shown["choices"])
+    second.send("answer", round=1, choice=asked["choices"].index(right))
+    reveal = second.expect("reveal")
+    assert reveal["answers"][second.name]["points"] >= 100
+    assert reveal["answers"][first.name] == mended["answers"][first.name]
+    second.drop()
+    undo = {"entry": answer.json["entry"]}
+    assert house.http("POST", "/ops/act/undo", undo, ACTS).status == 200
+    wait_until(lambda: score() == before, 40)
 
 
 def test_friends_play_the_same_questions_and_see_an_answer_after_their_own(house):

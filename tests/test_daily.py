@@ -9,6 +9,7 @@ import sys
 import time
 import zoneinfo
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlencode
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -18,6 +19,7 @@ from conftest import ROOT, Server, at_once, clock_of, edited_schema, wait_until
 
 DAY_S, HOUR_S = 86_400, 3600
 NEVER = 60
+ACTS = "token-that-acts-too"
 
 
 def add_queues(tree):
@@ -29,7 +31,7 @@ def add_queues(tree):
 @pytest.fixture(scope="module")
 def house():
     """A server with three daily queues: `daily`, `slow` and `other`."""
-    running = Server(edited_schema(add_queues))
+    running = Server(edited_schema(add_queues), env={"TRIVIA_OPS_ACT_TOKEN": f"ann:{ACTS}"})
     try:
         yield running.start()
         assert "Traceback" not in running.log, running.log[-5000:]
@@ -62,7 +64,47 @@ def today():
     return datetime.now(UTC).strftime("%Y-%m-%d")
 
 
+def act(house, name, dry=False, **arguments):
+    answer = house.http("POST", f"/ops/act/{name}" + "?dry_run=1" * dry, arguments, ACTS)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
 # -- a day
+
+
+def test_the_repair_of_a_wrong_key_moves_daily_points_boards_and_what_is_asked_later(house):
+    ann, bob = house.phone(queue="daily"), house.phone(queue="daily")
+    first = ann.play(lambda question: right_choice(house, question))
+    bob.play(lambda question: (right_choice(house, question) + 1) % len(question["choices"]))
+    text, choices = questions_of(ann)[0]
+    listed = house.http("GET", f"/ops/look/questions?{urlencode({'text': text})}", token=ACTS)
+    [question] = [row for row in listed.json["questions"] if row["text"] == text]
+    key, wrong = choices[right_choice(house, {"text": text, "choices": choices})], None
+    wrong = choices[(choices.index(key) + 1) % len(choices)]  # which bob has chosen
+    points = {phone: me(house, phone)["daily_points"] for phone in (ann, bob)}
+    assert points[ann] >= 300 and points[bob] == 0
+    change = {"question": question["id"], "right": wrong}
+    planned = act(house, "repair_question", dry=True, **change)
+    assert planned["players"] >= 2 and planned["after"]["daily_points"] >= 200
+    entry = act(house, "repair_question", **change)["entry"]
+    wait_until(lambda: me(house, bob)["daily_points"] >= 100, 40)
+    lost = wait_until(lambda: points[ann] - me(house, ann)["daily_points"], 40)
+    assert 100 <= lost <= 150
+    board = house.http("GET", "/leaderboards/daily?around=me", token=bob.token).json["entries"]
+    [shown] = [row["value"] for row in board if row["username"] == bob.name]
+    assert shown == me(house, bob)["daily_points"]
+    record = house.http("GET", f"/games/{first['game']}", token=ann.token).json
+    assert record["ranking"][0]["score"] == me(house, ann)["daily_points"]
+    late = house.phone(queue="daily")
+    late.play(lambda question: question["choices"].index(wrong) if question["text"] == text else 0)
+    reveal = next(frame for frame in late.frames if frame["type"] == "reveal")
+    assert reveal["answers"][late.name]["points"] >= 100, "who plays later is asked the right key"
+    assert questions_of(late)[0][0] == text
+    act(house, "undo", entry=entry)
+    wait_until(lambda: me(house, ann)["daily_points"] == points[ann], 40)
+    wait_until(lambda: me(house, bob)["daily_points"] == 0, 40)
+    assert me(house, ann)["streak"] == me(house, bob)["streak"] == 1
 
 
 def test_everybody_gets_the_same_questions_once_and_in_the_same_order(house):

@@ -406,7 +406,7 @@ CONSOLE = {
     "end_repair",
     "flag_question",
     "rate_question",
-    "set_switch",
+    "swap_field",
     "stop_game",
 }
 CONSOLE_KEYS = {
@@ -424,13 +424,7 @@ CONSOLE_KEYS = {
     "retired:{bank}",
     "switches:{ops}",
 }
-SIGN_IN_KEYS = {
-    "codes:{UID}",
-    "merged:{UID}",
-    "merges:{UID}",
-    "nonce:{DIGEST}",
-    "provider:{NAME}",
-}
+SIGN_IN_KEYS = {"codes:{UID}", "merged:{UID}", "merges:{UID}", "nonce:{DIGEST}", "provider:{NAME}"}
 
 
 def test_luacheck_finds_nothing():
@@ -2878,7 +2872,9 @@ def test_sums_of_questions_are_added_place_by_place(store):
 def test_a_part_of_a_repair_is_applied_once_and_a_game_only_as_it_was_read(store):
     user, mended = Keys.user("u9"), Keys.mended("u9")
     board = "weekly", "wins", "2026-W01", 0
-    repair = lambda: store.call("apply_repair", (user, mended), "g 5", 60, 1, "-3.5", 1500, *board)
+    repair = lambda: store.call(
+        "apply_repair", (user, mended), "g 5", 60, 1, "-3.5", 1500, 0, *board
+    )
     assert repair() == []
     fields = {"username": "n", "wins": 4, "board:weekly": "2026-W02 3 wins"}
     store.client.hset(user, mapping=fields)
@@ -2914,13 +2910,13 @@ def test_a_part_of_a_repair_is_applied_once_and_a_game_only_as_it_was_read(store
 
 def test_a_switch_is_set_only_as_it_was_read(store):
     key = Keys.switches
-    assert store.call("set_switch", (key,), "queue q", "", '{"text":"a"}') == 1
-    assert store.call("set_switch", (key,), "queue q", "", '{"text":"b"}') == 0
-    assert store.call("set_switch", (key,), "queue q", '{"text":"a"}', '{"text":"b"}') == 1
+    assert store.call("swap_field", (key,), "queue q", "", '{"text":"a"}') == 1
+    assert store.call("swap_field", (key,), "queue q", "", '{"text":"b"}') == 0
+    assert store.call("swap_field", (key,), "queue q", '{"text":"a"}', '{"text":"b"}') == 1
     assert store.client.hgetall(key) == {"queue q": '{"text":"b"}'}
-    assert store.call("set_switch", (key,), "queue q", '{"text":"b"}', "") == 1
+    assert store.call("swap_field", (key,), "queue q", '{"text":"b"}', "") == 1
     assert not store.client.exists(key)
-    switch = lambda n: store.call("set_switch", (key,), "registration", "", f'{{"text":"{n}"}}')
+    switch = lambda n: store.call("swap_field", (key,), "registration", "", f'{{"text":"{n}"}}')
     assert sorted(at_once(8, switch)) == [0] * 7 + [1]
     store.client.delete(key)
 
