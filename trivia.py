@@ -3544,10 +3544,15 @@ class Nodes:
     """The primaries, a connection to each, and which of them has which slot."""
 
     def __init__(
-        self, place: Place, on_events: Callable[[list[str]], None], embedded: Any = None
+        self,
+        place: Place,
+        on_events: Callable[[list[str]], None],
+        check_data: Callable[[], Awaitable],
+        embedded: Any = None,
     ) -> None:
         self.place = place
         self.on_events = on_events
+        self.check_data = check_data  # raises Fatal for a wrong format
         self.embedded = embedded
         self.channels: dict[str, str] = {}  # channel -> its tag
         self.primaries: set[str] = set()  # addresses
@@ -3779,7 +3784,7 @@ class Nodes:
         """Checks the format of the data after the lobby's primary was connected."""
         link = self.slots[slot_of(Keys.format)]
         if link is not self.data_checked_on and link.is_open:
-            await self._check_data()
+            await self.check_data()
             self.data_checked_on = link
 
     def _check_cover(self, rows: list[tuple[int, int, str]]) -> None:
@@ -3827,10 +3832,6 @@ class Nodes:
         return {tag for (_, tag), reply in pairs if not isinstance(reply, Exception)}
 
     # -- what changes
-
-    async def _check_data(self) -> None:
-        """Checks the format of the data. Raises Fatal."""
-        raise NotImplementedError
 
     def changed(self) -> None:
         """Notes that connections, slots or subscriptions may be out of line."""
@@ -3980,7 +3981,7 @@ class Redis(Nodes):
         self, url: str, worker: str, on_events: Callable[[list[str]], None], embedded: Any = None
     ) -> None:
         place = embedded.place if embedded else Place.parse(url)
-        super().__init__(place, on_events, embedded)
+        super().__init__(place, on_events, self._check_data, embedded)
         self.worker = worker
         self.shards = self.place.shards  # tags of games that this worker serves
         self.new_shards = 1  # tags that a new game may have; each heartbeat says how many
