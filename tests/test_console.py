@@ -42,8 +42,8 @@ def add_quiz(tree):
 
 @pytest.fixture(scope="module")
 def desk():
-    """A server of two workers that operators may act on."""
-    running = Server(edited_schema(add_quiz, answer_seconds=60), workers=2, env=OPEN)
+    """A server of four workers that operators may act on."""
+    running = Server(edited_schema(add_quiz, answer_seconds=60), workers=4, env=OPEN)
     file = running.data / "quiz.json"
     file.write_text(json.dumps(QUIZ))
     try:
@@ -83,7 +83,7 @@ def login(server, phone):
 
 
 def idle_phones(server, count):
-    """So many that each of two workers has some, almost surely; they wait in a queue for one game."""
+    """So many that several workers have some, almost surely; they wait in a queue for one game."""
     return [server.phone(queue="party") for _ in range(count)]
 
 
@@ -355,8 +355,8 @@ def switched(desk):
 
 
 def everywhere(server, holds):
-    """Waits until it holds ten times in a row, so that it does on each worker."""
-    wait_until(lambda: all(holds() for _ in range(10)), 20)
+    """Waits until it holds thirty times in a row, so that it does on each worker."""
+    wait_until(lambda: all(holds() for _ in range(30)), 30)
 
 
 def test_registration_is_closed_and_opened_on_all_workers(switched):
