@@ -3622,18 +3622,18 @@ end
 -- KEYS reports  id -> when it came
 -- KEYS handled  id -> when it was closed
 -- ARGS id       of the report
--- ARGS outcome  what has become of it, or '' to open it
+-- ARGS verdict  what has become of it, or '' to open it
 -- ARGS keep     seconds for which a closed report is kept
 -- Returns 1, or 0 if there is no such report to close or to open.
 -- Atomic, so that a report is on one of both lists.
 function functions.handle_report(keys, args)
   local report, reports, handled = unpack(keys)
-  local id, outcome, keep = unpack(args)
+  local id, verdict, keep = unpack(args)
   local now, at = wall_clock(), call('HGET', report, 'at')
   call('ZREMRANGEBYSCORE', handled, '-inf', now - keep * 1000)
-  if not at or call('ZREM', outcome == '' and handled or reports, id) == 0 then return 0 end
-  set_field(report, 'outcome', outcome, '')
-  if outcome == '' then
+  if not at or call('ZREM', verdict == '' and handled or reports, id) == 0 then return 0 end
+  set_field(report, 'outcome', verdict, '')
+  if verdict == '' then
     call('ZADD', reports, at, id)
     call('PERSIST', report)
   else

@@ -3689,6 +3689,7 @@ def test_nothing_of_an_erased_user_is_left(played):
         "metrics:{metrics}",
         "stats:{bank}",
         "draws:{draws}",
+        "events:{events}",  # which knows players by their ids alone
         "skew:{GAME}",
         "format:{lobby}",
         "shards:{lobby}",  # the highest number there was
