@@ -5615,7 +5615,7 @@ class Users:
         session = digest(secret), self.session_s, address_digest(address), claimed_until(claims)
         fields = flatten(stored)
         _, expires = await asyncio.gather(
-            self.expect_player(uid, ":guest" in stored, ":created"),
+            self.expect_player(uid, False, ":created"),
             self.redis.run_durably("create_user", (Keys.user(uid),), *session, *fields),
         )
         if not expires:
@@ -8976,6 +8976,7 @@ class Guests:
 
     async def _confirm(self, uid: str, new: str, claims: dict[str, str]) -> None:
         """Notes that the name of a new guest is sure."""
+        await self.users.expect_player(uid, True, ":created")
         await asyncio.gather(
             self.users.store(uid, {":new": new}, {":new": "\0"}),
             self.users.claims.settle(uid, claims),
@@ -8990,6 +8991,7 @@ class Guests:
         if not claims:
             name, claims = await self.names.claim(uid)
         changes = {":new": "\0", "username": name}
+        await self.users.expect_player(uid, True, ":created")
         done = await self.users.store(uid, {":new": new}, changes, claims)
         await self.users.claims.settle(uid, claims)
         return name if done else ""
