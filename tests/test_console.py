@@ -630,7 +630,7 @@ def test_the_repair_of_a_wrong_key_moves_points_wins_ratings_and_boards_once(des
         undone(desk, entry)
     wait_until(lambda: (me(ann)["wins"], me(bob)["wins"]) == (1, 0), 30)
     wait_until(lambda: abs(me(ann)["rating"] - before[ann.name]) < 0.01)
-    wait_until(lambda: record()["ranking"][0]["score"] == 300)
+    wait_until(lambda: record()["ranking"][0]["score"] == 300, 30)
 
 
 # ---- reports

@@ -48,11 +48,14 @@ def me(house, phone):
 
 
 def right_choice(house, question):
-    """The right answer, which the bank knows."""
-    for row in house.redis.hvals(trivia.Keys.bank):
-        if row.startswith("[") and json.loads(row)[0] == question["text"]:
-            return question["choices"].index(json.loads(row)[1][0])
-    return None
+    """The right answer, which the bank knows: that of the latest version of the question."""
+    bank = {
+        n: json.loads(row)
+        for n, row in house.redis.hgetall(trivia.Keys.bank).items()
+        if n.isdigit()
+    }
+    versions = [int(n) for n, row in bank.items() if row[0] == question["text"]]
+    return question["choices"].index(bank[str(max(versions))][1][0]) if versions else None
 
 
 def questions_of(phone):
