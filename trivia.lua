@@ -1047,7 +1047,9 @@ function functions.apply_repair(keys, args)
   if call('HEXISTS', user, 'username') == 0 then return {} end
   if call('HSETNX', mended, token, 1) == 0 then return {} end
   call('EXPIRE', mended, keep)
-  local moved = {wins = tonumber(wins), rating = tonumber(change), daily_points = tonumber(points)}
+  local moved = {
+    wins = tonumber(wins), rating = tonumber(change), daily_points = tonumber(points),
+  }
   for i = 7, #args, 4 do
     local board, field, period = 'board:' .. args[i], args[i + 1], args[i + 2]
     local last, base, kept = string.match(call('HGET', user, board) or '', '^(%S+) (%S+) ?(%S*)$')
