@@ -13839,7 +13839,7 @@ async def read_look(call: Call, name: str) -> dict:
     if name not in LOOKS:
         raise Problem("not_found", f"There is no such look; expected one of {', '.join(LOOKS)}")
     role, _ = operator_of(call.request)
-    console = QuestionConsole(call.server, may_act=role == "act")
+    console = ReportConsole(call.server, may_act=role == "act")
     return await console.show(name, read_query(call.request, LOOKS[name].form))
 
 
