@@ -108,10 +108,6 @@ local function channel(tag, worker)
   return 'worker:{' .. tag .. '}:' .. worker
 end
 
-local function tag_of(key)
-  return string.match(key, '{(.-)}')
-end
-
 -- Sets a field of a hash. The value `gone` removes it.
 local function set_field(key, field, value, gone)
   if value == gone then
