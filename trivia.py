@@ -8352,6 +8352,25 @@ def sign(keys: list[bytes], event_id: str, at_s: int, body: bytes) -> dict[str, 
     }
 
 
+def webhook_document(kind: str, text: str, fields: dict[str, dict]) -> dict:
+    """Returns what the address of TRIVIA_WEBHOOK is sent, as Standard Webhooks say."""
+    headers = ("webhook-id", "webhook-timestamp", "webhook-signature")
+    timestamp = _STRING | {"format": "date-time"}
+    body = {"type": {"const": kind}, "timestamp": timestamp, "data": _object_of(fields)}
+    post = {
+        "summary": text,
+        "parameters": [
+            {"name": name, "in": "header", "required": True, "schema": _STRING} for name in headers
+        ],
+        "requestBody": {"required": True, "content": {JSON: {"schema": _object_of(body)}}},
+        "responses": {
+            "2XX": {"description": "It has arrived."},
+            "410": {"description": "It is not wanted, and not sent again."},
+        },
+    }
+    return {"post": post}
+
+
 class Deliveries(Chores):
     """The chores of the webhook. Each failure doubles the pause."""
 
@@ -14203,28 +14222,10 @@ def openapi(schema: Schema) -> dict:
         "info": _info(schema, schema.tree.get("description", "") + game_hint),
         "servers": [{"url": ".."}],  # seen from /docs/openapi.json
         "paths": paths,
-        "webhooks": {kind: {"post": _webhook(kind, *event)} for kind, event in EVENTS.items()},
+        "webhooks": {kind: webhook_document(kind, *event) for kind, event in EVENTS.items()},
         "components": {"schemas": schemas | components(schema), "securitySchemes": BEARER_SCHEME},
     }
     return _with_long_times(document)
-
-
-def _webhook(kind: str, text: str, fields: dict[str, dict]) -> dict:
-    """Returns what the address of TRIVIA_WEBHOOK is sent, as Standard Webhooks say."""
-    headers = ("webhook-id", "webhook-timestamp", "webhook-signature")
-    timestamp = _STRING | {"format": "date-time"}
-    body = {"type": {"const": kind}, "timestamp": timestamp, "data": _object_of(fields)}
-    return {
-        "summary": text,
-        "parameters": [
-            {"name": name, "in": "header", "required": True, "schema": _STRING} for name in headers
-        ],
-        "requestBody": {"required": True, "content": {JSON: {"schema": _object_of(body)}}},
-        "responses": {
-            "2XX": {"description": "It has arrived."},
-            "410": {"description": "It is not wanted, and not sent again."},
-        },
-    }
 
 
 def _info(schema: Schema, description: str) -> dict:
