@@ -17359,6 +17359,9 @@ async def _copy_key(source: RedisConnection, redis: Redis, key: str) -> None:
         members = await source.call("ZRANGE", key, 0, -1, "WITHSCORES")
         rows = [item for member, score in members for item in (repr(score), _raw(member))]
         await _write_items(redis, "ZADD", key, rows)
+    else:
+        for entry, fields in await source.call("XRANGE", key, "-", "+"):
+            await redis.call("XADD", key, entry, *map(_raw, fields))
     if ttl_s > 0:
         await redis.call("EXPIRE", key, ttl_s)
 
