@@ -164,7 +164,7 @@ class Stored:
 class Evidence:
     """What is left of a campaign."""
 
-    store: dict  # key -> {field: value}, {member: score} or text
+    store: dict  # key -> {field: value}, {member: score}, {id: entry} or text
     types: dict  # key -> type
     ttls: dict  # key -> s, -1 for none
     workers: int  # how many must be running
@@ -230,6 +230,7 @@ def read_store(client):
         "hash": client.hgetall,
         "zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
         "string": lambda key: str(client.strlen(key)),
+        "stream": lambda key: dict(client.xrange(key)),
     }
     return (
         {key: read[kind](key) for key, kind in types.items()},
@@ -240,7 +241,7 @@ def read_store(client):
 
 def key_table(text):
     """[(pattern as a regular expression, type, pattern)] of the table in the docstring of trivia.py."""
-    rows = re.findall(r"^    (\w+:\{.+?) +(hash|zset|string) ", text, re.MULTILINE)
+    rows = re.findall(r"^    (\w+:\{.+?) +(hash|zset|string|stream) ", text, re.MULTILINE)
     return [
         (
             re.compile(re.sub(r"[A-Z]+", "[^{}]+", re.sub(r"([{}])", r"\\\1", pattern))),
