@@ -828,7 +828,9 @@ def test_a_primary_that_hung_runs_nothing_of_what_its_sockets_held(cluster_serve
     key, deadlines, clock = keys = Keys.game_keys(game)
     channel = f"worker:{{g2}}:{worker}"
     people = [[uid, uid, 1500, 480] for uid in ("u1", "u2")]
-    plan = trivia.write_plan("q", [9e4, 9e4, 9e4, 1, 1, "forfeit", "rated"], "7:01", people)
+    plan = trivia.write_plan(
+        "q", [90_000, 90_000, 90_000, 1, 1, "forfeit", "rated"], "7:01", people
+    )
     seats = [word for n in (1, 2) for word in (f"{worker}.{n}", n)]
 
     def run(node, name, *args):
