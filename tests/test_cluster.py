@@ -775,7 +775,8 @@ def test_slots_move_under_play_both_ways_and_every_game_ends(cluster_server):
                 await story._until(later, 20, f"games go on after {tag} has moved")
 
     evidence = play(cluster_server, tell)
-    assert len(evidence.games) >= 10
+    # How many games there are depends on how many play in each; most of the 24 phones see an end.
+    assert len({name for name, _ in evidence.entries("end")}) >= 16
     assert all(game.reason in ("finished", "forfeit") for game in evidence.games.values())
 
 
