@@ -12118,6 +12118,7 @@ class Joining(Outlet):
                 if not self.closing:
                     await self._ask()
         except Refused as refused:
+            self._refuse(refused, {})  # says why
             self._put_out("kicked" if refused.code == "kicked" else "left")
         except Unavailable:
             return False

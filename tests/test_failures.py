@@ -370,6 +370,8 @@ def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(s
     uid = forgetful["token"][:12]
     code = f"{trivia.code_digest(uid, '123456')} 0 0 {2**50} -"
     valkey.client.hset(trivia.Keys.codes(uid), "reset", code)
+    known = trivia.Keys.user(trivia.guest_uid(guest["secret"]))
+    wait_until(lambda: not valkey.client.hexists(known, ":new"))  # their name is sure
     valkey.client.config_set("maxmemory", 1_000_000)
     assert server.http("POST", "/auth/guest", guest).status == 200
     body = {"login": forgetful["user"]["username"], "code": "123456", "password": "a new horse"}
@@ -484,6 +486,7 @@ def test_who_loses_his_place_in_a_full_queue_while_redis_was_away_is_told_and_ma
     bob.expect("queued")
     link.closed = False
     ann.refused("queue_full")
+    ann.expect("cancelled", reason="left")
     bob.send("leave")
     bob.expect("cancelled")
     ann.send("join")

@@ -50,6 +50,7 @@ GAUGES = {
     "redis_memory_limit_bytes",
     "redis_commands",
     "quick_players",
+    "webhook_waiting",
 }
 BAD = b"\xff\xfe".decode("latin-1")
 
