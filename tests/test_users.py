@@ -1574,7 +1574,7 @@ def test_a_player_may_have_one_value_in_two_fields(nicks):
 def test_a_public_profile_shows_no_private_field(server, resident, spell):
     answer = server.http("GET", "/users/" + spell(resident["user"]["username"]))
     assert answer.status == 200
-    shown = "username", "avatar", "wins", "games", "rating", "streak", "daily_points"
+    shown = "username avatar wins games rating provisional streak daily_points".split()
     assert answer.json == {name: resident["user"][name] for name in shown}
     assert email_of(resident) not in answer.body and uid_of(resident) not in answer.body
 
@@ -2097,7 +2097,8 @@ def test_the_top_of_a_leaderboard(ladder):
         "period": None,
         "total": 7,
         "entries": [
-            {"rank": i + 1, "username": names[i], "value": 3000.5 - 100 * i} for i in range(3)
+            {"rank": i + 1, "username": names[i], "value": 3001 - 100 * i, "provisional": True}
+            for i in range(3)
         ],
     }
     assert [entry["username"] for entry in board(server, "rating")["entries"]] == names
