@@ -10249,10 +10249,9 @@ class Repairs:
     async def find(self, number: int, since_ms: int) -> tuple[list[Game], int]:
         """Returns the games that asked a question and ended since then, and how many run."""
         found, running = [], 0
-        asks = re.compile(rf'[ "]{number}:')
         async for keys in self.redis.scan_keys("game:{g*}:*"):
             for start in range(0, len(keys), REPAIR_PORTION):
-                for game in await self._asking(keys[start : start + REPAIR_PORTION], asks):
+                for game in await self._asking(keys[start : start + REPAIR_PORTION], number):
                     rounds = [one for one, _ in game.rounds[: game.round or None]]
                     if game.phase != "end":
                         running += 1
@@ -10260,9 +10259,10 @@ class Repairs:
                         found.append(game)
         return found, running
 
-    async def _asking(self, keys: list[str], asks: re.Pattern) -> list[Game]:
+    async def _asking(self, keys: list[str], number: int) -> list[Game]:
         plans = await asyncio.gather(*(self.redis.call("HGET", key, "plan") for key in keys))
-        named = [key for key, plan in zip(keys, plans, strict=True) if plan and asks.search(plan)]
+        asked = [parse_quiz(parse_plan(plan)["quiz"]) if plan else [] for plan in plans]
+        named = [key for key, quiz in zip(keys, asked, strict=True) if number in dict(quiz)]
         rows = await asyncio.gather(*(self.redis.call("HGETALL", key) for key in named))
         games = zip(named, rows, strict=True)
         return [Game(key.rpartition(":")[2], row) for key, row in games if "plan" in row]
