@@ -197,7 +197,7 @@ def test_the_start_says_who_plays_what(lobby):
     start = started(ann, bob)
     assert start["queue"] == "duel1" and start["rounds"] == 3 and start["starts_ms"] == 100
     assert {player["username"]: player["rating"] for player in start["players"]} == {
-        ann.name: 1612.5,
+        ann.name: 1613,
         bob.name: 1500,
     }
     assert all("email" not in player and "password" not in player for player in start["players"])
