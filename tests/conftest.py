@@ -402,12 +402,12 @@ class Phone:
             assert frame["type"] != "error" or kind == "error", frame
         pytest.fail(f"{self.name}: no {kind} {fields} in {seconds} s, but {passed}")
 
-    def refused(self, code, kind=None, **fields):
+    def refused(self, expected, kind=None, **fields):
         """Sends a message (or not) and expects the error with a code about it."""
         if kind is not None:
             self.send(kind, **fields)
         error = self.expect("error")
-        assert error["code"] == code, error
+        assert error["code"] == expected, error
         return error
 
     def expect_close(self, code, seconds=15):
