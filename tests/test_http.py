@@ -44,7 +44,7 @@ def victim(target):
 
 
 def store(server):
-    """What is in Redis, but for heartbeats, clocks, allowances, counts and measures, which go by themselves."""
+    """What is in Redis, but for heartbeats, clocks, allowances, counts, measures and events, which go by themselves."""
     link = redis.Redis(unix_socket_path=str(server.data / "d" / "redis.sock"))
     read = {
         b"hash": lambda key: {
@@ -57,7 +57,7 @@ def store(server):
         key: read[link.type(key)](key)
         for key in link.keys()
         if not key.startswith((b"workers:", b"limit:", b"clock:", b"metrics:", b"loads:"))
-        and not key.endswith(b"{bank}")
+        and not key.endswith((b"{bank}", b"{events}", b"{chores}"))
     }
 
 
