@@ -1574,7 +1574,16 @@ def test_a_player_may_have_one_value_in_two_fields(nicks):
 def test_a_public_profile_shows_no_private_field(server, resident, spell):
     answer = server.http("GET", "/users/" + spell(resident["user"]["username"]))
     assert answer.status == 200
-    shown = "username avatar wins games rating provisional streak daily_points".split()
+    shown = [
+        "username",
+        "avatar",
+        "wins",
+        "games",
+        "rating",
+        "provisional",
+        "streak",
+        "daily_points",
+    ]
     assert answer.json == {name: resident["user"][name] for name in shown}
     assert email_of(resident) not in answer.body and uid_of(resident) not in answer.body
 
