@@ -1729,7 +1729,7 @@ end
 --            draw     [what the questions are drawn by, when the game began, rivals] if other
 --                     games have the same: a day, or the code of a challenge
 --            rivals   of a challenge: [UID, name, ['CHOICE:MS:POINTS' or '-', ...]] of each who
---                     has played it; only while the game runs
+--                     has played it, or plays it now; only while the game runs
 --          people   of each player uid, name, rating, sigma, first, is_bot, script
 --            rating, sigma  the strength with which they began; 0 but in a rated game that runs
 --            first          round of the first question of a player who came late; else 0
@@ -2109,8 +2109,8 @@ local function answer_body(name, choice, ms, points)
   return name .. ':{"choice":' .. choice .. ',"points":' .. points .. ',"ms":' .. ms .. '},'
 end
 
--- Returns what those have answered in a round and scored until then who have played the challenge
--- before, for the message.
+-- Returns what others have answered in a round of the same challenge and scored until then, for the
+-- message.
 local function rivals_at(game, round)
   local answers, scores = '', ''
   for _, rival in ipairs(rivals_of(game.plan)) do
@@ -2530,6 +2530,60 @@ function functions.enter_game(keys, args)
     save(game)
   end
   return reply(moment, {'ok', moment.now, unpack(call('HMGET', key, 'plan', 'state'))})
+end
+
+-- Returns how many answers there are among 'CHOICE:MS:POINTS' and '-'.
+local function count_answers(text)
+  return select(2, string.gsub(text, '%d+:%d+:%d+', ''))
+end
+
+-- Puts a rival into the plan of a game, unless as many of their answers are known. Returns whether
+-- it did, and the rival as they were, or nil.
+local function put_rival(game, rival)
+  local series, draw = more_of(game.plan)
+  local rivals, i = draw[3] or {}, 1
+  while rivals[i] and rivals[i][1] ~= rival[1] do i = i + 1 end
+  local before = rivals[i]
+  local known = before and count_answers(table.concat(before[3], ' ')) or -1
+  if known >= count_answers(table.concat(rival[3], ' ')) then return false end
+  rivals[i], draw[3] = rival, rivals
+  game.plan.more = cjson.encode({series, draw})
+  return true, before
+end
+
+-- show_rival: notes in a game of a challenge what another player has answered, who plays it now.
+-- KEYS key        the game
+-- KEYS deadlines  of its shard
+-- KEYS clock      of its shard
+-- ARGS caller     worker that calls
+-- ARGS text       the other player, as the plan has them (JSON)
+-- Returns 'ok', or 'over' if it is no running game of a challenge; then nothing is done.
+-- Events: answered, if that is the open question; user_return, for a player who was not known, or
+-- has answered the question that is revealed. Then a `seq` is missing, so that the connection sends
+-- the whole game.
+-- Atomic, so that an older state of the other player never replaces a newer one.
+function functions.show_rival(keys, args)
+  local key = unpack(keys)
+  local caller, text = unpack(args)
+  local moment = new_call(keys, caller)
+  local game, rival = load(moment, key), cjson.decode(text)
+  local phase = game and game.state.phase or 'end'
+  if phase == 'end' or phase == 'settle' or game.plan.kind ~= 'challenge' then return 'over' end
+  local is_put, before = put_rival(game, rival)
+  if not is_put then return 'ok' end
+  call('HSET', key, 'plan', write_plan(game.plan))
+  local round, name = game.state.round, '"player":' .. cjson.encode(rival[2])
+  local function has_answered(one) return one and (one[3][round] or '-') ~= '-' end
+  local is_news = has_answered(rival) and not has_answered(before)
+  if not before or is_news and phase == 'reveal' then
+    for _, player in ipairs(game.players) do player.seq = player.seq + 1 end
+    emit(game, 'user_return', message(game, 'user_return', name))
+  elseif is_news and phase == 'question' then
+    emit(game, 'answered', message(game, 'answered', '"round":' .. numeral(round) .. ',' .. name))
+  end
+  game.changed = true
+  save(game)
+  return reply(moment, 'ok')
 end
 
 -- Returns {number: true} of the players who get no messages of a player, or nil.
@@ -3670,6 +3724,7 @@ end
 --   keep     seconds for which it stays after that, once somebody has begun
 --   run:UID  'GAME' while the player plays, then 'GAME SCORE ENDED ANSWER ANSWER ...'; an answer is
 --            'CHOICE:MS:POINTS' or '-'
+--   live:UID 'ANSWER ANSWER ...' so far, while the player plays
 
 -- Returns the fields of a challenge, those of its runs by UID, and how many these are.
 local function load_challenge(key)
@@ -3766,6 +3821,31 @@ function functions.join_challenge(keys, args)
   return {'matched', match}
 end
 
+-- note_progress: writes down what a player has answered in a challenge so far.
+-- KEYS key      the challenge
+-- ARGS game     id
+-- ARGS answers  'ANSWER ANSWER ...', one for each question
+-- Returns {UID, game, ...} of the others who play it now; {} if the player does not play it any
+-- more, or more of their answers are known; then nothing is done.
+-- Atomic, so that of two who answer at once one is shown to the other.
+function functions.note_progress(keys, args)
+  local key = unpack(keys)
+  local game, answers = unpack(args)
+  local fields, runs = load_challenge(key)
+  local others, mine = {}, nil
+  for uid, text in pairs(runs) do
+    if text == game then
+      mine = uid
+    elseif not string.find(text, ' ') then
+      others[#others + 1], others[#others + 2] = uid, text
+    end
+  end
+  local known = mine and fields['live:' .. mine] or ''
+  if not mine or count_answers(known) > count_answers(answers) then return {} end
+  call('HSET', key, 'live:' .. mine, answers)
+  return others
+end
+
 -- record_run: writes down how a player has played a challenge.
 -- KEYS key   the challenge
 -- ARGS game  id
@@ -3779,6 +3859,7 @@ function functions.record_run(keys, args)
   for uid, text in pairs(runs) do
     if text == game then
       call('HSET', key, 'run:' .. uid, game .. ' ' .. run)
+      call('HDEL', key, 'live:' .. uid)
       return 1
     end
   end
@@ -3795,7 +3876,7 @@ function functions.move_challenger(keys, args)
   local key = unpack(keys)
   local uid, account = unpack(args)
   local run = call('HGET', key, 'run:' .. uid)
-  call('HDEL', key, 'run:' .. uid)
+  call('HDEL', key, 'run:' .. uid, 'live:' .. uid)
   if run and account ~= '' then call('HSETNX', key, 'run:' .. account, run) end
   if call('HGET', key, 'owner') == uid then
     call('HSET', key, 'owner', account ~= '' and account or '-')
@@ -3906,6 +3987,7 @@ register('answer')
 register('exit_game', 'allow-oom')
 register('stop_game', 'allow-oom')
 register('enter_game')
+register('show_rival')
 register('mute')
 register('relay')
 register('fix_result')
@@ -3932,6 +4014,7 @@ register('check_rematch')
 register('swap_field', 'allow-oom')
 register('create_challenge')
 register('join_challenge')
+register('note_progress')
 register('record_run')
 register('move_challenger', 'allow-oom')
 register('note_challenge')

@@ -143,7 +143,7 @@ time may lag behind that clock.
     tried:{lobby}:DRAW   hash    UID -> the game in which they play the daily     3 days
                                  questions. DRAW is QUEUE:DAY
     contest:{lobby}:CODE hash    of a challenge: queue, owner, rules, quiz, most,  its end; played:
-                                 ends, keep, run:UID: see trivia.lua               game_days later
+                                 ends, keep, run:UID, live:UID: see trivia.lua     game_days later
     contests:{UID}       zset    code of a challenge -> when nobody can begin it   as the last of
                                  any more                                          them
     draws:{draws}        hash    "QUEUE DAY" -> the daily questions (JSON): quiz  60 days
@@ -6301,10 +6301,15 @@ async def code_tried(allowances: Allowances, network: str, uid: str = "") -> Asy
 # of one player: its clock runs from the first question, whoever is connected. `join_challenge`
 # counts a player in as it begins their game. So each plays once, and sees no question before.
 #
-# `reveal` shows what those have answered who had played before. They are copied into the plan of
-# the game, since it has another hash tag, and go from it at the end. A settlement writes the run
-# into the challenge, before the game has ended, as often as needed. The result is what all runs
-# say: nothing else is left to be settled.
+# `reveal` shows what the others have answered, who played before or play now. They are copied into
+# the plan of the game, since it has another hash tag, and go from it at the end. After each
+# `reveal` the worker copies what its player has answered: into the challenge, for those who begin
+# later, and into the games of those who play. If it is lost, the next copy has it; the last one is
+# that of the settlement. A copy may come in any order: one with fewer answers changes nothing.
+# What is copied is shown for closed rounds alone. Who has blocked the other is not shown.
+#
+# A settlement writes the run into the challenge, before the game has ended, as often as needed. The
+# result is what all runs say: nothing else is left to be settled.
 #
 # `contests:{UID}` lists a player's challenges. It is written first, so it may name one that they
 # are not in.
@@ -6401,15 +6406,39 @@ class Challenges:
     async def terms(self, code: str, uid: str) -> tuple[dict, list[dict]]:
         """Returns {quiz, rules, rivals} for a game of a challenge, and the rivals as users."""
         fields = await self.redis.call("HGETALL", Keys.contest(code))
-        runs = {other: run for other, run in self._runs(fields).items() if run and other != uid}
-        users = await asyncio.gather(*map(self.users.load, runs))
+        answers = {
+            other: run.answers if run else fields.get(f"live:{other}", "").split()
+            for other, run in self._runs(fields).items()
+        }
+        begun = [other for other, given in answers.items() if given and other != uid]
+        others = await self._without_hidden(uid, begun)
+        users = await asyncio.gather(*map(self.users.load, others))
         rivals = [
-            [other, user.get("username", ERASED_NAME), run.answers]
-            for (other, run), user in zip(runs.items(), users, strict=True)
+            [other, user.get("username", ERASED_NAME), answers[other]]
+            for other, user in zip(others, users, strict=True)
         ]
         await self.bank.have(number for number, _ in parse_quiz(fields["quiz"]))
         rules = json.loads(fields["rules"])
         return {"quiz": fields["quiz"], "rules": rules, "rivals": rivals}, users
+
+    async def _without_hidden(self, uid: str, others: Iterable[str]) -> list[str]:
+        """Returns the players of whom a player sees answers: none has blocked the other."""
+        pairs = await hidden_pairs(self.redis, [uid, *others])
+        hidden = {one for pair in pairs if uid in pair for one in pair}
+        return [other for other in others if other not in hidden]
+
+    async def note(self, game: Game) -> tuple[str, list[str]]:
+        """Writes down what a player has answered so far.
+
+        Returns them as the plan has a rival (JSON), and the games in which they are one.
+        """
+        player = game.players[0]
+        answers = Run.parse(write_run(game, player.score, {})).answers
+        key = Keys.contest(game.draw)
+        found = await self.redis.run("note_progress", (key,), game.id, " ".join(answers))
+        others = dict(zip(found[::2], found[1::2], strict=True))
+        shown = await self._without_hidden(player.uid, others)
+        return dumps([player.uid, player.name, answers]), [others[uid] for uid in shown]
 
     async def record(self, game: Game) -> None:
         """Writes down how a player has played."""
@@ -7537,6 +7566,16 @@ class Games(GameViews):
         on_verdicts = functools.partial(_share_verdicts, on_replies)
         self.redis.run_then(on_verdicts, "answer", keys, self.worker, *arguments)
 
+    async def show_reveal(self, game_id: str) -> None:
+        """Shows a player's answer to the question that was revealed to their rivals."""
+        game = await self.load(game_id)
+        if game is not None and game.kind == CHALLENGE:
+            await self._show_answers(game)
+
+    async def _show_answers(self, game: Game) -> None:
+        rival, others = await self.challenges.note(game)
+        await asyncio.gather(*(self._run("show_rival", other, rival) for other in others))
+
     async def relay(self, game: str, connection: str, kind: str, values: dict) -> str:
         """Passes a message on to the opponents: 'ok' or an error code."""
         return await self._run("relay", game, connection, kind, dumps(values)[1:-1])
@@ -7650,6 +7689,7 @@ class Games(GameViews):
             self._refresh_quick(uid, user) for uid, user in present.items() if ":quick" in user
         ]
         if game.kind == CHALLENGE:
+            await self._show_answers(game)  # the last copy, if one was lost
             copies.append(self.challenges.record(game))
         await asyncio.gather(
             *copies, self.release(game.id, early), self._finish(game, is_void, gone)
@@ -12513,6 +12553,8 @@ class Connection(Joining):
         self.write(b'{"seq":%d,' % seq + body[1:])
         if kind == "end":
             self._set_state(State.ROOM if self.code else State.IDLE, over=game)
+        elif kind == "reveal" and self.queue.is_challenge:
+            spawn(self.hub.games.show_reveal(game))
         return True
 
     def _on_lobby_event(self, kind: str, code: str, body: bytes) -> bool:

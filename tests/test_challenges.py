@@ -28,6 +28,7 @@ QUEUES = {
     "pair": {"players": {"min": 2, "max": 2}},
     "quick": {"answer_seconds": 1.5, "rounds": 30},
     "solemn": {"reveal_seconds": 1},
+    "patient": {"reveal_seconds": NEVER},
 }
 
 
@@ -82,6 +83,16 @@ def join_refused(phone, why, code):
 
 def frames(phone, kind):
     return [frame for frame in phone.frames if frame["type"] == kind]
+
+
+def is_state(frame):
+    return frame["type"] in ("question", "update")
+
+
+def has_come(phone, is_it):
+    """Waits until a phone has got a frame that is meant."""
+    while not any(map(is_it, phone.frames)):
+        phone.receive()
 
 
 def finished(house, code, session, count):
@@ -200,6 +211,107 @@ def test_a_player_who_comes_back_sees_the_rivals_too(house):
     update = back.expect("update", phase="reveal")
     assert (update["answers"], update["scores"]) == (reveal["answers"], reveal["scores"])
     back.play()
+
+
+def test_friends_who_play_at_the_same_time_see_each_other_live(house, beside):
+    ann, bob = house.register(), house.register()
+    code = make(house, ann)
+    first, second = enter(house, ann, code), enter(beside, bob, code)
+    for phone in (first, second):
+        phone.expect("question", round=1)
+    first.send("answer", round=1, choice=2)
+    of_first = first.expect("reveal", round=1)
+    assert of_first["answers"].keys() == {first.name}
+    update = second.expect("update")  # since a rival has come
+    assert [player["username"] for player in update["players"]] == [second.name, first.name]
+    assert (update["phase"], update["scores"][first.name]) == ("question", 0)
+    assert "answers" not in update and first.name not in update["answered"]
+    assert "rounds" not in show(house, code, bob)
+    second.send("check")
+    before = second.expect("update")
+    second.drop()
+    second = enter(beside, bob, code)
+    for update in (before, second.expect("update")):
+        assert (update["phase"], update["scores"][first.name]) == ("question", 0)
+        assert "answers" not in update and "correct" not in update
+    house.http("GET", f"/games/{update['game']}", token=bob["token"]).refused(404, "not_found")
+    second.send("answer", round=1, choice=0)
+    reveal = second.expect("reveal", round=1)
+    assert reveal["answers"][first.name] == of_first["answers"][first.name]
+    assert reveal["scores"][first.name] == of_first["scores"][first.name]
+    update = first.expect("update")
+    assert [player["username"] for player in update["players"]] == [first.name, second.name]
+    for phone in (first, second):  # who is sent an `update` may get no `question`
+        has_come(phone, lambda frame: is_state(frame) and frame["round"] == 2)
+    second.send("answer", round=2, choice=1)
+    of_second = second.expect("reveal", round=2)
+    assert first.expect("answered") == {
+        "seq": first.frames[-1]["seq"],
+        "type": "answered",
+        "game": update["game"],
+        "round": 2,
+        "player": second.name,
+    }
+    first.send("answer", round=2, choice=1)
+    reveal = first.expect("reveal", round=2)
+    assert reveal["answers"][second.name] == of_second["answers"][second.name]
+    assert reveal["scores"][second.name] == of_second["scores"][second.name]
+    late = enter(house, house.register(), code)  # who begins now knows what they have answered
+    late.expect("question", round=1)
+    late.send("answer", round=1, choice=0)
+    answers = late.expect("reveal", round=1)["answers"]
+    assert answers.keys() == {first.name, second.name, late.name}
+    for phone in (first, second):
+        has_come(phone, lambda frame: late.name in frame.get("scores", ()))
+    for phone in (first, second, late):
+        phone.send("leave")
+        phone.expect("end")
+    view = finished(house, code, ann, 3)
+    assert view["rounds"][1]["answers"].keys() == {first.name, second.name}
+    assert not [name for name in stored(house, code) if name.startswith("live:")]
+    second.close()
+
+
+def test_an_answer_is_shown_to_who_has_given_theirs_a_moment_before(house):
+    ann, bob = house.register(), house.register()
+    code = make(house, ann, "patient")
+    first, second = enter(house, ann, code), enter(house, bob, code)
+    for phone in (first, second):
+        phone.expect("question", round=1)
+    first.send("answer", round=1, choice=0)
+    first.expect("reveal")
+    second.expect("update")
+    second.send("answer", round=1, choice=1)
+    given = second.expect("reveal")["answers"]
+    update = first.expect("update", phase="reveal")
+    assert update["answers"] == given and given.keys() == {first.name, second.name}
+    for phone in (first, second):
+        phone.close()
+
+
+def test_players_of_whom_one_blocked_the_other_do_not_see_each_other(house, beside):
+    ann, bob, cid = house.register(), house.register(), house.register()
+    path = f"/users/{cid['user']['username']}/block"
+    assert house.http("PUT", path, token=bob["token"]).status == 204
+    code = make(house, ann)
+    both, first = enter(house, ann, code), enter(beside, bob, code)
+    for phone in (both, first):
+        phone.expect("question", round=1)
+    first.send("answer", round=1, choice=0)
+    first.expect("reveal")
+    names = lambda frame: {player["username"] for player in frame["players"]}
+    assert names(both.expect("update")) == {both.name, first.name}
+    second = enter(house, cid, code)
+    assert names(second.expect("start")) == {second.name}
+    second.expect("question", round=1)
+    second.send("answer", round=1, choice=0)
+    assert second.expect("reveal")["answers"].keys() == {second.name}
+    assert names(both.expect("update")) == {both.name, first.name, second.name}
+    for phone in (first, second):
+        phone.send("check")
+        assert names(phone.expect("update")) == {phone.name}
+    for phone in (both, first, second):
+        phone.close()
 
 
 # -- what is refused
@@ -338,10 +450,10 @@ def test_two_who_finish_at_once_on_two_workers_have_one_result(house, beside):
     phones = [enter(house, ann, code), enter(beside, bob, code)]
     for number in (1, 2):
         for phone in phones:
-            phone.expect("question", round=number)
+            has_come(phone, lambda frame: is_state(frame) and frame["round"] == number)
             phone.send("answer", round=number, choice=number)
     for phone in phones:
-        phone.expect("question", round=3)
+        has_come(phone, lambda frame: is_state(frame) and frame["round"] == 3)
     at_once(2, lambda i: phones[i].send("answer", round=3, choice=0))
     ends = [phone.expect("end")["ranking"][0]["score"] for phone in phones]
     view = finished(house, code, ann, 2)
@@ -389,6 +501,7 @@ def test_a_run_survives_the_worker_on_which_it_is_played(house):
     view = finished(house, code, ann, 2)
     assert view["rounds"][0]["answers"][back.name]["choice"] == 0
     assert view["rounds"][2]["answers"][other.name] == last["answers"][other.name]
+    assert frames(back, "reveal")[-1]["answers"][other.name] == last["answers"][other.name]
 
 
 # -- whose it is

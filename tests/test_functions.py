@@ -3046,8 +3046,9 @@ def as_json(plan, state):
         always = [player.get("conn", ""), player["turn"], player["seq"], player["score"]]
         players.append([*always, kept, *player.get("answer", ())])
     ends = [state["reason"], state["ended"]] if "reason" in state else []
+    more = [plan["series"], plan["draw"]] if "draw" in plan else []
     texts = (
-        [plan["queue"], plan["rules"], plan["quiz"], plan["players"]],
+        [plan["queue"], plan["rules"], plan["quiz"], plan["players"], *more],
         [state["phase"], state["round"], state["deadline"], players, *ends],
     )
     return [json.dumps(text, separators=(",", ":")) for text in texts]
@@ -3074,6 +3075,75 @@ def test_a_game_that_is_json_as_format_2_had_it_goes_on(store, worker, game):
         "u2",
     ]
     assert store.client.hget(game.key, "plan")[0] == "\x01"
+
+
+@pytest.mark.parametrize("is_json", [False, True])
+def test_a_rival_is_shown_once_whatever_is_repeated_or_comes_late(store, worker, is_json):
+    game = Play(store, [worker.connection()]).to_round(1)
+    plan = trivia.parse_plan(store.client.hget(game.key, "plan"))
+    state = trivia.parse_state(store.client.hget(game.key, "state"))
+    show = lambda uid, *answers: store.call(
+        "show_rival", game.keys, NOBODY, json.dumps([uid, f"Zoë {uid}", answers])
+    )
+    assert untouched(game, lambda: show("z1", "-", "-", "-")) == "over", "it is no challenge"
+    plan |= {"rules": [*plan["rules"][:6], "challenge"], "series": 0, "draw": ["CODE", 5]}
+    packed = trivia.write_plan(**plan), trivia.write_state(state)
+    texts = as_json(plan, state) if is_json else packed
+    store.client.hset(game.key, mapping=dict(zip(("plan", "state"), texts, strict=True)))
+    worker.events()
+
+    def told(seq_after, uid, *answers):
+        """The event that a new state of a rival brings, if any; whoever repeats it changes nothing."""
+        assert at_once(3, lambda i: show(uid, *answers)) == ["ok"] * 3
+        assert untouched(game, lambda: show(uid, *answers)) == "ok"
+        assert untouched(game, lambda: show(uid, *"---")) == "ok"
+        assert int(game.seq1) == seq_after
+        return [(kind, *targets.values()) for kind, _, targets, _ in worker.events()]
+
+    seq = int(game.seq1)
+    assert told(seq + 2, "z1", *"---") == [("user_return", seq + 2)], "they have to ask for all"
+    assert told(seq + 3, "z1", "0:20:140", "-", "-") == [("answered", seq + 3)]
+    assert told(seq + 3, "z1", "0:20:140", "1:9:50", "-") == []
+    assert told(seq + 5, "z2", *"---") == [("user_return", seq + 5)]
+    assert game.answer(1, 3) == "ok"
+    [(kind, _, _, body)] = worker.events()
+    answers = json.loads(body)["answers"]
+    assert kind == "reveal" and answers.keys() == {"n1", "Zoë z1"}
+    assert answers["Zoë z1"] == {"choice": 0, "ms": 20, "points": 140}
+    assert json.loads(body)["scores"] == {"n1": 0, "Zoë z1": 140, "Zoë z2": 0}
+    assert told(seq + 6, "z1", "0:20:140", "1:9:50", "-") == []
+    assert told(seq + 8, "z2", "2:70:0", "-", "-") == [("user_return", seq + 8)]
+    stored = trivia.parse_plan(store.client.hget(game.key, "plan"))
+    z1 = ["z1", "Zoë z1", ["0:20:140", "1:9:50", "-"]]
+    assert stored["draw"] == ["CODE", 5, [z1, ["z2", "Zoë z2", ["2:70:0", "-", "-"]]]]
+    for field in ("rules", "quiz", "players"):
+        assert stored[field] == plan[field]
+    game.exit(1, leaving=1)
+    for _ in range(2):
+        assert untouched(game, lambda: show("z1", "0:20:140", "1:9:50", "0:1:2")) == "over"
+        game.finish()
+    assert trivia.parse_plan(store.client.hget(game.key, "plan"))["draw"] == ["CODE", 5]
+    store.client.delete(game.key)
+    assert show("z1", *"---") == "over" and not store.client.exists(game.key)
+
+
+def test_answers_in_a_challenge_are_noted_while_it_is_played(store):
+    key, answers = Keys.contest("CODE"), "1:2:3 -"
+    note = lambda game, answers: store.call("note_progress", (key,), game, answers)
+    assert note("g1", answers) == [] and not store.client.exists(key)
+    store.call("create_challenge", (key,), "q", "u1", "[]", "1:01 2:01", 8, 60_000, 9)
+    runs = {"run:u1": "g1", "run:u2": "g2", "run:u3": "g3 5 9 - -"}
+    store.client.hset(key, mapping=runs)
+    assert note("g1", answers) == note("g1", answers) == ["u2", "g2"]
+    before = store.client.hgetall(key)
+    assert before["live:u1"] == answers
+    for late in (("g1", "- -"), ("g3", answers), ("g4", answers)):
+        assert note(*late) == [] and store.client.hgetall(key) == before
+    assert store.call("record_run", (key,), "g1", f"3 9 {answers}") == 1
+    assert note("g2", answers) == []
+    store.call("move_challenger", (key,), "u2", "")
+    assert note("g2", answers) == []
+    assert not [name for name in store.client.hkeys(key) if name.startswith("live:")]
 
 
 def test_a_finished_game_keeps_what_is_looked_up_later_and_expires(store, worker, game):
@@ -3308,7 +3378,7 @@ ROOM_FIELDS = (
     r"queue|host|locked|game|since|members|kicked|shown|name:[\w-]{12}|view:[\w-]{12}|closed"
 )
 REMATCH_FIELDS = r"queue|least|ends|members|agreed|rest|shown|left|name:[\w-]{12}"
-CONTEST_FIELDS = r"queue|owner|rules|quiz|most|ends|keep|run:[\w-]{12}"
+CONTEST_FIELDS = r"queue|owner|rules|quiz|most|ends|keep|(run|live):[\w-]{12}"
 PLAN_FIELDS = {"queue", "rules", "quiz", "players", "series", "draw"}
 STATE_FIELDS = {"phase", "round", "deadline", "reason", "ended", "players", "spent", "wrong"}
 PLAYER_FIELDS = {"conn", "turn", "kept", "left", "seq", "score", "answer"}
@@ -3502,6 +3572,14 @@ def played():
         made = server.http("POST", "/challenges", body, people[2]["token"]).json
         look("a challenge is made")
         survivor.send("join", code=made["code"])
+        rival = phone(3, f"challenge?code={made['code']}")
+        for one in (survivor, rival):
+            one.expect("question", round=1)
+        survivor.send("answer", round=1, choice=0)
+        rival.expect("update")
+        look("a challenge is played by two")
+        rival.send("leave")
+        rival.expect("end")
         survivor.play(lambda question: 0)
         look("a challenge is played")
 
