@@ -274,8 +274,9 @@ def what_the_phones_saw_is_what_is_stored(evidence):
     games = {game.id: game for game in evidence.kept}
     for name, entry in evidence.entries("reveal", "update", "end"):
         if game := games.get(entry.frame["game"]):
-            for key, expected in expectation(game, entry.frame, rivals_of(evidence, game)).items():
-                if not is_shown(key, entry.frame[key], expected, game):
+            rivals = rivals_of(evidence, game)
+            for key, expected in expectation(game, entry.frame, rivals).items():
+                if not is_shown(key, entry.frame[key], expected, game, rivals):
                     yield (
                         f"game {game.id}, {name}, {entry.frame['type']}: {key} is {entry.frame[key]}, stored "
                         f"{expected}{excerpt(evidence.transcripts[name], entry.at)}"
@@ -308,11 +309,17 @@ def scores_of(rivals, number):
     }
 
 
-def is_shown(key, shown, expected, game):
+def is_older(score, expected, log):
+    """Whether a player had a score before the one that is expected, after some rounds."""
+    sums = itertools.accumulate((answer[2] if answer else 0 for answer in log), initial=0)
+    return score < expected and score in sums
+
+
+def is_shown(key, shown, expected, game, rivals):
     """Whether a value is what is expected.
 
     With nothing may be shown: a bot, whose seat has been taken since, and who has just come. May be missing: who came
-    before the first question, with nothing, and of a challenge who had not finished when the game began.
+    before the first question, with nothing, and of a challenge who had not answered yet. So they may have fewer points.
     """
     if key not in ("scores", "answers"):
         return shown == expected
@@ -322,6 +329,7 @@ def is_shown(key, shown, expected, game):
             return False
     return all(
         value == expected.get(name, 0 if name in seats or name.startswith("Bot ") else None)
+        or (key == "scores" and name in rivals and is_older(value, expected[name], rivals[name]))
         for name, value in shown.items()
     )
 
@@ -362,9 +370,11 @@ def ranks_follow_the_scores(evidence):
 
 def an_acknowledged_answer_counts_once_and_as_sent(evidence):
     asked = {name: answers_of(transcript) for name, transcript in evidence.transcripts.items()}
+    contests = {game.id for game in evidence.games.values() if game.queue == "contest"}
     for _, entry in evidence.entries("answered"):
         frame = entry.frame
-        if frame["player"] in asked:  # else it is a bot
+        # Else it is a bot, or in a challenge a rival, who answers in a game of their own.
+        if frame["player"] in asked and frame["game"] not in contests:
             asked[frame["player"]][frame["game"], frame["round"]].acknowledged = "answered"
     seats = {
         (game.id, seat.name): (game, seat)
@@ -463,10 +473,8 @@ def answered_games(evidence):
     }
     for name, entry in evidence.entries("answered", "reveal", "update"):
         frame = entry.frame
-        answered = {*frame.get("answers", ()), *frame.get("answered", ())}
-        if frame["type"] == "answered" or (
-            name in answered if frame["game"] in alone else answered
-        ):
+        answered = {*frame.get("answers", ()), *frame.get("answered", ()), frame.get("player")}
+        if name in answered if frame["game"] in alone else answered != {None}:
             yield frame["game"]
 
 

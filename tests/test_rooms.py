@@ -384,7 +384,8 @@ def test_whatever_is_refused_leaves_a_room_as_it_is(house, phones):
     newcomer.refused("room_locked")
     for wrong, why in (("CDFHJK", "unknown_code"), ("CDFHJ?", "malformed_code")):
         join_refused(newcomer, why, wrong)
-    newcomer.refused("invalid_message", "join", code="C" * 41)
+    newcomer.send("join", code="C" * 41)
+    newcomer.refused("invalid_message")
     assert state() == before
     begin([host, guest])
 
