@@ -9,6 +9,7 @@ Sections: games, transcripts, phones.
 
 import asyncio
 import contextlib
+import http.client
 import itertools
 import json
 import random
@@ -377,8 +378,9 @@ class Phone(Wire):
     async def _challenge(self):
         """Makes a challenge; its code, or '' if it was refused or the reply was lost."""
         request = "POST", "/challenges", {"queue": "contest"}, self.token
-        with contextlib.suppress(OSError, EOFError):
-            answer = await asyncio.to_thread(self.server.http, *request)
+        with contextlib.suppress(OSError, EOFError, http.client.HTTPException):
+            call = asyncio.to_thread(self.server.http, *request)
+            answer = await asyncio.wait_for(call, 3)  # a stopped worker does not reply
             if answer.status == 201:
                 self.note("made", code=answer.json["code"])
                 self.crowd.tell("contest", answer.json["code"])
