@@ -404,7 +404,7 @@ def test_an_operator_answers_a_report_of_a_game_with_a_ban(watched, open_desk):
     ann.drop()
 
 
-def test_an_operator_retires_a_question_while_it_is_played(watched, open_desk):
+def test_an_operator_edits_and_retires_a_question_while_it_is_played(watched, open_desk):
     ann, bob = watched.pair()
     question = ann.expect("question")
     text = watched.http("GET", "/ops/look/questions", token=TOKEN).json
@@ -423,6 +423,16 @@ def test_an_operator_retires_a_question_while_it_is_played(watched, open_desk):
     expect(desk.page.locator("#listed")).to_contain_text("retired: ")
     expect(desk.page.locator("#listed")).to_contain_text(question["text"])
     desk.check_width("questions")
+    desk.page.get_by_role("button", name="flagged").click()
+    better = "Better: " + question["text"]
+    do(desk, "listed", "edit question", text=better)
+    assert any(json.dumps(better, ensure_ascii=False) in row for row in client.hvals("bank:{bank}"))
+    ann.send("check")
+    assert ann.expect("update")["question"]["text"] == question["text"]
+    for act in ("edit question", "retire question"):
+        row = desk.page.locator("#audit tr").filter(has_text=act).first
+        row.get_by_role("button", name="Undo").click()
+        expect(desk.page.locator("#answer")).to_have_text(f"{act}: undone.")
     client.zrem("flagged:{bank}", number)
     ann.drop(), bob.drop()
 
