@@ -8041,6 +8041,7 @@ class Rooms:
 EXPORT_PORTION = 20  # games: 3 ms of work
 SEEN_PORTION = 1000  # questions
 ERASURE_PORTION = 100  # games: 5 ms of work
+WITHDRAWALS = 5  # tries: a connection that just closes changes the seat
 ERASURE_MS = 30_000  # another worker goes on with an erasure that takes longer
 ERASURES_S = 5  # between two looks for erasures that were cut short
 ERASURES_AT_ONCE = 10
@@ -8162,9 +8163,13 @@ class PersonalData:
 
         If it `erases`, an offer of a rematch forgets their name as well.
         """
-        seat = await self.lobby.seat_of(uid)
-        if seat is None:
-            return
+        for _ in range(WITHDRAWALS):
+            seat = await self.lobby.seat_of(uid)
+            if seat is None or await self._give_up(seat, uid, erases):
+                return
+
+    async def _give_up(self, seat: Seat, uid: str, erases: bool) -> bool:
+        """Gives up what a seat stands for. Returns False if the seat has changed meanwhile."""
         if seat.may_play_again:
             answer = "" if erases else 0
             rematches = self.games.rematches
@@ -8172,6 +8177,7 @@ class PersonalData:
         outcome, game = await self.lobby.leave(seat.queue, uid, seat.connection, False)
         if outcome == "game":
             await self.games.leave(game, uid, uid)
+        return outcome != "stale"
 
     async def _forget_games(self, uid: str) -> bool:
         """Takes the player out of their games. Returns False if a game is still being settled."""
