@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--players", type=int, default=1_000_000)
     parser.add_argument("--looks", type=int, default=300, help="for each way to find a player")
     options = parser.parse_args()
-    server = Server(env={"TRIVIA_OPS_TOKEN": TOKEN})
+    server = Server(env={"TRIVIA_OPS_ACT_TOKEN": f"ann:{TOKEN}"})  # finds by address, too
     try:
         server.start()
         began = time.monotonic()
