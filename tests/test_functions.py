@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import threading
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -4242,6 +4243,284 @@ def test_whatever_happens_in_whatever_order_nothing_is_lost_or_counted_twice(sto
             phases=[
                 Phase.generate
             ],  # to shrink a failure may take minutes; add Phase.shrink to look into one
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+# ---- meetings in any order
+
+MEETINGS = {
+    "connect": 4,
+    "duel": 5,
+    "enter_room": 12,
+    "begin": 5,
+    "direct": 3,
+    "challenge": 4,
+    "progress": 2,
+    "leave": 3,
+    "leave_late": 2,
+    "agree": 8,
+    "look": 3,
+    "tidy": 3,
+    "end": 6,
+    "settle": 3,
+}
+ROOM_CODES, CONTEST_CODE, MOST = ("CDFHJK", "CDFHJM"), "CDFHJKMN", 3
+
+
+class AnyMeeting(RuleBasedStateMachine):
+    """Rooms, rematches, challenges and a queue beside them, in any order, each act perhaps twice."""
+
+    store = None
+
+    def __init__(self):
+        super().__init__()
+        self.store.client.flushall()
+        _turns.clear()
+        self.game_ids = map("{:012}".format, itertools.count(1))
+        self.workers = [Worker(self.store, f"w{number}") for number in range(2)]
+        self.conns, self.retired = {}, []
+        self.games, self.ended, self.over, self.begun = {}, {}, {}, []
+        for uid in PEOPLE:
+            self.reconnect(uid, len(uid))
+        plan = "contest", PEOPLE[0], "[]", "1:0123 2:0123", MOST, 60_000, 1000
+        self.store.call("create_challenge", (Keys.contest(CONTEST_CODE),), *plan)
+
+    def teardown(self):
+        for worker in self.workers:
+            worker.pubsub.close()
+
+    def reconnect(self, uid, n):
+        if uid in self.conns:
+            self.retired.append((uid, self.conns[uid]))
+        self.conns[uid] = self.workers[n % 2].connection()
+        turn_of(self.conns[uid])
+
+    @rule(
+        act=st.sampled_from([act for act, weight in MEETINGS.items() for _ in range(weight)]),
+        other=DRAWN["uid"],
+        **DRAWN,
+    )
+    def act(self, act, **drawn):
+        drawn = SimpleNamespace(**drawn)
+        for _ in range(1 + drawn.again):
+            getattr(self, act)(drawn)
+            self.form()
+
+    def form(self):
+        for match in map(trivia.Match.parse, self.store.client.zrange(Keys.forming, 0, -1)):
+            assert len(set(match.uids)) == len(match.uids) and match.game not in self.games
+            self.games[match.game] = set(match.uids), match.queue
+            self.begun += [(match.draw, uid) for uid in match.uids]
+        self.store.client.delete(Keys.forming)
+
+    # -- acts
+
+    def seat(self, uid):
+        return trivia.Seat.parse(self.store.client.hget(Keys.seats, uid))
+
+    def players_of(self, game):
+        """Those who play a game, which may have ended and not be settled yet."""
+        return self.ended[game] if game in self.ended else self.games[game][0]
+
+    def entered(self, uid, reply):
+        if reply[0] == "game":  # back to it, or late to that of a room
+            self.players_of(reply[1]).add(uid)
+        assert reply[0] != "stale", "it is their newest connection"
+
+    def connect(self, drawn):
+        self.reconnect(drawn.uid, drawn.n)
+
+    def duel(self, drawn):
+        conn, over, game = self.conns[drawn.uid], self.over.get(drawn.uid, ""), next(self.game_ids)
+        self.entered(
+            drawn.uid, join(self.store, drawn.uid, conn, FIFO, "duel", over=over, game=game)
+        )
+
+    def enter_room(self, drawn):
+        code, over = ROOM_CODES[drawn.n % 4 == 0], self.over.get(drawn.uid, "")
+        who = drawn.uid, self.conns[drawn.uid], code
+        room = self.store.client.hget(Keys.room(code), "queue")
+        if self.store.client.hexists(Keys.room(code), "closed") and drawn.n % 3 == 0:
+            self.store.client.delete(Keys.room(code))  # a day later
+        self.entered(
+            drawn.uid, join_room(self.store, *who, int(not room), MOST, int(drawn.flag), over)
+        )
+
+    def begin(self, drawn):
+        code = ROOM_CODES[drawn.n % 2]
+        uid = self.store.client.hget(Keys.room(code), "host") or drawn.uid
+        uid = drawn.uid if drawn.n % 7 == 0 else uid
+        reply = begin_room(self.store, uid, self.conns[uid], code, game=next(self.game_ids))
+        if reply[0] == "matched":
+            assert uid == self.store.client.hget(Keys.room(code), "host")
+
+    def direct(self, drawn):
+        code = ROOM_CODES[drawn.n % 2]
+        uid = self.store.client.hget(Keys.room(code), "host") or drawn.uid
+        uid = drawn.uid if drawn.flag else uid
+        act = ("lock", "kick", "pass")[drawn.n % 3]
+        value = str(drawn.n % 2) if act == "lock" else f"name {drawn.other}"
+        reply = direct_room(self.store, uid, self.conns[uid], act, value, code)
+        if reply[0] == "kicked" and reply[1] != "-":
+            self.players_of(reply[1]).discard(drawn.other)
+
+    def challenge(self, drawn):
+        keys = Keys.seats, Keys.contest(CONTEST_CODE), Keys.due, Keys.lobby_clock
+        keys = *keys, Keys.playing, Keys.forming
+        conn, over = self.conns[drawn.uid], self.over.get(drawn.uid, "")
+        person = drawn.uid, conn, turn_of(conn), over, next(self.game_ids)
+        reply = self.store.call("join_challenge", keys, *person)
+        self.entered(drawn.uid, reply)
+        if reply[0] == "refused":
+            assert reply[1] in ("own_challenge", "challenge_played", "challenge_full")
+
+    def runs(self):
+        fields = self.store.client.hgetall(Keys.contest(CONTEST_CODE))
+        return {key[4:]: text for key, text in fields.items() if key.startswith("run:")}
+
+    def progress(self, drawn):
+        playing = [text for text in self.runs().values() if " " not in text]
+        if playing:
+            game = self.pick(playing, drawn.n)
+            others = self.store.call(
+                "note_progress", (Keys.contest(CONTEST_CODE),), game, "1:20:100 -"
+            )
+            assert sorted(others[1::2]) == sorted(set(playing) - {game})
+
+    def leave(self, drawn):
+        here = self.seat(drawn.uid)
+        if here and here.connection == self.conns[drawn.uid]:
+            reply = leave(self.store, drawn.uid, here.connection, int(drawn.flag), here.queue)
+            if reply[0] == "game" and not drawn.flag:
+                release(self.store, drawn.uid, reply[1])
+                self.players_of(reply[1]).discard(drawn.uid)
+            if drawn.flag:
+                self.reconnect(drawn.uid, drawn.n)
+
+    def leave_late(self, drawn):
+        if self.retired:
+            uid, conn = self.retired[drawn.n % len(self.retired)]
+            here = self.seat(uid)
+            before = self.store.client.hgetall(Keys.seats)
+            if leave(self.store, uid, conn, 1, here.queue if here else "duel") == ["stale"]:
+                assert self.store.client.hgetall(Keys.seats) == before
+
+    def offers(self):
+        return self.store.client.keys("rematch:*")
+
+    def rematch_call(self, name, game, queue, *args):
+        lobby = Keys.seats, Keys.rematch(game), Keys.due, Keys.lobby_clock, Keys.playing
+        keys = *lobby, Keys.forming, Keys.hidden, *queue
+        return self.store.call(name, keys, NOBODY, next(self.game_ids), *args)
+
+    def agree(self, drawn):
+        here = self.seat(drawn.uid)
+        if here and here.may_play_again:
+            conn = here.connection if drawn.n % 9 else "w0.9999"
+            accept = (1, 1, 1, 0, "")[drawn.n % 5]
+            args = drawn.uid, conn, accept, here.queue
+            reply = self.rematch_call(
+                "answer_rematch", here.party, (Keys.queue(here.queue),), *args
+            )
+            assert reply[0] in ("waiting", "over", "matched", "rematch_over")
+
+    def look(self, drawn):
+        if offers := self.offers():
+            key = self.pick(offers, drawn.n)
+            if drawn.flag:
+                self.store.client.hset(key, "ends", 1)
+            game = key.rpartition(":")[2]
+            self.rematch_call("check_rematch", game, (), game, "")
+
+    def tidy(self, drawn):
+        seat_ms, wait_ms = (0, 60_000) if drawn.flag else (30_000, drawn.n % 5 * 60_000)
+        check_room(self.store, ROOM_CODES[drawn.n % 2], seat_ms, wait_ms)
+
+    def end(self, drawn):
+        if not self.games:
+            return
+        game = self.pick(self.games, drawn.n)
+        uids, queue = self.games.pop(game)
+        if queue == "contest":
+            run = self.store.call("record_run", (Keys.contest(CONTEST_CODE),), game, "7 9 1:20:7 -")
+            assert run == 1
+        if queue == "duel":
+            names = [item for uid in sorted(uids) for item in (uid, f"name {uid}")]
+            lobby = Keys.seats, Keys.rematch(game), Keys.due, Keys.lobby_clock, Keys.playing
+            rules = game, "duel", 20_000, 2, ""
+            for _ in range(2):
+                self.store.call("offer_rematch", lobby, *rules, *names)
+        self.over |= dict.fromkeys(uids, game)  # they may play again at once
+        self.ended[game] = uids
+        if drawn.flag:
+            self.settle(drawn)
+
+    def settle(self, drawn):
+        for game, uids in self.ended.items():
+            for uid in uids:
+                release(self.store, uid, game)
+        self.ended.clear()
+
+    def pick(self, items, n):
+        return sorted(items)[n % len(items)]
+
+    # -- what always holds
+
+    @invariant()
+    def all_is_well(self):
+        seats = {
+            uid: trivia.Seat.parse(text)
+            for uid, text in self.store.client.hgetall(Keys.seats).items()
+        }
+        playing = Counter(here.queue for here in seats.values() if here.game != "-")
+        counted = self.store.client.hgetall(Keys.playing)
+        assert {queue: int(count) for queue, count in counted.items() if count != "0"} == playing
+        for uid, here in seats.items():
+            assert here.game == "-" or uid in self.players_of(here.game)
+        for code in ROOM_CODES:
+            self.a_room_is_whole(code, {u for u, here in seats.items() if here.party == code})
+        for uid, here in seats.items():
+            if here.may_play_again:
+                offer = self.store.client.hgetall(Keys.rematch(here.party))
+                assert uid in offer["members"].split()
+                assert set(offer["agreed"].split()) <= set(offer["members"].split())
+        for key in self.offers():
+            ticket = f"- rematch:{key.rpartition(':')[2]}"
+            assert self.store.client.zscore(Keys.due, ticket) is not None
+        runs = self.runs()
+        assert len(runs) <= MOST and all(
+            runs[uid].split(" ")[0] == here.game
+            for uid, here in seats.items()
+            if here.game != "-" and here.queue == "contest"
+        )
+        in_contest = [uid for draw, uid in self.begun if draw == CONTEST_CODE]
+        assert sorted(in_contest) == sorted(runs)
+
+    def a_room_is_whole(self, code, uids):
+        room = self.store.client.hgetall(Keys.room(code))
+        if "queue" not in room:
+            assert not uids
+            return
+        members = room["members"].split()
+        assert uids <= set(members) and len(members) == len(set(members)) <= MOST
+        assert room["host"] in members
+        named = {key[5:] for key in room if key.startswith("name:")}
+        assert uids <= named <= set(members)  # a refused call may have removed who is gone
+        assert self.store.client.zscore(Keys.due, f"q room:{code}") is not None
+
+
+def test_rooms_rematches_and_challenges_hold_in_whatever_order(store):
+    AnyMeeting.store = store
+    run_state_machine_as_test(
+        AnyMeeting,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=60,
+            deadline=None,
+            database=None,
+            phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
     )
