@@ -8236,6 +8236,11 @@ class Chore:
     data: dict
 
 
+def write_chore(kind: str, data: dict) -> str:
+    """Writes a chore that begins now. Chores reads it."""
+    return dumps([kind, round(time.time()), data])
+
+
 class Chores:
     """Keeps chores in Redis, and does those that are due."""
 
@@ -8255,7 +8260,7 @@ class Chores:
         With the id of a chore that is there it does nothing.
         """
         chore = chore or secrets.token_urlsafe(9)
-        text = dumps([kind, round(time.time()), data])
+        text = write_chore(kind, data)
         if not await self.redis.run("add_chore", self.KEYS, chore, text, delay_ms, MAX_CHORES):
             raise Problem("unavailable", retry_after=60)
         return chore
@@ -8444,7 +8449,7 @@ class Events:
         at = datetime.fromtimestamp(at_ms / 1000 if at_ms else time.time(), UTC)
         timestamp = at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         body = dumps({"type": kind, "timestamp": timestamp, "data": data})
-        chore = dumps(["deliver", round(time.time()), {"body": body}]) if self.keys else ""
+        chore = write_chore("deliver", {"body": body}) if self.keys else ""
         keys = Keys.events, *Deliveries.KEYS
         what = event_id, kind, body, EVENTS_KEPT, chore, MAX_CHORES
         if not await self.redis.run("add_event", keys, *what):
@@ -8485,7 +8490,7 @@ class Events:
             raise Unavailable(why)
         count("webhooks", "abandoned")
         log.error("event %s was given up: %s", chore.id, why)
-        delivery = dumps(["deliver", round(time.time()), {"body": body}])
+        delivery = write_chore("deliver", chore.data)
         kind = json.loads(body)["type"]
         entry = {"id": chore.id, "type": kind, "at": round(time.time() * 1000)}
         entry |= {"why": why, "tries": chore.tries, "delivery": delivery}
@@ -10651,7 +10656,7 @@ class Console:
         uid, user = await self.users.find(text, *([] if self.may_act else ["username"]))
         if re.fullmatch(r"[\w-]{8}|[\w-]{12}", text, re.ASCII) and uid != text:
             with_id = await self.users.load(text)
-            if user and with_id:  # somebody may have named a second account by the id of the first
+            if user and with_id:  # the name of one account may be the id of another
                 raise Problem("ambiguous")
             uid, user = (text, with_id) if with_id else (uid, user)
         if "username" not in user:

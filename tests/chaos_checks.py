@@ -464,13 +464,15 @@ def sums_of(ended):
     }
 
 
+def games_of(evidence, queue):
+    """The games of a queue that phones were shown."""
+    shown = evidence.entries("start", "update")
+    return {entry.frame["game"] for _, entry in shown if entry.frame["queue"] == queue}
+
+
 def answered_games(evidence):
     """The games in which a phone saw an answer by somebody who plays in it."""
-    alone = {
-        entry.frame["game"]
-        for _, entry in evidence.entries("start", "update")
-        if entry.frame["queue"] == "contest"
-    }
+    alone = games_of(evidence, "contest")
     for name, entry in evidence.entries("answered", "reveal", "update"):
         frame = entry.frame
         answered = {*frame.get("answers", ()), *frame.get("answered", ()), frame.get("player")}
@@ -521,11 +523,7 @@ def bots_change_nothing_and_are_on_no_leaderboard(evidence):
 def a_day_has_one_try_and_the_same_questions_for_everybody(evidence):
     tries, quizzes, texts = defaultdict(set), defaultdict(set), defaultdict(set)
     days = evidence.of("tried")
-    daily = {
-        entry.frame["game"]
-        for _, entry in evidence.entries("start", "update")
-        if entry.frame["queue"] == "daily"
-    }
+    daily = games_of(evidence, "daily")
     for name, entry in evidence.entries("start", "update", "question"):
         frame = entry.frame
         if frame["game"] in daily:
