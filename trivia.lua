@@ -108,6 +108,13 @@ local function channel(tag, worker)
   return 'worker:{' .. tag .. '}:' .. worker
 end
 
+-- Turns {field, value, ...} into {field = value}.
+local function to_table(flat)
+  local fields = {}
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+
 -- Sets a field of a hash. The value `gone` removes it.
 local function set_field(key, field, value, gone)
   if value == gone then
@@ -2920,8 +2927,7 @@ function functions.replay_event(keys, args)
   local entry, most = unpack(args)
   local found = call('XRANGE', dead, entry, entry)[1]
   if not found then return 0 end
-  local fields = {}
-  for i = 1, #found[2], 2 do fields[found[2][i]] = found[2][i + 1] end
+  local fields = to_table(found[2])
   local chore = {fields.id, fields.delivery, 0, most}
   if functions.add_chore({deliveries, due}, chore) == 0 then return 0 end
   call('XDEL', dead, entry)
@@ -2958,8 +2964,7 @@ local function words(text)
 end
 
 local function load_room(seats, key)
-  local flat, fields = call('HGETALL', key), {}
-  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  local fields = to_table(call('HGETALL', key))
   local room = {
     seats = seats, key = key, id = string.match(key, '([^:]+)$'), queue = fields.queue,
     exists = fields.queue ~= nil, closed = fields.closed, host = fields.host,
@@ -3395,8 +3400,7 @@ end
 local function read_offer(keys, args)
   local seats, key, due, clock, playing, forming, hidden = unpack(keys)
   local caller, next_game = unpack(args)
-  local flat, fields = call('HGETALL', key), {}
-  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  local fields = to_table(call('HGETALL', key))
   local now, _, precise = game_clock(clock, due)
   local again = {
     seats = seats, key = key, due = due, playing = playing, forming = forming, now = now,
