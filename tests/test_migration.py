@@ -45,25 +45,24 @@ def test_the_data_has_the_new_format(migrated):
     assert migrated.redis.get("format:{lobby}") == str(trivia.FORMAT)
 
 
-def as_shown(value):
-    """A fact as it is shown now: ratings are whole numbers."""
+def edited(value, edit):
+    """A value in which each mapping is as `edit` returns it."""
     if isinstance(value, list):
-        return [as_shown(one) for one in value]
+        return [edited(one, edit) for one in value]
     if isinstance(value, dict):
-        return {
-            key: round(one) if key in ("rating", "rating_change") else as_shown(one)
-            for key, one in value.items()
-        }
+        return edit({key: edited(one, edit) for key, one in value.items()})
     return value
 
 
-def without_marks(value):
+def as_shown(facts):
+    """Facts as they are shown now: ratings are whole numbers."""
+    names = ("rating", "rating_change")
+    return edited(facts, lambda row: row | {key: round(row[key]) for key in names if key in row})
+
+
+def without_marks(shown):
     """What is shown, without the new marks of provisional ratings."""
-    if isinstance(value, list):
-        return [without_marks(one) for one in value]
-    if isinstance(value, dict):
-        return {key: without_marks(one) for key, one in value.items() if key != "provisional"}
-    return value
+    return edited(shown, lambda row: {key: row[key] for key in row if key != "provisional"})
 
 
 def test_accounts_and_sessions_are_as_they_were(migrated):
