@@ -1,15 +1,17 @@
 """A backend for online trivia games: accounts, matchmaking, server-judged play, leaderboards.
 
-    uvicorn trivia:app            runs it the plain way
-    python trivia.py              runs it the tuned way: workers, frame limit, pings, no deflate
-    python trivia.py check        checks schema.yaml
-    python trivia.py client LANG  prints a client for apps, made from schema.yaml
-    python trivia.py import FILE  adds questions to the bank, also while servers run
-    python trivia.py doctor       checks the host
-    python trivia.py backup DIR   writes all that Redis holds into a file; restore brings it back
-    python trivia.py repair       cuts off a damaged end of the files of Redis
-    python trivia.py erase UID    erases an account, for example again after a restore
-    python trivia.py ops          lists what an operator can look at and do; ops NAME does it
+    uvicorn trivia:app               runs it the plain way
+    python trivia.py                 runs it the tuned way: workers, frame limit, pings, no deflate
+    python trivia.py check           checks schema.yaml; --stored also against what Redis holds
+    python trivia.py client LANG     prints a client for apps, made from schema.yaml
+    python trivia.py import FILE     adds questions to the bank, also while servers run
+    python trivia.py doctor          checks the host
+    python trivia.py backup DIR      writes all that Redis holds into a file
+    python trivia.py restore FILE    puts a backup where there is no data yet
+    python trivia.py repair          cuts off a damaged end of the files of Redis
+    python trivia.py erase UID       has a running server erase an account, as after a restore
+    python trivia.py user NAME reset prints a code for a new password of a player
+    python trivia.py ops NAME        looks or acts as an operator; ops --help lists the names
 
 schema.yaml declares users, leaderboards, queues, messages and limits. Routes, validation, storage
 and API documents are made from it. Redis (or Valkey) keeps all state. A worker is one process. It
@@ -20,17 +22,26 @@ any other worker.
     phone <=ws==  worker (each) <--events---- Redis   the same function says what players must see
 
 The way of an answer, section by section:
-  protocols    WebSocket.data_received takes the frame from uvicorn and unmasks it
-  connections  Connection.on_text counts, parses and validates the message; _on_answer passes it on
-  game         Games.answer gathers what comes in one turn of the event loop. Each shard's answers
+  protocols    WebSocket.data_received gets the phone's bytes. _take_text unmasks a text and offers
+               it to Connection.take: the fast path. What has to wait, and any text under another
+               server than uvicorn, comes to Connection.serve by ASGI
+  connections  Connection.on_text counts, parses and validates the message. _dispatch refuses it if
+               it is illegal in this state. _on_answer passes an answer on
+  games        Games.answer gathers what comes in one turn of the event loop. Each shard's answers
                share one call of `answer` in trivia.lua
-  client       RedisConnection.send batches the call; data_received gets the reply and the events
+  client       RedisConnection.send batches the calls of a turn into one write to the shard's node
   trivia.lua   `answer` judges by the clock of Redis and stores the state. It emits `answered`, or
-               after the last expected answer `reveal`
-  hub          Hub.deliver encodes an event once and hands it to each of its connections
-  connections  Connection.on_event checks `seq`
-  outlets      Outlet.write writes the frame to the phone
-A deadline begins at Games.advance_due, which every worker runs, and takes the same way.
+               after the last expected answer `reveal`. Events for players of the calling worker
+               come with its reply, all others through the channels of their workers
+  client       RedisConnection.data_received takes both. First each answer gets its verdict:
+               Connection._on_judged sends an `error`, or nothing if the answer counts
+  hub          Hub.deliver, called by the worker, encodes an event once and hands it to each of its
+               connections
+  connections  Connection.on_event checks `seq` and adds it. After a gap it asks for a snapshot
+  outlets      Outlet.write has WebSocket.write, of the protocols, write the frame at once. A phone
+               that does not read gets an outbox
+A deadline begins at Games.advance_due, which every worker runs. It calls `advance`, whose events
+take the same way back to the phones.
 
 Keys. The text in braces is the hash tag. All keys of one function share it, so that on a cluster
 they share a node. Times are ms since 1970 by the clock of Redis, unless a unit says otherwise. Game
