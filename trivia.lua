@@ -644,10 +644,12 @@ function functions.merge_seen(keys, args)
   return 1
 end
 
--- Returns period and gain of a user on a leaderboard: `start` is 'PERIOD VALUE-AT-ITS-START'.
-local function gain_of(start, value)
-  local period, base = string.match(start or '', '^(%S+) (%S+)$')
-  return period or '', period and value - base or 0
+-- Returns a period, and what a user gained in it on a leaderboard. `kept` is 'PERIOD
+-- VALUE-AT-ITS-START FIELD'; version 1 wrote no FIELD.
+local function gain_of(kept, field, value)
+  local period, base, kept_field = string.match(kept or '', '^(%S+) (%S+) ?(%S*)$')
+  if not period or kept_field ~= '' and kept_field ~= field then return '', 0 end
+  return period, value - (tonumber(base) or 0)
 end
 
 -- apply_merge: adds the numbers of a guest to the account, once, however often it runs.
@@ -663,8 +665,7 @@ end
 -- ARGS quick    of the guest: right minus wrong answers in inhuman time
 -- ARGS points   of the guest in daily games
 -- ARGS streak   of the guest, or ''; the longer one stays
--- ARGS ...      name, field, default and 'PERIOD VALUE-AT-ITS-START' of the guest, of each
---               leaderboard with a period
+-- ARGS ...      name, field, default, `board:NAME` of the guest, for each leaderboard with a period
 -- Returns {field, value, ...} of the account, or false if there is no such account.
 -- Atomic: the entry in `merges` says whether it was applied.
 function functions.apply_merge(keys, args)
@@ -678,25 +679,23 @@ function functions.apply_merge(keys, args)
   call('EXPIRE', merges, keep)
   local is_better = rating ~= '' and
     tonumber(rating) > tonumber(call('HGET', user, 'rating') or initial)
+  local gifts = {wins = wins, games = games, rating = rating, daily_points = points}
   for i = 11, #args, 4 do
-    local board, field, default, start = 'board:' .. args[i], args[i + 1], args[i + 2], args[i + 3]
-    local own = tonumber(call('HGET', user, field) or default)
-    local gifts = {wins = wins, games = games, rating = rating, daily_points = points}
-    local given = tonumber(gifts[field]) or 0
-    local period, gain = gain_of(call('HGET', user, board), own)
-    local guest_period, guest_gain = gain_of(start, given)
-    local latest = period > guest_period and period or guest_period
-    if period < guest_period then gain = 0 end
-    if guest_period < period then guest_gain = 0 end
-    if field == 'daily_points' and gain > 0 then guest_gain = 0 end   -- one attempt counts
+    local board, field, default, guest_kept = 'board:' .. args[i], unpack(args, i + 1, i + 3)
+    local own, given = tonumber(call('HGET', user, field) or default), tonumber(gifts[field]) or 0
+    local period, gain = gain_of(call('HGET', user, board), field, own)
+    local guest_period, guest_gain = gain_of(guest_kept, field, given)
     local value = own + given
-    if field == 'rating' then
+    if guest_period < period then guest_gain = 0 end
+    if period < guest_period then period, gain = guest_period, 0 end
+    if field == 'daily_points' and gain > 0 then guest_gain = 0 end   -- one attempt counts
+    if field == 'rating' then           -- one of both stays, with what was gained on the way to it
       value = is_better and given or own
-      if is_better and guest_period >= period then gain = 0 else guest_gain = 0 end
+      if is_better and guest_period == period then gain = 0 else guest_gain = 0 end
     end
-    if latest ~= '' then
+    if period ~= '' then
       local base = string.format('%.17g', value - gain - guest_gain)
-      call('HSET', user, board, latest .. ' ' .. base)
+      call('HSET', user, board, period .. ' ' .. base .. ' ' .. field)
     end
   end
   if wins ~= '0' then call('HINCRBY', user, 'wins', wins) end

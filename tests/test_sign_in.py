@@ -1095,12 +1095,12 @@ def numbers(server, session):
     return user["wins"], user["games"]
 
 
-def add_past(server, session, wins, games, rating, week, gained, seen, prefix):
+def add_past(server, session, wins, games, rating, week, gained, seen, prefix, field=" wins"):
     """Gives a player a past: games that have ended, a rating, a week, questions seen."""
     uid, link = uid_of(session), server.redis
     fields = {"wins": wins, "games": games, "rating": rating, ":sigma": 100 + wins}
     if week:
-        fields["board:wins"] = f"{week} {wins - gained}"
+        fields["board:wins"] = f"{week} {wins - gained}{field}"
     link.hset(f"user:{{{uid}}}", mapping=fields)
     now = link.time()[0] * 1000
     history = {f"{prefix}{i:011d}"[:12]: now - 1000 * i for i in range(games)}
@@ -1180,28 +1180,31 @@ def test_a_merge_moves_blocks_and_reports_of_and_against_the_guest(club, provide
 
 WEEK = trivia.period_of("week", time.time())
 PAST = "2020-W01"
-MERGED_BOARDS = [  # guest (wins, week, gained), account (the same), gained afterwards
-    ((5, WEEK, 2), (10, WEEK, 3), 5),
-    ((5, WEEK, 2), (10, PAST, 3), 2),
-    ((5, PAST, 2), (10, WEEK, 3), 3),
-    ((5, WEEK, 5), (0, "", 0), 5),
-    ((0, "", 0), (10, WEEK, 3), 3),
+MERGED_BOARDS = [  # guest (wins, week, gained), account (the same), gained afterwards; of the account: field
+    ((5, WEEK, 2), (10, WEEK, 3), 5, " wins"),
+    ((5, WEEK, 2), (10, WEEK, 3), 5, ""),  # as version 1 wrote it
+    ((5, WEEK, 2), (10, WEEK, 3), 2, " games"),  # the leaderboard has another field since
+    ((5, WEEK, 2), (10, PAST, 3), 2, " wins"),
+    ((5, PAST, 2), (10, WEEK, 3), 3, " wins"),
+    ((5, WEEK, 5), (0, "", 0), 5, " wins"),
+    ((0, "", 0), (10, WEEK, 3), 3, " wins"),
 ]
 
 
-@pytest.mark.parametrize("guest_past, account_past, gained", MERGED_BOARDS)
+@pytest.mark.parametrize("guest_past, account_past, gained, field", MERGED_BOARDS)
 def test_a_merge_counts_within_the_week_what_was_won_in_it(
-    club, provider, guest_past, account_past, gained
+    club, provider, guest_past, account_past, gained, field
 ):
     sub = secrets.token_hex(8)
     account, guest = sign_in(club, provider, sub), enter(club)
     pasts = []
-    for session, (wins, week, gain), prefix in (
-        (guest, guest_past, "0"),
-        (account, account_past, "1"),
+    for session, (wins, week, gain), prefix, of in (
+        (guest, guest_past, "0", " wins"),
+        (account, account_past, "1", field),
     ):
         rating = 1600 if session is guest else 1550
-        pasts.append(add_past(club, session, wins, wins + 1, rating, week, gain, [wins], prefix))
+        past = wins, wins + 1, rating, week, gain, [wins], prefix, of
+        pasts.append(add_past(club, session, *past))
     token = offer(club, provider, sub, guest)["merge"]
     assert merge(club, token).status == 200
     user = me(club, account).json
