@@ -3922,9 +3922,9 @@ function functions.add_metrics(keys, args)
 end
 
 -- ==== registration ===============================================================================
--- Redis refuses a function as a whole when memory is full, unless it has the flag allow-oom. Those
--- that have it free memory, or write next to nothing and let a player in, protect an account, or
--- keep a worker alive.
+-- When memory is full, Redis refuses a function as a whole, unless it has the flag allow-oom or
+-- no-writes. A function has allow-oom if it frees memory, or if it writes next to nothing and lets
+-- a player in, protects an account or keeps a worker alive.
 
 local function register(name, ...)
   redis.register_function{
@@ -4010,7 +4010,7 @@ register('join_room')
 register('begin_room')
 register('direct_room')
 register('check_room', 'allow-oom')
-register('show_room')
+register('show_room', 'no-writes')
 register('offer_rematch')
 register('answer_rematch')
 register('check_rematch')

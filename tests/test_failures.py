@@ -338,13 +338,13 @@ def test_a_worker_that_hung_takes_nobody_for_silent_whose_reply_waits_to_be_read
 def test_a_redis_without_memory_takes_nothing_and_the_games_wait(served, valkey):
     server = served(answer_seconds=8)
     ann, bob = in_question(server)
+    code = server.phone(queue="friends").expect("room")["code"]
     valkey.client.config_set("maxmemory", 1_000_000)
     body = {"username": unique_name(), "email": "y@example.org", "password": PASSWORD}
     server.http("POST", "/auth/register", body).refused(503, "unavailable")
     ann.refused("unavailable", "answer", round=1, choice=0)
-    assert server.http("GET", "/users/me", token=ann.token).status == 200, (
-        "what is there can be read"
-    )
+    for path in ("/users/me", f"/rooms/{code}"):
+        assert server.http("GET", path, token=ann.token).status == 200, "what is there can be read"
     assert ready(server)
     assert server.log.count("OOM") == 1 and "Traceback" not in server.log, server.log
     frames = len(bob.frames)
