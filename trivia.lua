@@ -3330,8 +3330,7 @@ function functions.direct_room(keys, args)
   elseif act == 'pass' then
     room.host = other.uid
   else
-    local at = other.seat.conn
-    done = {'kicked', kick(room, playing, other), at}
+    done = {'kicked', kick(room, playing, other), other.uid}
   end
   room.since = room.now
   save_room(room)

@@ -2057,7 +2057,7 @@ def test_who_is_sent_away_is_out_of_the_game_and_stays_out_of_the_room(store, wo
     game = begin_room(store, "u1", room["u1"])[1].split(" ")[0]
     worker.events()
     reply = direct_room(store, "u1", room["u1"], "kick", "name u2")
-    assert reply == ["kicked", game, room["u2"]]
+    assert reply == ["kicked", game, "u2"]
     kinds = [kind for kind, *_ in worker.events()]
     assert kinds == ["cancelled", "room"] and store.client.hgetall(Keys.playing) == {"q": "1"}
     assert seat(store, "u2").game == "-" == seat(store, "u2").queue

@@ -227,13 +227,18 @@ def test_a_host_sends_a_guest_away_who_can_not_come_back(house, phones):
 
 
 def test_a_guest_who_is_sent_away_leaves_the_game_too(phones):
-    code, [host, guest, other] = open_room(phones, guests=2)
-    begin([host, guest, other])
-    for phone in (host, guest, other):
+    _, players = open_room(phones, guests=3)
+    host, guest, away, other = players
+    begin(players)
+    for phone in players:
         phone.expect("question")
-    host.send("kick", player=guest.name)
+    away.drop()
+    assert host.expect("user_exit")["returns_ms"] > 0
+    for player in (away, guest):
+        host.send("kick", player=player.name)
+        left = host.expect("user_exit")
+        assert (left["player"], left["returns_ms"]) == (player.name, 0)
     guest.expect("cancelled", reason="kicked")
-    assert host.expect("user_exit")["player"] == guest.name
     host.send("answer", round=1, choice=0)
     other.send("answer", round=1, choice=0)
     assert other.expect("reveal")["round"] == 1
