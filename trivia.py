@@ -6745,7 +6745,7 @@ class Lobby:
             game, of_queue, players, *_ = Match.parse(match)
             if of_queue == name:
                 nobody_left = [item for uid in players for item in (uid, 0)]
-                keys = Keys.seats, Keys.playing, *map(Keys.quits, players)
+                keys = Keys.seats, Keys.playing, Keys.due, *map(Keys.quits, players)
                 await self.redis.run("release", keys, game, 0, 0, *nobody_left)
                 await self.redis.call("ZREM", Keys.forming, match)
 

@@ -305,6 +305,7 @@ def worker(workers):
 # ---- contracts
 
 SOURCE = (ROOT / "trivia.lua").read_text("utf-8")
+KINDS = set(re.findall(r"^    ([a-z]+):\{", trivia.__doc__, re.M))  # what keys begin with
 FUNCTIONS = re.findall(r"^function functions\.(\w+)\(", SOURCE, re.M)
 
 
@@ -379,6 +380,8 @@ def test_the_python_around_each_function_passes_what_its_contract_declares(playe
             fixed = [one for one in listed if one != "..."]
             assert len(given) >= len(fixed), (name, given)
             assert "..." in listed or len(given) == len(fixed), (name, given)
+        for one, key in zip(declared(name, "KEYS"), keys, strict=False):
+            assert one not in KINDS or key.startswith(f"{one}:"), (name, one, key)
         seen.add(name)
     assert set(FUNCTIONS) - seen <= {"begin_format"} | SIGN_IN | CONSOLE
 
