@@ -27,7 +27,7 @@ local BOUNDS = {
   CLOCK_WRITE_MS = 1000,        -- between writes of a clock
   CLOCK_GAP_MS = 3000,          -- a longer gap between two looks at a clock stops game time
   KNOWN_ADDRESSES = 8,          -- so many addresses of a user's sign-ins are kept
-  TRIM_AT_ONCE = 100,           -- old games that leave a history at the end of a game
+  TRIM_AT_ONCE = 100,           -- old entries that leave a list in one call
   MOST_PAGES = 8,               -- of candidates that are looked at while some of them are blocked
   ATTEMPTS_S = 3 * 86400,       -- attempts at the questions of a day are kept so long
   ROOM_MEMORY_S = 86400,        -- so long a code is known as that of a closed room
@@ -124,6 +124,19 @@ local function set_field(key, field, value, gone)
   end
 end
 
+-- Returns what is due of a sorted set by time, and postpones each entry by `later`.
+local function postpone_due(key, now, later, most)
+  local due = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, most)
+  for _, entry in ipairs(due) do call('ZADD', key, now + later, entry) end
+  return due
+end
+
+-- Removes entries of a sorted set by time, up to a time; a bounded number of them.
+local function trim(key, time)
+  local old = call('ZRANGEBYSCORE', key, '-inf', time, 'LIMIT', 0, BOUNDS.TRIM_AT_ONCE)
+  if #old > 0 then call('ZREM', key, unpack(old)) end
+end
+
 -- ==== format =====================================================================================
 
 -- begin_format: ends a migration: empties the lobby and writes the format of the data.
@@ -152,11 +165,9 @@ end
 function functions.meet_schema(keys, args)
   local schema = unpack(keys)
   local game_days = unpack(args)
-  local mine, stored = {}, call('HGETALL', schema)
-  for i = 2, #args, 2 do mine[args[i]] = args[i + 1] end
-  for i = 1, #stored, 2 do
-    local fact, is = stored[i], stored[i + 1]
-    -- No worker writes a field that it does not have. But it does not know claims of its values.
+  local mine = to_table({unpack(args, 2)})
+  for fact, is in pairs(to_table(call('HGETALL', schema))) do
+    -- A worker writes no field that it does not know. But it does not claim values of it either.
     local is_lost = not mine[fact] and string.match(fact, '^field ')
     local is_kept = mine[fact] == is or is_lost and not string.match(is, ' unique$')
     if fact ~= 'game_days' and not is_kept and string.sub(is, 1, 1) ~= '?' then
@@ -548,10 +559,7 @@ end
 function functions.due_erasures(keys, args)
   local erasures = unpack(keys)
   local later, most = unpack(args)
-  local now = wall_clock()
-  local due = call('ZRANGEBYSCORE', erasures, '-inf', now, 'LIMIT', 0, most)
-  for _, uid in ipairs(due) do call('ZADD', erasures, now + later, uid) end
-  return due
+  return postpone_due(erasures, wall_clock(), later, most)
 end
 
 -- erase_user: removes a user, and keeps their unique values until the claims on them are released.
@@ -563,9 +571,9 @@ end
 function functions.erase_user(keys, args)
   local user, erased = unpack(keys)
   if call('EXISTS', user) == 1 then
-    for i = 1, #args do
-      local value = call('HGET', user, args[i])
-      if value then call('HSET', erased, args[i], value) end
+    for _, field in ipairs(args) do
+      local value = call('HGET', user, field)
+      if value then call('HSET', erased, field, value) end
     end
     call('DEL', user)
   end
@@ -674,8 +682,7 @@ function functions.apply_merge(keys, args)
   if call('HEXISTS', user, 'username') == 0 then return false end
   local now = tonumber(call('TIME')[1])
   if call('ZADD', merges, 'NX', now, guest) == 0 then return call('HGETALL', user) end
-  local old = call('ZRANGEBYSCORE', merges, '-inf', now - keep, 'LIMIT', 0, 100)
-  if #old > 0 then call('ZREM', merges, unpack(old)) end
+  trim(merges, now - keep)
   call('EXPIRE', merges, keep)
   local is_better = rating ~= '' and
     tonumber(rating) > tonumber(call('HGET', user, 'rating') or initial)
@@ -790,9 +797,7 @@ function functions.reset_password(keys, args)
   local email = check_code(codes, 'reset', code, math.huge, false)
   if not email then return {0} end
   call('HDEL', codes, 'reset')
-  for _, field in ipairs(call('HKEYS', user)) do
-    if is_session(field) then call('HDEL', user, field) end
-  end
+  end_all_sessions(user, '')
   local expires = tonumber(call('TIME')[1]) + ttl
   remember_address(user, from)
   call('HSET', user, 'password', password, 'session:' .. digest, expires)
@@ -883,9 +888,7 @@ function functions.due_guests(keys, args)
   local guests = unpack(keys)
   local lease, most = unpack(args)
   local now = wall_clock()
-  local due = call('ZRANGEBYSCORE', guests, '-inf', now, 'LIMIT', 0, most)
-  for _, uid in ipairs(due) do call('ZADD', guests, now + lease, uid) end
-  return {now, unpack(due)}
+  return {now, unpack(postpone_due(guests, now, lease, most))}
 end
 
 -- create_guest: writes a new guest with their first session. They are provisional as long as they
@@ -987,8 +990,7 @@ function functions.apply_result(keys, args)
   if call('ZADD', history, 'NX', ended, game) == 0 then
     return {0, '', unpack(call('HGETALL', user))}
   end
-  local old = call('ZRANGEBYSCORE', history, '-inf', ended - keep, 'LIMIT', 0, BOUNDS.TRIM_AT_ONCE)
-  if #old > 0 then call('ZREM', history, unpack(old)) end
+  trim(history, ended - keep)
   local dropped = {}
   local excess = math.min(call('ZCARD', history) - most, BOUNDS.TRIM_AT_ONCE)
   for _, old_game in ipairs(excess > 0 and call('ZRANGE', history, 0, excess - 1) or {}) do
@@ -1225,9 +1227,8 @@ local function candidates(search, seat, page)
   return found
 end
 
--- Removes the ticket of a candidate that stands for nobody. Returns the candidate's seat if it does
--- stand.
-local function seat_of_candidate(search, uid)
+-- Returns the seat of a player who has a ticket, or removes the ticket if it is stale.
+local function seat_of_ticket(search, uid)
   local seat = read_seat(search.seats, uid)
   if not seat or seat.queue ~= search.name or seat.game ~= '-' then
     drop_ticket(search, uid)
@@ -1265,8 +1266,7 @@ end
 
 -- Lets humans who come before the first question take the seats of bots.
 local function offer_seats(search, count, rating, group)
-  local gone = call('ZRANGEBYSCORE', search.bots, '-inf', search.now, 'LIMIT', 0, 100)
-  if #gone > 0 then call('ZREM', search.bots, unpack(gone)) end
+  trim(search.bots, search.now)
   for i = 1, count do
     local offer = table.concat({search.new_game, rating, i, unpack(group)}, ' ')
     call('ZADD', search.bots, search.now + search.start, offer)
@@ -1337,7 +1337,7 @@ local function add_opponents(search, found, group, members)
   for _, uid in ipairs(found) do
     if #group == search.most then return false end
     local is_blocked = any and uid ~= search.uid and is_hidden(lists, uid, group)
-    local other = uid ~= search.uid and not is_blocked and seat_of_candidate(search, uid)
+    local other = uid ~= search.uid and not is_blocked and seat_of_ticket(search, uid)
     skipped = skipped or is_blocked
     if other then
       group[#group + 1] = uid
@@ -1390,6 +1390,17 @@ local function seek_in_turn(search, seat)
   return match
 end
 
+-- Takes a connection back to the game that its player is in. Returns the reply, or nil if there is
+-- no such game.
+local function resume(seats, due, seat, uid, conn, turn, over)
+  if seat and seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
+  if not seat or seat.game == '-' or seat.game == over then return nil end
+  seat.conn, seat.turn = conn, turn
+  write_seat(seats, uid, seat)
+  check_party(due, seat)
+  return {'game', seat.game, seat.party}
+end
+
 -- join: takes a player's connection into a queue, or back to the game that they are in.
 -- KEYS seats     UID -> what the player does
 -- KEYS queue     UID -> since (fifo) or rating
@@ -1438,16 +1449,10 @@ function functions.join(keys, args)
   if draw == '' then since = since + held_back(quits) end     -- else nobody waits for them
   turn = tonumber(turn)
   local seat = read_seat(seats, uid)
+  if seat and seat.turn > turn then return {'stale'} end
+  local resumed = resume(seats, search.due, seat, uid, conn, turn, over)
+  if resumed then return resumed end
   if seat then
-    if seat.turn > turn then return {'stale'} end
-    if seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
-    if seat.game ~= '-' and seat.game ~= over then
-      seat.conn, seat.turn = conn, turn
-      write_seat(seats, uid, seat)
-      check_party(search.due, seat)
-      if seat.party ~= '-' then return {'game', seat.game, seat.party} end
-      return {'game', seat.game}
-    end
     if seat.game ~= '-' then
       call('HINCRBY', search.playing, seat.queue, -1)
     elseif seat.queue == search.name and not is_room(seat.party) then
@@ -1517,16 +1522,8 @@ end
 function functions.check_ticket(keys, args)
   local search = read_search(keys, args)
   local message = args[12]
-  local seat = read_seat(search.seats, search.uid)
-  if not seat or seat.queue ~= search.name or seat.game ~= '-' then
-    drop_ticket(search, search.uid)
-    return {'gone'}
-  end
-  if not is_alive(search, seat.conn) then
-    drop_ticket(search, search.uid)
-    call('HDEL', search.seats, search.uid)
-    return {'gone'}
-  end
+  local seat = seat_of_ticket(search, search.uid)
+  if not seat then return {'gone'} end
   local match = seek_in_turn(search, seat)
   if match then return {'matched', match} end
   if search.now - seat.since < search.wait then return {'waiting'} end
@@ -1714,12 +1711,7 @@ function functions.due_tickets(keys)
   local tickets = call('ZCARD', due)
   if tickets + call('ZCARD', forming) == 0 then return {{}, {}} end
   local now = game_clock(clock, tickets > 0 and due or forming)
-  local function take(key, later)
-    local entries = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 500)
-    for _, entry in ipairs(entries) do call('ZADD', key, now + later, entry) end
-    return entries
-  end
-  return {take(due, 1000), take(forming, TAKE_OVER_MS)}
+  return {postpone_due(due, now, 1000, 500), postpone_due(forming, now, TAKE_OVER_MS, 500)}
 end
 
 -- ==== game =======================================================================================
@@ -3030,13 +3022,16 @@ local function forget_member(room, member)
   call('HDEL', room.key, 'name:' .. member.uid, 'view:' .. member.uid)
 end
 
--- Closes the room, in which nothing happened for too long.
+-- Tells a member why they are out of the room, and takes their seat out of it.
+local function send_out(room, member, reason)
+  tell(member.seat.conn, 'cancelled',
+    '{"type":"cancelled","queue":"' .. room.queue .. '","reason":"' .. reason .. '"}')
+  free_seat(room.seats, member.uid, member.seat)
+end
+
+-- Closes the room, and tells its members.
 local function close_room(room)
-  local text = '{"type":"cancelled","queue":"' .. room.queue .. '","reason":"timeout"}'
-  for _, member in ipairs(room.members) do
-    tell(member.seat.conn, 'cancelled', text)
-    free_seat(room.seats, member.uid, member.seat)
-  end
+  for _, member in ipairs(room.members) do send_out(room, member, 'timeout') end
   call('DEL', room.key)
   call('HSET', room.key, 'closed', 1)
   call('EXPIRE', room.key, BOUNDS.ROOM_MEMORY_S)
@@ -3158,17 +3153,6 @@ local function add_member(room, uid, name, view, seat)
   call('HSET', room.key, 'name:' .. uid, name, 'view:' .. uid, view)
 end
 
--- Takes a connection back to the game that its player is in. Returns the reply, or nil if there is
--- no such game.
-local function resume(seats, due, seat, uid, conn, turn, over)
-  if seat and seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
-  if not seat or seat.game == '-' or seat.game == over then return nil end
-  seat.conn, seat.turn = conn, turn
-  write_seat(seats, uid, seat)
-  check_party(due, seat)
-  return {'game', seat.game, seat.party}
-end
-
 -- join_room: takes a player's connection into a room, a new one or one that is there; or back to
 -- the game that they are in.
 -- KEYS seats     UID -> what the player does
@@ -3285,10 +3269,8 @@ local function kick(room, playing, member)
   local seat = member.seat
   local game = seat.game
   if game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
-  tell(seat.conn, 'cancelled', '{"type":"cancelled","queue":"' .. room.queue
-    .. '","reason":"kicked"}')
   seat.game = '-'
-  free_seat(room.seats, member.uid, seat)
+  send_out(room, member, 'kicked')
   forget_member(room, member)
   for i, other in ipairs(room.members) do
     if other == member then table.remove(room.members, i) end
@@ -3312,8 +3294,8 @@ end
 -- ARGS conn     connection
 -- ARGS act      lock: lets no new player in; kick: sends a member away; pass: makes them the host
 -- ARGS value    of lock: 1 or 0; else the name of the member
--- Returns {'ok'}, {'kicked', game that the member was in, their connection} for the caller to take
--- them out of the game, or {error code}: unknown_code, expired_code, not_in_room, not_host,
+-- Returns {'ok'}, {'kicked', game that the member was in, their UID} for the caller to take them
+-- out of the game, or {error code}: unknown_code, expired_code, not_in_room, not_host,
 -- no_such_player. Then nothing is done.
 -- Events: room, to all members; cancelled, to a member who is sent away.
 -- Atomic, so that a former host directs nothing.
@@ -3899,9 +3881,7 @@ function functions.note_challenge(keys, args)
   local list = unpack(keys)
   local code, ends, keep = unpack(args)
   local now = wall_clock()
-  local old = call('ZRANGEBYSCORE', list, '-inf', now - keep * 1000, 'LIMIT', 0,
-    BOUNDS.TRIM_AT_ONCE)
-  if #old > 0 then call('ZREM', list, unpack(old)) end
+  trim(list, now - keep * 1000)
   call('ZADD', list, ends, code)
   local last = call('ZRANGE', list, -1, -1, 'WITHSCORES')[2]
   call('EXPIREAT', list, math.ceil(last / 1000) + keep)

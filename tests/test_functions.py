@@ -356,7 +356,7 @@ def test_a_function_takes_the_keys_and_arguments_of_its_contract(name):
     assert len(keys) == len(taken) or "new_call(keys" in body or "new_call({'', " in body
     for argument in declared(name, "ARGS"):
         if argument == "...":
-            assert re.search(r"unpack\(args, |#args", body)
+            assert re.search(r"unpack\(args, |#args|ipairs\(args\)", body)
         else:
             assert argument in unpacked(name, "args") or re.search(r"args\[\d+\]", body)
 
@@ -1287,7 +1287,7 @@ def test_the_second_to_join_is_matched_with_the_first(store, worker):
     assert [seat(store, uid).conn for uid in ("u1", "u2")] == [first, second]
     assert no_tickets(store) and store.client.hgetall(Keys.playing) == {"q": "2"}
     assert 1500 < store.client.zscore(Keys.forming, match) - store.now() <= 2000
-    assert join(store, "u2", second) == ["game", "abcdefghijkl"]
+    assert join(store, "u2", second) == ["game", "abcdefghijkl", "-"]
     assert (
         store.client.hgetall(Keys.playing) == {"q": "2"} and store.client.zcard(Keys.forming) == 1
     )
@@ -1337,6 +1337,7 @@ def test_an_older_connection_that_comes_late_takes_nothing_from_a_newer(store, w
     assert join(store, "u1", old) == ["stale"] and join(store, "u1", new) == [
         "game",
         match.split(" ")[0],
+        "-",
     ]
 
 
@@ -1352,7 +1353,7 @@ def test_the_seat_keeps_the_turn_of_its_connection(store, worker):
     assert join(store, "u1", conns[1])[0] == "queued"
     game = join(store, "u2", worker.connection())[1].split(" ")[0]
     assert leave(store, "u1", conns[1], 1) == ["game", game] and turn() == second
-    assert join(store, "u1", conns[2]) == ["game", game] and turn() == third
+    assert join(store, "u1", conns[2]) == ["game", game, "-"] and turn() == third
     assert release(store, "u1", game) == 1 and turn() == third
     assert join(store, "u1", conns[2])[0] == "queued"
     waited(store, "u1", 60_001)
@@ -1377,10 +1378,11 @@ def test_a_game_in_progress_is_returned_to_whatever_queue_is_asked_for(store, wo
     _, match = join(store, "u2", one.connection())
     game, conn = match.split(" ")[0], two.connection()
     assert (
-        join(store, "u1", conn, name="other") == ["game", game] and seat(store, "u1").conn == conn
+        join(store, "u1", conn, name="other") == ["game", game, "-"]
+        and seat(store, "u1").conn == conn
     )
     assert one.kinds() == ["replaced"]
-    assert join(store, "u1", conn, name="other", over="another") == ["game", game]
+    assert join(store, "u1", conn, name="other", over="another") == ["game", game, "-"]
     assert join(store, "u1", conn, name="other", over=game)[0] == "queued"
     assert store.client.hgetall(Keys.playing) == {"q": "1"}
     assert release(store, "u1", game) == 0 and store.client.hgetall(Keys.playing) == {"q": "1"}
@@ -2134,7 +2136,7 @@ def test_a_human_who_comes_before_the_start_takes_the_seat_of_a_bot_once(store, 
     conn = worker.connection()
     assert join(store, "u2", conn, FILLED) == ["seat", game] and offers(store) == []
     assert (seat(store, "u2").game, store.client.hgetall(Keys.playing)) == (game, {"q": "2"})
-    assert join(store, "u2", conn, FILLED) == ["game", game]
+    assert join(store, "u2", conn, FILLED) == ["game", game, "-"]
     assert join(store, "u3", worker.connection(), FILLED)[0] == "queued"
 
 
