@@ -15,7 +15,7 @@
 -- To add a function: write the contract, write it, register it at the end of this file, and grant
 -- the commands that it calls in redis.conf.
 
--- While a library loads, there is no redis.call, and of Lua next to nothing.
+-- While a library loads, redis.call does not exist yet, nor does most of Lua.
 local function call(...) return redis.call(...) end
 
 local functions = {}            -- what trivia.py calls. A table: Lua allows 200 locals
@@ -36,13 +36,15 @@ local BOUNDS = {
 
 -- ==== helpers ====================================================================================
 
+-- Returns the clock of Redis (ms), and the same as 'SECONDS.MICROSECONDS'.
 local function wall_clock()
   local time = call('TIME')
   local ms = time[1] * 1000 + math.floor(time[2] / 1000)
   return ms, time[1] .. '.' .. string.sub('00000' .. time[2], -6)
 end
 
--- Returns both numbers of a clock, or 0. Its text changes once a second, so it stays parsed.
+-- Returns lag and time of a clock, as `game_clock` writes them; 0 if there is none. The numbers are
+-- kept, because the text changes only once a second.
 local clocks = {}
 local function read_clock(clock)
   local text, known = call('GET', clock) or '', clocks[clock]
@@ -54,9 +56,9 @@ local function read_clock(clock)
   return known.lag, known.seen
 end
 
--- Tells whether this primary of a cluster may have been replaced since a moment (ms) and not know
--- it: a replica has not been heard since. A primary that hung wakes like that. It would run what
--- its sockets hold, and the bus of the cluster would carry the events to the new primary.
+-- Tells whether this primary of a cluster may have been replaced since a moment (ms) without
+-- knowing it: it has not heard a replica since. So it is when a primary wakes that hung. It would
+-- run what its sockets hold, and the bus of the cluster would carry the events to the new primary.
 local function may_be_replaced(since)
   local nodes = redis.pcall('CLUSTER', 'NODES')
   if type(nodes) ~= 'string' then return false end -- it is a single server
@@ -89,7 +91,7 @@ local function game_clock(clock, pending)
   return now, wall, precise
 end
 
--- Returns a whole number as text. Small ones are kept: to format a number takes 20 times as long.
+-- Returns a whole number as text. Small ones are kept: formatting takes 20 times as long.
 local numerals = {}
 local function numeral(number)
   local text = numerals[number]
@@ -99,7 +101,7 @@ local function numeral(number)
   return text
 end
 
--- A connection is 'WORKER.NUMBER'.
+-- Returns worker and number of a connection, 'WORKER.NUMBER'; nothing for '-'.
 local function worker_of(conn)
   return string.match(conn, '^(.+)%.(.+)$')
 end
@@ -263,8 +265,8 @@ end
 -- ARGS number  of the question
 -- ARGS rating  of a new question
 -- ARGS sigma   its uncertainty
--- ARGS least   the uncertainty below which none falls
--- ARGS most    by which a day moves a rating
+-- ARGS least   bound below which no uncertainty falls
+-- ARGS most    bound of what one day moves a rating by
 -- ARGS ...     'RATING:1' for each right answer of a player of this rating, 'RATING:0' if wrong
 -- Returns 1.
 -- Atomic, so that no answer is lost.
@@ -332,9 +334,12 @@ end
 -- ARGS operation  random; tells claims of one user apart
 -- ARGS claim_ms   how long a claim is protected before it is confirmed
 -- ARGS void       the claim that may be replaced, or ''
--- Returns {'claimed', claim}, {'reserved'} for another user, {'pending'} while another user's claim
--- is new, or {'held', claim}: the caller checks whether that user has the value, and calls again to
--- replace the claim if not.
+-- Returns one of:
+--   {'claimed', claim}
+--   {'reserved'}        another user gave the value up, and may take it back
+--   {'pending'}         another user's claim is new
+--   {'held', claim}     another user's claim is old. The caller checks whether that user has the
+--                       value. If not, it calls again to replace the claim
 -- Atomic, so that one caller gets the value.
 function functions.claim(keys, args)
   local bucket, reserved = unpack(keys)
@@ -360,7 +365,7 @@ end
 -- ARGS value    folded
 -- ARGS claimed  the claim as it was read
 -- ARGS confirm  1 confirms, 0 releases
--- Returns 1 if it did.
+-- Returns 1, or 0 if the claim has changed.
 -- Atomic, so that it never acts on a later claim.
 function functions.settle_claim(keys, args)
   local bucket = unpack(keys)
@@ -434,10 +439,9 @@ end
 -- ARGS from      digest of the address
 -- ARGS field     that was checked: the password, a guest's secret
 -- ARGS proof     value of that field as it was checked
--- Returns {expiry (s), how many sessions it ended, field, value, ...} with the fields of the user.
--- Returns false if the field has changed, or the user was erased, since it was read, and for a
--- guest whose creation is not complete. Returns {0, 0, field, value, ...} for a banned user, who
--- gets no session.
+-- Returns {expiry (s), how many sessions it ended, field, value, ...} with the fields of the user,
+-- {0, 0, field, value, ...} for a banned user, who gets no session; or false if the field has
+-- changed or the user was erased since it was read, or the guest's creation is not complete.
 -- Atomic, so that an old password opens no session.
 function functions.open_session(keys, args)
   local user = unpack(keys)
@@ -479,7 +483,7 @@ function functions.authenticate(keys, args)
   local expires = tonumber(call('HGET', user, session) or 0)
   if expires <= now then return false end
   local gain = now + ttl - expires
-  -- It is negative after a change of the schema: the session does not outlast the new time.
+  -- It is negative if `ttl` has become less: then the session ends in the new time.
   if gain > math.min(86400, ttl / 10) or gain < 0 then call('HSET', user, session, now + ttl) end
   if connects == '1' then call('HINCRBY', user, ':turn', 1) end
   return call('HGETALL', user)
@@ -877,8 +881,8 @@ function functions.note_report(keys, args)
   return 1
 end
 
--- due_guests: returns guests who are due to be checked. It postpones each, so that one worker gets
--- them. If that worker dies, another one gets them then.
+-- due_guests: returns guests who are due to be checked. It postpones each: one worker gets them,
+-- and another one does if the first dies.
 -- KEYS guests  UID -> when they are checked
 -- ARGS lease   ms by which they are postponed
 -- ARGS most    guests to return
@@ -973,10 +977,13 @@ end
 -- ARGS streak   of the player, as it was read before a daily game
 -- ARGS longer   streak that replaces it
 -- ARGS ...      name, field, period, default of each leaderboard with a period
--- Returns {1 if it was applied now, 'GAME ...', field, value, ...} with the games that the history
--- has no room for, which the caller drops, and the fields of the user; {0, ''} if there is no such
--- user; {'merged', '', account} for a guest to whom it was applied before they were merged;
--- {'moved', '', account} for one to whom it was not: the caller applies it to the account.
+-- Returns one of:
+--   {1, 'GAME ...', field, value, ...}  now the user has these fields. The history has no room for
+--                                       these games: the caller drops them
+--   {0, '', field, value, ...}          it was applied before
+--   {0, ''}                             there is no such user
+--   {'merged', '', account}             it was applied to a guest before they were merged
+--   {'moved', '', account}              it was not: the caller applies it to the account
 -- Atomic: the entry in the history says whether it was applied.
 function functions.apply_result(keys, args)
   local user, history, met, merged = unpack(keys)
@@ -1153,8 +1160,8 @@ local function tell(conn, kind, body)
 end
 
 -- Holds a player back from their next match, since they left a game before anybody had answered.
--- The wait (ms) begins with `first` and doubles each time, up to `longest`. It is forgotten when so
--- much time has passed after a wait. The key holds 'TIMES WAIT END'.
+-- The wait (ms) begins with `first` and doubles each time, up to `longest`. All is forgotten
+-- `longest` after the end of a wait. The key holds 'TIMES WAIT END'.
 local function hold_back(quits, first, longest)
   local times = tonumber(string.match(call('GET', quits) or '', '^%d+') or 0) + 1
   local wait = math.min(first * 2 ^ (times - 1), longest)
@@ -1275,7 +1282,7 @@ local function offer_seats(search, count, rating, group)
 end
 
 -- Gives a player the seat of a bot in a game that has not begun, if there is one within the window
--- and with nobody whom a block keeps from it. Returns the game.
+-- and no block is between them and the game's players. Returns the game, or nil.
 local function take_offered_seat(search, seat)
   if search.patience < 0 or seat.since > search.now then return nil end
   for _, offer in ipairs(call('ZRANGEBYSCORE', search.bots, search.now, '+inf', 'LIMIT', 0, 16)) do
@@ -1298,7 +1305,7 @@ end
 
 -- Seats a group in a new game. Returns the match: 'GAME QUEUE UID...', then 'bots:COUNT' if bots
 -- fill it up, 'rematch:GAME' if they play a game again, or 'draw:DAY' or 'draw:CODE' if other games
--- have the same questions. A player who might have played another game again is out of that.
+-- have the same questions. A player who was offered a rematch of another game leaves that offer.
 local function seat_group(search, group, members, bots)
   for _, uid in ipairs(group) do
     if is_rematch(members[uid].party) then
@@ -1328,8 +1335,8 @@ local function is_too_soon(search, found)
   return search.now - call('ZSCORE', search.queue, found[1]) < search.fill
 end
 
--- Adds opponents from a page of candidates to a group. Returns whether it skipped some whom a block
--- keeps from it: then the next page is worth a look.
+-- Adds opponents from a page of candidates to a group. Returns whether it skipped some because of a
+-- block, and the group is not full: then the next page is worth a look.
 local function add_opponents(search, found, group, members)
   local lists, skipped = search.blocks, false
   local any = read_blocks(lists, search.hidden, found)
@@ -1347,8 +1354,8 @@ local function add_opponents(search, found, group, members)
   return skipped
 end
 
--- Looks for opponents. Bots take the place of those who lack after a while. Returns the match, or
--- nil if there are too few.
+-- Looks for opponents. After `patience`, bots take the seats that lack to `least`. Returns the
+-- match, or nil if there are too few players.
 local function seek(search, seat)
   local group, members, oldest = {search.uid}, {[search.uid] = seat}, seat.since
   local found = candidates(search, seat, 0)
@@ -1365,8 +1372,8 @@ local function seek(search, seat)
   return seat_group(search, group, members, search.least - #group)
 end
 
--- Sets when a ticket is checked again: ever later the longer it waits, since its window must grow
--- by a share of itself to be worth another look.
+-- Sets when a ticket is checked again. The longer it has waited, the later: its window must grow by
+-- a share of itself to be worth another look.
 local function check_again(search, seat)
   local waited = search.now - seat.since
   local at = math.min(search.now + 1000 + math.floor(waited / 4), seat.since + search.wait)
@@ -1430,16 +1437,20 @@ end
 -- ARGS longest   players that the queue may hold
 -- ARGS turn      fencing token of the connection: a higher turn is newer
 -- ARGS draw      what the questions are drawn by: a day; '' for questions of the game's own
--- Returns {'game', id, party if there is one}, {'full'}, {'played'} after an attempt at what is
--- drawn, {'queued', ms until the ticket ends, ms for which the player is held back, game that they
--- may play again if there is one}, {'matched', match}, {'seat', game in which the player takes the
--- seat of a bot}, {'rematch', game} to a player who reconnects while somebody wants to play that
--- game again, or {'stale'} if a newer connection of the player is there. Run again by the same
--- connection it changes nothing. Who is held back has a ticket whose `since` is yet to come. It
--- enters the queue then.
+-- Returns one of:
+--   {'game', id, party}    the player is in this game; party is '-' if there is none
+--   {'matched', match}
+--   {'seat', game}         the player takes the seat of a bot in this game
+--   {'queued', ms until the ticket ends, ms for which the player is held back, game that they may
+--   play again, if any}    the ticket of a player who is held back enters the queue after that time
+--   {'rematch', game}      they have reconnected while another player wants to play this game again
+--   {'full'}               the queue is full
+--   {'played'}             they have had their attempt at what is drawn
+--   {'stale'}              a newer connection of the player is there
+-- Run again by the same connection it changes nothing.
 -- Events: replaced, to an older connection of the player.
--- Atomic, so that nobody is in two games, or matched with themselves, or with who is blocked, or
--- matched twice.
+-- Atomic, so that nobody is in two games, matched twice, or matched with themselves or with a
+-- player between whom and them there is a block.
 function functions.join(keys, args)
   local search = read_search(keys, args)
   local quits, attempts = unpack(keys, 10)
@@ -1516,7 +1527,8 @@ end
 -- ARGS patience  after which bots fill the game up; -1: never
 -- ARGS start     from the match to the first question
 -- ARGS message   for a ticket that has waited too long
--- Returns {'matched', match}, {'gone'}, {'timeout'} or {'waiting'}.
+-- Returns {'matched', match}, {'waiting'}, {'timeout'}, or {'gone'} if the player does not wait
+-- there any more.
 -- Events: cancelled, to the player, after a timeout.
 -- Atomic, as join is.
 function functions.check_ticket(keys, args)
@@ -1535,17 +1547,17 @@ end
 
 -- leave: gives up a player's ticket, or tells which game they are in. A player whose connection is
 -- gone keeps their place in a room for a while, and may still play their last game again. For a
--- connection that was replaced it only removes a ticket in another queue than the one of the newer
--- connection.
+-- connection that was replaced it only removes a ticket that is stale: one in a queue that the
+-- player is not in any more.
 -- KEYS seats  UID -> what the player does
 -- KEYS queue  UID -> since (fifo) or rating
 -- KEYS due    tickets by the time of their next check
 -- KEYS clock  of the lobby
 -- ARGS uid    player
 -- ARGS name   of the queue
--- ARGS conn   connection
+-- ARGS conn   connection; '-' for a player who has none
 -- ARGS gone   1 if the connection is gone, 0 if it stays
--- Returns {'stale'}, {'game', id} or {'left'}.
+-- Returns {'stale'} for a connection that was replaced, {'game', id}, or {'left'}.
 -- Atomic, so that a match and a departure never cross.
 function functions.leave(keys, args)
   local seats, queue, due, clock = unpack(keys)
@@ -1581,7 +1593,8 @@ function functions.leave(keys, args)
   return {'left'}
 end
 
--- take_back: gives a connection the seat back that was taken for left while its worker hung.
+-- take_back: gives a connection its seat back, which other workers took for left while its own
+-- hung.
 -- KEYS seats  UID -> what the player does
 -- KEYS due    tickets by the time of their next check
 -- ARGS uid    player
@@ -1629,7 +1642,7 @@ end
 -- KEYS ...      how long each player is held back
 -- ARGS game     id
 -- ARGS first    ms for which a player is held back who left early for the first time
--- ARGS longest  ms for which one is held back at most
+-- ARGS longest  ms for which a player is held back at most
 -- ARGS ...      UID of each player, 1 if they left before anybody had answered, else 0
 -- Returns how many were in it.
 -- Atomic, so that a player is counted out, and held back, once.
@@ -1660,9 +1673,9 @@ function functions.revoke(keys, args)
   return 1
 end
 
--- heartbeat: shows that a worker lives, and marks workers as dead whose heartbeat has stood still.
--- The callers compare heartbeats and ask no clock, which may be set. A caller that hangs counts
--- nothing meanwhile.
+-- heartbeat: shows that a worker lives, and marks workers as dead whose heartbeat stands still.
+-- Callers compare heartbeats that they have read, and ask no clock, which may be set. A caller that
+-- hangs compares nothing meanwhile.
 -- KEYS workers    worker -> last heartbeat; 'dead:WORKER' while it is reaped
 -- KEYS libraries  worker -> digests of its function library and of its schema
 -- KEYS shards     worker -> number of game tags that it serves; 'most' -> the highest there was
@@ -1670,11 +1683,11 @@ end
 -- ARGS library    digests of the caller's library and schema
 -- ARGS serves     number of game tags that the caller serves
 -- ARGS ...        name, last heartbeat of each worker that is taken for dead
--- Returns {1 if the worker was known, {dead worker to be reaped by the caller, ...}, {name,
--- heartbeat, ...}, most, least}. Games may have tags up to `most`. New ones must have tags that all
--- living workers serve: up to `least`. So the number of tags can be raised while workers are
--- replaced. The name 'dead:WORKER' gets a heartbeat only here. So another worker reaps it
--- if the caller dies.
+-- Returns {1 if the worker was known, {dead worker that the caller reaps, ...}, {name, heartbeat,
+-- ...}, most, least}. Running games have tags up to `most`. New games get tags that all living
+-- workers serve: up to `least`. So the number of tags can be raised while workers are replaced. The
+-- name 'dead:WORKER' gets a heartbeat only here. If the caller dies, that heartbeat stands still
+-- too, and another worker reaps.
 -- Atomic, so that one caller reaps a worker.
 function functions.heartbeat(keys, args)
   local workers, libraries, shards = unpack(keys)
@@ -1699,8 +1712,8 @@ function functions.heartbeat(keys, args)
   return {1 - added, dead, call('ZRANGE', workers, 0, -1, 'WITHSCORES'), most, least}
 end
 
--- due_tickets: returns what is due in the lobby. It postpones each a little, so that one worker
--- gets it. If that worker dies, another one gets it then.
+-- due_tickets: returns what is due in the lobby. It postpones each entry a little: one worker gets
+-- it, and another one does if the first dies.
 -- KEYS due      tickets by the time of their next check
 -- KEYS forming  matches whose game is not formed yet
 -- KEYS clock    of the lobby
@@ -1766,10 +1779,11 @@ end
 --
 -- Events: 'KIND GAME TIME NUMBER:SEQ NUMBER:SEQ ...\nBODY', one for each worker that holds players.
 -- TIME is that of Redis in seconds, NUMBER belongs to a connection, BODY is the message without its
--- `seq`. `question` carries 'ROUND NUMBER ORDER MS' instead, since workers have the bank. A worker
--- that receives nothing is dead; its players have lost their connection. For the worker that calls,
--- events come with the reply: {'events', reply, event...}. The reason: Redis reserves 16 KiB of
--- output buffer for each event that a connection publishes to itself.
+-- `seq`. `question` carries 'ROUND NUMBER ORDER MS' instead, since workers have the bank. For the
+-- worker that calls, events come with the reply: {'events', reply, event...}. The reason: Redis
+-- reserves 16 KiB of output buffer for each event that a connection publishes to itself. A worker
+-- that receives nothing is dead, and its players have lost their connection: so `user_exit` may
+-- follow any event.
 
 local DROPPED = -1
 local PACKED = 1                -- the first byte of a packed text
@@ -1955,8 +1969,8 @@ local function script_of(game, i)
   return tonumber(ms), tonumber(choice)
 end
 
--- Returns when something happens by itself: the end of the phase, or of the time that an empty seat
--- is waited for or kept, or the answer of a bot.
+-- Returns when something happens next by itself: the phase ends, an empty seat is no longer waited
+-- for or kept, or a bot answers.
 local function next_deadline(game)
   local state, at = game.state, game.state.deadline
   if state.phase == 'settle' then return at end
@@ -2000,8 +2014,8 @@ end
 
 local vacate
 
--- Sends an event to all connected players but one, and but those of `muted` {number: true}. Players
--- of a dead worker are vacated afterwards, so that all get the event before what follows from it.
+-- Sends an event to all connected players, except one and those of `muted` {number: true}. Seats of
+-- a dead worker are vacated afterwards: all players get the event before what follows from it.
 local function emit(game, kind, body, except, muted)
   local targets = {}
   for i, player in ipairs(game.players) do
@@ -2031,8 +2045,8 @@ local function emit(game, kind, body, except, muted)
   end
 end
 
--- Takes the connection of a player away. `kept` is the time until which the seat is kept, or nil:
--- they left for good.
+-- Takes the connection of a player away. `kept` is the time until which their seat is kept, or nil
+-- if they left for good.
 function vacate(game, i, kept)
   local player = game.players[i]
   player.conn, player.kept, player.left = nil, kept, not kept or nil
@@ -2067,8 +2081,8 @@ local function ms_since_question(game)
   return math.max(0, math.min(ms, game.at.now - game.state.deadline + ms))
 end
 
--- Opens the next question. Ends the game behind the last one, and in a solo game when the clock for
--- all questions or the lives are used up.
+-- Opens the next question. Ends the game after the last one, or in a solo game when the lives or
+-- the clock for all questions are used up.
 local function open_question(game)
   local state, ms = game.state, question_ms(game)
   local number, order = question_of(game, state.round + 1)
@@ -2155,8 +2169,8 @@ local function was_asked(game, i)
   return game.people[i].first <= game.state.round
 end
 
--- Closes the question early if all have answered who were asked and are connected, or were a moment
--- ago, and there is such a player.
+-- Closes the question early if every player has answered who was asked and is connected, or was a
+-- moment ago, and if there is such a player.
 local function reveal_if_all_answered(game)
   local expected = false
   for i, player in ipairs(game.players) do
@@ -2241,7 +2255,7 @@ function functions.create_game(keys, args)
   return reply(moment, 1)
 end
 
--- due_games: returns games whose deadline has passed. It changes nothing: a worker advances the
+-- due_games: returns games whose deadline has passed. It changes no game: a worker advances the
 -- games of its own shards, and those of other shards only when they are so late that their worker
 -- must be dead.
 -- KEYS deadlines  of a shard
@@ -2332,7 +2346,7 @@ end
 -- ARGS caller     worker that calls
 -- Returns for each game its phase, 'missing', or {'settle', field, value, ...}: the caller settles
 -- the game.
--- Events: question, reveal, user_exit.
+-- Events: question, reveal, user_exit; answered, of bots.
 -- Atomic for each game. Run again, or late, it finds nothing due.
 function functions.advance(keys, args)
   local deadlines, clock = unpack(keys)
@@ -2401,9 +2415,13 @@ end
 -- ARGS caller     worker that calls
 -- ARGS who        connection of the player; or their UID, whatever connection they have
 -- ARGS leaving    1: for good
--- Returns 'missing', 'stale' for a connection that was replaced, {'settle', field, value, ...}: the
--- caller settles the game; 'early' if the game goes on without a player who left for good before
--- anybody had answered; else the phase.
+-- Returns one of:
+--   'missing'
+--   'stale'                           `who` is not in the game any more, or it has ended
+--   {'settle', field, value, ...}     the caller settles the game
+--   'early'                           the game goes on without a player who left for good before
+--                                     anybody had answered
+--   phase                             the game goes on
 -- Events: user_exit, to the others; reveal, if they all have answered.
 -- Atomic, so that an exit happens once.
 function functions.exit_game(keys, args)
@@ -2463,8 +2481,8 @@ local function add_late_player(game, person)
   return i
 end
 
--- Puts a player into the seat of a bot before the first question. The others miss a `seq`, so that
--- their connections send the whole game. Returns the player's number, or nil.
+-- Puts a player into the seat of a bot before the first question. A `seq` of the others is left
+-- out, so that their connections send the whole game. Returns the player's number, or nil.
 local function replace_bot(game, person)
   if game.state.phase ~= 'start' then return nil end
   for i = 1, #game.players do
@@ -2500,7 +2518,7 @@ end
 -- ARGS conn       connection
 -- ARGS turn       fencing token of the connection
 -- ARGS way        how a player gets a seat who has none: 'late' in the running game, 'bot' that of
---                 a bot before the first question; ''
+--                 a bot before the first question; '' not at all
 -- ARGS entry      the player as the plan has them (JSON)
 -- Returns {'missing'}, {'over'} if they have no seat in it, {'stale'} if a newer connection is
 -- there, or {'ok', now, plan, state}.
@@ -2556,9 +2574,9 @@ end
 -- ARGS caller     worker that calls
 -- ARGS text       the other player, as the plan has them (JSON)
 -- Returns 'ok', or 'over' if it is no running game of a challenge; then nothing is done.
--- Events: answered, if that is the open question; user_return, for a player who was not known, or
--- has answered the question that is revealed. Then a `seq` is missing, so that the connection sends
--- the whole game.
+-- Events: answered, if that is the open question. Or user_return, for a player who was not known,
+-- or who has answered the question that is revealed; then a `seq` is left out, so that the
+-- connection sends the whole game.
 -- Atomic, so that an older state of the other player never replaces a newer one.
 function functions.show_rival(keys, args)
   local key = unpack(keys)
@@ -2600,7 +2618,7 @@ end
 -- ARGS one    UID
 -- ARGS other  UID
 -- ARGS is     1: they are muted; 0: not any more
--- Returns 'ok', 'missing', or 'over' if it has ended or has not both of them.
+-- Returns 'ok', 'missing', or 'over' if it has ended or one of them is not in it.
 -- Atomic, so that no pair is lost.
 function functions.mute(keys, args)
   local key = unpack(keys)
@@ -2685,7 +2703,7 @@ end
 -- ARGS ttl        seconds for which the game is kept
 -- ARGS ...        UID of each player whose name is not kept: they were erased meanwhile, or nobody
 --                 answered in the game; 'UID ACCOUNT' of each who was merged into an account
--- Returns 1, or 0 if it was done before.
+-- Returns 1, or 0 if it was done before or there is no such game.
 -- Events: end, to all.
 -- Atomic, so that a game ends once.
 function functions.finish_game(keys, args)
@@ -2715,11 +2733,11 @@ function functions.finish_game(keys, args)
   return reply(moment, 1)
 end
 
--- forget_player: removes a person from a game that has ended, or whose end is being settled; that
--- still needs the UID.
+-- forget_player: removes a person from a game. If the game has not ended, their UID stays for its
+-- settlement.
 -- KEYS key  the game
--- ARGS uid   player
--- Returns 0 if they were not in it, 1, or 2 if it is being settled: then it must run again later.
+-- ARGS uid  player
+-- Returns 0 if they are not in it, 1, or 2 if the UID stays: then it must run again later.
 -- Atomic, so that a settlement in between keeps its players.
 function functions.forget_player(keys, args)
   local key = unpack(keys)
@@ -2947,7 +2965,6 @@ end
 -- Events: 'room CODE TIME NUMBER:0 ...\nQUEUE BODY' to all members, when what they see has changed.
 -- BODY is the message without `type`, `queue` and `settings`, which the worker adds.
 
-
 local function words(text)
   local list = {}
   for word in string.gmatch(text or '', '%S+') do list[#list + 1] = word end
@@ -3039,8 +3056,8 @@ local function close_room(room)
   room.closed, room.members = '1', {}
 end
 
--- Removes the members who are gone, finds a new host for one of them, and closes a room that is
--- empty, or in which nothing happened for too long.
+-- Removes the members who are gone. Finds a new host if the host is one of them. Closes a room that
+-- is empty, or in which nothing has happened for too long.
 local function tidy(room)
   if lack_of(room) then return end
   local here = {}
@@ -3096,8 +3113,8 @@ local function announce(party, kind, members, body, except)
   end
 end
 
--- Writes the room and tells its members what has changed; `except` is a connection that gets it
--- another way. Returns the room as they see it.
+-- Writes the room, and tells its members if what they see has changed, except a connection that
+-- gets it with the reply. Returns the room as they see it.
 local function save_room(room, except)
   if room.closed then return '' end
   local members, due_at = {}, room.since + room.wait_ms
@@ -3117,8 +3134,8 @@ local function save_room(room, except)
   return body
 end
 
--- Returns why a player can't get into a room, or nil. For who has blocked the host, or was blocked
--- by them, there is no such room.
+-- Returns why a player can't get into a room, or nil. If they or the host have blocked the other,
+-- there is no such room for them.
 local function entry_refusal(room, uid, most, hidden)
   local lack = lack_of(room)
   if lack or member_of(room, 'uid', uid) then return lack end
@@ -3174,9 +3191,13 @@ end
 -- ARGS late      1: the player also enters the running game of the room
 -- ARGS username  of the player
 -- ARGS view      what others see of the player, as JSON
--- Returns {'stale'} if a newer connection of the player is there, {'game', id, party}, {'taken'} if
--- the code of a new room is in use, {'refused', error code, room that they are in or '-'}, or
--- {'room', the room as its members see it}. Run again by the same connection it changes nothing.
+-- Returns one of:
+--   {'room', the room as its members see it}
+--   {'game', id, party}      the player is in this game
+--   {'refused', error code, room that they stay in or '-'}
+--   {'taken'}                the code of the new room is in use
+--   {'stale'}                a newer connection of the player is there
+-- Run again by the same connection it changes nothing.
 -- Events: room, to the other members; replaced, to an older connection of the player.
 -- Atomic, so that nobody is in two rooms, and no room has too many members.
 function functions.join_room(keys, args)
@@ -3210,7 +3231,7 @@ function functions.join_room(keys, args)
   return reply(room, {'room', body})
 end
 
--- Returns the member with a connection, or nil and why they may not direct the room.
+-- Returns the host, if the caller is the host; else nil and why they may not direct the room.
 local function host_with(room, uid, conn)
   local member = member_of(room, 'uid', uid)
   if lack_of(room) then return nil, lack_of(room) end
@@ -3400,8 +3421,9 @@ local function read_offer(keys, args)
   return again
 end
 
--- Tells the players who has agreed, who is connected, and who will not play again, when that has
--- changed. `left_ms` is 0 if it is over. The connection `asks` is told in any case.
+-- Tells the players who has agreed, who is connected, and who will not play again. It does so if
+-- that has changed, but not before the first of them agrees, declines or is away. `left_ms` is 0 if
+-- it is over. The connection `asks` is told in any case.
 local function show_rematch(again, left_ms, asks)
   local agreed, connected, declined, here, conns = {}, {}, {}, {}, {}
   for _, member in ipairs(again.members) do
@@ -3462,7 +3484,7 @@ local function begin_again(again)
   return match
 end
 
--- Makes the seats of players say that others have agreed.
+-- Notes in the players' seats that somebody has agreed.
 local function mark_seats(again)
   for _, member in ipairs(again.members) do
     local seat = member.seat
@@ -3490,9 +3512,9 @@ local function part_blocked(again)
   end
 end
 
--- Begins the next game when all who are there have agreed, or enough of them at the end of the
--- time. Ends the matter when too few are there, or when nobody was connected for a while. Else it
--- tells what has changed. Returns the reply.
+-- Begins the next game if all who are there have agreed, or if the time is over and enough of them
+-- have. Ends the offer if too few are there, if the time is over, or if nobody was connected for a
+-- while. Else tells what has changed. Returns the reply.
 local function settle_rematch(again, asks)
   local here, connected, agreed, is_over = 0, 0, {}, again.ends <= again.now
   part_blocked(again)
@@ -3569,8 +3591,8 @@ end
 -- ARGS conn       connection
 -- ARGS accept     1; 0; or '' for a player who is erased: their name goes as well
 -- ARGS name       of the queue in which the player waits
--- Returns {'waiting', queue of the game}, {'over', queue} if they will not play again, {'matched',
--- queue, match}, or {'rematch_over'} if the player may play no game again; then nothing is done.
+-- Returns {'waiting', queue of the game}, {'over', queue} if nobody plays it again, {'matched',
+-- queue, match}, or {'rematch_over'} if the player was offered no rematch; then nothing is done.
 -- Events: rematch, to all.
 -- Atomic, so that the last to agree begins one game.
 function functions.answer_rematch(keys, args)
@@ -3606,7 +3628,7 @@ end
 -- ARGS caller     worker that calls
 -- ARGS next_game  id for a new game
 -- ARGS id         of the game that they may play again
--- ARGS conn       connection that is told how it stands; ''
+-- ARGS conn       connection that is told in any case, or ''
 -- Returns {'waiting', queue of the game}, {'over', queue or nothing} or {'matched', queue, match}.
 -- Events: rematch, to all if something has changed, else to that connection.
 -- Atomic, as answer_rematch is.
@@ -3724,7 +3746,7 @@ local function load_challenge(key)
   return fields, runs, count
 end
 
--- Returns why a player can't begin to play a challenge, or nil. The owner has a place until they
+-- Returns why a player can't begin a challenge, or nil. A place is kept for the owner until they
 -- have played.
 local function challenge_refusal(key, uid)
   local fields, runs, count = load_challenge(key)
@@ -3771,9 +3793,9 @@ end
 -- ARGS turn     fencing token of the connection: a higher turn is newer
 -- ARGS over     game that is over for the player, or ''
 -- ARGS game     id for a new game
--- Returns {'stale'} if a newer connection of the player is there, {'game', id, party}, {'matched',
--- match}, or {'refused', error code, '-'}: unknown_code, expired_code, own_challenge,
--- challenge_played, challenge_full. Then the challenge stays as it is.
+-- Returns {'matched', match}, {'game', id, party} if the player is in this game, {'stale'} if a
+-- newer connection of the player is there, or {'refused', error code, '-'}: unknown_code,
+-- expired_code, own_challenge, challenge_played, challenge_full. Then the challenge stays as it is.
 -- Events: replaced, to an older connection of the player.
 -- Atomic, so that each plays a challenge once, and no more than there are places.
 function functions.join_challenge(keys, args)
@@ -3809,8 +3831,8 @@ end
 -- KEYS key      the challenge
 -- ARGS game     id
 -- ARGS answers  'ANSWER ANSWER ...', one for each question
--- Returns {UID, game, ...} of the others who play it now; {} if the player does not play it any
--- more, or more of their answers are known; then nothing is done.
+-- Returns {UID, game, ...} of the others who play it now. Returns {} if the player does not play it
+-- any more, or if more of their answers are known; then nothing is done.
 -- Atomic, so that of two who answer at once one is shown to the other.
 function functions.note_progress(keys, args)
   local key = unpack(keys)
