@@ -65,7 +65,7 @@ def start(folder: Path, program: str, nodes: list[subprocess.Popen]) -> None:
         command += ["--logfile", "node.log"]
         nodes.append(subprocess.Popen(command, cwd=home, start_new_session=True))
     for port in PORTS:
-        wait_for(lambda port=port: "PONG" in ask(port, "PING") or True, f"{port} answers")
+        wait_for(lambda port=port: ask(port, "PING"), f"{port} answers")
 
 
 def join() -> None:
