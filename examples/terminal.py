@@ -128,12 +128,12 @@ class Refused(TriviaError):
 
 
 def is_refusal(message: Message) -> bool:
-    """Whether the server did not let the player into a queue, a room or a challenge."""
+    """Tells whether the server did not let the player into a queue, a room or a challenge."""
     return message["type"] == "error" and message["code"] in NOT_IN
 
 
 def close_code(error: Exception) -> int | None:
-    """The close code that the server sent, if any."""
+    """Returns the close code that the server sent, if any."""
     return error.rcvd.code if isinstance(error, ConnectionClosed) and error.rcvd else None
 
 
@@ -337,7 +337,7 @@ class Game:
 
     @property
     def others(self) -> list[str]:
-        """The other players of the room."""
+        """Returns the other players of the room."""
         names = [player["username"] for player in self.room.get("players", ())]
         return [name for name in names if name != self.me]
 
