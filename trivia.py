@@ -7219,7 +7219,7 @@ async def bots_for(
 
 
 class GameViews:
-    """What a Games shows."""
+    """The part of Games that shows games."""
 
     async def load(self, game: str) -> Game | None:
         """Returns a game, or None if there is none."""
@@ -7269,7 +7269,7 @@ class GameViews:
         return view | {"username": player.name}
 
     def _open_round(self, game: Game, uid: str) -> dict:
-        """Returns what `update` says of the round: the right choice only once it was revealed."""
+        """Returns what `update` says of the open round; the right choice only in its reveal."""
         if game.phase not in ("question", "reveal"):
             return {}
         if game.phase == "question" and game.player_of(uid).first_round > game.round:
@@ -7287,7 +7287,7 @@ class GameViews:
         return shown
 
     def summary(self, game: Game) -> dict:
-        """Returns a finished game as it stands in a list."""
+        """Returns a finished game as lists show it."""
         return {
             "id": game.id,
             "queue": game.queue,
@@ -7325,13 +7325,13 @@ class GameViews:
         }
 
     def ids_of(self, uid: str, cursor: str, most: int) -> Awaitable[list[str] | None]:
-        """Returns a player's games behind a cursor ('': all), newest first; None: it is unknown."""
+        """Returns ids of games after a cursor ('': from the newest); None for an unknown cursor."""
         return self.redis.run("history_page", (Keys.history(uid),), cursor, most)
 
 
 # ---- games ---------------------------------------------------------------------------------------
-# Asks for the transitions of games, settles them, and shows them. See the section above for the way
-# of a game.
+# Asks Redis for the transitions of games, and settles games. The section `game` says how a game
+# goes.
 
 
 class Games(GameViews):
@@ -7366,7 +7366,7 @@ class Games(GameViews):
     # -- forming
 
     async def form(self, match: str) -> None:
-        """Makes the game of a match, as Match.parse reads it. Run twice it makes one game."""
+        """Makes the game of a match, as Match.parse reads it. Run twice, it makes one game."""
         game, name, uids, again, draw, bot_count = Match.parse(match)
         queue = self.schema.queues.get(name)
         if queue is None:
@@ -7400,7 +7400,7 @@ class Games(GameViews):
         return terms | {"draw": [*drawn, rivals] if rivals else drawn}, users
 
     async def _series(self, uids: list[str], again: str) -> list[int]:
-        """Returns the games that each of two players has won who play a game again; else []."""
+        """Returns how many games each of two players has won in a series of rematches, or []."""
         last = await self.load(again) if again else None
         return last.series_of(uids) if last is not None else []
 
@@ -7413,11 +7413,9 @@ class Games(GameViews):
         plan: dict,
         rivals: list[dict],
     ) -> bool:
-        """Makes a game of these people, (UID, user, their seat), and bots.
+        """Makes a game of people, each (UID, user, seat), and bots. Returns False if it exists.
 
         `plan` has what write_plan takes.
-
-        Returns False if it is there already.
         """
         seats = [self._seat(queue, uid, user) for uid, user, _ in people]
         users = [user for _, user, _ in people]
@@ -7477,8 +7475,8 @@ class Games(GameViews):
     def share(self, alive: list[str]) -> None:
         """Deals the shards to the workers that live.
 
-        The more there are, the rarer each looks at the shards of the others. Together they look at
-        a shard as often.
+        The more workers live, the less often each looks at the shards of the others. So all of them
+        together look at a shard equally often.
         """
         self.shards = list(range(alive.index(self.worker), self.redis.shards, len(alive)))
         self.others_s = OTHERS_S * max(1, (len(alive) - 1) / 3)
@@ -7518,7 +7516,7 @@ class Games(GameViews):
         self.looks.pop(address)
 
     async def _look(self, graces: dict[int, int]) -> None:
-        """Advances what is due in shards of one primary: {shard: ms that it must be late}."""
+        """Advances due games in shards of one primary: {shard: ms by which they must be late}."""
         now_s = asyncio.get_running_loop().time()
         for shard in graces:
             self.look_at_s[shard] = now_s + LONG_TICK_S  # unless the primary answers
@@ -7588,11 +7586,11 @@ class Games(GameViews):
         await asyncio.gather(*(self._run("show_rival", other, rival) for other in others))
 
     async def relay(self, game: str, connection: str, kind: str, values: dict) -> str:
-        """Passes a message on to the opponents: 'ok' or an error code."""
+        """Passes a message on to the opponents. Returns 'ok' or an error code."""
         return await self._run("relay", game, connection, kind, dumps(values)[1:-1])
 
     async def exit(self, game: str, who: str, leaving: bool) -> str:
-        """Vacates a seat, for a while or for good. Returns what `exit_game` does."""
+        """Vacates a seat, for a while or for good. Returns the outcome of `exit_game`."""
         outcome = await self._when_formed("exit_game", game, who, int(leaving))
         return self._settle_if_due(game, outcome)
 
@@ -7601,9 +7599,9 @@ class Games(GameViews):
         return self._settle_if_due(game, await self._run("stop_game", game, reason))
 
     async def leave(self, game: str, who: str, uid: str) -> str:
-        """Makes a player leave a game for good. Returns what `exit_game` does.
+        """Makes a player leave a game for good. Returns the outcome of `exit_game`.
 
-        `who` is their connection; or their UID, whatever connection they have.
+        `who` is their connection, or their UID for any connection.
         """
         phase = await self.exit(game, who, True)
         if phase not in ("settle", "stale"):  # otherwise the settlement releases them
@@ -7613,8 +7611,8 @@ class Games(GameViews):
     async def release(self, game: str, early: dict[str, bool]) -> None:
         """Frees players' seats in the lobby from a game.
 
-        `early` is {uid: whether they left before anybody had answered}. Those are held back from
-        their next match.
+        `early` is {uid: whether they left before anybody had answered}. Those who did are held back
+        from their next match.
         """
         limits = self.schema.limits
         waits_ms = limits.early_exit_seconds * 1000, limits.early_exit_most_seconds * 1000
@@ -7631,10 +7629,10 @@ class Games(GameViews):
     async def enter(
         self, game: str, uid: str, connection: str, turn: int, way: str = "", queue: Any = None
     ) -> Game | str:
-        """Brings a connection into a game. Returns the game; 'over' for this player; or 'stale'.
+        """Brings a connection into a game. Returns the game, 'over' for this player, or 'stale'.
 
-        `way` gets a seat for a player of its queue who has none: "late" in a game that has begun
-        without them, "bot" that of a bot before the first question.
+        `way` says how a player of the queue gets a seat that they do not have yet: "late" adds one
+        to a game that has begun, "bot" takes that of a bot before the first question.
         """
         entry = dumps(self._seat(queue, uid, await self.users.load(uid))) if way else ""
         reply = await self._when_formed("enter_game", game, uid, connection, turn, way, entry)
@@ -7690,8 +7688,8 @@ class Games(GameViews):
                 for uid, (account, user) in people.items()
                 if not user or account != uid
             ]
-        # In this order: whatever is lost on the way is repeated while the game is not finished. Who
-        # gets `end` may play again at once; on a cluster that is known by another primary.
+        # Until the game is finished, a settlement that fails is repeated. The offer of a rematch
+        # comes first: a player who sees `end` may accept it at once, perhaps at another primary.
         away = {text.split(" ")[0] for text in gone if not is_void}
         await asyncio.gather(self.rematches.offer(game, away), self._tell_of(game, is_void))
         present = {account: user for account, user in people.values() if user}
@@ -7700,7 +7698,7 @@ class Games(GameViews):
             self._refresh_quick(uid, user) for uid, user in present.items() if ":quick" in user
         ]
         if game.kind == CHALLENGE:
-            await self._show_answers(game)  # the last copy, if one was lost
+            await self._show_answers(game)  # again: a message about a round may have been lost
             copies.append(self.challenges.record(game))
         await asyncio.gather(
             *copies, self.release(game.id, early), self._finish(game, is_void, gone)
@@ -7721,7 +7719,7 @@ class Games(GameViews):
         await self.users.events.publish("game.ended", f"game_{game.id}", event, game.ended)
 
     async def _refresh_quick(self, uid: str, user: dict) -> None:
-        """Copies a user's :quick to the list that the operator sees, which has bounds."""
+        """Copies a user's :quick to the bounded list that the operator sees."""
         await asyncio.gather(
             self.redis.call("ZADD", Keys.quick, user[":quick"], uid),
             self.redis.call("ZREMRANGEBYRANK", Keys.quick, 0, -QUICK_LISTED - 1),
@@ -7743,9 +7741,9 @@ class Games(GameViews):
     async def _counts_for(self, game: Game) -> list[bool]:
         """Tells for each player whether the game counts for them.
 
-        It does if it is kept and they have an opponent whom they have not met too often today;
-        guests are new opponents as often as one likes, so they also count together. So a solo game
-        never does, but for the daily one, and no game with bots.
+        It does if it is kept and they have an opponent whom they have not met too often today.
+        Anybody can be a new guest at any time, so guests have a limit together as well. A game with
+        bots never counts, nor does a solo game, except for the daily one.
         """
         if game.kind == DAILY:
             return [game.is_kept]
@@ -7781,7 +7779,8 @@ class Games(GameViews):
     def compute_result(self, game: Game, counts: list[bool]) -> list[dict]:
         """Returns for each player {rank, won} and, in a rated game, {rating, change, sigma}.
 
-        `counts` tells for each player whether the game counts; if not, there is {counts: False}.
+        `counts` tells for each player whether the game counts. If not, they get {counts: False} as
+        well.
         """
         ranks = game.ranks()
         can_win = len(ranks) > 1 and game.kind != "private"
@@ -7823,13 +7822,13 @@ class Games(GameViews):
 
     @staticmethod
     def _met(game: Game, player: Player) -> list[str]:
-        """Returns what `met` counts a game by."""
+        """Returns the fields of the player's `met` in which a game is counted."""
         opponents = game.opponents(player)
         return [*opponents, GUESTS] if any(opponents.values()) else [*opponents]
 
     async def _apply_to(self, game: Game, uid: str, *part: Any) -> tuple[str, dict]:
         state, dropped, *fields = await self._apply(game, uid, *part)
-        if state == "merged":  # and this game with the guest
+        if state == "merged":  # the guest took this result with them into the account
             return fields[0], await self.users.load(fields[0])
         if state == "moved":
             return await self._apply_to(game, fields[0], *part)
@@ -7838,7 +7837,7 @@ class Games(GameViews):
         return uid, pairs_to_dict(fields)
 
     async def _drop(self, game: str, uid: str) -> None:
-        """Notes that a player's history has dropped a game. The last of them deletes it."""
+        """Notes that a player's history has dropped a game. The last one to drop it deletes it."""
         await self.redis.run("drop_game", (Keys.game(game),), uid)
 
     def _apply(
@@ -7892,12 +7891,12 @@ class Games(GameViews):
 # ---- rooms ---------------------------------------------------------------------------------------
 # Private rooms: friends meet by a code and play as often as they like. trivia.lua holds every
 # change of a room. A room stays after its game. It closes when it is empty, or when nothing happens
-# in it for `wait_seconds`. Its games are formed and played like any others. They move no rating and
-# are no wins: the players chose each other.
+# in it for `wait_seconds`. Its games are formed and played like any others. They change no rating
+# and count as no win, because the players chose each other.
 
 
 class Rooms:
-    """Opens rooms, lets players in and does what hosts say. Methods raise Refused."""
+    """Opens rooms, lets players in and does what hosts say. begin() and direct() raise Refused."""
 
     def __init__(self, redis: Redis, schema: Schema, games: Games) -> None:
         self.redis = redis
@@ -7916,10 +7915,10 @@ class Rooms:
     async def join(
         self, who: Admission, connection: str, over: str, queue: Queue, code: str
     ) -> tuple[Queue, list]:
-        """Takes a connection into the room of a code; without one back into its room, or a new one.
+        """Takes a connection into the room of a code; without a code, into its own or a new room.
 
-        Returns the queue of the room and what `join_room` says. `over` is the game that has ended
-        for the player, or ''. A code of a challenge is passed on.
+        Returns the queue of the room and the reply of `join_room`. `over` is the game that has
+        ended for the player, or ''. Challenges handles the code of a challenge.
         """
         is_challenge = read_code(code, CHALLENGE_CODE_LENGTH) != NO_CODE
         if is_challenge or (queue.is_challenge and not code):
@@ -7950,7 +7949,7 @@ class Rooms:
         return queue, reply
 
     async def _refuse(self, why: str, queue: Queue, person: tuple, portrait: tuple) -> list:
-        """Refuses for a reason of our own. The player gets their presence all the same."""
+        """Makes the player present, but in no room. The reply refuses for the reason `why`."""
         reply = await self._join(queue, NO_CODE, person, 0, portrait)
         return [why if part == "unknown_code" else part for part in reply]
 
@@ -8028,7 +8027,7 @@ class Rooms:
         return self._view(*reply)
 
     async def preview(self, text: str, network: str, uid: str) -> dict:
-        """Returns what a link shows of a room, to a user or to anybody (''). Raises Problem."""
+        """Returns what a link shows of a room. `uid` is '' without a session. Raises Problem."""
         code = read_code(text, ROOM_CODE_LENGTH)
         if code == NO_CODE:
             raise Problem("malformed_code")
@@ -8045,14 +8044,15 @@ class Rooms:
 # The export and the erasure of what is stored about a player. Both grow with the number of the
 # player's games. So they go in portions, and other work gets its turn in between.
 #
-# An erasure is first written down in `erasures`. If its worker dies, another one goes on. Then the
-# account goes, in one function: nobody can sign in, and no result is applied, so that what is left
-# does not grow. Finished games keep a seat without a name. Each step can be repeated.
+# An erasure is first noted in `erasures`, so that another worker goes on with it if this one dies.
+# Then one function deletes the account. From then on nobody can sign in and no result is applied,
+# so what is left does not grow. Finished games keep a seat without a name. Each step can be
+# repeated.
 
 EXPORT_PORTION = 20  # games: 3 ms of work
 SEEN_PORTION = 1000  # questions
 ERASURE_PORTION = 100  # games: 5 ms of work
-WITHDRAWALS = 5  # tries: a connection that just closes changes the seat
+WITHDRAWALS = 5  # tries: a connection that closes meanwhile changes the seat
 ERASURE_MS = 30_000  # another worker goes on with an erasure that takes longer
 ERASURES_S = 5  # between two looks for erasures that were cut short
 ERASURES_AT_ONCE = 10
@@ -8143,7 +8143,7 @@ class PersonalData:
         await self.withdraw(uid, True)  # their phone may have joined anew meanwhile
         await self.users.boards.remove(uid)
         values = pairs_to_dict(fields)
-        if reserve:  # a change may have come before the erasure
+        if reserve:  # again: they may have been renamed just before the erasure
             await self.users.reserve_names(values)
         await self.users.release(uid, values)
         if not await self._forget_games(uid):
@@ -8220,13 +8220,14 @@ async def _joined(lists: AsyncIterator[list]) -> AsyncIterator[str]:
 # under a lease, and removes it when it is done. If the worker dies, another one takes the chore
 # after the lease. So a chore is done at least once, and its work must bear that.
 #
-# Invariants: the number of chores is bounded. A chore that fails is tried again, ever later.
+# Invariants: the number of chores is bounded. A chore that fails is tried again, after ever longer
+# pauses.
 #
-# To add a kind of chore: Chores.handlers["KIND"] = a coroutine function of the chore. It raises
-# Later if nothing was done, and returns if there is nothing left to do.
+# To add a kind of chore: set Chores.handlers["KIND"] to a coroutine function that takes the chore.
+# It raises Later if nothing was done, and returns if there is nothing left to do.
 
 CHORES_S = 1  # between two looks for chores that are due
-MORE_CHORES_S = 0.01  # if the last look found all that it may take
+MORE_CHORES_S = 0.01  # the same, after a look that did as many as it may take
 CHORES_AT_ONCE = 20
 CHORE_LEASE_MS = 60_000
 MAX_CHORES = 200_000  # about 200 bytes each
@@ -8266,9 +8267,9 @@ class Chores:
         return min(max((time.time() - chore.begun_s) / 4, 2), 300)
 
     async def add(self, kind: str, delay_ms: int = 0, chore: str = "", **data: Any) -> str:
-        """Adds a chore; returns its id. Raises Problem if there are too many.
+        """Adds a chore, unless one with this id is there. Returns its id.
 
-        With the id of a chore that is there it does nothing.
+        Raises Problem if there are too many.
         """
         chore = chore or secrets.token_urlsafe(9)
         text = write_chore(kind, data)
@@ -8307,16 +8308,16 @@ class Chores:
 
 
 # ---- events --------------------------------------------------------------------------------------
-# What the operator's own backend may follow. Each event is in the stream `events:{events}`. With
-# TRIVIA_WEBHOOK it is also posted there, signed as Standard Webhooks 1.0 says. Both have the same
-# JSON: {type, timestamp, data}. It names players by their ids alone, so that an erasure leaves
-# nothing in it to erase.
+# Tells the operator's own backend what happens. Each event is in the stream `events:{events}`. With
+# TRIVIA_WEBHOOK it is also posted to that address, signed as Standard Webhooks 1.0 says. Both have
+# the same JSON: {type, timestamp, data}. It names players only by their ids, so that an erasure has
+# nothing to erase in it.
 #
-# Invariants: an event is written at least once, after what it tells of. The last step but one of a
-# settlement, a merge or an erasure writes it, and those are repeated until they are complete. Any
-# other change is announced before, by a chore that looks whether it has happened. The id of an
-# event follows from what has happened, so whatever is repeated has the same id. Deliveries are
-# chores of their own kind: a receiver that is slow or down holds up nothing else.
+# Invariants: an event is written at least once, after what it tells of. Settlements, merges and
+# erasures write it before their last step, and are repeated until they are complete. Any other
+# change is announced beforehand, by a chore that later checks whether it has happened. The id of an
+# event follows from what has happened, so that a repeated event has the same id. Deliveries are
+# chores of their own kind, so that a receiver that is slow or down holds up nothing else.
 #
 # To add an event: a row in EVENTS, then publish() or expect() where it happens.
 
@@ -8325,9 +8326,9 @@ DELIVERY_TRIES = 80  # in three days
 LONGEST_PAUSE_S = 3600  # between two tries
 EVENTS_KEPT = 10_000
 DEAD_KEPT = 1_000
-EXPECT_MS = 1000  # so long after it was announced, it is looked whether something has happened
-EXPECTED_S = 60  # so long that is looked again
-GONE = "status 410"  # the receiver wants no more of it
+EXPECT_MS = 1000  # from the announcement of an event to the first check whether it has happened
+EXPECTED_S = 60  # from the announcement to the last check
+GONE = "status 410"  # the receiver does not want this event
 
 _ID = {"type": "string", "description": "Of a player, as the console knows it."}
 _EVENT_PLAYER = {
@@ -8449,7 +8450,7 @@ class Events:
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
         self.keys = webhook_keys(WEBHOOK_SECRETS) if WEBHOOK else []
-        self.client: Any = None  # of HTTP, once it is needed
+        self.client: Any = None  # an httpx.AsyncClient, from the first delivery on
         self.chores = Chores(redis)
         self.chores.handlers["event"] = self._confirm
         self.deliveries = Deliveries(redis)
@@ -8470,9 +8471,9 @@ class Events:
     async def expect(
         self, kind: str, event_id: str, data: dict, key: str, field: str, text: str | None = "*"
     ) -> None:
-        """Announces an event. It is published once a field of a hash has a text.
+        """Announces an event. It is published once `field` of the hash `key` holds `text`.
 
-        "*": any text; None: none.
+        The text "*" stands for any text, None for no field.
         """
         event = {"type": kind, "id": event_id, "data": data, "sign": [key, field, text]}
         try:
@@ -8519,7 +8520,7 @@ class Events:
                 asyncio.timeout(WEBHOOK_S),
                 self.client.stream("POST", WEBHOOK, content=body, headers=headers) as response,
             ):
-                async for _ in response.aiter_raw():  # the connection can be used again
+                async for _ in response.aiter_raw():  # to its end: then the connection is free
                     pass
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             return type(error).__name__
@@ -8532,19 +8533,19 @@ class Events:
 
 
 # ---- blocks --------------------------------------------------------------------------------------
-# Who has blocked another player does not meet them, nor the other way round: no match, no messages,
-# no profile, no room, no challenge of theirs. Both are in one game only if a third player invited
-# both.
+# Two players of whom one has blocked the other do not meet. Neither is matched with the other, gets
+# their messages, sees their profile or enters their rooms and challenges. They are in one game only
+# if a third player invites both.
 #
-# `blocks:{UID}` is the truth. `blockers:{UID}` of the other player, `hidden:{lobby}`, by which the
-# functions of the lobby match, and the mutes of a running game follow from it. They have other hash
-# tags. So they are brought to the truth, which is read again after they were written: whoever
-# writes last has written the newest. A chore repeats it if the worker dies.
+# `blocks:{UID}` is the truth. Three others follow from it: `blockers:{UID}` of the other player,
+# `hidden:{lobby}`, by which the functions of the lobby match, and the mutes of a running game. They
+# have other hash tags. So sync() writes them, then reads the truth again, and repeats that until
+# the truth has not changed. A chore repeats it all if the worker dies.
 
 NO_PLAYER = "There is no such player."
 SYNC_MS = 10_000  # another worker goes on with a change that takes longer
 BLOCKERS_PORTION = 200
-MERGED_BLOCKS = 10  # times the limit: those of guests are kept beyond it
+MERGED_BLOCKS = 10  # times the limit: what an account holds with the blocks of merged guests
 
 
 class Blocks:
@@ -8601,7 +8602,7 @@ class Blocks:
         await self.sync(chore.data["uid"], chore.data["other"])
 
     async def sync(self, uid: str, other: str) -> bool:
-        """Brings all that follows from a block to what `blocks` says. Returns whether it stands."""
+        """Writes all that follows from what `blocks` says. Returns whether the block stands."""
         blocked = await self._blocked(uid)
         for _ in range(10):
             written = blocked
@@ -8655,7 +8656,7 @@ class Blocks:
         while others := await self._some_blockers(uid, 0):
             for other in others:
                 await call("ZREM", Keys.blocks(other), uid)
-                await self.sync(other, uid)  # and so each is taken off the list
+                await self.sync(other, uid)  # takes `other` off the list of blockers
         await asyncio.gather(
             call("DEL", Keys.blocks(uid)),
             call("DEL", Keys.blockers(uid)),
@@ -8668,14 +8669,15 @@ class Blocks:
 
 
 # ---- reports -------------------------------------------------------------------------------------
-# What players report to the operator: a player or a question. The server attaches what the player
-# shows at the moment and, of a game in which the reporter played, all rounds. Reports wait in
-# `reports:{reports}`, the oldest first. One that is handled goes to `handled:{reports}`, from where
-# it can come back for a while.
+# What players report to the operator: a player or a question. The server attaches what the reported
+# player shows at that moment and, if the report names a game of the reporter, its last rounds.
+# Reports wait in `reports:{reports}`, the oldest first. A handled one moves to `handled:{reports}`,
+# and can be opened again for HANDLED_S.
 #
-# Invariants: a report is known by reporter and target, so that sent twice it is there once, and
-# `reported:{UID}` remembers it when it was handled. Their number is bounded for each player and in
-# all. No report is about, or names, a user who was erased: `named:{UID}` leads to those that do.
+# Invariants: reporter and target identify a report, so that it exists once even if it is sent
+# twice. `reported:{UID}` remembers it after it was handled. The number of reports is bounded for
+# each player and in all. No report is about an erased user or names one: `named:{UID}` finds those
+# that an erasure must change.
 
 REASONS = {
     "player": ("name", "picture", "message", "cheating"),
@@ -8888,11 +8890,11 @@ class Reports:
 # is a digest of the secret, so that the same secret finds the same guest. A guest is a user with
 # the field `:guest`, without a password. An upgrade takes that field away, and all else stays.
 #
-# A new guest takes one trip to Redis, as one who is there. The guest, their name, the allowance of
-# the address and the list of guests have different hash tags, and may be on four nodes. So their
-# calls leave together, not one after the other. Until it is sure that the name is theirs, the guest
-# is provisional: nobody can sign in, and nobody has seen them. A worker that dies in between leaves
-# such a guest, whom the next request with the secret completes.
+# A new guest takes one trip to Redis, like a known one. The guest, their name, the allowance of the
+# address and the list of guests have different hash tags, and may be on four nodes. So their calls
+# leave together, not one after the other. Until the name is certainly theirs, the guest is
+# provisional: nobody can sign in as them, and nobody has seen them. If the worker dies in between,
+# the next request with the secret completes the guest.
 #
 # Invariants: each guest is in `guests:{guests}`, whose size is bounded. No token of a guest is
 # handed out before their name is sure. A guest who does not play for `guest_days` is erased, but
@@ -8902,8 +8904,7 @@ NAME_ATTEMPTS = 8  # generated names that a new user tries before the server giv
 EXPIRE_GUESTS_S = 5  # between two looks for guests who have expired
 EXPIRED_AT_ONCE = 200
 GUEST_LEASE_MS = 3_600_000  # a guest who is due and can't be erased is checked again after it
-# A connection that was admitted has its seat within this time.
-ADMISSION_S = 2 * CALL_SECONDS
+ADMISSION_S = 2 * CALL_SECONDS  # an admitted connection has its seat within this time
 
 
 def guest_uid(secret: str) -> str:
@@ -8912,7 +8913,7 @@ def guest_uid(secret: str) -> str:
 
 
 async def _unless_full(call: Awaitable) -> Any:
-    """Returns the reply to a call, None if Redis can't do it: a full one lets in who is there."""
+    """Returns the reply to a call, or None if Redis is full: then known guests still get in."""
     with contextlib.suppress(Unavailable):
         return await call
 
@@ -8974,9 +8975,9 @@ class Guests:
         raise Problem("unavailable", retry_after=1)
 
     async def _try_enter(self, uid: str, proof: str, address: str) -> tuple[dict | None, bool]:
-        """Lets in a guest who is there, and creates one who is not. Returns no session if neither.
+        """Lets in a known guest or creates a new one. Without a session, it must be tried again.
 
-        All calls leave at once, to whatever nodes. What some of them refuse, the others undo.
+        All calls leave at once, to any nodes. If one is refused, what the others did is undone.
         """
         name, secret, begun_s = self.names.new(), new_secret(), time.monotonic()
         made = self.users.allowances.registrations(address)
@@ -9015,7 +9016,7 @@ class Guests:
         opened: tuple[dict | None, Problem | None],
         refusal: Problem | None,
     ) -> dict | None:
-        """Returns the session of a guest who was not created, if they are there. Raises Problem."""
+        """Returns the session of a guest who was there before, if any. Raises Problem."""
         session, problem = opened
         if session is None and state in ("created", "account", "full"):
             await self.ended(uid)
@@ -9031,7 +9032,7 @@ class Guests:
         return session
 
     async def _open(self, uid: str, proof: str, address: str) -> tuple[dict | None, Problem | None]:
-        """Returns a session if the guest is there, and what refuses them."""
+        """Returns (session of a known guest or None, what refuses them or None)."""
         try:
             return await self.users.open_session(uid, (":guest", proof), address), None
         except Problem as problem:
@@ -9044,7 +9045,7 @@ class Guests:
         return self.redis.run_durably("create_guest", keys, *session, CLAIM_MS, proof, name)
 
     def _refusal(self, guests: int, wait_ms: int) -> Problem | None:
-        """Returns what forbids a new guest. They are among the guests already."""
+        """Returns what forbids a new guest, whom `guests` already counts."""
         if wait_ms:
             return too_many_attempts(wait_ms)
         if guests > self.rules["most"]:
@@ -9152,11 +9153,11 @@ class Guests:
 
 
 # ---- merges --------------------------------------------------------------------------------------
-# A guest who signs in with the identity of an account can be merged into that account: games,
-# questions seen, wins and the higher rating. Guest and account have different hash tags. So
-# `begin_merge` first moves the guest, in one step, to `merged:{UID}`, where nothing changes them.
-# What follows can be repeated by any worker until it is complete: the numbers are added once
-# (`merges:{UID}` of the account says so), all else may be written twice.
+# A guest who signs in with the identity of an account can be merged into that account. It gets
+# their games, questions seen and wins, and keeps the higher rating. Guest and account have
+# different hash tags. So `begin_merge` first moves the guest, in one step, to `merged:{UID}`, where
+# nothing changes them. Any worker can repeat what follows until it is complete: the numbers are
+# added once (`merges:{UID}` of the account says so), all else may be written twice.
 #
 # Invariants: a merge that has begun is completed, because its chore was written before. A game of
 # the guest that is settled later is applied to the account (see apply_result).
@@ -9344,8 +9345,8 @@ class Merges:
 # unique value like a username, and is claimed in the same way.
 #
 # Invariants: PyJWT verifies, httpx fetches; both are imported when they are first needed. Keys are
-# kept for a day after the provider was last reached, in each worker and in Redis. So an outage of
-# the provider, or a restart in it, ends no sign-in. A nonce counts once.
+# kept for a day after the provider was last reached, in each worker and in Redis. So players sign
+# in even while the provider is down and the server restarts. A nonce counts once.
 # Source: OpenID Connect Core 1.0, section 3.1.3.7; RFC 8725.
 
 ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"}
@@ -9365,8 +9366,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def identity_digest(issuer: str, subject: str) -> str:
     """Returns what is stored of an identity.
 
-    It has no capitals, because unique values are folded, and begins with a control character, which
-    no name of a player has: they share one name space.
+    It has no capitals, because unique values are folded. They share one name space with usernames,
+    so it begins with a control character, which no username has.
     """
     return "\x1f" + hashlib.blake2b(f"{issuer}\0{subject}".encode(), digest_size=16).hexdigest()
 
@@ -9399,7 +9400,7 @@ class Provider:
     # -- keys
 
     async def load(self) -> None:
-        """Has the document and the keys at hand, fresh if possible. Raises Problem."""
+        """Loads the document and the keys, fresh ones if possible. Raises Problem."""
         if not self.known:
             self.known = json.loads(await self.redis.call("GET", self._cache) or "{}")
         if self._age_s() > KEYS_FRESH_S:
@@ -9423,7 +9424,7 @@ class Provider:
         return found
 
     def _find(self, key_id: Any) -> dict | None:
-        """Returns the key with an id. A token without an id can mean the only key."""
+        """Returns the key with an id. A token without an id means the only key, if there is one."""
         keys = self.known.get("keys", [])
         if key_id is None:
             return keys[0] if len(keys) == 1 else None
@@ -9436,7 +9437,8 @@ class Provider:
     async def _refresh(self) -> bool:
         """Fetches the keys. Returns False if the provider is down.
 
-        One fetch runs at a time, and they keep a distance: any token can name an unknown key.
+        Any token can name an unknown key. So one fetch runs at a time, and KEYS_PAUSE_S pass
+        between two.
         """
         if self.fetching is None:
             if time.monotonic() < self.tried_at_s + KEYS_PAUSE_S:
@@ -9588,7 +9590,7 @@ def is_public(url: str) -> bool:
 async def imported(name: str) -> ModuleType:
     """Imports a module that few requests need, in a thread, so that games go on meanwhile.
 
-    While another request imports it, sys.modules already has it, but not yet all that is in it.
+    sys.modules would not do: it already has a module that another request is still importing.
     """
     return await asyncio.to_thread(importlib.import_module, name)
 
@@ -9684,7 +9686,7 @@ class Identities:
             return {}
 
     async def _create(self, call: Call, proof: tuple[str, str], email: str) -> dict | None:
-        """Makes an account of an identity. Returns its session, or None if it is in use."""
+        """Makes an account of an identity. Returns its session; None if another was faster."""
         self.users.switches.refuse_registration()
         uid = new_uid()
         identity = await self._claim(uid, proof)
@@ -9809,8 +9811,9 @@ class Identities:
 # provider that is down delays it, and the death of a worker does not lose it. The code in it is
 # made when it is sent, so its time begins then, and no queue holds it.
 #
-# Invariants: a mail is sent again only if the mail server did not say what became of it, because it
-# or the worker died in that moment; and then once. A code is neither logged nor kept in plain.
+# Invariants: a mail is sent a second time only if it is unknown whether the mail server took it,
+# because that server or the worker died at that moment. A code is neither logged nor stored in
+# plain text.
 
 MAIL_SECONDS = 10  # the mail server counts as down when it is silent for so long
 MAIL_DAYS = 1  # for which a mail is tried
@@ -9832,9 +9835,10 @@ class MailServer(NamedTuple):
 
     @property
     def tls(self) -> dict:
-        """How aiosmtplib encrypts. Beyond this host, certificates count, and a password needs TLS.
+        """The options by which aiosmtplib encrypts.
 
-        On this host, a mail server often has a certificate that it has signed itself.
+        Beyond this host, a certificate must be valid, and a password is sent only over TLS. A mail
+        server on this host has often signed its certificate itself.
         """
         is_remote = self.hostname not in LOOPBACK
         needs_starttls = is_remote and self.username is not None and not self.use_tls
@@ -9874,8 +9878,8 @@ def is_mail_server(url: str) -> bool:
 def is_mailable(address: str) -> bool:
     """Tells whether a mail server takes a text for this one address, and for no other.
 
-    In "x:victim@example.org" or "<victim@example.org" it would find the address of another person,
-    whom the bounds of mails protect.
+    It would take "x:victim@example.org" or "<victim@example.org" for the address of another person,
+    and the bounds on mails to that person would not see it.
     """
     return address.isascii() and parseaddr(address) == ("", address)
 
@@ -9939,7 +9943,7 @@ class Mail:
         return self._message(chore.id, to, text["subject"], text["text"], words)
 
     def _link(self, template: str, username: str, code: str) -> str:
-        """Returns the page's address. What is secret stands behind the #, which no log sees."""
+        """Returns the link to the page. The code is behind the #, which browsers do not send."""
         page = self.rules.get("page", "")
         return f"{page}#{template}={code}&login={quote(username)}" if page else ""
 
@@ -9999,13 +10003,13 @@ class Mail:
 
 # ---- recovery ------------------------------------------------------------------------------------
 # A forgotten password, and the proof that an address is the player's. A code of six digits arrives
-# by mail; the operator can give one to a player without mail. It counts once, for a quarter of an
-# hour and five tries.
+# by mail; the operator can give one to a player without mail. A code works once, within 15 minutes
+# and five tries.
 #
-# Invariants: nobody learns from an answer or its time whether there is an account: the search is a
-# chore. A reset ends all sessions. An address that is not confirmed belongs to whoever proves it.
-# What strangers try is counted apart from what comes from addresses of earlier sign-ins, so that no
-# stranger keeps the owner from their account.
+# Invariants: nobody learns from an answer or its time whether there is an account, since a chore
+# looks for it. A reset ends all sessions. An address that is not confirmed belongs to whoever
+# proves it. Tries by strangers and tries from the addresses of earlier sign-ins are counted apart,
+# so that no stranger keeps the owner from their account.
 
 
 class Recovery:
@@ -10045,7 +10049,7 @@ class Recovery:
         if ":guest" in user or not user.get("email"):
             return log.info("recovery without an address", extra=_player(uid))
         try:
-            # So that a stranger can't use it up for the owner, known addresses have their own.
+            # Known addresses have an allowance of their own, which no stranger can use up.
             known = chore.data["address"] in user.get(":from", "").split()
             await self._count(("recover", f"{uid}:{known:d}", 600, 5))
         except Problem:
@@ -10080,7 +10084,7 @@ class Recovery:
         return {"token": uid + secret, "expires_at": expires, "user": self.users.own_view(user)}
 
     async def _try(self, uid: str, kind: str, given: str, is_known: bool) -> str:
-        """Returns what a code was made for, or ''. Only so many may be tried."""
+        """Returns what a code was made for, or ''. Counts the try."""
         rules = CODE_TRIES, int(is_known)
         return await self.redis.run("try_code", (Keys.codes(uid),), kind, given, *rules)
 
@@ -10101,7 +10105,7 @@ class Recovery:
         to = call.body.get("email") or own
         if not to:
             raise Problem("invalid", errors={"email": ["Missing data for required field."]})
-        if fold(to) != fold(own):  # whoever has the mails of an account has the account
+        if fold(to) != fold(own):  # whoever reads the mails of an account can take it over
             check_recent(call.token)
         here = address_digest(call.address)
         await self._count(("confirm", call.uid, 600, 5), ("confirm", here, 60, 20))
@@ -10111,7 +10115,7 @@ class Recovery:
     async def _confirm(self, chore: Chore) -> None:
         """Has a code sent, unless another account has confirmed the address.
 
-        Strangers to an address can have only so many mails sent to it, all together.
+        All users who do not hold the address share one allowance of mails to it.
         """
         uid, to = chore.data["uid"], chore.data["to"]
         holder, user = await self.users.find(to, "email")
@@ -10153,12 +10157,12 @@ class Recovery:
 
 # ---- switches ------------------------------------------------------------------------------------
 # What the operator can close, announce or require while servers run. All of it is one hash. Each
-# worker reads it with its heartbeat, and at once when the channel of the switches says that it has
-# changed. So a switch is live on all workers within a second, and stays over restarts.
+# worker reads it once a second, and at once when the channel of the switches says that it has
+# changed. So a switch is live on all workers within a second, and outlives restarts.
 #
 # Running games are played to their end, whatever is closed.
 #
-# To add a switch: what it refuses here, and an act in the next section.
+# To add a switch: what it refuses here, and an act in the section `console`.
 
 RETRY_CLOSED_S = 60  # what is closed may be tried again after it
 
@@ -10259,15 +10263,16 @@ class Switches:
 
 
 # ---- repairs -------------------------------------------------------------------------------------
-# Mends games in which a question had a wrong key. Points, ranks, wins and ratings follow from what
-# is stored of a game, so they are computed again with the right key. Each player gets the
-# difference to what the game gave them; games that they have played since are not computed again.
-# Then the game names the corrected version of the question. So a repair that runs again finds
-# nothing. Draws and challenges name it first, so that nobody is asked the wrong key any more.
+# Mends games in which a question had a wrong key: a wrong answer marked as right. Points, ranks,
+# wins and ratings follow from what is stored of a game, so they are computed again with the right
+# key. Each player gets the difference to what the game gave them; games that they have played since
+# are not computed again. Then the game names the corrected version of the question. So a repair
+# that runs again finds nothing. Draws and challenges name that version first, so that new games
+# have the right key.
 #
 # Invariants: a repair is first written into the game (`repair`), then applied to each player, once
-# (`mended`), then to the game. Whoever finds a game with a repair ends that one first. So two
-# repairs of a game follow one another, and a worker that dies leaves nothing half done.
+# (`mended`), then to the game. A worker that finds a game with a repair finishes that one first. So
+# two repairs of a game follow one another, and a worker that dies leaves nothing half done.
 
 REPAIR_S = 3600  # a repair waits so long for running games that ask the question
 MENDED_S = 7 * DAY_S
@@ -10293,7 +10298,7 @@ class Mended:
         return [[player.uid, *part] for player, *part in found if player.uid and any(part)]
 
     def hits(self, points: list[int]) -> set[str]:
-        """Returns the ids of the players for whom anything changes; `points` were theirs."""
+        """Returns the ids of the players for whom anything changes. `points` are those before."""
         scores = zip(self.game.players, points, strict=True)
         moved = {player.uid for player, before in scores if player.uid and player.score != before}
         return moved | {uid for uid, *_ in self.parts}
@@ -10354,7 +10359,7 @@ class Repairs:
     def _corrected(
         self, quiz: list[tuple[int, str]], old: int, new: int, right: Question
     ) -> list[tuple[int, str]]:
-        """Returns what asks the same with a corrected question; `right` is that question."""
+        """Returns a quiz that asks the corrected question, `right`, in place of the old one."""
         places = [right.choices.index(text) for text in self.games.bank.questions[old].choices]
         return [
             (new, "".join(str(places[int(digit)]) for digit in order))
@@ -10404,7 +10409,7 @@ class Repairs:
             raise Later(f"{running} games run that ask the question")
 
     async def _mend_quizzes(self, old: int, new: int) -> int:
-        """Corrects what daily queues and challenges ask from now on. Returns how many did."""
+        """Corrects what daily queues and challenges ask from now on. Returns how many it was."""
         right = self.games.bank.questions[new]
 
         async def swap(key: str, field: str, text: str, quiz: str, write: Callable) -> int:
@@ -10466,7 +10471,7 @@ class Repairs:
         return repair
 
     async def _end(self, key: str, text: str) -> None:
-        """Ends a repair that is written in a game."""
+        """Finishes a repair that is written in a game."""
         repair = json.loads(text)
         boards = list(self.games.period_boards(repair["ended"]))
         initial = self.games.schema.fields["rating"]["default"]
@@ -10486,14 +10491,14 @@ class Repairs:
 # What an operator can look at and do. LOOKS and ACTS are tables: the HTTP routes, the command line
 # and the forms of the page come from them.
 #
-# Invariants: an act first plans. It reads, and returns a Change, which a dry run shows. What it
-# will do is in the audit log before it is done, and its outcome afterwards. A change of stored data
-# is made only if they are as the plan has read them. The log is a stream with bounds, to which the
-# server only adds. Refused attempts have a stream of their own, so that nobody pushes the acts out
-# of the log.
+# Invariants: an act first plans. It reads, and returns a Change, which a dry run shows. The audit
+# log has what an act will do before it is done, and its outcome afterwards. Stored data is changed
+# only if it is still as the plan has read it. The log is a bounded stream, to which the server only
+# adds. Refused attempts have a stream of their own, so that they push no act out of the log.
 #
 # To add an act: a method with @act, whose keywords are its arguments. It returns a Change. If it
-# can be undone, `undo` names the method that plans that, from the Change. A look: @look.
+# can be undone, `undo` names the method that plans this from the target, `before` and `after` of
+# the Change. To add a look: a method with @look.
 
 AUDIT_ENTRIES = 10_000
 REFUSED_ENTRIES = 1_000
@@ -10512,7 +10517,7 @@ ENTRY = {"type": "string", "pattern": r"^\d{1,15}-\d{1,9}$", "maxLength": 30}  #
 class Change(NamedTuple):
     """What an act will do. `before` and `after` are {name: stored text or value, or None}."""
 
-    players: int  # whom it concerns
+    players: int  # how many it concerns
     before: dict
     after: dict
     apply: Callable[[], Awaitable[Any]]
@@ -10556,7 +10561,7 @@ def look(required: str = "", **fields: dict) -> Callable:
 class Console:
     """Looks and acts for operators. Methods raise Problem.
 
-    Who may not act sees no private field, and finds no player by one.
+    An operator who may not act sees no private field, and finds no player by one.
     """
 
     def __init__(self, server: Server, may_act: bool = True) -> None:
@@ -10604,7 +10609,7 @@ class Console:
         return {"entry": entry} | shown | (found or {})
 
     async def _begin(self, who: str, name: str, data: dict, change: Change) -> str:
-        # The target stands for the player: the log outlives names and addresses of the erased.
+        # The log keeps no name or address of a player, whom an erasure would have to find there.
         kept = {key: value for key, value in data.items() if key != "player"}
         texts = {"args": dumps(kept), "before": dumps(change.before), "after": dumps(change.after)}
         return await self._log(
@@ -10663,7 +10668,7 @@ class Console:
     # -- players
 
     async def _player(self, text: str) -> tuple[str, dict]:
-        """Returns (UID, fields) of who has an id, a username or another unique value."""
+        """Returns (UID, fields) of the player with an id, a username or another unique value."""
         uid, user = await self.users.find(text, *([] if self.may_act else ["username"]))
         if re.fullmatch(r"[\w-]{8}|[\w-]{12}", text, re.ASCII) and uid != text:
             with_id = await self.users.load(text)
@@ -10700,7 +10705,7 @@ class Console:
     def _fields(
         self, uid: str, user: dict, changes: dict[str, str | None], then: Callable | None = None
     ) -> Change:
-        """Plans a change of stored fields of a user; None removes one. Then calls `then(uid)`."""
+        """Plans a change of stored fields of a user; None removes one. `then(uid)` follows it."""
         before = {name: user.get(name) for name in changes}
 
         async def apply() -> None:
@@ -10751,7 +10756,7 @@ class Console:
         return self._announced(await self._undo_fields(uid, before, after, self._expel))
 
     def _announced(self, change: Change) -> Change:
-        """Adds to the change of a ban that its event is announced."""
+        """Returns the change of a ban that also announces its event."""
         uid, text = change.target, change.after[":ban"]
         until_ms, _, reason = (text or "").partition(" ")
         data = {"player": uid} | ({"until_ms": int(until_ms), "reason": reason} if text else {})
@@ -10839,7 +10844,7 @@ class Console:
             await self.server.identities.revoke(user, self.server.identities.providers)
             await self.server.personal_data.erase(uid)
 
-        return Change(1, {}, {}, apply, uid)  # the log keeps nothing of who is erased but an id
+        return Change(1, {}, {}, apply, uid)  # of an erased player, the log keeps only the id
 
     @act("player", player=PLAYER_TEXT)
     async def export(self, player: str) -> Change:
@@ -10975,7 +10980,7 @@ class Console:
         | {"description": "Until it begins. All sockets are told. Default: 300."},
     )
     async def maintenance(self, closed: bool, text: str = "", seconds: int = 300) -> Change:
-        """Announces maintenance: then nobody joins, and who plays no game is sent away."""
+        """Announces maintenance: then nobody joins, and players outside of games are sent away."""
         text = text or PROBLEMS["maintenance"][1]
         at_ms = await self.redis.time_ms(Keys.switches) + seconds * 1000
         value = {"text": text, "at_ms": at_ms, "until_ms": at_ms} if closed else None
@@ -11014,8 +11019,8 @@ class Console:
 
 
 # ---- console of questions ------------------------------------------------------------------------
-# What an operator can look at and do about questions. Every change is one of the bank: all workers
-# read it again at once, and games that run go on with what they have asked.
+# What an operator can look at and do about questions. All workers read a changed bank again at
+# once. Running games go on with the questions that they have drawn.
 
 PIECES = re.compile(r"\s+\|\s+")  # between wrong answers
 ROWS_LISTED = 100
@@ -11212,9 +11217,9 @@ class QuestionConsole(Console):
 
 
 # ---- console of reports --------------------------------------------------------------------------
-# What an operator can look at and do about reports, and about events that were given up. An act
-# that answers a report may name it. Then all open reports about that player or question are closed
-# once it is done. The closing is an act of its own in the audit log, with its own undo.
+# What an operator can look at and do about reports, and about events that were given up. An act in
+# answer to a report may name it: `report=`. After that act, all open reports about the same player
+# or question are closed. The closing is an act of its own in the audit log, with its own undo.
 
 REPORTS_LISTED = 50
 EVENTS_LISTED = 100
@@ -11225,7 +11230,7 @@ class ReportConsole(QuestionConsole):
     """Adds what concerns reports and events."""
 
     async def perform(self, who: str, name: str, data: dict, is_dry: bool) -> Any:
-        """Does an act as Console does. Closes the report that it names."""
+        """Does an act as Console does, then closes the report that it names."""
         is_answer = name in ACTS and name != "close_report" and "report" in ACTS[name].form.rules
         report = data.get("report") if is_answer else None
         if report is None:
@@ -11330,18 +11335,18 @@ class ReportConsole(QuestionConsole):
 # holds Schema.facts, as far as all stored data fits them.
 #
 #   start      A worker claims the values of fields that have become unique, or refuses to start if
-#              players share one. What differs from its schema.yaml is marked as a misfit.
+#              players share one. It marks facts that differ from its schema.yaml as misfits.
 #   adoption   During a deploy, workers with another schema.yaml still run, and write as it says.
-#              Once all that live have the same, one of them makes all stored data fit: it fills
-#              leaderboards, repeats the claims, and drops what schema.yaml has lost.
+#              Once all living workers have the same one, one of them makes all stored data fit: it
+#              fills leaderboards, repeats the claims, and drops what schema.yaml has lost.
 #
-# Invariants: a fact without mark is true of all data, whatever workers came and went. Both steps
-# can be repeated. No value of a player is ever changed: a value of a field that is gone, or that
-# has a type which can't hold it, stays where it is, and shows again when the field is as it was.
+# Invariants: a fact without a mark is true of all data, whatever workers came and went. Both steps
+# can be repeated. No value of a player is ever changed: a value whose field is gone, or has a type
+# that can't hold it, stays stored. It shows again once the field is as it was.
 
 ADOPT_S = 5  # between two looks whether there is something to adopt
-MAX_SHARED = 10  # values that are shared by players, of which a start tells
-MAX_NAMED = 5  # players who are named with each
+MAX_SHARED = 10  # shared values that an error lists
+MAX_NAMED = 5  # players that it names with each
 
 
 class StoredSchema:
@@ -11463,7 +11468,7 @@ class StoredSchema:
     # -- adoption
 
     async def adopt(self) -> None:
-        """Makes stored data fit, if all living workers agree, and this is the first of them."""
+        """Makes stored data fit, if all living workers agree and this one is the first of them."""
         known = await self._read()
         known.pop("game_days", None)  # only rises; see meet_schema
         facts = self.schema.facts
@@ -11516,7 +11521,7 @@ class StoredSchema:
             await self.users.boards.fill([fact.partition(" ")[2] for fact in changed])
 
     async def _tell_unreadable(self, name: str) -> None:
-        """Logs whose value the new type of a field can't hold: they get its default."""
+        """Logs the players whose value the new type of a field can't hold: they get its default."""
         uids = []
         async for keys in self.redis.scan_keys(Keys.user("*")):
             texts = await asyncio.gather(*(self.redis.call("HGET", key, name) for key in keys))
@@ -11545,15 +11550,15 @@ def _digest_number(text: str) -> int:
 # ---- migration -----------------------------------------------------------------------------------
 # Brings older data to the present format, at the first start.
 #
-# Of format 2 only the number changes. Its games are still read. But its workers can't read what is
-# written from then on, so none may live.
+# From format 2 only the number changes, and its games are still read. But its workers can't read
+# what is written from then on, so none of them may live.
 #
 # Format 1 is that of trivia.py 1.x. Accounts, sessions, histories and leaderboards stay as they
 # are. Unique values get new buckets. Questions get an id, and a fingerprint of text and right
 # answer in place of one of the text. Games get their new form and tag. A game that was being
-# settled is settled. A game that was running ends as `abandoned`, without touching ratings. Seats
-# and queues are emptied: phones reconnect and join again. Each step can be repeated, and the format
-# is written last. So a migration that was cut short begins again.
+# settled is settled. A game that was running ends as `abandoned`, and changes no rating. Seats and
+# queues are emptied: phones reconnect and join again. Each step can be repeated, and the format is
+# written last, so that a migration that was cut short begins again.
 
 
 class Migration:
@@ -11585,7 +11590,7 @@ class Migration:
     async def _leave_json(self) -> None:
         try:
             await self._refuse_old_workers("format 2", "SHARDNUMSUB", "worker:{{lobby}}:{}")
-        except Fatal:  # or another worker has done this, and is who lives
+        except Fatal:  # perhaps those are of this format, and one of them has just migrated
             if await self.redis.call("GET", Keys.format) != str(FORMAT):
                 raise
         await self.redis.call("SET", Keys.format, FORMAT)
@@ -11605,7 +11610,7 @@ class Migration:
             )
 
     async def _carry_bank(self) -> None:
-        """Of two questions that only now count as the same, the first stays in use."""
+        """Gives questions ids. Of two that only now count as the same, the first stays in use."""
         async for fingerprint, _ in self.redis.scan(Keys.fingerprints):
             if len(fingerprint) == self.OLD_FINGERPRINT:
                 await self.redis.call("HDEL", Keys.fingerprints, fingerprint)
@@ -11734,8 +11739,8 @@ def converted_rounds(old: dict[str, str], seats: range) -> dict[str, str]:
 # ==== part 4: wire ================================================================================
 
 # ---- messages ------------------------------------------------------------------------------------
-# The rules of the WebSocket: states, which message is legal in which state, refusals, close codes,
-# and how a message is parsed.
+# The rules of the WebSocket: its states, which message is legal in which state, refusals, close
+# codes, and how a message is parsed.
 #
 #   idle --join--> queued --start--> playing --end--> idle
 #   idle --join--> room   --start--> playing --end--> room
@@ -11744,7 +11749,7 @@ def converted_rounds(old: dict[str, str], seats: range) -> dict[str, str]:
 # Invariant: ALLOWED names every legal pair of state and message. Any other pair is refused before
 # it has an effect.
 #
-# To add a message: HANDLED in the schema section, ALLOWED, and Connection._on_NAME.
+# To add a message: HANDLED in the section `schema file`, ALLOWED, and Connection._on_NAME.
 
 
 class State(enum.StrEnum):
@@ -11852,12 +11857,13 @@ def take_id(message: dict) -> dict:
 
 # ---- outlets -------------------------------------------------------------------------------------
 # The way out to a phone: frames, and the close. A frame is written at once. A phone that does not
-# read gets a bounded outbox and a task that empties it; then it is dropped.
+# read gets a bounded outbox and a task that empties it. If the outbox is full, the phone is
+# dropped.
 
 
 @types.coroutine
 def _resume(coroutine: Any, waiting: Any) -> Any:
-    """Continues a coroutine that was started by hand and yielded what it waits for."""
+    """Continues a coroutine that was started by hand; `waiting` is what it has yielded."""
     yield waiting
     return (yield from coroutine)
 
@@ -11892,7 +11898,7 @@ class Outlet:
             self._write_by_asgi(payload)
 
     def _write_by_asgi(self, payload: bytes) -> None:
-        """Starts the server's `send` by hand: it rarely waits, and then it costs no task."""
+        """Starts the server's `send` by hand. It rarely has to wait; if it does, a task goes on."""
         sending = self._send({"type": "websocket.send", "text": payload.decode()})
         try:
             waiting = sending.send(None)
@@ -11942,21 +11948,21 @@ class Outlet:
 
 
 # ---- joining -------------------------------------------------------------------------------------
-# How a connection gets to where its player is: into a queue, a room or a game, for the first time
-# or again, also after events may have been lost.
+# Brings a connection to where its player is: into a queue, a room or a game. It does so at the
+# first time, after a reconnect, and after events may have been lost.
 #
-# Invariant: events that come while Redis is asked wait for the answer, and follow it.
+# Invariant: events that arrive while Redis is asked are buffered, and handled after its reply.
 
 
 class Joining(Outlet):
-    """What a Connection does to join and to resume."""
+    """The part of a Connection that joins and resumes."""
 
     async def _arrive(self) -> None:
         """Joins the queue of the handshake."""
         try:
             await self._join(self.queue, self.admission.code)
             with contextlib.suppress(Unavailable):  # then it is checked when Redis is back
-                await self._check_session()  # it may have ended before there was a presence to tell
+                await self._check_session()  # it may have ended before the player was present
         except Refused as refused:
             self._refuse(refused, {})
         except (Unavailable, hiredis.ReplyError) as error:
@@ -11982,7 +11988,7 @@ class Joining(Outlet):
     async def _join(self, queue: Queue, code: str = "") -> None:
         """Joins a queue or a room, or resumes the game that the player is in. Raises Refused.
 
-        Events wait meanwhile: those of a game may come from another primary than the reply.
+        Events are buffered meanwhile, since a game's may come from another primary than the reply.
         """
         if code or queue.is_room or queue.is_challenge:
             return await self._join_by_code(queue, code)
@@ -12020,7 +12026,7 @@ class Joining(Outlet):
     async def _keeps_offer(self, game: str) -> bool:
         """Tells a player who has reconnected how the offer of a rematch stands.
 
-        Joins again, without it, if it is over or the game was in another queue. Then it returns
+        If the offer is over, or its game was in another queue, joins again without it and returns
         False.
         """
         self.again = game
@@ -12072,7 +12078,7 @@ class Joining(Outlet):
                 self.send({"type": "room"} | json.loads(body))
 
     async def _on_refused_room(self, why: str, party: str) -> None:
-        """Stays in the room of before, if there is one. Raises Refused."""
+        """Takes the player back to the room that they were in, if any. Raises Refused."""
         self.code = ""
         self._set_state(State.IDLE, over=self.over)
         if party != NO_CODE:
@@ -12087,7 +12093,7 @@ class Joining(Outlet):
         return await self.hub.users.rating_of(self.uid)
 
     async def _enter(self, game_id: str, way: str = "") -> None:
-        """Enters a game and sends `update`. Events that arrive meanwhile follow it."""
+        """Enters a game and sends `update`. Events that arrive meanwhile come after it."""
         with self._events_buffered():
             who = self.uid, self.id, self.turn
             game = await self.hub.games.enter(game_id, *who, way, self.queue)
@@ -12130,7 +12136,7 @@ class Joining(Outlet):
 
     @contextlib.contextmanager
     def _events_buffered(self) -> Iterator[None]:
-        """Makes events wait, and handles them at the end, unless the caller does that."""
+        """Buffers events, and handles them at the end, unless a caller already buffers them."""
         is_outer = self.buffered is None
         if is_outer:
             self.buffered = []
@@ -12152,7 +12158,7 @@ class Joining(Outlet):
             self.resync()
 
     def resync(self) -> None:
-        """Asks Redis for the state after events may have been lost. Events wait meanwhile."""
+        """Asks Redis for the state after events may have been lost. Buffers events meanwhile."""
         if self.buffered is not None:
             self.is_stale = True
             return
@@ -12167,7 +12173,7 @@ class Joining(Outlet):
             await self._give_up(error)
         finally:
             self._release_buffered()
-        if self.closing:  # it ended meanwhile; what was just done came after its departure
+        if self.closing:  # the connection ended meanwhile: undo what was done after its departure
             spawn(self._depart())
             if self.game:
                 spawn(self.hub.games.exit(self.game, self.id, False))
@@ -12189,9 +12195,9 @@ class Joining(Outlet):
     async def _ask(self) -> None:
         seated, party = await self.hub.lobby.take_back(self.uid, self.id, self.turn)
         if self.state is State.PLAYING:
-            if self.code not in ("", party) and seated != "stale":  # nobody could tell them
+            if self.code not in ("", party) and seated != "stale":  # they are out of the room
                 self.code = ""
-                if seated == "-":  # they were sent away
+                if seated == "-":  # since the host has sent them away
                     await self.hub.games.exit(self.game, self.id, True)
             await self._enter(self.game)
             return await self._show_room()
@@ -12211,8 +12217,8 @@ class Joining(Outlet):
 # Invariants: messages are handled one after the other, all by Connection.on_text, whether they come
 # by ASGI or by the fast path of the protocols. Game state belongs to Redis: a connection keeps its
 # game's id and the `seq` of the last event, and asks for a snapshot after a gap. Every frame of a
-# phone takes from one allowance, also a ping, a pong or a fragment.
-# A player costs no task and no timer. Only a phone that does not read gets a task and an outbox.
+# phone takes from one allowance, also a ping, a pong or a fragment. A player costs no task and no
+# timer. Only a phone that does not read gets a task and an outbox.
 
 
 class Connection(Joining):
@@ -12229,7 +12235,7 @@ class Connection(Joining):
         self.app = str(admission.app or "")
         self.code = ""  # of the room that the player is in
         self.again = ""  # the game that the player may play again, after they have reconnected
-        self.left = ""  # the game whose offer they have left: what still comes of it is late
+        self.left = ""  # the game whose offer they have left: its late events are ignored
         self.agreed = False  # to play the last game again
         self.ratings = ratings  # {queue: rating}, instead of the player's own
 
@@ -12239,7 +12245,7 @@ class Connection(Joining):
         self.seq = 0
         self.queued_at = 0.0
         self.buffered: list[tuple] | None = None  # events that wait until a snapshot is sent
-        self.is_stale = False  # events may have been lost since what is under way was asked
+        self.is_stale = False  # events may have been lost since the present question to Redis
 
         self.allowance: float = hub.limits.message_burst  # messages, at the time allowed_at
         self.allowed_at = hub.loop.time()
@@ -12299,7 +12305,7 @@ class Connection(Joining):
     def count_frame(self) -> bool:
         """Counts a frame that is no message: a ping, a pong or a fragment.
 
-        Returns False beyond the limit. Then the connection closes, and must be offered no more.
+        Returns False beyond the limit. Then the connection closes, and must get no more frames.
         """
         self._take_allowance()
         if self.excess <= self.hub.limits.message_burst:
@@ -12626,8 +12632,8 @@ class Connection(Joining):
 # Invariants: a body is encoded once per event, however many connections get it. A connection that
 # ends is reported to lobby and game, however long Redis is away. The hub holds no game state.
 #
-# The ASGI scope may carry "trivia.ticket_ratings" {queue: rating}: code in front of the app decides
-# with whom a player is matched. A phone can't set it.
+# The ASGI scope may carry "trivia.ticket_ratings" {queue: rating}. With it, code in front of the
+# app decides with whom a player is matched. A phone can't set it.
 
 SUBPROTOCOL = "trivia.v1"
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -12650,7 +12656,7 @@ class Admission(NamedTuple):
     turn: int
     token: str
     code: str  # of a room, or ''
-    network: str  # that limits count by
+    network: str  # by which limits count
     app: App | None
 
 
@@ -12812,7 +12818,7 @@ class Hub:
     async def _admission_slot(self) -> AsyncIterator[None]:
         """Limits concurrent handshakes. Raises Problem under overload.
 
-        The excess gets 503 with Retry-After. In a queue all would wait until they time out, each
+        The excess gets 503 with Retry-After. Otherwise all would queue, and each would time out
         just before its turn.
         """
         try:
@@ -12832,7 +12838,7 @@ class Hub:
         name = path.removeprefix("/game/")
         if path.startswith("/game/") and name in queues:
             return queues[name]
-        if await self.lobby.plays(uid, name):  # a removed queue; its running games are played on
+        if await self.lobby.plays(uid, name):  # in a removed queue, whose running games go on
             return next(iter(queues.values()))
         known = ", ".join(queues)
         raise Problem("not_found", f"There is no such queue; expected /game/ and one of {known}")
@@ -12920,7 +12926,7 @@ class Hub:
         # The connection ended before it entered the game, where an older one still stands. It
         # enters, to replace that one, and exits.
         entered = await self.games.enter(game, uid, connection, turn)
-        if entered == "over":  # the seat that they were given there is another's, or gone
+        if entered == "over":  # the seat that they were given in it is gone, or another player's
             await self.games.release(game, {uid: False})
         elif entered != "stale":
             await self.games.exit(game, connection, False)
@@ -13007,7 +13013,7 @@ refused_origins: set[str] = set()  # those that this worker has logged
 def check_origin(headers: dict[str, str], scheme: str, allowed: list[str]) -> None:
     """Raises Problem if a page of a foreign origin calls. Source: RFC 6455, section 10.2.
 
-    Without TLS here there may be a proxy with TLS in front: then a page of either scheme may call.
+    A server without TLS may have a proxy with TLS in front. So pages of both schemes may call it.
     """
     text = headers.get("origin")
     if not text or "*" in allowed:
@@ -13035,8 +13041,8 @@ async def deny(
 ) -> None:
     """Refuses a request or a handshake with an HTTP response.
 
-    A browser sees no response to a handshake, and some servers can't send one: they get a close
-    code instead.
+    A browser does not show a response to a handshake, and some ASGI servers can't send one. They
+    get a close code instead.
     """
     count("errors", problem.code)
     code = CLOSE_CODES.get(problem.status_code, CLOSE_POLICY)
@@ -13066,8 +13072,8 @@ async def deny(
 # Invariants: a handler gets only checked input, and raises Problem to refuse. No answer is cached.
 # A handler returns an answer, or pieces of its JSON if the answer may be large.
 #
-# To add a route: write the decorated function here, add its form to forms() and its answer to
-# components() in the next section, and list new problem codes in PROBLEMS.
+# To add a route: write the decorated function in one of the next three sections, add its form to
+# forms() and its answer to components(), and list new problem codes in PROBLEMS.
 
 
 @dataclass
@@ -13086,7 +13092,7 @@ class Call:
 
     @property
     def address(self) -> str:
-        """The address that limits count by."""
+        """The network by which limits count."""
         return network_of(self.request.client_ip or "")
 
 
@@ -13138,7 +13144,7 @@ def route(method: str, path: str, status: int, answer: str = "", **options: Any)
 
 # -- forms
 
-# Only a new password must follow the rules of schema.yaml: an account may be older than them.
+# Only a new password must follow the rules of schema.yaml: an account may be older than its rules.
 GIVEN_PASSWORD = {"type": "string", "maxLength": 4000}
 CONFIRMED_PASSWORD = GIVEN_PASSWORD | {
     "description": "Needed, unless the account has none: that of a guest, or of an identity."
@@ -13212,7 +13218,7 @@ PAGE_AROUND = {
     "description": "Return the page that has the caller in its middle.",
 }
 DEFAULT_LIMIT = 20
-BROKEN_OFF = "trivia.broken_off"  # key of an ASGI scope: nothing more is sent
+BROKEN_OFF = "trivia.broken_off"  # key in the ASGI scope of a response that sends nothing more
 
 
 def forms(schema: Schema) -> dict[str, Form]:
@@ -13257,7 +13263,7 @@ def forms(schema: Schema) -> dict[str, Form]:
 
 
 def change_password_rule(schema: Schema) -> dict:
-    """Returns the rule of the password that a change of sign-in names takes."""
+    """Returns the rule of the password that a change of sign-in names needs."""
     names = " or ".join(schema.unique)
     return GIVEN_PASSWORD | {"description": f"The present password. A new {names} takes it."}
 
@@ -13861,18 +13867,18 @@ def load_form(form: Form, data: dict) -> dict:
 
 
 # ---- operator routes -----------------------------------------------------------------------------
-# The console over HTTP: what is in LOOKS and ACTS. Tokens give roles. TRIVIA_OPS_TOKEN looks. Those
-# of TRIVIA_OPS_ACT_TOKEN have names, which the audit log shows, and act as well.
+# The console over HTTP: what is in LOOKS and ACTS. Tokens give roles. TRIVIA_OPS_TOKEN may look.
+# The tokens of TRIVIA_OPS_ACT_TOKEN may also act. They have names, which the audit log shows.
 #
-# Invariant: whoever tries to act and may not is in the audit log, and nothing has changed. Of
-# strangers only the first tries from an address are, so that nobody pushes the others out of it.
+# Invariant: an attempt to act without that role changes nothing and is logged. Of a stranger's
+# attempts only the first from an address are logged, so that they do not push out the others.
 
 OPERATOR_NEEDED = "The operator's token is needed: Authorization: Bearer TRIVIA_OPS_TOKEN."
 DRY_RUN = Form({"dry_run": {"type": "integer", "enum": [0, 1]}})
 
 
 def operator_of(request: Request) -> tuple[str, str]:
-    """Returns (role, name) of who has the token of a request; ('', '') for nobody."""
+    """Returns (role, name) of the operator whose token a request has, or ('', '')."""
     given = _to_bytes(bearer(request.headers.get("authorization", "")))
     found = "", ""
     for named in ACT_TOKENS.split():
@@ -13940,7 +13946,7 @@ async def do_act(call: Call, name: str) -> dict | AsyncIterator[str]:
 # sanic-ext serves the OpenAPI document. Its own generator is not used: it knows only OpenAPI 3.0.3,
 # whose schemas are another dialect than the JSON Schema of schema.yaml.
 #
-# Invariant: what a route answers matches its component schema, and no property is left out.
+# Invariant: the answer of a route matches its component schema, and has no property beyond it.
 #
 # To add an answer: one entry in components(); name it in the route's decorator.
 
@@ -14031,9 +14037,9 @@ def _added_fields(schema: Schema) -> dict[str, dict]:
 def _readable_rule(name: str, rule: dict) -> dict:
     """Returns what a field can hold in an answer.
 
-    A value may be older than the bounds of its field: they hold for what clients send. A field
-    without a default can be null: in an account that is older than the field, or older than the
-    rule that requires it.
+    The bounds of a field hold for what clients send: a stored value may be older than they are. A
+    field without a default can be null, in an account that is older than the field or than the rule
+    that requires it.
     """
     plain = {key: value for key, value in rule.items() if key not in NARROWING}
     if name == "rating":  # only what is stored has a fraction
@@ -14205,9 +14211,10 @@ def _export_component() -> dict:
 
 
 def _with_titles(rule: Any, title: str) -> Any:
-    """Returns a schema in which each object and each enum has a title, made of the way to it.
+    """Returns a schema in which each object and each enum has a title, made from its path.
 
-    Generators name types by titles, and make up names such as AnonymousSchema_12 without them.
+    Generators name types by their titles. Without titles they make up names such as
+    AnonymousSchema_12.
     """
     if not isinstance(rule, dict):
         return rule
@@ -14318,7 +14325,8 @@ def _operation(route: Route, schema: Schema, known: dict[str, Form]) -> dict:
 def _example(form: Form) -> dict:
     """Returns {"example": a body that is accepted}, or {} if a required field has no example.
 
-    Viewers send it. The one that they make up gives a login every name that it knows.
+    Viewers send it. Without it they send one that they make up, which a login refuses: it has every
+    name of the account.
     """
     values = {
         name: rule["examples"][0] for name, rule in form.rules.items() if rule.get("examples")
@@ -14398,7 +14406,7 @@ def problem_codes(schema: Schema) -> list[str]:
 
 
 def asyncapi(schema: Schema) -> dict:
-    """Returns the AsyncAPI 3.0 document: one channel a queue, with all messages."""
+    """Returns the AsyncAPI 3.0 document: one channel for each queue, with all messages."""
     messages = _messages(schema)
     sign_in = (
         "Connecting joins a queue, or resumes the game in progress. Sign in with the header "
@@ -14471,7 +14479,7 @@ def _client_message(name: str, spec: dict) -> dict:
 
 
 def _server_message(name: str, spec: dict) -> dict:
-    """Describes a message from the server. All its fields are required unless the spec says it."""
+    """Describes a message from the server. Without `required` in the spec, all fields are."""
     fields = {key: _without_own_words(rule) for key, rule in spec.get("fields", {}).items()}
     properties = {"type": {"const": name}} | fields
     if name == "error":
@@ -14506,7 +14514,7 @@ def _channel(name: str, queue: Queue, messages: dict[str, dict]) -> dict:
 
 
 def _channel_operations(schema: Schema, messages: dict[str, dict]) -> dict[str, dict]:
-    """Returns two operations a queue. AsyncAPI names them as the server sees them."""
+    """Returns two operations for each queue, named as the server sees them."""
     operations = {}
     for name in schema.queues:
         operations[f"{name}_receive"] = _channel_operation("receive", name, messages, "client.")
@@ -14526,7 +14534,7 @@ def _channel_operation(action: str, queue: str, messages: dict[str, dict], prefi
 
 # ---- pages ---------------------------------------------------------------------------------------
 # What browsers show: the page that plays, its manifest and icon, and the viewers of the documents.
-# pages/play.html knows nothing of a schema: it is made from page_facts(), which it holds as JSON.
+# pages/play.html is the same for every schema. What differs comes from page_facts(), as JSON in it.
 #
 # Invariant: a page loads nothing from another host, except for the pictures of players where the
 # schema asks for them.
@@ -14537,7 +14545,7 @@ SVG = "image/svg+xml"
 WEB_MANIFEST = "application/manifest+json"
 ACCENT = "#5539e0"
 DARK, LIGHT = "#16132b", "#ffffff"
-MAX_ADDRESSES = 8  # under which a worker serves the AsyncAPI document; all who read it share it
+MAX_ADDRESSES = 8  # for which a worker keeps an AsyncAPI document that names this address
 SCRIPT = "text/javascript; charset=utf-8"
 # The files of installed packages that pages load: {file: package, its folder, type}.
 VIEWER_FILES = {
@@ -14614,7 +14622,7 @@ def docs_page(page: str, schema: Schema) -> str:
 
 
 def play_page(schema: Schema) -> str:
-    """Returns pages/play.html, made small, with what it has to know of the schema."""
+    """Returns pages/play.html, minified, with what it has to know of the schema."""
     page = minified((PAGES / "play.html").read_text("utf-8"))
     facts = dumps(page_facts(schema)).replace("<", "\\u003c")
     return page.replace(">{}</script>", f">{facts}</script>")
@@ -14663,7 +14671,7 @@ def field_facts(rule: dict) -> dict:
 
 
 def chosen(spec: dict, *keys: str) -> dict:
-    """Returns those keys of a mapping that it has."""
+    """Returns a mapping reduced to these keys."""
     return {key: spec[key] for key in keys if key in spec}
 
 
@@ -14736,9 +14744,9 @@ def server_address(scope: dict) -> tuple[str, str]:
 
 @functools.lru_cache(1000)
 def code_picture(link: str) -> str:
-    """Returns the QR code of a link as SVG, and keeps the latest ones.
+    """Returns the QR code of a link as SVG. Keeps the latest ones.
 
-    A given mask spares the search for the best one, which takes most of the time.
+    With a fixed mask there is no search for the best one, which would take most of the time.
     """
     file = io.BytesIO()
     code = segno.make(link, micro=False, mask=0)
@@ -14766,22 +14774,22 @@ def asyncapi_at(document: dict, scheme: str, host: str) -> dict:
 
 
 # ==== part 5: process =============================================================================
-# What a process is made of: the worker and its background work, the ASGI app, what is special about
-# uvicorn, the embedded server, and the commands.
+# What a process is made of: the worker and its background work, the ASGI app, what depends on the
+# inside of uvicorn, the embedded server, and the commands.
 
 # ---- worker --------------------------------------------------------------------------------------
-# A worker owns one connection to Redis, the parts of the server and the background work that keeps
-# them going. Everything here may die at any moment: other workers take over.
+# A worker owns its connections to Redis, the parts of the server and the background work. It may
+# die at any moment: other workers take over.
 #
 # Invariants: work in the background survives an outage of Redis and its own failures. What a worker
-# counted is added to the sums in Redis at least once.
+# counted is added to the sums in Redis at least once, unless it dies.
 #
 # To add background work: an entry in Server._background_work.
 
 ADD_AT_ONCE = 500  # metrics that one call adds: about 1 ms of Redis
 MAX_APPS = 100  # versions of apps that a worker reports
 DROP_LIBRARIES_S = 60  # between two looks for function libraries that no worker uses
-EMBEDDED_ATTEMPTS = 3  # the last worker of another run may just stop the embedded server
+EMBEDDED_ATTEMPTS = 3  # to start: another run's last worker may be stopping the embedded server
 
 
 def open_redis(worker: str, on_events: Callable[[list[str]], None]) -> Redis:
@@ -14794,7 +14802,7 @@ class Server:
     """A worker: its connection to Redis, its parts and its background work."""
 
     def __init__(self, schema: Schema, worker: str = "") -> None:
-        """Without the name of a worker it serves nobody: it is part of a command."""
+        """Makes a worker. One without a name serves nobody: it is part of a command."""
         self.schema = schema
         self.forms = forms(schema)
         self.worker = worker
@@ -14848,7 +14856,7 @@ class Server:
     def _check_retry(self, attempt: int, error: Unavailable) -> None:
         """Raises the error if it ends the start; otherwise the start is tried again.
 
-        A worker of a supervisor tries forever. If it failed, uvicorn would also stop the other
+        A worker under a supervisor tries forever. If it failed, uvicorn would also stop the other
         workers, which have players.
         """
         attempts = 1 if REDIS_URL else EMBEDDED_ATTEMPTS
@@ -14856,7 +14864,7 @@ class Server:
             raise error
         log.warning("redis: %s", error)
         if is_stopping():
-            os._exit(0)  # there are no players yet, and an exception would stop the other workers
+            os._exit(0)  # it has no players yet, and an exception would stop the other workers
 
     async def _prepare(self) -> None:
         await self.redis.connect()
@@ -14871,7 +14879,7 @@ class Server:
                 await self.switches.load()
                 await self.games.draws.refresh()
                 await self.lobby.heartbeat()
-                await self.lobby.heartbeat()  # tells the others which shards the first one added
+                await self.lobby.heartbeat()  # publishes the shards that the first one added
                 self.games.kept_days = await self.stored_schema.mark()
                 if self.redis.is_new:
                     await self.stored_schema.adopt()
@@ -14918,7 +14926,7 @@ class Server:
         await self.redis.close()
 
     async def finish_other_tasks(self) -> None:
-        """Waits, for example, until the connections that just closed are reported to the lobby."""
+        """Waits for all tasks but the background work, such as reports of closed connections."""
         while others := _tasks - set(self.background):
             await asyncio.wait(others)
 
@@ -14940,7 +14948,7 @@ class Server:
                 self.hub.deliver(payload)
 
     def _on_return(self, tags: set[str]) -> None:
-        """Catches up on what was published on channels with these tags while they were lost."""
+        """Catches up on what was published on the channels of these tags while they were lost."""
         self.hub.resync(tags)
         if "bank" in tags:
             spawn(self._read_bank())
@@ -14963,9 +14971,9 @@ class Server:
             spawn(self.hub.reap(worker))
 
     async def _feed_watchdog(self) -> None:
-        """Under systemd's watchdog, a worker that hangs logs a traceback and exits.
+        """Lets a worker that hangs log a traceback and exit, under systemd's watchdog.
 
-        The supervisor's health check can't do that: a thread of the worker answers it.
+        The supervisor's health check does not notice it: a thread of the worker answers that.
         """
         if int(WATCHDOG_USEC):
             faulthandler.dump_traceback_later(int(WATCHDOG_USEC) / 2e6, exit=True)
@@ -15110,7 +15118,7 @@ async def _forever(pause_s: float, work: Callable[[], Awaitable[Any]]) -> None:
 LAB_FILE = HERE / "examples" / "lab.py"
 CLIENT_FILE = HERE / "clients" / "generate.py"
 SANIC_PROBLEMS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-OVERREAD_FACTOR = 64  # how many times the size limit is read before a body is refused
+OVERREAD_FACTOR = 64  # times the size limit: of a body that is too large, so much is read
 REQUEST_ID = re.compile(r"[\w.-]{8,64}", re.ASCII)
 
 
@@ -15208,7 +15216,9 @@ class ProblemHandler(ErrorHandler):
             return Problem("unavailable", retry_after=1)
         code = SANIC_PROBLEMS.get(getattr(exception, "status_code", 500))
         is_handshake = request.path.startswith("/game/") and request.method in ("GET", "HEAD")
-        if code == "not_found" and is_handshake:  # it lacks the header, or a proxy dropped it
+        if (
+            code == "not_found" and is_handshake
+        ):  # without `Upgrade`, which a proxy may have dropped
             code = "upgrade_required"
         if code is None:
             log.error("%s %s failed", request.method, place_of(request), exc_info=exception)
@@ -15216,7 +15226,7 @@ class ProblemHandler(ErrorHandler):
 
 
 def allowed_methods(path: str) -> list[str]:
-    """Returns the methods of a path, which is there."""
+    """Returns the methods of a path that exists."""
     methods = []
     for route in ROUTES:
         pattern = re.sub(r"{.*?}", "[^/]+", route.path)
@@ -15238,13 +15248,13 @@ def start_failure(error: BaseException) -> str:
 
 
 def request_id(scope: dict) -> str:
-    """Returns the id of a request: what the proxy in front gave it, or a new one."""
+    """Returns the id of a request: the one from the proxy in front, or a new one."""
     given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
     return given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
 
 
 def below_root_path(scope: dict) -> dict:
-    """Removes uvicorn's --root-path from a path: once from uvicorn, once if the proxy kept it."""
+    """Removes uvicorn's --root-path from a path: uvicorn adds it, even to a path that has it."""
     root = scope.get("root_path", "")
     if not root:
         return scope
@@ -15269,10 +15279,10 @@ def with_safe_path(scope: dict) -> dict:
 
 
 def checked_send(scope: dict, send: Callable) -> Callable:
-    """Wraps a `send`. Sanic gives headers as an iterator, but Daphne reads them twice.
+    """Wraps a `send`, against two habits of Sanic.
 
-    Sanic would also complete a response that broke off. Without its end, the client sees that it
-    is not whole.
+    It gives headers as an iterator, but Daphne reads them twice. It completes a response that broke
+    off, but the client must see that it is not whole.
     """
 
     async def send_checked(message: dict) -> None:
@@ -15287,8 +15297,8 @@ def checked_send(scope: dict, send: Callable) -> Callable:
 async def read_all(receive: Callable, limits: Any) -> dict:
     """Reads the body of a request into one ASGI message.
 
-    Raises Problem, or ConnectionError if the client disconnects. A body that is too large is read
-    on for a while: otherwise the refusal would be lost in a connection reset.
+    Raises Problem, or ConnectionError if the client disconnects. It reads on for a while in a body
+    that is too large: otherwise a connection reset would lose the refusal.
     """
     parts: list[bytes] = []
     size = 0
@@ -15313,7 +15323,7 @@ async def read_all(receive: Callable, limits: Any) -> dict:
 
 
 def replay(first: dict, receive: Callable) -> Callable:
-    """Returns a `receive` that begins with a message that was received before."""
+    """Returns a `receive` that first repeats a message which was received before."""
     messages = [first]
 
     async def receive_again() -> dict:
@@ -15369,7 +15379,7 @@ def add_extension(app: Trivia) -> None:
     """Adds CORS and the methods HEAD and OPTIONS, which come from sanic-ext.
 
     It adds their routes while the app starts. Sanic 25.12.1 then compiles its signal router again
-    at each of them: 0.2 s in all. The listeners around it make that happen once.
+    at each route: 0.2 s in all. The listeners around it make that happen once.
     """
     app.config.MOTD = False
     app.config.CORS_ORIGINS = ",".join(as_browsers_write(app.ctx.schema.origins))
@@ -15416,9 +15426,9 @@ def add_route(app: Trivia, path: str, name: str, handler: Callable, method: str 
 def add_content(app: Trivia, path: str, name: str, content: str, content_type: str) -> None:
     """Adds a text that is the same for every request.
 
-    All answers share one body, so that those who do not read theirs fill no memory. Links in it are
+    All answers share one body, so that clients who do not read fill no memory. Links in it are
     relative, since a proxy may serve it below a prefix. A slash at the end of the path would break
-    them: such a request is redirected.
+    them, so such a request is redirected.
     """
     without_slash = {"location": "../" + path.rpartition("/")[2]}
     body = content.encode()
@@ -15473,7 +15483,7 @@ def add_pages(app: Trivia) -> None:
 async def metrics(request: Request) -> HTTPResponse:
     """Serves Prometheus.
 
-    It always needs the token: a request of this host can't be told from one that came over a proxy.
+    It needs the token even on this host: the request may have come over a proxy.
     """
     if not operator_of(request)[0]:
         raise Problem("not_authenticated", OPERATOR_NEEDED)
@@ -15493,7 +15503,7 @@ async def refuse_sanic_server(app: Sanic) -> None:
 
 
 async def raise_problem(request: Request) -> None:
-    """Refuses what Trivia.__call__ found wrong, here, so that the response is like all others."""
+    """Raises the problem that Trivia found before Sanic, so that its response is like others."""
     request.ctx.started_s = time.monotonic()
     problem = request.transport.scope.get("problem")
     if problem:
@@ -15517,7 +15527,7 @@ async def count_request(request: Request, response: HTTPResponse) -> None:
 
 
 async def add_headers(request: Request, response: HTTPResponse) -> None:
-    """Adds the request id, the length (otherwise it is chunked) and the headers for browsers."""
+    """Adds the request id, the length (else the body is chunked) and the headers for browsers."""
     response.headers["x-request-id"] = CONTEXT.get()["request"]
     if response.body:
         response.headers.setdefault("content-length", str(len(response.body)))
