@@ -1381,6 +1381,7 @@ def sent_rule(rule: dict) -> dict:
 # To add a setting: FILE_SCHEMA allows it; a check across several settings goes into CrossChecks.
 
 _TEXT = {"type": "string"}
+_INTEGER = {"type": "integer"}
 _BOOL = {"type": "boolean"}
 _SECONDS = {"type": "number", "exclusiveMinimum": 0, "maximum": 86400}
 _NUMBER_OF_FIELD = {"type": "number", "minimum": -EXACT, "maximum": EXACT}
@@ -1410,6 +1411,16 @@ def _object(required: str = "", /, **properties: dict) -> dict:
         "additionalProperties": False,
         "required": required.split(),
     }
+
+
+def _object_of(properties: dict, optional: Iterable[str] = ()) -> dict:
+    """Describes an object that the server sends."""
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _list_of(items: dict) -> dict:
+    return {"type": "array", "items": items}
 
 
 def _named(values: dict, known: dict | None = None, maybe: dict | None = None, **more: Any) -> dict:
@@ -8330,52 +8341,38 @@ EXPECT_MS = 1000  # from the announcement of an event to the first check whether
 EXPECTED_S = 60  # from the announcement to the last check
 GONE = "status 410"  # the receiver does not want this event
 
-_ID = {"type": "string", "description": "Of a player, as the console knows it."}
+_ID = _TEXT | {"description": "Of a player, as the console knows it."}
 _EVENT_PLAYER = {
-    "player": {"type": "string", "description": "An id; empty for an erased player or a bot."},
-    "rank": {"type": "integer"},
-    "won": {"type": "boolean"},
-    "score": {"type": "integer"},
-    "left": {"type": "boolean", "description": "They left before the end."},
+    "player": _TEXT | {"description": "An id; empty for an erased player or a bot."},
+    "rank": _INTEGER,
+    "won": _BOOL,
+    "score": _INTEGER,
+    "left": _BOOL | {"description": "They left before the end."},
 }
 EVENTS = {  # {type: (what has happened, {field: rule})}
     "player.registered": (
         "There is a new guest or a new account. A guest who makes an account comes twice.",
-        {"player": _ID, "guest": {"type": "boolean"}},
+        {"player": _ID, "guest": _BOOL},
     ),
     "player.merged": ("A guest has become part of an account.", {"guest": _ID, "player": _ID}),
     "player.banned": (
         "An operator has banned a player, or changed a ban.",
-        {"player": _ID, "until_ms": {"type": "integer", "description": "0: for ever."}}
-        | {"reason": {"type": "string"}},
+        {"player": _ID, "until_ms": _INTEGER | {"description": "0: for ever."}, "reason": _TEXT},
     ),
     "player.unbanned": ("An operator has lifted a ban.", {"player": _ID}),
     "player.erased": ("A player is erased, or a guest has expired.", {"player": _ID}),
     "player.reported": (
         "A player has reported another one.",
-        {"report": {"type": "string"}, "player": _ID, "reason": {"type": "string"}},
+        {"report": _TEXT, "player": _ID, "reason": _TEXT},
     ),
     "question.reported": (
         "A player has reported a question.",
-        {"report": {"type": "string"}, "question": {"type": "string"}}
-        | {"reason": {"type": "string"}},
+        {"report": _TEXT, "question": _TEXT, "reason": _TEXT},
     ),
     "game.ended": (
         "A game has ended. One that is void counts for nothing.",
-        {
-            "game": {"type": "string"},
-            "queue": {"type": "string"},
-            "reason": {"type": "string"},
-            "void": {"type": "boolean"},
-            "players": {
-                "type": "array",
-                "items": {
-                    "type": "object",
-                    "properties": _EVENT_PLAYER,
-                    "required": list(_EVENT_PLAYER),
-                },
-            },
-        },
+        {"game": _TEXT, "queue": _TEXT, "reason": _TEXT, "void": _BOOL}
+        | {"players": _list_of(_object_of(_EVENT_PLAYER))},
     ),
 }
 
@@ -8418,12 +8415,12 @@ def sign(keys: list[bytes], event_id: str, at_s: int, body: bytes) -> dict[str, 
 def webhook_document(kind: str, text: str, fields: dict[str, dict]) -> dict:
     """Returns what the address of TRIVIA_WEBHOOK is sent, as Standard Webhooks say."""
     headers = ("webhook-id", "webhook-timestamp", "webhook-signature")
-    timestamp = _STRING | {"format": "date-time"}
+    timestamp = _TEXT | {"format": "date-time"}
     body = {"type": {"const": kind}, "timestamp": timestamp, "data": _object_of(fields)}
     post = {
         "summary": text,
         "parameters": [
-            {"name": name, "in": "header", "required": True, "schema": _STRING} for name in headers
+            {"name": name, "in": "header", "required": True, "schema": _TEXT} for name in headers
         ],
         "requestBody": {"required": True, "content": {JSON: {"schema": _object_of(body)}}},
         "responses": {
@@ -13950,10 +13947,8 @@ async def do_act(call: Call, name: str) -> dict | AsyncIterator[str]:
 #
 # To add an answer: one entry in components(); name it in the route's decorator.
 
-_STRING = {"type": "string"}
-_INTEGER = {"type": "integer"}
 _NUMBER = {"type": "number"}
-_STRING_OR_NULL = {"type": ["string", "null"]}
+_TEXT_OR_NULL = {"type": ["string", "null"]}
 _EPOCH_SECONDS = _INTEGER | {"description": "Seconds since 1970."}
 _TIME_NAME = re.compile(r"(.+_)?(ms|at)")
 NARROWING = {"minLength", "maxLength", "pattern", "minimum", "maximum", "enum", "format"}
@@ -13990,11 +13985,11 @@ def components(schema: Schema) -> dict[str, dict]:
         "QueueList": _queues_component(),
         "Rules": _rules_component(),
         "Room": _room_component(),
-        "ReportReceipt": _object_of({"id": _STRING}),
+        "ReportReceipt": _object_of({"id": _TEXT}),
         "BlockList": _object_of({"blocks": _list_of(_block())}),
         **_challenge_components(),
         "Export": _export_component(),
-        "Health": _object_of({"status": _STRING, "version": _STRING}, optional=("version",)),
+        "Health": _object_of({"status": _TEXT, "version": _TEXT}, optional=("version",)),
     }
     return {name: _with_titles(rule, name) for name, rule in rules.items()}
 
@@ -14010,7 +14005,7 @@ def _user_components(schema: Schema) -> dict[str, dict]:
     }
     public = {name: rule for name, rule in own.items() if not schema.fields[name].get("private")}
     expires_at = _INTEGER | {"description": "Seconds since 1970; each day of use moves it forward."}
-    session = {"token": _STRING, "expires_at": expires_at, "user": _ref("User")}
+    session = {"token": _TEXT, "expires_at": expires_at, "user": _ref("User")}
     marks = {"guest": {"const": True, "description": "Present while the user is a guest."}}
     if "rating" in public:
         marks["provisional"] = PROVISIONAL
@@ -14027,10 +14022,10 @@ def _added_fields(schema: Schema) -> dict[str, dict]:
     """Returns what own_view adds to the fields of the schema."""
     added: dict[str, dict] = {"created_at": _EPOCH_SECONDS}
     if "recovery" in schema.sign_in:
-        added["email_confirmed"] = {"type": "boolean"}
+        added["email_confirmed"] = _BOOL
     if "providers" in schema.sign_in:
         description = "Providers with an identity that signs in to this account."
-        added["providers"] = _list_of(_STRING) | {"description": description}
+        added["providers"] = _list_of(_TEXT) | {"description": description}
     return added
 
 
@@ -14055,39 +14050,39 @@ def _problem_component(schema: Schema) -> dict:
     errors = {
         "type": "object",
         "description": "What is wrong, by field.",
-        "additionalProperties": _list_of(_STRING),
+        "additionalProperties": _list_of(_TEXT),
     }
     properties = {
-        "type": _STRING,
-        "title": _STRING,
+        "type": _TEXT,
+        "title": _TEXT,
         "status": _INTEGER,
-        "detail": _STRING,
+        "detail": _TEXT,
         "code": {"type": "string", "enum": problem_codes(schema)}
         | {"description": "Stable; for programs. A later version may add codes."},
         "errors": errors,
     }
     merge = {
-        "merge": _STRING | {"description": "A token for POST /auth/merge."},
+        "merge": _TEXT | {"description": "A token for POST /auth/merge."},
         "guest": _ref("Player"),
         "account": _ref("Player"),
     }
     more = {
         "until_ms": _INTEGER | {"description": "End of a ban, in ms since 1970; 0: it has none."},
-        "reason": _STRING | {"description": "Of a ban."},
-        "store": _STRING | {"description": "Where a new version of the app is."},
+        "reason": _TEXT | {"description": "Of a ban."},
+        "store": _TEXT | {"description": "Where a new version of the app is."},
     }
     return _object_of(properties | merge | more, optional=("errors", *merge, *more))
 
 
 def _game_components() -> dict[str, dict]:
     summary = {
-        "id": _STRING,
-        "queue": _STRING,
+        "id": _TEXT,
+        "queue": _TEXT,
         "ended_ms": _INTEGER | {"description": "Milliseconds since 1970."},
         "reason": {"enum": ["finished", "forfeit", "abandoned", "stopped", "void"]},
         "ranking": _list_of(_ranking_row()),
     }
-    page = {"games": _list_of(_ref("GameSummary")), "cursor": _STRING_OR_NULL}
+    page = {"games": _list_of(_ref("GameSummary")), "cursor": _TEXT_OR_NULL}
     return {
         "GameSummary": _object_of(summary),
         "GameRecord": _object_of(summary | {"rounds": _list_of(_played_round())}),
@@ -14097,7 +14092,7 @@ def _game_components() -> dict[str, dict]:
 
 def _ranking_row() -> dict:
     row = {
-        "player": _STRING,
+        "player": _TEXT,
         "score": _INTEGER,
         "rank": _INTEGER,
         "rating": _INTEGER,
@@ -14113,10 +14108,10 @@ def _ranking_row() -> dict:
 def _played_round() -> dict:
     answer = _object_of({"choice": _INTEGER, "ms": _INTEGER, "points": _INTEGER})
     played = {
-        "text": _STRING,
-        "choices": _list_of(_STRING),
-        "category": _STRING,
-        "difficulty": _STRING,
+        "text": _TEXT,
+        "choices": _list_of(_TEXT),
+        "category": _TEXT,
+        "difficulty": _TEXT,
         "correct": _INTEGER,
         "answers": {"type": "object", "additionalProperties": answer},
     }
@@ -14124,10 +14119,10 @@ def _played_round() -> dict:
 
 
 def _leaderboard_component() -> dict:
-    entry = {"rank": _INTEGER, "username": _STRING, "value": _NUMBER, "provisional": PROVISIONAL}
+    entry = {"rank": _INTEGER, "username": _TEXT, "value": _NUMBER, "provisional": PROVISIONAL}
     board = {
-        "leaderboard": _STRING,
-        "period": _STRING_OR_NULL,
+        "leaderboard": _TEXT,
+        "period": _TEXT_OR_NULL,
         "total": _INTEGER,
         "entries": _list_of(_object_of(entry, optional=("provisional",))),
     }
@@ -14136,7 +14131,7 @@ def _leaderboard_component() -> dict:
 
 def _queues_component() -> dict:
     always = {
-        "name": _STRING,
+        "name": _TEXT,
         "waiting": _INTEGER,
         "playing": _INTEGER,
         "players": _object_of({"min": _INTEGER, "max": _INTEGER}),
@@ -14155,40 +14150,40 @@ def _rules_component() -> dict:
 
 def _room_component() -> dict:
     room = {
-        "queue": _STRING,
+        "queue": _TEXT,
         "settings": _ref("Rules"),
-        "code": _STRING,
-        "host": _STRING,
+        "code": _TEXT,
+        "host": _TEXT,
         "players": _list_of(_ref("Player")),
-        "connected": _list_of(_STRING),
-        "locked": {"type": "boolean"},
+        "connected": _list_of(_TEXT),
+        "locked": _BOOL,
         "state": {"enum": ["waiting", "playing"]},
     }
     return _object_of(room)
 
 
 def _block() -> dict:
-    return _object_of({"username": _STRING, "blocked_at": _EPOCH_SECONDS})
+    return _object_of({"username": _TEXT, "blocked_at": _EPOCH_SECONDS})
 
 
 def _challenge_components() -> dict[str, dict]:
     row = {
-        "player": _STRING,
+        "player": _TEXT,
         "state": {"enum": ["playing", "finished"]},
         "score": _INTEGER,
         "rank": _INTEGER | {"description": "Among those who have finished; equals share it."},
     }
     rounds = _list_of(_played_round()) | {"description": "Present if the caller has played it."}
     challenge = {
-        "code": _STRING,
-        "queue": _STRING,
-        "owner": _STRING,
+        "code": _TEXT,
+        "queue": _TEXT,
+        "owner": _TEXT,
         "expires_at": _EPOCH_SECONDS,
         "state": {"enum": ["open", "finished"]},
         "players": _list_of(_object_of(row, optional=("score", "rank"))),
         "rounds": rounds,
     }
-    made = {"code": _STRING, "expires_at": _EPOCH_SECONDS}
+    made = {"code": _TEXT, "expires_at": _EPOCH_SECONDS}
     return {
         "NewChallenge": _object_of(made),
         "Challenge": _object_of(challenge, optional=("rounds",)),
@@ -14200,11 +14195,11 @@ def _export_component() -> dict:
     export = {
         "user": _ref("User"),
         "sessions": _list_of(_object_of({"expires_at": _EPOCH_SECONDS})),
-        "ban": {"oneOf": [_object_of({"until_ms": _INTEGER, "reason": _STRING}), {"type": "null"}]},
+        "ban": {"oneOf": [_object_of({"until_ms": _INTEGER, "reason": _TEXT}), {"type": "null"}]},
         "blocks": _list_of(_block()),
-        "reports": _list_of(_object_of({"target": _STRING, "reported_at": _EPOCH_SECONDS})),
+        "reports": _list_of(_object_of({"target": _TEXT, "reported_at": _EPOCH_SECONDS})),
         "games": _list_of(_ref("GameRecord")),
-        "questions_seen": _list_of(_STRING),
+        "questions_seen": _list_of(_TEXT),
         "challenges": _list_of(_ref("Challenge")),
     }
     return _object_of(export)
@@ -14254,15 +14249,6 @@ def _with_long_times(part: Any) -> Any:
         if is_integer and _TIME_NAME.fullmatch(name):
             found[name] = {"format": "int64"} | rule
     return found
-
-
-def _object_of(properties: dict, optional: Iterable[str] = ()) -> dict:
-    required = [name for name in properties if name not in optional]
-    return {"type": "object", "properties": properties, "required": required}
-
-
-def _list_of(items: dict) -> dict:
-    return {"type": "array", "items": items}
 
 
 def _ref(name: str) -> dict:
@@ -14341,7 +14327,7 @@ def _parameters(route: Route, schema: Schema, known: dict[str, Form]) -> list[di
     }
     parameters = []
     for name in re.findall(r"{(\w+)}", route.path):
-        rule = rules.get(name, _STRING)
+        rule = rules.get(name, _TEXT)
         parameters.append({"name": name, "in": "path", "required": True, "schema": rule})
     if route.query:
         for name, rule in known[route.query].rules.items():
@@ -14457,7 +14443,7 @@ def _messages(schema: Schema) -> dict[str, dict]:
 
 def _relayed_spec(name: str, spec: dict) -> dict:
     """Returns the spec of a message that reaches the opponents of the player who sent it."""
-    added = {"game": _STRING, "seq": _INTEGER, "player": _STRING}
+    added = {"game": _TEXT, "seq": _INTEGER, "player": _TEXT}
     return {
         "fields": added | spec.get("fields", {}),
         "required": [*added, *spec.get("required", ())],
@@ -14484,7 +14470,7 @@ def _server_message(name: str, spec: dict) -> dict:
     properties = {"type": {"const": name}} | fields
     if name == "error":
         codes = [*REFUSALS, *FRAME_CODES]
-        properties["code"] = properties.get("code", _STRING) | {"enum": codes}
+        properties["code"] = properties.get("code", _TEXT) | {"enum": codes}
     return _message(f"server_{name}", spec, properties, spec.get("required", fields))
 
 
