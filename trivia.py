@@ -7246,9 +7246,9 @@ class GameViews:
 
         Raises KeyError for a question that this worker has not read yet.
         """
-        number_of_round, number, order, answer_ms = body.split(" ")
+        round_number, number, order, answer_ms = body.split(" ")
         question = self.bank.questions[int(number)].encoded_view(order)
-        head = f'{{"type":"question","game":"{game}","round":{number_of_round},'.encode()
+        head = f'{{"type":"question","game":"{game}","round":{round_number},'.encode()
         return b'%b%b,"answer_ms":%b}' % (head, question, answer_ms.encode())
 
     async def snapshot(self, game: Game, uid: str) -> dict:
@@ -8164,9 +8164,8 @@ class PersonalData:
         await self.reports.forget(uid)
         await self.games.draws.forget(uid)
         await self.games.challenges.move(uid)
-        kinds = Keys.history, Keys.seen, Keys.met, Keys.quits, Keys.codes, Keys.mended
-        keys = [key(uid) for key in (*kinds, Keys.erased)]
-        await asyncio.gather(*(self.redis.call("DEL", key) for key in keys))
+        kinds = Keys.history, Keys.seen, Keys.met, Keys.quits, Keys.codes, Keys.mended, Keys.erased
+        await asyncio.gather(*(self.redis.call("DEL", key(uid)) for key in kinds))
         await self.redis.call("ZREM", Keys.quick, uid)
         await self.users.events.publish("player.erased", f"erased_{uid}", {"player": uid})
         await self.redis.call("ZREM", Keys.erasures, uid)
@@ -8815,11 +8814,8 @@ class Reports:
         kind = "player" if "player" in fields else "question"
         names = ("name", "reason", "text", "game", "reporter", "outcome")
         shown = {name: fields[name] for name in names if name in fields}
-        return (
-            {"id": report_id, "at_ms": int(fields["at"]), "kind": kind}
-            | shown
-            | {"target": fields[kind]}
-        )
+        head = {"id": report_id, "at_ms": int(fields["at"]), "kind": kind}
+        return head | shown | {"target": fields[kind]}
 
     async def read(self, report_id: str) -> dict:
         """Returns a report, with what the server has attached. Raises Problem."""
@@ -8842,16 +8838,11 @@ class Reports:
 
     async def handle(self, report_ids: list[str], outcome: str) -> int:
         """Closes reports, or opens them again for the outcome ''. Returns how many."""
-        calls = (
-            self.redis.run_durably(
-                "handle_report",
-                (Keys.report(one), Keys.reports, Keys.handled),
-                one,
-                outcome,
-                HANDLED_S,
-            )
-            for one in report_ids
-        )
+        calls = []
+        for one in report_ids:
+            keys = Keys.report(one), Keys.reports, Keys.handled
+            call = self.redis.run_durably("handle_report", keys, one, outcome, HANDLED_S)
+            calls.append(call)
         return sum(await asyncio.gather(*calls))
 
     # -- for erasures and merges
@@ -9279,11 +9270,10 @@ class Merges:
         if user:
             await self.blocks.move(guest, account)
             await self.reports.move(guest, account)
+            await self.draws.merge(guest, account)
         await self.blocks.forget(guest)
         await self.reports.forget(guest)
         await self.users.boards.remove(guest)
-        if successor:
-            await self.draws.merge(guest, account)
         await self.draws.forget(guest)
         await self.challenges.move(guest, successor)
         await self.users.release(guest, fields)
@@ -9651,7 +9641,8 @@ class Identities:
             return await self._create(call, proof, self._email_of(claims)), True
         if not call.uid:
             session = await self.users.open_session(uid, proof, call.address)
-            log.info("signed in with %s", provider.name, extra={"player": uid})
+            if session is not None:
+                log.info("signed in with %s", provider.name, extra={"player": uid})
             return session, False
         if uid == call.uid:
             return self.users.session_of(call.token, call.user), False
@@ -9666,8 +9657,9 @@ class Identities:
 
     def _email_of(self, claims: dict) -> str:
         """Returns the address that the provider has verified, or ''."""
-        if self.email is None or claims.get("email_verified") not in (True, "true"):
-            return ""  # Apple sends the text
+        is_verified = claims.get("email_verified") in (True, "true")  # Apple sends the text
+        if self.email is None or not is_verified:
+            return ""
         try:
             return self.email.load({"email": claims.get("email")})["email"]
         except marshmallow.ValidationError:
@@ -10208,18 +10200,16 @@ class Switches:
         self.values = {name: json.loads(text) for name, text in sorted(stored.items())}
         return self.values != before
 
-    def _is_now(self, at_ms: int) -> bool:
+    def _has_come(self, at_ms: int) -> bool:
         return at_ms <= time.time() * 1000
 
     def in_maintenance(self) -> bool:
-        """Whether a maintenance has begun."""
-        return "maintenance" in self.values and self._is_now(self.values["maintenance"]["at_ms"])
+        """Tells whether maintenance has begun."""
+        return "maintenance" in self.values and self._has_come(self.values["maintenance"]["at_ms"])
 
     def registration_problem(self) -> Problem | None:
         """Returns what refuses a new player."""
-        if self.in_maintenance():
-            return self._closed("maintenance", "maintenance")
-        return self._closed("registration_closed", "registration")
+        return self._maintenance() or self._closed("registration_closed", "registration")
 
     def refuse_registration(self) -> None:
         """Raises Problem if there may be no new players."""
@@ -10239,9 +10229,11 @@ class Switches:
         if not self.values:
             return
         self.refuse_app(app)
-        closed = self._closed("maintenance", "maintenance") if self.in_maintenance() else None
-        if problem := closed or self._closed("queue_closed", f"queue {queue}"):
+        if problem := self._maintenance() or self._closed("queue_closed", f"queue {queue}"):
             raise problem
+
+    def _maintenance(self) -> Problem | None:
+        return self._closed("maintenance", "maintenance") if self.in_maintenance() else None
 
     def _closed(self, code: str, name: str) -> Problem | None:
         if name not in self.values:
@@ -10253,9 +10245,9 @@ class Switches:
         found = []
         for name, value in self.values.items():
             kind = name.partition(" ")[0]
-            if kind in ("maintenance", "message") and not self._is_now(value["until_ms"]):
-                code, text, until_ms = kind, value["text"], value["until_ms"]
-                found.append({"type": "notice", "code": code, "text": text, "until_ms": until_ms})
+            if kind in ("maintenance", "message") and not self._has_come(value["until_ms"]):
+                shown = {"text": value["text"], "until_ms": value["until_ms"]}
+                found.append({"type": "notice", "code": kind} | shown)
         return found
 
 
@@ -10403,7 +10395,8 @@ class Repairs:
         if games:
             log.info("games repaired: %s", sum(done))
         if not all(done) or running and time.time() < chore.begun_s + REPAIR_S:
-            raise Later(f"{running} games run that ask the question")
+            text = f"{running} games run that ask the question, {done.count(False)} are not mended"
+            raise Later(text)
 
     async def _mend_quizzes(self, old: int, new: int) -> int:
         """Corrects what daily queues and challenges ask from now on. Returns how many it was."""
@@ -10802,9 +10795,7 @@ class Console:
         uid, user = await self._player(player)
         sessions = sum(name.startswith("session:") for name in user)
 
-        async def apply() -> None:
-            await self.users.end_sessions(uid)
-
+        apply = functools.partial(self.users.end_sessions, uid)
         return Change(1, {"sessions": sessions}, {"sessions": 0}, apply, uid)
 
     @act("player", undo="undo_rating", player=PLAYER_TEXT)
@@ -11115,18 +11106,18 @@ class QuestionConsole(Console):
         remaining = [one for one in self.server.bank.present if one.digest != old.digest]
         self._refuse_shortage([*remaining, new])
 
-        async def apply() -> None:
-            [outcome] = await self.server.bank.put([new], "update")
-            if outcome[0] == "taken":
-                raise Problem("taken", f"The question {outcome[1]} has this text and answer.")
-
+        apply = functools.partial(self._put, new)
         return Change(0, old.as_item(), new.as_item(), apply, old.id)
+
+    async def _put(self, question: Question) -> None:
+        [outcome] = await self.server.bank.put([question], "update")
+        if outcome[0] == "taken":
+            raise Problem("taken", f"The question {outcome[1]} has this text and answer.")
 
     def _refuse_shortage(self, questions: list[Question]) -> None:
         for (_, queue), found, expected in shortages(self.schema, questions):
-            raise Problem(
-                "too_few_questions", f"{queue}: it would have {found}; expected {expected}"
-            )
+            text = f"{queue}: it would have {found}; expected {expected}"
+            raise Problem("too_few_questions", text)
 
     async def undo_edit(self, question: str, before: dict, after: dict) -> Change:
         """Plans the undoing of `edit_question`."""
@@ -11188,9 +11179,7 @@ class QuestionConsole(Console):
 
         async def apply() -> None:
             bank = self.server.bank
-            [outcome] = await bank.put([new], "update")
-            if outcome[0] == "taken":
-                raise Problem("taken", f"The question {outcome[1]} has this text and answer.")
+            await self._put(new)
             await bank.load()
             await repairs.begin(question, number, bank.ids[question], since_ms)
 
@@ -11493,17 +11482,15 @@ class StoredSchema:
         return agree and min(versions, default="") == self.lobby.worker
 
     async def _adopt_fields(self, known: dict[str, str], changed: list[str]) -> None:
-        unique = False
+        any_unique = False
         for fact in changed:
-            kind, _, name = fact.partition(" ")
-            before = known.get(fact, "").removeprefix(MISFIT)
-            if kind != "field":
+            if not fact.startswith("field "):
                 continue
-            unique = unique or "unique" in (before + self.schema.facts[fact])
-            kept_types = "", self.schema.facts[fact].partition(" ")[0]
-            if before.partition(" ")[0] not in kept_types:
-                await self._tell_unreadable(name)
-        if unique:
+            before = known.get(fact, "").removeprefix(MISFIT)
+            any_unique = any_unique or "unique" in before + self.schema.facts[fact]
+            if self._has_new_type(fact, before):
+                await self._tell_unreadable(fact.removeprefix("field "))
+        if any_unique:
             await self._claim_all(self.schema.unique)
             for bucket in Keys.unique_buckets():
                 await self.users.claims.release_void(bucket)
@@ -11511,11 +11498,14 @@ class StoredSchema:
     async def _adopt_boards(self, known: dict[str, str], changed: list[str]) -> None:
         changed = [fact for fact in changed if fact.startswith("board ")]
         for fact in changed:
-            before = known.get(fact, "").removeprefix(MISFIT).partition(" ")[0]
-            if before not in ("", self.schema.facts[fact].partition(" ")[0]):
+            if self._has_new_type(fact, known.get(fact, "").removeprefix(MISFIT)):
                 await self._drop(fact, known[fact])
         if changed:
             await self.users.boards.fill([fact.partition(" ")[2] for fact in changed])
+
+    def _has_new_type(self, fact: str, before: str) -> bool:
+        """Tells whether the first word of a known fact has changed: a type, a period."""
+        return before.partition(" ")[0] not in ("", self.schema.facts[fact].partition(" ")[0])
 
     async def _tell_unreadable(self, name: str) -> None:
         """Logs the players whose value the new type of a field can't hold: they get its default."""
@@ -11593,10 +11583,9 @@ class Migration:
         await self.redis.call("SET", Keys.format, FORMAT)
 
     async def _refuse_old_workers(self, version: str, count: str, channel: str) -> None:
-        workers = await self.redis.call("ZRANGE", Keys.workers, 0, -1)
+        link = self.redis.at(Keys.workers)
         alive = []
-        for worker in workers:
-            link = self.redis.at(Keys.workers)
+        for worker in await link.call("ZRANGE", Keys.workers, 0, -1):
             _, subscribers = await link.call("PUBSUB", count, channel.format(worker))
             if subscribers:
                 alive.append(worker)
@@ -11678,18 +11667,10 @@ class Migration:
 
     async def _begin_format(self) -> None:
         """Empties the lobby and writes the format, unless another worker has done so."""
-        keys = [
-            Keys.format,
-            Keys.seats,
-            Keys.due,
-            Keys.forming,
-            Keys.workers,
-            Keys.playing,
-            Keys.lobby_clock,
-        ]
+        lobby = [Keys.seats, Keys.due, Keys.forming, Keys.workers, Keys.playing, Keys.lobby_clock]
         async for queues in self.redis.scan_keys(Keys.queue("*")):
-            keys += queues
-        await self.redis.run("begin_format", tuple(keys), FORMAT)
+            lobby += queues
+        await self.redis.run("begin_format", (Keys.format, *lobby), FORMAT)
 
 
 def converted_game(old: dict[str, str], strengths: list[tuple]) -> dict[str, str]:
@@ -11818,9 +11799,8 @@ CLOSE_TOO_OLD = 4426
 CLOSE_TOO_FAST = 4429
 CLOSE_RESTART = 1012
 CLOSE_TRY_LATER = 1013
-RESTART = "reconnect at once"  # reasons of these codes, for people
-REPLACED = "replaced by a newer connection"
-INFINITE = (float("inf"), float("-inf"))
+RESTART = "reconnect at once"  # reason of CLOSE_RESTART
+REPLACED = "replaced by a newer connection"  # that of CLOSE_REPLACED
 
 
 def refusal(code: str) -> Refused:
@@ -11846,7 +11826,8 @@ def take_id(message: dict) -> dict:
     given = message.pop("id", None)
     if given is None:
         return {}
-    allowed = type(given) in (str, int, float) and given not in INFINITE
+    is_finite = type(given) is float and math.isfinite(given)
+    allowed = type(given) in (str, int) or is_finite
     if not allowed or len(str(given)) > 64:
         raise Refused("bad_message", "id: expected a number, or a text of at most 64 characters.")
     return {"id": given}
@@ -12633,7 +12614,6 @@ class Connection(Joining):
 # app decides with whom a player is matched. A phone can't set it.
 
 SUBPROTOCOL = "trivia.v1"
-DEFAULT_PORTS = {"http": 80, "https": 443}
 CLOSE_POLICY = 1008  # RFC 6455: any refusal without a code of its own
 CLOSE_CODES = {  # {HTTP status of a problem: close code that says the same}
     401: CLOSE_UNAUTHENTICATED,
@@ -13175,7 +13155,7 @@ ID_TOKEN = {
     "code": {
         "type": "string",
         "maxLength": 2000,
-        "description": "The authorization code, with which the server can revoke at an erasure.",
+        "description": "The authorization code. With it the server revokes tokens at an erasure.",
     },
 }
 REPORT = {
@@ -13196,7 +13176,7 @@ REPORT = {
         "maxLength": 40,
         "description": "A game of the caller, running or not; the operator sees its rounds.",
     },
-    "text": {"type": "string", "maxLength": 500, "description": "More, for the operator."},
+    "text": {"type": "string", "maxLength": 500, "description": "A note to the operator."},
 }
 PAGE_LIMIT = {
     "type": "integer",
