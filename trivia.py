@@ -6366,7 +6366,7 @@ class Challenges:
         made = self.users.allowances.challenges(uid, address)
         if wait_ms := await self.users.allowances.take(*made):
             raise too_many_attempts(wait_ms)
-        seen = to_bitmap(await self.redis.call("GET", Keys.seen(uid)))
+        seen = to_bytes(await self.redis.call("GET", Keys.seen(uid)))
         quiz = self.bank.shuffled(self.bank.pick(name, [seen]))
         ttl_ms = queue.spec["days"] * DAY_S * 1000
         plan = dumps(queue.game_rules), quiz, queue.players["max"], ttl_ms, self.keep_s
@@ -7021,8 +7021,8 @@ class Game:
         return next(player for player in self.players if player.uid == uid)
 
 
-def to_bitmap(text: str | None) -> bytes:
-    """Returns the bytes of a Redis bitmap, which the client has read as text."""
+def to_bytes(text: str | None) -> bytes:
+    """Returns the bytes that the client has read as text."""
     return (text or "").encode("utf-8", "surrogateescape")
 
 
@@ -7465,7 +7465,7 @@ class Games(GameViews):
             *(call("GET", Keys.seen(uid)) for uid in uids),
             call("HMGET", Keys.seats, *uids),
         )
-        seen = [to_bitmap(text) for text in users[len(uids) :]]
+        seen = [to_bytes(text) for text in users[len(uids) :]]
         return users[: len(uids)], seats, seen
 
     def _connections(self, game: str, seats: list[str | None]) -> Iterator[str | int]:
@@ -8119,7 +8119,7 @@ class PersonalData:
 
     async def _questions_seen(self, uid: str) -> AsyncIterator[list]:
         """Yields the texts of the questions that were put to a player."""
-        bits = to_bitmap(await self.redis.call("GET", Keys.seen(uid)))
+        bits = to_bytes(await self.redis.call("GET", Keys.seen(uid)))
         questions = list(self.games.bank.questions.items())
         for start in range(0, len(questions), SEEN_PORTION):
             portion = questions[start : start + SEEN_PORTION]
@@ -9295,7 +9295,7 @@ class Merges:
         for start in range(0, len(games), HISTORY_PORTION):
             pairs = [item for pair in games[start : start + HISTORY_PORTION] for item in pair]
             await self.redis.run_durably("merge_history", history, *pairs)
-        seen = to_bitmap(await self.redis.call("GET", Keys.seen(guest)))
+        seen = to_bytes(await self.redis.call("GET", Keys.seen(guest)))
         await self.redis.run_durably("merge_seen", (Keys.user(account), Keys.seen(account)), seen)
         reply = await self.redis.run_durably(
             "apply_merge",
@@ -13856,19 +13856,15 @@ DRY_RUN = Form({"dry_run": {"type": "integer", "enum": [0, 1]}})
 
 def operator_of(request: Request) -> tuple[str, str]:
     """Returns (role, name) of the operator whose token a request has, or ('', '')."""
-    given = _to_bytes(bearer(request.headers.get("authorization", "")))
+    given = to_bytes(bearer(request.headers.get("authorization", "")))
     found = "", ""
     for named in ACT_TOKENS.split():
         name, _, token = named.partition(":")
-        if hmac.compare_digest(given, _to_bytes(token)):
+        if hmac.compare_digest(given, to_bytes(token)):
             found = "act", name
-    if OPS_TOKEN and hmac.compare_digest(given, _to_bytes(OPS_TOKEN)) and not found[0]:
+    if OPS_TOKEN and hmac.compare_digest(given, to_bytes(OPS_TOKEN)) and not found[0]:
         found = "look", "look"
     return found
-
-
-def _to_bytes(text: str) -> bytes:
-    return text.encode(errors="surrogateescape")
 
 
 async def identify_operator(call: Call, route: Route, path: dict[str, str]) -> None:
@@ -14758,7 +14754,9 @@ DROP_LIBRARIES_S = 60  # between two looks for function libraries that no worker
 EMBEDDED_ATTEMPTS = 3  # to start: another run's last worker may be stopping the embedded server
 
 
-def open_redis(worker: str, on_events: Callable[[list[str]], None]) -> Redis:
+def open_redis(
+    worker: str = "", on_events: Callable[[list[str]], None] = lambda payloads: None
+) -> Redis:
     """Returns the client of REDIS_URL, or of the embedded server. It is not connected yet."""
     embedded = None if REDIS_URL else EmbeddedRedis(DATA)
     return Redis(REDIS_URL, worker, on_events, embedded)
@@ -16232,12 +16230,7 @@ def serve(host: str, port: int, workers: int) -> None:
 
 async def check_redis() -> None:
     """Raises Fatal if Redis can't be used, before any worker starts."""
-    redis = open_redis("", lambda payloads: None)
-    redis.may_migrate = True
-    try:
-        await redis.connect()
-    except Unavailable as error:
-        raise Fatal(str(error)) from None
+    redis = await reach_redis(may_migrate=True)
     await redis.close()
 
 
@@ -16466,16 +16459,14 @@ def command_line() -> argparse.ArgumentParser:
         prog="trivia.py", description="A backend for online trivia games."
     )
     parser.add_argument("--version", action="version", version=f"trivia {VERSION}")
-    names = (
-        "run | check | client | import | user | doctor | backup | restore | repair | erase | ops"
-    )
-    commands = parser.add_subparsers(metavar=names)
+    commands = parser.add_subparsers()
     run = commands.add_parser("run", help="serve (the default)")
     for target in (parser, run):
         add_serve_options(target)
     add_file_commands(commands)
     add_host_commands(commands)
     add_console_command(commands)
+    commands.metavar = " | ".join(commands.choices)
     return parser
 
 
@@ -16498,7 +16489,7 @@ def add_file_commands(commands: argparse._SubParsersAction) -> None:
     check.add_argument(
         "--stored", action="store_true", help="also compare it with what is stored in Redis"
     )
-    check.set_defaults(run=lambda options: check_file(options))
+    check.set_defaults(run=check_file)
     client = commands.add_parser("client", help="print a client for apps, made from schema.yaml")
     client.add_argument("language", help="typescript, kotlin, swift or dart")
     client.add_argument("file", nargs="?", type=Path, help="write it there instead")
@@ -16508,20 +16499,22 @@ def add_file_commands(commands: argparse._SubParsersAction) -> None:
     questions.add_argument(
         "--update", action="store_true", help="correct the questions whose id is in the bank"
     )
-    questions.set_defaults(run=run_import)
+    questions.set_defaults(
+        run=lambda options: sys.exit(asyncio.run(import_files(options.files, options.update)))
+    )
 
 
 def add_host_commands(commands: argparse._SubParsersAction) -> None:
     """Adds the commands for the operator of a host."""
+    user = commands.add_parser("user", help="help a player: a code for a new password")
+    user.add_argument("name", metavar="NAME")
+    user.add_argument("action", choices=["reset"])
+    user.set_defaults(run=lambda options: asyncio.run(give_code(options.name)))
     look = commands.add_parser("doctor", help="check this host")
     look.add_argument(
         "url", nargs="?", default="", help="the public address: https://trivia.example.org"
     )
     look.set_defaults(run=lambda options: sys.exit(asyncio.run(doctor(options.url))))
-    user = commands.add_parser("user", help="help a player: a code for a new password")
-    user.add_argument("name", metavar="NAME")
-    user.add_argument("action", choices=["reset"])
-    user.set_defaults(run=lambda options: asyncio.run(give_code(options.name)))
     save = commands.add_parser("backup", help="write all data of Redis to a new file")
     save.add_argument("folder", type=Path, metavar="DIR")
     save.set_defaults(run=lambda options: asyncio.run(backup(options.folder)))
@@ -16554,11 +16547,6 @@ def add_console_command(commands: argparse._SubParsersAction) -> None:
     ops.add_argument("arguments", nargs="*", metavar="ARGUMENT=VALUE")
     ops.add_argument("--dry-run", action="store_true", help="tell what an act would do")
     ops.set_defaults(run=lambda options: asyncio.run(operate(options)))
-
-
-def run_import(options: argparse.Namespace) -> None:
-    """Imports files, and exits with 1 if any item was refused."""
-    sys.exit(asyncio.run(import_files(options.files, options.update)))
 
 
 def check_file(options: argparse.Namespace) -> None:
@@ -16744,9 +16732,10 @@ def read_argument(form: Form, text: str) -> tuple[str, Any]:
 # -- Redis, for commands
 
 
-async def reach_redis() -> Redis:
+async def reach_redis(may_migrate: bool = False) -> Redis:
     """Returns a connection to Redis; starts the embedded server if needed. Raises Fatal."""
-    redis = open_redis("", lambda events: None)
+    redis = open_redis()
+    redis.may_migrate = may_migrate
     try:
         await redis.connect()
     except Unavailable as error:
@@ -17310,9 +17299,8 @@ async def restore_into_store(backup: Path) -> None:
     try:
         await _expect_empty(redis)
         await redis.call("SET", Keys.format, RESTORING)
-        copied = [await _copy_file(file, redis) for file in files]
-        formats = {text for _, text in copied if text is not None}
-        found = ", ".join(formats) or "1"
+        formats = [await _copy_file(file, redis) for file in files]
+        found = ", ".join({*filter(None, formats)}) or "1"  # format 1 has no key that says so
         if found not in map(str, RESTORABLE):
             raise Unavailable(f"{backup} has format {found}; expected {FORMAT}")
         await redis.call("SET", Keys.format, found)
@@ -17355,7 +17343,7 @@ async def _expect_empty(redis: Redis) -> None:
         raise Fatal(f"restore: {redis.place.text} holds {keys} keys; expected an empty store")
 
 
-async def _copy_file(file: Path, redis: Redis) -> tuple[int, str | None]:
+async def _copy_file(file: Path, redis: Redis) -> str | None:
     """Copies the keys of a snapshot, from a server that is started on it.
 
     Returns the format, if it is among them.
@@ -17365,25 +17353,22 @@ async def _copy_file(file: Path, redis: Redis) -> tuple[int, str | None]:
         with open(file, "rb") as source:
             _make_append_only_folder(source, server.folder / "appendonlydir")
         await asyncio.to_thread(server.start)
-        link = await Redis(
-            f"unix://{quote(str(server.socket_path))}", "", lambda events: None
-        ).open_link(str(server.socket_path))
+        path = str(server.socket_path)
+        link = await Redis(f"unix://{quote(path)}", "", lambda events: None).open_link(path)
         try:
             await link.call("HELLO", 3)
-            return await _copy_keys(link, redis), await link.call("GET", Keys.format)
+            await _copy_keys(link, redis)
+            return await link.call("GET", Keys.format)
         finally:
             link.call("SHUTDOWN", "NOSAVE").cancel()
             await asyncio.shield(link.closed)
 
 
-async def _copy_keys(source: RedisConnection, redis: Redis) -> int:
-    copied = 0
+async def _copy_keys(source: RedisConnection, redis: Redis) -> None:
     cursor = ""
     while cursor != "0":
         cursor, keys = await source.call("SCAN", cursor or "0", "COUNT", COPIED_AT_ONCE)
         await asyncio.gather(*(_copy_key(source, redis, key) for key in keys))
-        copied += len(keys)
-    return copied
 
 
 async def _copy_key(source: RedisConnection, redis: Redis, key: str) -> None:
@@ -17392,17 +17377,17 @@ async def _copy_key(source: RedisConnection, redis: Redis, key: str) -> None:
         return
     kind, ttl_s = await asyncio.gather(source.call("TYPE", key), source.call("TTL", key))
     if kind == "string":
-        await redis.call("SET", key, _raw(await source.call("GET", key)))
+        await redis.call("SET", key, to_bytes(await source.call("GET", key)))
     elif kind == "hash":
-        rows = [_raw(item) for item in flatten(await source.call("HGETALL", key))]
+        rows = [to_bytes(item) for item in flatten(await source.call("HGETALL", key))]
         await _write_items(redis, "HSET", key, rows)
     elif kind == "zset":
         members = await source.call("ZRANGE", key, 0, -1, "WITHSCORES")
-        rows = [item for member, score in members for item in (repr(score), _raw(member))]
+        rows = [item for member, score in members for item in (repr(score), to_bytes(member))]
         await _write_items(redis, "ZADD", key, rows)
     else:
         for entry, fields in await source.call("XRANGE", key, "-", "+"):
-            await redis.call("XADD", key, entry, *map(_raw, fields))
+            await redis.call("XADD", key, entry, *map(to_bytes, fields))
     if ttl_s > 0:
         await redis.call("EXPIRE", key, ttl_s)
 
@@ -17410,11 +17395,6 @@ async def _copy_key(source: RedisConnection, redis: Redis, key: str) -> None:
 async def _write_items(redis: Redis, command: str, key: str, items: list) -> None:
     for start in range(0, len(items), 2 * ITEMS_AT_ONCE):
         await redis.call(command, key, *items[start : start + 2 * ITEMS_AT_ONCE])
-
-
-def _raw(text: str) -> bytes:
-    """Returns the bytes of a value, which the client has read as text."""
-    return text.encode("utf-8", "surrogateescape")
 
 
 def _check_backup(source: BinaryIO, file: Path) -> None:
