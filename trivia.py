@@ -10620,18 +10620,20 @@ class Console:
         """Lists acts, newest first: who, what, before, after, outcome; and refused attempts."""
         last = f"({before}" if before else "+"
         page = "-", "COUNT", AUDIT_PAGE
-        acts, refused = await asyncio.gather(
+        acts, newer, refused = await asyncio.gather(
             self.redis.call("XREVRANGE", Keys.audit, last, *page),
+            self.redis.call("XRANGE", Keys.audit, before or "+", "+", "COUNT", AUDIT_PAGE),
             self.redis.call("XREVRANGE", Keys.refused, last, *page),
         )
-        entries, outcomes = [], {}
-        for entry, flat in acts:
-            fields = pairs_to_dict(flat)
-            if "of" in fields:
-                outcomes[fields["of"]] = fields["outcome"]
-            else:
-                outcome = {"outcome": outcomes.get(entry, "begun")}
-                entries.append(self._read_entry(entry, fields) | outcome)
+        rows = {entry: pairs_to_dict(flat) for entry, flat in acts}
+        # The page before this one may have the outcome of an act on this page.
+        known = [*rows.values(), *(pairs_to_dict(flat) for _, flat in newer)]
+        outcomes = {fields["of"]: fields["outcome"] for fields in known if "of" in fields}
+        entries = [
+            self._read_entry(entry, fields) | {"outcome": outcomes.get(entry, "begun")}
+            for entry, fields in rows.items()
+            if "of" not in fields
+        ]
         cursor = acts[-1][0] if len(acts) == AUDIT_PAGE else None
         attempts = [{"entry": entry} | pairs_to_dict(flat) for entry, flat in refused]
         return {"acts": entries, "refused": attempts, "before": cursor}
@@ -10639,7 +10641,7 @@ class Console:
     @staticmethod
     def _read_entry(entry: str, fields: dict) -> dict:
         parsed = {name: json.loads(fields[name]) for name in ("args", "before", "after")}
-        can_undo = bool(ACTS[fields["act"]].undo) if fields["act"] in ACTS else False
+        can_undo = fields["act"] in ACTS and bool(ACTS[fields["act"]].undo)
         return {"entry": entry} | fields | parsed | {"can_undo": can_undo}
 
     @act("entry", entry=ENTRY)
@@ -10666,7 +10668,7 @@ class Console:
                 raise Problem("ambiguous")
             uid, user = (text, with_id) if with_id else (uid, user)
         if "username" not in user:
-            raise Problem("not_found", "There is no such player.")
+            raise Problem("not_found", NO_PLAYER)
         return uid, user
 
     @look("player", player=PLAYER_TEXT)
@@ -10713,7 +10715,7 @@ class Console:
     ) -> Change:
         user = await self.users.load(uid)
         if "username" not in user:
-            raise Problem("not_found", "There is no such player.")
+            raise Problem("not_found", NO_PLAYER)
         if {name: user.get(name) for name in after} != after:
             raise Problem("changed_meanwhile")
         return self._fields(uid, user, before, then)

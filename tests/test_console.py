@@ -236,6 +236,19 @@ def test_a_browser_that_is_banned_gets_the_close_code(desk):
     assert desk.http("GET", "/users/me", token=session["token"]).status == 200
 
 
+def test_an_act_keeps_its_outcome_where_a_page_of_the_log_ends_between_them(desk):
+    entry = done(desk, "end_sessions", player=desk.register()["user"]["username"])["entry"]
+    row = {"who": "ann", "act": "export", "target": ""} | dict.fromkeys(
+        ("args", "before", "after"), "{}"
+    )
+    newer = [desk.redis.xadd(trivia.Keys.audit, row) for _ in range(trivia.AUDIT_PAGE - 1)]
+    try:
+        older = look(desk, "audit", f"?before={audit(desk)['before']}").json["acts"][0]
+    finally:
+        desk.redis.xdel(trivia.Keys.audit, *newer)
+    assert (older["entry"], older["outcome"]) == (entry, "done")
+
+
 def test_strangers_push_nothing_out_of_the_log(desk):
     for i in range(25):
         path, away = f"/ops/act/stranger{i}", {"X-Forwarded-For": "192.0.2.99"}
