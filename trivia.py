@@ -1654,7 +1654,7 @@ LIMITS = {
 ADDED_FIELDS = ("login", "created_at", "guest", "provisional", "email_confirmed", "providers")
 _WORD = {"type": "string", "pattern": r"^[^\W\d_]{2,12}$"}
 _WORDS = {"type": "array", "items": _WORD, "minItems": 20, "maxItems": 1000, "uniqueItems": True}
-GUESTS = _object(
+_GUESTS = _object(
     "guest_days leaderboards most",
     guest_days=_whole(1, 3650),
     leaderboards=_BOOL,
@@ -1690,7 +1690,7 @@ RECOVERY = _object(
 )
 SIGN_IN = {"dependentRequired": {"guests": ["names"], "providers": ["names"]}} | _object(
     names=_object("first second", first=_WORDS, second=_WORDS),
-    guests=GUESTS,
+    guests=_GUESTS,
     providers=_named(PROVIDER, minProperties=1),
     recovery=RECOVERY,
 )
@@ -10725,8 +10725,7 @@ class Console:
         undo="undo_ban",
         player=PLAYER_TEXT,
         reason=FREE_TEXT | {"description": "The player is told."},
-        hours={"type": "integer", "minimum": 1, "maximum": 87_600}
-        | {"description": "Without them the ban has no end."},
+        hours=_whole(1, 87_600) | {"description": "Without them the ban has no end."},
         report=REPORT_TEXT,
     )
     async def ban(self, player: str, reason: str = "", hours: int = 0) -> Change:
@@ -10966,7 +10965,7 @@ class Console:
         undo="undo_switch",
         closed=CLOSED,
         text=FREE_TEXT,
-        seconds={"type": "integer", "minimum": 0, "maximum": 86_400}
+        seconds=_whole(0, DAY_S)
         | {"description": "Until it begins. All sockets are told. Default: 300."},
     )
     async def maintenance(self, closed: bool, text: str = "", seconds: int = 300) -> Change:
@@ -10998,7 +10997,7 @@ class Console:
         "text",
         undo="undo_switch",
         text=FREE_TEXT,
-        minutes={"type": "integer", "minimum": 1, "maximum": 10_080}
+        minutes=_whole(1, 10_080)
         | {"description": "For so long, players who connect get it, too. Default: 5."},
     )
     async def announce(self, text: str, minutes: int = 5) -> Change:
@@ -11132,7 +11131,7 @@ class QuestionConsole(Console):
         "question retired",
         undo="undo_retire",
         question=QUESTION_ID,
-        retired={"type": "boolean"},
+        retired=_BOOL,
         report=REPORT_TEXT,
     )
     async def retire_question(self, question: str, retired: bool) -> Change:
@@ -11157,7 +11156,7 @@ class QuestionConsole(Console):
         undo="undo_repair",
         question=QUESTION_ID,
         right=QUESTION_TEXT | {"description": "The answer that is right: one of its wrong ones."},
-        days={"type": "integer", "minimum": 0, "maximum": 3650}
+        days=_whole(0, 3650)
         | {"description": "Games that ended in so many days are computed again. Default: 7."},
         report=REPORT_TEXT,
     )
@@ -11251,7 +11250,7 @@ class ReportConsole(QuestionConsole):
         undo="undo_close",
         report=REPORT_TEXT,
         outcome=FREE_TEXT | {"description": "What has become of it. Default: dismissed."},
-        others={"type": "boolean"}
+        others=_BOOL
         | {"description": "Closes the other open reports about the same target as well."},
     )
     async def close_report(
@@ -11717,6 +11716,8 @@ def converted_rounds(old: dict[str, str], seats: range) -> dict[str, str]:
 
 
 # ==== part 4: wire ================================================================================
+# What comes over the network: the messages and connections of players, the HTTP routes, and the
+# documents and pages that describe and use them.
 
 # ---- messages ------------------------------------------------------------------------------------
 # The rules of the WebSocket: its states, which message is legal in which state, refusals, close
@@ -13087,7 +13088,7 @@ class Route:
     body: str = ""  # a form
     query: str = ""  # a form
     auth: str = "yes"  # yes, no or optional
-    problems: tuple[str, ...] = ()  # codes beyond those that follow from the fields above
+    problems: str = ""  # codes, beside those that follow from the fields above
     also: int = 0  # another status of success
     body_needed: bool = True  # otherwise an empty body stands for {}
     part: str = ""  # the route is there only if `sign_in` of the schema declares this
@@ -13111,11 +13112,11 @@ def routes_of(schema: Schema) -> list[Route]:
     return [route for route in routes if not route.part or route.part in schema.sign_in]
 
 
-def route(method: str, path: str, status: int, answer: str = "", **options: Any) -> Callable:
-    """Declares the function below it as a route."""
+def route(place: str, status: int, answer: str = "", **options: Any) -> Callable:
+    """Declares the function below it as a route. `place` is "METHOD PATH"."""
 
     def declare(handler: Callable) -> Callable:
-        ROUTES.append(Route(method, path, handler, status, answer, **options))
+        ROUTES.append(Route(*place.split(" "), handler, status, answer, **options))
         return handler
 
     return declare
@@ -13123,76 +13124,45 @@ def route(method: str, path: str, status: int, answer: str = "", **options: Any)
 
 # -- forms
 
+
+def _sized_text(most: int, description: str, least: int = 0) -> dict:
+    """Describes a text by its greatest and least number of characters."""
+    bounds = {"minLength": least, "maxLength": most} if least else {"maxLength": most}
+    return _TEXT | bounds | {"description": description}
+
+
 # Only a new password must follow the rules of schema.yaml: an account may be older than its rules.
-GIVEN_PASSWORD = {"type": "string", "maxLength": 4000}
+GIVEN_PASSWORD = _TEXT | {"maxLength": 4000}
 CONFIRMED_PASSWORD = GIVEN_PASSWORD | {
     "description": "Needed, unless the account has none: that of a guest, or of an identity."
 }
-LOGIN_NAME = {"type": "string", "maxLength": 254}
-CHALLENGE_QUEUE = {
-    "type": "string",
-    "maxLength": 40,
-    "description": "A queue with `match: challenge`.",
-}
-GUEST_SECRET = {
-    "type": "string",
-    "minLength": 32,
-    "maxLength": 128,
-    "description": "A random text that the device makes once and keeps as a password.",
-}
-CODE = {
-    "type": "string",
-    "pattern": "^[0-9]{6}$",
-    "maxLength": 6,
-    "description": "The six digits of the mail.",
-}
+LOGIN_NAME = _TEXT | {"maxLength": 254}
+GUEST_SECRET = _sized_text(
+    128, "A random text that the device makes once and keeps as a password.", least=32
+)
+CODE = _sized_text(6, "The six digits of the mail.") | {"pattern": "^[0-9]{6}$"}
+NONCE = "That of the token, or the text of which the token has the SHA-256 in hex."
 ID_TOKEN = {
-    "id_token": {"type": "string", "minLength": 1, "maxLength": MAX_ID_TOKEN},
-    "nonce": {
-        "type": "string",
-        "minLength": 8,
-        "maxLength": 128,
-        "description": "That of the token, or the text of which the token has the SHA-256 in hex.",
-    },
-    "code": {
-        "type": "string",
-        "maxLength": 2000,
-        "description": "The authorization code. With it the server revokes tokens at an erasure.",
-    },
+    "id_token": _TEXT | {"minLength": 1, "maxLength": MAX_ID_TOKEN},
+    "nonce": _sized_text(128, NONCE, least=8),
+    "code": _sized_text(
+        2000, "The authorization code. With it the server revokes tokens at an erasure."
+    ),
 }
+REASON = "Of a player: {}; of a question: {}.".format(*map(", ".join, REASONS.values()))
 REPORT = {
-    "player": {"type": "string", "maxLength": 254, "description": "A username."},
-    "question": {
-        "type": "string",
-        "maxLength": 1000,
-        "description": "Instead of a player: the text of a question as it was shown, or its id.",
-    },
-    "reason": {
-        "type": "string",
-        "enum": [reason for reasons in REASONS.values() for reason in reasons],
-        "description": f"Of a player: {', '.join(REASONS['player'])}; of a question: "
-        f"{', '.join(REASONS['question'])}.",
-    },
-    "game": {
-        "type": "string",
-        "maxLength": 40,
-        "description": "A game of the caller, running or not; the operator sees its rounds.",
-    },
-    "text": {"type": "string", "maxLength": 500, "description": "A note to the operator."},
+    "player": _sized_text(254, "A username."),
+    "question": _sized_text(
+        1000, "Instead of a player: the text of a question as it was shown, or its id."
+    ),
+    "reason": _TEXT | {"enum": list(itertools.chain(*REASONS.values())), "description": REASON},
+    "game": _sized_text(40, "A game of the caller, running or not; the operator sees its rounds."),
+    "text": _sized_text(500, "A note to the operator."),
 }
-PAGE_LIMIT = {
-    "type": "integer",
-    "minimum": 1,
-    "maximum": 100,
-    "description": "The number of entries. Default: 20.",
-}
-PAGE_CURSOR = {
-    "type": "string",
-    "maxLength": 40,
-    "description": "The `cursor` of the previous page. Without it: the newest games.",
-}
-PAGE_AROUND = {
-    "type": "string",
+CHALLENGE_QUEUE = _sized_text(40, "A queue with `match: challenge`.")
+PAGE_LIMIT = _whole(1, 100) | {"description": "The number of entries. Default: 20."}
+PAGE_CURSOR = _sized_text(40, "The `cursor` of the previous page. Without it: the newest games.")
+PAGE_AROUND = _TEXT | {
     "enum": ["me"],
     "description": "Return the page that has the caller in its middle.",
 }
@@ -13211,8 +13181,7 @@ def forms(schema: Schema) -> dict[str, Form]:
         "password": given_password | {"description": "The present password."},
         "new_password": schema.fields["password"],
     }
-    offset = {"type": "integer", "minimum": 0, "maximum": 1_000_000}
-    board_page = {"limit": PAGE_LIMIT, "offset": offset, "around": PAGE_AROUND}
+    board_page = {"limit": PAGE_LIMIT, "offset": _whole(0, 1_000_000), "around": PAGE_AROUND}
     return {
         "NewUser": schema.new_user,
         "Guest": Form({"secret": GUEST_SECRET}, ["secret"]),
@@ -13262,13 +13231,12 @@ def login_form(unique: list[str], examples: dict[str, dict]) -> Form:
 
 
 @route(
-    "POST",
-    "/auth/register",
+    "POST /auth/register",
     201,
     "Session",
     body="NewUser",
     auth="no",
-    problems=("taken", "too_many_attempts", "banned", "registration_closed", "maintenance"),
+    problems="taken too_many_attempts banned registration_closed maintenance",
 )
 async def register(call: Call) -> dict:
     """Creates an account and signs in. It can be repeated if the reply was lost."""
@@ -13276,22 +13244,14 @@ async def register(call: Call) -> dict:
 
 
 @route(
-    "POST",
-    "/auth/guest",
+    "POST /auth/guest",
     201,
     "Session",
     body="Guest",
     auth="no",
     also=200,
     part="guests",
-    problems=(
-        "has_account",
-        "too_many_attempts",
-        "guests_full",
-        "banned",
-        "registration_closed",
-        "maintenance",
-    ),
+    problems="has_account too_many_attempts guests_full banned registration_closed maintenance",
 )
 async def guest(call: Call) -> dict:
     """Creates a guest, or signs in the same guest again (200)."""
@@ -13301,13 +13261,12 @@ async def guest(call: Call) -> dict:
 
 
 @route(
-    "POST",
-    "/auth/upgrade",
+    "POST /auth/upgrade",
     200,
     "Upgraded",
     body="Upgrade",
     part="guests",
-    problems=("taken", "not_a_guest", "sign_in_again", "too_many_attempts"),
+    problems="taken not_a_guest sign_in_again too_many_attempts",
 )
 async def upgrade(call: Call) -> dict:
     """Makes an account of a guest, who keeps everything. Without a username they keep theirs."""
@@ -13317,24 +13276,15 @@ async def upgrade(call: Call) -> dict:
 
 
 @route(
-    "POST",
-    "/auth/oidc/{provider}",
+    "POST /auth/oidc/{provider}",
     200,
     "Session",
     body="IdToken",
     auth="optional",
     also=201,
     part="providers",
-    problems=(
-        "bad_id_token",
-        "not_found",
-        "identity_taken",
-        "sign_in_again",
-        "provider_linked",
-        "provider_unavailable",
-        "registration_closed",
-        "maintenance",
-    ),
+    problems="bad_id_token not_found identity_taken sign_in_again "
+    "provider_linked provider_unavailable registration_closed maintenance",
 )
 async def sign_in_with_identity(call: Call, provider: str) -> dict:
     """Signs in with an ID token, also for the first time (201), or links it to the caller."""
@@ -13344,13 +13294,12 @@ async def sign_in_with_identity(call: Call, provider: str) -> dict:
 
 
 @route(
-    "POST",
-    "/auth/recover",
+    "POST /auth/recover",
     202,
     body="Recovery",
     auth="no",
     part="recovery",
-    problems=("no_mail", "too_many_attempts"),
+    problems="no_mail too_many_attempts",
 )
 async def recover(call: Call) -> None:
     """Sends a code for a new password by mail, if there is such an account with an address."""
@@ -13359,14 +13308,13 @@ async def recover(call: Call) -> None:
 
 
 @route(
-    "POST",
-    "/auth/reset",
+    "POST /auth/reset",
     200,
     "Session",
     body="Reset",
     auth="no",
     part="recovery",
-    problems=("bad_code", "too_many_attempts", "banned"),
+    problems="bad_code too_many_attempts banned",
 )
 async def reset(call: Call) -> dict:
     """Sets a new password with a code, ends all sessions and signs in."""
@@ -13376,13 +13324,12 @@ async def reset(call: Call) -> dict:
 
 
 @route(
-    "POST",
-    "/auth/confirm/send",
+    "POST /auth/confirm/send",
     202,
     body="ConfirmationMail",
     body_needed=False,
     part="recovery",
-    problems=("no_mail", "sign_in_again", "too_many_attempts"),
+    problems="no_mail sign_in_again too_many_attempts",
 )
 async def send_confirmation(call: Call) -> None:
     """Sends a code that confirms an address: the caller's, or another one that they want."""
@@ -13390,12 +13337,11 @@ async def send_confirmation(call: Call) -> None:
 
 
 @route(
-    "POST",
-    "/auth/confirm",
+    "POST /auth/confirm",
     204,
     body="Confirmation",
     part="recovery",
-    problems=("bad_code", "no_mail", "taken"),
+    problems="bad_code no_mail taken",
 )
 async def confirm(call: Call) -> None:
     """Confirms the address that a code was sent to. It becomes the caller's."""
@@ -13403,14 +13349,13 @@ async def confirm(call: Call) -> None:
 
 
 @route(
-    "POST",
-    "/auth/merge",
+    "POST /auth/merge",
     200,
     "Session",
     body="Merge",
     auth="no",
     part="providers",
-    problems=("bad_merge_token", "in_game", "banned", "too_many_attempts"),
+    problems="bad_merge_token in_game banned too_many_attempts",
 )
 async def merge(call: Call) -> dict:
     """Merges a guest into the account of an identity, and signs in to that account."""
@@ -13418,11 +13363,10 @@ async def merge(call: Call) -> dict:
 
 
 @route(
-    "DELETE",
-    "/auth/oidc/{provider}",
+    "DELETE /auth/oidc/{provider}",
     204,
     part="providers",
-    problems=("not_found", "sign_in_again", "last_sign_in"),
+    problems="not_found sign_in_again last_sign_in",
 )
 async def unlink_identity(call: Call, provider: str) -> None:
     """Unlinks an identity from the caller, who must have another way to sign in."""
@@ -13430,13 +13374,12 @@ async def unlink_identity(call: Call, provider: str) -> None:
 
 
 @route(
-    "POST",
-    "/auth/login",
+    "POST /auth/login",
     200,
     "Session",
     body="Login",
     auth="no",
-    problems=("bad_credentials", "too_many_attempts", "banned"),
+    problems="bad_credentials too_many_attempts banned",
 )
 async def login(call: Call) -> dict:
     """Signs in."""
@@ -13451,13 +13394,13 @@ async def login(call: Call) -> dict:
     return await call.server.users.login(name, call.body["password"], call.address)
 
 
-@route("POST", "/auth/logout", 204)
+@route("POST /auth/logout", 204)
 async def logout(call: Call) -> None:
     """Ends this session."""
     await call.server.users.end_session(call.uid, call.token)
 
 
-@route("DELETE", "/auth/sessions", 204)
+@route("DELETE /auth/sessions", 204)
 async def end_sessions(call: Call) -> None:
     """Ends all sessions of the caller, on every device."""
     await call.server.users.end_sessions(call.uid)
@@ -13465,11 +13408,7 @@ async def end_sessions(call: Call) -> None:
 
 
 @route(
-    "POST",
-    "/auth/password",
-    204,
-    body="PasswordChange",
-    problems=("wrong_password", "too_many_attempts"),
+    "POST /auth/password", 204, body="PasswordChange", problems="wrong_password too_many_attempts"
 )
 async def change_password(call: Call) -> None:
     """Changes the password and ends all other sessions."""
@@ -13484,19 +13423,18 @@ async def change_password(call: Call) -> None:
 # The routes of accounts, games, leaderboards, queues and health; and how a request becomes a call.
 
 
-@route("GET", "/users/me", 200, "User")
+@route("GET /users/me", 200, "User")
 async def read_me(call: Call) -> dict:
     """Returns the caller's account."""
     return call.server.users.own_view(call.user)
 
 
 @route(
-    "PATCH",
-    "/users/me",
+    "PATCH /users/me",
     200,
     "User",
     body="UserChanges",
-    problems=("wrong_password", "sign_in_again", "taken", "too_many_attempts"),
+    problems="wrong_password sign_in_again taken too_many_attempts",
 )
 async def change_me(call: Call) -> dict:
     """Changes fields of the caller's account. A new sign-in name takes the present password."""
@@ -13508,11 +13446,10 @@ async def change_me(call: Call) -> dict:
 
 
 @route(
-    "DELETE",
-    "/users/me",
+    "DELETE /users/me",
     204,
     body="PasswordConfirmation",
-    problems=("wrong_password", "sign_in_again", "too_many_attempts"),
+    problems="wrong_password sign_in_again too_many_attempts",
 )
 async def erase_me(call: Call) -> None:
     """Erases the caller's account and all personal data."""
@@ -13528,14 +13465,14 @@ async def erase_me(call: Call) -> None:
     await call.server.personal_data.erase(call.uid)
 
 
-@route("GET", "/users/me/export", 200, "Export", problems=("too_many_attempts",))
+@route("GET /users/me/export", 200, "Export", problems="too_many_attempts")
 async def export_me(call: Call) -> AsyncIterator[str]:
     """Returns all data that is stored about the caller."""
     await call.server.users.count_export(call.uid)
     return call.server.personal_data.export(call.uid, call.user)
 
 
-@route("GET", "/users/me/games", 200, "GameList", query="HistoryPage")
+@route("GET /users/me/games", 200, "GameList", query="HistoryPage")
 async def my_games(call: Call) -> dict:
     """Returns the caller's finished games, newest first."""
     limit = call.query.get("limit", DEFAULT_LIMIT)
@@ -13543,12 +13480,11 @@ async def my_games(call: Call) -> dict:
 
 
 @route(
-    "POST",
-    "/reports",
+    "POST /reports",
     201,
     "ReportReceipt",
     body="Report",
-    problems=("not_found", "yourself", "already_reported", "too_many_attempts", "reports_full"),
+    problems="not_found yourself already_reported too_many_attempts reports_full",
 )
 async def report(call: Call) -> dict:
     """Reports a player or a question to the operator, once each."""
@@ -13558,7 +13494,7 @@ async def report(call: Call) -> dict:
 # -- players, games, leaderboards and queues
 
 
-@route("GET", "/users/{username}", 200, "Player", auth="optional", problems=("not_found",))
+@route("GET /users/{username}", 200, "Player", auth="optional", problems="not_found")
 async def read_user(call: Call, username: str) -> dict:
     """Returns the public fields of a player; 404 if caller or player has blocked the other."""
     uid, user = await call.server.users.find(username, "username")
@@ -13571,34 +13507,26 @@ async def read_user(call: Call, username: str) -> dict:
 
 
 @route(
-    "PUT",
-    "/users/{username}/block",
-    204,
-    problems=("not_found", "yourself", "blocks_full", "too_many_attempts"),
+    "PUT /users/{username}/block", 204, problems="not_found yourself blocks_full too_many_attempts"
 )
 async def block_user(call: Call, username: str) -> None:
     """Blocks a player: neither meets the other in a queue, or gets messages of the other."""
     await call.server.blocks.change(call.uid, username, True)
 
 
-@route(
-    "DELETE",
-    "/users/{username}/block",
-    204,
-    problems=("not_found", "yourself", "too_many_attempts"),
-)
+@route("DELETE /users/{username}/block", 204, problems="not_found yourself too_many_attempts")
 async def lift_block(call: Call, username: str) -> None:
     """Lifts the caller's block of a player, if there is one."""
     await call.server.blocks.change(call.uid, username, False)
 
 
-@route("GET", "/users/me/blocks", 200, "BlockList")
+@route("GET /users/me/blocks", 200, "BlockList")
 async def my_blocks(call: Call) -> dict:
     """Returns the players whom the caller has blocked, the latest first."""
     return {"blocks": await call.server.blocks.of(call.uid)}
 
 
-@route("GET", "/games/{id}", 200, "GameRecord", problems=("not_found",))
+@route("GET /games/{id}", 200, "GameRecord", problems="not_found")
 async def read_game(call: Call, id: str) -> dict:
     """Returns a finished game of the caller with all its rounds."""
     game = await call.server.games.load(id) if GAME_ID.fullmatch(id) else None
@@ -13608,13 +13536,12 @@ async def read_game(call: Call, id: str) -> dict:
 
 
 @route(
-    "GET",
-    "/leaderboards/{name}",
+    "GET /leaderboards/{name}",
     200,
     "Leaderboard",
     query="BoardPage",
     auth="optional",
-    problems=("not_found",),
+    problems="not_found",
 )
 async def read_leaderboard(call: Call, name: str) -> dict:
     """Returns a page of a leaderboard, highest value first."""
@@ -13631,7 +13558,7 @@ async def read_leaderboard(call: Call, name: str) -> dict:
     return await call.server.users.boards.page(name, limit, offset, uid)
 
 
-@route("GET", "/queues", 200, "QueueList", auth="no")
+@route("GET /queues", 200, "QueueList", auth="no")
 async def read_queues(call: Call) -> dict:
     """Returns the queues: their rules, and how many players wait and play."""
     counts = await call.server.lobby.counts()
@@ -13645,32 +13572,24 @@ def queue_view(queue: Queue, waiting: int, playing: int) -> dict:
     return {"name": queue.name} | queue.spec | numbers
 
 
-@route(
-    "POST",
-    "/challenges",
-    201,
-    "NewChallenge",
-    body="ChallengeQueue",
-    problems=("too_many_attempts",),
-)
+@route("POST /challenges", 201, "NewChallenge", body="ChallengeQueue", problems="too_many_attempts")
 async def make_challenge(call: Call) -> dict:
     """Makes a challenge, which the caller and their friends play by its code."""
     return await call.server.games.challenges.make(call.uid, call.body["queue"], call.address)
 
 
-@route("GET", "/challenges", 200, "ChallengeList")
+@route("GET /challenges", 200, "ChallengeList")
 async def my_challenges(call: Call) -> dict:
     """Returns the challenges that the caller has made or played, open and finished ones."""
     return await call.server.games.challenges.mine(call.uid)
 
 
 @route(
-    "GET",
-    "/challenges/{code}",
+    "GET /challenges/{code}",
     200,
     "Challenge",
     auth="optional",
-    problems=("unknown_code", "malformed_code", "too_many_attempts"),
+    problems="unknown_code malformed_code too_many_attempts",
 )
 async def read_challenge(call: Call, code: str) -> dict:
     """Returns a challenge, with its rounds once the caller has played it."""
@@ -13678,12 +13597,11 @@ async def read_challenge(call: Call, code: str) -> dict:
 
 
 @route(
-    "GET",
-    "/rooms/{code}",
+    "GET /rooms/{code}",
     200,
     "Room",
     auth="optional",
-    problems=("unknown_code", "expired_code", "malformed_code", "too_many_attempts"),
+    problems="unknown_code expired_code malformed_code too_many_attempts",
 )
 async def read_room(call: Call, code: str) -> dict:
     """Returns a private room, for the preview of a link to it."""
@@ -13700,13 +13618,13 @@ NOT_READY = {  # {first word of what Redis answers: reason}
 }
 
 
-@route("GET", "/health/live", 200, "Health", auth="no")
+@route("GET /health/live", 200, "Health", auth="no")
 async def live(call: Call) -> dict:
     """Tells that the process answers, and its version."""
     return {"status": "ok", "version": VERSION}
 
 
-@route("GET", "/health/ready", 200, "Health", auth="no")
+@route("GET /health/ready", 200, "Health", auth="no")
 async def ready(call: Call) -> dict:
     """Tells whether the server can serve players: Redis answers and no restart is under way.
 
@@ -13883,7 +13801,7 @@ async def identify_operator(call: Call, route: Route, path: dict[str, str]) -> N
     raise Problem(code, "" if role else OPERATOR_NEEDED)
 
 
-@route("GET", "/ops/console", 200, "Ops", role="look")
+@route("GET /ops/console", 200, "Ops", role="look")
 async def read_console(call: Call) -> dict:
     """Returns the tables of looks and acts, with the arguments of each."""
     tables = {"looks": LOOKS, "acts": ACTS}
@@ -13898,7 +13816,7 @@ async def read_console(call: Call) -> dict:
     }
 
 
-@route("GET", "/ops/look/{name}", 200, "Ops", role="look")
+@route("GET /ops/look/{name}", 200, "Ops", role="look")
 async def read_look(call: Call, name: str) -> dict:
     """Returns a look of the console."""
     if name not in LOOKS:
@@ -13908,7 +13826,7 @@ async def read_look(call: Call, name: str) -> dict:
     return await console.show(name, read_query(call.request, LOOKS[name].form))
 
 
-@route("POST", "/ops/act/{name}", 200, "Ops", role="act")
+@route("POST /ops/act/{name}", 200, "Ops", role="act")
 async def do_act(call: Call, name: str) -> dict | AsyncIterator[str]:
     """Does an act of the console; with ?dry_run=1 it only tells what it would do."""
     is_dry = bool(read_query(call.request, DRY_RUN).get("dry_run"))
@@ -14334,7 +14252,7 @@ def _responses(route: Route, schema: Schema) -> dict[str, dict]:
 
 def _problem_codes(route: Route) -> list[str]:
     """Returns the codes that a route can answer with, each once."""
-    codes = ["bad_request", "app_too_old", "unavailable", "internal", *route.problems]
+    codes = ["bad_request", "app_too_old", "unavailable", "internal", *route.problems.split()]
     if route.body:
         codes += ["bad_json", "body_timeout", "too_large", "unsupported_media_type", "invalid"]
     if route.query:
