@@ -9873,14 +9873,20 @@ def is_mailable(address: str) -> bool:
     return address.isascii() and parseaddr(address) == ("", address)
 
 
-def new_code() -> str:
-    """Returns a code that a person can type: six digits."""
-    return f"{secrets.randbelow(1_000_000):06}"
-
-
 def code_digest(uid: str, code: str) -> str:
     """Returns what is stored of a code."""
     return digest(f"{uid} {code}")
+
+
+async def make_code(redis: Redis, uid: str, kind: str, proves: str = "-") -> str:
+    """Makes a code for a user, of six digits that a person can type, and keeps its digest.
+
+    `proves` is the address that it proves, or "-".
+    """
+    code = f"{secrets.randbelow(1_000_000):06}"
+    kept = kind, code_digest(uid, code), CODE_MINUTES * 60_000, proves
+    await redis.run_durably("set_code", (Keys.codes(uid),), *kept)
+    return code
 
 
 class Mail:
@@ -9919,13 +9925,9 @@ class Mail:
         log.info("mail %s sent", template, extra={"player": uid})
 
     async def _write(self, chore: Chore, user: dict) -> EmailMessage:
-        """Makes a code, keeps its digest, and returns the mail with it."""
+        """Makes a code, and returns the mail with it."""
         uid, template, to = (chore.data[name] for name in ("uid", "template", "to"))
-        code = new_code()
-        proves = fold(to) if template == "reset" else to
-        keys = (Keys.codes(uid),)
-        kept = template, code_digest(uid, code), CODE_MINUTES * 60_000, proves
-        await self.redis.run_durably("set_code", keys, *kept)
+        code = await make_code(self.redis, uid, template, fold(to) if template == "reset" else to)
         words = {"username": user["username"], "code": code, "minutes": CODE_MINUTES}
         words["link"] = self._link(template, user["username"], code)
         text = self.rules["mails"][chore.data["language"]][template]
@@ -10076,14 +10078,6 @@ class Recovery:
         """Returns what a code was made for, or ''. Counts the try."""
         rules = CODE_TRIES, int(is_known)
         return await self.redis.run("try_code", (Keys.codes(uid),), kind, given, *rules)
-
-    async def give_code(self, uid: str) -> str:
-        """Makes a code for a reset that an operator passes on."""
-        code = new_code()
-        keys = (Keys.codes(uid),)
-        ttl_ms = CODE_MINUTES * 60_000
-        await self.redis.run_durably("set_code", keys, "reset", code_digest(uid, code), ttl_ms, "-")
-        return code
 
     # -- confirmation
 
@@ -10820,7 +10814,7 @@ class Console:
             raise Problem("not_found", "No player can use a code, or this one is a guest.")
 
         async def apply() -> dict:
-            return {"code": await self.server.recovery.give_code(uid), "minutes": CODE_MINUTES}
+            return {"code": await make_code(self.redis, uid, "reset"), "minutes": CODE_MINUTES}
 
         return Change(1, {}, {}, apply, uid)
 
@@ -16596,13 +16590,10 @@ async def give_code(name: str) -> None:
         raise Fatal("sign_in.recovery of schema.yaml is off: no player can use a code")
     redis = await reach_redis()
     try:
-        users = Users(redis, schema)
-        chores = Chores(redis)
-        uid, user = await users.find(name, "username")
+        uid, user = await Users(redis, schema).find(name, "username")
         if not user or ":guest" in user:
             raise Fatal(f"{name}: there is no account with this username")
-        recovery = Recovery(redis, users, Mail(redis, schema, users, chores), chores)
-        code = await recovery.give_code(uid)
+        code = await make_code(redis, uid, "reset")
     finally:
         await redis.close()
     print(f"{name}: the code {code} sets a new password within {CODE_MINUTES} minutes")
