@@ -7848,7 +7848,7 @@ class Games(GameViews):
         return uid, pairs_to_dict(fields)
 
     async def _drop(self, game: str, uid: str) -> None:
-        """Notes that a player's history has dropped a game. The last one to drop it deletes it."""
+        """Notes that a player's history has dropped a game. It is deleted once all have."""
         await self.redis.run("drop_game", (Keys.game(game),), uid)
 
     def _apply(
@@ -12178,7 +12178,7 @@ class Joining(Outlet):
             return await self._show_room()
         if self.state in (State.QUEUED, State.ROOM):
             return await self._join(self.queue, self.code)
-        # A join that was answered with `unavailable` may have been carried out all the same.
+        # A join that was refused with `unavailable` may have happened nevertheless.
         outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
         if outcome == "game" and game != self.over:
             await self._enter(game)
@@ -12770,7 +12770,7 @@ class Hub:
     # -- switches
 
     async def obey(self, has_changed: bool) -> None:
-        """Tells all sockets what the operator has switched, and turns away who may not play."""
+        """Tells all sockets what the operator has switched. Turns away players who may not play."""
         switches = self.users.switches
         notices = switches.notices()
         news = [notice for notice in notices if notice not in self.told]
