@@ -241,7 +241,7 @@ data class Report(
     val reason: String,
     /** A game of the caller, running or not; the operator sees its rounds. */
     val game: String? = null,
-    /** More, for the operator. */
+    /** A note to the operator. */
     val text: String? = null,
 ) {
     internal fun fields() = fieldsOf("player" to player, "question" to question, "reason" to reason, "game" to game, "text" to text)

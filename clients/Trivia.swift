@@ -278,7 +278,7 @@ public struct Report: Codable, Equatable, Sendable {
     public var reason: String
     /// A game of the caller, running or not; the operator sees its rounds.
     public var game: String?
-    /// More, for the operator.
+    /// A note to the operator.
     public var text: String?
 
     enum CodingKeys: String, CodingKey {

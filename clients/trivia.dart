@@ -244,7 +244,7 @@ class Report {
   /// A game of the caller, running or not; the operator sees its rounds.
   final String? game;
 
-  /// More, for the operator.
+  /// A note to the operator.
   final String? text;
 
   Map<String, dynamic> toJson() => _fields({'player': player, 'question': question, 'reason': reason, 'game': game, 'text': text});

@@ -114,7 +114,7 @@ export interface Report {
   reason: "name" | "picture" | "message" | "cheating" | "wrong" | "ambiguous" | "outdated" | "offensive";
   /** A game of the caller, running or not; the operator sees its rounds. */
   game?: string;
-  /** More, for the operator. */
+  /** A note to the operator. */
   text?: string;
 }
 
