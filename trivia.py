@@ -16791,7 +16791,7 @@ def _lab_finding() -> Finding:
 
 # -- Redis
 
-GAME_BYTES = 840  # a finished game of two players: the table in redis.conf
+GAME_BYTES = 840  # a finished game of two players takes at most; redis.conf has more of them
 HISTORY_BYTES = 25
 
 
