@@ -1398,14 +1398,24 @@ local function seek_in_turn(search, seat)
 end
 
 -- Takes a connection back to the game that its player is in. Returns the reply, or nil if there is
--- no such game.
+-- no such game. Refuses a connection that was replaced, and replaces an older one.
 local function resume(seats, due, seat, uid, conn, turn, over)
-  if seat and seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
-  if not seat or seat.game == '-' or seat.game == over then return nil end
+  if not seat then return nil end
+  if seat.turn > turn then return {'stale'} end
+  if seat.conn ~= conn then tell(seat.conn, 'replaced', '') end
+  if seat.game == '-' or seat.game == over then return nil end
   seat.conn, seat.turn = conn, turn
   write_seat(seats, uid, seat)
   check_party(due, seat)
   return {'game', seat.game, seat.party}
+end
+
+-- Counts a player out of the game that is over for them, and has their party checked, unless they
+-- stay in it.
+local function leave_behind(seat, playing, due, party)
+  if not seat then return end
+  if seat.game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
+  if seat.party ~= party then check_party(due, seat) end
 end
 
 -- join: takes a player's connection into a queue, or back to the game that they are in.
@@ -1460,16 +1470,12 @@ function functions.join(keys, args)
   if draw == '' then since = since + held_back(quits) end     -- else nobody waits for them
   turn = tonumber(turn)
   local seat = read_seat(seats, uid)
-  if seat and seat.turn > turn then return {'stale'} end
   local resumed = resume(seats, search.due, seat, uid, conn, turn, over)
   if resumed then return resumed end
+  leave_behind(seat, search.playing, search.due, '-')
   if seat then
-    if seat.game ~= '-' then
-      call('HINCRBY', search.playing, seat.queue, -1)
-    elseif seat.queue == search.name and not is_room(seat.party) then
-      since = seat.since
-    end
-    check_party(search.due, seat)
+    local waits = seat.game == '-' and seat.queue == search.name and not is_room(seat.party)
+    if waits then since = seat.since end
     -- A player who reconnects may still play again. A player who joins after the end may not.
     if is_rematch(seat.party) and seat.party ~= over then
       party = seat.party
@@ -3149,17 +3155,6 @@ local function entry_refusal(room, uid, most, hidden)
   if #room.members >= tonumber(most) then return 'room_full' end
 end
 
--- Takes a player out of the game that is over for them, and out of another room. Returns their new
--- seat.
-local function new_seat(room, playing, seat, conn, turn)
-  if seat and seat.game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
-  if seat and seat.party ~= room.id then check_party(room.due, seat) end
-  return {
-    conn = conn, turn = turn, queue = room.queue, since = 0, rating = '-', game = '-',
-    party = room.id,
-  }
-end
-
 local function add_member(room, uid, name, view, seat)
   local member = member_of(room, 'uid', uid)
   if not member then
@@ -3205,19 +3200,22 @@ function functions.join_room(keys, args)
   local uid, conn, turn, over, opens, most, late, username, view = unpack(args, 5)
   local seat = read_seat(room.seats, uid)
   turn = tonumber(turn)
-  if seat and seat.turn > turn then return {'stale'} end
-  if opens == '1' and (room.closed or room.exists) then return {'taken'} end
   local resumed = resume(room.seats, room.due, seat, uid, conn, turn, over)
   if resumed then return resumed end
+  if opens == '1' and (room.closed or room.exists) then return {'taken'} end
   local wrong = opens ~= '1' and entry_refusal(room, uid, most, hidden)
   if wrong and seat and is_room(seat.party) and seat.party ~= room.id then
     return {'refused', wrong, seat.party}
-  elseif wrong then
-    new_seat(room, playing, seat, conn, turn)
+  end
+  leave_behind(seat, playing, room.due, room.id)
+  if wrong then
     write_idle_seat(room.seats, uid, conn, turn)
     return {'refused', wrong, '-'}
   end
-  seat = new_seat(room, playing, seat, conn, turn)
+  seat = {
+    conn = conn, turn = turn, queue = room.queue, since = 0, rating = '-', game = '-',
+    party = room.id,
+  }
   if late == '1' and is_playing(room) and room.game ~= over then
     seat.game = room.game
     call('HINCRBY', playing, room.queue, 1)
@@ -3803,11 +3801,9 @@ function functions.join_challenge(keys, args)
   local uid, conn, turn, over, game = unpack(args)
   local seat = read_seat(seats, uid)
   turn = tonumber(turn)
-  if seat and seat.turn > turn then return {'stale'} end
   local resumed = resume(seats, due, seat, uid, conn, turn, over)
   if resumed then return resumed end
-  if seat and seat.game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
-  if seat then check_party(due, seat) end
+  leave_behind(seat, playing, due, '-')
   local wrong = challenge_refusal(key, uid)
   if wrong then
     write_idle_seat(seats, uid, conn, turn)
