@@ -15217,7 +15217,7 @@ def create_app() -> Any:
     """Returns the app, in the lab if there is one. Raises Fatal if schema.yaml is wrong."""
     check_environment()
     tree = read_schema(SCHEMA_FILE)
-    lab = load_lab() if LAB == "1" else None
+    lab = load_beside("TRIVIA_LAB", LAB_FILE) if LAB == "1" else None
     if lab is not None:
         tree = lab.extend(tree)
     app = Trivia("trivia", error_handler=ProblemHandler(), log_config=LOGGING)
@@ -15234,11 +15234,6 @@ def create_app() -> Any:
     app.register_middleware(count_request, "response")
     app.register_middleware(add_headers, "response")
     return lab.Lab(app) if lab is not None else app
-
-
-def load_lab() -> ModuleType:
-    """Imports examples/lab.py. Raises Fatal if it is not there."""
-    return load_beside("TRIVIA_LAB", LAB_FILE)
 
 
 def load_beside(what: str, file: Path) -> ModuleType:
@@ -16489,7 +16484,9 @@ def write_client(language: str, file: Path | None) -> None:
         known = ", ".join(generate.WRITERS)
         raise Fatal(f"client: found {shorten(language)}; expected one of {known}")
     tree = read_schema(SCHEMA_FILE)
-    schema = Schema(load_lab().extend(tree) if LAB == "1" else tree)
+    if LAB == "1":
+        tree = load_beside("TRIVIA_LAB", LAB_FILE).extend(tree)
+    schema = Schema(tree)
     documents = openapi(schema), asyncapi(schema)
     source = generate.client(language, documents, SUBPROTOCOL, error_codes(schema))
     if file is None:
@@ -16520,25 +16517,17 @@ async def bank_mistakes(schema: Schema) -> list[Mistake]:
         return [*shortages(schema, questions), *missing_categories(schema, questions)]
 
     if mistakes() and (REDIS_URL or DATA.exists()):
-        redis = await reach_redis()
-        try:
+        async with reached_redis() as redis:
             bank = Bank(redis, schema)
             await bank.load()
-        finally:
-            await redis.close()
         questions += bank.present
     return mistakes()
 
 
 async def stored_mistakes(schema: Schema) -> list[Mistake]:
     """Returns what is stored in Redis and does not fit a schema. Raises Fatal."""
-    redis = await reach_redis()
-    try:
+    async with reached_redis() as redis:
         return await compare_stored(redis, schema)
-    except Unavailable as error:
-        raise Fatal(str(error)) from None
-    finally:
-        await redis.close()
 
 
 async def compare_stored(redis: Redis, schema: Schema) -> list[Mistake]:
@@ -16552,25 +16541,21 @@ async def import_files(paths: list[Path], update: bool) -> int:
     """Adds questions to the bank, or corrects them. Returns 1 if any was refused, else 0."""
     files = {path: read_question_file(path) for path in paths}
     schema = Schema(read_schema(SCHEMA_FILE))
-    redis = await reach_redis()
     any_refused = False
-    try:
+    async with reached_redis() as redis:
         for path, file in files.items():
             bank = Bank(redis, schema)
             await bank.load()
             report = await Importer(bank, file, update).run()
             report.print(path)
             any_refused = any_refused or bool(report.refused)
-    finally:
-        await redis.close()
     return int(any_refused)
 
 
 async def erase_accounts(uids: list[str]) -> int:
     """Has the workers erase accounts. Returns 1 if one does not exist, else 0."""
-    redis = await reach_redis()
     missing = 0
-    try:
+    async with reached_redis() as redis:
         for uid in uids:
             if await redis.call("EXISTS", Keys.user(uid)):
                 await redis.run("begin_erasure", (Keys.erasures,), uid, 0)
@@ -16578,8 +16563,6 @@ async def erase_accounts(uids: list[str]) -> int:
             else:
                 missing = 1
                 print(f"{uid}: there is no such account")
-    finally:
-        await redis.close()
     return missing
 
 
@@ -16588,14 +16571,11 @@ async def give_code(name: str) -> None:
     schema = Schema(read_schema(SCHEMA_FILE))
     if "recovery" not in schema.sign_in:
         raise Fatal("sign_in.recovery of schema.yaml is off: no player can use a code")
-    redis = await reach_redis()
-    try:
+    async with reached_redis() as redis:
         uid, user = await Users(redis, schema).find(name, "username")
         if not user or ":guest" in user:
             raise Fatal(f"{name}: there is no account with this username")
         code = await make_code(redis, uid, "reset")
-    finally:
-        await redis.close()
     print(f"{name}: the code {code} sets a new password within {CODE_MINUTES} minutes")
 
 
@@ -16654,9 +16634,16 @@ async def reach_redis(may_migrate: bool = False) -> Redis:
     return redis
 
 
-def redis_place() -> Place:
-    """Returns where Redis is; without REDIS_URL, the embedded server. Raises Fatal."""
-    return Place.parse(REDIS_URL) if REDIS_URL else EmbeddedRedis(DATA).place
+@contextlib.asynccontextmanager
+async def reached_redis() -> AsyncIterator[Redis]:
+    """Gives a connection to Redis, and closes it. Raises Fatal, also if Redis goes away."""
+    redis = await reach_redis()
+    try:
+        yield redis
+    except Unavailable as error:
+        raise Fatal(str(error)) from None
+    finally:
+        await redis.close()
 
 
 # ---- doctor --------------------------------------------------------------------------------------
@@ -17172,7 +17159,7 @@ def restore(file: Path) -> None:
 
     To or from a cluster, it is copied while Redis runs.
     """
-    if file.is_dir() or (REDIS_URL and redis_place().kind == "cluster"):
+    if file.is_dir() or (REDIS_URL and Place.parse(REDIS_URL).kind == "cluster"):
         return asyncio.run(restore_into_store(file))
     target = DATA / "appendonlydir"
     try:

@@ -1193,6 +1193,19 @@ def test_root_follows_no_link_that_the_user_of_redis_left_there():
     shutil.rmtree(folder)
 
 
+def test_a_command_whose_redis_goes_away_ends_with_one_line(elsewhere, monkeypatch):
+    monkeypatch.setattr(trivia, "REDIS_URL", f"redis://127.0.0.1:{elsewhere['open']}")
+
+    async def lose_redis():
+        async with asyncio.timeout(10), trivia.reached_redis() as redis:
+            await redis.at("any").call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+            while True:
+                await redis.call("GET", "any")
+
+    with pytest.raises(trivia.Fatal, match="."):
+        asyncio.run(lose_redis())
+
+
 def test_there_is_no_backup_of_nothing(tmp_path):
     code, printed = run(
         [*TRIVIA, "backup", str(tmp_path / "kept")], TRIVIA_DATA=str(tmp_path / "d")
