@@ -5121,6 +5121,11 @@ class Allowance(NamedTuple):
     interval_ms: int
     burst: int
 
+    async def use(self, *allowances: Allowance) -> None:
+        """Takes one of each. Raises Problem too_many_attempts if it can't, and takes nothing."""
+        if wait_ms := await self.take(*allowances):
+            raise too_many_attempts(wait_ms)
+
 
 class Allowances:
     """Takes from allowances that all workers share. Each gives back what was not used."""
@@ -5262,8 +5267,7 @@ class PasswordGuard:
         here = address_digest(address)
         own = self.allowances.tries_of_name(typed, here)
         shared = self.allowances.shared_tries(typed, here)
-        if wait_ms := await self.allowances.take(own):
-            raise too_many_attempts(wait_ms)
+        await self.allowances.use(own)
         wait_ms = await self.allowances.take(*shared)
         taken = (own,) if wait_ms else (own, *shared)
         right = await self._verify(user, password, address, taken)
@@ -5280,8 +5284,7 @@ class PasswordGuard:
     ) -> int:
         """Returns what Passwords.verify says of the signed-in caller."""
         allowance = self.allowances.tries_in_session(uid, token)
-        if wait_ms := await self.allowances.take(allowance):
-            raise too_many_attempts(wait_ms)
+        await self.allowances.use(allowance)
         right = await self._verify(user, password, address, (allowance,))
         if right:
             await self.allowances.redis.call("DEL", allowance.key)
@@ -5721,8 +5724,7 @@ class Users:
 
     async def _rename(self, uid: str, user: dict, data: dict, address: str) -> dict:
         renames = self.allowances.renames(uid)
-        if wait_ms := await self.allowances.take(renames):
-            raise too_many_attempts(wait_ms)
+        await self.allowances.use(renames)
         try:
             async with self.counted(address):
                 changed = await self.apply_change(uid, user, data)
@@ -5858,14 +5860,8 @@ class Users:
         return {"token": token, "expires_at": expires, "user": self.own_view(user)}
 
     async def count_connection(self, uid: str) -> None:
-        """Raises Problem if a user connects more often than any phone needs to."""
-        if wait_ms := await self.allowances.take(self.allowances.connections(uid)):
-            raise too_many_attempts(wait_ms)
-
-    async def count_export(self, uid: str) -> None:
-        """Raises Problem if a user asks for their data again and again."""
-        if wait_ms := await self.allowances.take(self.allowances.exports(uid)):
-            raise too_many_attempts(wait_ms)
+        """Counts a connection of a user. Raises Problem if there are too many."""
+        await self.allowances.use(self.allowances.connections(uid))
 
     async def end_session(self, uid: str, token: str) -> None:
         """Ends one session."""
@@ -6311,8 +6307,7 @@ async def code_tried(allowances: Allowances, network: str, uid: str = "") -> Asy
     Raises Problem too_many_attempts. The block raises Problem if it finds nothing.
     """
     tries = allowances.codes(network, uid)
-    if wait_ms := await allowances.take(*tries):
-        raise too_many_attempts(wait_ms)
+    await allowances.use(*tries)
     yield
     await allowances.give_back(*tries)
 
@@ -6363,9 +6358,7 @@ class Challenges:
             known = [name for name, queue in self.schema.queues.items() if queue.is_challenge]
             text = f"Must be a queue with match: challenge: {', '.join(known) or 'there is none'}."
             raise Problem("invalid", errors={"queue": [text]})
-        made = self.users.allowances.challenges(uid, address)
-        if wait_ms := await self.users.allowances.take(*made):
-            raise too_many_attempts(wait_ms)
+        await self.users.allowances.use(*self.users.allowances.challenges(uid, address))
         seen = to_bytes(await self.redis.call("GET", Keys.seen(uid)))
         quiz = self.bank.shuffled(self.bank.pick(name, [seen]))
         ttl_ms = queue.spec["days"] * DAY_S * 1000
@@ -8569,8 +8562,7 @@ class Blocks:
 
     async def change(self, uid: str, username: str, blocks: bool) -> None:
         """Blocks the player of a name, or lifts the block. It can be repeated."""
-        if wait_ms := await self.users.allowances.take(self.users.allowances.blocks(uid)):
-            raise too_many_attempts(wait_ms)
+        await self.users.allowances.use(self.users.allowances.blocks(uid))
         other, user = await self.users.find(username, "username")
         if not user:
             raise Problem("not_found", NO_PLAYER)
@@ -8698,8 +8690,7 @@ class Reports:
         """Adds a report of a user; returns its id."""
         kind = self._kind(body)
         allowances = self.users.allowances.reports(uid, address)
-        if wait_ms := await self.users.allowances.take(*allowances):
-            raise too_many_attempts(wait_ms)
+        await self.users.allowances.use(*allowances)
         try:
             return await self._add(uid, kind, body)
         except Problem:
@@ -9221,8 +9212,7 @@ class Merges:
             return
         refuse_banned(await self.users.load(guest))
         allowance = self.users.allowances.merges(account)
-        if wait_ms := await self.users.allowances.take(allowance):
-            raise too_many_attempts(wait_ms)
+        await self.users.allowances.use(allowance)
         await self.chores.add("merge", MERGE_RETRY_MS, f"merge {guest}", guest=guest)
         keys = Keys.user(guest), Keys.merged(guest)
         outcome = await self.redis.run_durably("begin_merge", keys, digest(secret))
@@ -10024,8 +10014,7 @@ class Recovery:
             Allowance(Keys.limit(what, who), seconds * 1000, burst)
             for what, who, seconds, burst in rules
         )
-        if wait_ms := await self.users.allowances.take(*allowances):
-            raise too_many_attempts(wait_ms)
+        await self.users.allowances.use(*allowances)
 
     async def recover(self, login: str, address: str, accepted: str) -> None:
         """Has a code sent to the account, if there is one. Takes as long if there is none."""
@@ -13462,7 +13451,8 @@ async def erase_me(call: Call) -> None:
 @route("GET /users/me/export", 200, "Export", problems="too_many_attempts")
 async def export_me(call: Call) -> AsyncIterator[str]:
     """Returns all data that is stored about the caller."""
-    await call.server.users.count_export(call.uid)
+    allowances = call.server.users.allowances
+    await allowances.use(allowances.exports(call.uid))
     return call.server.personal_data.export(call.uid, call.user)
 
 
