@@ -1033,7 +1033,7 @@ EXACT = 2**53  # bound of numbers without minimum or maximum; a double is exact 
 INT32 = 2**31  # generated clients read an integer that reaches this only with `format: int64`
 TEXT_LENGTH = 255  # bound of texts without maxLength
 READ_ONLY = "This field is read-only."
-MAX_COMPOSED = 1000  # characters of a password that is brought into NFC
+MAX_NORMALIZED = 1000  # characters of a password that is normalized
 MAX_KEY = 60  # characters of an unknown key that an error repeats
 OWN_WORDS = ("unique", "private", "filtered")  # of fields, beside those of JSON Schema
 TIME_ZONE = "time-zone"  # a format of ours
@@ -1087,17 +1087,17 @@ class StrictPassword(StrictText):
     """Returns the form (NFC) that is hashed, so that lengths are the same on each keyboard."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> Any:
-        return composed(super()._deserialize(value, attr, data, **options))
+        return normalized(super()._deserialize(value, attr, data, **options))
 
 
-def composed(password: str) -> str:
-    """Returns a password in NFC: some keyboards type "é" as one character, others as two.
+def normalized(password: str, form: str = "NFC") -> str:
+    """Returns a password in a Unicode form: keyboards type "é" as one character, or as two.
 
     Python's time for it grows with the square of the length: 2 ms for the longest one here.
     """
-    if password.isascii() or len(password) > MAX_COMPOSED:
+    if password.isascii() or len(password) > MAX_NORMALIZED:
         return password
-    return unicodedata.normalize("NFC", password)
+    return unicodedata.normalize(form, password)
 
 
 FIELD_CLASSES = {
@@ -5014,13 +5014,6 @@ def address_digest(address: str) -> str:
     return digest(address, 6)
 
 
-def decomposed(password: str) -> str:
-    """Returns a password in NFD: the counterpart of `composed`."""
-    if password.isascii() or len(password) > MAX_COMPOSED:
-        return password
-    return unicodedata.normalize("NFD", password)
-
-
 class HashJob(NamedTuple):
     """Work that waits for a hashing thread."""
 
@@ -5092,7 +5085,7 @@ class Passwords:
 
     async def hash(self, password: str, address: str) -> str:
         """Returns the hash to keep."""
-        return await self._run(address, self.hasher.hash, composed(password))
+        return await self._run(address, self.hasher.hash, normalized(password))
 
     async def verify(self, kept: str | None, password: str, address: str) -> int:
         """Returns 1 if the password is right, or 2 if its hash should be made anew; else 0.
@@ -5104,7 +5097,7 @@ class Passwords:
 
     def _verify(self, kept: str | None, password: str) -> int:
         """Tries each form of the password. A hash of version 1 is of the form that was typed."""
-        forms = composed(password), password, decomposed(password)
+        forms = normalized(password), password, normalized(password, "NFD")
         kept = kept or self.hash_of_nobody.result()
         for form in dict.fromkeys(forms):
             with contextlib.suppress(argon2.exceptions.VerificationError):

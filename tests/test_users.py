@@ -680,7 +680,7 @@ def test_a_hash_of_the_form_that_was_typed_still_opens_the_account(server, old):
     server.redis.hset(trivia.Keys.user(uid_of(session)), "password", kept)
     for typed_password in {NFC, NFD, old} if old != MIXED else {MIXED}:
         assert login(server, session["user"]["username"], typed_password).status == 200
-    wait_until(lambda: is_hash_of(server, session, trivia.composed(old)))  # it is hashed again
+    wait_until(lambda: is_hash_of(server, session, trivia.normalized(old)))  # it is hashed again
 
 
 def is_hash_of(server, session, password):
