@@ -343,9 +343,9 @@ HEARTBEAT_S = 1             # between two heartbeats of a worker
 MISSED_HEARTBEATS = 10      # a worker counts as dead after so many heartbeats of the observer
 METRICS_S = 2               # between two additions of a worker's counts to the sums in Redis
 SWEEP_S = 3                 # between two looks for connections that are idle or do not read
-WHOLE_COLLECTION_S = 86400  # between two garbage collections that include frozen objects
-CALL_SECONDS = 5            # Redis must have connected, greeted or stopped within this time
-PROBE_S = 0.5               # quiet of a connection to Redis, after which it is asked for a sign
+WHOLE_COLLECTION_S = DAY_S  # between two garbage collections that include frozen objects
+CALL_SECONDS = 5            # Redis must connect, greet or stop within this time
+PROBE_S = 0.5               # silence after which a connection to Redis gets a PING
 SILENT_S = 3                # silence after which it is dropped; below any cluster-node-timeout
 MIN_DISK = 1024 * 1024      # bytes; with less free, the disk of Redis counts as full
 MAX_DEPTH = 950             # nesting of brackets in JSON
@@ -882,10 +882,12 @@ _SYMBOLS = "@€$!|+*#"  # those that may stand for a letter; all others separat
 _EDGE = f"[ {_SYMBOLS}]"
 _GAP = "[ !|+*#]"
 _CASE_CHANGE = re.compile("(?<=[a-z])(?=[A-Z])")
-_TOKEN = re.compile(f"[^ {re.escape(_SYMBOLS)}]+")
-_OUTER_DIGITS = re.compile(rf"(?<![^ {re.escape(_SYMBOLS)}])\d+|\d+(?![^ {re.escape(_SYMBOLS)}])")
+_IN_TOKEN = f"[^ {re.escape(_SYMBOLS)}]"
+_TOKEN = re.compile(f"{_IN_TOKEN}+")
+_OUTER_DIGITS = re.compile(rf"(?<!{_IN_TOKEN})\d+|\d+(?!{_IN_TOKEN})")
 _REPEATED = re.compile(r"(.)(?: *\1){2,}")
 _LIGATURES = str.maketrans({"æ": "ae", "œ": "oe", "þ": "th"})
+FILTER_LISTS = ("words", "allowed", "reserved")  # of `filter` in schema.yaml
 
 
 def read_words(name: str) -> list[str]:
@@ -1014,9 +1016,6 @@ def words_of(tree: dict) -> Words:
     rules = tree.get("filter", {})
     languages = tuple(rules.get("languages", LANGUAGES))
     return _words(languages, *(tuple(rules.get(key, ())) for key in FILTER_LISTS))
-
-
-FILTER_LISTS = ("words", "allowed", "reserved")
 
 
 # ---- fields and forms ----------------------------------------------------------------------------
@@ -1299,13 +1298,12 @@ class Form:
     ) -> None:
         """`read_only` names fields that are refused in other words than unknown ones."""
         self._read_only = frozenset(read_only)
-        needed = fields.keys() & set(required)
+        self._needed = fields.keys() & set(required)
         self.rules = fields
-        self.required = [name for name in fields if name in needed]
-        self._needed = needed
+        self.required = [name for name in fields if name in self._needed]
         self._plain_tests = {name: plain_test(rule) for name, rule in fields.items()}
         schema_fields = {
-            name: make_field(rule, name in needed, _word_checks(name, rule, words))
+            name: make_field(rule, name in self._needed, _word_checks(name, rule, words))
             for name, rule in fields.items()
         }
         self._schema = marshmallow.Schema.from_dict(schema_fields)(unknown=marshmallow.RAISE)
@@ -1707,10 +1705,10 @@ LIMITS_WITH_DEFAULT = {
     "early_exit_seconds": _whole(1, 86_400) | {"default": 5},
     "early_exit_most_seconds": _whole(1, 86_400) | {"default": 600},
 }
-# A word has letters; * at its ends says that it counts within others.
+LIMIT_DEFAULTS = {name: rule["default"] for name, rule in LIMITS_WITH_DEFAULT.items()}
+# A * at an end of a word says that it also counts at the beginning, end or middle of others.
 _FILTER_WORDS = _NAMES | {"items": _TEXT | {"pattern": r"^\*?[^\s*=]{2,60}\*?$"}, "maxItems": 2000}
 FILTER = _object(
-    "",
     languages=_NAMES | {"items": {"enum": LANGUAGES}},
     words=_FILTER_WORDS,
     allowed=_NAMES | {"items": _TEXT | {"minLength": 2, "maxLength": 60}, "maxItems": 2000},
@@ -1899,14 +1897,10 @@ def editor_schema() -> dict:
 def _optional(rule: Any) -> Any:
     if not isinstance(rule, dict):
         return rule
-    kept = {
-        word: _optional(value)
-        for word, value in rule.items()
-        if word not in CONDITIONS | {"required"}
-    }
-    kept |= {
-        "properties": {name: _or_null(one) for name, one in rule.get("properties", {}).items()}
-    }
+    dropped = CONDITIONS | {"required"}
+    kept = {word: _optional(value) for word, value in rule.items() if word not in dropped}
+    properties = rule.get("properties", {}).items()
+    kept["properties"] = {name: _or_null(one) for name, one in properties}
     if isinstance(rule.get("additionalProperties"), dict):
         kept["additionalProperties"] = _or_null(rule["additionalProperties"])
     return kept
@@ -1918,9 +1912,7 @@ def _or_null(rule: Any) -> dict:
 
 def _report(file: Path, lines: dict[tuple, int], mistakes: list[Mistake]) -> str:
     """Writes mistakes in the order of their lines."""
-    rows = []
-    for path, found, expected in mistakes:
-        rows.append((_line(lines, path), _dotted(path), found, expected))
+    rows = [(_line(lines, path), _dotted(path), *texts) for path, *texts in mistakes]
     return "\n".join(
         f"{file}:{line}: {path}: found {found}; expected {expected}"
         for line, path, found, expected in sorted(rows)
@@ -2105,10 +2097,10 @@ class CrossChecks:
                 yield ("origins", index), shorten(origin), _expected_origin(origin)
 
     def _queues(self) -> Iterable[Mistake]:
-        for name, queue in self._children("queues").items():
+        queues = self._children("queues").items()
+        for name, queue in queues:
             for key, expected in _wrong_combinations(queue):
                 yield ("queues", name, key), shorten(queue[key]), expected
-        queues = self._children("queues").items()
         rooms = [name for name, queue in queues if queue.get("match") == ROOM]
         yield from self._missing_messages(ROOM_MESSAGES, rooms, "match: room")
         contests = [name for name, queue in queues if queue.get("match") == CHALLENGE]
@@ -2127,9 +2119,8 @@ class CrossChecks:
     def _mails(self) -> Iterable[Mistake]:
         """Checks that mails go to an address, contain a code, and name only words that exist."""
         mails = self._children("sign_in", "recovery", "mails")
-        rule = self._children("users", "fields").get("email")
-        fits = rule and rule.get("unique") and rule.get("type") == "string"
-        if mails and not fits and self._fine("users", "fields", "email"):
+        is_unique = self._children("users", "fields").get("email", {}).get("unique")
+        if mails and not is_unique and self._fine("users", "fields", "email"):
             yield ("sign_in", "recovery"), "no unique text field `email`", "one in users.fields"
         for language, templates in mails.items():
             for template, mail in templates.items():
@@ -2170,12 +2161,11 @@ class CrossChecks:
                     yield ("sign_in", "names", name, index), shorten(word), expected
 
     def _limits(self) -> Iterable[Mistake]:
-        defaults = {name: rule["default"] for name, rule in LIMITS_WITH_DEFAULT.items()}
-        limits = defaults | self._children("limits")
-        if limits["early_exit_seconds"] > limits["early_exit_most_seconds"]:
-            found = limits["early_exit_seconds"]
-            expected = f"at most early_exit_most_seconds, {limits['early_exit_most_seconds']}"
-            yield ("limits", "early_exit_seconds"), shorten(found), expected
+        limits = LIMIT_DEFAULTS | self._children("limits")
+        first, most = limits["early_exit_seconds"], limits["early_exit_most_seconds"]
+        if first > most:
+            expected = f"at most early_exit_most_seconds, {most}"
+            yield ("limits", "early_exit_seconds"), shorten(first), expected
 
 
 def _mail_mistakes(path: tuple, mail: dict[str, str]) -> Iterable[Mistake]:
@@ -2210,8 +2200,8 @@ def _wrong_combinations(queue: dict) -> Iterable[tuple[str, str]]:
     elif players["min"] == 1 and queue.get("rated"):
         yield "rated", "false, since a rated game needs two players"
     if (is_solo or match in (ROOM, CHALLENGE)) and "rematch_seconds" in queue:
-        why = "each plays a challenge once" if match == CHALLENGE else "who plays alone joins again"
-        why = "rooms stay" if match == ROOM else why
+        reasons = {ROOM: "rooms stay", CHALLENGE: "each plays a challenge once"}
+        why = reasons.get(match, "a player without opponents just joins again")
         yield "rematch_seconds", f"no rematch_seconds: {why}"
     if match in (ROOM, CHALLENGE) and "bots" in queue:
         yield "bots", "no bots: they fill games of a queue in which a player waits for others"
@@ -2240,13 +2230,14 @@ def separator_of(names: dict[str, list], rule: dict) -> str | None:
     Returns None if nothing does.
     """
     form = Form({"username": rule})
+    firsts, seconds = names["first"], names["second"]
+    longest = max(firsts, key=len), max(seconds, key=len)
+    count = max(len(firsts), len(seconds))
+    pairs = zip(itertools.cycle(firsts), itertools.cycle(seconds), strict=False)
+    tried = [longest, *itertools.islice(pairs, count)]
     for separator in (" ", "-", "_", ".", ""):
         try:
-            firsts, seconds = names.values()
-            longest = max(firsts, key=len), max(seconds, key=len)
-            pairs = zip(itertools.cycle(firsts), itertools.cycle(seconds), strict=False)
-            count = max(len(firsts), len(seconds))
-            for pair in [longest, *itertools.islice(pairs, count)]:
+            for pair in tried:
                 form.load({"username": separator.join((*pair, "999"))})
         except marshmallow.ValidationError:
             continue
@@ -2538,8 +2529,7 @@ class Schema:
         users = tree["users"]
         client_messages = tree["messages"]["client"]
         self.tree = tree
-        defaults = {name: rule["default"] for name, rule in LIMITS_WITH_DEFAULT.items()}
-        self.limits = types.SimpleNamespace(**defaults | tree["limits"])
+        self.limits = types.SimpleNamespace(**LIMIT_DEFAULTS | tree["limits"])
         self.boards: dict[str, dict] = tree["leaderboards"]
         self.queues = {name: Queue(name, spec) for name, spec in tree["queues"].items()}
         self.origins = _origins(tree.get("origins", []))
@@ -2555,14 +2545,12 @@ class Schema:
         self.read_only = {"created_at", "guest", "provisional", *self.fields} - writable.keys()
         self.new_user = Form(writable, users["required"], self.read_only, self.words)
         self.changes = {name: rule for name, rule in writable.items() if name != "password"}
-        kept = {"username"}  # a guest has one already
-        needed = [name for name in users["required"] if name not in kept]
+        needed = [name for name in users["required"] if name != "username"]  # a guest has one
+        self.upgrade = Form(writable, needed, self.read_only, self.words)
         email = self.fields.get("email", {})
-        is_address = email.get("type") == "string" and email.get("unique")
-        self.email = Form({"email": email}, ["email"]) if is_address else None
+        self.email = Form({"email": email}, ["email"]) if email.get("unique") else None
         providers = self.sign_in.get("providers", {})
         self.identities = [f"oidc:{name}" for name in providers]  # fields of a user
-        self.upgrade = Form(writable, needed, self.read_only, self.words)
         self.messages = {
             name: Form(spec.get("fields", {}), spec.get("required", ()), words=self.words)
             for name, spec in client_messages.items()
@@ -2947,10 +2935,11 @@ def write_plan(
     *numbers, on_exit, kind = rules[:7]
     total_ms, lives = rules[7:] or (0, 0)
     head = PLAN_HEAD.pack(PACKED, *numbers, total_ms, lives)
-    more = dumps([series, draw] if draw else [series]) if series or draw else ""
+    more = [series, draw] if draw else [series]
+    more_text = dumps(more) if any(more) else ""
     names = b"".join(_pack(name, 1) for name in (on_exit, kind, queue))
     people = b"".join(_write_person(*player) for player in players)
-    return head + names + _pack(quiz, 2) + _pack(more, 4) + bytes([len(players)]) + people
+    return head + names + _pack(quiz, 2) + _pack(more_text, 4) + bytes([len(players)]) + people
 
 
 def _write_person(
@@ -3119,13 +3108,13 @@ def flatten(pairs: dict) -> list:
 class Library:
     """The function library of trivia.lua, named by a digest of its text."""
 
+    PREFIX = "trivia_"
+
     def __init__(self, file: Path) -> None:
         text = file.read_text("utf-8")
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.text = text.replace("DIGEST", self.digest)
         self.name = f"{self.PREFIX}{self.digest}"
-
-    PREFIX = "trivia_"
 
     def function(self, name: str) -> str:
         """Returns the full name of a function."""
@@ -4871,7 +4860,9 @@ WORSE_BY = 5  # percentage points by which those who fail a question are better
 def level_of(text: str) -> str:
     """Returns the difficulty for a rating as `levels:{bank}` has it."""
     rating = float(text.split(" ")[0]) if text else LEVEL_START[0]
-    return "easy" if rating < EASY_BELOW else "hard" if rating > HARD_ABOVE else "medium"
+    if rating < EASY_BELOW:
+        return "easy"
+    return "hard" if rating > HARD_ABOVE else "medium"
 
 
 class QuestionSums(NamedTuple):
@@ -4917,14 +4908,12 @@ class QuestionSums(NamedTuple):
 
     @property
     def median_ms(self) -> int | None:
-        """The upper bound of the times of the faster half of all answers."""
-        half = sum(self.times) / 2
-        for bound, count_so_far in zip(
-            (*TIME_BOUNDS_MS, TIME_BOUNDS_MS[-1]), itertools.accumulate(self.times), strict=True
-        ):
-            if half and count_so_far >= half:
-                return bound
-        return None
+        """The bound of TIME_BOUNDS_MS within which half of the answers came, or the last one."""
+        sums = list(itertools.accumulate(self.times))
+        if not sums[-1]:
+            return None
+        middle = bisect.bisect_left(sums, sums[-1] / 2)
+        return TIME_BOUNDS_MS[min(middle, len(TIME_BOUNDS_MS) - 1)]
 
     @property
     def better_fail_by(self) -> float:
@@ -4953,8 +4942,9 @@ class QuestionStatistics:
             mine = {
                 n: answers[seat]
                 for n, answers in enumerate(closed, 1)
-                if n >= player.first_round and seat < len(answers)
-                if answers[seat] or not player.left
+                if n >= player.first_round
+                and seat < len(answers)
+                and (answers[seat] or not player.left)
             }
             rates = bool(player.strength) and game.result[seat].get("counts", True)
             self._count_player(game, player, mine, rates)
@@ -5114,11 +5104,6 @@ class Allowance(NamedTuple):
     interval_ms: int
     burst: int
 
-    async def use(self, *allowances: Allowance) -> None:
-        """Takes one of each. Raises Problem too_many_attempts if it can't, and takes nothing."""
-        if wait_ms := await self.take(*allowances):
-            raise too_many_attempts(wait_ms)
-
 
 class Allowances:
     """Takes from allowances that all workers share. Each gives back what was not used."""
@@ -5135,6 +5120,11 @@ class Allowances:
                 await self.give_back(*allowances[:position])
                 return wait_ms
         return 0
+
+    async def use(self, *allowances: Allowance) -> None:
+        """Takes one of each. Raises Problem too_many_attempts if it can't, and takes nothing."""
+        if wait_ms := await self.take(*allowances):
+            raise too_many_attempts(wait_ms)
 
     async def give_back(self, *allowances: Allowance) -> None:
         """Gives back one of each."""
@@ -5332,15 +5322,16 @@ class Claims:
         It takes as many trips either way, and so as long. Without fields, it looks at all.
         """
         owner = await self._owner(value)
-        return owner if await self._has(owner, value, fields or self.fields) else NOBODY
+        return owner if value in await self._owned(owner, fields or self.fields) else NOBODY
 
     async def _owner(self, value: str) -> str:
         claim = await self.redis.call("HGET", Keys.unique(value), value)
         return claim.split(" ")[0] if claim else NOBODY
 
-    async def _has(self, uid: str, value: str, fields: Iterable[str]) -> bool:
+    async def _owned(self, uid: str, fields: Iterable[str]) -> list[str]:
+        """Returns the values that a user has in some fields."""
         texts = await self.redis.call("HMGET", Keys.user(uid), *fields)
-        return value in [fold(text) for text in texts if text]
+        return [fold(text) for text in texts if text]
 
     async def taken(self, names: dict[str, str], uid: str = "") -> dict[str, str]:
         """Returns {field: UID of the other user who has its value, or NOBODY if it is reserved}."""
@@ -5352,7 +5343,7 @@ class Claims:
         owner, keeper = await asyncio.gather(
             self._owner(value), self.redis.call("GET", Keys.reserved(value))
         )
-        if await self._has(owner, value, self.fields) and owner != uid:
+        if value in await self._owned(owner, self.fields) and owner != uid:
             return owner
         return NOBODY if keeper not in (None, uid) else ""
 
@@ -5387,7 +5378,7 @@ class Claims:
                 await asyncio.sleep(CLAIM_PAUSE_S)
                 continue
             void = held[0]
-            if await self._has(void.split(" ")[0], value, self.fields):
+            if value in await self._owned(void.split(" ")[0], self.fields):
                 # If the owner's registration died before it could confirm the claim, this does it.
                 await self.redis.run_durably("settle_claim", keys[:1], value, void, 1)
                 raise name_taken([field])
@@ -5454,8 +5445,7 @@ class Claims:
         """
         if not claims:
             return True
-        texts = await self.redis.call("HMGET", Keys.user(uid), *self.fields)
-        owned = [fold(text) for text in texts if text]
+        owned = await self._owned(uid, self.fields)
         calls = (
             self.redis.run_durably(
                 "settle_claim", (Keys.unique(value),), value, claim, int(value in owned)
@@ -5760,15 +5750,11 @@ class Users:
         is_rename = bool(data.keys() & set(self.claims.fields))
         same = {name: user.get(name, "") for name in self.claims.fields if is_rename}
         same |= {name: user[name] for name in changes.keys() & {":guest"}}
-        rules = len(same), claimed_until(claims)
-        keys = (Keys.user(uid),)
-        done = await self.redis.run_durably(
-            "change_user", keys, *rules, *flatten(same), *flatten(changes)
-        )
+        is_done = await self.store(uid, same, changes, claims)
         await self.claims.settle(uid, claims)
-        if done == 1:
+        if is_done:
             await self.claims.settle(uid, released)
-        return done == 1
+        return is_done
 
     async def reserve_names(self, user: dict) -> None:
         """Keeps the names of a user who is erased from all, for name_hold_days.
@@ -5834,17 +5820,16 @@ class Users:
         If it `connects`, `:turn` is the turn of the new connection.
         """
         parts = split_token(token)
-        if parts:
-            uid, secret = parts
-            keys = (Keys.user(uid),)
-            fields = await self.redis.run(
-                "authenticate", keys, digest(secret), self.session_s, int(connects)
-            )
-            if fields:
-                user = pairs_to_dict(fields)
-                refuse_banned(user)
-                return uid, user
-        raise Problem("not_authenticated")
+        if parts is None:
+            raise Problem("not_authenticated")
+        uid, secret = parts
+        rules = digest(secret), self.session_s, int(connects)
+        fields = await self.redis.run("authenticate", (Keys.user(uid),), *rules)
+        if not fields:
+            raise Problem("not_authenticated")
+        user = pairs_to_dict(fields)
+        refuse_banned(user)
+        return uid, user
 
     def session_of(self, token: str, user: dict) -> dict:
         """Returns the session of a token that was checked: {token, expires_at, user}."""
@@ -6171,8 +6156,7 @@ class Draws:
         if not self.queues:
             return
         await self._fix({})
-        missing = self._missing()
-        if missing:
+        if missing := self._missing():
             await self._fix(missing)
         days = [self.day(ahead) for ahead in range(DRAWN_DAYS)]
         draws = [draw for name, draw in self.drawn.items() if name.split(" ")[1] in days]
@@ -6444,7 +6428,7 @@ class Challenges:
         answers = Run.parse(write_run(game, player.score, {})).answers
         key = Keys.contest(game.draw)
         found = await self.redis.run("note_progress", (key,), game.id, " ".join(answers))
-        others = dict(zip(found[::2], found[1::2], strict=True))
+        others = pairs_to_dict(found)
         shown = await self._without_hidden(player.uid, others)
         return dumps([player.uid, player.name, answers]), [others[uid] for uid in shown]
 
