@@ -71,7 +71,8 @@ time may lag behind that clock.
                                  player
     met:{UID}            hash    digest of an opponent, or guests -> games of     midnight UTC
                                  today with them that counted
-    erasures:{lobby}     zset    UID -> when another worker goes on with erasing them     erased
+    erasures:{lobby}     zset    UID of a user who is being erased -> when another  erased
+                                 worker takes over
     erased:{UID}         hash    unique field -> value that is still claimed              released
     unique:{N}           hash    folded value of any unique field -> "UID         released
                                  OPERATION", with " UNTIL" while the claim is
@@ -87,7 +88,7 @@ time may lag behind that clock.
                                  (s)
     reported:{UID}       zset    "player UID" or "question ID" that the user has   erased
                                  reported -> when (s)
-    named:{UID}          zset    id of a report about or of the user -> when (s)    erased
+    named:{UID}          zset    id of a report by or about the user -> when (s)   erased
     reports:{reports}    zset    id of a report -> when it came                    closed
     handled:{reports}    zset    id of a report that is closed -> when             30 days later
     report:{reports}:REF hash    at (ms), reason, reporter (UID), player (UID)     30 days after it
@@ -100,8 +101,8 @@ time may lag behind that clock.
                                  rounds)
     blocks:{UID}         zset    UID of a player whom the user has blocked ->      lifted, erased
                                  when (s)
-    blockers:{UID}       zset    UID of who has blocked the user -> when that      lifted, erased
-                                 was noted (s)
+    blockers:{UID}       zset    UID of a player who has blocked the user ->       lifted, erased
+                                 when that was noted (s)
     hidden:{lobby}       hash    UID -> "UID UID..." whom the user has blocked     lifted, erased
     codes:{UID}          hash    reset or confirm -> "DIGEST TRIES OWN-TRIES       15 minutes
                                  UNTIL FOR" of a code that the user was sent
@@ -117,8 +118,7 @@ time may lag behind that clock.
     due:{events}         zset    id of an event -> when it is sent again           the same
     dead:{events}        stream  id, type, at, why and delivery of an event that   replayed, 1,000
                                  was given up                                      later entries
-    guests:{guests}      zset    UID of a guest -> when it is checked whether     erased, upgraded
-                                 they have expired
+    guests:{guests}      zset    UID of a guest -> when their expiry is checked   erased, upgraded
     seats:{lobby}        hash    UID -> "CONNECTION TURN QUEUE SINCE RATING       left and not
                                  GAME", "-" for nothing. TURN is a fencing        in a game
                                  token: an older connection can't undo a newer.
@@ -133,12 +133,13 @@ time may lag behind that clock.
     rematch:{lobby}:GAME hash    queue, least, ends, members, agreed, rest,       rematch_seconds
                                  shown, left, name:UID: see trivia.lua
     forming:{lobby}      zset    "GAME QUEUE UID..." -> when another worker may   game is formed
-                                 form it; "rematch:GAME" follows if that game
-                                 is played again, "bots:COUNT" if bots play too
+                                 form it; "bots:COUNT", "rematch:GAME" or
+                                 "draw:DRAW" may follow: see Match
     bots:{lobby}:NAME    zset    "GAME RATING N" -> until when a human may take   the game has
                                  the seat of a bot in a game of this queue        begun
-    quits:{lobby}:UID    string  "TIMES WAIT END": games that the player left     forgotten
-                                 early, and until when they are held back
+    quits:{lobby}:UID    string  "TIMES WAIT END": games that the player left     WAIT and
+                                 early; for how many ms, and until when, they     early_exit_
+                                 are held back                                    most_seconds
     workers:{lobby}      zset    worker -> last heartbeat; "dead:WORKER" while    10 s silent
                                  it is reaped
     libraries:{lobby}    hash    worker -> digests of its trivia.lua and of       its death
@@ -311,8 +312,8 @@ from websockets.frames import apply_mask
 # ---- settings ------------------------------------------------------------------------------------
 # The environment variables that an operator sets, and the constants that tune the server.
 # Everything else about the service is in schema.yaml. Each constant here can be changed freely
-# between two starts. A constant that says where data is stored is not a setting: such constants
-# are in the section on stored formats.
+# between two starts. A constant that says how data is stored is not a setting: such constants are
+# in the section on keys and format.
 #
 # To add a variable: read it here, and check its value in check_environment.
 
@@ -327,16 +328,16 @@ DATA = Path(os.environ.get("TRIVIA_DATA", "data"))      # folder of the embedded
 SCHEMA_FILE = Path(os.environ.get("TRIVIA_SCHEMA", HERE / "schema.yaml"))
 LAB = os.environ.get("TRIVIA_LAB", "")                  # 1: adds the queue `lab` for app authors
 OPS_TOKEN = os.environ.get("TRIVIA_OPS_TOKEN", "")      # opens /ops and /metrics
-ACT_TOKENS = os.environ.get("TRIVIA_OPS_ACT_TOKEN", "")     # NAME:TOKEN ...; they may also act
+ACT_TOKENS = os.environ.get("TRIVIA_OPS_ACT_TOKEN", "")     # NAME:TOKEN ...; these may also act
 MAIL = os.environ.get("TRIVIA_MAIL", "")                # smtp(s)://user:password@host:port?from=
 WEBHOOK = os.environ.get("TRIVIA_WEBHOOK", "")          # gets the events: http(s)://...
-WEBHOOK_SECRETS = os.environ.get("TRIVIA_WEBHOOK_SECRET", "")   # whsec_BASE64, or more of them
+WEBHOOK_SECRETS = os.environ.get("TRIVIA_WEBHOOK_SECRET", "")   # whsec_BASE64, or several
 LOG_LEVEL = (os.environ.get("TRIVIA_LOG") or "info").upper()    # debug adds each request and game
 WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from WatchdogSec
 
-DAY_S = 86_400              # a day
+DAY_S = 86_400
 TICK_S = 0.025              # shortest pause between two looks for due deadlines
-LONG_TICK_S = 0.1           # longest pause: a phase as short as that may have begun meanwhile
+LONG_TICK_S = 0.1           # longest pause: another worker may have begun a short phase meanwhile
 OTHERS_S = 0.5              # between two looks at the shards of the other workers
 LOBBY_TICK_S = 0.2          # between two looks for due tickets
 HEARTBEAT_S = 1             # between two heartbeats of a worker
@@ -358,11 +359,11 @@ MAX_ADMISSIONS = 50         # handshakes handled at once; the others wait for an
 ADMISSION_SECONDS = 5       # a handshake waits so long for a slot; then it gets 503
 DRAIN_SECONDS = 5           # a worker that stops closes its connections within this time
 DRAIN_PAUSE_S = 0.002       # pause between two of these closes, if DRAIN_SECONDS allows it
-PIECE_BYTES = 4096          # of HTTP that one connection may have parsed in one turn of the loop
+PIECE_BYTES = 4096          # HTTP of one connection that is parsed in one turn of the event loop
 FRAMES_PER_TURN = 16        # frames of one WebSocket that are handled in one turn of the loop
 MAX_FRAME_BYTES = 64 * 1024     # a longer WebSocket message closes with 1009
 MAX_FRAGMENTS = 64          # parts of a message that are kept apart
-CLOSE_SECONDS = 3           # a phone that was told to close has so long to answer
+CLOSE_SECONDS = 3           # a phone that was told to close must answer within this time
 DEAF_PAUSE_S = 0.01         # pause between two turns of a WebSocket that was told to close
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
 HEAD_SECONDS = 10           # time for them to arrive
@@ -371,18 +372,18 @@ BACKLOG = 65_535            # connections that may wait in the kernel; net.core.
 ACCEPTS_PER_TURN = 16       # connections that a worker accepts in one turn of its event loop
 CONNECT_ALLOWANCE = 100, 200    # ms, times: a player connects 200 times at once, then per 100 ms
 REGISTRATION_TRIES = 20     # tries to register, for each account that an address may make
-EXPORT_ALLOWANCE = 60_000, 10   # the same for exports of a player's data
-CODE_ALLOWANCE = 6_000, 10      # ms, times: a player tries ten unknown codes, then one per 6 s
+EXPORT_ALLOWANCE = 60_000, 10   # a player exports their data 10 times, then once per minute
+CODE_ALLOWANCE = 6_000, 10      # a player tries 10 unknown codes, then one per 6 s
 NETWORK_CODE_ALLOWANCE = 3_000, 60      # the same for all who share a network
 ROOM_ALLOWANCE = 60_000, 20     # a player opens 20 rooms, then one per minute
 FLAG_ALLOWANCE = 60_000, 20     # a player flags 20 questions, then one per minute
-STRANGER_ALLOWANCE = 60_000, 20     # ms, times: of acts that a stranger tries, so many are logged
+STRANGER_ALLOWANCE = 60_000, 20     # acts that a stranger tries: 20 are logged, then one per minute
 BLOCK_ALLOWANCE = 5_000, 100    # a player blocks or lifts 100 times, then once per 5 s
 CHALLENGE_ALLOWANCE = 600_000, 20   # a player makes 20 challenges, then one per 10 minutes
-NETWORK_TIMES = 20          # times as many flags, reports, rooms, challenges of all in one network
-MERGE_ALLOWANCE = 86_400_000, 10    # ms, times: an account takes up 10 guests, then one a day
-RENAMES = 86_400_000, 5     # ms, times: a player changes names 5 times at once, then once a day
-CLAIM_MS = 3000             # a unique value is claimed so long for who has not stored it yet
+NETWORK_TIMES = 20          # a network may do 20 times what a player may: flags, rooms, ...
+MERGE_ALLOWANCE = 86_400_000, 10    # an account takes up 10 guests, then one per day
+RENAMES = 86_400_000, 5     # a player changes names 5 times, then once per day
+CLAIM_MS = 3000             # a claim on a unique value that is not stored yet lasts so long
 CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
 # fmt: on
 
@@ -448,9 +449,7 @@ PROBLEMS = {
     "internal": (500, "Something went wrong on the server."),
     "unavailable": (503, "The server can't do this now; try again shortly."),
 }
-
-
-WAITING = (
+WAITING = (  # they say after how many seconds to try again: Retry-After
     "too_many_attempts",
     "unavailable",
     "guests_full",
@@ -461,12 +460,8 @@ WAITING = (
     "maintenance",
     "reports_full",
 )
-OPERATOR_CODES = (
-    "forbidden",
-    "no_undo",
-    "changed_meanwhile",
-    "too_few_questions",
-)  # no player gets them
+# No player gets these.
+OPERATOR_CODES = ("forbidden", "no_undo", "changed_meanwhile", "too_few_questions")
 
 
 class Problem(SanicException):
@@ -652,8 +647,8 @@ CONTEXT: contextvars.ContextVar[Mapping] = contextvars.ContextVar(
     "log context", default=types.MappingProxyType({})
 )
 IDS = ("request", "connection", "player", "game", "worker")
-# uvicorn logs a refused handshake or bad bytes from a client as errors. Its access log, the last
-# pattern, contains addresses, and names in paths. Anybody could fill the log with such lines.
+# uvicorn and Sanic log refused handshakes and bad bytes of clients, so that anybody could fill the
+# log. The last pattern is uvicorn's access log: it contains addresses, and names in paths.
 NOISE = re.compile(
     "without completing handshake|Invalid UTF-8|Invalid HTTP request|upgrade request"
     r'|If-Modified-Since|^\S* - "'
@@ -733,7 +728,7 @@ def set_up_log() -> None:
 # A worker counts in memory and adds its counts to sums in Redis every METRICS_S. So each worker's
 # /metrics shows all workers, and the sums survive restarts. A killed worker loses its last seconds.
 # Counting is one addition in a dictionary, because it happens at each answer. The counters of
-# prometheus-client cost microseconds and see one process only; it writes just the page.
+# prometheus-client cost microseconds and see one process only; the library only writes the page.
 #
 # To add a metric: a row in METRICS, then count() or observe() where it happens. Names are public.
 
@@ -860,8 +855,8 @@ def gauges(
 # (words/alike.txt), accents and invisible characters make no difference. Digits and symbols may
 # stand for letters, letters may be repeated, and separators may stand between them. A word counts
 # where it is a whole word: Scunthorpe, Hancock and Assad are names. Only a word that is written
-# *word* in its file counts anywhere. One that has separators inside counts only from the start of a
-# word to the end of one: F_U_C_K, but not Marc_Unter.
+# *word* in its file counts anywhere. With separators between its letters, a word counts only from
+# the start of a word to the end of one: F_U_C_K, but not Marc_Unter.
 
 WORD_FOLDER = HERE / "words"
 LANGUAGES = sorted(file.stem for file in WORD_FOLDER.glob("??.txt"))
@@ -919,7 +914,7 @@ def _folded(plain: str) -> str:
 
 
 def _without_numbers(token: re.Match) -> str:
-    """Blanks the digits of a word that is more of a number: they stand for no letters."""
+    """Blanks the digits of a word in which they are the majority: they stand for no letters."""
     digits = sum(map(str.isdecimal, token[0]))
     return re.sub(r"\d", " ", token[0]) if 2 * digits > len(token[0]) else token[0]
 
@@ -971,7 +966,7 @@ def _word_pattern(entry: str) -> str:
 def _words_pattern(entries: Iterable[str]) -> Any:
     options = re2.Options()
     options.never_capture = True
-    options.max_mem = 64 << 20  # bytes, also of what it remembers of texts
+    options.max_mem = 64 << 20  # bytes, with RE2's cache
     options.log_errors = False
     return re2.compile("|".join(map(_word_pattern, entries)) or r"[^\s\S]", options)
 
@@ -1022,11 +1017,12 @@ def words_of(tree: dict) -> Words:
 # Makes marshmallow schemas out of the fields that schema.yaml declares. Everything that a client
 # sends passes a Form. A form is strict: a value must have the JSON type of its field, and is kept
 # as it was sent. A text is never read as a number.
+#
 # The checks of a value run in turn and stop at the first failure. The length of a text comes before
 # its pattern, so that a pattern never sees an overlong text.
 #
-# To add a keyword to fields: FIELD in the section on the schema file allows it, _checks obeys it.
-# If plain_test can't obey it as well, plain_test must return None for such a field.
+# To add a keyword of fields: allow it in FIELD (section schema file), and obey it in _checks. If
+# plain_test can't obey it as well, plain_test must return None for such a field.
 
 EXACT = 2**53  # bound of numbers without minimum or maximum; a double is exact up to it
 INT32 = 2**31  # generated clients read an integer that reaches this only with `format: int64`
@@ -1034,7 +1030,7 @@ TEXT_LENGTH = 255  # bound of texts without maxLength
 READ_ONLY = "This field is read-only."
 MAX_NORMALIZED = 1000  # characters of a password that is normalized
 MAX_KEY = 60  # characters of an unknown key that an error repeats
-OWN_WORDS = ("unique", "private", "filtered")  # of fields, beside those of JSON Schema
+OWN_WORDS = ("unique", "private", "filtered")  # keywords of fields that JSON Schema does not have
 TIME_ZONE = "time-zone"  # a format of ours
 WEB_ADDRESS = r"https?://[^\s\"'<>\\]+"
 
@@ -1155,7 +1151,7 @@ def is_date_time(text: str) -> bool:
 
 
 def _datetime(year: str, *rest: str) -> datetime | None:
-    """Returns a time, in a year of the same calendar that Python has: RFC 3339 has a year 0."""
+    """Returns a time in a year with the same calendar: RFC 3339 has a year 0, Python has none."""
     try:
         return datetime(2000 + int(year) % 400, *map(int, rest))
     except ValueError:
@@ -1213,7 +1209,7 @@ def _text_checks(rule: dict) -> list[Callable]:
         marshmallow.validate.Length(*_lengths(rule)),
         _validator(_without_control_characters, "Must not contain control characters."),
     ]
-    if "pattern" in rule:  # JSON Schema searches
+    if "pattern" in rule:  # as in JSON Schema, a part of the text may match it
         pattern = rule["pattern"]
         checks.append(_validator(compile_pattern(pattern).search, f"Must match {pattern}."))
     if rule.get("format") in FORMATS:
@@ -1225,8 +1221,8 @@ def compile_pattern(pattern: str) -> Any:
     """Compiles a pattern of schema.yaml. Raises re.error, re2.error and others if it is wrong.
 
     RE2 takes a time that is linear in the text, so that no pattern and text can stop the worker: at
-    most 0.2 s for 4,000 characters. Python's `re` takes exponential time for ^([a-z]+ ?)+$. It must
-    accept the pattern too, since RE2 reads some mistakes, such as a{99999999999}, as plain text.
+    most 0.2 s for 4,000 characters. Python's `re` takes exponential time for ^([a-z]+ ?)+$. `re`
+    must accept the pattern too: RE2 reads some mistakes, such as a{99999999999}, as plain text.
     """
     re.compile(pattern)
     options = re2.Options()
@@ -1296,7 +1292,7 @@ class Form:
         read_only: Iterable[str] = (),
         words: Words | None = None,
     ) -> None:
-        """`read_only` names fields that are refused in other words than unknown ones."""
+        """`read_only` names fields that are refused with READ_ONLY, not as unknown fields."""
         self._read_only = frozenset(read_only)
         self._needed = fields.keys() & set(required)
         self.rules = fields
@@ -1397,7 +1393,7 @@ DAILY_POINTS = "daily_points"  # a field of users: points in daily games
 
 
 def _whole(least: int, greatest: int) -> dict:
-    """Describes a whole number. Without a greatest value a mistyped one could mean `never`."""
+    """Describes a whole number. It takes a bound: a mistyped number could mean "never"."""
     return {"type": "integer", "minimum": least, "maximum": greatest}
 
 
@@ -1422,9 +1418,9 @@ def _list_of(items: dict) -> dict:
 
 
 def _named(values: dict, known: dict | None = None, maybe: dict | None = None, **more: Any) -> dict:
-    """Describes entries by name.
+    """Describes entries by name. Those in `known` are required, those in `maybe` are not.
 
-    The server itself uses those in `known`, which are required, and those in `maybe`.
+    The server itself uses both.
     """
     known = known or {}
     return {
@@ -1456,7 +1452,7 @@ _UNIQUE_RULE = {
     "if": {"properties": {"unique": {"const": True}}, "required": ["unique"]},
     "then": {"properties": {"type": {"const": "string"}, "default": False}},
 }
-# Reading a text as people do takes time, and a phone may send 16 messages at once.
+# The filter takes up to 10 ms for 500 characters, and a phone may send 16 messages at once.
 _FILTERED_RULE = {
     "if": {"properties": {"filtered": {"const": True}}, "required": ["filtered"]},
     "then": {"properties": {"type": {"const": "string"}, "maxLength": _whole(1, 500)}},
@@ -1627,7 +1623,7 @@ ROOM_MESSAGES = [
 REMATCH_MESSAGES = [("client", "rematch"), ("server", "rematch")]  # where it has `rematch_seconds`
 LIMITS = {
     "connections": _whole(1, 1_000_000),
-    "message_bytes": _whole(125, 1_048_576),  # the fast path does not check frames of 125 bytes
+    "message_bytes": _whole(125, 1_048_576),  # the fast path does not check frames up to 125 bytes
     "messages_per_second": _whole(1, 1000),
     "message_burst": _whole(1, 10_000),
     "bad_messages": _whole(1, 10_000),
@@ -1648,7 +1644,7 @@ LIMITS = {
     "game_days": _whole(1, 3650),
     "games_per_user": _whole(1, 10_000),
 }
-# What the server adds to a user, or takes as the name of one.
+# No field of users may have these names: the server adds such fields, or reads them in a body.
 ADDED_FIELDS = ("login", "created_at", "guest", "provisional", "email_confirmed", "providers")
 _WORD = {"type": "string", "pattern": r"^[^\W\d_]{2,12}$"}
 _WORDS = {"type": "array", "items": _WORD, "minItems": 20, "maxItems": 1000, "uniqueItems": True}
@@ -1758,15 +1754,15 @@ Mistake = tuple[tuple, str, str]  # path, what was found, what was expected
 
 ANY_ORIGIN = ("*", "null")  # `null` is sent by pages without an origin, such as files
 DEFAULT_PORTS = {"http": 80, "https": 443}
-# Apps in a web view have schemes of their own, such as capacitor://localhost. The schemes that are
-# left out are never those of a page.
+# Apps in a web view have schemes of their own, such as capacitor://localhost. No page has one of
+# the schemes that are left out.
 _ORIGIN = re.compile(
     r"(?!(?:wss?|ftp|file|data|blob|about|javascript):)"
     r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
 )
 
 SHIPPED_SCHEMA = HERE / "schema.yaml"
-# What a file that says only what differs need not fulfil by itself.
+# Keywords of FILE_SCHEMA that a file with `extends` need not fulfil by itself.
 CONDITIONS = {"$schema", "allOf", "if", "then", "else", "dependentRequired", "minProperties"}
 
 
@@ -1822,7 +1818,7 @@ class SchemaLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             return isinstance(self.construct_object(node), (str, int, float, type(None)))
         except yaml.YAMLError:
             raise
-        except Exception:  # PyYAML lets through whatever int() and the like raise
+        except Exception:  # PyYAML lets through what int(), datetime and the like raise
             return False
 
     def _construct_float(self, node: yaml.ScalarNode) -> int | float:
@@ -1863,7 +1859,7 @@ def read_schema(file: Path) -> dict:
 
 
 def _extended(file: Path, tree: dict) -> tuple[dict, list[Mistake]]:
-    """Returns a tree that says only what differs from the shipped schema, made whole."""
+    """Returns the shipped schema with the changes of a file that extends it."""
     changes = {key: value for key, value in tree.items() if key != "extends"}
     if tree["extends"] != "shipped" or file.resolve() == SHIPPED_SCHEMA:
         return tree, [(("extends",), shorten(tree["extends"]), "shipped, in a file of your own")]
@@ -1872,7 +1868,7 @@ def _extended(file: Path, tree: dict) -> tuple[dict, list[Mistake]]:
 
 
 def _merged(base: dict, changes: dict, path: tuple, mistakes: list[Mistake]) -> dict:
-    """Returns a mapping with changes: mappings are merged, null takes a key out."""
+    """Returns a mapping with changes: mappings are merged, null removes a key."""
     merged = dict(base)
     for key, value in changes.items():
         below = (*path, key)
@@ -2006,7 +2002,7 @@ EXPECTED = {  # by keyword of JSON Schema; any other is shown by its name, as in
     "minProperties": "at least {} item(s)",
     "uniqueItems": "each item only once",
     "anyOf": "a type of JSON Schema, or a list of types",  # only a documented `type` has this
-    "falseSchema": "no default in a unique field",  # the only thing that is forbidden so
+    "falseSchema": "no default in a unique field",  # nothing else has the schema `False`
 }
 
 
@@ -2024,7 +2020,7 @@ def _expected(keyword: str, value: Any) -> str:
 
 
 class CrossChecks:
-    """Checks what JSON Schema can't express. Skips everything above or below a known mistake."""
+    """Runs the checks. Skips everything above or below a known mistake."""
 
     def __init__(self, tree: Any, wrong_paths: set[tuple]) -> None:
         self.tree = tree
@@ -2082,7 +2078,7 @@ class CrossChecks:
     def _leaderboards(self) -> Iterable[Mistake]:
         """Checks that a leaderboard ranks a number that all may see and only the server writes."""
         fields = self._children("users", "fields")
-        # Nothing happens at the moment at which a streak breaks.
+        # A leaderboard could not follow a streak: nothing runs at the moment at which it breaks.
         ranked = [name for name, rule in fields.items() if _can_be_ranked(rule) and name != STREAK]
         for name, board in self._children("leaderboards").items():
             field = board["field"]
@@ -2225,9 +2221,9 @@ def _useless_keys(queue: dict, is_solo: bool) -> Iterable[tuple[str, str]]:
 
 
 def separator_of(names: dict[str, list], rule: dict) -> str | None:
-    """Returns what separates the words of a generated name, so that `rule` accepts all names.
+    """Returns a separator with which `rule` accepts every generated name, or None.
 
-    Returns None if nothing does.
+    It tries the longest name, and each word once.
     """
     form = Form({"username": rule})
     firsts, seconds = names["first"], names["second"]
@@ -2305,7 +2301,7 @@ def _field_mistakes(path: tuple, rule: dict) -> Iterable[Mistake]:
 
 
 def _refusal(key: str, value: Any, rule: dict) -> str:
-    """Returns why a field refuses a value of its own, or '' if it accepts the value."""
+    """Returns why a field refuses its own `enum` value or default; '' if it accepts the value."""
     others = {word: rest for word, rest in rule.items() if word != key}
     try:
         Form({key: others}).load({key: value})
@@ -2317,9 +2313,9 @@ def _refusal(key: str, value: Any, rule: dict) -> str:
 # ---- streaks -------------------------------------------------------------------------------------
 # Days in a row on which a player played the daily questions, by the clock of their phone.
 #
-# Neither a flight nor a change of clocks breaks a streak: it goes on if the player plays again
-# before the next day has ended, here or where they played last, and within 36 hours in any case. A
-# day counts once. A player who flies west and has the same date twice loses nothing.
+# Neither a flight nor a change of clocks breaks a streak. It goes on if the player plays again
+# before the next day has ended, here or where they played last. Within 36 hours it goes on in any
+# case. A day counts once. A player who flies west and has the same date twice loses nothing.
 
 STREAK_GRACE_S = 36 * 3600
 
@@ -2350,7 +2346,7 @@ class Streak(NamedTuple):
         return " ".join(map(str, self))
 
     def stands(self, now_s: int, offset_s: int) -> bool:
-        """Tells whether a game at this time goes on with it."""
+        """Tells whether a game at this time continues the streak."""
         here = (now_s + offset_s) // DAY_S
         there = (now_s + self.offset_s) // DAY_S
         in_time = now_s - self.played_s <= STREAK_GRACE_S
@@ -2369,14 +2365,14 @@ class Streak(NamedTuple):
 # The tree of schema.yaml, ready for use: forms, queues, limits, and how a user is stored and shown.
 # Redis keeps each field of a user as text, and leaves out a field that has its default.
 
-SOLO_WAIT_MS = 10_000  # a game of one player begins at once; another worker may have to form it
+SOLO_WAIT_MS = 10_000  # a game of one player begins at once, unless its worker dies forming it
 ROOM_WAIT_MS = 3_600_000  # a room without `wait_seconds` closes when nothing happens for so long
-SIGMA = 500  # uncertainty of a new player's rating: two of three are within it
+SIGMA = 500  # uncertainty of a new player's rating: that of two in three players is within it
 PROVISIONAL_SIGMA = 300  # with more, a rating is called provisional
 
 
 def whole(value: float) -> int:
-    """Returns the nearest whole number; of two, the higher one."""
+    """Returns the nearest whole number; the higher one if two are as near."""
     return math.floor(value + 0.5)
 
 
@@ -2404,8 +2400,8 @@ def _read_boolean(text: str) -> bool:
     return text == "1"
 
 
-# {type: function from the text in Redis to the value}. The text may be that of another type, which
-# the field had before. ValueError: it can't be read as this one.
+# {type: function from the text in Redis to the value}. The field may have had another type when the
+# text was written. ValueError: the text can't be read as this one.
 _FROM_TEXT = {
     "string": str,
     "integer": _read_integer,
@@ -2499,7 +2495,7 @@ class Queue:
 
     @functools.cached_property
     def bounds(self) -> dict[str, int]:
-        """What ends a game before its last question: {total_ms, lives}, or those that there are."""
+        """What ends a game before its last question: {total_ms, lives}, without what is not set."""
         bounds = {"total_ms": self.ms("total_seconds"), "lives": self.spec.get("lives", 0)}
         return {name: value for name, value in bounds.items() if value}
 
@@ -2619,7 +2615,7 @@ class Schema:
 
     @functools.cached_property
     def facts(self) -> dict[str, str]:
-        """What stored data depends on: {"field NAME", "board NAME" or "queue NAME": how it is}."""
+        """What stored data depends on: {"field NAME", "board NAME" or "queue NAME": its form}."""
         facts = {f"queue {name}": "-" for name in self.queues if name != LAB_QUEUE}
         for name, rule in self.fields.items():
             facts[f"field {name}"] = rule["type"] + (" unique" if rule.get("unique") else "")
@@ -2673,7 +2669,7 @@ UID_BYTES = 9  # 72 bits; accounts of format 1 have 48
 SECRET_LENGTH = 32  # characters of a token behind the UID
 RECENT_S = 900  # a session is recent for so long
 ERASED_NAME = "(erased)"
-MISFIT = "?"  # begins what `schema:{lobby}` says of stored data that no longer fits it for sure
+MISFIT = "?"  # in front of a fact in `schema:{lobby}`: some stored data may not fit it
 
 
 class Keys:
@@ -2756,7 +2752,7 @@ class Keys:
 
     @staticmethod
     def reserved(folded: str) -> str:
-        """Returns what keeps a value that was given up. It shares a tag with the bucket."""
+        """Returns the key that reserves a value. It shares a tag with the value's bucket."""
         digest_bytes = hashlib.blake2b(folded.encode(), digest_size=12).digest()
         name = base64.urlsafe_b64encode(digest_bytes).decode()
         return f"reserved:{{{Keys._bucket(folded)}}}:{name}"
@@ -2830,7 +2826,7 @@ def new_secret() -> str:
 
 
 def is_recent(token: str) -> bool:
-    """Tells whether the session of a token that was checked has just begun."""
+    """Tells whether the session of a checked token began within RECENT_S."""
     _, secret = split_token(token)
     began_s = int.from_bytes(base64.urlsafe_b64decode(secret)[-4:])
     return abs(time.time() - began_s) < RECENT_S
@@ -2854,7 +2850,7 @@ class Seat(NamedTuple):
 
     @property
     def may_play_again(self) -> bool:
-        """Whether the party is the id of a game that the player may play again, and no room."""
+        """Whether the party is the id of a game that the player may play again, not a room."""
         return len(self.party) == 12
 
     @classmethod
@@ -2873,8 +2869,8 @@ class Match(NamedTuple):
     queue: str
     uids: list[str]
     again: str  # the game that they play again, or ''
-    draw: str  # what the questions are drawn by: a day, a code; '' for questions of its own
-    bots: int  # that play too
+    draw: str  # the day or the challenge whose questions they play; '' for questions of their own
+    bots: int  # how many play too
 
     @classmethod
     def parse(cls, text: str) -> Match:
@@ -3008,8 +3004,8 @@ def _write_player(player: dict) -> bytes:
 def parse_state(text: str | bytes) -> dict:
     """Parses the state of a game: phase, round, deadline, players, and once it ends reason, ended.
 
-    `spent` and `wrong` are 0 but in a game that may end early. A player has turn, seq, score, and
-    if they apply conn, kept, left, answer (choice, ms, points).
+    `spent` and `wrong` are 0 unless the game has `total_seconds` or `lives`. A player has turn,
+    seq, score, and if they apply conn, kept, left, answer (choice, ms, points).
     """
     packed = Packed(text)
     if packed.is_json:
@@ -3130,9 +3126,9 @@ LIBRARY = Library(LIBRARY_FILE)
 # order with the replies. A command costs 2.4 us of CPU that way, and 15-28 us in pipelines of
 # redis-py. hiredis parses the protocol.
 #
-# Invariants: what a node may have run is not sent again, so nothing runs twice unless its caller
-# asks for that. Callers may, since every function of trivia.lua may run twice. A reply is handled
-# before the events that were published after it.
+# Invariants: a command that a node may have run is not sent again, so nothing runs twice unless its
+# caller sends it again. Callers may, since every function of trivia.lua may run twice. A reply is
+# handled before the events that were published after it.
 
 
 class Unavailable(Exception):
@@ -3142,7 +3138,7 @@ class Unavailable(Exception):
 # Errors of a node that has not run the command: another node has the slot, or will have it soon.
 REDIRECTIONS = ("MOVED ", "ASK ", "TRYAGAIN")
 REDIRECTION = re.compile(r"(MOVED|ASK) (\d{1,5}) (.*):(\d{1,5})")
-# Errors of Redis that pass: it starts, is a replica, has no memory or disk left, or is busy.
+# Errors of Redis that pass: it starts, is a replica or busy, or has no memory or disk left.
 PASSING = (
     "LOADING",
     "MASTERDOWN",
@@ -3209,7 +3205,7 @@ class RedisConnection(asyncio.Protocol):
         self.nodes = nodes
         self.channels: set[str] = set()  # those that it is subscribed to
         self.durable = self  # the connection for what replicas must have: see Redis.run_durably
-        self.is_second = False  # whether this is one for that
+        self.is_second = False  # whether this is the durable one of another
         self.next_wait: asyncio.Task | None = None  # the WAIT that covers what is written now
         self.last_wait: asyncio.Task | None = None
         self.loop = asyncio.get_running_loop()
@@ -3353,10 +3349,10 @@ class RedisConnection(asyncio.Protocol):
         self._tell_nodes()
 
     async def probe(self) -> None:
-        """Asks a quiet peer for a sign of life. Drops it after SILENT_S of silence.
+        """Sends a silent peer a PING. Drops it after SILENT_S of silence.
 
-        That is a fence: what a node did not acknowledge before another one took its place may be
-        undone. So nothing may be expected from it by then. A node that is only slow is left alone.
+        That is a fence: once another node has taken its place, what a node still acknowledges is
+        undone. So its connection must be gone by then. A node that is only slow keeps it.
         """
         now_s = self.loop.time()
         if now_s < self.heard_at_s + PROBE_S:
@@ -3384,7 +3380,7 @@ class RedisConnection(asyncio.Protocol):
         return not (self.closed.done() or self.durable.closed.done())
 
     def abort(self) -> None:
-        """Drops the connection, and the one for what replicas must have."""
+        """Drops this connection and its durable one."""
         for link in (self, self.durable):
             if link.transport is not None:
                 link.transport.abort()
@@ -3396,14 +3392,15 @@ def _ignore_reply(reply: Any) -> None:
 
 # ---- cluster -------------------------------------------------------------------------------------
 # Where Redis is: what REDIS_URL says, who the primaries are, and a connection to each of them. A
-# server is its own only primary. Sentinels know the primary. Each node of a cluster knows which
+# single server is the only primary. Sentinels know the primary. Each node of a cluster knows which
 # primary has which of the 16,384 slots. So a worker follows a failover, and slots that move,
 # without a restart.
 #
 # Invariants: a command that a node refused with MOVED, ASK or TRYAGAIN did not run. Only such a
-# command is sent again, for REDIRECT_S at most. With SILENT_S, each reply or error is there within
-# 6 s. A command for a primary that is away fails at once; the others notice nothing. A channel is
-# subscribed on the primary of its slot. `on_return` tells whose events may have been missed.
+# command is sent again, for REDIRECT_S at most. With SILENT_S, each command has a reply or an error
+# within 6 s. A command for a primary that is away fails at once; the other primaries go on. A
+# channel is subscribed on the primary of its slot. `on_return` tells whose events may have been
+# missed.
 #
 # To add a word to REDIS_URL: WORDS, and a field of Place.
 
@@ -3412,7 +3409,7 @@ MAX_WANTED = 64  # nodes without slots, to which redirections lead
 WANTED_S = 10  # a connection to such a node is kept for so long
 REDIRECT_S = 2.5  # a refused command is sent again for so long
 RETRY_S = 0.02  # shortest pause before a command that was refused twice is sent again
-OPEN_S = 1  # a node of several must have connected and greeted within this time
+OPEN_S = 1  # a node of several must connect and greet within this time
 FOLLOW_S = {"server": float("inf"), "sentinel": 1, "cluster": 2}  # between looks for the primaries
 MAX_PAUSE_S = {"server": 2, "sentinel": 0.5, "cluster": 0.5}  # between attempts to reconnect
 WORDS = {  # {kind: what may stand behind the ? of REDIS_URL}
@@ -3420,7 +3417,7 @@ WORDS = {  # {kind: what may stand behind the ? of REDIS_URL}
     "sentinel": ("db", "replicas", "shards", "sentinel_username", "sentinel_password"),
     "cluster": ("replicas", "shards"),
 }
-TLS_WORDS = ("ssl_ca_certs",)  # the same with rediss
+TLS_WORDS = ("ssl_ca_certs",)  # what also may stand there with rediss
 URL_FORMS = (
     "expected unix://PATH, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,.../NAME or "
     "redis+cluster://HOST:PORT,..., or rediss for TLS, with %2F for / in a password"
@@ -3454,7 +3451,7 @@ class Place(NamedTuple):
 
     @functools.cache  # noqa: B019 there is one Place; the certificates of the host take 30 ms
     def tls_context(self) -> ssl.SSLContext:
-        """Returns how certificates are checked. Raises Fatal."""
+        """Returns the context that checks the certificates of Redis. Raises Fatal."""
         try:
             return ssl.create_default_context(cafile=self.ca_certs or None)
         except (OSError, ssl.SSLError) as error:
@@ -3495,7 +3492,7 @@ class Place(NamedTuple):
         if kind == "cluster" and path.strip("/"):
             raise Fatal("REDIS_URL: a cluster has no databases; expected nothing behind the hosts")
         if kind == "server" and not is_socket and path.strip("/"):
-            int(path.strip("/"))  # redis-py passes over what is no number
+            int(path.strip("/"))  # raises ValueError; redis-py would ignore what is no number
         options = cls._options(parts, scheme or "unix", kind)
         return cls(
             kind,
@@ -3522,7 +3519,7 @@ class Place(NamedTuple):
     @staticmethod
     def _options(parts: SplitResult, scheme: str, kind: str) -> dict[str, Any]:
         """Returns what redis-py reads in the URL of one server: user, password and database."""
-        from redis.asyncio.connection import parse_url  # here: the import is a tenth of a start
+        from redis.asyncio.connection import parse_url  # here: it takes a tenth of a start
 
         path = parts.path if kind == "server" else ""
         first_host = parts.netloc.partition(",")[0]
@@ -3621,7 +3618,7 @@ class Nodes:
 
     @contextlib.asynccontextmanager
     async def _asking(self, address: str) -> AsyncIterator[RedisConnection]:
-        """Opens a connection for a question."""
+        """Opens a connection for one question, and drops it afterwards."""
         async with asyncio.timeout(OPEN_S):
             link = await self.open_link(address)
             try:
@@ -3630,9 +3627,9 @@ class Nodes:
                 link.transport.abort()
 
     async def _ask_sentinels(self) -> str:
-        """Returns the address of the primary. The newest configuration that a Sentinel has counts.
+        """Returns the address of the primary. The newest configuration of a Sentinel counts.
 
-        A primary that is being replaced is none: what it takes is lost.
+        A primary that is being replaced does not count: what it takes is lost.
         """
         asked = await asyncio.gather(*map(self._ask_sentinel, self.place.addresses))
         answers = [one for one in asked if isinstance(one, dict)]
@@ -3686,7 +3683,7 @@ class Nodes:
     async def _open_primary(self, address: str) -> BaseException | None:
         """Connects to a primary and makes it ready. Returns Unavailable or Fatal if it can't.
 
-        It does not raise them: Fatal, which ends a process, would pass a task of asyncio's.
+        It does not raise them: asyncio lets a SystemExit in a task, such as Fatal, end the process.
         """
         limit_s = CALL_SECONDS if self.place.kind == "server" else OPEN_S
         link = None
@@ -3817,7 +3814,7 @@ class Nodes:
                 del self.links[address]
 
     def _fill_slots(self, rows: list[tuple[int, int, str]]) -> None:
-        """Sets the connection of each slot. That of a primary that is away is closed."""
+        """Sets the connection of each slot: a closed one if its primary is away."""
         nowhere = RedisConnection("", self.on_events)
         nowhere.closed.set_result(None)
         slots = [nowhere] * SLOTS
@@ -3842,7 +3839,7 @@ class Nodes:
         pairs = zip(missing, replies, strict=True)
         return {tag for (_, tag), reply in pairs if not isinstance(reply, Exception)}
 
-    # -- what changes
+    # -- changes of the cluster
 
     def changed(self) -> None:
         """Notes that connections, slots or subscriptions may be out of line."""
@@ -3975,12 +3972,11 @@ class Nodes:
 
 
 # ---- Redis ---------------------------------------------------------------------------------------
-# The commands of the rest of the module. Each goes to the primary of its key. What concerns the
-# whole store goes to all primaries.
+# Runs the commands of the rest of the module. Each goes to the primary of its key. What concerns
+# the whole store goes to all primaries.
 #
 # Invariants: a command has its first key behind its name. All keys of a function share a tag. A
 # worker has checked the format of the data before it reads any of it.
-
 
 WAIT_MS = 1000  # replicas must have a change within this time
 
@@ -4054,13 +4050,13 @@ class Redis(Nodes):
         )
 
     def tell(self, command: str, key: str, *args: CommandPart) -> None:
-        """Sends a command with a key whose loss does no harm; nobody waits for its reply."""
+        """Sends a command with a key. Nobody waits for its reply: its loss does no harm."""
         self.at(key).send(_ignore_reply, (command, key, *args))
 
     def run_then(
         self, on_reply: OnReply, name: str, keys: tuple[str, ...], *args: CommandPart
     ) -> None:
-        """Runs a function. `on_reply` gets the reply, Unavailable or ReplyError: no Future."""
+        """Runs a function. `on_reply` gets the reply or an exception: there is no Future."""
         command = ("FCALL", LIBRARY.function(name), len(keys), *keys, *args)
         link = self.only or self.slots[slot_of(keys[0])]
         link.send(on_reply, command, is_function=True)
@@ -4081,10 +4077,11 @@ class Redis(Nodes):
         return int(seconds) * 1000 + int(micros) // 1000
 
     async def run_durably(self, name: str, keys: tuple[str, ...], *args: CommandPart) -> Any:
-        """Runs a function whose changes must survive a failover, as those of accounts.
+        """Runs a function whose changes must survive a failover, such as those of accounts.
 
         With `replicas` in REDIS_URL it waits until so many replicas have them. Raises Unavailable
-        if they don't in time. Games don't wait: their connection would wait for the slowest.
+        if they don't have them within WAIT_MS. Games don't wait, and have a connection of their
+        own: WAIT holds up all commands behind it.
         """
         function = LIBRARY.function(name)
         link = self.at(keys[0]).durable
@@ -4120,7 +4117,7 @@ class Redis(Nodes):
         return await link.call("WAIT", self.place.replicas, WAIT_MS)
 
     async def scan(self, key: str) -> AsyncIterator[tuple[str, str]]:
-        """Yields a hash, field by field. It reads portions: redis.conf cuts off 32 MB at once."""
+        """Yields (field, value) of a hash. It reads portions: redis.conf allows 32 MB at once."""
         cursor = ""
         while cursor != "0":
             cursor, rows = await self.call("HSCAN", key, cursor or "0", "COUNT", 1000)
@@ -4138,7 +4135,7 @@ class Redis(Nodes):
         return {link.address: reply for link, reply in zip(links, replies, strict=True)}
 
     async def scan_keys(self, pattern: str) -> AsyncIterator[list[str]]:
-        """Yields the keys of a pattern, in portions, from one primary after the other."""
+        """Yields the keys that match a pattern, in portions, one primary after the other."""
         for address in sorted(self.primaries):
             cursor = ""
             while cursor != "0":
@@ -4197,19 +4194,19 @@ class Redis(Nodes):
 # Its correction gets a new number, which later games use. A worker reads the bank at start, and
 # again when the channel of the bank says that it has changed.
 
-DICE = secrets.SystemRandom()  # nobody foresees its draws, whatever they have seen of them
+DICE = secrets.SystemRandom()  # nobody can foresee its draws from earlier ones
 DRAWN_DAYS = 3  # days whose daily questions are fixed, from today on
 BANK_PORTION = 500  # questions that are added in one pipeline, so that games go on meanwhile
-MAX_LISTED_ORDERS = 5  # choices, up to which all 120 orders are listed: 1.4 us a draw instead of 9
+MAX_LISTED_ORDERS = 5  # up to so many choices, all orders are listed: 1.4 us a draw instead of 9
 
 
 def fold(value: str) -> str:
-    """Returns what unique values are compared by, whatever their case and Unicode form."""
+    """Returns the form in which unique values are compared: without case and Unicode forms."""
     return unicodedata.normalize("NFKC", value).casefold()
 
 
 # Characters that nobody sees: Default_Ignorable_Code_Point of Unicode 17, and control characters
-# but for white space. Tags behind a black flag make it the flag of a country.
+# except white space. Tag characters are seen behind a black flag: they make it a country's flag.
 _UNSEEN = re.compile(
     r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f"
     r"\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8"
@@ -4236,7 +4233,7 @@ class Question:
     category: str
     difficulty: str
     id: str = ""
-    level: str = ""  # what `difficulty: auto` has come to
+    level: str = ""  # the present difficulty, with `difficulty: auto`
 
     @property
     def shown_difficulty(self) -> str:
@@ -4247,7 +4244,7 @@ class Question:
     def digest(self) -> str:
         """Identifies the question: its text, whatever its letter case, and its right answer.
 
-        A mark counts, because 7 + 3 is not 7 × 3 and (2 + 3) × 4 is not 2 + 3 × 4.
+        Punctuation counts, because 7 + 3 is not 7 × 3 and (2 + 3) × 4 is not 2 + 3 × 4.
         """
         raw = f"{self.folded_text}\n{appearance(self.choices[0])}".encode()
         digest_bytes = hashlib.blake2b(raw, digest_size=9).digest()
@@ -4337,7 +4334,7 @@ class Bank:
         await self.load_levels()
 
     async def load_levels(self) -> None:
-        """Reads what `difficulty: auto` has come to, and sorts the questions into pools."""
+        """Reads the levels of questions with `difficulty: auto`, and fills the pools."""
         auto = [n for n, question in self.questions.items() if question.difficulty == AUTO]
         levels = await self.redis.call("HGETALL", Keys.levels) if auto else {}
         for number in auto:
@@ -4364,7 +4361,7 @@ class Bank:
         pool = [number for number in self.numbers if fits(self.questions[number], queue.spec)]
         hidden = {self.ids.get(question) for question in self.reserved}
         free = pool if queue.is_daily else [number for number in pool if number not in hidden]
-        # Too few are left for a queue that is newer than the draws.
+        # A queue that is newer than the draws may be left with too few: it then takes them all.
         return free if len(free) >= queue.spec["rounds"] else pool
 
     @property
@@ -4382,7 +4379,7 @@ class Bank:
         refuse_file(SCHEMA_FILE, list(shortages(self.schema, self.present)))
 
     async def put(self, questions: list[Question], mode: str) -> list[list]:
-        """Adds or corrects questions. Returns the outcome of each, as put_question in trivia.lua.
+        """Adds or corrects questions. Returns what put_question in trivia.lua says of each.
 
         The modes are `add`, `update` and `ship`.
         """
@@ -4420,9 +4417,9 @@ class Bank:
         await self.redis.call("HSET", Keys.bank, name, file_digest)
 
     def pick(self, queue: str, seen: list[bytes]) -> list[int]:
-        """Returns numbers of questions for a game, unseen by its players while there are such.
+        """Returns numbers of questions for a game that none of its players has seen.
 
-        When those run low, it takes the ones that the fewest of the players have seen.
+        When those run out, it takes the ones that the fewest of the players have seen.
         """
         pool = self.pools[queue]
         rounds = self.schema.queues[queue].spec["rounds"]
@@ -4509,12 +4506,12 @@ def times_seen(number: int, seen: list[bytes]) -> int:
 # ---- question files ------------------------------------------------------------------------------
 # Imports exports of the Open Trivia DB, or lists of the same items, which may have an `id`. Exports
 # have one of four encodings: HTML entities, base64, or percent-encoding with `+` or `%20` for a
-# space. Nothing in a file says which, so each item is looked at.
+# space. Nothing in a file says which, so the texts of each item must show it.
 #
-# Invariants: a text is decoded, or its item is refused. An unknown key is named, a difference
-# from the bank is told. A line of the report begins with `item N:`.
+# Invariants: a text is decoded, or its item is refused. The report names each unknown key and each
+# difference from the bank. A line about an item begins with `item N`.
 #
-# To add a key of items: ITEM_KEYS, read_item, and Question with its row and its item.
+# To add a key of items: ITEM_KEYS, read_item, Question.row and Question.as_item.
 
 MAX_QUESTION_TEXT = 500  # characters
 ITEM_TEXTS = ("type", "difficulty", "category", "question", "correct_answer", "incorrect_answers")
@@ -4531,7 +4528,7 @@ EXPORT_CODES = {  # response_code of the Open Trivia DB
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,2}")
 _URL_ENCODED = re.compile(r"(?:[A-Za-z0-9_.~!*'()+-]|%[0-9A-Fa-f]{2})+")
 _URL_ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}|[A-Za-z]{2}\+[A-Za-z]{2}")
-LEAST_BASE64 = 16  # characters from which a single word is looked at as base64
+LEAST_BASE64 = 16  # characters; a shorter word may only look like base64
 
 
 @dataclass(frozen=True)
@@ -4689,8 +4686,8 @@ def _decode(key: str, value: Any, name: str, decode: Callable[[str], str]) -> An
 def _encoding_of(item: dict) -> tuple[str, Callable[[str], str]]:
     """Returns (name, decoder) of the encoding of an item.
 
-    What is natural in an answer, such as %20 or 2+3, is a sign of an encoding only in the question
-    and the category.
+    An answer may contain %20 or 2+3 by nature. So only the question and the category show a
+    percent-encoding.
     """
     if _is_base64(item):
         return "base64", _from_base64
@@ -4732,7 +4729,7 @@ def _from_url(text: str) -> str:
 
 
 class Importer:
-    """Puts the questions of a file into the bank, and says what became of each."""
+    """Puts the questions of a file into the bank, and reports what became of each."""
 
     def __init__(self, bank: Bank, file: QuestionFile, update: bool) -> None:
         self.bank = bank
@@ -4793,7 +4790,7 @@ class Importer:
             self._leave(number, text, refuse=bool(question.id))
 
     def _leave(self, number: int, text: str, refuse: bool = False) -> None:
-        """Notes an item that has changed nothing, although it is not exactly what is there."""
+        """Notes an item that has changed nothing, although it differs from the bank."""
         if self.update:
             self.refused[number] = text
         elif refuse:
@@ -4836,29 +4833,29 @@ def _differences(row: str, question: Question, form: str) -> str:
 
 # ---- question statistics -------------------------------------------------------------------------
 # How questions are answered. The worker that ends a game counts its rounds in memory, and adds the
-# counts to the sums in Redis with its metrics: an answer costs nothing. A worker that dies takes
-# the counts of its last seconds with it. An edited question has a new number, and so begins anew.
+# counts to the sums in Redis with its metrics. So an answer costs nothing. The counts of the last
+# seconds of a worker die with it. An edited question has a new number, and so begins anew.
 #
 # A question with `difficulty: auto` has a rating, as players have. In rated games that count, each
-# answer moves it by how unlikely the answer was (Elo's expectation), and by how uncertain the
-# rating still is: its variance falls with each answer, as in Glicko. A day moves it by LEVEL_A_DAY
-# at most.
+# answer moves it: the more, the less likely the answer was (Elo's expectation) and the more
+# uncertain the rating still is. Its variance falls with each answer, as in Glicko. A day moves it
+# by LEVEL_A_DAY at most.
 
 TIME_BOUNDS_MS = (700, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11_000, 16_000)
 TIMES = len(TIME_BOUNDS_MS) + 1
 COUNTED_AT_ONCE = 200  # questions whose sums one call adds
-LEVELS_S = 60  # between two looks at what `difficulty: auto` has come to
+LEVELS_S = 60  # between two looks at the levels of questions
 LEVEL_START = 1500, 350  # rating and uncertainty of a new question
-LEVEL_LEAST_SIGMA = 60  # so that a rating always goes on to move
+LEVEL_LEAST_SIGMA = 60  # uncertainty that always stays, so that a rating never stops moving
 LEVEL_A_DAY = 250
 EASY_BELOW, HARD_ABOVE = 1400, 1600
-MOST_FLAGS = 200  # players that are remembered of a question
-LEAST_SHOWN = 20  # answers from which the lists of the console judge a question
+MOST_FLAGS = 200  # players who flagged a question that are remembered
+LEAST_SHOWN = 20  # with fewer answers, the lists of the console do not judge a question
 WORSE_BY = 5  # percentage points by which those who fail a question are better
 
 
 def level_of(text: str) -> str:
-    """Returns the difficulty for a rating as `levels:{bank}` has it."""
+    """Returns the difficulty for an entry of `levels:{bank}`; '' is that of a new question."""
     rating = float(text.split(" ")[0]) if text else LEVEL_START[0]
     if rating < EASY_BELOW:
         return "easy"
@@ -4868,8 +4865,9 @@ def level_of(text: str) -> str:
 class QuestionSums(NamedTuple):
     """Sums over all answers to a question, as `stats:{bank}` has them, separated by spaces.
 
-    `rest_right` and `rest_wrong` are sums of what players who were right, or wrong, had right of
-    the other questions of the game, in percent. So they tell whether better players fail it.
+    `rest_right` adds up, over the players who were right, how many percent of the other questions
+    of their game they had right; `rest_wrong` the same over those who were not. So they tell
+    whether better players fail the question.
     """
 
     shown: int
@@ -4989,8 +4987,8 @@ class QuestionStatistics:
 #
 # Invariants: each address has an equal share of the hashing threads, however much it asks for.
 # Whether a try is allowed depends only on the address and on what the caller typed, never on the
-# account behind it. Each try that passes costs the same work, with or without an account. So no
-# answer and no time tells which private value belongs to whom, or who has an account.
+# account behind it. Each allowed try costs the same work, with or without an account. So neither
+# the answer nor its time tells who has an account, or which private value belongs to whom.
 
 
 def digest(text: str, size: int = 16) -> str:
@@ -5015,8 +5013,8 @@ class HashJob(NamedTuple):
 class Passwords:
     """Hashes with argon2id. Source of the parameters: OWASP, Password Storage Cheat Sheet.
 
-    Addresses take turns: each waits in a lane of its own. When the queue is full, the longest lane
-    loses its last job. So an address that asks for very much keeps nobody else waiting.
+    Addresses take turns: the jobs of each wait in a lane of their own. When the queue is full, the
+    longest lane loses its last job. So an address with very many requests delays nobody else.
     """
 
     def __init__(self, queue: int) -> None:
@@ -5026,7 +5024,7 @@ class Passwords:
         self.queue = queue
         self.waiting = 0
         self.lanes: dict[str, deque[HashJob]] = {}  # by address, in the order of their turns
-        # In a thread, since it would be 30 ms of each start.
+        # In a thread, since it would delay each start by 30 ms.
         self.hash_of_nobody = self.threads.submit(self.hasher.hash, secrets.token_urlsafe())
 
     @staticmethod
@@ -5078,7 +5076,7 @@ class Passwords:
         return await self._run(address, self.hasher.hash, normalized(password))
 
     async def verify(self, kept: str | None, password: str, address: str) -> int:
-        """Returns 1 if the password is right, or 2 if its hash should be made anew; else 0.
+        """Returns 0 if the password is wrong, 1 if it is right, 2 if its hash is outdated as well.
 
         Without an account (None) it takes as long.
         """
@@ -5098,7 +5096,7 @@ class Passwords:
 
 
 class Allowance(NamedTuple):
-    """So many at once, and one more after each interval."""
+    """Allows `burst` acts at once, and one more after each interval."""
 
     key: str
     interval_ms: int
@@ -5106,7 +5104,7 @@ class Allowance(NamedTuple):
 
 
 class Allowances:
-    """Takes from allowances that all workers share. Each gives back what was not used."""
+    """Takes from allowances that all workers share, and gives back what was not used."""
 
     def __init__(self, redis: Redis, limits: types.SimpleNamespace) -> None:
         self.redis = redis
@@ -5136,7 +5134,7 @@ class Allowances:
         return self.redis.run("take_allowance", (key,), interval_ms, burst, take)
 
     def connections(self, uid: str) -> Allowance:
-        """Bounds how often a user connects."""
+        """Bounds how often a user connects: more often than any phone needs to."""
         return Allowance(Keys.limit("connect", uid), *CONNECT_ALLOWANCE)
 
     def exports(self, uid: str) -> Allowance:
@@ -5178,7 +5176,7 @@ class Allowances:
 
     @staticmethod
     def _with_network(what: str, uid: str, network: str, interval_ms: int, burst: int) -> list:
-        """Bounds what a player does; and all at their network, or guests would have no bound."""
+        """Bounds a player, and all in their network: a new guest escapes only the first bound."""
         here = Keys.limit(f"{what}s", address_digest(network))
         return [
             Allowance(Keys.limit(what, uid), interval_ms, burst),
@@ -5232,7 +5230,7 @@ class Allowances:
 
 
 class PasswordGuard:
-    """Checks passwords, of which only so many may be tried. Methods raise Problem."""
+    """Checks passwords, and bounds the tries. Methods raise Problem."""
 
     def __init__(self, passwords: Passwords, allowances: Allowances) -> None:
         self.passwords = passwords
@@ -5292,8 +5290,8 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
 # ---- claims --------------------------------------------------------------------------------------
 # Unique values. A player signs in by any of them, so all unique fields share one name space: no two
 # players have the same value, in whatever fields. A claim in a bucket gives a value to a user. The
-# bucket has another hash tag than the user. So whoever takes a value claims it, writes the user,
-# then confirms the claim.
+# bucket has another hash tag than the user. So an operation claims a value, writes the user, then
+# confirms the claim.
 #
 # Invariants: a claim names its operation. It is confirmed, replaced or released only as it was
 # read, so that no operation acts on the claim of another. Nothing is claimed until all values look
@@ -5305,7 +5303,7 @@ NOBODY = "-"  # stands for a UID
 
 
 class Claims:
-    """Gives unique values to users. A value is folded wherever nothing else is said."""
+    """Gives unique values to users. Values are folded, unless a docstring says otherwise."""
 
     def __init__(self, redis: Redis, fields: list[str], hold_s: int) -> None:
         self.redis = redis
@@ -5313,7 +5311,7 @@ class Claims:
         self.hold_s = hold_s
 
     def values_of(self, user: dict) -> dict[str, str]:
-        """Returns {field: value} of a user's unique values, from what is stored or typed."""
+        """Returns {field: value} of the unique values in stored or typed, unfolded fields."""
         return {name: fold(user[name]) for name in self.fields if user.get(name)}
 
     async def find(self, value: str, *fields: str) -> str:
@@ -5402,7 +5400,7 @@ class Claims:
         for name, value in values.items():
             if value in standing:
                 continue
-            await self.redis.call("DEL", Keys.reserved(value))  # who has it comes first
+            await self.redis.call("DEL", Keys.reserved(value))  # a user who has it comes first
             try:
                 claims[value] = await self._claim_one(name, value, uid)
             except Problem:
@@ -5455,7 +5453,7 @@ class Claims:
         return all(await asyncio.gather(*calls))
 
     async def reserve(self, values: Iterable[str], keeper: str) -> None:
-        """Keeps values that are about to be given up for a user, or from all (NOBODY)."""
+        """Reserves values that are about to be given up, for a user, or for NOBODY."""
         if self.hold_s:
             calls = (
                 self.redis.run_durably("reserve", (Keys.reserved(value),), keeper, self.hold_s)
@@ -5465,7 +5463,7 @@ class Claims:
 
 
 def claimed_until(claims: dict[str, str]) -> int | str:
-    """Returns when the first of some new claims may be replaced (ms), or '' without claims."""
+    """Returns when the first of some new claims expires (ms), or '' without claims."""
     return min((int(claim.split(" ")[2]) for claim in claims.values()), default="")
 
 
@@ -5482,7 +5480,7 @@ def name_taken(fields: Iterable[str]) -> Problem:
 # whether its own session still stands.
 #
 # A registration can be repeated: if all its names belong to one user and the password is theirs, it
-# signs in. So a lost reply costs nobody their name.
+# signs them in. So a lost reply costs nobody their name.
 
 PERIOD_DAYS = {"day": 1, "week": 7, "month": 31}
 
@@ -5632,7 +5630,7 @@ class Users:
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
 
     def expect_player(self, uid: str, is_guest: bool, field: str) -> Awaitable:
-        """Announces the event of a new guest or account. The field is what they have then."""
+        """Announces the event of a new guest or account. The user has the field once it is true."""
         event = f"{'guest' if is_guest else 'account'}_{uid}"
         data = {"player": uid, "guest": is_guest}
         return self.events.expect("player.registered", event, data, Keys.user(uid), field)
@@ -5669,9 +5667,10 @@ class Users:
         await self.claims.settle(uid, await self.claims.claims_of(uid, names.values()))
 
     async def find(self, value: str, *fields: str) -> tuple[str, dict[str, str]]:
-        """Returns (UID, stored fields) of who has a value in any of these, or all, unique fields.
+        """Returns (UID, stored fields) of the user with a value in one of these unique fields.
 
-        Returns (NOBODY, {}) if there is no such user, in the same time.
+        Without fields, it looks at all. Returns (NOBODY, {}) if there is no such user, in the same
+        time.
         """
         uid = await self.claims.find(fold(value), *fields)
         return uid, await self.load(uid)
@@ -5683,7 +5682,7 @@ class Users:
     async def change(
         self, uid: str, user: dict, token: str, data: dict, password: str | None, address: str
     ) -> dict:
-        """Changes fields of an account; returns all. New names take the password, if there is one.
+        """Changes fields of an account; returns its view. A new name takes the password, if any.
 
         Raises Problem.
         """
@@ -5757,9 +5756,9 @@ class Users:
         return is_done
 
     async def reserve_names(self, user: dict) -> None:
-        """Keeps the names of a user who is erased from all, for name_hold_days.
+        """Reserves the names of a user who is erased: nobody may take them for name_hold_days.
 
-        They are kept by digests, which nothing links with the person.
+        Digests keep them, which nothing links with the person.
         """
         await self.claims.reserve(self.claims.values_of(user).values(), NOBODY)
 
@@ -5772,9 +5771,9 @@ class Users:
     async def store(
         self, uid: str, same: dict, changes: dict, claims: dict[str, str] | None = None
     ) -> bool:
-        """Stores changes, as long as the user has `same` and the claims stand; "\0" removes one.
+        """Stores changes if the user still has `same` and the claims stand. Returns whether it did.
 
-        Returns whether it did.
+        The value "\\0" removes a field.
         """
         rules = len(same), claimed_until(claims or {})
         done = await self.redis.run_durably(
@@ -5791,8 +5790,8 @@ class Users:
     async def open_session(self, uid: str, proof: tuple[str, str], address: str) -> dict | None:
         """Opens a session: {token, expires_at, user}.
 
-        `proof` is (field, value) of what was checked. Without that field, or with another value in
-        it, there is no session: returns None. Raises Problem banned.
+        `proof` is (field, value) of what was checked. Returns None if the user has another value by
+        now. Raises Problem banned.
         """
         secret = new_secret()
         reply = await self.redis.run_durably(
@@ -5859,7 +5858,7 @@ class Users:
     async def login(self, value: str, password: str, address: str) -> dict:
         """Opens a session of the user with this value in a unique field, for the right password."""
         session = None
-        while session is None:  # the hash was made anew, or the password has changed, meanwhile
+        while session is None:  # again, if the password or its hash has changed meanwhile
             uid, user = await self.find(value)
             right = await self.guard.check_login(value, user, password, address)
             if not right:
@@ -5872,7 +5871,7 @@ class Users:
         return session
 
     async def _rehash(self, uid: str, kept: str, password: str, address: str) -> None:
-        """Hashes a password that was just checked again: in NFC, with the present parameters."""
+        """Replaces the hash of a password that was just checked: NFC, present parameters."""
         with contextlib.suppress(Problem):  # the next sign-in tries again
             changed = await self.passwords.hash(password, address)
             await self.store(uid, {"password": kept}, {"password": changed})
@@ -5880,7 +5879,7 @@ class Users:
     async def change_password(
         self, uid: str, user: dict, token: str, old: str, new: str, address: str
     ) -> None:
-        """Sets a new password and ends all other sessions. It can be repeated."""
+        """Sets a new password and ends all other sessions. A lost reply does no harm."""
         if await self.guard.check_session(uid, user, token, old, address):
             kept = await self.passwords.hash(new, address)
         elif await self.passwords.verify(user.get("password"), new, address):
@@ -5933,8 +5932,8 @@ class Users:
 def check_recent(token: str) -> None:
     """Raises Problem unless the session is recent, so that a stolen token takes no account away.
 
-    It stands for the password where ways to sign in change without one. A guest's phone signs in
-    again by its secret.
+    It replaces the password for users who have none and change how they sign in. A guest's phone
+    signs in again by its secret.
     """
     if not is_recent(token):
         raise Problem("sign_in_again")
@@ -5947,8 +5946,8 @@ def _player(uid: str) -> dict:
 # ---- leaderboards --------------------------------------------------------------------------------
 # A leaderboard orders users by a numeric field, or by what they gained in it within a period (day,
 # week, month). The user's hash is the truth; a leaderboard is a copy of it. `refresh` makes the
-# copy, after each game and each change of fields. Any worker may do it at any time. The section on
-# the stored schema fills leaderboards that are new or have changed.
+# copy, after each game and each change of fields. Any worker may do it at any time. The section
+# stored schema fills leaderboards that are new or have changed.
 
 SWEPT_AT_ONCE = 500  # places of a leaderboard
 
@@ -5984,7 +5983,7 @@ class Boards:
         return [Keys.board(name, period_of(period, now_s - back * length_s)) for back in range(4)]
 
     def _place(self, user: dict, name: str) -> tuple[str, float | None]:
-        """Returns (period or '', the user's value; None: not on the board)."""
+        """Returns (period or '', the user's value or None if they are not on the board)."""
         board = self.schema.boards[name]
         value = self.schema.value(user, board["field"]) or 0
         ranked = self.schema.is_ranked(user)
@@ -6037,12 +6036,12 @@ class Boards:
                 yield self.redis.call("EXPIRE", key, 2 * DAY_S * days)
 
     async def remove(self, uid: str) -> None:
-        """Removes a user from all leaderboards, also from those that schema.yaml has lost."""
+        """Removes a user from all leaderboards, also from those that schema.yaml had earlier."""
         keys = [key for board in self.periods for key in self.keys(*board)]
         await asyncio.gather(*(self.redis.call("ZREM", key, uid) for key in keys))
 
     async def fill(self, names: list[str]) -> None:
-        """Puts all players on leaderboards, and removes from them who does not exist."""
+        """Puts all players on all leaderboards, and removes erased players from those named."""
         async for keys in self.redis.scan_keys(Keys.user("*")):
             uids = [uid_of_key(key) for key in keys]
             users = await asyncio.gather(*map(self.load, uids))
@@ -6062,15 +6061,15 @@ class Boards:
             start += len(uids) - len(gone)
 
     async def delete(self, name: str, period: str) -> None:
-        """Deletes a leaderboard that schema.yaml has lost."""
+        """Deletes a leaderboard that schema.yaml had earlier."""
         await asyncio.gather(*(self.redis.call("DEL", key) for key in self.keys(name, period)))
         self.periods.discard((name, period))
 
     async def page(self, name: str, limit: int, offset: int, around: str | None) -> dict:
         """Returns a page: {leaderboard, period, total, entries: [{rank, username, value}]}.
 
-        An entry may also be `provisional`, as its rating. With `around`, a UID, that player is in
-        the middle of the page.
+        An entry may also be `provisional`, as its rating. `around` is the UID of a player who comes
+        in the middle of the page.
         """
         key = self._keys(name)[0]
         if around is not None:
@@ -6103,7 +6102,7 @@ class Boards:
         return await self.redis.call("ZRANGE", key, offset, last, "REV", "WITHSCORES")
 
     async def _ranks(self, board: dict, key: str, values: list[float], offset: int) -> list[int]:
-        """Returns the ranks of a page by its shown values. Equal ones share one."""
+        """Returns the ranks of a page by its shown values. Equal values share a rank."""
         if not values:
             return []
         step = 1 if self._is_whole(board) else 0.001
@@ -6126,15 +6125,15 @@ class Boards:
 # in the same order, until midnight UTC. What a day asks is drawn two days before and written to
 # `draws:{draws}` once. No restart and no import changes it.
 #
-# Until its day is over, no other queue asks what is drawn, also not in a corrected version. So
-# practice shows nothing ahead of time, and it costs a game nothing: these questions are left out of
-# the pools of the other queues. A draw leaves each of them enough for its `rounds`. A worker that
-# reads the draws twice a minute knows all that matter, since they were fixed a day before.
+# Until its day is over, no other queue asks what is drawn, not even in a corrected version. So
+# practice shows nothing ahead of time. A game pays nothing for that: the pools of the other queues
+# leave these questions out. A draw leaves each of them enough for its `rounds`. A worker reads the
+# draws twice a minute. That is soon enough, since they are fixed days ahead.
 #
-# `join` counts the one attempt as it makes the match. The points are those of the day of the draw.
+# `join` counts the one attempt as it makes the match. The points count for the day of the draw.
 
 DRAWS_S = 30  # between two looks at the draws
-DRAWS_KEPT = 60  # days; a question of one of them comes again only when there is no other
+DRAWS_KEPT = 60  # days in which a question comes again only if there is no other
 
 
 class Draws:
@@ -6152,7 +6151,7 @@ class Draws:
         return period_of("day", time.monotonic() + self.ahead_s + ahead * DAY_S)
 
     async def refresh(self) -> None:
-        """Fixes the draws of the next days, unless they are fixed, and reads those that stand."""
+        """Reads the draws, and fixes those of the next days that are missing."""
         if not self.queues:
             return
         await self._fix({})
@@ -6177,7 +6176,7 @@ class Draws:
         return {name: draw for name, draw in drawn.items() if name not in self.drawn}
 
     def _draw(self, queue: Queue, drawn: dict[str, str]) -> str:
-        """Draws questions: first those that no day has asked, then those of the oldest days."""
+        """Draws questions: those that no draw has first, then those of the oldest days."""
         asked: dict[str, str] = {}
         for name, draw in drawn.items():
             _, day = name.split(" ")
@@ -6193,7 +6192,10 @@ class Draws:
         return write_draw(self.bank.shuffled(numbers), [ids[number] for number in numbers])
 
     def _spared(self, candidates: list[int], most: int, free: list[int]) -> list[int]:
-        """Takes the first questions that the other queues can spare, out of those that are free."""
+        """Takes the first candidates that the other queues can spare, and more if these run out.
+
+        `free` are all questions that the other queues may ask.
+        """
         pools, spare = {}, {}
         for queue in self.bank.schema.queues.values():
             if not queue.is_daily:
@@ -6247,9 +6249,9 @@ class Draws:
 # Codes by which friends find a room or a challenge. They are typed and read aloud: they have no
 # vowels, none of the letters and digits that look alike, and no rude words (words/codes.txt).
 #
-# Who guesses must wait: unknown codes are counted for each network and for each player. There are
-# 85 million codes of rooms, and a network may try 20 unknown ones a minute. Among 10,000 rooms that
-# finds one in seven hours.
+# Guessing is slow: unknown codes are counted for each network and for each player. There are 85
+# million codes of rooms, and a network may try 20 unknown ones a minute. With 10,000 open rooms,
+# that finds one in seven hours.
 
 CODE_LETTERS = "CDFHJKMNPRTVWXY256789"
 ROOM_CODE_LENGTH = 6
@@ -6279,7 +6281,7 @@ def read_code(text: str, length: int) -> str:
 
 @contextlib.asynccontextmanager
 async def code_tried(allowances: Allowances, network: str, uid: str = "") -> AsyncIterator[None]:
-    """Counts a try of a code, unless the block finds what it stands for.
+    """Counts a try of a code, unless the block finds its room or challenge.
 
     Raises Problem too_many_attempts. The block raises Problem if it finds nothing.
     """
@@ -6295,24 +6297,25 @@ async def code_tried(allowances: Allowances, network: str, uid: str = "") -> Asy
 # of one player: its clock runs from the first question, whoever is connected. `join_challenge`
 # counts a player in as it begins their game. So each plays once, and sees no question before.
 #
-# `reveal` shows what the others have answered, who played before or play now. They are copied into
-# the plan of the game, since it has another hash tag, and go from it at the end. After each
-# `reveal` the worker copies what its player has answered: into the challenge, for those who begin
-# later, and into the games of those who play. If it is lost, the next copy has it; the last one is
-# that of the settlement. A copy may come in any order: one with fewer answers changes nothing.
-# What is copied is shown for closed rounds alone. Who has blocked the other is not shown.
+# `reveal` also shows the answers of rivals: of players who played before or play now. The plan of
+# the game has copies of them, since the challenge has another hash tag. They go at the end of the
+# game. After each `reveal` the worker copies the answers of its player: into the challenge, for
+# those who begin later, and into the games of those who play. If a copy is lost, the next one makes
+# up for it; the settlement makes the last one. Copies may come in any order: one with fewer answers
+# changes nothing. A copied answer is shown only once its round has closed. Players of whom one has
+# blocked the other see no answers of each other.
 #
-# A settlement writes the run into the challenge, before the game has ended, as often as needed. The
-# result is what all runs say: nothing else is left to be settled.
+# A settlement writes the run into the challenge before the game ends, as often as needed. The
+# result of a challenge is what its runs say: it needs no settlement of its own.
 #
-# `contests:{UID}` lists a player's challenges. It is written first, so it may name one that they
-# are not in.
+# `contests:{UID}` lists a player's challenges. It is written first, so it may name a challenge
+# without the player.
 
 LISTED_CHALLENGES = 50
 
 
 def write_run(game: Game, score: int, mended: dict[str, str]) -> str:
-    """Writes how a player has played a challenge; `mended` has rounds that differ from the game."""
+    """Writes a player's run of a challenge; `mended` has rounds that a repair has changed."""
     rounds = game.fields | mended
     answers = [rounds.get(str(number), "-") for number in range(1, len(game.rounds) + 1)]
     return " ".join([game.id, str(score), str(game.ended), *answers])
@@ -6376,7 +6379,8 @@ class Challenges:
     async def _open_to(self, code: str, uid: str) -> dict[str, str]:
         """Returns a challenge. Raises Problem unknown_code if there is none.
 
-        So it is for who has blocked its owner, or was blocked by them, and is not in it.
+        For a player who has blocked its owner, or was blocked by them, there is none either, unless
+        they are in it.
         """
         fields = await self.redis.call("HGETALL", Keys.contest(code))
         owner = fields.get("owner")
@@ -6386,7 +6390,7 @@ class Challenges:
         return fields
 
     async def _join(self, code: str, person: tuple, why: str) -> list[str]:
-        """Runs join_challenge; `why` is the refusal of a code that is not known."""
+        """Runs join_challenge. For a code that is not known, the reply has `why` as its reason."""
         lobby = Keys.seats, Keys.contest(code), Keys.due, Keys.lobby_clock
         keys = *lobby, Keys.playing, Keys.forming
         game = new_game_id(self.redis.new_shards)
@@ -6422,7 +6426,7 @@ class Challenges:
     async def note(self, game: Game) -> tuple[str, list[str]]:
         """Writes down what a player has answered so far.
 
-        Returns them as the plan has a rival (JSON), and the games in which they are one.
+        Returns the player as the plan of a game lists a rival (JSON), and the games that list them.
         """
         player = game.players[0]
         answers = Run.parse(write_run(game, player.score, {})).answers
@@ -6433,7 +6437,7 @@ class Challenges:
         return dumps([player.uid, player.name, answers]), [others[uid] for uid in shown]
 
     async def record(self, game: Game) -> None:
-        """Writes down how a player has played."""
+        """Writes a player's run into the challenge."""
         _, run = write_run(game, game.players[0].score, {}).split(" ", 1)
         await self.redis.run("record_run", (Keys.contest(game.draw),), game.id, run)
 
@@ -6531,14 +6535,15 @@ class Challenges:
 # matching, leaving and being replaced are each one atomic function, whichever worker runs it. A
 # match is first written down in `forming`; then the worker that made it forms the game. If that
 # worker dies, another one does it. A ticket is checked again when it comes due: to widen its
-# window, to start with fewer players, to end it, or because its worker is gone. This section also
-# keeps the list of living workers.
+# window, to start with fewer players, to end it, or because its worker is gone.
+#
+# This section also keeps the list of living workers.
 
 TICKETS_READ = 1000  # tickets that are read at once when a queue is closed
 
 
 async def hidden_pairs(redis: Redis, uids: list[str]) -> list[tuple[str, str]]:
-    """Returns the pairs of users of whom one has blocked the other."""
+    """Returns the pairs of users in which one has blocked the other."""
     pairs = list(itertools.combinations(uids, 2))
     if not pairs:
         return []
@@ -6548,7 +6553,7 @@ async def hidden_pairs(redis: Redis, uids: list[str]) -> list[tuple[str, str]]:
 
 
 async def mute(redis: Redis, game: str, one: str, other: str, is_muted: bool) -> None:
-    """Sets whether two players of a running game get messages of each other."""
+    """Sets whether two players of a running game are kept from each other's messages."""
     rules = one, other, int(is_muted)
     for _ in range(25):
         if await redis.run("mute", (Keys.game(game),), *rules) != "missing":
@@ -6559,8 +6564,8 @@ async def mute(redis: Redis, game: str, one: str, other: str, is_muted: bool) ->
 class Lobby:
     """Manages tickets, matches and the presence of workers.
 
-    `form` makes the game of a match. `check_room` tidies a room, by queue and code;
-    `check_rematch` a game that may be played again.
+    `form` makes the game of a match. `check_room`, with queue and code, and `check_rematch`, with
+    the last game, do what is due in a room or for players who may play again.
     """
 
     def __init__(
@@ -6579,7 +6584,7 @@ class Lobby:
         self.check_room = check_room
         self.check_rematch = check_rematch
         self.version = f"{LIBRARY.digest} {schema.digest}"
-        # worker -> its last heartbeat, and how often this worker has seen the same
+        # worker -> its last heartbeat, and how often in a row this worker has seen the same one
         self.heartbeats: dict[str, tuple[str, int]] = {}
 
     def _search(self, queue: Queue, uid: str) -> tuple[tuple, tuple]:
@@ -6639,7 +6644,7 @@ class Lobby:
         return outcome, rest[0] if rest else None
 
     def take_back(self, uid: str, connection: str, turn: int) -> Awaitable[list[str]]:
-        """Takes a seat back that was given up while this worker hung.
+        """Takes back a seat that was given up while this worker hung.
 
         Returns the player's game or '-', and their party or '-'; or 'stale', '-' for a connection
         that was replaced.
@@ -6658,7 +6663,7 @@ class Lobby:
     # -- what is due
 
     async def run_due(self) -> None:
-        """Checks the tickets that are due, and forms matches that another worker left."""
+        """Checks the tickets that are due, and forms matches that another worker left unformed."""
         keys = Keys.due, Keys.forming, Keys.lobby_clock
         tickets, matches = await self.redis.run("due_tickets", keys)
         work = [spawn(one) for one in (*map(self._check, tickets), *map(self.form, matches))]
@@ -6711,7 +6716,7 @@ class Lobby:
         return beat, repeats + 1 if last == beat else 0
 
     async def close_queue(self, name: str) -> None:
-        """Ends the tickets, rooms and unformed matches of a queue that no worker has."""
+        """Ends the tickets, rooms and unformed matches of a queue that schema.yaml had earlier."""
         for ticket in await self._tickets_of(name):
             kind, _, code = ticket.partition(":")
             if kind == "room" and code:
@@ -6761,7 +6766,7 @@ class Lobby:
         return sorted([self.worker, *others])
 
     async def connections_of(self, worker: str) -> list[tuple[str, str, int, str]]:
-        """Returns (UID, connection, turn, queue) of all seats whose connection a worker held."""
+        """Returns (UID, connection, turn, queue) of each seat whose connection a worker held."""
         found = []
         async for uid, text in self.redis.scan(Keys.seats):
             seat = Seat.parse(text)
@@ -6798,11 +6803,11 @@ GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 
 DUE_AT_ONCE = 500
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
 GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
-GUESTS_AS_PAIRS = 5  # times pair_games: games a day with guests that count
-QUICK_LISTED = 100  # players that answer in inhuman time and are remembered for the operator
+GUESTS_AS_PAIRS = 5  # so many times pair_games, games with guests count on one day
+QUICK_LISTED = 100  # players who answer in inhuman time and are listed for the operator
 FORGET_S = 120  # the id of a void game is kept so long
 VOID = "void"  # reason of a game that the operator has called off
-STRANGE_GRACE_MS = 300  # a worker takes over games of other shards that are so late
+STRANGE_GRACE_MS = 300  # a worker takes over games of other shards that are late by so much
 
 
 @dataclass
@@ -6889,7 +6894,7 @@ class Game:
     def is_kept(self) -> bool:
         """Whether it enters the histories: it is real, not void, and a question was answered.
 
-        It is known until the game has ended.
+        Read it before the game ends: the end drops the answers to an open question.
         """
         is_open = any(player.answer for player in self.players)
         was_played = is_open or any(self.answers(number) for number in range(1, self.round + 1))
@@ -6950,8 +6955,8 @@ class Game:
     def left_early(self, player: Player) -> bool:
         """Tells whether a player who left, or did not come back, is held back from the next match.
 
-        They are if nobody had answered in the game. In one that went on without them, it is enough
-        that they had not.
+        They are if nobody has answered in the game, or if it went on without them and they
+        themselves have not answered.
         """
         if not player.left or self.reason == VOID or self.kind == "sandbox":
             return False
@@ -6966,7 +6971,7 @@ class Game:
         return [won + (rank == 1 and not is_draw) for won, rank in zip(before, ranks, strict=True)]
 
     def series_of(self, uids: list[str]) -> list[int]:
-        """Returns the wins of two players who play again, in another order; [] if they changed."""
+        """Returns the wins of two players who play again, in this order; [] for other players."""
         wins = {player.uid: won for player, won in zip(self.players, self.wins(), strict=True)}
         return [wins[uid] for uid in uids] if len(uids) == 2 and wins.keys() == set(uids) else []
 
@@ -7077,18 +7082,17 @@ class Rematches:
     async def answer(
         self, game: str, uid: str, connection: str, accept: int | str, queue: str
     ) -> list[str]:
-        """Says whether a player wants to play a game again. `queue` is where they wait meanwhile.
+        """Notes whether a player wants to play a game again. `queue` is where they wait meanwhile.
 
-        `accept` is 1 or 0, or '' for a player who is erased.
-
-        Returns the outcome, and the queue of the game unless it is 'rematch_over'.
+        `accept` is 1 or 0, or '' for a player who is erased. Returns the outcome, and the queue of
+        the game unless the outcome is 'rematch_over'.
         """
         return await self._run("answer", game, (Keys.queue(queue),), uid, connection, accept, queue)
 
     async def check(self, game: str, connection: str = "") -> str:
-        """Looks whether players still may play a game again. Tells a connection how that stands.
+        """Does what is due in an offer. Tells a connection how the offer stands.
 
-        Returns the queue of the game, or '' if they may not.
+        Returns the queue of the game, or '' if its players may not play it again.
         """
         outcome, *queue = await self._run("check", game, (), game, connection)
         return "" if outcome == "over" else queue[0]
@@ -7119,7 +7123,7 @@ class Rematches:
 
 BOT_NAMES = ("Ada", "Carl", "Dana", "Emmy", "Enzo", "Faye", "Hugo", "Iris", "Juno", "Kofi", "Nils")
 SHARE_RIGHT = {"easy": 0.75, "medium": 0.55, "hard": 0.4}  # of players, before there are statistics
-PRIOR_PLAYERS = 20  # for so many players that estimate counts beside the statistics
+PRIOR_PLAYERS = 20  # SHARE_RIGHT counts as much as the answers of so many players
 LOGIT_POINTS = 400  # points of rating that raise the odds of a right answer e-fold
 MEDIAN_MS = 4000  # of the time for an answer; less if the question is open for less than 10 s
 MEDIAN_SHARE = 0.4  # of the time for which the question is open
@@ -7146,7 +7150,7 @@ async def shares_right(redis: Redis, bank: Bank, quiz: str) -> list[tuple[float,
 def chance_of_right(share: float, choices: int, advantage: float) -> float:
     """Returns the chance of a right answer to a question that this share of players gets right.
 
-    `advantage` is by how many points of rating the player is above a new one.
+    `advantage` is the player's rating minus that of a new player.
     """
     guess = 1 / choices
     known = min(max((share - guess) / (1 - guess), 0.02), 0.98)
