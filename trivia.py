@@ -71,53 +71,53 @@ time may lag behind that clock.
                                  player
     met:{UID}            hash    digest of an opponent, or guests -> games of     midnight UTC
                                  today with them that counted
-    erasures:{lobby}     zset    UID of a user who is being erased -> when another  erased
-                                 worker takes over
-    erased:{UID}         hash    unique field -> value that is still claimed              released
+    erasures:{lobby}     zset    UID of a user who is being erased -> when        erased
+                                 another worker takes over
+    erased:{UID}         hash    unique field -> value that is still claimed      released
     unique:{N}           hash    folded value of any unique field -> "UID         released
                                  OPERATION", with " UNTIL" while the claim is
                                  new
     reserved:{N}:DIGEST  string  UID that gave up the value with this digest;     name_hold_days
                                  "-": nobody may take it
     limit:{WHAT:WHO}     string  time at which the allowance is whole again       then
-    mended:{UID}         hash    "GAME NUMBER" of a repaired game -> 1: their      7 days
-                                 part was changed
-    merged:{UID}         hash    a guest who is merged into an account: the        1 day after it
+    mended:{UID}         hash    "GAME NUMBER" -> 1: the user's part of a         7 days
+                                 repaired game was changed
+    merged:{UID}         hash    a guest who is merged into an account: the       1 day after it
                                  fields of the guest; :done
-    merges:{UID}         zset    guests who were merged into the account -> when   1 day
+    merges:{UID}         zset    guests who were merged into the account -> when  1 day
                                  (s)
-    reported:{UID}       zset    "player UID" or "question ID" that the user has   erased
+    reported:{UID}       zset    "player UID" or "question ID" that the user has  erased
                                  reported -> when (s)
-    named:{UID}          zset    id of a report by or about the user -> when (s)   erased
-    reports:{reports}    zset    id of a report -> when it came                    closed
-    handled:{reports}    zset    id of a report that is closed -> when             30 days later
-    report:{reports}:REF hash    at (ms), reason, reporter (UID), player (UID)     30 days after it
-                                 or question (id); what was sent: text, game;      was closed
+    named:{UID}          zset    id of a report by or about the user -> when (s)  erased
+    reports:{reports}    zset    id of a report -> when it came                   closed
+    handled:{reports}    zset    id of a report that is closed -> when            30 days later
+    report:{reports}:REF hash    at (ms), reason, reporter (UID), player (UID)    30 days after it
+                                 or question (id); what was sent: text, game;     was closed
                                  once it is closed: outcome;
                                  what the server adds: name (username, or text
                                  of the question), shown (of the player, JSON),
                                  transcript (of the game, JSON: queue,
                                  ended_ms, players (reporter, player or ""),
                                  rounds)
-    blocks:{UID}         zset    UID of a player whom the user has blocked ->      lifted, erased
+    blocks:{UID}         zset    UID of a player whom the user has blocked ->     lifted, erased
                                  when (s)
-    blockers:{UID}       zset    UID of a player who has blocked the user ->       lifted, erased
+    blockers:{UID}       zset    UID of a player who has blocked the user ->      lifted, erased
                                  when that was noted (s)
-    hidden:{lobby}       hash    UID -> "UID UID..." whom the user has blocked     lifted, erased
-    codes:{UID}          hash    reset or confirm -> "DIGEST TRIES OWN-TRIES       15 minutes
+    hidden:{lobby}       hash    UID -> "UID UID..." whom the user has blocked    lifted, erased
+    codes:{UID}          hash    reset or confirm -> "DIGEST TRIES OWN-TRIES      15 minutes
                                  UNTIL FOR" of a code that the user was sent
-    provider:{NAME}      string  document and keys of an OpenID provider, with     1 day
+    provider:{NAME}      string  document and keys of an OpenID provider, with    1 day
                                  the time at which they were fetched (JSON)
-    nonce:{DIGEST}       string  the nonce of this ID token was used               1 day
-    chores:{chores}      hash    id -> "TRIES JSON" of work that any worker does   done
-    due:{chores}         zset    id of a chore -> when it is due                   done
-    events:{events}      stream  id, type and body (JSON) of what has happened     10,000 later
+    nonce:{DIGEST}       string  the nonce of this ID token was used              1 day
+    chores:{chores}      hash    id -> "TRIES JSON" of work that any worker does  done
+    due:{chores}         zset    id of a chore -> when it is due                  done
+    events:{events}      stream  id, type and body (JSON) of what has happened    10,000 later
                                                                                   entries
-    deliveries:{events}  hash    id of an event -> "TRIES JSON": a chore that      delivered, given
-                                 sends it to the webhook                           up
-    due:{events}         zset    id of an event -> when it is sent again           the same
-    dead:{events}        stream  id, type, at, why and delivery of an event that   replayed, 1,000
-                                 was given up                                      later entries
+    deliveries:{events}  hash    id of an event -> "TRIES JSON": a chore that     delivered, given
+                                 sends it to the webhook                          up
+    due:{events}         zset    id of an event -> when it is sent again          the same
+    dead:{events}        stream  id, type, at, why and delivery of an event that  replayed, 1,000
+                                 was given up                                     later entries
     guests:{guests}      zset    UID of a guest -> when their expiry is checked   erased, upgraded
     seats:{lobby}        hash    UID -> "CONNECTION TURN QUEUE SINCE RATING       left and not
                                  GAME", "-" for nothing. TURN is a fencing        in a game
@@ -126,7 +126,7 @@ time may lag behind that clock.
                                  that they may play again
     queue:{lobby}:NAME   zset    UID -> since (fifo) or rating                    matched, left
     due:{lobby}          zset    "QUEUE UID", "QUEUE room:CODE", "- rematch:GAME" matched, left
-                                 -> when that is checked again
+                                 -> when it is checked again
     room:{lobby}:CODE    hash    queue, host, locked, game, since, members,       a day after it
                                  kicked, shown, name:UID, view:UID: see           closed
                                  trivia.lua. closed, once it has closed
@@ -137,16 +137,16 @@ time may lag behind that clock.
                                  "draw:DRAW" may follow: see Match
     bots:{lobby}:NAME    zset    "GAME RATING N" -> until when a human may take   the game has
                                  the seat of a bot in a game of this queue        begun
-    quits:{lobby}:UID    string  "TIMES WAIT END": games that the player left     WAIT and
-                                 early; for how many ms, and until when, they     early_exit_
-                                 are held back                                    most_seconds
+    quits:{lobby}:UID    string  "TIMES WAIT END": games that the player left     forgotten
+                                 early; for how many ms, and until when, they
+                                 are held back
     workers:{lobby}      zset    worker -> last heartbeat; "dead:WORKER" while    10 s silent
                                  it is reaped
     libraries:{lobby}    hash    worker -> digests of its trivia.lua and of       its death
                                  Schema.facts
-    schema:{lobby}       hash    fact of Schema.facts -> what all stored data     never
-                                 fits, with "?" if it may not; game_days ->
-                                 the most there ever was
+    schema:{lobby}       hash    name of a fact of Schema.facts -> the fact that  never
+                                 all stored data fits, behind "?" if some may
+                                 not; game_days -> the most there ever was
     shards:{lobby}       hash    worker -> number of game tags that it serves;    its death
                                  most -> the highest number there was
     clock:{lobby}        string  "LAG TIME": ms by which tickets lag behind the   never
@@ -154,10 +154,11 @@ time may lag behind that clock.
     playing:{lobby}      hash    queue -> players in its games                    never
     tried:{lobby}:DRAW   hash    UID -> the game in which they play the daily     3 days
                                  questions. DRAW is QUEUE:DAY
-    contest:{lobby}:CODE hash    of a challenge: queue, owner, rules, quiz, most,  its end; played:
-                                 ends, keep, run:UID, live:UID: see trivia.lua     game_days later
-    contests:{UID}       zset    code of a challenge -> when nobody can begin it   as the last of
-                                 any more                                          them
+    contest:{lobby}:CODE hash    of a challenge: queue, owner, rules, quiz, most, its end, or if
+                                 ends, keep, run:UID, live:UID: see trivia.lua    played game_days
+                                                                                  later
+    contests:{UID}       zset    code of a challenge -> until when it can be      as the last of
+                                 begun                                            them
     draws:{draws}        hash    "QUEUE DAY" -> the daily questions (JSON): quiz  60 days
                                  and ids
     game:{gSHARD}:ID     hash    plan, state, result, 1, 2...: see trivia.lua.    game_days after,
@@ -193,8 +194,9 @@ time may lag behind that clock.
                                                                                   entries
     skew:{GAME}          string  when a worker first showed the first question    20 s
                                  (us)
-    worker:{TAG}:ID, bank:{bank}, ops:{ops}   channels, not keys: events of a worker; the bank, or a
-switch, has changed
+
+Channels, which are no keys: worker:{TAG}:ID has the events of a worker. bank:{bank} and ops:{ops}
+say that the bank, or a switch, has changed.
 
 The five parts: contract (settings, errors, JSON, log, metrics, words, fields and forms, schema
 file, schema reader, schema checks, streaks, schema), store (keys and format, client, cluster,

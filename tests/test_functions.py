@@ -3307,7 +3307,7 @@ def parse_table(text):
         else:
             last[1] += line[:until_at]
             last[2] += " " + line[until_at:].strip()
-    return {pattern: row for pattern, row in rows.items() if "," not in pattern}
+    return rows
 
 
 TABLE = parse_table(trivia.__doc__)
