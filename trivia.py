@@ -2674,6 +2674,12 @@ ERASED_NAME = "(erased)"
 MISFIT = "?"  # in front of a fact in `schema:{lobby}`: some stored data may not fit it
 
 
+def digest(text: str, size: int = 16) -> str:
+    """Returns a one-way digest, in base64, of so many bytes. A random token needs no slow hash."""
+    raw = hashlib.blake2b(text.encode(), digest_size=size).digest()
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
 class Keys:
     """Builds every key. The table at the head of this module lists them."""
 
@@ -2755,9 +2761,7 @@ class Keys:
     @staticmethod
     def reserved(folded: str) -> str:
         """Returns the key that reserves a value. It shares a tag with the value's bucket."""
-        digest_bytes = hashlib.blake2b(folded.encode(), digest_size=12).digest()
-        name = base64.urlsafe_b64encode(digest_bytes).decode()
-        return f"reserved:{{{Keys._bucket(folded)}}}:{name}"
+        return f"reserved:{{{Keys._bucket(folded)}}}:{digest(folded, 12)}"
 
     @staticmethod
     def _bucket(folded: str) -> int:
@@ -4248,9 +4252,7 @@ class Question:
 
         Punctuation counts, because 7 + 3 is not 7 × 3 and (2 + 3) × 4 is not 2 + 3 × 4.
         """
-        raw = f"{self.folded_text}\n{appearance(self.choices[0])}".encode()
-        digest_bytes = hashlib.blake2b(raw, digest_size=9).digest()
-        return base64.urlsafe_b64encode(digest_bytes).decode()
+        return digest(f"{self.folded_text}\n{appearance(self.choices[0])}", 9)
 
     @property
     def folded_text(self) -> str:
@@ -4991,12 +4993,6 @@ class QuestionStatistics:
 # Whether a try is allowed depends only on the address and on what the caller typed, never on the
 # account behind it. Each allowed try costs the same work, with or without an account. So neither
 # the answer nor its time tells who has an account, or which private value belongs to whom.
-
-
-def digest(text: str, size: int = 16) -> str:
-    """Returns a one-way digest of a token or an address. A random token needs no slow hash."""
-    raw = hashlib.blake2b(text.encode(), digest_size=size).digest()
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def address_digest(address: str) -> str:
