@@ -8885,8 +8885,9 @@ class Names:
 
     def new(self) -> str:
         """Returns a name that is probably free: "Quiet-Otter-412"."""
+        listed = self.schema.sign_in["names"]
         for _ in range(NAME_ATTEMPTS):
-            words = [secrets.choice(words) for words in self.schema.sign_in["names"].values()]
+            words = secrets.choice(listed["first"]), secrets.choice(listed["second"])
             name = self._separator.join((*words, str(100 + secrets.randbelow(900))))
             if self.schema.words.accepts_name(name):
                 break

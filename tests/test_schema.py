@@ -721,6 +721,15 @@ def test_schema_that_is_only_unusual_is_fine_and_can_be_documented(file, edits):
     documents_of(tree)
 
 
+def test_a_generated_name_begins_with_a_first_word_wherever_the_file_lists_them():
+    tree = trivia.read_schema(ROOT / "schema.yaml")
+    names = tree["sign_in"]["names"]
+    turned = {"second": names["second"], "first": names["first"]}
+    schema = trivia.Schema(tree | {"sign_in": tree["sign_in"] | {"names": turned}})
+    first, second, _ = re.split("[ _.-]", trivia.Names(schema, None).new())
+    assert first in names["first"] and second in names["second"]
+
+
 def test_whole_number_written_with_a_point_means_the_same(file):
     text, _ = changed(
         {"queues.party.rounds": 3.0, "queues.party.players": 2.0, "limits.connections": 100.0}
