@@ -1242,7 +1242,7 @@ def _word_checks(name: str, rule: dict, words: Words | None) -> list[Callable]:
     return checks
 
 
-def make_field(rule: dict, required: bool, more_checks: Iterable[Callable] = ()) -> StrictField:
+def make_field(rule: dict, required: bool, more_checks: Iterable[Callable]) -> StrictField:
     """Makes the marshmallow field of a field of the schema."""
     checks = [*_checks(rule), *more_checks]
 
@@ -3483,6 +3483,7 @@ class Place(NamedTuple):
         hosts = parts.netloc.rpartition("@")[2]
         words = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
         path = unquote(parts.path)
+        name = path.strip("/")  # of the primary that Sentinels watch, or of a database
         if is_socket:
             addresses = (path,)
         else:
@@ -3492,13 +3493,12 @@ class Place(NamedTuple):
         if unknown:
             expected = ", ".join(known)
             raise Fatal(f"REDIS_URL: found the word {shorten(unknown[0])}; expected {expected}")
-        name = path.strip("/") if kind == "sentinel" else ""
         if kind == "sentinel" and not re.fullmatch(r"[\w.-]+", name, re.ASCII):
             raise Fatal(f"REDIS_URL: found no name of a primary; {URL_FORMS}")
-        if kind == "cluster" and path.strip("/"):
+        if kind == "cluster" and name:
             raise Fatal("REDIS_URL: a cluster has no databases; expected nothing behind the hosts")
-        if kind == "server" and not is_socket and path.strip("/"):
-            int(path.strip("/"))  # raises ValueError; redis-py would ignore what is no number
+        if kind == "server" and not is_socket and name:
+            int(name)  # raises ValueError; redis-py would ignore what is no number
         options = cls._options(parts, scheme or "unix", kind)
         return cls(
             kind,
@@ -3507,7 +3507,7 @@ class Place(NamedTuple):
             words.get("ssl_ca_certs", ""),
             cls._login(options.get("username"), options.get("password")),
             options.get("db", 0),
-            name,
+            name if kind == "sentinel" else "",
             cls._count("replicas", words.get("replicas", "0"), 0, 9),
             cls._count("shards", words.get("shards", str(SHARDS[kind])), 1, MAX_SHARDS),
             cls._login(words.get("sentinel_username"), words.get("sentinel_password")),
@@ -5991,7 +5991,7 @@ class Boards:
         now_s = time.time()
         # A daily game that ends after midnight counts for the day before.
         periods = [period_of(board["period"], when_s) for when_s in (now_s, now_s - DAY_S)]
-        last, base, field = (user.get(f"board:{name}", "") + "  ").split(" ")[:3]
+        last, base, field = [*user.get(f"board:{name}", "").split(" "), "", ""][:3]
         if last not in periods or not ranked or field not in ("", board["field"]):
             return periods[0], None
         return last, value - self._number(base) or None
@@ -6631,7 +6631,7 @@ class Lobby:
             timeout_ms, delay_ms, *again = rest
             times = {"timeout_ms": timeout_ms} | ({"delay_ms": delay_ms} if delay_ms else {})
             return "queued", times, "".join(again)
-        return outcome, *rest, *[""] * (2 - len(rest))
+        return (outcome, *rest, "", "")[:3]
 
     async def leave(
         self, queue: str, uid: str, connection: str, gone: bool
