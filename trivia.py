@@ -1625,7 +1625,8 @@ ROOM_MESSAGES = [
 REMATCH_MESSAGES = [("client", "rematch"), ("server", "rematch")]  # where it has `rematch_seconds`
 LIMITS = {
     "connections": _whole(1, 1_000_000),
-    "message_bytes": _whole(125, 1_048_576),  # the fast path does not check frames up to 125 bytes
+    # The fast path does not check frames up to 125 bytes.
+    "message_bytes": _whole(125, MAX_FRAME_BYTES),
     "messages_per_second": _whole(1, 1000),
     "message_burst": _whole(1, 10_000),
     "bad_messages": _whole(1, 10_000),

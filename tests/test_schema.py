@@ -176,6 +176,7 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
         "found 700; expected at most early_exit_most_seconds, 600",
     ),
     ({"limits.early_exit_most_seconds": 86_401}, "limits.early_exit_most_seconds", "at most 86400"),
+    ({"limits.message_bytes": 65_537}, "limits.message_bytes", "at most 65536"),
     ({"limits.connections": None}, "limits.connections", "integer"),
     ({"leaderboards": None}, "leaderboards", "object"),
     ({"queues": ["random"]}, "queues", "object"),
