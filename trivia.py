@@ -1361,7 +1361,7 @@ def public_rule(rule: dict) -> dict:
 def sent_rule(rule: dict) -> dict:
     """Returns a field that a client sends as plain JSON Schema.
 
-    The default stands in the description: generated types require a property with a `default`.
+    The description has its default: in generated types, a property with a `default` is required.
     """
     plain = public_rule(rule)
     if "default" in plain:
@@ -1705,7 +1705,7 @@ LIMITS_WITH_DEFAULT = {
     "early_exit_most_seconds": _whole(1, 86_400) | {"default": 600},
 }
 LIMIT_DEFAULTS = {name: rule["default"] for name, rule in LIMITS_WITH_DEFAULT.items()}
-# A * at an end of a word says that it also counts at the beginning, end or middle of others.
+# A * at an end of a word lets it count within longer words.
 _FILTER_WORDS = _NAMES | {"items": _TEXT | {"pattern": r"^\*?[^\s*=]{2,60}\*?$"}, "maxItems": 2000}
 FILTER = _object(
     languages=_NAMES | {"items": {"enum": LANGUAGES}},
@@ -2652,8 +2652,8 @@ class Schema:
 # How data is addressed and written in Redis. The key table at the head of this module describes it.
 # Each positional format has one writer and one parser: here, or in trivia.lua, which owns seats and
 # games. A change of anything in this section that stored data depends on needs a new FORMAT and a
-# migration. A worker reads `format:{lobby}` as it connects. If that is not FORMAT, it refuses to
-# start.
+# migration. A worker reads `format:{lobby}` as it connects. It migrates data of an older format. If
+# the format is newer, it refuses to start.
 #
 # To add a key: a name here, a row in the key table, a pattern in the ACL of redis.conf.
 
@@ -3572,7 +3572,7 @@ class Nodes:
         self.channels: dict[str, str] = {}  # channel -> its tag
         self.primaries: set[str] = set()  # addresses
         self.links: dict[str, RedisConnection] = {}  # to the primaries
-        self.only: RedisConnection | None = None  # the one, unless there is a cluster
+        self.only: RedisConnection | None = None  # to the only primary, unless it is a cluster
         self.slots: list[RedisConnection] = []  # the connection of each slot
         self.wanted: dict[str, float] = {}  # address of a node that imports slots -> until when
         self.sentinels: dict[str, RedisConnection] = {}
@@ -3582,7 +3582,7 @@ class Nodes:
         self.was_lost = False
         self.pause_s = PROBE_S
         self.backoff_s = 0.0
-        self.folder = embedded.folder if embedded else None  # of its files, if on this host
+        self.folder = embedded.folder if embedded else None  # files of a Redis on this host
 
     # -- who the primaries are
 
@@ -3722,7 +3722,7 @@ class Nodes:
         await self._select(link)
         await self._load_library(link)
         if self.place.is_socket and not self.embedded:
-            with contextlib.suppress(hiredis.ReplyError):  # NOPERM, of another user than ours
+            with contextlib.suppress(hiredis.ReplyError):  # NOPERM: not the user of redis.conf
                 self.folder = (await link.call("CONFIG", "GET", "dir"))["dir"]
 
     async def _select(self, link: RedisConnection) -> None:
@@ -3796,7 +3796,7 @@ class Nodes:
         return await self.subscribe()
 
     async def _check_data_once(self) -> None:
-        """Checks the format of the data after the lobby's primary was connected."""
+        """Checks the format of the data, once for each connection to the lobby's primary."""
         link = self.slots[slot_of(Keys.format)]
         if link is not self.data_checked_on and link.is_open:
             await self.check_data()
@@ -4001,7 +4001,7 @@ class Redis(Nodes):
         self.new_shards = 1  # tags that a new game may have; each heartbeat says how many
         if worker:
             self.channels = Keys.channels(worker, self.shards)
-        self.may_migrate = False  # whether data of an older format is welcome
+        self.may_migrate = False  # whether this process may migrate data of an older format
         self.is_new = False  # whether this worker is the first to connect to this store
         self.format = FORMAT
 
@@ -4026,7 +4026,7 @@ class Redis(Nodes):
         self.format = FORMAT
 
     def _welcome(self, old: int) -> int:
-        """Returns an older format if data of it is welcome."""
+        """Returns an older format if its data may be migrated, or raises Fatal."""
         if self.may_migrate:
             return old
         raise Fatal(
@@ -5133,7 +5133,7 @@ class Allowances:
         return self.redis.run("take_allowance", (key,), interval_ms, burst, take)
 
     def connections(self, uid: str) -> Allowance:
-        """Bounds how often a user connects: more often than any phone needs to."""
+        """Bounds how often a user connects."""
         return Allowance(Keys.limit("connect", uid), *CONNECT_ALLOWANCE)
 
     def exports(self, uid: str) -> Allowance:
@@ -5162,7 +5162,7 @@ class Allowances:
         return Allowance(Keys.limit("rename", uid), *RENAMES)
 
     def codes(self, network: str, uid: str = "") -> list[Allowance]:
-        """Bounds the unknown codes of rooms that are tried from a network, and by a player."""
+        """Bounds the unknown codes that are tried from a network, and by a player."""
         key = Keys.limit("codes", address_digest(network))
         allowances = [Allowance(key, *NETWORK_CODE_ALLOWANCE)]
         if uid:
@@ -5629,7 +5629,7 @@ class Users:
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
 
     def expect_player(self, uid: str, is_guest: bool, field: str) -> Awaitable:
-        """Announces the event of a new guest or account. The user has the field once it is true."""
+        """Announces the event of a new guest or account. The user gets the field as it happens."""
         event = f"{'guest' if is_guest else 'account'}_{uid}"
         data = {"player": uid, "guest": is_guest}
         return self.events.expect("player.registered", event, data, Keys.user(uid), field)
@@ -5681,9 +5681,9 @@ class Users:
     async def change(
         self, uid: str, user: dict, token: str, data: dict, password: str | None, address: str
     ) -> dict:
-        """Changes fields of an account; returns its view. A new name takes the password, if any.
+        """Changes fields of an account. Returns all that are stored then. Raises Problem.
 
-        Raises Problem.
+        A new name takes the password, if there is one.
         """
         given = [name for name in self.claims.fields if name in data]
         moved = [name for name in given if data[name] != user.get(name, "")]
@@ -5719,7 +5719,7 @@ class Users:
     async def apply_change(
         self, uid: str, user: dict, data: dict, more: dict[str, str] | None = None
     ) -> dict:
-        """Changes fields; returns all. Repeats it if another change interferes.
+        """Changes fields, again if another change interferes. Returns all that are stored then.
 
         `more` has further changes, ready to be stored, of fields that the user must have: "\\0"
         removes one. Raises Problem.
@@ -6132,7 +6132,7 @@ class Boards:
 # `join` counts the one attempt as it makes the match. The points count for the day of the draw.
 
 DRAWS_S = 30  # between two looks at the draws
-DRAWS_KEPT = 60  # days in which a question comes again only if there is no other
+DRAWS_KEPT = 60  # days within which a question comes again only if there is no other
 
 
 class Draws:
@@ -6475,7 +6475,7 @@ class Challenges:
         return {"challenges": [self._view(*item, names)[0] for item in mine.items()]}
 
     async def _names_in(self, contests: Iterable[dict[str, str]]) -> dict[str, str]:
-        """Returns {UID: name} of all in some challenges, each of whom may be in many of them."""
+        """Returns {UID: name} of all players in some challenges."""
         uids = {uid for fields in contests for uid in (fields["owner"], *self._runs(fields))}
         calls = (self.redis.call("HGET", Keys.user(uid), "username") for uid in uids)
         found = zip(uids, await asyncio.gather(*calls), strict=True)
@@ -6785,8 +6785,8 @@ class Lobby:
 
 
 # ---- game ----------------------------------------------------------------------------------------
-# Forms games, advances them and settles them. trivia.lua holds every transition and describes the
-# stored game. This section asks for transitions and reads games; it never writes their state.
+# A game as it is read from Redis. trivia.lua holds every transition and describes the stored game.
+# The section games asks for transitions and settles games; it never writes their state.
 #
 #   start --> question <--> reveal --> settle --> end
 #
@@ -6802,7 +6802,7 @@ GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 
 DUE_AT_ONCE = 500
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
 GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
-GUESTS_AS_PAIRS = 5  # so many times pair_games, games with guests count on one day
+GUESTS_AS_PAIRS = 5  # a day, pair_games times so many games with guests count
 QUICK_LISTED = 100  # players who answer in inhuman time and are listed for the operator
 FORGET_S = 120  # the id of a void game is kept so long
 VOID = "void"  # reason of a game that the operator has called off
@@ -7314,8 +7314,7 @@ class GameViews:
 
 
 # ---- games ---------------------------------------------------------------------------------------
-# Asks Redis for the transitions of games, and settles games. The section `game` says how a game
-# goes.
+# Forms games, asks for their transitions and settles them. The section game shows the phases.
 
 
 class Games(GameViews):
