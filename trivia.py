@@ -5805,12 +5805,13 @@ class Users:
         if not reply:
             return None
         expires, ended, *fields = reply
+        user = pairs_to_dict(fields)
         if not expires:
-            refuse_banned(pairs_to_dict(fields))
+            refuse_banned(user)
+            raise Problem("unavailable", retry_after=1)  # the clock of Redis is behind this one
         if ended:
             await self.tell_connection(uid)
-        user = self.own_view(pairs_to_dict(fields))
-        return {"token": uid + secret, "expires_at": expires, "user": user}
+        return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
 
     async def authenticate(self, token: str, connects: bool = False) -> tuple[str, dict]:
         """Returns (UID, fields) of a session's user. Raises Problem not_authenticated or banned.

@@ -601,6 +601,24 @@ def test_signing_in_takes_one_name(server, fields):
     server.http("POST", "/auth/login", fields | {"password": PASSWORD}).refused(422, "invalid")
 
 
+def test_a_ban_that_has_ended_by_the_clock_of_the_worker_alone_opens_no_session(
+    server, monkeypatch
+):
+    session = server.register()
+    key = trivia.Keys.user(uid_of(session))
+    server.redis.hset(key, ":ban", f"{int(time.time() * 1000) + 60_000} ")
+    monkeypatch.setattr(trivia, "ban_of", lambda user: None)
+
+    async def act(users):
+        proof = "password", server.redis.hget(key, "password")
+        with pytest.raises(trivia.Problem) as refused:
+            await users.open_session(uid_of(session), proof, "here")
+        return refused.value
+
+    problem = inside(server, act)
+    assert (problem.code, problem.retry_after) == ("unavailable", 1)
+
+
 def test_an_unknown_user_and_a_wrong_password_get_the_same_answer(server):
     name = server.register()["user"]["username"]
     wrong, unknown = login(server, name, WRONG), login(server, unique_name(), WRONG)
