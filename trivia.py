@@ -5978,9 +5978,9 @@ class Boards:
         """Returns the key of a leaderboard; with a period, then the past ones that may exist."""
         if period == "-":
             return [Keys.board(name, "")]
-        length_s = DAY_S * PERIOD_DAYS[period]
+        step_s = DAY_S * min(PERIOD_DAYS[period], 28)  # a longer one could skip February
         now_s = time.time()
-        return [Keys.board(name, period_of(period, now_s - back * length_s)) for back in range(4)]
+        return [Keys.board(name, period_of(period, now_s - back * step_s)) for back in range(4)]
 
     def _place(self, user: dict, name: str) -> tuple[str, float | None]:
         """Returns (period or '', the user's value or None if they are not on the board)."""

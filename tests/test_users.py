@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+import types
 import unicodedata
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -2253,6 +2254,18 @@ def test_a_period_is_one_stretch_of_time_and_sorts_as_such(kind, longest):
     periods = [trivia.period_of(kind, day.timestamp()) for day in days]
     assert periods == sorted(periods)
     assert max(periods.count(period) for period in set(periods)) == longest
+
+
+@pytest.mark.parametrize("kind, longest", [("day", 1), ("week", 7), ("month", 31)])
+def test_the_keys_of_a_leaderboard_name_every_period_that_may_still_be_stored(
+    monkeypatch, kind, longest
+):
+    for noon in (datetime(2026, 1, 1, 12, tzinfo=UTC) + timedelta(days=i) for i in range(1500)):
+        now = types.SimpleNamespace(time=noon.timestamp)
+        monkeypatch.setattr(trivia, "time", now)
+        days = [(noon - timedelta(days=i)).timestamp() for i in range(2 * longest + 2)]
+        stored = {trivia.Keys.board("wins", trivia.period_of(kind, day)) for day in days}
+        assert stored <= set(trivia.Boards.keys("wins", kind)), noon
 
 
 # -- the script that applies results
