@@ -417,7 +417,7 @@ PROBLEMS = {
     "not_found": (404, "The resource does not exist."),
     "method_not_allowed": (405, "The resource does not support this method."),
     "body_timeout": (408, "The body did not arrive in time."),
-    "unknown_code": (404, "There is no room or challenge of this code."),
+    "unknown_code": (404, "No room or challenge has this code."),
     "expired_code": (410, "The room of this code has closed."),
     "taken": (409, "Already taken."),
     "already_reported": (409, "You have reported this already."),
@@ -3539,7 +3539,8 @@ class Place(NamedTuple):
     @staticmethod
     def _count(word: str, text: str, least: int, most: int) -> int:
         if not re.fullmatch(r"\d{1,3}", text) or not least <= int(text) <= most:
-            raise Fatal(f"REDIS_URL: {word}: expected a number from {least} to {most}")
+            expected = f"a number from {least} to {most}"
+            raise Fatal(f"REDIS_URL: {word}: found {shorten(text)}; expected {expected}")
         return int(text)
 
 
@@ -4538,7 +4539,7 @@ LEAST_BASE64 = 16  # characters; a shorter word may only look like base64
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """What a file holds: questions, refusals and remarks, each by the number of its item."""
+    """What a file holds: questions and refusals by the number of their item, and remarks."""
 
     questions: dict[int, Question]
     refused: dict[int, str]
@@ -11735,7 +11736,7 @@ REFUSALS = {  # {error code: text}
     "maintenance": "The server is under maintenance; try again later.",
     "already_played": "You have played the questions of today. New ones come at midnight UTC.",
     "malformed_code": "A code has six letters and digits, that of a challenge eight.",
-    "unknown_code": "There is no room or challenge of this code.",
+    "unknown_code": "No room or challenge has this code.",
     "expired_code": "The room of this code has closed, or the challenge has ended.",
     "code_needed": "Join with the code of a challenge; POST /challenges makes one.",
     "own_challenge": "You have played this challenge of yours. Send the code to a friend.",

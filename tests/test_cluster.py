@@ -75,7 +75,7 @@ def test_the_sentinels_may_have_a_user_of_their_own():
         ("redis+cluster://a:1?db=3", "found the word 'db'; expected replicas"),
         ("redis+sentinel://a:1", "found no name of a primary"),
         ("redis://h?replica=1", "found the word 'replica'; expected db, "),
-        ("redis://h?replicas=-1", "replicas: expected a number from 0 to 9"),
+        ("redis://h?replicas=-1", "replicas: found '-1'; expected a number from 0 to 9"),
     ],
 )
 def test_a_redis_url_that_is_wrong_is_told_in_one_line(url, says):
