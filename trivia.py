@@ -1003,16 +1003,14 @@ class Words:
         return False
 
 
-@functools.lru_cache(8)
-def _words(*rules: tuple) -> Words:
-    return Words(*rules)
+_cached_words = functools.lru_cache(8)(Words)
 
 
 def words_of(tree: dict) -> Words:
     """Returns the words that a schema refuses."""
     rules = tree.get("filter", {})
     languages = tuple(rules.get("languages", LANGUAGES))
-    return _words(languages, *(tuple(rules.get(key, ())) for key in FILTER_LISTS))
+    return _cached_words(languages, *(tuple(rules.get(key, ())) for key in FILTER_LISTS))
 
 
 # ---- fields and forms ----------------------------------------------------------------------------
