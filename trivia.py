@@ -6794,7 +6794,7 @@ class Lobby:
 # A phase ends by its deadline. A question also ends when all connected players have answered. Any
 # worker may settle a game, more than once, and may die in between. The first result that is
 # computed stands (`fix_result`). Each player's part is applied once (`apply_result`). What follows
-# from it can be repeated. A settlement takes five round trips.
+# from it can be repeated. The settlement of a rated game takes six round trips.
 
 # The model of Plackett and Luce: Weng and Lin, A Bayesian Approximation Method for Online Ranking,
 # JMLR 12 (2011). The parameters are the defaults of openskill, times 60.
