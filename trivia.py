@@ -6143,7 +6143,8 @@ class Draws:
         self.bank = bank
         self.queues = [queue for queue in schema.queues.values() if queue.is_daily]
         self.drawn: dict[str, str] = {}  # "QUEUE DAY" -> draw
-        self.ahead_s = 0.0  # by which the clock of Redis is ahead of the monotonic one
+        # By how much the clock of Redis is ahead of the monotonic one; until refresh, that of here.
+        self.ahead_s = time.time() - time.monotonic()
 
     def day(self, ahead: int = 0) -> str:
         """Returns today, or a later day, by the clock of Redis (UTC)."""
