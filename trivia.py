@@ -6143,7 +6143,7 @@ class Draws:
         self.bank = bank
         self.queues = [queue for queue in schema.queues.values() if queue.is_daily]
         self.drawn: dict[str, str] = {}  # "QUEUE DAY" -> draw
-        # By how much the clock of Redis is ahead of the monotonic one; until refresh, that of here.
+        # Seconds from the monotonic clock to that of Redis; before a refresh, to that of this host.
         self.ahead_s = time.time() - time.monotonic()
 
     def day(self, ahead: int = 0) -> str:
