@@ -2198,7 +2198,7 @@ def _wrong_combinations(queue: dict) -> Iterable[tuple[str, str]]:
         yield "rated", "false, since a rated game needs two players"
     if (is_solo or match in (ROOM, CHALLENGE)) and "rematch_seconds" in queue:
         reasons = {ROOM: "rooms stay", CHALLENGE: "each plays a challenge once"}
-        why = reasons.get(match, "a player without opponents just joins again")
+        why = reasons.get(match, "a player who plays alone joins again")
         yield "rematch_seconds", f"no rematch_seconds: {why}"
     if match in (ROOM, CHALLENGE) and "bots" in queue:
         yield "bots", "no bots: they fill games of a queue in which a player waits for others"
