@@ -298,9 +298,6 @@ from sanic import Request, Sanic
 from sanic.exceptions import SanicException
 from sanic.handlers import ErrorHandler
 from sanic.response import HTTPResponse
-from sanic_ext import Extend
-from sanic_ext.config import PRIORITY as EXTENSION_PRIORITY
-from sanic_ext.extensions.http.extension import HTTPExtension
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -4226,8 +4223,9 @@ TYPOGRAPHY = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"
 
 def appearance(text: str) -> str:
     """Returns what a reader sees of a text. Two texts that look the same give the same."""
-    seen = unicodedata.normalize("NFC", _UNSEEN.sub("", text))
-    return " ".join(seen.replace(BLANK_BRAILLE, " ").split())
+    if not (text.isascii() and text.isprintable()):  # as nearly all are
+        text = unicodedata.normalize("NFC", _UNSEEN.sub("", text)).replace(BLANK_BRAILLE, " ")
+    return " ".join(text.split())
 
 
 @dataclass(frozen=True)
@@ -4322,9 +4320,11 @@ class Bank:
         self.retired: set[str] = set()
         self.reserved: frozenset[str] = frozenset()
         self.pools: dict[str, list[int]] = {}
+        self.is_in_use = False  # whether load() has begun to read it
 
     async def load(self) -> None:
         """Reads the whole bank. The ids come first, so that each number that they name is there."""
+        self.is_in_use = True
         ids = {}
         async for question_id, entry in self.redis.scan(Keys.ids):
             ids[question_id] = int(entry.split(" ")[0])
@@ -11419,8 +11419,11 @@ class StoredSchema:
 
     # -- adoption
 
-    async def adopt(self) -> None:
-        """Makes stored data fit, if all living workers agree and this one is the first of them."""
+    async def adopt(self, is_new: bool = False) -> None:
+        """Makes stored data fit, if all living workers agree and this one is the first of them.
+
+        In a store that is new there is none: its fields, buckets and boards are empty.
+        """
         known = await self._read()
         known.pop("game_days", None)  # only rises; see meet_schema
         facts = self.schema.facts
@@ -11430,8 +11433,9 @@ class StoredSchema:
             return
         if known:
             log.info("schema.yaml has changed: %s", ", ".join(sorted(changed + lost)))
-        await self._adopt_fields(known, changed)
-        await self._adopt_boards(known, changed)
+        if not is_new:
+            await self._adopt_fields(known, changed)
+            await self._adopt_boards(known, changed)
         for fact in lost:
             await self._drop(fact, known[fact])
         rows = [(fact, known.get(fact, ""), facts.get(fact, "")) for fact in changed + lost]
@@ -13802,8 +13806,6 @@ async def do_act(call: Call, name: str) -> dict | AsyncIterator[str]:
 
 # ---- documents -----------------------------------------------------------------------------------
 # Builds OpenAPI 3.1 for the routes and AsyncAPI 3.0 for the WebSocket, from schema.yaml and ROUTES.
-# sanic-ext serves the OpenAPI document. Its own generator is not used: it knows only OpenAPI 3.0.3,
-# whose schemas are another dialect than the JSON Schema of schema.yaml.
 #
 # Invariant: the answer of a route matches its component schema, and has no property beyond it.
 #
@@ -14394,6 +14396,7 @@ WEB_MANIFEST = "application/manifest+json"
 ACCENT = "#5539e0"
 DARK, LIGHT = "#16132b", "#ffffff"
 MAX_ADDRESSES = 8  # for which a worker keeps an AsyncAPI document that names this address
+NO_ADDRESS = "http", ""  # of a server in that document, beyond these
 SCRIPT = "text/javascript; charset=utf-8"
 # The files of installed packages that pages load: {file: package, its folder, type}.
 VIEWER_FILES = {
@@ -14444,11 +14447,21 @@ PAGE_PATH = re.compile(r"/([\w.~-]{1,40}/){0,4}", re.ASCII)
 HOST = re.compile(r"[\w.-]+(:\d{1,5})?|\[[0-9a-fA-F:.]+\](:\d{1,5})?", re.ASCII)
 
 
-def viewer_file(name: str) -> str:
-    """Returns the text of a file of an installed package, which is not imported."""
+def viewer_file(name: str) -> Path:
+    """Returns a file of an installed package, which is not imported. Raises Fatal."""
     package, folder, _ = VIEWER_FILES[name]
-    place = importlib.util.find_spec(package).submodule_search_locations[0]
-    return Path(place, folder, name).read_text("utf-8")
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise Fatal(f"{package} is not installed; pip install -r requirements.txt")
+    return Path(spec.submodule_search_locations[0], folder, name)
+
+
+def read_page(name: str) -> str:
+    """Returns a file of the folder `pages`. Raises Fatal."""
+    try:
+        return (PAGES / name).read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        raise Fatal(f"{PAGES / name}: can't be read: {error}") from None
 
 
 def page_policy(schema: Schema) -> str:
@@ -14469,9 +14482,9 @@ def docs_page(page: str, schema: Schema) -> str:
 # -- the page that plays
 
 
-def play_page(schema: Schema) -> str:
-    """Returns pages/play.html, minified, with what it has to know of the schema."""
-    page = minified((PAGES / "play.html").read_text("utf-8"))
+def play_page(source: str, schema: Schema) -> str:
+    """Returns the text of pages/play.html, minified, with what it has to know of the schema."""
+    page = minified(source)
     facts = dumps(page_facts(schema)).replace("<", "\\u003c")
     return page.replace(">{}</script>", f">{facts}</script>")
 
@@ -14732,7 +14745,7 @@ class Server:
                 await self.lobby.heartbeat()  # publishes the shards that the first one added
                 self.games.kept_days = await self.stored_schema.mark()
                 if self.redis.is_new:
-                    await self.stored_schema.adopt()
+                    await self.stored_schema.adopt(is_new=True)
         except (TimeoutError, Unavailable, hiredis.ReplyError) as error:
             # Without this, each attempt would leave a subscribed connection behind.
             self.redis.abort()
@@ -14791,7 +14804,8 @@ class Server:
     def _on_events(self, payloads: list[str]) -> None:
         for payload in payloads:
             if payload.startswith("bank "):
-                spawn(self._read_bank())
+                if self.bank.is_in_use:  # otherwise the start reads it soon
+                    spawn(self._read_bank())
             elif payload.startswith("switch "):
                 spawn(self._read_switches())
             else:
@@ -14970,6 +14984,7 @@ CLIENT_FILE = HERE / "clients" / "generate.py"
 SANIC_PROBLEMS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 OVERREAD_FACTOR = 64  # times the size limit: of a body that is too large, so much is read
 REQUEST_ID = re.compile(r"[\w.-]{8,64}", re.ASCII)
+PAGE_HEADERS = "authorization, content-type, x-app, x-version"  # that a page may send
 
 
 class Trivia(Sanic):
@@ -15055,9 +15070,13 @@ class ProblemHandler(ErrorHandler):
         problem = exception
         if not isinstance(problem, Problem):
             problem = self._problem(request, exception)
-        count("errors", problem.code)
-        response = problem.response()
-        if problem.code == "method_not_allowed":  # Sanic omits it for paths with parameters
+        is_other_method = problem.code == "method_not_allowed"
+        if is_other_method and request.method == "OPTIONS":  # no route has it, and each path does
+            response = HTTPResponse(status=204)
+        else:
+            count("errors", problem.code)
+            response = problem.response()
+        if is_other_method:  # Sanic omits it for paths with parameters
             response.headers["allow"] = ", ".join(allowed_methods(request.path))
         return response
 
@@ -15082,7 +15101,9 @@ def allowed_methods(path: str) -> list[str]:
         pattern = re.sub(r"{.*?}", "[^/]+", route.path)
         if re.fullmatch(pattern, path):
             methods.append(route.method)
-    return methods or ["GET"]
+    if not methods or "GET" in methods:
+        methods += ["GET", "HEAD"]
+    return [*dict.fromkeys(methods), "OPTIONS"]
 
 
 # -- ASGI
@@ -15193,10 +15214,14 @@ def create_app() -> Any:
     if lab is not None:
         tree = lab.extend(tree)
     app = Trivia("trivia", error_handler=ProblemHandler(), log_config=LOGGING)
+    # Sanic would import sanic-ext where it is installed, for the banner and for routes of its own.
+    app.config.MOTD = False
+    app.config.AUTO_EXTEND = False
+    # It would compile its request handling anew, in 50 ms, which makes no request faster here.
+    app.config.TOUCHUP = False
     set_up_log()
     app.ctx.schema = Schema(tree)
     app.ctx.page_policy = page_policy(app.ctx.schema)
-    add_extension(app)
     add_routes(app)
     add_documents(app)
     add_pages(app)
@@ -15205,6 +15230,7 @@ def create_app() -> Any:
     app.register_middleware(raise_problem, "request")
     app.register_middleware(count_request, "response")
     app.register_middleware(add_headers, "response")
+    app.register_middleware(open_to_origins, "response")
     return lab.Lab(app) if lab is not None else app
 
 
@@ -15218,37 +15244,6 @@ def load_beside(what: str, file: Path) -> ModuleType:
     except FileNotFoundError:
         raise Fatal(f"{what}: {file} is missing; expected the file of this version") from None
     return module
-
-
-def add_extension(app: Trivia) -> None:
-    """Adds CORS and the methods HEAD and OPTIONS, which come from sanic-ext.
-
-    It adds their routes while the app starts. Sanic 25.12.1 then compiles its signal router again
-    at each route: 0.2 s in all. The listeners around it make that happen once.
-    """
-    app.config.MOTD = False
-    app.config.CORS_ORIGINS = ",".join(as_browsers_write(app.ctx.schema.origins))
-    app.config.CORS_ALLOW_HEADERS = "authorization,content-type,x-app,x-version"
-    app.config.CORS_EXPOSE_HEADERS = "retry-after,x-request-id"
-    app.config.HTTP_AUTO_OPTIONS = True
-    Extend(app, extensions=[HTTPExtension], built_in_extensions=False)
-    app.before_server_start(open_signal_router, priority=EXTENSION_PRIORITY + 1)
-    app.before_server_start(close_signal_router, priority=EXTENSION_PRIORITY - 1)
-
-
-def as_browsers_write(origins: list[str]) -> list[str]:
-    """Returns origins without capitals and default ports: CORS compares texts."""
-    return [str(Origin.parse(origin) or origin) for origin in origins]
-
-
-def open_signal_router(app: Sanic) -> None:
-    """Makes the routes that follow leave the signal router alone."""
-    app.signal_router.reset()
-
-
-def close_signal_router(app: Sanic) -> None:
-    """Compiles the signal router, as Sanic does at the end of its start."""
-    app.signalize(app.config.TOUCHUP)
 
 
 def add_routes(app: Trivia) -> None:
@@ -15265,44 +15260,51 @@ def add_routes(app: Trivia) -> None:
 
 def add_route(app: Trivia, path: str, name: str, handler: Callable, method: str = "GET") -> None:
     """Adds a handler. A given error format keeps Sanic from reading the handler's source."""
-    app.add_route(handler, path, methods=[method], name=name, error_format="json")
+    methods = ["GET", "HEAD"] if method == "GET" else [method]
+    app.add_route(handler, path, methods=methods, name=name, error_format="json")
 
 
-def add_content(app: Trivia, path: str, name: str, content: str, content_type: str) -> None:
-    """Adds a text that is the same for every request.
+def add_content(
+    app: Trivia, path: str, name: str, make: Callable[[], str], content_type: str
+) -> None:
+    """Adds a text that is the same for every request. The first request has it made, in a thread.
 
     All answers share one body, so that clients who do not read fill no memory. Links in it are
     relative, since a proxy may serve it below a prefix. A slash at the end of the path would break
     them, so such a request is redirected.
     """
     without_slash = {"location": "../" + path.rpartition("/")[2]}
-    body = content.encode()
+    body = b""
 
-    def handle(request: Request) -> HTTPResponse:
+    async def handle(request: Request) -> HTTPResponse:
+        nonlocal body
         if path != "/" and request.path.endswith("/"):
             return HTTPResponse(status=308, headers=without_slash)
+        body = body or (await asyncio.to_thread(make)).encode()
         return HTTPResponse(body, content_type=content_type)
 
     add_route(app, path, name, handle)
 
 
 def add_documents(app: Trivia) -> None:
-    """Adds the API documents and their viewers, all from memory or from installed packages."""
+    """Adds the API documents and their viewers. Raises Fatal if a package is not installed."""
     schema = app.ctx.schema
-    add_content(app, "/docs", "docs", docs_page(DOCS_PAGE, schema), HTML)
-    add_content(app, "/docs/openapi.json", "openapi", dumps(openapi(schema)), JSON)
-    add_content(app, "/docs/asyncapi", "messages", docs_page(MESSAGES_PAGE, schema), HTML)
-    for file, (_, _, content_type) in VIEWER_FILES.items():
-        name = re.sub(r"\W", "_", file)
-        add_content(app, f"/docs/ui/{file}", name, viewer_file(file), content_type)
-    document = asyncapi(schema)
-    bodies = {None: dumps(document).encode()}
+    add_content(app, "/docs", "docs", lambda: docs_page(DOCS_PAGE, schema), HTML)
+    add_content(app, "/docs/openapi.json", "openapi", lambda: dumps(openapi(schema)), JSON)
+    add_content(app, "/docs/asyncapi", "messages", lambda: docs_page(MESSAGES_PAGE, schema), HTML)
+    for name, (_, _, content_type) in VIEWER_FILES.items():
+        read = functools.partial(viewer_file(name).read_text, "utf-8")
+        add_content(app, f"/docs/ui/{name}", re.sub(r"\W", "_", name), read, content_type)
+    document = functools.cache(lambda: asyncapi(schema))
+    bodies: dict[tuple[str, str], bytes] = {}
 
     def send_asyncapi(request: Request) -> HTTPResponse:
         address = server_address(request.transport.scope)
-        if address not in bodies and len(bodies) < MAX_ADDRESSES:
-            bodies[address] = dumps(asyncapi_at(document, *address)).encode()
-        return HTTPResponse(bodies.get(address, bodies[None]), content_type=JSON)
+        if address not in bodies and len(bodies) >= MAX_ADDRESSES:
+            address = NO_ADDRESS
+        if address not in bodies:
+            bodies[address] = dumps(asyncapi_at(document(), *address)).encode()
+        return HTTPResponse(bodies[address], content_type=JSON)
 
     def lead_to_openapi(request: Request) -> HTTPResponse:
         return HTTPResponse(status=308, headers={"location": "docs/openapi.json"})
@@ -15314,12 +15316,15 @@ def add_documents(app: Trivia) -> None:
 def add_pages(app: Trivia) -> None:
     """Adds the page that plays with its icon, and /ops if there is an operator's token."""
     schema = app.ctx.schema
-    add_content(app, "/", "play", play_page(schema), HTML)
+    source = read_page("play.html")
+    add_content(app, "/", "play", lambda: play_page(source, schema), HTML)
     add_route(app, "/rooms/<code:str>/qr.svg", "room_picture", room_picture)
-    add_content(app, "/icon.svg", "icon", page_icon(schema), SVG)
-    add_content(app, "/manifest.json", "manifest", dumps(page_manifest(schema)), WEB_MANIFEST)
+    add_content(app, "/icon.svg", "icon", lambda: page_icon(schema), SVG)
+    manifest = functools.partial(dumps, page_manifest(schema))
+    add_content(app, "/manifest.json", "manifest", manifest, WEB_MANIFEST)
     if OPS_TOKEN or ACT_TOKENS:
-        add_content(app, "/ops", "ops", (PAGES / "ops.html").read_text("utf-8"), HTML)
+        console = read_page("ops.html")
+        add_content(app, "/ops", "ops", lambda: console, HTML)
 
 
 # -- /metrics
@@ -15380,6 +15385,23 @@ async def add_headers(request: Request, response: HTTPResponse) -> None:
         response.headers.setdefault(name, value)
     if (response.content_type or "").startswith("text/html"):
         response.headers.setdefault("content-security-policy", request.app.ctx.page_policy)
+
+
+async def open_to_origins(request: Request, response: HTTPResponse) -> None:
+    """Lets the pages of `origins` read a response, and ask before they send one: CORS."""
+    origins = request.app.ctx.schema.origins
+    if not origins:
+        return
+    response.headers["vary"] = "origin"
+    origin = request.headers.get("origin")
+    if not origin or not (origin in origins or origins == ["*"]):
+        return
+    response.headers["access-control-allow-origin"] = origin
+    response.headers["access-control-expose-headers"] = "retry-after, x-request-id"
+    if request.method == "OPTIONS":
+        methods = ", ".join(allowed_methods(request.path))
+        response.headers["access-control-allow-methods"] = methods
+        response.headers["access-control-allow-headers"] = PAGE_HEADERS
 
 
 # ---- protocols -----------------------------------------------------------------------------------
@@ -15932,13 +15954,12 @@ def drain_first(hub: Hub) -> None:
 
 
 def shorten_collections() -> None:
-    """Freezes what survives a full garbage collection, so that later ones skip it.
+    """Freezes what the start has made, and what survives a full collection: later ones skip it.
 
     With 8,000 players each full collection stopped a worker for a second, and found next to
     nothing. A frozen object that becomes garbage in a cycle stays for a day. The class WebSocket
     leaves no such cycles. Under other servers, only what the start has made is frozen.
     """
-    gc.collect()
     gc.freeze()
     server = running_uvicorn()
     if server is None or server.config.ws_protocol_class is not WebSocket:
