@@ -266,7 +266,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
-from email.policy import SMTP as SMTP_POLICY
 from email.utils import formatdate, parseaddr
 from http import HTTPStatus
 from importlib import metadata
@@ -283,17 +282,9 @@ import jsonschema_rs
 import marshmallow
 import msgspec
 import re2
-import segno
 import uvicorn
 import yaml
 from openskill.models import PlackettLuce
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
 from sanic import Request, Sanic
 from sanic.exceptions import SanicException
 from sanic.handlers import ErrorHandler
@@ -795,6 +786,23 @@ def load_now(connections: int) -> str:
     return f"{connections} {pages * resource.getpagesize()} {time.process_time():.3f}"
 
 
+Metric = Any  # of prometheus_client, whose import takes 10 ms: only /metrics needs it
+
+
+def metrics_page(found: list[Metric]) -> tuple[bytes, str]:
+    """Returns the page for Prometheus, and its content type."""
+    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+    return generate_latest(types.SimpleNamespace(collect=lambda: found)), CONTENT_TYPE_LATEST
+
+
+def _family(kind: str, name: str, text: str, labels: list[str]) -> Metric:
+    """Makes a metric without values; the kinds are Counter, Gauge and Histogram."""
+    from prometheus_client import core
+
+    return getattr(core, f"{kind}MetricFamily")(name, text, labels=labels)
+
+
 def families(sums: dict[str, str]) -> list[Metric]:
     """Converts the sums in Redis, {"METRIC LABEL ...": sum}, for prometheus-client."""
     rows: dict[str, list] = {name: [] for name in METRICS}
@@ -810,14 +818,14 @@ def families(sums: dict[str, str]) -> list[Metric]:
 
 
 def _counter(name: str, text: str, labels: list[str], rows: list) -> Metric:
-    family = CounterMetricFamily(name, text, labels=labels)
+    family = _family("Counter", name, text, labels)
     for values, total in rows:
         family.add_metric(values, total)
     return family
 
 
 def _histogram(name: str, text: str, labels: list[str], rows: list) -> Metric:
-    family = HistogramMetricFamily(name, text, labels=labels)
+    family = _family("Histogram", name, text, labels)
     series: dict[tuple, dict[tuple, float]] = {}
     for (kind, bucket, *values), total in rows:
         series.setdefault(tuple(values), {})[kind, int(bucket)] = total
@@ -830,14 +838,10 @@ def _histogram(name: str, text: str, labels: list[str], rows: list) -> Metric:
 
 
 def gauges(
-    name: str,
-    text: str,
-    values: dict[str, float] | float,
-    label: str = "",
-    kind: Callable = GaugeMetricFamily,
+    name: str, text: str, values: dict[str, float] | float, label: str = "", kind: str = "Gauge"
 ) -> Metric:
     """Makes a metric of present values: one number, or {value of the label: number}."""
-    family = kind(f"trivia_{name}", text, labels=[label] if label else [])
+    family = _family(kind, f"trivia_{name}", text, [label] if label else [])
     if not label:
         family.add_metric([], values)
         return family
@@ -930,6 +934,13 @@ def _readings(text: str) -> set[str]:
     return found
 
 
+@functools.cache
+def _letter(letter: str, stand_ins: bool) -> str:
+    """Returns a pattern of a letter, or of what may stand for it."""
+    others = _STAND_INS.get(letter, "") if stand_ins else ""
+    return "(?:f|ph)" if letter == "f" else f"[{letter}{re.escape(others)}]"
+
+
 def _letters(word: str, gaps: bool, masked: bool) -> str:
     """Returns a pattern of a word: with gaps between its letters, or with letters repeated.
 
@@ -938,8 +949,7 @@ def _letters(word: str, gaps: bool, masked: bool) -> str:
     parts = []
     for position, letter in enumerate(word, 1):
         # A number at the end is a number: Ana1.
-        stand_ins = "" if position == len(word) and letter in "il" else _STAND_INS.get(letter, "")
-        part = "(?:f|ph)" if letter == "f" else f"[{letter}{re.escape(stand_ins)}]"
+        part = _letter(letter, position < len(word) or letter not in "il")
         if not gaps and word[position : position + 1] != letter:
             part += "+"
         if masked and letter in "aeiou" and 1 < position < len(word):
@@ -1162,8 +1172,12 @@ _OPTIONAL_WEB_ADDRESS = re.compile(f"({WEB_ADDRESS})?")
 
 @functools.cache
 def zone_names() -> frozenset[str]:
-    """Returns the names of all time zones, such as Europe/Berlin. The first call takes 20 ms."""
-    return frozenset(zoneinfo.available_timezones())
+    """Returns the names of all time zones, such as Europe/Berlin, as the package tzdata lists them.
+
+    A look at the files of the system takes 10 ms of each start.
+    """
+    folder = importlib.util.find_spec("tzdata").submodule_search_locations[0]
+    return frozenset(Path(folder, "zones").read_text("ascii").split())
 
 
 FORMATS = {  # a format that is not listed here is documented, but not checked
@@ -1294,12 +1308,17 @@ class Form:
         self._needed = fields.keys() & set(required)
         self.rules = fields
         self.required = [name for name in fields if name in self._needed]
+        self._words = words
         self._plain_tests = {name: plain_test(rule) for name, rule in fields.items()}
-        schema_fields = {
-            name: make_field(rule, name in self._needed, _word_checks(name, rule, words))
-            for name, rule in fields.items()
+
+    @functools.cached_property
+    def _schema(self) -> marshmallow.Schema:
+        """The form for marshmallow, made at its first use: there are 60 forms."""
+        fields = {
+            name: make_field(rule, name in self._needed, _word_checks(name, rule, self._words))
+            for name, rule in self.rules.items()
         }
-        self._schema = marshmallow.Schema.from_dict(schema_fields)(unknown=marshmallow.RAISE)
+        return marshmallow.Schema.from_dict(fields)(unknown=marshmallow.RAISE)
 
     def load(self, data: dict) -> dict:
         """Returns the valid values. Raises marshmallow.ValidationError with {field: [text]}."""
@@ -9947,7 +9966,7 @@ class Mail:
             return
         try:
             message = await write()
-            await client.data(message.as_bytes(policy=SMTP_POLICY))
+            await client.data(message.as_bytes(policy=message.policy.clone(linesep="\r\n")))
         except smtp.SMTPResponseException as error:
             self._refuse(error)
         except smtp.SMTPException as error:  # it may have taken the message
@@ -14609,6 +14628,8 @@ def code_picture(link: str) -> str:
 
     With a fixed mask there is no search for the best one, which would take most of the time.
     """
+    import segno  # here: few workers draw any, and a start need not wait for it
+
     file = io.BytesIO()
     code = segno.make(link, micro=False, mask=0)
     code.save(file, kind="svg", xmldecl=False, light="#fff", omitsize=True)
@@ -14873,13 +14894,13 @@ class Server:
 
     # -- metrics
 
-    async def metrics(self) -> bytes:
+    async def metrics(self) -> tuple[bytes, str]:
         """Returns the page for Prometheus: the counts of all workers, and the present state."""
         try:
             found = await self._measure()
         except Unavailable:
             found = [gauges("redis_up", "Whether Redis answers.", 0)]
-        return generate_latest(types.SimpleNamespace(collect=lambda: found))
+        return metrics_page(found)
 
     async def _measure(self) -> list[Metric]:
         call = self.redis.call
@@ -14917,7 +14938,7 @@ def worker_gauges(alive: list[str], loads: dict[str, str]) -> list[Metric]:
         gauges("workers", "Living workers.", len(alive)),
         gauges("connections", "WebSocket connections.", connections, "worker"),
         gauges("worker_resident_bytes", "Memory of a worker.", resident, "worker"),
-        gauges("worker_cpu_seconds", cpu_text, cpu, "worker", CounterMetricFamily),
+        gauges("worker_cpu_seconds", cpu_text, cpu, "worker", "Counter"),
     ]
 
 
@@ -14938,7 +14959,7 @@ def redis_gauges(info: dict[str, dict[str, str]]) -> list[Metric]:
     """
     label = "node" if len(info) > 1 else ""
 
-    def measured(name: str, text: str, key: str, kind: Callable = GaugeMetricFamily) -> Metric:
+    def measured(name: str, text: str, key: str, kind: str = "Gauge") -> Metric:
         values = {address: float(found[key]) for address, found in info.items() if found}
         return gauges(name, text, values if label else next(iter(values.values())), label, kind)
 
@@ -14948,7 +14969,7 @@ def redis_gauges(info: dict[str, dict[str, str]]) -> list[Metric]:
         gauges("redis_up", "Whether Redis answers.", up if label else 1, label),
         measured("redis_memory_bytes", "Memory that Redis uses.", "used_memory"),
         measured("redis_memory_limit_bytes", "Its maxmemory; 0: no limit.", "maxmemory"),
-        measured("redis_commands", commands_text, "total_commands_processed", CounterMetricFamily),
+        measured("redis_commands", commands_text, "total_commands_processed", "Counter"),
     ]
 
 
@@ -15337,8 +15358,8 @@ async def metrics(request: Request) -> HTTPResponse:
     """
     if not operator_of(request)[0]:
         raise Problem("not_authenticated", OPERATOR_NEEDED)
-    page = await request.app.ctx.server.metrics()
-    return HTTPResponse(page, 200, {"cache-control": "no-store"}, CONTENT_TYPE_LATEST)
+    page, content_type = await request.app.ctx.server.metrics()
+    return HTTPResponse(page, 200, {"cache-control": "no-store"}, content_type)
 
 
 # -- listeners and middleware
@@ -16090,10 +16111,10 @@ class Supervisor(uvicorn.supervisors.Multiprocess):
         notify(f"READY=1\nWATCHDOG_USEC={WATCHDOG_USEC}")
 
 
-def uvicorn_config(workers: int) -> uvicorn.Config:
+def uvicorn_config(app: Any, workers: int) -> uvicorn.Config:
     """Returns settings of uvicorn for phones on mobile networks."""
     return uvicorn.Config(
-        "trivia:app",
+        app,
         workers=workers,
         backlog=BACKLOG,
         loop="uvloop",
@@ -16115,8 +16136,10 @@ def serve(host: str, port: int, workers: int) -> None:
     """Runs the server the tuned way: a listening socket of its own, workers, uvicorn_config."""
     if workers < 1:
         raise Fatal(f"--workers: found {workers}; expected 1 or more")
-    Schema(read_schema(SCHEMA_FILE))  # a mistake ends the start here, not in each worker
     supervised = workers > 1 or "NOTIFY_SOCKET" in os.environ  # the supervisor talks to systemd
+    if supervised:  # a mistake stops the start here, once, and not each worker
+        Schema(read_schema(SCHEMA_FILE))
+    app = "trivia:app" if supervised else create_app()
     listeners = passed_sockets() or [open_socket(host, port)]
     if REDIS_URL:
         asyncio.run(check_redis())
@@ -16126,7 +16149,7 @@ def serve(host: str, port: int, workers: int) -> None:
     places = " ".join(map(address_of, listeners))
     log.info("serving on %s with %d worker%s", places, workers, "s" * (workers > 1))
     run = run_supervised if supervised else run_alone
-    failed = run(uvicorn_config(workers), repeat_listeners(listeners))
+    failed = run(uvicorn_config(app, workers), repeat_listeners(listeners))
     sys.exit(STARTUP_FAILURE if failed else 0)
 
 
@@ -17409,6 +17432,7 @@ def _check_increment(file: Path, *options: str) -> int:
 
 
 if __name__ == "__main__":
+    sys.modules["trivia"] = sys.modules["__main__"]  # who imports trivia does not read it again
     main()
 else:
     app = create_app()
