@@ -12651,12 +12651,6 @@ class Origin(NamedTuple):
             return None
         return cls(parts.scheme, parts.hostname, port)
 
-    def __str__(self) -> str:
-        """Returns the origin as browsers write it."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        has_default_port = self.port == DEFAULT_PORTS.get(self.scheme)
-        return f"{self.scheme}://{host}" + ("" if has_default_port else f":{self.port}")
-
 
 class Hub:
     """The connections of a worker.
@@ -16141,7 +16135,7 @@ def serve(host: str, port: int, workers: int) -> None:
     if workers < 1:
         raise Fatal(f"--workers: found {workers}; expected 1 or more")
     supervised = workers > 1 or "NOTIFY_SOCKET" in os.environ  # the supervisor talks to systemd
-    if supervised:  # a mistake stops the start here, once, and not each worker
+    if supervised:  # a mistake ends the start here, not in each worker
         Schema(read_schema(SCHEMA_FILE))
     app = "trivia:app" if supervised else create_app()
     listeners = passed_sockets() or [open_socket(host, port)]
