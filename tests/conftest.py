@@ -38,9 +38,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+import forks  # noqa: E402
 import trivia  # noqa: E402
 
 ROOT = Path(trivia.__file__).resolve().parent
+SHIPPED = (ROOT / "schema.yaml").read_text("utf-8")
 PASSWORD = "correct horse"
 FAST = {"start_seconds": 0.1, "answer_seconds": 5, "reveal_seconds": 0.1, "rounds": 3}
 # In memory where that is to be had: each write waits for the disk, and a busy one would be what the tests measure. The path
@@ -95,9 +97,14 @@ def at_once(count, act):
         return list(pool.map(run, range(count)))
 
 
+# yaml.safe_load and yaml.safe_dump, in C: in Python they take 0.15 s for schema.yaml, and the tests use them hundreds of times.
+from_yaml = functools.partial(yaml.load, Loader=yaml.CSafeLoader)
+as_yaml = functools.partial(yaml.dump, Dumper=yaml.CSafeDumper, allow_unicode=True, sort_keys=False)
+
+
 def edited_schema(edit=lambda tree: None, **queue):
     """The text of schema.yaml with short games, changed by edit(tree); keywords go into every queue."""
-    tree = yaml.safe_load((ROOT / "schema.yaml").read_text("utf-8"))
+    tree = from_yaml(SHIPPED)
     for spec in tree["queues"].values():
         is_matched = spec["players"] != 1 and spec.get("match") not in ("room", "challenge")
         shared = queue.keys() & spec.keys() - {"players", "match", "rated", "on_exit"}
@@ -105,7 +112,21 @@ def edited_schema(edit=lambda tree: None, **queue):
         spec.update(FAST | (queue if is_matched else {key: queue[key] for key in shared}))
     tree["limits"]["registrations"] = 100_000  # the tests have one address
     edit(tree)
-    return yaml.safe_dump(tree, allow_unicode=True, sort_keys=False)
+    return as_yaml(tree)
+
+
+def check(file, text=None):
+    """What `check` says of a file: '' if it is fine. Anything but a message and exit code 1 fails the test."""
+    if text is not None:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    try:
+        trivia.main(["check", str(file)])
+    except SystemExit as stop:
+        assert isinstance(stop.code, str) and stop.code, (
+            stop.code
+        )  # Python prints it to stderr and exits with 1
+        return stop.code
+    return ""
 
 
 class Answer:
@@ -184,6 +205,11 @@ def clock_of(file):
     }
 
 
+def trivia_py(*words, env=None, cwd=ROOT):
+    """What a command of trivia.py has returned and printed: {returncode, stdout, stderr}."""
+    return forks.run([sys.executable, ROOT / "trivia.py", *words], env=env, cwd=cwd)
+
+
 def redis_at(path):
     """A client that gives up at once."""
     return redis.Redis(
@@ -197,7 +223,9 @@ def redis_at(path):
 class Server:
     """A running server with its own data folder. `start` and `stop` may be called again and again."""
 
-    def __init__(self, schema=None, command=None, workers=1, env=None, data=None, pass_fds=()):
+    def __init__(
+        self, schema=None, command=None, workers=1, env=None, data=None, pass_fds=(), afresh=False
+    ):
         self.data = Path(data or tempfile.mkdtemp(prefix="trivia-", dir=FOLDER))
         (self.data / "schema.yaml").write_text(schema or edited_schema(), "utf-8")
         self.command = command or [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"]
@@ -217,21 +245,22 @@ class Server:
             | (env or {})
         )
         self.log_file = self.data / "server.log"
-        self.process, self.pass_fds = None, pass_fds
+        self.process, self.pass_fds, self.afresh = None, pass_fds, afresh
 
     def start(self, wait=True):
         self.log_file.write_text("")
-        with open(self.log_file, "ab") as log:
+        with open(self.log_file, "ab") as log, open(os.devnull) as nothing:
             # A session of its own, so that all its workers can be ended together.
-            self.process = subprocess.Popen(
+            self.process = forks.start(
                 self.command,
                 cwd=ROOT,
                 env=self.env,
+                stdin=nothing,
                 stdout=log,
                 stderr=log,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
+                own_session=True,
                 pass_fds=self.pass_fds,
+                afresh=self.afresh,
             )
         if wait:
             self.port = wait_until(self._ready, 40)

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from urllib.parse import urlsplit
@@ -17,7 +16,16 @@ import zxingcpp
 from playwright.sync_api import expect
 
 import trivia
-from conftest import PASSWORD, ROOT, Server, edited_schema, npm_install, unique_name, wait_until
+from conftest import (
+    PASSWORD,
+    ROOT,
+    Server,
+    edited_schema,
+    npm_install,
+    trivia_py,
+    unique_name,
+    wait_until,
+)
 from test_end_to_end import free_port, workers_of
 from test_sign_in import MailBox, OpenId
 
@@ -370,8 +378,7 @@ def test_a_link_in_a_mail_sets_a_new_password(make_server, open_tabs):
     tab.find("#submit").click()
     expect(tab.find("#code")).to_be_visible()
     tab.check_width("reset")
-    command = [sys.executable, "trivia.py", "user", name, "reset"]
-    done = subprocess.run(command, cwd=ROOT, env=server.env, capture_output=True, text=True)
+    done = trivia_py("user", name, "reset", env=server.env)
     code = re.search(r"\b\d{6}\b", done.stdout)[0]
     tab.page.goto("about:blank")
     tab.page.goto(f"http://127.0.0.1:{server.port}/#reset={code}&login={name}")

@@ -11,7 +11,16 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import trivia
-from conftest import PASSWORD, ROOT, Server, edited_schema, play_all, unique_name, wait_until
+from conftest import (
+    PASSWORD,
+    ROOT,
+    Server,
+    edited_schema,
+    play_all,
+    trivia_py,
+    unique_name,
+    wait_until,
+)
 from trivia import Keys
 
 LOOKS, ACTS = "token-that-looks-only", "token-that-acts-too"
@@ -734,10 +743,9 @@ def test_a_closed_report_goes_with_the_account_and_after_a_while(desk):
 
 
 def shell(server, *words):
-    command = [sys.executable, "trivia.py", "ops", *words]
     env = server.env | {"USER": "carla"}
     env.pop("SUDO_USER", None)
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    return trivia_py("ops", *words, env=env)
 
 
 def test_the_command_line_looks_and_acts_as_the_routes_do(desk):
@@ -769,8 +777,6 @@ def test_the_log_has_bounds_and_refused_attempts_do_not_push_acts_out(desk):
 
 def test_a_wrong_variable_ends_the_start_in_one_line():
     for value in ("short", "ann:short", f"an n:{ACTS}", ACTS):
-        env = os.environ | {"TRIVIA_OPS_ACT_TOKEN": value}
-        command = [sys.executable, "trivia.py", "check"]
-        ended = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        ended = trivia_py("check", env=os.environ | {"TRIVIA_OPS_ACT_TOKEN": value})
         assert ended.returncode == 1 and ended.stderr.startswith("TRIVIA_OPS_ACT_TOKEN: found ")
         assert len(ended.stderr.splitlines()) == 1 and value not in ended.stderr

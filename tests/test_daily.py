@@ -4,8 +4,6 @@ import asyncio
 import itertools
 import json
 import random
-import subprocess
-import sys
 import time
 import zoneinfo
 from datetime import UTC, datetime, timedelta
@@ -15,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import trivia
-from conftest import ROOT, Server, at_once, clock_of, edited_schema, wait_until
+from conftest import ROOT, Server, at_once, clock_of, edited_schema, trivia_py, wait_until
 
 DAY_S, HOUR_S = 86_400, 3600
 NEVER = 60
@@ -433,10 +431,7 @@ def test_the_draw_of_a_day_survives_a_restart_and_an_import(house, tmp_path):
     new = {"question": "Is this new?", "correct_answer": "yes", "incorrect_answers": ["no"]}
     more = {"category": category, "difficulty": difficulty}
     file.write_text(json.dumps([item | more, new | more]))
-    command = [sys.executable, "trivia.py", "import", "--update", str(file)]
-    done = subprocess.run(
-        command, cwd=ROOT, env=house.env, capture_output=True, text=True, timeout=60
-    )
+    done = trivia_py("import", "--update", file, env=house.env)
     assert done.returncode == 0, done.stdout + done.stderr
     house.stop()
     house.start()
@@ -469,8 +464,8 @@ def test_an_erased_player_leaves_no_attempt(house):
         assert house.redis.hexists(key, uid_of(one))
     body = {"password": "correct horse"}
     assert house.http("DELETE", "/users/me", body, phone.token).status == 204
-    command = [sys.executable, "trivia.py", "ops", "erase", f"player={uid_of(other)}"]
-    subprocess.run(command, cwd=ROOT, env=house.env, check=True, capture_output=True)
+    done = trivia_py("ops", "erase", f"player={uid_of(other)}", env=house.env)
+    assert done.returncode == 0, done.stderr
     for one in (phone, other):
         assert not house.redis.hexists(key, uid_of(one))
 

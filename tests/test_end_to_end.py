@@ -20,6 +20,7 @@ import pytest
 import redis
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+import forks
 import trivia
 from conftest import (
     FOLDER,
@@ -127,16 +128,7 @@ def run(command, **env):
     """Runs a command to its end; returns its exit code and all that it printed."""
     ours = ("REDIS_URL", "TRIVIA_DATA", "TRIVIA_SCHEMA", "TRIVIA_LAB")
     clean = {key: value for key, value in os.environ.items() if key not in ours}
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=clean | env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=60,
-    )
+    done = forks.run(command, env=clean | env, merged=True)
     return done.returncode, done.stdout
 
 
@@ -214,7 +206,7 @@ def test_any_folder_will_do_and_the_shipped_schema_is_the_default(make_server):
     fill = 107 - len(os.fsencode(odd / "d" / "redis.sock"))
     odd = odd.with_name(odd.name + "x" * fill)
     odd.mkdir()
-    server = make_server(start=False, data=odd)
+    server = make_server(start=False, data=odd, afresh=True)
     assert len(os.fsencode(server.data / "d" / "redis.sock")) == 107
     del server.env["TRIVIA_SCHEMA"]
     server.start()
@@ -544,7 +536,9 @@ def interrupt(server):
 @pytest.mark.parametrize("workers, ask_to_stop", [(1, terminate), (1, interrupt), (2, terminate)])
 def test_python_trivia_py_serves_and_ends_cleanly(make_server, workers, ask_to_stop):
     port = free_port() if workers > 1 else 0
-    server = make_server(command=[*TRIVIA, "--port", str(port), "--workers", str(workers)])
+    server = make_server(
+        command=[*TRIVIA, "--port", str(port), "--workers", str(workers)], afresh=True
+    )
     assert (
         f"serving on http://127.0.0.1:{server.port} with {workers} worker"
         in server.log.splitlines()[0]

@@ -5,8 +5,6 @@ import json
 import math
 import random
 import secrets
-import subprocess
-import sys
 import time
 
 import pytest
@@ -20,6 +18,7 @@ from conftest import (
     edited_schema,
     play_all,
     stored_game,
+    trivia_py,
     wait_until,
 )
 
@@ -1437,11 +1436,4 @@ def test_a_running_server_takes_up_imported_questions(hall, sit, tmp_path):
 
 
 def import_file(hall, file):
-    return subprocess.run(
-        [sys.executable, ROOT / "trivia.py", "import", str(file)],
-        cwd=file.parent,
-        env=hall.env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return trivia_py("import", file, env=hall.env, cwd=file.parent)

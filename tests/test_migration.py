@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 
+import forks
 import trivia
-from conftest import PASSWORD, ROOT, Server, edited_schema, play_all, redis_at
+from conftest import PASSWORD, ROOT, Server, edited_schema, play_all, redis_at, trivia_py
 
 SNAPSHOT = ROOT / "tests" / "data" / "format1.rdb"
 FACTS = json.loads((ROOT / "tests" / "data" / "format1.json").read_text())
@@ -173,7 +173,7 @@ def test_the_players_of_the_snapshot_play_on(migrated):
 def start_embedded(server):
     """Starts only the embedded Redis of a server. Returns a client that may do everything."""
     code = "import trivia; trivia.EmbeddedRedis(trivia.DATA).start()"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=server.env, check=True)
+    assert forks.run([sys.executable, "-c", code], env=server.env).returncode == 0
     return redis_at(server.data / "d" / "redis.sock")
 
 
@@ -241,8 +241,7 @@ def test_a_migration_that_was_cut_short_begins_again(make_server):
 
 def test_a_tool_does_not_migrate(make_server):
     server = restored(make_server(start=False))
-    command = [sys.executable, "trivia.py", "import", "questions.json"]
-    done = subprocess.run(command, cwd=ROOT, env=server.env, capture_output=True, text=True)
+    done = trivia_py("import", "questions.json", env=server.env)
     assert done.returncode == 1
     assert "the data has format 1; trivia.py 2.0.0 reads format 3" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

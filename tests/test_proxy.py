@@ -17,7 +17,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
@@ -25,12 +24,14 @@ import trivia
 from conftest import (
     FOLDER,
     ROOT,
+    SHIPPED,
     Answer,
     Phone,
     Server,
     at_once,
     debian_program,
     edited_schema,
+    from_yaml,
     play_all,
     unique_name,
     wait_until,
@@ -475,7 +476,7 @@ def test_numbers_that_must_agree_agree():
     def number(pattern, text=CONF):
         return int(re.search(pattern, text)[1])
 
-    limits = yaml.safe_load((ROOT / "schema.yaml").read_text())["limits"]
+    limits = from_yaml(SHIPPED)["limits"]
     source = (ROOT / "trivia.py").read_text()
     units = {file.name: file.read_text() for file in (ROOT / "systemd").iterdir()}
     assert 2 * limits["body_bytes"] <= 1024 * number(r"client_max_body_size (\d+)k")

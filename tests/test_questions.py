@@ -11,7 +11,7 @@ from urllib.parse import quote, quote_plus
 import pytest
 
 import trivia
-from conftest import ROOT, Server, Valkey, edited_schema
+from conftest import ROOT, Server, Valkey, edited_schema, trivia_py
 
 SHIPPED = ROOT / "questions.json"
 
@@ -421,8 +421,7 @@ def test_a_correction_reaches_later_games_and_leaves_running_ones_alone(make_ser
 
     def put(one, *options):
         file.write_text(json.dumps([one]))
-        command = [sys.executable, "trivia.py", "import", *options, str(file)]
-        subprocess.run(command, cwd=ROOT, env=server.env, check=True, stdout=subprocess.PIPE)
+        assert trivia_py("import", *options, file, env=server.env).returncode == 0
 
     put(mine)
     server.start()

@@ -7,8 +7,6 @@ import re
 import secrets
 import shutil
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -24,6 +22,7 @@ from conftest import (
     Valkey,
     edited_schema,
     play_all,
+    trivia_py,
     unique_name,
     wait_until,
 )
@@ -320,13 +319,7 @@ def import_a_question(server, folder):
             ]
         )
     )
-    done = subprocess.run(
-        [sys.executable, "trivia.py", "import", file],
-        cwd=ROOT,
-        env=server.env,
-        capture_output=True,
-        text=True,
-    )
+    done = trivia_py("import", file, env=server.env)
     assert "1 added" in done.stdout, done
 
 

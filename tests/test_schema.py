@@ -4,8 +4,8 @@ import functools
 import itertools
 import json
 import math
+import os
 import re
-import subprocess
 import sys
 import time
 import types
@@ -14,17 +14,26 @@ from datetime import date
 import jsonschema
 import marshmallow
 import pytest
-import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from websockets.exceptions import InvalidStatus
 
-from conftest import FAST, ROOT, edited_schema, play_all, unique_name
+from conftest import (
+    FAST,
+    ROOT,
+    SHIPPED,
+    as_yaml,
+    check,
+    edited_schema,
+    from_yaml,
+    play_all,
+    trivia_py,
+    unique_name,
+)
 
 sys.path.insert(0, str(ROOT))
 import trivia  # noqa: E402 - what `check` does is called here without a new process for each case
 
-SHIPPED = (ROOT / "schema.yaml").read_text("utf-8")
 GONE = object()  # stands in an edit for: this key is removed
 TEXT = {"type": "string"}
 BOTS = {"after_seconds": 5, "skill": "near"}
@@ -32,7 +41,7 @@ BOTS = {"after_seconds": 5, "skill": "near"}
 
 def changed(edits):
     """schema.yaml as text after {dotted path: value}, and its tree."""
-    tree = yaml.safe_load(SHIPPED)
+    tree = from_yaml(SHIPPED)
     for path, value in edits.items():
         *above, last = path.split(".")
         part = tree
@@ -42,25 +51,11 @@ def changed(edits):
             del part[last]
         else:
             part[last] = value
-    return yaml.safe_dump(tree, allow_unicode=True, sort_keys=False), tree
-
-
-def check(file, text=None):
-    """What `check` says of a file: '' if it is fine. Anything but a message and exit code 1 fails the test."""
-    if text is not None:
-        file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    try:
-        trivia.main(["check", str(file)])
-    except SystemExit as stop:
-        assert isinstance(stop.code, str) and stop.code, (
-            stop.code
-        )  # Python prints it to stderr and exits with 1
-        return stop.code
-    return ""
+    return as_yaml(tree), tree
 
 
 def line_of(text, path):
-    """The line of a path, or of the nearest thing above it, in a file that yaml.safe_dump wrote."""
+    """The line of a path, or of the nearest thing above it, in a file that as_yaml wrote."""
     lines, at = text.split("\n"), 0
     for depth, key in enumerate(path.split(".")):
         if key.isdigit():  # an item of a list, which begins on the line after its name
@@ -76,6 +71,14 @@ def line_of(text, path):
     return at
 
 
+@pytest.fixture(scope="module", autouse=True)
+def questions_are_read_once():
+    """Each check reads the shipped questions, which stay as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trivia, "read_question_file", functools.cache(trivia.read_question_file))
+        yield
+
+
 @pytest.fixture
 def file(tmp_path):
     return tmp_path / "schema.yaml"
@@ -85,14 +88,9 @@ def file(tmp_path):
 
 
 def run(*arguments, **env):
-    return subprocess.run(
-        [sys.executable, "trivia.py", "check", *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        env={"PATH": "/usr/bin:/bin"} | env,
-    )
+    ours = ("REDIS_URL", "TRIVIA_")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return trivia_py("check", *arguments, env=clean | env)
 
 
 def test_check_exits_with_0_for_the_shipped_schema():
@@ -120,7 +118,7 @@ def test_json_schema_is_valid_and_accepts_the_shipped_schema_but_not_a_mistake()
     )
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    validator.validate(yaml.safe_load(SHIPPED))
+    validator.validate(from_yaml(SHIPPED))
     assert not validator.is_valid(changed({"queues.party.rouns": 3})[1])
 
 
@@ -144,7 +142,7 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ({"limits.body_bytes": GONE}, "limits.body_bytes", "found nothing"),
     ({"users": GONE}, "users", "found nothing"),
     ({"queues": {}}, "queues", "{}"),
-    ({"queues.Bad-Name": yaml.safe_load(SHIPPED)["queues"]["random"]}, "queues.Bad-Name", "a-z"),
+    ({"queues.Bad-Name": from_yaml(SHIPPED)["queues"]["random"]}, "queues.Bad-Name", "a-z"),
     ({"users.fields.Größe": TEXT}, "users.fields.Größe", "a-z"),
     ({"messages.client.a b": {"relay": "opponents"}}, "messages.client.a b", "a-z"),
     # types and bounds
@@ -635,16 +633,16 @@ sign_in: null
 
 def test_a_file_may_say_only_what_differs_from_the_shipped_one(file):
     assert check(file, OWN) == ""
-    shipped = yaml.safe_load(SHIPPED)
+    shipped = from_yaml(SHIPPED)
     queues = shipped["queues"]
     queues["party"]["rounds"] = 5
     del queues["rated"], shipped["sign_in"]
-    queues["blitz"] = yaml.safe_load(OWN)["queues"]["blitz"]
+    queues["blitz"] = from_yaml(OWN)["queues"]["blitz"]
     assert trivia.read_schema(file) == shipped | {"title": "Quizland"}
     editor = json.loads(run("--json-schema").stdout)
     validator = jsonschema.Draft202012Validator(editor)
-    assert validator.is_valid(yaml.safe_load(OWN))
-    assert not validator.is_valid(yaml.safe_load(OWN.replace("rounds", "roundz")))
+    assert validator.is_valid(from_yaml(OWN))
+    assert not validator.is_valid(from_yaml(OWN.replace("rounds", "roundz")))
 
 
 @pytest.mark.parametrize(
@@ -675,9 +673,9 @@ def test_merge_keys_and_aliases_may_be_used(file):
         "  party:\n", "  blitz:\n    <<: *random\n    rounds: 3\n  party:\n"
     )
     assert check(file, text) == ""
-    assert trivia.read_schema(file)["queues"]["blitz"] == yaml.safe_load(SHIPPED)["queues"][
-        "random"
-    ] | {"rounds": 3}
+    assert trivia.read_schema(file)["queues"]["blitz"] == from_yaml(SHIPPED)["queues"]["random"] | {
+        "rounds": 3
+    }
 
 
 @pytest.mark.parametrize(
@@ -748,10 +746,10 @@ def test_whole_number_written_with_a_point_means_the_same(file):
 
 
 def test_limits_with_a_default_may_be_left_out(file):
-    tree = yaml.safe_load(SHIPPED)
+    tree = from_yaml(SHIPPED)
     for name, rule in trivia.LIMITS_WITH_DEFAULT.items():
         assert tree["limits"].pop(name) == rule["default"]
-    file.write_text(yaml.safe_dump(tree, allow_unicode=True, sort_keys=False), "utf-8")
+    file.write_text(as_yaml(tree), "utf-8")
     limits = trivia.Schema(trivia.read_schema(file)).limits
     assert (limits.pair_games, limits.early_exit_seconds) == (10, 5)
 
@@ -784,7 +782,7 @@ def test_every_number_that_the_file_may_hold_has_a_maximum():
 
 
 def test_a_huge_number_anywhere_in_the_file_is_a_mistake(file):
-    tree = yaml.safe_load(SHIPPED)
+    tree = from_yaml(SHIPPED)
     tree["users"]["fields"]["rating"] |= {"minimum": 0, "maximum": 5000, "examples": [3]}
     tree["messages"]["client"]["emoji"]["fields"]["emoji"] |= {"minLength": 1, "maxLength": 9}
     huge = set()
@@ -794,7 +792,7 @@ def test_a_huge_number_anywhere_in_the_file_is_a_mistake(file):
         if path and type(part[last]) in (int, float) and path[:2] != ("messages", "server"):
             part[last] = 10**17
             huge.add(".".join(map(str, path)))
-    said = check(file, yaml.safe_dump(tree, allow_unicode=True, sort_keys=False))
+    said = check(file, as_yaml(tree))
     found = {line.split(": ")[1] for line in said.split("\n") if "expected at most" in line}
     assert huge - found == set()
     assert len(found) > 60
@@ -950,13 +948,13 @@ def paths(tree, path=()):
 @settings(max_examples=40, **FUZZ)
 @given(data=st.data())
 def test_any_value_anywhere_in_the_schema_gets_a_clear_message_or_makes_good_documents(file, data):
-    tree = yaml.safe_load(SMALL)
+    tree = from_yaml(SMALL)
     path = data.draw(st.sampled_from(list(paths(tree))[1:]))
     part = tree
     for key in path[:-1]:
         part = part[key]
     part[path[-1]] = data.draw(VALUES)
-    text = yaml.safe_dump(tree, allow_unicode=True, sort_keys=False)
+    text = as_yaml(tree)
     said = check(file, text)
     if said:
         assert all(
@@ -968,11 +966,11 @@ def test_any_value_anywhere_in_the_schema_gets_a_clear_message_or_makes_good_doc
 
 def small_schema():
     """The shipped schema with one queue and one limit's worth of everything, for speed."""
-    tree = yaml.safe_load(SHIPPED)
+    tree = from_yaml(SHIPPED)
     tree["queues"] = {"rated": tree["queues"]["rated"], "party": tree["queues"]["party"]}
     for spec in tree["messages"]["server"].values():
         spec.pop("description")
-    return yaml.safe_dump(tree, allow_unicode=True, sort_keys=False)
+    return as_yaml(tree)
 
 
 SMALL = small_schema()
@@ -1012,13 +1010,7 @@ def test_questions_that_were_imported_count_for_check(make_server, tmp_path):
     (tmp_path / "new.json").write_text(json.dumps([row]))
 
     def command(*words):
-        return subprocess.run(
-            [sys.executable, "trivia.py", *words],
-            cwd=ROOT,
-            env=server.env,
-            capture_output=True,
-            text=True,
-        )
+        return trivia_py(*words, env=server.env)
 
     found = command("check").stderr.splitlines()
     assert [line.split(": ")[1] for line in found] == ["queues.party", "queues.party.categories.0"]
@@ -1352,7 +1344,7 @@ def test_new_leaderboard_has_the_players_of_the_time_before(grown):
 def test_new_queue_is_listed_with_its_rules_and_can_be_played(grown):
     server = grown.server
     listed = {queue["name"]: queue for queue in server.http("GET", "/queues").json["queues"]}
-    shipped = yaml.safe_load((ROOT / "schema.yaml").read_text("utf-8"))["queues"]
+    shipped = from_yaml(SHIPPED)["queues"]
     assert list(listed) == [*shipped, "blitz"]
     assert listed["blitz"].items() >= (BLITZ | FAST | {"rounds": 2}).items()
     phones = [server.phone(queue="blitz") for _ in range(3)]

@@ -3,7 +3,6 @@ anew, or the start is refused."""
 
 import contextlib
 import signal
-import subprocess
 import sys
 import types
 
@@ -13,11 +12,11 @@ import pytest
 import trivia
 from conftest import (
     PASSWORD,
-    ROOT,
     Server,
     Valkey,
     edited_schema,
     play_all,
+    trivia_py,
     unique_name,
     wait_until,
 )
@@ -312,14 +311,8 @@ def test_games_and_histories_outlive_a_shorter_time_and_sessions_do_not(story):
 # ---- what is refused
 
 
-def trivia_py(server, *words):
-    done = subprocess.run(
-        [sys.executable, "trivia.py", *words],
-        cwd=ROOT,
-        env=server.env,
-        capture_output=True,
-        text=True,
-    )
+def command(server, *words):
+    done = trivia_py(*words, env=server.env)
     assert "Traceback" not in done.stderr
     return done.returncode, done.stdout + done.stderr
 
@@ -334,14 +327,14 @@ def test_a_field_can_not_become_unique_while_players_share_a_value(make_server):
     server.stop()
     (server.data / "schema.yaml").write_text(edited_schema(after), "utf-8")
 
-    assert trivia_py(server, "check")[0] == 0
-    code, refusal = trivia_py(server, "check", "--stored")
+    assert command(server, "check")[0] == 0
+    code, refusal = command(server, "check", "--stored")
     uids = sorted(map(uid_of, twins[:2]))
     found = f"found the same value at the players {', '.join(uids)}; expected"
     lines = refusal.splitlines()
     assert code == 1 and all("users.fields.nick.unique: found" in line for line in lines)
     assert len(lines) == 11 and "3 more values" in refusal
-    code, report = trivia_py(server, "doctor")
+    code, report = command(server, "doctor")
     assert "MEND  stored data: users.fields.nick.unique: the same value at" in report
     server.start(wait=False)
     assert server.process.wait(40) != 0
@@ -356,7 +349,7 @@ def test_a_field_can_not_become_unique_while_players_share_a_value(make_server):
     assert server.http("PATCH", "/users/me", body, twins[1]["token"]).status == 200
     server.stop()
     (server.data / "schema.yaml").write_text(edited_schema(after), "utf-8")
-    code, printed = trivia_py(server, "check", "--stored")
+    code, printed = command(server, "check", "--stored")
     assert code == 0, (printed, found)
     server.start()
     login = {"login": "zoË", "password": PASSWORD}

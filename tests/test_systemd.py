@@ -13,10 +13,9 @@ import sys
 import time
 
 import pytest
-import yaml
 
 import trivia
-from conftest import ROOT, debian_program, edited_schema, wait_until
+from conftest import ROOT, SHIPPED, debian_program, edited_schema, from_yaml, wait_until
 from test_end_to_end import workers_of
 
 UNITS = ROOT / "systemd"
@@ -94,7 +93,7 @@ def test_numbers_that_must_agree_agree():
     assert int(service["WatchdogSec"]) > 20 + trivia.DRAIN_SECONDS + 10 + trivia.CALL_SECONDS, (
         "a worker's part of a reload"
     )
-    schema = yaml.safe_load((ROOT / "schema.yaml").read_text())
+    schema = from_yaml(SHIPPED)
     assert int(service["LimitNOFILE"]) > schema["limits"]["connections"] + 1000
     conf = dict(
         line.split(" ", 1)
