@@ -3704,7 +3704,7 @@ class Nodes:
                 tls = self.place.tls_context() if self.place.tls else None
                 return (await loop.create_connection(make, host, int(port), ssl=tls))[1]
         except (OSError, TimeoutError) as error:
-            raise Unavailable(f"{self._named(address)}: {error or 'no answer'}") from None
+            raise Unavailable(f"{self._named(address)}: {str(error) or 'no answer'}") from None
 
     async def _open_primary(self, address: str) -> BaseException | None:
         """Connects to a primary and makes it ready. Returns Unavailable or Fatal if it can't.
@@ -8308,7 +8308,7 @@ class Chores:
             surely_undone = int(isinstance(error, Later))
             delay_ms = round(self.pause_s(chore) * 1000)
             await self.redis.run("postpone_chore", self.KEYS, chore_id, delay_ms, surely_undone)
-            log.warning("chore %s waits: %s", kind, error or "timeout")
+            log.warning("chore %s waits: %s", kind, str(error) or "timeout")
             return False
         await self.done(chore_id)
         return True
@@ -9695,7 +9695,7 @@ class Identities:
         return session
 
     async def _link(self, call: Call, proof: tuple[str, str], email: str) -> dict | None:
-        """Links an identity to the caller. A guest becomes an account by that."""
+        """Links an identity to the caller. That makes an account of a guest."""
         uid, user = call.uid, call.user
         if proof[0] in user:
             raise Problem("provider_linked")
@@ -13647,7 +13647,8 @@ def endpoint(route: Route) -> Callable:
             call.query = read_query(request, call.server.forms[route.query])
         if route.body:
             is_empty = not request.body and not route.body_needed
-            call.body = {} if is_empty else read_body(request, call.server.forms[route.body])
+            form = call.server.forms[route.body]
+            call.body = {} if is_empty else load_form(form, read_object(request))
         arguments = {name: unquote(value) for name, value in path.items()}
         answer = await route.handler(call, **arguments)
         status = call.status or route.status
@@ -13682,12 +13683,11 @@ async def send_pieces(
                 await response.send(piece)
             await asyncio.sleep(0)  # a client that reads fast must not take all turns
             piece = await anext(others, None)
-    except (Unavailable, TimeoutError) as error:
+    except BaseException as error:
         request.transport.scope[BROKEN_OFF] = True
-        log.warning("response broken off: %s", error or f"not read in {send_seconds} s")
-    except BaseException:
-        request.transport.scope[BROKEN_OFF] = True
-        raise
+        if not isinstance(error, (Unavailable, TimeoutError)):
+            raise
+        log.warning("response broken off: %s", str(error) or f"not read in {send_seconds} s")
 
 
 async def identify_caller(call: Call, route: Route, path: dict[str, str]) -> None:
@@ -13700,11 +13700,6 @@ async def identify_caller(call: Call, route: Route, path: dict[str, str]) -> Non
     call.token = bearer(header)
     call.uid, call.user = await call.server.users.authenticate(call.token)
     CONTEXT.set(CONTEXT.get() | {"player": call.uid})
-
-
-def read_body(request: Request, form: Form) -> dict:
-    """Returns the valid body of a request. Raises Problem."""
-    return load_form(form, read_object(request))
 
 
 def read_object(request: Request) -> dict:
@@ -15366,9 +15361,8 @@ async def metrics(request: Request) -> HTTPResponse:
 async def refuse_sanic_server(app: Sanic) -> None:
     """Refuses Sanic's own server, which is no ASGI server. Raises Fatal."""
     if not app.asgi:
-        raise Fatal(
-            "Sanic's own server can't run this app; expected an ASGI server: uvicorn trivia:app"
-        )
+        text = "Sanic's own server can't run this app; expected an ASGI server: uvicorn trivia:app"
+        raise Fatal(text)
 
 
 async def raise_problem(request: Request) -> None:
@@ -16780,7 +16774,7 @@ def _clock_finding() -> Finding:
 def _mail_findings(schema: Schema) -> Iterable[Finding]:
     if "recovery" in schema.sign_in:
         found = f"to {MailServer.parse(MAIL).hostname}" if MAIL else "TRIVIA_MAIL is not set"
-        remedy = "smtp(s)://user:password@host:port?from=ADDRESS, or a forgotten password stays so"
+        remedy = "smtp(s)://user:password@host:port?from=ADDRESS, or no player can reset a password"
         yield Finding("mail", bool(MAIL), found, remedy)
 
 

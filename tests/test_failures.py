@@ -863,3 +863,28 @@ def test_of_a_crowd_a_few_get_in_at_a_time_and_the_others_are_told_to_come_again
             assert (await one)[:4] == (queue, "uid", 7, "t")
 
     asyncio.run(asyncio.wait_for(scene(), 20))
+
+
+def test_a_timeout_is_named_where_its_error_has_no_text(monkeypatch):
+    monkeypatch.setattr(trivia, "CALL_SECONDS", 0.1)
+    said = []
+    monkeypatch.setattr(trivia.log, "warning", lambda text, *args: said.append(text % args))
+
+    async def end_nothing(*args):
+        raise TimeoutError
+
+    async def take_nothing(name, *args):
+        return None
+
+    async def scene():
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # it never answers the TLS hello
+            address = f"127.0.0.1:{silent.getsockname()[1]}"
+            redis = trivia.Redis(f"rediss://{address}", "", lambda events: None)
+            with pytest.raises(trivia.Unavailable, match=f"{address}: no answer$"):
+                await redis.open_link(address)
+        chores = trivia.Chores(SimpleNamespace(run=take_nothing))
+        chores.handlers["mail"] = end_nothing
+        assert not await chores._do("x", 1, trivia.write_chore("mail", {}))
+
+    asyncio.run(scene())
+    assert said == ["chore mail waits: timeout"]
