@@ -15292,12 +15292,14 @@ def add_content(
     """
     without_slash = {"location": "../" + path.rpartition("/")[2]}
     body = b""
+    lock = asyncio.Lock()  # the first requests may come together
 
     async def handle(request: Request) -> HTTPResponse:
         nonlocal body
         if path != "/" and request.path.endswith("/"):
             return HTTPResponse(status=308, headers=without_slash)
-        body = body or (await asyncio.to_thread(make)).encode()
+        async with lock:
+            body = body or (await asyncio.to_thread(make)).encode()
         return HTTPResponse(body, content_type=content_type)
 
     add_route(app, path, name, handle)
