@@ -37,7 +37,8 @@ class Node(Valkey):
         self.port = port or free_ports(1)[0]
         self.address = f"127.0.0.1:{self.port}"
         super().__init__(
-            *("--port", self.port, "--bind", "127.0.0.1", "--appendonly", "no", *options)
+            *("--port", self.port, "--bind", "127.0.0.1", "--appendonly", "no"),
+            *("--repl-diskless-sync-delay", 0, *options),  # else a replica waits for 5 s for others
         )
         self.client = redis.Redis(
             port=self.port,

@@ -636,26 +636,33 @@ class Told:
 
 
 @pytest.mark.parametrize(
-    "exists, login, register, wrong",
+    "exists, login, register, me, wrong",
     [
-        (True, 200, 409, None),
-        (True, 401, 201, "can't sign in"),
-        (True, 503, 201, "can't sign in"),
-        (False, 401, 201, None),
-        (False, 200, 409, "was deleted"),
-        (False, 401, 409, "can't be had"),
-        (None, 401, 201, None),
-        (None, 200, 409, None),
-        (None, 401, 409, "can't be had"),
-        (None, 401, 422, "can't be had"),
+        (True, 200, 409, 200, None),
+        (True, 401, 201, 200, "can't sign in"),
+        (True, 503, 201, 200, "can't sign in"),
+        (True, 200, 409, 401, "lost its session"),
+        (False, 401, 201, 401, None),
+        (False, 200, 409, 200, "was deleted"),
+        (False, 401, 409, 401, "can't be had"),
+        (None, 401, 201, 401, None),
+        (None, 200, 409, 401, None),
+        (None, 401, 409, 401, "can't be had"),
+        (None, 401, 422, 401, "can't be had"),
     ],
 )
-def test_an_account_is_there_or_gone(monkeypatch, exists, login, register, wrong):
+def test_an_account_is_there_or_gone(monkeypatch, exists, login, register, me, wrong):
     monkeypatch.setattr(chaos, "FREE_S", 0)
-    person = Applicant(Told(login=login, register=register), "", True)
+    person = Applicant(Told(login=login, register=register, me=me), "", True)
     person.accounts.append(Account("ann", exists, {PASSWORD}))
     found = chaos.check_accounts([person])
     assert [wrong in what for _, what in found] == [True] if wrong else not found
+
+
+def test_of_many_wrong_accounts_enough_are_told():
+    person = Applicant(Told(login=401), "", True)
+    person.accounts = [Account("ann", True, {PASSWORD})] * 3 * chaos.ENOUGH
+    assert len(chaos.check_accounts([person])) == chaos.ENOUGH
 
 
 def test_an_answer_that_is_no_refusal_for_now_is_told():
