@@ -16182,6 +16182,7 @@ def run_alone(config: uvicorn.Config, listeners: list[socket.socket]) -> bool:
 # starts or stops it holds the lock in that folder. The server writes nowhere else.
 
 MAX_SOCKET_PATH = 107  # bytes of the path of a UNIX socket in Linux
+PONG = b"+PONG"  # the reply of a server that lets everybody in, as redis.conf does
 LOADING = b"-LOADING"  # begins the reply of a server that reads its files
 BUSY = b"-BUSY"  # stands for the reply of a server that does not answer
 MIMALLOC = "cmeel.prefix/lib/libmimalloc.so"
@@ -16217,10 +16218,12 @@ class EmbeddedRedis:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self.lock():
-                if not self._ping():
+                if not self._ask("PING"):
                     self._start_with_allocator()
-                while self._ping().startswith(LOADING):  # another process has started it
-                    time.sleep(0.05)
+                while (answer := self._ask("PING")).startswith(LOADING):
+                    time.sleep(0.05)  # another process has started it
+                if answer.startswith(PONG):
+                    self._grant()
         except OSError as error:
             raise Fatal(
                 f"TRIVIA_DATA: {self.folder}: {error.strerror}; "
@@ -16229,7 +16232,7 @@ class EmbeddedRedis:
 
     def is_running(self) -> bool:
         """Tells whether there is a server, even one that does not answer."""
-        return bool(self._ping())
+        return bool(self._ask("PING"))
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -16238,13 +16241,19 @@ class EmbeddedRedis:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _ping(self) -> bytes:
+    def _grant(self) -> None:
+        """Gives workers the permissions of redis.conf. The server may run since an older one."""
+        text = (HERE / "redis.conf").read_text("utf-8")
+        if user := re.search(r"^user (trivia .+)$", text, re.MULTILINE):
+            self._ask(f"ACL SETUSER {user[1]}")
+
+    def _ask(self, command: str) -> bytes:
         """Returns what a server on the socket answers; b"" if there is none."""
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(CALL_SECONDS)
             try:
                 probe.connect(str(self.socket_path))
-                probe.sendall(b"PING\r\n")
+                probe.sendall(f"{command}\r\n".encode())
                 return probe.recv(64)
             except (FileNotFoundError, ConnectionError):
                 return b""
@@ -16277,7 +16286,7 @@ class EmbeddedRedis:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        while not (answer := self._ping()) or answer.startswith(LOADING):
+        while not (answer := self._ask("PING")) or answer.startswith(LOADING):
             if server.poll() is not None:
                 output = server.stdout.read().decode(errors="replace").strip()
                 words = (output or self._read_log()).split() or ["it said nothing"]

@@ -266,6 +266,7 @@ def test_workers_of_the_old_format_that_live_are_named(make_server):
     listener = redis.pubsub()
     listener.subscribe("worker:0123456789")
     listener.get_message(timeout=5)
+    redis.execute_command("ACL SETUSER", "trivia", "-@all", "resetkeys", "+ping")  # of that version
     server.start(wait=False)
     assert server.process.wait(20) != 0
     assert "workers of trivia.py 1.x still run on this data: 0123456789. Stop them" in server.log
