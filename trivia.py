@@ -11563,8 +11563,7 @@ class Migration:
         log.warning("migrating data of format 1 to format %d", FORMAT)
         migrated = 0
         async for keys in self.redis.scan_keys("game:{g*}:*"):
-            await asyncio.gather(*map(self._migrate_game, keys))
-            migrated += len(keys)
+            migrated += sum(await asyncio.gather(*map(self._migrate_game, keys)))
         await self._carry_bank()
         await self._merge_names()
         await self._begin_format()
@@ -11603,13 +11602,15 @@ class Migration:
                 await self.redis.call("HSETNX", Keys.ids, question_id, entry)
                 await self.redis.call("HSETNX", Keys.fingerprints, question_id, question_id)
 
-    async def _migrate_game(self, key: str) -> None:
+    async def _migrate_game(self, key: str) -> bool:
+        """Returns whether the game had the old form."""
         game = key.rpartition(":")[2]
         old = await self.redis.call("HGETALL", key)
         if "rules" in old:
             await self._convert(key, game, old)
         elif "state" in old and parse_state(old["state"])["phase"] == "settle":  # it was cut short
             await self.games.settle(Game(game, old))
+        return "rules" in old
 
     async def _convert(self, key: str, game: str, old: dict[str, str]) -> None:
         users = []

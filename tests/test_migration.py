@@ -1,6 +1,7 @@
 """Data of format 1, as trivia.py 1.0 wrote it, is carried over at the first start."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -43,6 +44,9 @@ def players(migrated, path):
 
 def test_the_data_has_the_new_format(migrated):
     assert migrated.redis.get("format:{lobby}") == str(trivia.FORMAT)
+    told = [int(count) for count in re.findall(r"migrated (\d+) games", migrated.log)]
+    games = len(migrated.redis.keys("game:*"))
+    assert max(told) <= games <= sum(told)  # two workers may carry over the same game
 
 
 def edited(value, edit):
