@@ -871,7 +871,7 @@ def test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented
                 "--no-color",
                 "--warnings=off",
                 "--no-shrink",
-                "--max-examples=30",
+                "--max-examples=12",
                 "--continue-on-failure",
                 f"--checks={','.join(CHECKS)}",
                 *chosen,
