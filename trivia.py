@@ -5321,7 +5321,8 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
 # read, so that no operation acts on the claim of another. Nothing is claimed until all values look
 # free, so that a refused caller keeps no value from others. While a claim is new (CLAIM_MS), others
 # wait. After that it counts only if its user has the value. A value that was given up stays
-# reserved for name_hold_days: its user can take it back, nobody else can.
+# reserved for name_hold_days: its user can take it back, nobody else can. A claim is as durable as
+# its user. Without it they could not sign in by that value, and another user could take it.
 
 NOBODY = "-"  # stands for a UID
 
@@ -5390,7 +5391,9 @@ class Claims:
         void = ""
         give_up_s = time.monotonic() + 2 * CLAIM_MS / 1000
         while time.monotonic() < give_up_s:
-            reply = await self.redis.run("claim", keys, value, uid, operation, CLAIM_MS, void)
+            reply = await self.redis.run_durably(
+                "claim", keys, value, uid, operation, CLAIM_MS, void
+            )
             outcome, *held = reply
             if outcome == "claimed":
                 return held[0]
@@ -5411,7 +5414,8 @@ class Claims:
         value = fold(name)
         keys = Keys.unique(value), Keys.reserved(value)
         operation = secrets.token_urlsafe(3)
-        outcome, *claim = await self.redis.run("claim", keys, value, uid, operation, CLAIM_MS, "")
+        reply = await self.redis.run_durably("claim", keys, value, uid, operation, CLAIM_MS, "")
+        outcome, *claim = reply
         return {value: claim[0]} if outcome == "claimed" else {}
 
     async def claim_stored(self, uid: str, values: dict[str, str]) -> list[str]:
