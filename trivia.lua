@@ -32,6 +32,7 @@ local BOUNDS = {
   ATTEMPTS_S = 3 * 86400,       -- attempts at the questions of a day are kept so long
   ROOM_MEMORY_S = 86400,        -- so long a code is known as that of a closed room
   MOST_KICKED = 50,             -- players that a room remembers
+  KEPT_PLANS = 10000,           -- that are read before all are forgotten: 3 KB each
 }
 
 -- ==== helpers ====================================================================================
@@ -1846,7 +1847,7 @@ end
 
 -- The tables of a game are used again for the next one, to spare the garbage collector: no function
 -- has two games at once.
-local reused = {game = {}, plan = {}, state = {}, people = {}, players = {}}
+local reused = {game = {}, state = {}, players = {}}
 
 local function reused_list(list, count)
   for i = #list + 1, count do list[i] = {} end
@@ -1858,17 +1859,19 @@ local function read_plan(text)
   if string.byte(text) ~= PACKED then return read_old_plan(text) end
   local _, answer_ms, reveal_ms, seat_ms, correct, speed, total_ms, lives, on_exit, kind, queue,
     quiz, more, count, at = struct.unpack(PLAN, text)
-  local plan = reused.plan
+  local plan, people = {}, {}
   plan.answer_ms, plan.reveal_ms, plan.seat_ms = answer_ms, reveal_ms, seat_ms
   plan.correct, plan.speed, plan.total_ms, plan.lives = correct, speed, total_ms, lives
   plan.on_exit, plan.kind, plan.queue, plan.quiz, plan.more = on_exit, kind, queue, quiz, more
-  plan.people = reused_list(reused.people, count)
-  for _, person in ipairs(plan.people) do
-    local is_bot
-    person.uid, person.name, person.rating, person.sigma, person.first, is_bot, person.script, at =
-      struct.unpack(PERSON, text, at)
-    person.is_bot = is_bot == 1
+  for i = 1, count do
+    local uid, name, rating, sigma, first, is_bot, script, behind = struct.unpack(PERSON, text, at)
+    at = behind
+    people[i] = {
+      uid = uid, name = name, rating = rating, sigma = sigma, first = first, is_bot = is_bot == 1,
+      script = script,
+    }
   end
+  plan.people = people
   return plan
 end
 
@@ -1940,15 +1943,25 @@ local function new_game(moment, key, plan, state)
   local game = reused.game
   game.at, game.key, game.tag, game.id = moment, key, string.match(key, '{(.-)}:(.+)$')
   game.plan, game.people, game.state, game.players = plan, plan.people, state, state.players
-  game.changed, game.moved, game.closed_round, game.asked = false, false, nil, 0
+  game.changed, game.moved, game.closed_round = false, false, nil
   return game
 end
 
--- Returns a game, or nil if there is none.
-local function load(moment, key)
-  local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
-  if not plan then return nil end
-  return new_game(moment, key, read_plan(plan), read_state(state))
+-- Returns a game, or nil if there is none. A plan that was read is kept for the next call, as long
+-- as its text stands. So who changes a plan says it, and gets one of their own.
+local plans, count_of_plans = {}, 0
+local function load(moment, key, changes_plan)
+  local text, state = unpack(call('HMGET', key, 'plan', 'state'))
+  if not text then return nil end
+  local plan = plans[key]
+  if changes_plan then
+    plan, plans[key] = read_plan(text), nil
+  elseif not plan or plan.text ~= text then
+    if count_of_plans == BOUNDS.KEPT_PLANS then plans, count_of_plans = {}, 0 end
+    plan = read_plan(text)
+    plan.text, plans[key], count_of_plans = text, plan, count_of_plans + 1
+  end
+  return new_game(moment, key, plan, read_state(state))
 end
 
 -- A round waits until this time for a player whose seat is kept until `kept`: a phone reconnects at
@@ -2010,8 +2023,11 @@ local function reply(moment, value)
   return {'events', value, unpack(moment.own)}
 end
 
+-- Returns the name of a player as JSON.
 local function quoted(game, i)
-  return cjson.encode(game.people[i].name)
+  local person = game.people[i]
+  person.quoted = person.quoted or cjson.encode(person.name)
+  return person.quoted
 end
 
 local function message(game, kind, rest)
@@ -2064,11 +2080,14 @@ end
 
 -- Returns number and order of the question of a round, or nil behind the last one.
 local function question_of(game, round)
-  if game.asked ~= round then
-    local pattern = '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)'
-    game.asked, game.number, game.order = round, string.match(game.plan.quiz, pattern)
+  local plan = game.plan
+  if not plan.questions then
+    plan.questions = {}
+    for number, order in string.gmatch(plan.quiz, '(%d+):(%d+)') do
+      plan.questions[#plan.questions + 1] = {number, order}
+    end
   end
-  return game.number, game.order
+  if plan.questions[round] then return unpack(plan.questions[round]) end
 end
 
 local function begin_phase(game, phase, ms)
@@ -2535,7 +2554,7 @@ function functions.enter_game(keys, args)
   local caller, uid, conn, turn, way, entry = unpack(args)
   turn = tonumber(turn)
   local moment = new_call(keys, caller)
-  local game = load(moment, key)
+  local game = load(moment, key, (way or '') ~= '')
   if not game then return {'missing'} end
   local i = seat_of(game, uid)
   if not i and (way or '') ~= '' then i = seat_player(game, way, entry) end
@@ -2588,7 +2607,7 @@ function functions.show_rival(keys, args)
   local key = unpack(keys)
   local caller, text = unpack(args)
   local moment = new_call(keys, caller)
-  local game, rival = load(moment, key), cjson.decode(text)
+  local game, rival = load(moment, key, true), cjson.decode(text)
   local phase = game and game.state.phase or 'end'
   if phase == 'end' or phase == 'settle' or game.plan.kind ~= 'challenge' then return 'over' end
   local is_put, before = put_rival(game, rival)
@@ -2716,7 +2735,7 @@ function functions.finish_game(keys, args)
   local key, deadlines = unpack(keys)
   local caller, ranking, ttl = unpack(args)
   local moment = new_call(keys, caller)
-  local game = load(moment, key)
+  local game = load(moment, key, true)
   if not game or game.state.phase ~= 'settle' then return 0 end
   local state = game.state
   emit(game, 'end', message(game, 'end', '"reason":"' .. state.reason .. '","ranking":' .. ranking))
@@ -2748,7 +2767,7 @@ end
 function functions.forget_player(keys, args)
   local key = unpack(keys)
   local uid = unpack(args)
-  local game = load({}, key)
+  local game = load({}, key, true)
   if not game or not seat_of(game, uid) then return 0 end
   local is_over = game.state.phase == 'end'
   for i, person in ipairs(game.people) do   -- an account has two after a game with its guest
@@ -2767,7 +2786,7 @@ end
 function functions.replace_player(keys, args)
   local key = unpack(keys)
   local uid, account = unpack(args)
-  local game = load({}, key)
+  local game = load({}, key, true)
   if not game then return 'missing' end
   if game.state.phase ~= 'end' then return 'running' end
   replace(game, uid, account)
@@ -2784,7 +2803,7 @@ end
 function functions.begin_repair(keys, args)
   local key = unpack(keys)
   local quiz, repair = unpack(args)
-  local game = load({}, key)
+  local game = load({}, key, true)
   if not game or game.state.phase ~= 'end' or game.plan.quiz ~= quiz then return 0 end
   return call('HSETNX', key, 'repair', repair)
 end
@@ -2798,7 +2817,7 @@ function functions.end_repair(keys, args)
   local key = unpack(keys)
   local repair = unpack(args)
   if call('HGET', key, 'repair') ~= repair then return 0 end
-  local game = load({}, key)
+  local game = load({}, key, true)
   repair = cjson.decode(repair)
   game.plan.quiz = repair.quiz
   for i, score in ipairs(repair.scores) do game.state.players[i].score = score end
@@ -2817,7 +2836,7 @@ end
 function functions.drop_game(keys, args)
   local key = unpack(keys)
   local uid = unpack(args)
-  local game = load({}, key)
+  local game = load({}, key, true)
   if not game or game.state.phase ~= 'end' then return 0 end
   local holders = 0
   for i, person in ipairs(game.people) do
