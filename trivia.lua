@@ -963,6 +963,7 @@ end
 -- KEYS history  game -> time of its end
 -- KEYS met      digest of an opponent, or guests -> games of today with them that counted
 -- KEYS merged   what is kept of a guest who was merged into an account
+-- KEYS seen     bitmap of the questions that were put to the player
 -- ARGS game     id
 -- ARGS ended    when it ended
 -- ARGS keep     ms for which games are kept
@@ -973,6 +974,7 @@ end
 -- ARGS sigma    new uncertainty of the rating, or '' if the game is not rated
 -- ARGS initial  rating of a new user
 -- ARGS quick    right minus wrong answers that were given in inhuman time
+-- ARGS shown    numbers of the questions that were put to the player, separated by spaces
 -- ARGS others   digest of each opponent, and guests if there are any; separated by spaces
 -- ARGS points   of a daily game, which counts in no other way; '' for any other game
 -- ARGS streak   of the player, as it was read before a daily game
@@ -987,9 +989,9 @@ end
 --   {'moved', '', account}              it was not: the caller applies it to the account
 -- Atomic: the entry in the history says whether it was applied.
 function functions.apply_result(keys, args)
-  local user, history, met, merged = unpack(keys)
+  local user, history, met, merged, seen = unpack(keys)
   local game, ended, keep, most, counts, wins, change, sigma = unpack(args)
-  local initial, quick, others, points, streak, longer = unpack(args, 9)
+  local initial, quick, shown, others, points, streak, longer = unpack(args, 9)
   if call('HEXISTS', user, 'username') == 0 then
     local account = string.match(call('HGET', merged, ':merge') or '', '^%S+ (%S+)')
     if not account then return {0, ''} end
@@ -1008,9 +1010,10 @@ function functions.apply_result(keys, args)
     end
   end
   dropped = table.concat(dropped, ' ')
+  for number in string.gmatch(shown, '%d+') do call('SETBIT', seen, number, 1) end
   if quick ~= '0' then call('HINCRBY', user, ':quick', quick) end
   if counts == '0' then return {1, dropped, unpack(call('HGETALL', user))} end
-  for i = 15, #args, 4 do
+  for i = 16, #args, 4 do
     local board, field, period, default = 'board:' .. args[i], args[i + 1], args[i + 2], args[i + 3]
     local kept = call('HGET', user, board) or ''
     local last, kept_field = string.match(kept, '^(%S+) %S+ ?(%S*)$')

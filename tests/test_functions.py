@@ -956,12 +956,13 @@ def apply(
     most=1000,
     counts=1,
     quick=0,
+    shown="",
     others="",
     daily=("", "", ""),
 ):
     return store.run(
         "apply_result",
-        (Keys.user(uid), Keys.history(uid), Keys.met(uid), Keys.merged(uid)),
+        (Keys.user(uid), Keys.history(uid), Keys.met(uid), Keys.merged(uid), Keys.seen(uid)),
         game,
         ended,
         keep,
@@ -972,6 +973,7 @@ def apply(
         sigma,
         1500,
         quick,
+        shown,
         others,
         *daily,
         *boards,
@@ -1032,6 +1034,15 @@ def test_opponents_are_counted_once_a_game_until_midnight(store):
     assert store.client.hgetall(Keys.met("u1")) == {"a": "2", "b": "1"}
     ends = store.client.expiretime(Keys.met("u1"))
     assert ends % 86_400 == 0 and 0 <= ends - store.now() / 1000 <= 86_400
+
+
+def test_a_result_marks_the_questions_that_were_put_to_the_player_once(store):
+    make_user(store)
+    for shown in ("3 64", "5"):
+        apply(store, "g1", shown=shown)
+    seen = Keys.seen("u1")
+    assert [store.client.getbit(seen, number) for number in (3, 5, 64)] == [1, 0, 1]
+    assert store.client.bitcount(seen) == 2
 
 
 def test_quick_answers_add_up(store):

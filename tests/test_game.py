@@ -86,6 +86,7 @@ OPS_TOKEN = "token-of-the-operator"
 
 def add_queues(tree):
     tree["limits"]["pair_games"] = PAIR_GAMES
+    del tree["queues"]["daily"]  # it would keep questions from the other queues
     tree["queues"] |= {name: STANDARD | changes for name, changes in QUEUES.items()}
     tree["queues"] |= {name: SOLO | changes for name, changes in SOLO_QUEUES.items()}
 
@@ -1110,33 +1111,30 @@ def test_games_with_guests_count_so_often_a_day_however_many_guests_there_are(ha
     ann.close()
 
 
-def test_a_question_is_marked_as_seen_when_it_is_put(hall, sit):
+def test_the_questions_of_a_game_are_marked_as_seen_when_it_ends(hall, sit):
     ann, bob = sit("duel")
-
-    def marked(phone):
-        key = f"seen:{{{phone.token[:12]}}}"
-        return hall.redis.bitcount(key)
-
-    def game_numbers():
-        quiz = stored_game(hall.redis, ann.game)["plan"]["quiz"]
-        return [number for number, _ in trivia.parse_quiz(quiz)]
-
     answer_all([ann, bob])
-    questions([ann, bob], 2)
+    answer_all([ann, bob], 2)
+    questions([ann, bob], 3)
+    bob.send("leave")
     for phone in (ann, bob):
-        wait_until(lambda phone=phone: marked(phone) == 2)
+        phone.expect("end")
         key = f"seen:{{{phone.token[:12]}}}"
-        assert [hall.redis.getbit(key, number) for number in game_numbers()] == [1, 1, 0]
-    ann.drop()
-    bob.expect("user_exit")
-    bob.send("answer", round=2, choice=0)
-    bob.expect("reveal", round=2)
-    bob.expect("question", round=3)
-    wait_until(lambda: marked(bob) == 3)
-    assert marked(ann) == 2
-    ann.connect()
-    assert ann.expect("update")["round"] == 3
-    wait_until(lambda: marked(ann) == 3)
+        quiz = stored_game(hall.redis, phone.game)["plan"]["quiz"]
+        asked = [number for number, _ in trivia.parse_quiz(quiz)][:3]
+        assert [hall.redis.getbit(key, number) for number in asked] == [1, 1, 1]
+        assert hall.redis.bitcount(key) == 3
+
+
+def test_who_left_a_game_that_went_on_has_not_seen_what_came_then(hall, sit):
+    ann, bob, eve = sit("trio", 3)
+    answer_all([ann, bob, eve])
+    questions([ann, bob, eve], 2)
+    eve.send("leave")
+    eve.expect("cancelled")
+    play_on([ann, bob], 2)
+    marked = [hall.redis.bitcount(f"seen:{{{phone.token[:12]}}}") for phone in (ann, bob, eve)]
+    assert marked == [3, 3, 2]
 
 
 def test_no_question_is_marked_as_seen_in_a_game_that_ends_before_the_first(hall, sit):

@@ -451,7 +451,7 @@ def test_the_shipped_questions_have_an_id_each():
 def test_who_plays_for_nothing_rates_no_question():
     player = types.SimpleNamespace(is_bot=False, first_round=1, left=False, strength=[1500, 200])
     game = types.SimpleNamespace(
-        fields={"1": "0:900:100 1:900:0"},
+        closed=[trivia.parse_round("0:900:100 1:900:0")],
         rounds=[(7, "01")],
         players=[player, player],
         result=[{"won": True}, {"won": False, "counts": False}],

@@ -1041,7 +1041,7 @@ def test_against_a_bot_of_a_given_rating_a_player_wins_as_often_as_ratings_predi
 def test_statistics_take_the_place_of_the_difficulty_of_a_question():
     question = trivia.Question("?", tuple("abcd"), "c", "easy")
     assert trivia.share_right(question, NO_SUMS) == 0.75
-    sums = NO_SUMS._replace(shown=980, choices=[98, 882])
+    sums = trivia.QuestionSums(shown=980, choices=[98, 882])
     assert trivia.share_right(question, sums) == (15 + 98) / 1000
 
 

@@ -2302,9 +2302,9 @@ def apply(
     ended=1000,
 ):
     keys = [make(uid) for make in (trivia.Keys.user, trivia.Keys.history, trivia.Keys.met)]
-    keys.append(trivia.Keys.merged(uid))
+    keys += trivia.Keys.merged(uid), trivia.Keys.seen(uid)
     boards = "wins", "wins", period, 0
-    result = game, ended, keep, 1000, 1, wins, change, sigma, 1500, 0, *[""] * 4
+    result = game, ended, keep, 1000, 1, wins, change, sigma, 1500, 0, *[""] * 5
     return fcall(server, "apply_result", keys, *result, *boards)[0]
 
 
