@@ -263,6 +263,7 @@ def spawn_by_fork(spawn, program, words, files):
         words = list(map(os.fsdecode, words))
         show_command(words)
         sys.modules["__main__"] = types.ModuleType("__main__")
+        sys.modules.pop("trivia", None)  # a worker reads it for itself
         sys.argv = words[words.index("-c") :]
         del sys.argv[1]
         exec(words[words.index("-c") + 1], vars(sys.modules["__main__"]))
