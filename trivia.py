@@ -16316,6 +16316,7 @@ def uvicorn_config(app: Any, workers: int) -> uvicorn.Config:
         timeout_graceful_shutdown=10,
         server_header=False,
         access_log=False,
+        log_config=None,  # set_up_log has done it
         log_level="warning",
     )
 
