@@ -757,7 +757,7 @@ def test_friends_meet_by_a_link_and_the_host_directs_the_room(long_games, open_t
     bob.on("lobby")
     bob.find("#room-input").fill("CCCCCC")
     bob.find("#code-form button").click()
-    expect(bob.find("#toasts")).to_contain_text("no room")
+    expect(bob.find("#toasts")).to_contain_text("No room or challenge")
     bob.troubles.clear()  # the browser itself notes the 404 in its console
 
 
@@ -835,7 +835,7 @@ def test_a_friend_plays_a_challenge_by_its_link(long_games, open_tabs):
     ann.find("#challenge-home").click()
     ann.find("#room-input").fill("AAAABBBB")
     ann.find("#code-form button").click()
-    expect(ann.find("#toasts")).to_contain_text("no room or challenge")
+    expect(ann.find("#toasts")).to_contain_text("No room or challenge")
     ann.troubles.clear()  # the browser itself notes the 404 in its console
 
 
