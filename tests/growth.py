@@ -37,9 +37,9 @@ def measure(primaries, options):
     command = ["trivia.py", "--port", str(free_port()), "--workers", str(options.workers)]
     command = [sys.executable, *command]
     if primaries == 1:
-        server = Server(schema, command)
+        server = Server(schema, command, afresh=True)
     else:
-        server = ClusterServer(schema, command, cluster=Cluster(primaries, 0))
+        server = ClusterServer(schema, command, afresh=True, cluster=Cluster(primaries, 0))
     with contextlib.closing(server.start()), tempfile.NamedTemporaryFile() as file:
         words = {"players": options.players, "think": options.think, "ramp": 5}
         words |= {"minutes": options.minutes, "json": file.name, "processes": 1}

@@ -172,9 +172,10 @@ class Cluster:
 class ClusterServer(Server):
     """A server on a cluster, or on what Sentinels watch, which lives and ends with it."""
 
-    def __init__(self, schema=None, command=None, words="", cluster=None):
+    def __init__(self, schema=None, command=None, words="", cluster=None, afresh=False):
         self.cluster = (cluster or Cluster()).start()
-        super().__init__(schema, command, env={"REDIS_URL": self.cluster.url + words})
+        env = {"REDIS_URL": self.cluster.url + words}
+        super().__init__(schema, command, env=env, afresh=afresh)
 
     @property
     def redis(self):

@@ -412,6 +412,7 @@ def test_an_operator_edits_and_retires_a_question_while_it_is_played(watched, op
     client = watched.redis
     bank = client.hgetall("bank:{bank}")
     number = next(n for n in bank if n.isdigit() and json.loads(bank[n])[0] == question["text"])
+    client.delete("flagged:{bank}")
     client.zadd("flagged:{bank}", {number: 3})
     desk = open_desk(watched).sign_in(ACTS).live()
     desk.page.get_by_role("button", name="flagged").click()
