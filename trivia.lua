@@ -32,7 +32,7 @@ local BOUNDS = {
   ATTEMPTS_S = 3 * 86400,       -- attempts at the questions of a day are kept so long
   ROOM_MEMORY_S = 86400,        -- so long a code is known as that of a closed room
   MOST_KICKED = 50,             -- players that a room remembers
-  KEPT_PLANS = 10000,           -- that are read before all are forgotten: 3 KB each
+  KEPT_GAMES = 5000,            -- that are parsed before all are forgotten: 5 KB each
 }
 
 -- ==== helpers ====================================================================================
@@ -1848,15 +1848,9 @@ local function read_old_state(text)
   }
 end
 
--- The tables of a game are used again for the next one, to spare the garbage collector: no function
+-- The table of a game is used again for the next one, to spare the garbage collector: no function
 -- has two games at once.
-local reused = {game = {}, state = {}, players = {}}
-
-local function reused_list(list, count)
-  for i = #list + 1, count do list[i] = {} end
-  for i = count + 1, #list do list[i] = nil end
-  return list
-end
+local reused = {}
 
 local function read_plan(text)
   if string.byte(text) ~= PACKED then return read_old_plan(text) end
@@ -1907,20 +1901,21 @@ local function read_state(text)
   if string.byte(text) ~= PACKED then return read_old_state(text) end
   local _, phase, round, deadline, reason, ended, spent, wrong, count, at =
     struct.unpack(STATE, text)
-  local state = reused.state
-  state.phase, state.round, state.deadline = PHASES[phase], round, deadline
-  state.reason, state.ended, state.spent, state.wrong = REASONS[reason], ended, spent, wrong
-  state.players = reused_list(reused.players, count)
-  for _, player in ipairs(state.players) do
+  local players = {}
+  for i = 1, count do
     local conn, turn, seq, score, kept, choice, ms, points, behind =
       struct.unpack(PLAYER, text, at)
     at = behind
-    player.conn = conn ~= '' and conn or nil
-    player.turn, player.seq, player.score = turn, seq, score
-    player.kept, player.left = kept > 0 and kept or nil, kept < 0 or nil
-    player.answer = choice >= 0 and {choice, ms, points} or nil
+    players[i] = {
+      conn = conn ~= '' and conn or nil, turn = turn, seq = seq, score = score,
+      kept = kept > 0 and kept or nil, left = kept < 0 or nil,
+      answer = choice >= 0 and {choice, ms, points} or nil,
+    }
   end
-  return state
+  return {
+    phase = PHASES[phase], round = round, deadline = deadline, players = players,
+    reason = REASONS[reason], ended = ended, spent = spent, wrong = wrong,
+  }
 end
 
 local function write_player(player)
@@ -1943,28 +1938,40 @@ local function new_call(keys, caller)
 end
 
 local function new_game(moment, key, plan, state)
-  local game = reused.game
+  local game = reused
   game.at, game.key, game.tag, game.id = moment, key, string.match(key, '{(.-)}:(.+)$')
   game.plan, game.people, game.state, game.players = plan, plan.people, state, state.players
-  game.changed, game.moved, game.closed_round = false, false, nil
+  game.changed, game.moved, game.closed_round, game.kept = false, false, nil, nil
   return game
 end
 
--- Returns a game, or nil if there is none. A plan that was read is kept for the next call, as long
--- as its text stands. So who changes a plan says it, and gets one of their own.
-local plans, count_of_plans = {}, 0
-local function load(moment, key, changes_plan)
-  local text, state = unpack(call('HMGET', key, 'plan', 'state'))
-  if not text then return nil end
-  local plan = plans[key]
-  if changes_plan then
-    plan, plans[key] = read_plan(text), nil
-  elseif not plan or plan.text ~= text then
-    if count_of_plans == BOUNDS.KEPT_PLANS then plans, count_of_plans = {}, 0 end
-    plan = read_plan(text)
-    plan.text, plans[key], count_of_plans = text, plan, count_of_plans + 1
+-- What was read of a game, or written, is kept parsed for the next call as long as its text stands:
+-- to parse it takes twice as long as to read it.
+local games, count_of_games = {}, 0
+local function parsed(key, plan_text, state_text)
+  local kept = games[key]
+  if not kept then
+    if count_of_games == BOUNDS.KEPT_GAMES then games, count_of_games = {}, 0 end
+    kept = {}
+    games[key], count_of_games = kept, count_of_games + 1
   end
-  return new_game(moment, key, plan, read_state(state))
+  if kept.plan_text ~= plan_text then
+    kept.plan, kept.plan_text = read_plan(plan_text), plan_text
+  end
+  if kept.state_text ~= state_text then kept.state = read_state(state_text) end
+  kept.state_text = nil         -- until `save` has written what the call makes of it
+  return kept
+end
+
+-- Returns a game, or nil if there is none. A call that may change the plan says so.
+local function load(moment, key, changes_plan)
+  local plan_text, state_text = unpack(call('HMGET', key, 'plan', 'state'))
+  if not plan_text then return nil end
+  local kept = parsed(key, plan_text, state_text)
+  if changes_plan then kept.plan_text = nil end
+  local game = new_game(moment, key, kept.plan, kept.state)
+  game.kept = kept
+  return game
 end
 
 -- A round waits until this time for a player whose seat is kept until `kept`: a phone reconnects at
@@ -2017,6 +2024,7 @@ local function save(game)
     else
       call('HSET', game.key, 'state', state)
     end
+    if game.kept then game.kept.state_text = state end
   end
   if game.moved then call('ZADD', game.at.deadlines, next_deadline(game), game.id) end
 end

@@ -773,9 +773,9 @@ METRICS = {  # {name: (labels, help)}; a name that ends in _seconds is a histogr
         "From sending commands to Redis to the reply to the first of them; a sample.",
     ),
 }
-_sums: defaultdict[tuple, float] = defaultdict(
-    int
-)  # (name, label, ...), (name, "le" or "sum", bucket, label, ...)
+_sums: defaultdict[tuple, float] = defaultdict(int)  # by (name, label, ...)
+# Of histograms: the sum of the seconds, then how many fell into each bucket.
+_times: defaultdict[tuple, list] = defaultdict(lambda: [0.0] + [0] * (len(BUCKETS_S) + 1))
 
 
 def count(*name: str | int) -> None:
@@ -790,12 +790,22 @@ def count_many(name: str, number: int, *labels: str | int) -> None:
 
 def observe(name: str, seconds: float, *labels: str) -> None:
     """Adds a duration to a histogram."""
-    _sums[(name, "le", bisect.bisect_left(BUCKETS_S, seconds)) + labels] += 1
-    _sums[(name, "sum", 0) + labels] += seconds
+    times = _times[(name,) + labels]
+    times[0] += seconds
+    times[1 + bisect.bisect_left(BUCKETS_S, seconds)] += 1
 
 
 def take_sums() -> dict[tuple, float]:
-    """Returns what was counted since the last call, and starts again at zero."""
+    """Returns what was counted since the last call, and starts again at zero.
+
+    Of a histogram: {(name, "le", bucket, label, ...): number, (name, "sum", 0, label, ...): s}.
+    """
+    for (name, *labels), (seconds, *counts) in _times.items():
+        for bucket, number in enumerate(counts):
+            if number:
+                _sums[name, "le", bucket, *labels] += number
+        _sums[name, "sum", 0, *labels] += seconds
+    _times.clear()
     taken = dict(_sums)
     _sums.clear()
     return taken
@@ -2815,6 +2825,7 @@ class Keys:
         return [f"unique:{{{bucket}}}" for bucket in range(UNIQUE_BUCKETS)]
 
     @staticmethod
+    @functools.lru_cache(1 << 14)
     def shard_of(game: str) -> int:
         """Returns the shard of a game. Its id begins with it."""
         return int(game[:2], 36)
@@ -7160,7 +7171,7 @@ def ranking(game: Game) -> list[dict]:
     return sorted(rows, key=lambda row: row["rank"])
 
 
-def _share_verdicts(on_replies: tuple[OnReply, ...], reply: list[str] | Exception) -> None:
+def _share_verdicts(on_replies: list[OnReply], reply: list[str] | Exception) -> None:
     """Gives each answer of a call its verdict, or the exception that they share."""
     verdicts = [reply] * len(on_replies) if isinstance(reply, Exception) else reply
     for on_reply, verdict in zip(on_replies, verdicts, strict=True):
@@ -7532,17 +7543,22 @@ class Settlement(GameViews):
         event = {"game": game.id, "queue": game.queue, "reason": game.reason}
         return event | {"void": self._is_void(game), "players": players}
 
-    @staticmethod
-    def _changed(game: Game, people: dict[str, tuple]) -> Iterator[tuple[str, dict, set | None]]:
+    def _changed(
+        self, game: Game, people: dict[str, tuple]
+    ) -> Iterator[tuple[str, dict, set | None]]:
         """Yields (UID, user, fields that a game may have changed; None: all) of its players."""
         for player, part in zip(game.players, game.result, strict=True):
             account, user = people.get(player.uid, ("", {}))
             if user and account != player.uid:
                 yield account, user, None
             elif user and part.get("counts", True):
-                written = {"won": "wins", "rating": "rating", "points": DAILY_POINTS}
-                changed = {written[key] for key in written if part.get(key) not in (None, False)}
-                yield account, user, {"games"} | changed
+                yield account, user, self._fields(part)
+
+    @staticmethod
+    def _fields(part: dict) -> set[str]:
+        """Returns the fields of a player that a result may change."""
+        written = {"won": "wins", "rating": "rating", "points": DAILY_POINTS}
+        return {"games"} | {written[key] for key in written if part.get(key) not in (None, False)}
 
     @staticmethod
     def _quick_commands(game: Game, people: dict[str, tuple]) -> list[tuple]:
@@ -7651,7 +7667,7 @@ class Settlement(GameViews):
 
         The second UID is that of the account for a guest who was merged since the game began.
         """
-        boards = list(self.period_boards(self.counted_at(game)))
+        boards = self.period_boards(self.counted_at(game))
         parts = [
             (player, part, quick, self._met(game, player), boards)
             for player, part, quick in zip(
@@ -7729,13 +7745,15 @@ class Settlement(GameViews):
             return game.ended
         return datetime.fromisoformat(f"{game.draw}T00Z").timestamp() * 1000
 
-    def period_boards(self, ended_ms: float) -> Iterator[Any]:
-        """Yields name, field, period and default of each leaderboard with a period."""
+    def period_boards(self, ended_ms: float) -> list[Any]:
+        """Returns name, field, period and default of each leaderboard with a period, one by one."""
+        found = []
         for name, board in self.schema.boards.items():
             if "period" in board:
                 period = period_of(board["period"], ended_ms / 1000)
                 default = self.schema.fields[board["field"]].get("default", 0)
-                yield from (name, board["field"], period, default)
+                found += name, board["field"], period, default
+        return found
 
 
 # ---- games ---------------------------------------------------------------------------------------
@@ -7761,7 +7779,8 @@ class Games(Settlement):
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
         self.looks: dict[str, asyncio.Task] = {}  # address of a primary -> a look at its shards
         self.others_at_s = 0.0  # when it looks at the other shards again
-        self.answers: dict[int, list[tuple]] = {}  # shard -> answers that wait to be sent
+        # shard -> what waits to be sent of answers: on_reply, game, and arguments of each
+        self.answers: dict[int, tuple[list, list, list]] = {}
 
     def _run(self, name: str, game: str, *args: str | int) -> asyncio.Future:
         """Runs a transition of a game, after the answers that came before.
@@ -7966,21 +7985,23 @@ class Games(Settlement):
         The answers of one turn of the event loop share a call, if they share a shard.
         """
         shard = Keys.shard_of(game)
-        answers = self.answers.setdefault(shard, [])
-        if not answers:
+        waiting = self.answers.get(shard)
+        if waiting is None:
+            waiting = self.answers[shard] = [], [], []
             asyncio.get_running_loop().call_soon(self._send_answers, shard)
-        answers.append((on_reply, Keys.game(game), connection, number, choice))
-        if len(answers) == GAMES_AT_ONCE:
+        on_replies, games, arguments = waiting
+        on_replies.append(on_reply)
+        games.append(Keys.game(game))
+        arguments += connection, number, choice
+        if len(games) == GAMES_AT_ONCE:
             self._send_answers(shard)
 
     def _send_answers(self, shard: int) -> None:
-        answers = self.answers.pop(shard, ())
-        if not answers:
+        if shard not in self.answers:
             return
-        on_replies, games, *_ = zip(*answers, strict=True)
-        arguments = [part for _, _, *parts in answers for part in parts]
-        keys = *Keys.shard(shard), *games
+        on_replies, games, arguments = self.answers.pop(shard)
         on_verdicts = functools.partial(_share_verdicts, on_replies)
+        keys = *Keys.shard(shard), *games
         self.redis.run_then(on_verdicts, "answer", keys, self.worker, *arguments)
 
     async def show_reveal(self, game_id: str) -> None:
@@ -10636,7 +10657,7 @@ class Repairs:
     async def _end(self, key: str, text: str) -> None:
         """Finishes a repair that is written in a game."""
         repair = json.loads(text)
-        boards = list(self.games.period_boards(repair["ended"]))
+        boards = self.games.period_boards(repair["ended"])
         initial = self.games.schema.fields["rating"]["default"]
         if "run" in repair:
             code, *run = repair["run"]
