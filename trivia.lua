@@ -32,7 +32,6 @@ local BOUNDS = {
   ATTEMPTS_S = 3 * 86400,       -- attempts at the questions of a day are kept so long
   ROOM_MEMORY_S = 86400,        -- so long a code is known as that of a closed room
   MOST_KICKED = 50,             -- players that a room remembers
-  KEPT_GAMES = 5000,            -- that are parsed before all are forgotten: 5 KB each
 }
 
 -- ==== helpers ====================================================================================
@@ -1848,27 +1847,32 @@ local function read_old_state(text)
   }
 end
 
--- The table of a game is used again for the next one, to spare the garbage collector: no function
--- has two games at once.
-local reused = {}
+-- The tables of a game are used again for the next one, to spare the garbage collector: no function
+-- has two games at once. To keep each game parsed for the next call takes fewer instructions, but
+-- more time: the collector then goes through all of them, and they exceed the caches of a core.
+local reused = {game = {}, plan = {}, state = {}, people = {}, players = {}}
+
+local function reused_list(list, count)
+  for i = #list + 1, count do list[i] = {} end
+  for i = count + 1, #list do list[i] = nil end
+  return list
+end
 
 local function read_plan(text)
   if string.byte(text) ~= PACKED then return read_old_plan(text) end
   local _, answer_ms, reveal_ms, seat_ms, correct, speed, total_ms, lives, on_exit, kind, queue,
     quiz, more, count, at = struct.unpack(PLAN, text)
-  local plan, people = {}, {}
+  local plan = reused.plan
   plan.answer_ms, plan.reveal_ms, plan.seat_ms = answer_ms, reveal_ms, seat_ms
   plan.correct, plan.speed, plan.total_ms, plan.lives = correct, speed, total_ms, lives
   plan.on_exit, plan.kind, plan.queue, plan.quiz, plan.more = on_exit, kind, queue, quiz, more
-  for i = 1, count do
-    local uid, name, rating, sigma, first, is_bot, script, behind = struct.unpack(PERSON, text, at)
-    at = behind
-    people[i] = {
-      uid = uid, name = name, rating = rating, sigma = sigma, first = first, is_bot = is_bot == 1,
-      script = script,
-    }
+  plan.people = reused_list(reused.people, count)
+  for _, person in ipairs(plan.people) do
+    local is_bot
+    person.uid, person.name, person.rating, person.sigma, person.first, is_bot, person.script, at =
+      struct.unpack(PERSON, text, at)
+    person.is_bot = is_bot == 1
   end
-  plan.people = people
   return plan
 end
 
@@ -1901,21 +1905,20 @@ local function read_state(text)
   if string.byte(text) ~= PACKED then return read_old_state(text) end
   local _, phase, round, deadline, reason, ended, spent, wrong, count, at =
     struct.unpack(STATE, text)
-  local players = {}
-  for i = 1, count do
+  local state = reused.state
+  state.phase, state.round, state.deadline = PHASES[phase], round, deadline
+  state.reason, state.ended, state.spent, state.wrong = REASONS[reason], ended, spent, wrong
+  state.players = reused_list(reused.players, count)
+  for _, player in ipairs(state.players) do
     local conn, turn, seq, score, kept, choice, ms, points, behind =
       struct.unpack(PLAYER, text, at)
     at = behind
-    players[i] = {
-      conn = conn ~= '' and conn or nil, turn = turn, seq = seq, score = score,
-      kept = kept > 0 and kept or nil, left = kept < 0 or nil,
-      answer = choice >= 0 and {choice, ms, points} or nil,
-    }
+    player.conn = conn ~= '' and conn or nil
+    player.turn, player.seq, player.score = turn, seq, score
+    player.kept, player.left = kept > 0 and kept or nil, kept < 0 or nil
+    player.answer = choice >= 0 and {choice, ms, points} or nil
   end
-  return {
-    phase = PHASES[phase], round = round, deadline = deadline, players = players,
-    reason = REASONS[reason], ended = ended, spent = spent, wrong = wrong,
-  }
+  return state
 end
 
 local function write_player(player)
@@ -1938,40 +1941,18 @@ local function new_call(keys, caller)
 end
 
 local function new_game(moment, key, plan, state)
-  local game = reused
+  local game = reused.game
   game.at, game.key, game.tag, game.id = moment, key, string.match(key, '{(.-)}:(.+)$')
   game.plan, game.people, game.state, game.players = plan, plan.people, state, state.players
-  game.changed, game.moved, game.closed_round, game.kept = false, false, nil, nil
+  game.changed, game.moved, game.closed_round, game.asked = false, false, nil, 0
   return game
 end
 
--- What was read of a game, or written, is kept parsed for the next call as long as its text stands:
--- to parse it takes twice as long as to read it.
-local games, count_of_games = {}, 0
-local function parsed(key, plan_text, state_text)
-  local kept = games[key]
-  if not kept then
-    if count_of_games == BOUNDS.KEPT_GAMES then games, count_of_games = {}, 0 end
-    kept = {}
-    games[key], count_of_games = kept, count_of_games + 1
-  end
-  if kept.plan_text ~= plan_text then
-    kept.plan, kept.plan_text = read_plan(plan_text), plan_text
-  end
-  if kept.state_text ~= state_text then kept.state = read_state(state_text) end
-  kept.state_text = nil         -- until `save` has written what the call makes of it
-  return kept
-end
-
--- Returns a game, or nil if there is none. A call that may change the plan says so.
-local function load(moment, key, changes_plan)
-  local plan_text, state_text = unpack(call('HMGET', key, 'plan', 'state'))
-  if not plan_text then return nil end
-  local kept = parsed(key, plan_text, state_text)
-  if changes_plan then kept.plan_text = nil end
-  local game = new_game(moment, key, kept.plan, kept.state)
-  game.kept = kept
-  return game
+-- Returns a game, or nil if there is none.
+local function load(moment, key)
+  local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
+  if not plan then return nil end
+  return new_game(moment, key, read_plan(plan), read_state(state))
 end
 
 -- A round waits until this time for a player whose seat is kept until `kept`: a phone reconnects at
@@ -2024,7 +2005,6 @@ local function save(game)
     else
       call('HSET', game.key, 'state', state)
     end
-    if game.kept then game.kept.state_text = state end
   end
   if game.moved then call('ZADD', game.at.deadlines, next_deadline(game), game.id) end
 end
@@ -2034,11 +2014,8 @@ local function reply(moment, value)
   return {'events', value, unpack(moment.own)}
 end
 
--- Returns the name of a player as JSON.
 local function quoted(game, i)
-  local person = game.people[i]
-  person.quoted = person.quoted or cjson.encode(person.name)
-  return person.quoted
+  return cjson.encode(game.people[i].name)
 end
 
 local function message(game, kind, rest)
@@ -2091,14 +2068,11 @@ end
 
 -- Returns number and order of the question of a round, or nil behind the last one.
 local function question_of(game, round)
-  local plan = game.plan
-  if not plan.questions then
-    plan.questions = {}
-    for number, order in string.gmatch(plan.quiz, '(%d+):(%d+)') do
-      plan.questions[#plan.questions + 1] = {number, order}
-    end
+  if game.asked ~= round then
+    local pattern = '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)'
+    game.asked, game.number, game.order = round, string.match(game.plan.quiz, pattern)
   end
-  if plan.questions[round] then return unpack(plan.questions[round]) end
+  return game.number, game.order
 end
 
 local function begin_phase(game, phase, ms)
@@ -2565,7 +2539,7 @@ function functions.enter_game(keys, args)
   local caller, uid, conn, turn, way, entry = unpack(args)
   turn = tonumber(turn)
   local moment = new_call(keys, caller)
-  local game = load(moment, key, (way or '') ~= '')
+  local game = load(moment, key)
   if not game then return {'missing'} end
   local i = seat_of(game, uid)
   if not i and (way or '') ~= '' then i = seat_player(game, way, entry) end
@@ -2618,7 +2592,7 @@ function functions.show_rival(keys, args)
   local key = unpack(keys)
   local caller, text = unpack(args)
   local moment = new_call(keys, caller)
-  local game, rival = load(moment, key, true), cjson.decode(text)
+  local game, rival = load(moment, key), cjson.decode(text)
   local phase = game and game.state.phase or 'end'
   if phase == 'end' or phase == 'settle' or game.plan.kind ~= 'challenge' then return 'over' end
   local is_put, before = put_rival(game, rival)
@@ -2746,7 +2720,7 @@ function functions.finish_game(keys, args)
   local key, deadlines = unpack(keys)
   local caller, ranking, ttl = unpack(args)
   local moment = new_call(keys, caller)
-  local game = load(moment, key, true)
+  local game = load(moment, key)
   if not game or game.state.phase ~= 'settle' then return 0 end
   local state = game.state
   emit(game, 'end', message(game, 'end', '"reason":"' .. state.reason .. '","ranking":' .. ranking))
@@ -2778,7 +2752,7 @@ end
 function functions.forget_player(keys, args)
   local key = unpack(keys)
   local uid = unpack(args)
-  local game = load({}, key, true)
+  local game = load({}, key)
   if not game or not seat_of(game, uid) then return 0 end
   local is_over = game.state.phase == 'end'
   for i, person in ipairs(game.people) do   -- an account has two after a game with its guest
@@ -2797,7 +2771,7 @@ end
 function functions.replace_player(keys, args)
   local key = unpack(keys)
   local uid, account = unpack(args)
-  local game = load({}, key, true)
+  local game = load({}, key)
   if not game then return 'missing' end
   if game.state.phase ~= 'end' then return 'running' end
   replace(game, uid, account)
@@ -2814,7 +2788,7 @@ end
 function functions.begin_repair(keys, args)
   local key = unpack(keys)
   local quiz, repair = unpack(args)
-  local game = load({}, key, true)
+  local game = load({}, key)
   if not game or game.state.phase ~= 'end' or game.plan.quiz ~= quiz then return 0 end
   return call('HSETNX', key, 'repair', repair)
 end
@@ -2828,7 +2802,7 @@ function functions.end_repair(keys, args)
   local key = unpack(keys)
   local repair = unpack(args)
   if call('HGET', key, 'repair') ~= repair then return 0 end
-  local game = load({}, key, true)
+  local game = load({}, key)
   repair = cjson.decode(repair)
   game.plan.quiz = repair.quiz
   for i, score in ipairs(repair.scores) do game.state.players[i].score = score end
@@ -2847,7 +2821,7 @@ end
 function functions.drop_game(keys, args)
   local key = unpack(keys)
   local uid = unpack(args)
-  local game = load({}, key, true)
+  local game = load({}, key)
   if not game or game.state.phase ~= 'end' then return 0 end
   local holders = 0
   for i, person in ipairs(game.people) do
