@@ -214,7 +214,8 @@ def test_a_receiver_that_was_down_or_failed_gets_each_event_with_the_same_id(bac
     _, _, event = new_account(backed)
     try:
         wait_until(lambda: f"event {event}" not in backed.redis.hkeys(Keys.chores))
-        wait_until(lambda: (backed.redis.hget(Keys.deliveries, event) or "0").split()[0] != "0")
+        tries = lambda: (backed.redis.hget(Keys.deliveries, event) or "0").split()[0]
+        wait_until(lambda: tries() != "0", 30)  # an event that is confirmed late comes late
         receiver.statuses = [500]
     finally:
         receiver.start()
