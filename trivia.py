@@ -1336,9 +1336,9 @@ class Form:
     ) -> None:
         """`read_only` names fields that are refused with READ_ONLY, not as unknown fields."""
         self._read_only = frozenset(read_only)
-        self._needed = fields.keys() & set(required)
+        needed = set(required)
         self.rules = fields
-        self.required = [name for name in fields if name in self._needed]
+        self.required = [name for name in fields if name in needed]
         self._words = words
         self._plain_tests = {name: plain_test(rule) for name, rule in fields.items()}
 
@@ -1346,7 +1346,7 @@ class Form:
     def _schema(self) -> marshmallow.Schema:
         """The form for marshmallow, made at its first use: there are 60 forms."""
         fields = {
-            name: make_field(rule, name in self._needed, _word_checks(name, rule, self._words))
+            name: make_field(rule, name in self.required, _word_checks(name, rule, self._words))
             for name, rule in self.rules.items()
         }
         return marshmallow.Schema.from_dict(fields)(unknown=marshmallow.RAISE)
