@@ -7608,10 +7608,9 @@ class Settlement(GameViews):
             return [False] * len(game.players)
         uids = [player.uid for player in game.players]
         guests = [("HEXISTS", Keys.user(uid), ":guest") for uid in uids]
-        others = [game.opponents(player) for player in game.players]
         met = [
-            ("HMGET", Keys.met(uid), GUESTS, *other)
-            for uid, other in zip(uids, others, strict=True)
+            ("HMGET", Keys.met(player.uid), GUESTS, *game.opponents(player))
+            for player in game.players
         ]
         replies = await self.redis.together(guests + met)
         game.guests = set(itertools.compress(uids, replies))
