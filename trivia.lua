@@ -1514,7 +1514,8 @@ function functions.join(keys, args)
   return {'queued', since + search.wait - search.now, held, party ~= '-' and party or nil}
 end
 
--- check_ticket: checks a ticket that is due. It is matched, ended, or checked again later.
+-- check_ticket: checks a ticket that is due. It is matched, ended, or checked again later. A player
+-- whose ticket ends may still play their last game again.
 -- KEYS seats     UID -> what the player does
 -- KEYS queue     UID -> since (fifo) or rating
 -- KEYS due       tickets by the time of their next check
@@ -1549,7 +1550,9 @@ function functions.check_ticket(keys, args)
   if match then return {'matched', match} end
   if search.now - seat.since < search.wait then return {'waiting'} end
   drop_ticket(search, search.uid)
-  write_idle_seat(search.seats, search.uid, seat.conn, seat.turn)
+  check_party(search.due, seat)
+  seat.queue, seat.since, seat.rating = '-', 0, '-'
+  write_seat(search.seats, search.uid, seat)
   tell(seat.conn, 'cancelled', message)
   return {'timeout'}
 end

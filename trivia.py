@@ -12707,7 +12707,7 @@ class Connection(Joining):
             self.agreed = False
             raise refusal(outcome)
         self.queue = self.hub.schema.queues.get(*queue, self.queue)
-        if self.agreed and self.state is State.QUEUED:
+        if values["accept"] and self.state is not State.PLAYING:
             self._await_rematch(game)
 
     def _await_rematch(self, game: str) -> None:

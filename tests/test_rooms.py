@@ -751,6 +751,25 @@ def test_a_player_who_reconnected_before_anybody_agreed_waits_and_may_still_agre
     assert not house.redis.exists("queue:{lobby}:again")
 
 
+def test_a_player_whose_ticket_ends_may_still_agree(house, phones):
+    (ann, bob), _ = meet(phones)
+    bob.drop()
+    ann.expect("rematch")
+    bob.connect()
+    assert [bob.receive()["type"] for _ in range(2)] == ["queued", "rematch"]
+    ann.expect("rematch")
+    conn, turn, queue, _, *rest = seat_of(house, bob).split(" ")
+    long_ago = " ".join([conn, turn, queue, "1", *rest])
+    house.redis.hset("seats:{lobby}", bob.token[:12], long_ago)
+    house.redis.zadd("due:{lobby}", {f"again {bob.token[:12]}": 0})
+    assert bob.expect("cancelled")["reason"] == "timeout"
+    ann.send("rematch", accept=True)
+    assert bob.expect("rematch", players=[ann.name])["declined"] == []
+    bob.send("rematch", accept=True)
+    for phone in (ann, bob):
+        phone.expect("start")
+
+
 def test_a_player_who_has_blocked_the_other_since_the_game_plays_no_more_with_them(house, phones):
     (ann, bob), _ = meet(phones)
     bob.send("rematch", accept=True)
