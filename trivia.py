@@ -10,7 +10,7 @@
     python trivia.py restore FILE    puts a backup where there is no data yet
     python trivia.py repair          cuts off a damaged end of the files of Redis
     python trivia.py erase UID       has a running server erase an account, as after a restore
-    python trivia.py user NAME reset prints a code for a new password of a player
+    python trivia.py user NAME reset is short for ops reset_code player=NAME: a code for a password
     python trivia.py ops NAME        looks or acts as an operator; ops --help lists the names
 
 schema.yaml declares users, leaderboards, queues, messages and limits. Routes, validation, storage
@@ -11009,8 +11009,10 @@ class Console:
     async def reset_code(self, player: str) -> Change:
         """Makes a code with which a player sets a new password. Tell it to nobody else."""
         uid, user = await self._player(player)
-        if "recovery" not in self.schema.sign_in or ":guest" in user:
-            raise Problem("not_found", "No player can use a code, or this one is a guest.")
+        if "recovery" not in self.schema.sign_in:
+            raise Problem("not_found", "sign_in.recovery of schema.yaml is off: codes have no use.")
+        if ":guest" in user:
+            raise Problem("not_found", "This player is a guest, who has no password.")
 
         async def apply() -> dict:
             return {"code": await make_code(self.redis, uid, "reset"), "minutes": CODE_MINUTES}
@@ -16649,10 +16651,10 @@ def add_file_commands(commands: argparse._SubParsersAction) -> None:
 
 def add_host_commands(commands: argparse._SubParsersAction) -> None:
     """Adds the commands for the operator of a host."""
-    user = commands.add_parser("user", help="help a player: a code for a new password")
-    user.add_argument("name", metavar="NAME")
+    user = commands.add_parser("user", help="short for ops reset_code player=NAME")
+    user.add_argument("player", metavar="NAME", type="player={}".format)
     user.add_argument("action", choices=["reset"])
-    user.set_defaults(run=lambda options: asyncio.run(give_code(options.name)))
+    user.set_defaults(run=lambda options: asyncio.run(operate("reset_code", [options.player])))
     look = commands.add_parser("doctor", help="check this host")
     look.add_argument(
         "url", nargs="?", default="", help="the public address: https://trivia.example.org"
@@ -16689,7 +16691,9 @@ def add_console_command(commands: argparse._SubParsersAction) -> None:
     ops.add_argument("name", metavar="NAME", choices=[*LOOKS, *ACTS], help="a look or an act")
     ops.add_argument("arguments", nargs="*", metavar="ARGUMENT=VALUE")
     ops.add_argument("--dry-run", action="store_true", help="tell what an act would do")
-    ops.set_defaults(run=lambda options: asyncio.run(operate(options)))
+    ops.set_defaults(
+        run=lambda options: asyncio.run(operate(options.name, options.arguments, options.dry_run))
+    )
 
 
 def check_file(options: argparse.Namespace) -> None:
@@ -16800,38 +16804,25 @@ async def erase_accounts(uids: list[str]) -> int:
     return missing
 
 
-async def give_code(name: str) -> None:
-    """Prints a code for a new password of a player, who may have no mail. Raises Fatal."""
-    schema = Schema(read_schema(SCHEMA_FILE))
-    if "recovery" not in schema.sign_in:
-        raise Fatal("sign_in.recovery of schema.yaml is off: no player can use a code")
-    async with reached_redis() as redis:
-        uid, user = await Users(redis, schema).find(name, "username")
-        if not user or ":guest" in user:
-            raise Fatal(f"{name}: there is no account with this username")
-        code = await make_code(redis, uid, "reset")
-    print(f"{name}: the code {code} sets a new password within {CODE_MINUTES} minutes")
-
-
-async def operate(options: argparse.Namespace) -> None:
+async def operate(name: str, arguments: list[str], dry_run: bool = False) -> None:
     """Prints a look, or what an act has done. Raises Fatal."""
-    entry = LOOKS.get(options.name) or ACTS[options.name]
-    data = dict(read_argument(entry.form, text) for text in options.arguments)
+    entry = LOOKS.get(name) or ACTS[name]
+    data = dict(read_argument(entry.form, text) for text in arguments)
     server = Server(Schema(read_schema(SCHEMA_FILE)))
     try:
         await server.redis.connect()
         await server.bank.load()
-        if entry.name in LOOKS:
-            found = await server.console.show(entry.name, data)
+        if name in LOOKS:
+            found = await server.console.show(name, data)
         else:
-            found = await server.console.perform(operator_here(), entry.name, data, options.dry_run)
+            found = await server.console.perform(operator_here(), name, data, dry_run)
         if isinstance(found, AsyncIterator):
             found = json.loads("".join([piece async for piece in found]))
         print(json.dumps(found, indent=2, ensure_ascii=False))
         await server.finish_other_tasks()  # such as the settlement of a game
     except Problem as problem:
-        wrong = [f"{name}: {' '.join(texts)}" for name, texts in (problem.errors or {}).items()]
-        raise Fatal(f"ops {entry.name}: {'; '.join(wrong) or problem.detail}") from None
+        wrong = [f"{field}: {' '.join(texts)}" for field, texts in (problem.errors or {}).items()]
+        raise Fatal(f"ops {name}: {'; '.join(wrong) or problem.detail}") from None
     except Unavailable as error:
         raise Fatal(str(error)) from None
     finally:
