@@ -413,7 +413,7 @@ PROBLEMS = {
     "method_not_allowed": (405, "The resource does not support this method."),
     "body_timeout": (408, "The body did not arrive in time."),
     "unknown_code": (404, "No room or challenge has this code."),
-    "expired_code": (410, "The room of this code has closed."),
+    "expired_code": (410, "The room of this code has closed, or the challenge has ended."),
     "taken": (409, "Already taken."),
     "already_reported": (409, "You have reported this already."),
     "blocks_full": (409, "You have blocked as many players as you may. Lift a block first."),
@@ -11956,7 +11956,16 @@ ALLOWED = {  # {message: the states in which it is legal}
     "pass": (State.ROOM, State.PLAYING),
 }
 RELAYED_IN = (State.PLAYING,)  # the same for messages that go to the opponents
-REFUSALS = {  # {error code: text}
+AS_PROBLEMS = (  # codes that HTTP also answers with: PROBLEMS has their texts
+    "queue_closed",
+    "maintenance",
+    "malformed_code",
+    "unknown_code",
+    "expired_code",
+    "too_many_attempts",
+    "unavailable",
+)
+REFUSALS = {code: PROBLEMS[code][1] for code in AS_PROBLEMS} | {  # {error code: text}
     "late_answer": "The question is closed.",
     "already_answered": "The question is already answered; the first answer counts.",
     "wrong_round": "That round has not begun.",
@@ -11966,12 +11975,7 @@ REFUSALS = {  # {error code: text}
     "not_playing": "This connection is not in the game.",
     "unknown_queue": "There is no such queue.",
     "queue_full": "The queue is full; try again later.",
-    "queue_closed": "This queue is closed; try again later.",
-    "maintenance": "The server is under maintenance; try again later.",
     "already_played": "You have played the questions of today. New ones come at midnight UTC.",
-    "malformed_code": "A code has six letters and digits, that of a challenge eight.",
-    "unknown_code": "No room or challenge has this code.",
-    "expired_code": "The room of this code has closed, or the challenge has ended.",
     "code_needed": "Join with the code of a challenge; POST /challenges makes one.",
     "own_challenge": "You have played this challenge of yours. Send the code to a friend.",
     "challenge_played": "You have played this challenge.",
@@ -11979,14 +11983,12 @@ REFUSALS = {  # {error code: text}
     "room_full": "The room is full.",
     "room_locked": "The host has locked the room.",
     "kicked": "The host has sent you away from this room.",
-    "too_many_attempts": "Too many attempts. Try again later.",
     "rematch_over": "There is no game that you may play again now.",
     "not_in_room": "You are not in a room.",
     "not_host": "Only the host of the room can do that.",
     "room_plays": "The room plays a game already.",
     "too_few_players": "Too few players are connected to begin.",
     "no_such_player": "No other player of that name is in the room.",
-    "unavailable": "The server can't do this just now; try again shortly.",
     "not_text": "Expected a text frame with JSON.",
     "too_fast": "Too many messages; slow down.",
 }

@@ -68,7 +68,7 @@ LAB_SPEC = {
     "on_exit": "continue",
     "seat_seconds": 20,
 }
-UNAVAILABLE = "The server can't do this just now; try again shortly."
+UNAVAILABLE = "The server can't do this now; try again shortly."
 REORDER_S = 2  # a message that waits for the next one waits at most this long
 AWAY_S = 1.5  # the opponent stays away this long
 GOODBYE_S = 5  # a worker that stops waits this long for its opponents to erase their accounts
