@@ -4958,8 +4958,6 @@ LEVEL_LEAST_SIGMA = 60  # uncertainty that always stays, so that a rating never 
 LEVEL_A_DAY = 250
 EASY_BELOW, HARD_ABOVE = 1400, 1600
 MOST_FLAGS = 200  # players who flagged a question that are remembered
-LEAST_SHOWN = 20  # with fewer answers, the lists of the console do not judge a question
-WORSE_BY = 5  # percentage points by which those who fail a question are better
 
 
 def level_of(text: str) -> str:
@@ -6922,18 +6920,8 @@ class Lobby:
 # computed stands (`fix_result`). Each player's part is applied once (`apply_result`). What follows
 # from it can be repeated.
 
-# The model of Plackett and Luce: Weng and Lin, A Bayesian Approximation Method for Online Ranking,
-# JMLR 12 (2011). The parameters are the defaults of openskill, times 60.
-RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
-GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
-DUE_AT_ONCE = 500
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
-GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
-GUESTS_AS_PAIRS = 5  # a day, pair_games times so many games with guests count
-QUICK_LISTED = 100  # players who answer in inhuman time and are listed for the operator
-FORGET_S = 120  # the id of a void game is kept so long
 VOID = "void"  # reason of a game that the operator has called off
-STRANGE_GRACE_MS = 300  # a worker takes over games of other shards that are late by so much
 
 
 @dataclass
@@ -7457,6 +7445,14 @@ class GameViews:
 # Applies the result of a game to its players, and ends it. Any worker may do it, more than once,
 # and may die in between: see the section on the game. A rated game takes five round trips.
 
+# The model of Plackett and Luce: Weng and Lin, A Bayesian Approximation Method for Online Ranking,
+# JMLR 12 (2011). The parameters are the defaults of openskill, times 60.
+RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
+GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
+GUESTS_AS_PAIRS = 5  # a day, pair_games times so many games with guests count
+QUICK_LISTED = 100  # players who answer in inhuman time and are listed for the operator
+FORGET_S = 120  # the id of a void game is kept so long
+
 
 class Settlement(GameViews):
     """What a Games does at the end of a game."""
@@ -7757,6 +7753,10 @@ class Settlement(GameViews):
 
 # ---- games ---------------------------------------------------------------------------------------
 # Forms games and asks for their transitions. The section game shows the phases.
+
+GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
+DUE_AT_ONCE = 500
+STRANGE_GRACE_MS = 300  # a worker takes over games of other shards that are late by so much
 
 
 class Games(Settlement):
@@ -10008,7 +10008,6 @@ MAIL_SECONDS = 10  # the mail server counts as down when it is silent for so lon
 MAIL_DAYS = 1  # for which a mail is tried
 MAIL_TRIES = 2
 CODE_MINUTES = 15
-CODE_TRIES = 5
 MAIL_PORTS = {"smtp": 587, "smtps": 465}
 
 
@@ -10201,6 +10200,8 @@ class Mail:
 # looks for it. A reset ends all sessions. An address that is not confirmed belongs to whoever
 # proves it. Tries by strangers and tries from the addresses of earlier sign-ins are counted apart,
 # so that no stranger keeps the owner from their account.
+
+CODE_TRIES = 5
 
 
 class Recovery:
@@ -11208,6 +11209,8 @@ class Console:
 
 PIECES = re.compile(r"\s+\|\s+")  # between wrong answers
 ROWS_LISTED = 100
+LEAST_SHOWN = 20  # with fewer answers, the lists do not judge a question
+WORSE_BY = 5  # percentage points by which those who fail a question are better
 QUESTION_ID = {"type": "string", "pattern": f"^{ITEM_ID.pattern}$", "maxLength": 64}
 QUESTION_TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_QUESTION_TEXT}
 LISTS = {  # {list of the console: whether a question is on it, by its sums and flags}
