@@ -8918,8 +8918,10 @@ class Reports:
         return kind
 
     async def _add(self, uid: str, kind: str, body: dict) -> str:
-        find = self._find_player if kind == "player" else self._find_question
-        target, found = await find(uid, body[kind])
+        if kind == "player":
+            target, found = await self._find_player(uid, body[kind])
+        else:
+            target, found = self._find_question(body[kind])
         noted = Keys.reported(uid)
         if await self.redis.call("ZSCORE", noted, f"{kind} {target}") is not None:
             raise Problem("already_reported")
@@ -8960,7 +8962,7 @@ class Reports:
         shown = dumps(self.users.schema.public_view(user))
         return target, {"name": user["username"], "shown": shown}
 
-    async def _find_question(self, uid: str, text: str) -> tuple[str, dict]:
+    def _find_question(self, text: str) -> tuple[str, dict]:
         bank = self.games.bank
         for question_id, number in bank.ids.items():
             if text in (question_id, bank.questions[number].text):
@@ -9166,11 +9168,12 @@ class Guests:
     async def _try_enter(self, uid: str, proof: str, address: str) -> tuple[dict | None, bool]:
         """Lets in a known guest or creates a new one. Without a session, it must be tried again.
 
-        All calls leave at once, to any nodes. If one is refused, what the others did is undone.
+        All calls leave at once, to any nodes. The first is for a known guest, the others are for a
+        new one. If there is no new guest, what the others did is undone.
         """
         name, secret, begun_s = self.names.new(), new_secret(), time.monotonic()
         made = self.users.allowances.registrations(address)
-        opened, created, claims, _, guests, wait_ms = await asyncio.gather(
+        (session, ban), created, claims, _, guests, wait_ms = await asyncio.gather(
             self._open(uid, proof, address),
             _unless_full(self._create(uid, proof, name, secret, address)),
             _unless_full(self.users.claims.try_claim(name, uid)),
@@ -9179,46 +9182,37 @@ class Guests:
             self.users.allowances.take(made),
         )
         state, *details = created or ("full",)
-        refusal = self._refusal(guests, wait_ms)
-        if state == "abandoned" and refusal is None:
-            spawn(self.users.claims.settle(uid, claims or {}))
-            await self._complete(uid, *details)
-            return None, False
-        if state == "created" and refusal is None:
-            new, expires = details
-            if not claims or time.monotonic() > begun_s + CLAIM_MS / 2000:
-                name = await self._complete(uid, new, name)
-            else:  # as long as the claim is new, nobody takes the name
-                spawn(self._confirm(uid, new, claims))
-            return self._new_session(uid, secret, expires, name), bool(name)
+        problem = self._problem(state, guests, wait_ms)
+        if state == "created" and problem is None:
+            is_late = time.monotonic() > begun_s + CLAIM_MS / 2000
+            name = await self._secure(uid, details[0], name, {} if is_late else claims)
+            return self._new_session(uid, secret, details[1], name), bool(name)
         if state == "created":
             await self.redis.run_durably("withdraw_guest", (Keys.user(uid),), details[0])
         spawn(self.users.claims.settle(uid, claims or {}))
+        if state == "abandoned" and problem is None:
+            await self._complete(uid, *details)  # the next try lets them in
+            return None, False
         if not wait_ms:
             spawn(self.users.allowances.give_back(made))
-        return await self._known(uid, state, opened, refusal), False
+        if session is None:
+            await self._refuse(uid, state, ban or problem)
+        return session, False
 
-    async def _known(
-        self,
-        uid: str,
-        state: str,
-        opened: tuple[dict | None, Problem | None],
-        refusal: Problem | None,
-    ) -> dict | None:
-        """Returns the session of a guest who was there before, if any. Raises Problem."""
-        session, problem = opened
-        if session is None and state in ("created", "account", "full"):
-            await self.ended(uid)
-        problems = {
-            "created": refusal,
-            "abandoned": refusal,
-            "account": Problem("has_account"),
-            "full": Problem("unavailable", retry_after=1),
-        }
-        problem = problem or problems.get(state)
-        if session is None and problem is not None:
+    def _problem(self, state: str, guests: int, wait_ms: int) -> Problem | None:
+        """Returns what keeps a caller without a session out, by what create_guest says."""
+        if state == "account":
+            return Problem("has_account")
+        if state == "full":
+            return Problem("unavailable", retry_after=1)
+        return self._refusal(guests, wait_ms) if state in ("created", "abandoned") else None
+
+    async def _refuse(self, uid: str, state: str, problem: Problem | None) -> None:
+        """Raises the problem of a caller without a session, if there is one."""
+        if state in ("created", "account", "full"):
+            await self.ended(uid)  # they are no guest, or no guest any more
+        if problem is not None:
             raise problem
-        return session
 
     async def _open(self, uid: str, proof: str, address: str) -> tuple[dict | None, Problem | None]:
         """Returns (session of a known guest or None, what refuses them or None)."""
@@ -9252,6 +9246,16 @@ class Guests:
             self.users.store(uid, {":new": new}, {":new": "\0"}),
             self.users.claims.settle(uid, claims),
         )
+
+    async def _secure(self, uid: str, new: str, name: str, claims: dict | None) -> str:
+        """Makes the name of a new guest sure. Returns what _complete does.
+
+        With claims that are new, nobody takes the name meanwhile, and nobody has to wait.
+        """
+        if not claims:
+            return await self._complete(uid, new, name)
+        spawn(self._confirm(uid, new, claims))
+        return name
 
     async def _complete(self, uid: str, new: str, name: str) -> str:
         """Makes the name of a provisional guest sure, or gives them another one.
