@@ -834,7 +834,7 @@ def test_the_doctor_on_a_redis_that_is_not_well(monkeypatch, what, info, config,
     [
         (1 << 30, 50, 20000, True),
         (1 << 30, 200, 20000, False),
-        (1 << 30, 200, 9000, True),
+        (1 << 30, 200, 8000, True),
         (0, 1000, 20000, True),  # the finding about its memory says that there is no bound
     ],
 )
