@@ -4147,6 +4147,17 @@ class Redis(Nodes):
             self.at(key).send(functools.partial(replies.take, place), command, is_function)
         return replies.future
 
+    async def write_then_read(self, writes: list[tuple], reads: list[tuple]) -> list:
+        """Sends commands that write, then some that read. Returns the replies to the latter.
+
+        One connection keeps this order. The primaries of a cluster don't: there the reads leave
+        when everything is written.
+        """
+        if self.only is None:
+            await self.together(writes)
+            return await self.together(reads)
+        return (await self.together([*writes, *reads]))[len(writes) :]
+
     def tell(self, command: str, key: str, *args: CommandPart) -> None:
         """Sends a command with a key. Nobody waits for its reply: its loss does no harm."""
         self.at(key).send(_ignore_reply, (command, key, *args))
@@ -6126,7 +6137,7 @@ class Boards:
         """
         for _ in range(10):
             written, reads = user, ("HGETALL", Keys.user(uid))
-            *_, user = await self.redis.together([*self.commands(uid, user), reads])
+            (user,) = await self.redis.write_then_read([*self.commands(uid, user)], [reads])
             if self._is_same(user, written, None):
                 break
         return user
@@ -7470,26 +7481,24 @@ class Settlement(GameViews):
                 user = await self.users.load(game.players[0].uid)
                 result[0] |= self.draws.part_of_result(game, user)
             game.result = await self._fix_result(game, result)
-        people = await self._apply_all(game) if game.is_kept else {}
-        # Until the game is finished, a settlement that fails is repeated. The offer of a rematch
-        # comes first: a player who sees `end` may accept it at once, perhaps at another primary.
-        gone = self._gone(game, people)
-        freed = await self._tell(game, gone)
+        people = await self._apply_all(game)
         if game.kind == CHALLENGE:
             await self._show_answers(game)  # again: a message about a round may have been lost
             await self.challenges.record(game)
+        gone = self._gone(game, people)
         copies = list(self._changed(game, people))
-        *users, has_ended = await self.redis.together(
-            [
-                *self._quick_commands(game, people),
-                *itertools.chain(*itertools.starmap(self.users.boards.commands, copies)),
-                *self._release_commands(game, freed),
-                *(("HGETALL", Keys.user(uid)) for uid, *_ in copies),
-                self._finish_command(game, gone),
-            ]
-        )
-        for (uid, *copied), user in zip(copies, users[len(users) - len(copies) :], strict=True):
-            await self.users.boards.check(uid, *copied, user)
+        boards = self.users.boards
+        writes = [
+            *self._free_commands(game, gone),
+            *self._quick_commands(game, people),
+            *itertools.chain(*itertools.starmap(boards.commands, copies)),
+        ]
+        reads = [("HGETALL", Keys.user(uid)) for uid, *_ in copies]
+        users = await self.redis.write_then_read(writes, reads)
+        for (uid, *copied), user in zip(copies, users, strict=True):
+            await boards.check(uid, *copied, user)
+        # The game is finished last. Until then, a settlement that fails is repeated.
+        (has_ended,) = await self.redis.together([self._finish_command(game, gone)])
         if has_ended:
             await self._count_end(game)
 
@@ -7510,23 +7519,18 @@ class Settlement(GameViews):
             if not user or account != uid
         ]
 
-    async def _tell(self, game: Game, gone: list[str]) -> set[str]:
-        """Publishes the end of a game, and lets its players play it again.
+    def _free_commands(self, game: Game, gone: list[str]) -> list[tuple]:
+        """Returns what frees the players of a game, and lets them play it again.
 
-        Returns who is freed from the game by that.
+        It comes before `end`: a player who sees that may agree at once.
         """
         terms = self.rematches.terms(game)
         away = set() if self._is_void(game) else {text.split(" ")[0] for text in gone}
         here = [player for player in game.players if not player.left and player.uid not in away]
         commands = [self.rematches.offer(game, terms, here)] if terms else []
-        event_id = f"game_{game.id}"
-        if game.kind != "sandbox":
-            event = "game.ended", event_id, self._end_event(game), game.ended
-            commands.append(self.users.events.command(*event))
-        replies = await self.redis.together(commands)
-        if game.kind != "sandbox":
-            self.users.events.check(event_id, replies[-1])
-        return {player.uid for player in here} if terms else set()
+        held = [player for player in game.humans if not terms or player not in here]
+        early = {player.uid: game.left_early(player) for player in held}
+        return [*commands, self._release_command(game.id, early)] if early else commands
 
     def _end_event(self, game: Game) -> dict:
         """Returns what the event of a game's end says."""
@@ -7568,12 +7572,6 @@ class Settlement(GameViews):
             return []
         trim = "ZREMRANGEBYRANK", Keys.quick, 0, -QUICK_LISTED - 1
         return [("ZADD", Keys.quick, *changed), trim]
-
-    def _release_commands(self, game: Game, freed: set[str]) -> list[tuple]:
-        """Returns what frees the players from a game who are not freed yet."""
-        held = [player for player in game.humans if player.uid not in freed]
-        early = {player.uid: game.left_early(player) for player in held}
-        return [self._release_command(game.id, early)] if early else []
 
     def _finish_command(self, game: Game, gone: list[str]) -> tuple:
         ttl_s = FORGET_S if self._is_void(game) else self.schema.limits.game_days * DAY_S
@@ -7658,9 +7656,10 @@ class Settlement(GameViews):
             part["was"] = round(old.sigma, 3)  # for a repair: the seats lose their strengths
 
     async def _apply_all(self, game: Game) -> dict[str, tuple[str, dict]]:
-        """Applies the result. Returns {UID of each human: (UID, new fields; {} if erased)}.
+        """Applies the result, unless the game is void, and publishes the event of its end.
 
-        The second UID is that of the account for a guest who was merged since the game began.
+        Returns {UID of each human: (UID, new fields; {} if erased)}. The second UID is that of the
+        account for a guest who was merged since the game began.
         """
         boards = self.period_boards(self.counted_at(game))
         parts = [
@@ -7668,11 +7667,18 @@ class Settlement(GameViews):
             for player, part, quick in zip(
                 game.players, game.result, game.quick_answers, strict=True
             )
-            if not player.is_bot
+            if game.is_kept and not player.is_bot
         ]
         commands = [self._apply(game, part[0].uid, *part) for part in parts]
+        event_id = f"game_{game.id}"
+        if game.kind != "sandbox":
+            event = "game.ended", event_id, self._end_event(game), game.ended
+            commands.append(self.users.events.command(*event))
+        replies = await self.redis.together(commands)
+        if game.kind != "sandbox":
+            self.users.events.check(event_id, replies.pop())
         people = {}
-        for part, reply in zip(parts, await self.redis.together(commands), strict=True):
+        for part, reply in zip(parts, replies, strict=True):
             uid = part[0].uid
             people[uid] = await self._applied(game, uid, reply, *part)
         return people

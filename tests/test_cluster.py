@@ -405,6 +405,7 @@ def with_fakes(scene, monkeypatch=None, words=""):
 
 
 LOW = next(f"user:{{{i}}}" for i in range(99) if trivia.slot_of(f"user:{{{i}}}") < 8192)
+HIGH = next(f"user:{{{i}}}" for i in range(99) if trivia.slot_of(f"user:{{{i}}}") > 8191)
 SLOT = trivia.slot_of(LOW)
 
 
@@ -418,14 +419,29 @@ def test_the_slot_of_a_key_is_that_of_redis():
 
 def test_each_command_goes_to_the_primary_of_its_key_and_each_channel_is_subscribed_there():
     async def scene(redis, first, second):
-        high = next(f"user:{{{i}}}" for i in range(99) if trivia.slot_of(f"user:{{{i}}}") > 8191)
         first.script, second.script = [1], [2]
-        assert await asyncio.gather(*(redis.call("EXISTS", key) for key in (LOW, high))) == [1, 2]
+        assert await asyncio.gather(*(redis.call("EXISTS", key) for key in (LOW, HIGH))) == [1, 2]
         assert await redis.each("PING") == dict.fromkeys((first.address, second.address), "OK")
         for node, half in ((first, range(8192)), (second, range(8192, 16384))):
             channels = {args[0] for name, *args in node.heard if name == "SSUBSCRIBE"}
             assert channels == {one for one in redis.channels if trivia.slot_of(one) in half}
         assert len(redis.channels) > 4
+
+    with_fakes(scene)
+
+
+def test_what_is_read_after_a_write_waits_for_it_also_at_another_primary():
+    async def scene(redis, first, second):
+        asked, second.script = asyncio.Event(), [2]
+        first.script = [lambda writer: asked.set()]  # and no reply yet
+        write, read = [("EXISTS", LOW)], [("EXISTS", HIGH)]
+        replies = asyncio.ensure_future(redis.write_then_read(write, read))
+        await asked.wait()
+        assert await redis.call("PING", HIGH) == "OK"  # it would come behind the read
+        assert second.count("EXISTS") == 0
+        for writer in first.writers:
+            writer.write(resp(1))
+        assert await replies == [2]
 
     with_fakes(scene)
 
