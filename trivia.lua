@@ -1747,10 +1747,12 @@ end
 --                   on_exit, kind
 --          queue    its name
 --          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
---          more     [series, draw] as JSON, or '' if there is neither
+--          more     [series, draw, marks] as JSON, without what is missing at its end; '' for []
 --            series   of two players who play again: the games that each has won so far; else 0
 --            draw     [what the questions are drawn by, when the game began, rivals] if other
---                     games have the same: a day, or the code of a challenge
+--                     games have the same: a day, or the code of a challenge; else false
+--            marks    a digit for each player, as trivia.py knows them; those at the end that are
+--                     0 may be missing
 --            rivals   of a challenge: [UID, name, ['CHOICE:MS:POINTS' or '-', ...]] of each who
 --                     has played it, or plays it now; only while the game runs
 --          people   of each player uid, name, rating, sigma, first, is_bot, script
@@ -1893,7 +1895,7 @@ local function write_plan(plan)
     table.concat(people)
 end
 
--- Returns series and draw of a plan, or nothing.
+-- Returns series, draw and marks of a plan, or nothing.
 local function more_of(plan)
   if plan.more ~= '' then return unpack(cjson.decode(plan.more)) end
 end
@@ -2507,8 +2509,17 @@ local function replace_bot(game, person)
   end
 end
 
+-- Writes the mark of a player who comes late.
+local function mark_player(plan, i, mark)
+  local series, draw, marks = more_of(plan)
+  marks = marks or ''
+  marks = marks .. string.rep('0', i - 1 - #marks)
+  marks = string.sub(marks, 1, i - 1) .. mark .. string.sub(marks, i + 1)
+  plan.more = cjson.encode({series or 0, draw or false, marks})
+end
+
 -- Gives a player who has none a seat in a running game. Returns their number, or nil.
-local function seat_player(game, way, text)
+local function seat_player(game, way, text, mark)
   local uid, name, rating, sigma = unpack(cjson.decode(text))
   local person = new_person(uid, name, rating, sigma)
   local i
@@ -2516,6 +2527,7 @@ local function seat_player(game, way, text)
   if i then
     -- In the seat of a bot they get `start`, which is the first message.
     game.players[i] = {turn = 0, seq = way == 'bot' and 1 or 0, score = 0}
+    if mark ~= '0' then mark_player(game.plan, i, mark) end
     call('HSET', game.key, 'plan', write_plan(game.plan))
   end
   return i
@@ -2533,19 +2545,20 @@ end
 -- ARGS way        how a player gets a seat who has none: 'late' in the running game, 'bot' that of
 --                 a bot before the first question; '' not at all
 -- ARGS entry      the player as the plan has them (JSON)
+-- ARGS mark       of the player
 -- Returns {'missing'}, {'over'} if they have no seat in it, {'stale'} if a newer connection is
 -- there, or {'ok', now, plan, state}.
 -- Events: user_return, to the others.
 -- Atomic, so that the newest of several connections stays.
 function functions.enter_game(keys, args)
   local key = unpack(keys)
-  local caller, uid, conn, turn, way, entry = unpack(args)
+  local caller, uid, conn, turn, way, entry, mark = unpack(args)
   turn = tonumber(turn)
   local moment = new_call(keys, caller)
   local game = load(moment, key)
   if not game then return {'missing'} end
   local i = seat_of(game, uid)
-  if not i and (way or '') ~= '' then i = seat_player(game, way, entry) end
+  if not i and (way or '') ~= '' then i = seat_player(game, way, entry, mark) end
   local player = game.players[i]
   if not player or player.left or game.state.phase == 'end' then return {'over'} end
   if turn < player.turn then return {'stale'} end

@@ -2982,6 +2982,7 @@ def write_plan(
     players: list[list],
     series: list | int = 0,
     draw: list | None = None,
+    marks: str = "",
 ) -> bytes:
     """Writes the plan of a game. See trivia.lua for the format.
 
@@ -2990,8 +2991,10 @@ def write_plan(
     *numbers, on_exit, kind = rules[:7]
     total_ms, lives = rules[7:] or (0, 0)
     head = PLAN_HEAD.pack(PACKED, *numbers, total_ms, lives)
-    more = [series, draw] if draw else [series]
-    more_text = dumps(more) if any(more) else ""
+    more = [series, draw or False, marks]
+    while more and not more[-1]:
+        more.pop()
+    more_text = dumps(more) if more else ""
     names = b"".join(_pack(name, 1) for name in (on_exit, kind, queue))
     people = b"".join(_write_person(*player) for player in players)
     return head + names + _pack(quiz, 2) + _pack(more_text, 4) + bytes([len(players)]) + people
@@ -3022,7 +3025,7 @@ def parse_plan(text: str | bytes) -> dict:
     more = json.loads(packed.text(4) or "[]")
     (count,) = packed.numbers(struct.Struct("B"))
     plan["players"] = [_parse_person(packed) for _ in range(count)]
-    return plan | dict(zip(("series", "draw"), more, strict=False))
+    return plan | dict(zip(("series", "draw", "marks"), more, strict=False))
 
 
 def _parse_person(packed: Packed) -> list:
@@ -6932,6 +6935,11 @@ class Lobby:
 # from it can be repeated.
 
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
+NO_MARK = "0"  # a player's mark in the plan of a game is a sum of these
+GUEST_MARK = 1  # they are a guest
+MET_MARK = 2  # they have met all their opponents too often today for the game to count
+MET_BYTES = 6  # of an opponent's digest
+GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
 VOID = "void"  # reason of a game that the operator has called off
 
 
@@ -6949,6 +6957,8 @@ class Player:
     strength: list[float]  # [rating, uncertainty] as the game began, if it is rated
     first_round: int  # later than 1 for a player who came late
     is_bot: bool
+    is_guest: bool  # as they took their seat
+    may_count: bool  # whether they have an opponent whom they had not met too often by then
 
 
 RULES = (  # of a game, in the order in which it keeps them
@@ -6987,13 +6997,13 @@ class Game:
         self.reason: str = state.get("reason", "")
         self.ended: int = state.get("ended", 0)
         self.result: list[dict] | None = json.loads(fields.get("result", "null"))
-        seats = zip(plan["players"], state["players"], strict=True)
-        self.players = [self._player(player, *seat) for seat, player in seats]
+        marks = plan.get("marks", "").ljust(len(plan["players"]), NO_MARK)
+        seats = zip(marks, state["players"], plan["players"], strict=True)
+        self.players = [self._player(mark, player, *seat) for mark, player, seat in seats]
         self.fields = fields
-        self.guests: set[str] = set()  # UIDs; only a settlement looks
 
     @staticmethod
-    def _player(player: dict, uid: str, name: str, *more: float) -> Player:
+    def _player(mark: str, player: dict, uid: str, name: str, *more: float) -> Player:
         answer = player.get("answer")
         is_bot = len(more) > 3
         return Player(
@@ -7007,6 +7017,8 @@ class Game:
             list(more[:2]),
             int(more[2]) if len(more) > 2 else 1,
             is_bot,
+            is_guest=bool(int(mark) & GUEST_MARK),
+            may_count=not int(mark) & MET_MARK,
         )
 
     @functools.cached_property
@@ -7067,10 +7079,23 @@ class Game:
             last = 1 + max(self.rounds_answered(player), default=0)
         return [str(number) for number, _ in self.rounds[player.first_round - 1 : last]]
 
-    def opponents(self, player: Player) -> dict[str, bool]:
-        """Returns {digest of an opponent of a player, as `met` has it: whether that is a guest}."""
-        others = (other for other in self.players if other is not player)
-        return {digest(other.uid, 6): other.uid in self.guests for other in others}
+    def opponents(self, player: Player) -> list[str]:
+        """Returns the opponents of a player as `met` counts them: digests, and GUESTS if any is."""
+        others = [other for other in self.players if other is not player]
+        guests = [GUESTS] if any(other.is_guest for other in others) else []
+        return [digest(other.uid, MET_BYTES) for other in others] + guests
+
+    @property
+    def counts(self) -> list[bool]:
+        """For each player whether the game counts for them.
+
+        It does if it is kept and they have an opponent whom they have not met too often today. A
+        game with bots never counts, nor does a solo game, except for the daily one.
+        """
+        if self.kind == DAILY:
+            return [self.is_kept]
+        counts = self.is_kept and len(self.players) > 1 and not self.has_bots
+        return [counts and player.may_count for player in self.players]
 
     def rounds_answered(self, player: Player) -> list[int]:
         """Returns the rounds, from 1, in which a player has answered."""
@@ -7454,13 +7479,11 @@ class GameViews:
 
 # ---- settlement ----------------------------------------------------------------------------------
 # Applies the result of a game to its players, and ends it. Any worker may do it, more than once,
-# and may die in between: see the section on the game. A rated game takes five round trips.
+# and may die in between: see the section on the game. A rated game takes four round trips.
 
 # The model of Plackett and Luce: Weng and Lin, A Bayesian Approximation Method for Online Ranking,
 # JMLR 12 (2011). The parameters are the defaults of openskill, times 60.
 RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
-GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
-GUESTS_AS_PAIRS = 5  # a day, pair_games times so many games with guests count
 QUICK_LISTED = 100  # players who answer in inhuman time and are listed for the operator
 FORGET_S = 120  # the id of a void game is kept so long
 
@@ -7474,9 +7497,8 @@ class Settlement(GameViews):
         A game in which nobody answered is void: no result is applied, and it is soon forgotten. Its
         id stays for a while, so that no late repetition begins it again.
         """
-        counts = await self._meet(game)
         if game.result is None:
-            result = self.compute_result(game, counts)
+            result = self.compute_result(game, game.counts)
             if game.kind == DAILY and game.is_kept:
                 user = await self.users.load(game.players[0].uid)
                 result[0] |= self.draws.part_of_result(game, user)
@@ -7589,35 +7611,6 @@ class Settlement(GameViews):
                 count_many("quick_answers", wrong, "wrong")
         log.debug("game ends: %s", game.reason, extra={"game": game.id})
 
-    async def _meet(self, game: Game) -> list[bool]:
-        """Notes which players are guests. Tells for each player whether the game counts for them.
-
-        It does if it is kept and they have an opponent whom they have not met too often today.
-        Anybody can be a new guest at any time, so guests have a limit together as well. A game with
-        bots never counts, nor does a solo game, except for the daily one.
-        """
-        if game.kind == DAILY:
-            return [game.is_kept]
-        if not game.is_kept or len(game.players) == 1 or game.has_bots:
-            return [False] * len(game.players)
-        uids = [player.uid for player in game.players]
-        guests = [("HEXISTS", Keys.user(uid), ":guest") for uid in uids]
-        met = [
-            ("HMGET", Keys.met(player.uid), GUESTS, *game.opponents(player))
-            for player in game.players
-        ]
-        replies = await self.redis.together(guests + met)
-        game.guests = set(itertools.compress(uids, replies))
-        return list(map(self._does_count, map(game.opponents, game.players), replies[len(uids) :]))
-
-    def _does_count(self, opponents: dict[str, bool], met: list[str | None]) -> bool:
-        """Tells whether a game counts for a player. `met` starts with games against guests."""
-        with_guests, *games = (int(number or 0) for number in met)
-        most = self.schema.limits.pair_games
-        takes_guests = with_guests < most * GUESTS_AS_PAIRS
-        pairs = zip(games, opponents.values(), strict=True)
-        return any(number < most and (takes_guests or not is_guest) for number, is_guest in pairs)
-
     async def _fix_result(self, game: Game, result: list[dict]) -> list[dict]:
         """Writes the result unless there is one. Returns that which stands. Raises Unavailable."""
         key = Keys.game(game.id)
@@ -7663,7 +7656,7 @@ class Settlement(GameViews):
         """
         boards = self.period_boards(self.counted_at(game))
         parts = [
-            (player, part, quick, self._met(game, player), boards)
+            (player, part, quick, game.opponents(player), boards)
             for player, part, quick in zip(
                 game.players, game.result, game.quick_answers, strict=True
             )
@@ -7682,12 +7675,6 @@ class Settlement(GameViews):
             uid = part[0].uid
             people[uid] = await self._applied(game, uid, reply, *part)
         return people
-
-    @staticmethod
-    def _met(game: Game, player: Player) -> list[str]:
-        """Returns the fields of the player's `met` in which a game is counted."""
-        opponents = game.opponents(player)
-        return [*opponents, GUESTS] if any(opponents.values()) else [*opponents]
 
     async def _applied(self, game: Game, uid: str, reply: list, *part: Any) -> tuple[str, dict]:
         state, dropped, *fields = reply
@@ -7763,6 +7750,7 @@ class Settlement(GameViews):
 GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
 DUE_AT_ONCE = 500
 STRANGE_GRACE_MS = 300  # a worker takes over games of other shards that are late by so much
+GUESTS_AS_PAIRS = 5  # a day, pair_games times so many games with guests count
 
 
 class Games(Settlement):
@@ -7803,8 +7791,9 @@ class Games(Settlement):
         queue = self.schema.queues.get(name)
         if queue is None:
             return
-        users, presences, seen, hidden = await self._people(uids)
-        plan = {"rules": queue.game_rules, "series": await self._series(uids, again)}
+        users, presences, seen, hidden, marks = await self._people(uids)
+        series = await self._series(uids, again)
+        plan = {"rules": queue.game_rules, "series": series, "marks": marks}
         drawn, rivals = await self._drawn(queue, draw, game, uids[0], seen)
         people = list(zip(uids, users, presences, strict=True))
         bots = await bots_for(self, queue, bot_count, users, drawn["quiz"])
@@ -7876,18 +7865,50 @@ class Games(Settlement):
         strength = self.users.strength(user) if queue.kind == "rated" else ()
         return [uid, user.get("username", ERASED_NAME), *strength]
 
-    async def _people(self, uids: list[str]) -> tuple[list[dict], list[str | None], list, list]:
-        """Returns the users, their seats, the questions that they have seen, and hidden_pairs."""
+    async def _people(
+        self, uids: list[str]
+    ) -> tuple[list[dict], list[str | None], list, list, str]:
+        """Returns users, their seats, the questions they have seen, hidden_pairs and marks."""
         *replies, seats, lists = await self.redis.together(
             [
                 *(("HGETALL", Keys.user(uid)) for uid in uids),
                 *(("GET", Keys.seen(uid)) for uid in uids),
+                *(self._met_command(uid, uids) for uid in uids),
                 ("HMGET", Keys.seats, *uids),
                 ("HMGET", Keys.hidden, *uids),
             ]
         )
-        users, seen = replies[: len(uids)], replies[len(uids) :]
-        return users, seats, list(map(to_bytes, seen)), pairs_hidden(uids, lists)
+        count = len(uids)
+        users, seen, met = replies[:count], replies[count : 2 * count], replies[2 * count :]
+        marks = self._marks([":guest" in user for user in users], met)
+        return users, seats, list(map(to_bytes, seen)), pairs_hidden(uids, lists), marks
+
+    @staticmethod
+    def _met_command(uid: str, uids: list[str]) -> tuple:
+        """Returns the command that reads what `_mark` needs to know of a player among others."""
+        others = [digest(other, MET_BYTES) for other in uids if other != uid]
+        return "HMGET", Keys.met(uid), GUESTS, *others
+
+    def _marks(self, guests: list[bool], met: list[list]) -> str:
+        """Returns the marks of all players of a new game: see `_mark`."""
+        marks = (
+            self._mark(is_guest, guests[:i] + guests[i + 1 :], games)
+            for i, (is_guest, games) in enumerate(zip(guests, met, strict=True))
+        )
+        return "".join(marks).rstrip(NO_MARK)
+
+    def _mark(self, is_guest: bool, guests: list[bool], met: list[str | None]) -> str:
+        """Returns a player's mark. `guests` tells of each opponent whether they are one.
+
+        `met` has how many games counted today: those against guests, then those against each
+        opponent. Anybody can be a new guest at any time, so guests have a limit together as well.
+        """
+        with_guests, *games = (int(number or 0) for number in met)
+        most = self.schema.limits.pair_games
+        takes_guests = with_guests < most * GUESTS_AS_PAIRS
+        pairs = zip(games, guests, strict=True)
+        may_count = any(number < most and (takes_guests or not guest) for number, guest in pairs)
+        return str(GUEST_MARK * is_guest + MET_MARK * (not may_count))
 
     def _connections(self, game: str, seats: list[str | None]) -> Iterator[str | int]:
         """Yields connection and turn of each player.
@@ -8072,8 +8093,8 @@ class Games(Settlement):
         `way` says how a player of the queue gets a seat that they do not have yet: "late" adds one
         to a game that has begun, "bot" takes that of a bot before the first question.
         """
-        entry = dumps(self._seat(queue, uid, await self.users.load(uid))) if way else ""
-        reply = await self._when_formed("enter_game", game, uid, connection, turn, way, entry)
+        late = await self._late_player(queue, game, uid) if way else ("", NO_MARK)
+        reply = await self._when_formed("enter_game", game, uid, connection, turn, way, *late)
         if reply[0] != "ok":
             return "over" if reply[0] == "missing" else reply[0]
         _, now_ms, plan, state = reply
@@ -8083,6 +8104,14 @@ class Games(Settlement):
                 await mute(self.redis, game, *pair, True)
         await self._have_questions(entered)
         return entered
+
+    async def _late_player(self, queue: Queue, game_id: str, uid: str) -> tuple[str, str]:
+        """Returns a player who comes late as the plan has them (JSON), and their mark."""
+        user, game = await asyncio.gather(self.users.load(uid), self.load(game_id))
+        others = game.humans if game else []
+        met = await self.redis.call(*self._met_command(uid, [other.uid for other in others]))
+        mark = self._mark(":guest" in user, [other.is_guest for other in others], met)
+        return dumps(self._seat(queue, uid, user)), mark
 
     async def _when_formed(self, name: str, game: str, *args: str | int) -> Any:
         """Runs a transition of a game that another worker may be forming."""

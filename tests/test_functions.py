@@ -2222,12 +2222,15 @@ def test_the_seat_of_a_bot_is_taken_before_the_first_question_only(store, worker
     ann, bob = worker.connection(), worker.connection()
     game = bot_game(store, ann)
     heard = worker.events()[0][2][ann]
-    enter = lambda uid, conn, way="bot": store.call(
-        "enter_game", Keys.game_keys(game), "", uid, conn, 1, way, f'["{uid}","name {uid}",1400,90]'
-    )
+
+    def enter(uid, conn):
+        person = f'["{uid}","name {uid}",1400,90]'
+        return store.call("enter_game", Keys.game_keys(game), "", uid, conn, 1, "bot", person, "2")
+
     reply = enter("u2", bob)
     assert reply[0] == "ok"
-    assert trivia.parse_plan(reply[2])["players"][1] == ["u2", "name u2", 1400, 90]
+    plan = trivia.parse_plan(reply[2])
+    assert (plan["players"][1], plan["marks"]) == (["u2", "name u2", 1400, 90], "02")
     ((kind, _, targets, _),) = worker.events()
     assert targets == {ann: heard + 2}  # the gap makes it ask for the game
     assert enter("u3", worker.connection()) == ["over"] and enter("u2", bob)[0] == "ok"
@@ -3396,7 +3399,7 @@ ROOM_FIELDS = (
 )
 REMATCH_FIELDS = r"queue|least|ends|members|agreed|rest|shown|left|name:[\w-]{12}"
 CONTEST_FIELDS = r"queue|owner|rules|quiz|most|ends|keep|(run|live):[\w-]{12}"
-PLAN_FIELDS = {"queue", "rules", "quiz", "players", "series", "draw"}
+PLAN_FIELDS = {"queue", "rules", "quiz", "players", "series", "draw", "marks"}
 STATE_FIELDS = {"phase", "round", "deadline", "reason", "ended", "players", "spent", "wrong"}
 PLAYER_FIELDS = {"conn", "turn", "kept", "left", "seq", "score", "answer"}
 

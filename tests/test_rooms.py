@@ -458,7 +458,10 @@ def test_who_comes_during_a_game_plays_from_the_next_question_on(house, phones):
     late.connect()
     update = late.receive()
     assert (update["type"], update["choice"]) == ("update", 0) and "question" in update
-    last = phones("open", code)  # after a round was closed
+    session = house.register()
+    met = {trivia.digest(one.token[:12], trivia.MET_BYTES): 10 for one in (host, guest, late)}
+    house.redis.hset(trivia.Keys.met(session["token"][:12]), mapping=met)
+    last = phones("open", code, session=session)  # after a round was closed
     assert last.receive()["round"] == 2
     for phone in (host, guest):
         phone.send("answer", round=2, choice=0)
@@ -467,6 +470,7 @@ def test_who_comes_during_a_game_plays_from_the_next_question_on(house, phones):
     everybody = [host, guest, late, last]
     for end in play_all(everybody):
         assert {row["player"] for row in end["ranking"]} == {phone.name for phone in everybody}
+        assert [row["player"] for row in end["ranking"] if "counts" in row] == [last.name]
     record = house.http("GET", f"/games/{game}", token=late.token).json
     assert late.name not in record["rounds"][0]["answers"]
     assert late.name in record["rounds"][1]["answers"]
