@@ -5410,8 +5410,10 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
 # Invariants: a claim names its operation. It is confirmed, replaced or released only as it was
 # read, so that no operation acts on the claim of another. Nothing is claimed until all values look
 # free, so that a refused caller keeps no value from others. While a claim is new (CLAIM_MS), others
-# wait. After that it counts only if its user has the value. A value that was given up stays
-# reserved for name_hold_days: its user can take it back, nobody else can.
+# wait. After that it counts only if its user has the value. Replicas have a claim before its user
+# is written, or a new guest let in. Otherwise a failover may leave a user who can't sign in by a
+# name that can't be registered again either. A value that was given up stays reserved for
+# name_hold_days: its user can take it back, nobody else can.
 
 NOBODY = "-"  # stands for a UID
 
@@ -5475,13 +5477,10 @@ class Claims:
 
     async def _claim_one(self, field: str, value: str, uid: str) -> str:
         """Claims one value. Waits while another claim on it is new. Raises Problem FIELD_taken."""
-        keys = Keys.unique(value), Keys.reserved(value)
-        operation = secrets.token_urlsafe(3)
         void = ""
         give_up_s = time.monotonic() + 2 * CLAIM_MS / 1000
         while time.monotonic() < give_up_s:
-            reply = await self.redis.run("claim", keys, value, uid, operation, CLAIM_MS, void)
-            outcome, *held = reply
+            outcome, *held = await self._claim_once(value, uid, void)
             if outcome == "claimed":
                 return held[0]
             if outcome == "reserved":
@@ -5492,17 +5491,21 @@ class Claims:
             void = held[0]
             if value in await self._owned(void.split(" ")[0], self.fields):
                 # If the owner's registration died before it could confirm the claim, this does it.
-                await self.redis.run_durably("settle_claim", keys[:1], value, void, 1)
+                await self.redis.run_durably("settle_claim", (Keys.unique(value),), value, void, 1)
                 raise name_taken([field])
         raise Problem("unavailable", retry_after=1)
 
     async def try_claim(self, name: str, uid: str) -> dict[str, str]:
         """Claims a name that looks free: {value: claim}; {} if it is not free."""
         value = fold(name)
+        outcome, *claim = await self._claim_once(value, uid)
+        return {value: claim[0]} if outcome == "claimed" else {}
+
+    def _claim_once(self, value: str, uid: str, void: str = "") -> Awaitable[list[str]]:
+        """Returns what `claim` of trivia.lua says."""
         keys = Keys.unique(value), Keys.reserved(value)
         operation = secrets.token_urlsafe(3)
-        outcome, *claim = await self.redis.run("claim", keys, value, uid, operation, CLAIM_MS, "")
-        return {value: claim[0]} if outcome == "claimed" else {}
+        return self.redis.run_durably("claim", keys, value, uid, operation, CLAIM_MS, void)
 
     async def claim_stored(self, uid: str, values: dict[str, str]) -> list[str]:
         """Claims values that a user has in fields which have become unique.

@@ -436,6 +436,22 @@ def test_a_registration_with_only_some_names_of_an_account_is_refused(server):
         assert set(problem.refused(409, f"{field}_taken")["errors"]) == {field}
 
 
+def test_no_user_is_written_before_a_replica_has_the_claims(server, monkeypatch):
+    """Else a failover could lose a claim and keep the user."""
+    monkeypatch.setattr(trivia, "WAIT_MS", 20)
+    name, written = unique_name(), []
+
+    async def act(users):
+        run = users.redis.run_durably
+        users.redis.run_durably = lambda what, *rest: written.append(what) or run(what, *rest)
+        with pytest.raises(trivia.Unavailable):
+            body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+            await users.register(body, stranger())
+
+    inside(server, act, "?replicas=1")
+    assert written == ["claim"]
+
+
 # -- claims of registrations that died
 
 
@@ -558,11 +574,12 @@ def test_a_claim_of_a_user_who_exists_counts_even_if_it_was_never_confirmed(serv
     assert login(server, value).status == 200
 
 
-def inside(server, act):
-    """What act(users) returns, run by a worker of its own in this process."""
+def inside(server, act, words=""):
+    """What act(users) returns, run by a worker of its own in this process, with these words in its REDIS_URL."""
 
     async def run():
-        store = trivia.Redis(f"unix://{server.data / 'd' / 'redis.sock'}", "", lambda events: None)
+        url = f"unix://{server.data / 'd' / 'redis.sock'}{words}"
+        store = trivia.Redis(url, "", lambda events: None)
         await store.connect()
         try:
             schema = trivia.Schema(trivia.read_schema(server.data / "schema.yaml"))
