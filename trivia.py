@@ -5597,7 +5597,8 @@ def name_taken(fields: Iterable[str]) -> Problem:
 # whether its own session still stands.
 #
 # A registration can be repeated: if all its names belong to one user and the password is theirs, it
-# signs them in. So a lost reply costs nobody their name.
+# signs them in. So a lost reply costs nobody their name. If a failover has lost some of their
+# claims, it makes these anew.
 
 PERIOD_DAYS = {"day": 1, "week": 7, "month": 31}
 
@@ -5676,9 +5677,7 @@ class Users:
                         raise
                 # Another request was faster, perhaps the same one.
                 taken = await self.claims.taken(names) or names
-            if taken.keys() == names.keys():
-                return await self._register_again(taken, data, address)
-            raise name_taken(taken)
+            return await self._register_again(names, taken, data, address)
 
     @contextlib.asynccontextmanager
     async def counted(self, address: str) -> AsyncIterator[None]:
@@ -5752,7 +5751,9 @@ class Users:
         data = {"player": uid, "guest": is_guest}
         return self.events.expect("player.registered", event, data, Keys.user(uid), field)
 
-    async def _register_again(self, taken: dict[str, str], data: dict, address: str) -> dict:
+    async def _register_again(
+        self, names: dict[str, str], taken: dict[str, str], data: dict, address: str
+    ) -> dict:
         """Signs in the user who has all names of a registration, if the password is theirs.
 
         Else raises Problem FIELD_taken. It takes as long if the names belong to several users, so
@@ -5761,9 +5762,14 @@ class Users:
         owners = set(taken.values())
         uid = owners.pop() if len(owners) == 1 else NOBODY
         user = await self.load(uid)
+        # Names that look free are theirs only if a failover has lost the claims on them.
+        lost = {name: value for name, value in names.items() if name not in taken}
+        if not lost.items() <= self.claims.values_of(user).items():
+            raise name_taken(taken)
         typed = data[next(iter(taken))]
         if not await self.guard.check_login(typed, user, data["password"], address):
             raise name_taken(taken)
+        await self.claims.settle(uid, await self.claims.claim(lost, uid))
         session = await self.open_session(uid, ("password", user["password"]), address)
         if session is None:  # the password has changed, or the user was erased, meanwhile
             raise name_taken(taken)

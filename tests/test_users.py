@@ -436,6 +436,23 @@ def test_a_registration_with_only_some_names_of_an_account_is_refused(server):
         assert set(problem.refused(409, f"{field}_taken")["errors"]) == {field}
 
 
+@pytest.mark.parametrize("field", ["username", "email"])
+def test_a_repeated_registration_restores_a_claim_that_a_failover_lost(server, field):
+    name = unique_name()
+    body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
+    first = server.http("POST", "/auth/register", body)
+    server.redis.hdel(trivia.Keys.unique(body[field]), body[field])
+    login(server, body[field]).refused(401, "bad_credentials")
+    other = "email" if field == "username" else "username"
+    wrong = server.http("POST", "/auth/register", body | {"password": WRONG})
+    wrong.refused(409, f"{other}_taken")
+    assert claimed(server, body[field]) is None
+    again = server.http("POST", "/auth/register", body)
+    assert again.status == 201 and uid_of(again.json) == uid_of(first.json)
+    assert claimed(server, body[field]) == uid_of(first.json)
+    assert login(server, body[field]).status == 200
+
+
 def test_no_user_is_written_before_a_replica_has_the_claims(server, monkeypatch):
     """Else a failover could lose a claim and keep the user."""
     monkeypatch.setattr(trivia, "WAIT_MS", 20)
