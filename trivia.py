@@ -8117,7 +8117,7 @@ class Games(Settlement):
     async def _late_player(self, queue: Queue, game_id: str, uid: str) -> tuple[str, str]:
         """Returns a player who comes late as the plan has them (JSON), and their mark."""
         user, game = await asyncio.gather(self.users.load(uid), self.load(game_id))
-        others = game.humans if game else []
+        others = [other for other in game.humans if other.uid != uid] if game else []
         met = await self.redis.call(*self._met_command(uid, [other.uid for other in others]))
         mark = self._mark(":guest" in user, [other.is_guest for other in others], met)
         return dumps(self._seat(queue, uid, user)), mark

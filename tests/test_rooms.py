@@ -463,6 +463,9 @@ def test_who_comes_during_a_game_plays_from_the_next_question_on(house, phones):
     house.redis.hset(trivia.Keys.met(session["token"][:12]), mapping=met)
     last = phones("open", code, session=session)  # after a round was closed
     assert last.receive()["round"] == 2
+    last.drop()
+    last.connect()
+    assert last.receive()["round"] == 2
     for phone in (host, guest):
         phone.send("answer", round=2, choice=0)
     answers = late.expect("reveal", round=2)["answers"]
