@@ -125,7 +125,10 @@ def the_template():
 
 
 def fits(command, env):
-    """Whether a fork of the template can be this program: trivia.py or uvicorn in the same Python, as it was started."""
+    """Whether a fork of the template can be this program: trivia.py or uvicorn in the same Python, as it was started.
+
+    A program after `-c` may also be what uses trivia, or what ends in a call of os.execv.
+    """
 
     def at_start(environment):
         names = {name for name in environment if name.startswith(AT_START)} - {"PYTHONUNBUFFERED"}
@@ -135,6 +138,7 @@ def fits(command, env):
         command[1] in ("trivia.py", str(ROOT / "trivia.py"))
         or command[1:3] == ["-m", "uvicorn"]
         or (command[1] == "-c" and command[2].startswith("import trivia"))
+        or (command[1] == "-c" and "os.execv(sys.executable" in command[2])
     )
     return command[0] == sys.executable and is_ours and at_start(env) == at_start(os.environ)
 
@@ -182,6 +186,19 @@ def import_packages():
             importlib.import_module(node.module)
     for name in LATER:
         importlib.import_module(name)
+
+
+def warm_up():
+    """Checks the schema once. What the packages keep of it, as compiled patterns, each fork has.
+
+    Each fork still reads trivia.py for itself.
+    """
+    main = sys.modules["__main__"]
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        with contextlib.suppress(SystemExit):
+            become([str(ROOT / "trivia.py"), "check"])
+    sys.modules["__main__"] = main
+    sys.modules.pop("trivia", None)
 
 
 def serve(line):
@@ -234,6 +251,7 @@ def settle(order, files):
     os.environ.clear()
     os.environ.update(order["env"])
     argon2.PasswordHasher = functools.partial(hasher_of_least_cost, argon2.PasswordHasher)
+    os.execv = execute
     spawn = multiprocessing.util.spawnv_passfds
     multiprocessing.util.spawnv_passfds = functools.partial(spawn_by_fork, spawn)
     show_command([sys.executable, *order["words"]])
@@ -245,6 +263,13 @@ def show_command(words):
     begin, end = int(fields[45]), int(fields[46])
     line = b"\0".join(word.encode() for word in words)
     ctypes.memmove(begin, line[: end - begin - 1].ljust(end - begin, b"\0"), end - begin)
+
+
+def execute(program, words):
+    """Stands for os.execv, by which a program becomes trivia.py."""
+    show_command(words)
+    become(words[1:])
+    sys.exit()
 
 
 def spawn_by_fork(spawn, program, words, files):
@@ -307,9 +332,11 @@ def become(words):
 
 
 if __name__ == "__main__":
+    line_to_tests = socket.socket(fileno=int(sys.argv[1]))
     import_packages()
+    warm_up()
     gc.collect()
     gc.freeze()  # a collection in a fork need not copy the pages of the packages
-    my_order, my_files = serve(socket.socket(fileno=int(sys.argv[1])))
+    my_order, my_files = serve(line_to_tests)
     settle(my_order, my_files)
     become(my_order["words"])
