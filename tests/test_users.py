@@ -43,18 +43,25 @@ WRONG = "wrong horse"
 _addresses = itertools.count(1)
 
 
+def small_limits(tree):
+    tree["limits"] |= {"sessions_per_user": 3, "name_hold_days": 0}
+    tree["queues"]["rated"]["window"] = 10_000
+
+
 @pytest.fixture(scope="module")
 def small():
-    """A server with small limits, which the tests of this file share; they leave nobody in a queue.
+    """A server with small limits, which the tests of this file share; they leave nobody in a queue."""
+    running = Server(edited_schema(small_limits, rounds=1))
+    try:
+        yield running.start()
+    finally:
+        running.close()
 
-    It hashes passwords as thoroughly as those of players.
-    """
 
-    def edit(tree):
-        tree["limits"] |= {"sessions_per_user": 3, "name_hold_days": 0}
-        tree["queues"]["rated"]["window"] = 10_000
-
-    running = Server(edited_schema(edit, rounds=1), afresh=True)
+@pytest.fixture(scope="module")
+def thorough():
+    """A server that hashes passwords as thoroughly as those of players."""
+    running = Server(edited_schema(small_limits), afresh=True)
     try:
         yield running.start()
     finally:
@@ -695,23 +702,23 @@ def test_a_hash_is_computed_whether_or_not_there_is_an_account(known):
     )
 
 
-def test_passwords_are_kept_as_argon2id(small):
-    session = small.register(password="a very particular secret")
-    kept = small.redis.hget(trivia.Keys.user(uid_of(session)), "password")
+def test_passwords_are_kept_as_argon2id(thorough):
+    session = thorough.register(password="a very particular secret")
+    kept = thorough.redis.hget(trivia.Keys.user(uid_of(session)), "password")
     assert kept.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
-    assert not mentions(small, "a very particular secret")
+    assert not mentions(thorough, "a very particular secret")
 
 
-def test_a_password_is_hashed_again_when_the_parameters_have_changed(small):
-    session = small.register()
+def test_a_password_is_hashed_again_when_the_parameters_have_changed(thorough):
+    session = thorough.register()
     key, name = trivia.Keys.user(uid_of(session)), session["user"]["username"]
     weak = argon2.PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(PASSWORD)
-    small.redis.hset(key, "password", weak)
-    other = login(small, name)
+    thorough.redis.hset(key, "password", weak)
+    other = login(thorough, name)
     assert other.status == 200
-    wait_until(lambda: "m=19456,t=2,p=1" in small.redis.hget(key, "password"))
-    assert login(small, name).status == 200
-    assert me(small, session["token"]).status == me(small, other.json["token"]).status == 200
+    wait_until(lambda: "m=19456,t=2,p=1" in thorough.redis.hget(key, "password"))
+    assert login(thorough, name).status == 200
+    assert me(thorough, session["token"]).status == me(thorough, other.json["token"]).status == 200
 
 
 @pytest.mark.parametrize(
@@ -984,10 +991,10 @@ def test_a_full_hashing_queue_refuses_the_address_that_waits_for_the_most(
     assert asyncio.run(act()) == refused
 
 
-def test_who_floods_the_hashing_queue_keeps_no_other_address_waiting(small):
-    *greedy, other = (small.register() for _ in range(7))
-    flood = busy_hashing(small, greedy, 60, stranger())
-    assert login(small, other["user"]["username"], PASSWORD, stranger()).status == 200
+def test_who_floods_the_hashing_queue_keeps_no_other_address_waiting(thorough):
+    *greedy, other = (thorough.register() for _ in range(7))
+    flood = busy_hashing(thorough, greedy, 60, stranger())
+    assert login(thorough, other["user"]["username"], PASSWORD, stranger()).status == 200
     assert sum(thread.is_alive() for thread in flood) > 10
     for thread in flood:
         thread.join(60)
@@ -1310,27 +1317,27 @@ def test_a_change_of_password_whose_reply_was_lost_can_be_repeated(server):
     assert login(server, session["user"]["username"], "battery staple").status == 200
 
 
-def test_a_login_under_way_does_not_outlive_the_old_password(small):
-    session, busy = small.register(), [small.register() for _ in range(2)]
+def test_a_login_under_way_does_not_outlive_the_old_password(thorough):
+    session, busy = thorough.register(), [thorough.register() for _ in range(2)]
     guard = session_key(session)
-    threads = busy_hashing(small, busy, 10)
+    threads = busy_hashing(thorough, busy, 10)
     with ThreadPoolExecutor(1) as pool:
         changed = pool.submit(
-            small.http,
+            thorough.http,
             "POST",
             "/auth/password",
             {"password": PASSWORD, "new_password": "battery staple"},
             session["token"],
         )
-        wait_until(lambda: small.redis.exists(guard))
-        threads += busy_hashing(small, busy, 10)
+        wait_until(lambda: thorough.redis.exists(guard))
+        threads += busy_hashing(thorough, busy, 10)
         # The old password was found right; the new one waits to be hashed. Now someone signs in with the old one.
-        wait_until(lambda: not small.redis.exists(guard))
-        late = login(small, session["user"]["username"], PASSWORD, stranger())
+        wait_until(lambda: not thorough.redis.exists(guard))
+        late = login(thorough, session["user"]["username"], PASSWORD, stranger())
         assert changed.result().status == 204
     for thread in threads:
         thread.join(30)
-    assert late.status == 401 or signed_out(small, late.json["token"])
+    assert late.status == 401 or signed_out(thorough, late.json["token"])
 
 
 # -- changes of the account
@@ -1782,25 +1789,25 @@ def test_an_erasure_reaches_last_week_s_leaderboard(small):
     assert traces(small, ann) == []
 
 
-def test_a_change_during_an_erasure_leaves_no_trace(small):
-    session, busy, new = small.register(), [small.register() for _ in range(2)], unique_name()
+def test_a_change_during_an_erasure_leaves_no_trace(thorough):
+    session, busy, new = thorough.register(), [thorough.register() for _ in range(2)], unique_name()
     guard = session_key(session)
-    threads = busy_hashing(small, busy, 16)
-    before = small.redis.hgetall(trivia.Keys.user(uid_of(session)))
+    threads = busy_hashing(thorough, busy, 16)
+    before = thorough.redis.hgetall(trivia.Keys.user(uid_of(session)))
     with ThreadPoolExecutor(1) as pool:
-        erased = pool.submit(erase, small, session)
-        wait_until(lambda: small.redis.exists(guard))
+        erased = pool.submit(erase, thorough, session)
+        wait_until(lambda: thorough.redis.exists(guard))
         # The password waits to be checked, most often until the change is made.
         changes = {"username": new, "email": f"{new}@example.org"}
         try:
-            assert change(small, session, before, changes)
+            assert change(thorough, session, before, changes)
         except trivia.Problem as problem:
             assert problem.code == "not_authenticated"
         erased.result()
     for thread in threads:
         thread.join(30)
-    assert traces(small, session) == [] and mentions(small, new) == []
-    small.register(new)
+    assert traces(thorough, session) == [] and mentions(thorough, new) == []
+    thorough.register(new)
 
 
 def test_nobody_can_take_the_name_of_an_anonymous_seat(small):
