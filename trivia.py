@@ -4955,8 +4955,8 @@ def _differences(row: str, question: Question, form: str) -> str:
 
 # ---- question statistics -------------------------------------------------------------------------
 # How questions are answered. The worker that ends a game counts its rounds in memory, and adds the
-# counts to the sums in Redis with its metrics. So an answer costs nothing. The counts of the last
-# seconds of a worker die with it. An edited question has a new number, and so begins anew.
+# counts to the sums in Redis every few seconds. So an answer costs nothing. The last counts of a
+# worker die with it. An edited question has a new number, and so begins anew.
 #
 # A question with `difficulty: auto` has a rating, as players have. In rated games that count, each
 # answer moves it: the more, the less likely the answer was (Elo's expectation) and the more
@@ -4965,7 +4965,8 @@ def _differences(row: str, question: Question, form: str) -> str:
 
 TIME_BOUNDS_MS = (700, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11_000, 16_000)
 TIMES = len(TIME_BOUNDS_MS) + 1
-COUNTED_AT_ONCE = 200  # questions whose sums one call adds
+COUNTED_AT_ONCE = 25  # questions whose sums one call adds: 1 ms of Redis
+PAUSE_S = 0.03  # for each question, so that additions take a thousandth of the time of Redis
 LEVELS_S = 60  # between two looks at the levels of questions
 LEVEL_START = 1500, 350  # rating and uncertainty of a new question
 LEVEL_LEAST_SIGMA = 60  # uncertainty that always stays, so that a rating never stops moving
@@ -5082,8 +5083,11 @@ class QuestionStatistics:
                 result = f"{player.strength[0]:.0f}:{is_right:d}"
                 self.results.setdefault(number, []).append(result)
 
-    async def add_up(self) -> None:
-        """Adds what was counted to the sums in Redis; what fails is lost."""
+    async def add_up(self) -> float:
+        """Adds what was counted to the sums in Redis; what fails is lost.
+
+        Returns the seconds until the next time: the more questions, the longer.
+        """
         sums, self.sums = list(self.sums.items()), {}
         results, self.results = self.results, {}
         for start in range(0, len(sums), COUNTED_AT_ONCE):
@@ -5092,6 +5096,7 @@ class QuestionStatistics:
         rules = *LEVEL_START, LEVEL_LEAST_SIGMA, LEVEL_A_DAY
         for number, answers in results.items():
             await self.redis.run("rate_question", (Keys.levels,), number, *rules, *answers)
+        return max(METRICS_S, len(sums) * PAUSE_S)
 
     async def flag(self, number: int, uid: str) -> None:
         """Notes that a player finds a question wrong, once."""
@@ -15032,7 +15037,8 @@ class Server:
             _forever(HEARTBEAT_S, self._read_switches),
             _forever(SWEEP_S, self.hub.sweep),
             _forever(METRICS_S, self._add_up),
-            _forever(METRICS_S, self._report),
+            _forever(METRICS_S, self._publish_apps),
+            _forever(METRICS_S, self.games.statistics.add_up),
             _forever(LEVELS_S, self.bank.load_levels),
             _forever(EXPIRE_GUESTS_S, self.guests.expire),
             _forever(CHORES_S, self.chores.do_due),
@@ -15065,7 +15071,8 @@ class Server:
     async def _say_goodbye(self) -> None:
         with contextlib.suppress(Unavailable):  # a full Redis refuses this, but not what follows
             await self._add_up()
-            await self._report()
+            await self._publish_apps()
+            await self.games.statistics.add_up()
         await self.lobby.forget_worker(self.worker)
 
     # -- events
@@ -15123,9 +15130,8 @@ class Server:
         load = load_now(len(self.hub.sockets))
         await self.redis.call("HSET", Keys.loads, self.worker, load)
 
-    async def _report(self) -> None:
-        """Adds how questions were answered to the sums, and publishes which apps are connected."""
-        await self.games.statistics.add_up()
+    async def _publish_apps(self) -> None:
+        """Publishes which apps are connected."""
         if self.hub.apps or self.reported:
             self.reported = dict(self.hub.apps.most_common(MAX_APPS))
             await self.redis.call("HSET", Keys.apps, self.worker, dumps(self.reported))
