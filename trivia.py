@@ -5553,8 +5553,8 @@ class Claims:
     async def claims_of(self, uid: str, values: Iterable[str]) -> dict[str, str]:
         """Returns the claims of a user on values: {value: claim}."""
         values = list(values)
-        calls = (self.redis.call("HGET", Keys.unique(value), value) for value in values)
-        found = zip(values, await asyncio.gather(*calls), strict=True)
+        claims = await self.redis.together([("HGET", Keys.unique(one), one) for one in values])
+        found = zip(values, claims, strict=True)
         return {value: claim for value, claim in found if claim and claim.startswith(f"{uid} ")}
 
     async def settle(self, uid: str, claims: dict[str, str]) -> bool:
@@ -6388,7 +6388,7 @@ class Draws:
 
     async def forget(self, uid: str) -> None:
         """Removes the attempts of a player."""
-        await asyncio.gather(*(self.redis.call("HDEL", key, uid) for key in self._attempts()))
+        await self.redis.together([("HDEL", key, uid) for key in self._attempts()])
 
 
 # ---- codes ---------------------------------------------------------------------------------------
@@ -6610,9 +6610,7 @@ class Challenges:
         """Returns the challenges of a player, open and finished ones, the latest first."""
         last = LISTED_CHALLENGES - 1
         codes = await self.redis.call("ZRANGE", Keys.contests(uid), 0, last, "REV")
-        found = await asyncio.gather(
-            *(self.redis.call("HGETALL", Keys.contest(code)) for code in codes)
-        )
+        found = await self.redis.together([("HGETALL", Keys.contest(code)) for code in codes])
         mine = {
             code: fields
             for code, fields in zip(codes, found, strict=True)
@@ -6624,9 +6622,8 @@ class Challenges:
     async def _names_in(self, contests: Iterable[dict[str, str]]) -> dict[str, str]:
         """Returns {UID: name} of all players in some challenges."""
         uids = {uid for fields in contests for uid in (fields["owner"], *self._runs(fields))}
-        calls = (self.redis.call("HGET", Keys.user(uid), "username") for uid in uids)
-        found = zip(uids, await asyncio.gather(*calls), strict=True)
-        return {uid: name or ERASED_NAME for uid, name in found}
+        names = await self.redis.together([("HGET", Keys.user(uid), "username") for uid in uids])
+        return {uid: name or ERASED_NAME for uid, name in zip(uids, names, strict=True)}
 
     def _view(
         self, code: str, fields: dict[str, str], names: dict[str, str]
@@ -6900,12 +6897,8 @@ class Lobby:
     async def forget_worker(self, name: str) -> None:
         """Removes a worker that has stopped, or that was reaped ("dead:WORKER")."""
         worker = name.removeprefix("dead:")
-        await asyncio.gather(
-            self.redis.call("HDEL", Keys.loads, worker),
-            self.redis.call("HDEL", Keys.apps, worker),
-            self.redis.call("HDEL", Keys.libraries, worker),
-            self.redis.call("HDEL", Keys.shards, worker),
-        )
+        hashes = Keys.loads, Keys.apps, Keys.libraries, Keys.shards
+        await self.redis.together([("HDEL", key, worker) for key in hashes])
         await self.redis.call("ZREM", Keys.workers, name)
 
     def alive(self) -> list[str]:
@@ -6929,8 +6922,8 @@ class Lobby:
     async def counts(self) -> dict[str, tuple[int, int]]:
         """Returns {queue: (players waiting, players in games)}."""
         names = list(self.schema.queues)
-        waiting = (self.redis.call("ZCARD", Keys.queue(name)) for name in names)
-        *waiting, playing = await asyncio.gather(*waiting, self.redis.call("HGETALL", Keys.playing))
+        waiting = [("ZCARD", Keys.queue(name)) for name in names]
+        *waiting, playing = await self.redis.together([*waiting, ("HGETALL", Keys.playing)])
         return {
             name: (count, int(playing.get(name, 0)))
             for name, count in zip(names, waiting, strict=True)
@@ -8406,7 +8399,7 @@ class PersonalData:
         await self.games.draws.forget(uid)
         await self.games.challenges.move(uid)
         kinds = Keys.history, Keys.seen, Keys.met, Keys.quits, Keys.codes, Keys.mended, Keys.erased
-        await asyncio.gather(*(self.redis.call("DEL", key(uid)) for key in kinds))
+        await self.redis.together([("DEL", key(uid)) for key in kinds])
         await self.redis.call("ZREM", Keys.quick, uid)
         await self.users.events.publish("player.erased", f"erased_{uid}", {"player": uid})
         await self.redis.call("ZREM", Keys.erasures, uid)
@@ -8807,11 +8800,9 @@ class Blocks:
 
     async def of(self, uid: str) -> list[dict]:
         """Returns the players whom a user has blocked: [{username, blocked_at}], latest first."""
-        call = self.redis.call
-        rows = await call("ZRANGE", Keys.blocks(uid), 0, -1, "REV", "WITHSCORES")
-        names = await asyncio.gather(
-            *(call("HGET", Keys.user(other), "username") for other, _ in rows)
-        )
+        rows = await self.redis.call("ZRANGE", Keys.blocks(uid), 0, -1, "REV", "WITHSCORES")
+        reads = [("HGET", Keys.user(other), "username") for other, _ in rows]
+        names = await self.redis.together(reads)
         return [
             {"username": name, "blocked_at": int(when)}
             for name, (_, when) in zip(names, rows, strict=True)
@@ -8896,18 +8887,14 @@ class Blocks:
 
     async def forget(self, uid: str) -> None:
         """Removes all blocks of and against a user who is erased or merged."""
-        call = self.redis.call
         for other in await self._blocked(uid):
             await self.redis.run("note_blocker", (Keys.user(other), Keys.blockers(other)), uid, 0)
         while others := await self._some_blockers(uid, 0):
             for other in others:
-                await call("ZREM", Keys.blocks(other), uid)
+                await self.redis.call("ZREM", Keys.blocks(other), uid)
                 await self.sync(other, uid)  # takes `other` off the list of blockers
-        await asyncio.gather(
-            call("DEL", Keys.blocks(uid)),
-            call("DEL", Keys.blockers(uid)),
-            call("HDEL", Keys.hidden, uid),
-        )
+        lists = [("DEL", Keys.blocks(uid)), ("DEL", Keys.blockers(uid))]
+        await self.redis.together([*lists, ("HDEL", Keys.hidden, uid)])
 
     def _some_blockers(self, uid: str, start: int) -> Awaitable[list[str]]:
         last = start + BLOCKERS_PORTION - 1
@@ -9040,8 +9027,9 @@ class Reports:
     async def _those_of(self, uid: str) -> AsyncIterator[tuple[str, bool]]:
         """Yields the reports that name a user: (id, whether it is about them)."""
         ids = await self.redis.call("ZRANGE", Keys.named(uid), 0, -1)
-        calls = (self.redis.call("HMGET", Keys.report(one), "player", "reporter") for one in ids)
-        for report_id, (player, reporter) in zip(ids, await asyncio.gather(*calls), strict=True):
+        reads = [("HMGET", Keys.report(one), "player", "reporter") for one in ids]
+        people = await self.redis.together(reads)
+        for report_id, (player, reporter) in zip(ids, people, strict=True):
             if uid in (player, reporter):
                 yield report_id, player == uid
 
@@ -9050,15 +9038,11 @@ class Reports:
     async def page(self, is_closed: bool, start: int, most: int) -> dict:
         """Returns some reports: the open ones, oldest first, or the closed ones, newest first."""
         key, order = (Keys.handled, ["REV"]) if is_closed else (Keys.reports, [])
-        total, ids = await asyncio.gather(
-            self.redis.call("ZCARD", key),
-            self.redis.call("ZRANGE", key, start, start + most - 1, *order),
-        )
-        rows = await asyncio.gather(*map(self._load, ids))
-        return {"total": total, "reports": [self._row(*row) for row in rows if row[1]]}
-
-    async def _load(self, report_id: str) -> tuple[str, dict]:
-        return report_id, await self.redis.call("HGETALL", Keys.report(report_id))
+        listed = "ZRANGE", key, start, start + most - 1, *order
+        total, ids = await self.redis.together([("ZCARD", key), listed])
+        rows = await self.redis.together([("HGETALL", Keys.report(one)) for one in ids])
+        reports = zip(ids, rows, strict=True)
+        return {"total": total, "reports": [self._row(*report) for report in reports if report[1]]}
 
     @staticmethod
     def _row(report_id: str, fields: dict) -> dict:
@@ -9070,7 +9054,7 @@ class Reports:
 
     async def read(self, report_id: str) -> dict:
         """Returns a report, with what the server has attached. Raises Problem."""
-        _, fields = await self._load(report_id)
+        fields = await self.redis.call("HGETALL", Keys.report(report_id))
         if not fields:
             raise Problem("not_found", "There is no such report.")
         attached = {name: json.loads(fields[name]) for name in ATTACHED if name in fields}
@@ -9082,8 +9066,8 @@ class Reports:
         found = []
         for start in range(0, len(ids), REPORTS_PORTION):
             portion = ids[start : start + REPORTS_PORTION]
-            calls = (self.redis.call("HGET", Keys.report(one), kind) for one in portion)
-            targets = zip(portion, await asyncio.gather(*calls), strict=True)
+            reads = [("HGET", Keys.report(one), kind) for one in portion]
+            targets = zip(portion, await self.redis.together(reads), strict=True)
             found += [one for one, its_target in targets if its_target == target]
         return found
 
@@ -9486,10 +9470,8 @@ class Merges:
 
     async def _find_offer(self, guest: str, token: str) -> tuple[str, str, str] | None:
         """Returns (account, field, value) of a token that is still good."""
-        texts = await asyncio.gather(
-            self.redis.call("HGET", Keys.user(guest), ":merge"),
-            self.redis.call("HGET", Keys.merged(guest), ":merge"),
-        )
+        keys = Keys.user(guest), Keys.merged(guest)
+        texts = await self.redis.together([("HGET", key, ":merge") for key in keys])
         for text in filter(None, texts):
             known, account, field, value, until = text.split(" ")
             if hmac.compare_digest(known, token) and time.time() < int(until):
@@ -10563,10 +10545,10 @@ class Repairs:
         return found, running
 
     async def _asking(self, keys: list[str], number: int) -> list[Game]:
-        plans = await asyncio.gather(*(self.redis.call("HGET", key, "plan") for key in keys))
+        plans = await self.redis.together([("HGET", key, "plan") for key in keys])
         asked = [parse_quiz(parse_plan(plan)["quiz"]) if plan else [] for plan in plans]
         named = [key for key, quiz in zip(keys, asked, strict=True) if number in dict(quiz)]
-        rows = await asyncio.gather(*(self.redis.call("HGETALL", key) for key in named))
+        rows = await self.redis.together([("HGETALL", key) for key in named])
         games = zip(named, rows, strict=True)
         return [Game(key.rpartition(":")[2], row) for key, row in games if "plan" in row]
 
@@ -10662,7 +10644,7 @@ class Repairs:
             write = functools.partial(write_draw, ids=ids)
             changed += await swap(Keys.draws, name, draw, quiz, write)
         async for keys in self.redis.scan_keys(Keys.contest("*")):
-            quizzes = await asyncio.gather(*(self.redis.call("HGET", key, "quiz") for key in keys))
+            quizzes = await self.redis.together([("HGET", key, "quiz") for key in keys])
             for key, quiz in zip(keys, quizzes, strict=True):
                 changed += await swap(key, "quiz", quiz, quiz, str) if quiz else 0
         if changed:
@@ -11099,8 +11081,8 @@ class Console:
     async def _running(self, most: int) -> list[str]:
         """Returns ids of running games, those with the next deadlines first."""
         keys = [Keys.shard(shard)[0] for shard in range(self.redis.shards)]
-        found = await asyncio.gather(
-            *(self.redis.call("ZRANGE", key, 0, most - 1, "WITHSCORES") for key in keys)
+        found = await self.redis.together(
+            [("ZRANGE", key, 0, most - 1, "WITHSCORES") for key in keys]
         )
         dated = sorted((float(at), game) for pairs in found for game, at in pairs)
         return [game for _, game in dated[:most]]
@@ -11561,9 +11543,8 @@ class ReportConsole(QuestionConsole):
 
         async def apply() -> None:
             keys = Keys.dead, *Deliveries.KEYS
-            await asyncio.gather(
-                *(self.redis.run("replay_event", keys, one, MAX_CHORES) for one in found)
-            )
+            runs = [run_of("replay_event", keys, one, MAX_CHORES) for one in found]
+            await self.redis.together(runs)
 
         return Change(0, {"given_up": len(found)}, {"given_up": 0}, apply)
 
@@ -11643,7 +11624,7 @@ class StoredSchema:
         """Yields {UID: {unique field: folded value}} in portions; a user may come twice."""
         names = self.schema.unique
         async for keys in self.redis.scan_keys(Keys.user("*")):
-            rows = await asyncio.gather(*(self.redis.call("HMGET", key, *names) for key in keys))
+            rows = await self.redis.together([("HMGET", key, *names) for key in keys])
             users = [dict(zip(names, row, strict=True)) for row in rows]
             values = map(self.users.claims.values_of, users)
             yield dict(zip(map(uid_of_key, keys), values, strict=True))
@@ -11767,7 +11748,7 @@ class StoredSchema:
         """Logs the players whose value the new type of a field can't hold: they get its default."""
         uids = []
         async for keys in self.redis.scan_keys(Keys.user("*")):
-            texts = await asyncio.gather(*(self.redis.call("HGET", key, name) for key in keys))
+            texts = await self.redis.together([("HGET", key, name) for key in keys])
             for key, text in zip(keys, texts, strict=True):
                 if text is not None and not self.schema.can_read(name, text):
                     uids.append(uid_of_key(key))
