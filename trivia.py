@@ -11849,11 +11849,13 @@ class Migration:
         old = await self.redis.call("HGETALL", key)
         if "rules" in old:
             await self._convert(key, game, old)
-        elif "state" in old and parse_state(old["state"])["phase"] == "settle":  # it was cut short
-            await self.games.settle(Game(game, old))
         return "rules" in old
 
     async def _convert(self, key: str, game: str, old: dict[str, str]) -> None:
+        """Converts a game. What marks the old form goes last: until then, any worker begins again.
+
+        A field that is there stays: another worker may have settled the game meanwhile.
+        """
         users = []
         if old["phase"] == "settle":  # then the result may still have to be computed
             seats = range(1, int(old["players"]) + 1)
@@ -11861,20 +11863,20 @@ class Migration:
         fields = converted_game(old, list(map(self.games.users.strength, users)))
         new_key, deadlines, _ = Keys.game_keys(game)
         shard = int(game[:2], 36) % self.OLD_SHARDS
-        await self.redis.call("HSET", new_key, *flatten(fields))
+        await self.redis.together([("HSETNX", new_key, *field) for field in fields.items()])
         ttl_s = self.games.schema.limits.game_days * DAY_S
         left_s = await self.redis.call("TTL", key)
         await self.redis.call("EXPIRE", new_key, left_s if left_s > 0 else ttl_s)
-        if new_key == key:
-            stale = old.keys() - {"result"} - fields.keys()
-            await self.redis.call("HDEL", key, *stale)
-        else:
-            await self.redis.call("DEL", key)
         await self.redis.call("ZREM", Keys.shard(shard)[0], game)
         if old["phase"] == "settle":
             await self.games.settle(Game(game, fields))
         elif old["phase"] != "end":
             await self._enter_in_history(Game(game, fields))
+        if new_key == key:
+            stale = old.keys() - {"result"} - fields.keys()
+            await self.redis.call("HDEL", key, *stale)
+        else:
+            await self.redis.call("DEL", key)
 
     async def _enter_in_history(self, game: Game) -> None:
         for player in game.players:

@@ -1,5 +1,6 @@
 """Data of format 1, as trivia.py 1.0 wrote it, is carried over at the first start."""
 
+import itertools
 import json
 import re
 import shutil
@@ -222,6 +223,12 @@ def old_settlement(uids):
     return game
 
 
+def commands_of(monitor):
+    """Yields what a monitor shows of the commands that Redis runs."""
+    for shown in monitor.listen():
+        yield shown["command"]
+
+
 def test_a_settlement_that_was_cut_short_is_completed_once(make_server):
     server = restored(make_server(start=False))
     redis = start_embedded(server)
@@ -229,7 +236,14 @@ def test_a_settlement_that_was_cut_short_is_completed_once(make_server):
     redis.hset("game:{g1}:zz0123456789", mapping=old_settlement(uids))
     redis.zadd("deadlines:{g1}", {"zz0123456789": 1764384002000})
     redis.zadd(f"history:{{{uids[1]}}}", {"zz0123456789": 1764384001000})  # applied before the end
-    server.start()
+    with redis.monitor() as monitor:
+        server.start()
+        redis.echo("started")
+        sent = list(itertools.takewhile(lambda text: "started" not in text, commands_of(monitor)))
+    for game in ("zz0123456789", RUNNING):  # what marks the old form goes last
+        histories = [n for n, text in enumerate(sent) if re.match(f"ZADD history.* {game}", text)]
+        assert len(histories) == 2
+        assert max(histories) < sent.index(f"DEL game:{{g1}}:{game}")
     first, second = (
         server.http("GET", "/users/me", token=FACTS["tokens"][name]).json
         for name in ("old6", "old7")
@@ -244,17 +258,24 @@ def test_a_settlement_that_was_cut_short_is_completed_once(make_server):
 
 
 def test_a_migration_that_was_cut_short_begins_again(make_server):
-    server = restored(make_server(start=False)).start()
+    server = restored(make_server(start=False))
+    running = start_embedded(server).hgetall(FACTS["running"][0])
+    server.start()
     server.stop()
     redis = start_embedded(server)
     redis.delete("format:{lobby}")
     redis.hset("seats:{lobby}", "nobody", "w.1 1 - 0 - -")
+    redis.hset(FACTS["running"][0], mapping=running)  # it was cut short before the end
+    for history in redis.scan_iter("history:*"):
+        redis.zrem(history, RUNNING)
     server.start()
     assert redis.get("format:{lobby}") == str(trivia.FORMAT)
     assert not redis.hexists("seats:{lobby}", "nobody")
     for name, token in FACTS["tokens"].items():
         user = server.http("GET", "/users/me", token=token).json
         assert user == user | as_shown(FACTS["users"][name])
+    page = server.http("GET", "/users/me/games", token=FACTS["tokens"]["old4"]).json
+    assert [game["id"] for game in page["games"]].count(RUNNING) == 1
 
 
 def test_a_tool_does_not_migrate(make_server):
