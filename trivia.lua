@@ -247,11 +247,11 @@ function functions.add_stats(keys, args)
   for i = 1, #args, 2 do
     local sums, n = {}, 0
     for sum in string.gmatch(call('HGET', stats, args[i]) or '', '%S+') do
-      sums[#sums + 1] = tonumber(sum)
+      sums[#sums + 1] = sum
     end
     for more in string.gmatch(args[i + 1], '%S+') do
       n = n + 1
-      sums[n] = (sums[n] or 0) + more
+      if more ~= '0' or not sums[n] then sums[n] = (sums[n] or 0) + more end
     end
     call('HSET', stats, args[i], table.concat(sums, ' '))
   end
