@@ -2270,26 +2270,6 @@ function functions.create_game(keys, args)
   return reply(moment, 1)
 end
 
--- due_games: returns games whose deadline has passed. It changes no game: a worker advances the
--- games of its own shards, and those of other shards only when they are so late that their worker
--- must be dead.
--- KEYS deadlines  of a shard
--- KEYS clock      of the shard
--- ARGS grace      ms that a deadline must have passed
--- ARGS most       games to return
--- Returns {ms until the first deadline, game, ms by which it is late, ...}, or {} if no game runs.
-function functions.due_games(keys, args)
-  local deadlines, clock = unpack(keys)
-  local grace, most = unpack(args)
-  local first = call('ZRANGE', deadlines, 0, 0, 'WITHSCORES')[2]
-  if not first then return {} end
-  local now = game_clock(clock, deadlines)
-  if tonumber(first) > now - grace then return {math.max(0, first - now)} end
-  local due = call('ZRANGEBYSCORE', deadlines, '-inf', now - grace, 'WITHSCORES', 'LIMIT', 0, most)
-  for i = 2, #due, 2 do due[i] = now - due[i] end
-  return {0, unpack(due)}
-end
-
 -- Returns what is wrong with an answer, or nil.
 local function refusal(game, i, round, choice)
   local state = game.state
@@ -2355,17 +2335,24 @@ local function advance_one(game)
 end
 
 -- advance: does what is due in games of one shard: gives up seats whose time is over, ends phases.
+-- Then it returns which games are due next: a worker names them in its next call. It advances the
+-- games of its own shards, and those of other shards only when they are so late that their worker
+-- must be dead.
 -- KEYS deadlines  of the shard
 -- KEYS clock      of the shard
 -- KEYS ...        the games
 -- ARGS caller     worker that calls
--- Returns for each game its phase, 'missing', or {'settle', field, value, ...}: the caller settles
+-- ARGS ahead      ms within which games are due that are returned; below 0: by which they are late
+-- ARGS most       of these games
+-- Returns {outcomes, game, ms until it is due, ...}, or {} if none was named and there are none. An
+-- outcome is the phase of a game, 'missing', or {'settle', field, value, ...}: the caller settles
 -- the game.
 -- Events: question, reveal, user_exit; answered, of bots.
--- Atomic for each game. Run again, or late, it finds nothing due.
+-- Atomic for each game. Run again, early or late, it finds nothing due.
 function functions.advance(keys, args)
   local deadlines, clock = unpack(keys)
-  local caller = unpack(args)
+  local caller, ahead, most = unpack(args)
+  if #keys == 2 and call('EXISTS', deadlines) == 0 then return {} end
   local moment = new_call({'', deadlines, clock}, caller)
   local outcomes = {}
   for i = 3, #keys do
@@ -2380,7 +2367,10 @@ function functions.advance(keys, args)
       outcomes[#outcomes + 1] = game and 'end' or 'missing'
     end
   end
-  return reply(moment, outcomes)
+  local due = call('ZRANGEBYSCORE', deadlines, '-inf', moment.now + ahead, 'WITHSCORES', 'LIMIT', 0,
+    most)
+  for i = 2, #due, 2 do due[i] = due[i] - moment.now end
+  return reply(moment, {outcomes, unpack(due)})
 end
 
 -- answer: judges players' answers to open questions, in games of one shard. The last expected
@@ -4001,7 +3991,6 @@ register('revoke', 'allow-oom')
 register('heartbeat', 'allow-oom')
 register('due_tickets')
 register('create_game')
-register('due_games')
 register('advance')
 register('answer')
 register('exit_game', 'allow-oom')

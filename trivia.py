@@ -333,9 +333,9 @@ LOG_LEVEL = (os.environ.get("TRIVIA_LOG") or "info").upper()    # debug adds eac
 WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from WatchdogSec
 
 DAY_S = 86_400
-TICK_S = 0.025              # shortest pause between two looks for due deadlines
-LONG_TICK_S = 0.1           # longest pause: another worker may have begun a short phase meanwhile
+LONG_TICK_S = 0.1           # longest pause between two looks for due deadlines
 OTHERS_S = 0.5              # between two looks at the shards of the other workers
+EMPTY_S = 2                 # between two looks at a shard without games that gets no new ones
 LOBBY_TICK_S = 0.2          # between two looks for due tickets
 HEARTBEAT_S = 1             # between two heartbeats of a worker
 MISSED_HEARTBEATS = 10      # a worker counts as dead after so many heartbeats of the observer
@@ -2710,8 +2710,8 @@ class Schema:
 FORMAT = 3
 JSON_FORMAT = 2  # its games are JSON, and still read
 RESTORABLE = JSON_FORMAT, FORMAT  # backups of other formats are refused
-# Tags g0, g1, ... over which new games are spread. A game's id names its tag, so that the number
-# can be raised. Each tag costs a look at its deadlines ten times a second.
+# Tags g0, g1, ... of games. A game's id names its tag, so that the number can be raised. New games
+# use a few tags of each primary: see Redis.spread. The others cost next to nothing.
 SHARDS = {"server": 4, "sentinel": 4, "cluster": 64}
 MAX_SHARDS = 256
 UNIQUE_BUCKETS = 2048
@@ -2870,11 +2870,10 @@ def new_uid() -> str:
     return secrets.token_urlsafe(UID_BYTES)
 
 
-def new_game_id(shards: int) -> str:
+def new_game_id(shard: int) -> str:
     """Returns the id of a new game: its shard in two digits of base 36, ten random characters."""
-    number, *rest = secrets.token_bytes(11)
-    random_part = "".join([GAME_ID_LETTERS[byte % 32] for byte in rest])
-    high, low = divmod(number % shards, 36)
+    random_part = "".join([GAME_ID_LETTERS[byte % 32] for byte in secrets.token_bytes(10)])
+    high, low = divmod(shard, 36)
     return f"{GAME_ID_LETTERS[high]}{GAME_ID_LETTERS[low]}{random_part}"
 
 
@@ -4065,6 +4064,8 @@ class Nodes:
 # worker has checked the format of the data before it reads any of it.
 
 WAIT_MS = 1000  # replicas must have a change within this time
+NEW_SHARDS_EACH = 4  # shards of a cluster's primary that new games use
+LOBBY_SHARE = 0.1  # of all that Redis does for games, the lobby's part: matches, seats, presence
 
 
 def run_of(name: str, keys: tuple[str, ...], *args: CommandPart) -> tuple:
@@ -4082,7 +4083,8 @@ class Redis(Nodes):
         super().__init__(place, on_events, self._check_data, embedded)
         self.worker = worker
         self.shards = self.place.shards  # tags of games that this worker serves
-        self.new_shards = 1  # tags that a new game may have; each heartbeat says how many
+        self.new_shards = [0]  # that a new game may have; each heartbeat sets them
+        self.weights = [1.0]  # how often it has each of them
         if worker:
             self.channels = Keys.channels(worker, self.shards)
         self.may_migrate = False  # whether this process may migrate data of an older format
@@ -4171,15 +4173,29 @@ class Redis(Nodes):
         """Runs a function. `on_reply` gets the reply or an exception: there is no Future."""
         self.at(keys[0]).send(on_reply, run_of(name, keys, *args), is_function=True)
 
-    def by_primary(self, shards: dict[int, int]) -> dict[str, dict[int, int]]:
-        """Splits {shard: value} by the address of the primary that has the shard's games."""
-        if self.only is not None:
-            return {self.only.address: shards}
-        parts: dict[str, dict[int, int]] = {}
-        for shard, value in shards.items():
-            address = self.slots[slot_of(Keys.shard(shard)[0])].address
-            parts.setdefault(address, {})[shard] = value
-        return parts
+    def spread(self, shards: int) -> None:
+        """Chooses the shards of new games: a few of each primary, whose games then share calls.
+
+        The primary of the lobby gets fewer games. One that is away gets none.
+        """
+        parts: dict[str, list[int]] = {}
+        for shard in range(shards):
+            parts.setdefault(self.at(Keys.shard(shard)[0]).address, []).append(shard)
+        lost = self.lost()
+        parts = {address: part for address, part in parts.items() if address not in lost} or parts
+        lobby = self.at(Keys.seats).address
+        self.new_shards, self.weights = [], []
+        for address, part in parts.items():
+            weight = 1 / len(parts)
+            if address == lobby and len(parts) > 1:
+                weight = max(0, weight - LOBBY_SHARE)
+            chosen = part if self.only else part[:NEW_SHARDS_EACH]
+            self.new_shards += chosen
+            self.weights += [weight / len(chosen)] * len(chosen)
+
+    def new_game_id(self) -> str:
+        """Returns the id of a new game, which says where it is."""
+        return new_game_id(*random.choices(self.new_shards, self.weights))
 
     async def time_ms(self, key: str) -> int:
         """Returns the clock of the primary of a key, in ms since 1970."""
@@ -6539,7 +6555,7 @@ class Challenges:
         """Runs join_challenge. For a code that is not known, the reply has `why` as its reason."""
         lobby = Keys.seats, Keys.contest(code), Keys.due, Keys.lobby_clock
         keys = *lobby, Keys.playing, Keys.forming
-        game = new_game_id(self.redis.new_shards)
+        game = self.redis.new_game_id()
         reply = await self.redis.run("join_challenge", keys, *person, game)
         return [why if part == "unknown_code" else part for part in reply]
 
@@ -6749,7 +6765,7 @@ class Lobby:
             Keys.hidden,
             Keys.bots(queue.name),
         )
-        return keys, (uid, queue.name, new_game_id(self.redis.new_shards), *queue.match_rules)
+        return keys, (uid, queue.name, self.redis.new_game_id(), *queue.match_rules)
 
     async def join(
         self,
@@ -6852,7 +6868,7 @@ class Lobby:
         known, dead, beats, most, least = await self.redis.run(
             "heartbeat", keys, self.worker, self.version, serves, *flatten(silent)
         )
-        self.redis.new_shards = min(self.redis.place.shards, least)
+        self.redis.spread(min(self.redis.place.shards, least))
         if most > serves:
             await self.redis.serve(most)
         heard = pairs_to_dict(beats)
@@ -7269,7 +7285,7 @@ class Rematches:
 
     async def _run(self, act: str, game: str, keys: tuple, *args: str | int) -> list[str]:
         """Runs a function. Forms the game of players who have agreed, in the background."""
-        new_game = new_game_id(self.redis.new_shards)
+        new_game = self.redis.new_game_id()
         lobby = Keys.seats, Keys.rematch(game), Keys.due, Keys.lobby_clock
         keys = *lobby, Keys.playing, Keys.forming, Keys.hidden, *keys
         reply = await self.redis.run(f"{act}_rematch", keys, self.worker, new_game, *args)
@@ -7755,9 +7771,23 @@ class Settlement(GameViews):
 # Forms games and asks for their transitions. The section game shows the phases.
 
 GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
-DUE_AT_ONCE = 500
 STRANGE_GRACE_MS = 300  # a worker takes over games of other shards that are late by so much
 GUESTS_AS_PAIRS = 5  # a day, pair_games times so many games with guests count
+# {kind of Redis: seconds between two looks for due games, at least}. A longer pause lets more games
+# share a call: on a cluster there are more shards, with fewer games each.
+TICK_S = {"server": 0.0125, "sentinel": 0.0125, "cluster": 0.05}
+MOST_AHEAD_MS = 500
+
+
+def look_ahead_ms(queues: Iterable[Queue]) -> int:
+    """Returns for how many ms a worker knows which games of a shard are due.
+
+    What another worker begins meanwhile does not end sooner.
+    """
+    phases = "start_seconds", "reveal_seconds", "seat_seconds"
+    shortest = min(queue.ms(name) for queue in queues for name in phases)
+    long_tick_ms = round(LONG_TICK_S * 1000)
+    return min(max(shortest - long_tick_ms, long_tick_ms), MOST_AHEAD_MS)
 
 
 class Games(Settlement):
@@ -7772,13 +7802,14 @@ class Games(Settlement):
         self.rematches = Rematches(redis, schema, worker, self.form)
         self.statistics = QuestionStatistics(redis, bank)
         self.kept_days = schema.limits.game_days  # the longest that a stored game is kept
-        self.shards: list[int] = []  # those that this worker advances
+        self.shards: set[int] = set()  # those that this worker advances
         self.others_s = OTHERS_S  # between two looks at the others
         self.draws = Draws(redis, schema, bank)
         self.challenges = Challenges(redis, schema, bank, users)
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
-        self.looks: dict[str, asyncio.Task] = {}  # address of a primary -> a look at its shards
-        self.others_at_s = 0.0  # when it looks at the other shards again
+        self.due: dict[int, list[tuple[float, str]]] = {}  # shard -> games, and when they are due
+        self.looks: set[asyncio.Task] = set()  # that are under way
+        self.ahead_ms = look_ahead_ms(schema.queues.values())
         # shard -> what waits to be sent of answers: on_reply, game, and arguments of each
         self.answers: dict[int, tuple[list, list, list]] = {}
 
@@ -7938,69 +7969,59 @@ class Games(Settlement):
         The more workers live, the less often each looks at the shards of the others. So all of them
         together look at a shard equally often.
         """
-        self.shards = list(range(alive.index(self.worker), self.redis.shards, len(alive)))
+        shards = set(range(alive.index(self.worker), self.redis.shards, len(alive)))
+        self.look_at_s |= dict.fromkeys(shards - self.shards, 0.0)
+        self.shards = shards
         self.others_s = OTHERS_S * max(1, (len(alive) - 1) / 3)
 
     async def advance_due(self) -> float:
         """Advances the games that are due. Returns the seconds until the next look.
 
-        A worker looks at a shard of its own when its first deadline is due. Now and then it looks
-        at the others, whose worker may be dead.
+        A worker looks at a shard of its own when its next game is due. Now and then it looks at the
+        others, whose worker may be dead. Looks of one turn leave for a primary in one write.
         """
         now_s = asyncio.get_running_loop().time()
-        graces = {shard: 0 for shard in self.shards if self.look_at_s.get(shard, 0) <= now_s}
-        if now_s >= self.others_at_s:
-            self.others_at_s = now_s + self.others_s
-            others = set(range(self.redis.shards)) - set(self.shards)
-            graces |= dict.fromkeys(others, STRANGE_GRACE_MS)
-        parts = self.redis.by_primary(graces)
-        if len(parts) == 1 and not self.looks:
-            await self._look(graces)
-        else:
-            await self._look_at_each(parts)
-        # With more workers than shards, a worker may have no shard of its own.
-        next_s = min([self.look_at_s.get(shard, 0) for shard in self.shards], default=now_s + 1)
-        wait_s = next_s - asyncio.get_running_loop().time()
-        return min(max(wait_s, TICK_S / 5), LONG_TICK_S)
+        for shard in range(self.redis.shards):
+            if self.look_at_s.get(shard, 0) <= now_s:
+                self.look_at_s[shard] = math.inf  # until it has replied
+                look = spawn(self._advance(shard, now_s))
+                self.looks.add(look)
+                look.add_done_callback(self.looks.discard)
+        if self.looks:  # a primary that is slow stops only its own games
+            await asyncio.wait(self.looks, timeout=LONG_TICK_S)
+        wait_s = min(self.look_at_s.values()) - asyncio.get_running_loop().time()
+        return min(max(wait_s, TICK_S[self.redis.place.kind]), LONG_TICK_S)
 
-    async def _look_at_each(self, parts: dict[str, dict[int, int]]) -> None:
-        """Looks at the shards of each primary. One that is slow stops only its own games."""
-        for address, graces in parts.items():
-            if address not in self.looks:
-                self.looks[address] = look = spawn(self._look(graces))
-                look.add_done_callback(functools.partial(self._looked, address))
-        if self.looks:
-            await asyncio.wait(self.looks.values(), timeout=LONG_TICK_S)
+    async def _advance(self, shard: int, now_s: float) -> None:
+        """Advances the games of a shard that are due, and learns which are due next."""
+        loop = asyncio.get_running_loop()
+        due = [(at_s, game) for at_s, game in self.due.pop(shard, ()) if at_s <= now_s]
+        for at_s, _ in due:
+            observe("deadline_lateness_seconds", now_s - at_s)
+        keys = *Keys.shard(shard), *(Keys.game(game) for _, game in due)
+        ahead_ms = self.ahead_ms if shard in self.shards else -STRANGE_GRACE_MS
+        try:
+            reply = await self.redis.run("advance", keys, self.worker, ahead_ms, GAMES_AT_ONCE)
+        finally:
+            self.look_at_s[shard] = loop.time() + LONG_TICK_S
+        if not reply:
+            is_new = shard in self.redis.new_shards
+            self.look_at_s[shard] = loop.time() + (self._pause_s(shard) if is_new else EMPTY_S)
+            return
+        outcomes, *found = reply
+        self._plan(shard, pairs_to_dict(found))
+        for (_, game), outcome in zip(due, outcomes, strict=True):
+            self._settle_if_due(game, outcome)
 
-    def _looked(self, address: str, look: asyncio.Task) -> None:
-        self.looks.pop(address)
+    def _pause_s(self, shard: int) -> float:
+        """Returns the seconds until the next look at a shard in which nothing is due."""
+        return self.ahead_ms / 1000 if shard in self.shards else self.others_s
 
-    async def _look(self, graces: dict[int, int]) -> None:
-        """Advances due games in shards of one primary: {shard: ms by which they must be late}."""
+    def _plan(self, shard: int, games: dict[str, int]) -> None:
+        """Notes which games of a shard are due next: {game: ms until then}."""
         now_s = asyncio.get_running_loop().time()
-        for shard in graces:
-            self.look_at_s[shard] = now_s + LONG_TICK_S  # unless the primary answers
-        looks = (
-            self.redis.run("due_games", Keys.shard(shard), grace_ms, DUE_AT_ONCE)
-            for shard, grace_ms in graces.items()
-        )
-        due = await asyncio.gather(*looks)
-        for shard, found in zip(graces, due, strict=True):
-            wait_s = found[0] / 1000 if found else LONG_TICK_S
-            self.look_at_s[shard] = now_s + min(max(wait_s, TICK_S), LONG_TICK_S)
-            await self._advance(shard, found[1:])
-
-    async def _advance(self, shard: int, due: list) -> None:
-        """Advances games of a shard: [game, ms by which it is late, ...]."""
-        games = due[::2]
-        for late_ms in due[1::2]:
-            observe("deadline_lateness_seconds", late_ms / 1000)
-        for start in range(0, len(games), GAMES_AT_ONCE):
-            portion = games[start : start + GAMES_AT_ONCE]
-            keys = *Keys.shard(shard), *map(Keys.game, portion)
-            outcomes = await self.redis.run("advance", keys, self.worker)
-            for game, outcome in zip(portion, outcomes, strict=True):
-                self._settle_if_due(game, outcome)
+        due = self.due[shard] = [(now_s + ms / 1000, game) for game, ms in games.items()]
+        self.look_at_s[shard] = min([now_s + self._pause_s(shard), *(at_s for at_s, _ in due[:1])])
 
     def _settle_if_due(self, game: str, outcome: Any) -> str:
         """Settles a game in the background if its transition asks for that. Returns its phase."""
@@ -8227,7 +8248,7 @@ class Rooms:
         """Begins a game of all connected members, for the host."""
         more = Keys.playing, Keys.forming, Keys.workers
         least = queue.players["min"]
-        new_game = new_game_id(self.redis.new_shards)
+        new_game = self.redis.new_game_id()
         outcome, *match = await self._run(
             "begin_room", queue, code, more, uid, connection, new_game, least
         )
@@ -15013,7 +15034,7 @@ class Server:
     def _background_work(self) -> list[Awaitable]:
         return [
             self.redis.keep_up(self._on_return),
-            _forever(TICK_S, self.games.advance_due),
+            _forever(LONG_TICK_S, self.games.advance_due),
             _forever(LOBBY_TICK_S, self.lobby.run_due),
             _forever(HEARTBEAT_S, self._heartbeat),
             _forever(HEARTBEAT_S, self._feed_watchdog),

@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import hiredis
 import pytest
@@ -687,6 +688,39 @@ def test_the_number_of_shards_is_raised_while_workers_are_replaced(make_server):
         new.stop()
         wait_until(lambda: len(node.client.hkeys(Keys.shards)) == 2)
         assert served() == {"36"}, "the old one goes on with the games of all tags"
+
+
+# ---- where new games go
+
+
+@pytest.mark.parametrize(
+    "primaries, away, shares",
+    [
+        (1, [], {0: 1}),
+        (2, [], {0: 1 / 2, 1: 1 / 2 - trivia.LOBBY_SHARE}),
+        (3, [0], {1: 1 / 2 - trivia.LOBBY_SHARE, 2: 1 / 2}),
+        (3, [0, 1, 2], {0: 1 / 3, 1: 1 / 3 - trivia.LOBBY_SHARE, 2: 1 / 3}),
+        (20, [], {i: 0 if i == 1 else 1 / 20 for i in range(20)}),
+    ],
+)
+def test_new_games_use_a_few_shards_of_each_primary_and_fewer_beside_the_lobby(
+    primaries, away, shares
+):
+    redis = trivia.Redis("redis+cluster://h", "", lambda events: None)
+    links = [SimpleNamespace(address=f"h:{i}", is_open=i not in away) for i in range(primaries)]
+    redis.primaries = {link.address for link in links}
+    redis.links = {link.address: link for link in links}
+    redis.slots = [links[slot % primaries] for slot in range(trivia.SLOTS)]
+    redis.slots[trivia.slot_of(Keys.seats)] = links[min(1, primaries - 1)]
+    redis.spread(256)
+    found = dict.fromkeys(shares, 0)
+    for shard, weight in zip(redis.new_shards, redis.weights, strict=True):
+        found[links.index(redis.at(Keys.shard(shard)[0]))] += weight
+    assert found == pytest.approx(shares)
+    assert len(redis.new_shards) == 4 * len(shares)
+    games = [redis.new_game_id() for _ in range(50)]
+    weights = dict(zip(redis.new_shards, redis.weights, strict=True))
+    assert all(weights[Keys.shard_of(game)] and trivia.GAME_ID.fullmatch(game) for game in games)
 
 
 # ---- Sentinels

@@ -126,8 +126,8 @@ class Store(Node):
 
     def run_advance(self, keys, caller):
         game, deadlines, clock = keys
-        reply = self.call("advance", (deadlines, clock, game), caller)
-        return without_events(reply, lambda outcomes: value_of(outcomes[0]))
+        reply = self.call("advance", (deadlines, clock, game), caller, 0, 0)
+        return without_events(reply, lambda found: value_of(found[0][0]))
 
     def run_answer(self, keys, caller, *answer):
         game, deadlines, clock = keys
@@ -154,8 +154,11 @@ class Store(Node):
         held = 5000, 20_000
         return self.call("release", (*keys, Keys.quits(uid)), game, *held, uid, early)
 
-    def run_due_games(self, keys, grace=0, most=500):
-        return self.call("due_games", keys, grace, most)
+    def due(self, keys, ahead=0, most=500):
+        """What `advance` says of the games of a shard: {game: ms until it is due}."""
+        outcomes, *found = self.call("advance", keys, NOBODY, ahead, most)
+        assert outcomes == []
+        return trivia.pairs_to_dict(found)
 
     def run_apply_result(self, keys, *args):
         applied, self.dropped, *fields = self.call("apply_result", keys, *args)
@@ -1240,7 +1243,7 @@ def join(
         (*lobby_keys(name), Keys.quits(uid), Keys.tried(name, draw)),
         uid,
         name,
-        game or trivia.new_game_id(4),
+        game or trivia.new_game_id(3),
         *rules,
         conn,
         rating,
@@ -1253,7 +1256,7 @@ def join(
 
 def check_ticket(store, uid, rules=FIFO, name="q", message="bye", game=None):
     return store.run(
-        "check_ticket", lobby_keys(name), uid, name, game or trivia.new_game_id(4), *rules, message
+        "check_ticket", lobby_keys(name), uid, name, game or trivia.new_game_id(3), *rules, message
     )
 
 
@@ -1401,7 +1404,7 @@ def test_a_game_in_progress_is_returned_to_whatever_queue_is_asked_for(store, wo
 
 def leave_early(store, uid, conn, early=1):
     """A player is released from a game that they left before anybody had answered."""
-    game = trivia.new_game_id(4)
+    game = trivia.new_game_id(3)
     store.client.hset(Keys.seats, uid, f"{conn} {turn_of(conn)} q 0 1500 {game}")
     assert release(store, uid, game, early) == 1
     assert release(store, uid, game, early) == 0
@@ -1849,7 +1852,7 @@ def join_room(store, uid, conn, code=CODE, opens=0, most=3, late=0, over=""):
 
 def begin_room(store, uid, conn, code=CODE, least=2, game=None):
     keys = room_keys(code, Keys.playing, Keys.forming, Keys.workers)
-    game = game or trivia.new_game_id(4)
+    game = game or trivia.new_game_id(3)
     return store.call("begin_room", keys, *room_rules(), uid, conn, game, least)
 
 
@@ -2166,7 +2169,7 @@ BOT = ["bot1", "Bot Ada", 1500, 0, 1, "500:0 70000:1 900:1"]
 
 
 def bot_game(store, conn):
-    game = trivia.new_game_id(4)
+    game = trivia.new_game_id(3)
     plan = trivia.write_plan("q", RULES_WITH_BOT, QUIZ, [["u1", "n1", 1500, 500], BOT])
     start = '{"type":"start"}'
     made = store.call("create_game", Keys.game_keys(game), "", plan, 3000, start, conn, 1, "-", 0)
@@ -2175,10 +2178,9 @@ def bot_game(store, conn):
 
 
 def pass_time(store, game, left_ms):
-    """Makes the phase end after so many ms, and advances the game."""
+    """Makes the phase end after so many ms, and advances the game. Returns its outcome."""
     change_state(store.client, game, deadline=store.now() + left_ms)
-    deadlines, clock = Keys.game_keys(game)[1:]
-    return store.call("advance", (deadlines, clock, Keys.game(game)), "")
+    return store.run("advance", Keys.game_keys(game), NOBODY)
 
 
 def test_a_bot_answers_by_the_function_of_phones_when_its_time_has_come(store, worker):
@@ -2207,8 +2209,8 @@ def test_a_bot_answers_by_the_function_of_phones_when_its_time_has_come(store, w
     pass_time(store, game, -1)
     assert at() > 50_000
     answer(2, 0)
-    assert pass_time(store, game, 20_000) == ["question"]
-    assert pass_time(store, game, -1) == ["reveal"]
+    assert pass_time(store, game, 20_000) == "question"
+    assert pass_time(store, game, -1) == "reveal"
     assert json.loads(worker.events()[-1][3])["answers"].keys() == {"n1"}
     # Who leaves leaves nobody behind.
     assert store.call("exit_game", keys, "", conn, 1)[0] == "settle"
@@ -2244,7 +2246,7 @@ def test_the_seat_of_a_bot_is_taken_before_the_first_question_only(store, worker
 # ---- time
 
 CLOCKS = [
-    (Keys.shard(0)[1], Keys.shard(0)[0], lambda store: store.run("due_games", Keys.shard(0))[1:]),
+    (Keys.shard(0)[1], Keys.shard(0)[0], lambda store: list(store.due(Keys.shard(0)))),
     (Keys.lobby_clock, Keys.due, due_tickets),
 ]
 
@@ -2289,7 +2291,7 @@ def test_a_steady_clock_is_written_once_a_second_and_keeps_its_lag(store, key, p
 
 
 def test_a_new_game_on_an_empty_shard_begins_on_the_clock_of_redis(store, worker):
-    game = trivia.new_game_id(4)
+    game = trivia.new_game_id(3)
     store.client.set(Keys.game_keys(game)[2], f"5000 {store.now() - 100_000}")
     store.run(
         "create_game",
@@ -2328,7 +2330,7 @@ class Play:
     """A game on the store."""
 
     def __init__(self, store, conns, on_exit="forfeit", quiz=QUIZ):
-        self.store, self.conns, self.id = store, list(conns), trivia.new_game_id(4)
+        self.store, self.conns, self.id = store, list(conns), trivia.new_game_id(3)
         self.caller = NOBODY
         self.key, self.deadlines, _ = self.keys = Keys.game_keys(self.id)
         rules = f"{ANSWER_MS} {REVEAL_MS} {SEAT_MS} 100 50 {on_exit} rated"
@@ -2501,32 +2503,31 @@ def test_a_game_created_at_once_by_many_begins_once(store, worker):
     ) == 1 and worker.kinds() == ["start"]
 
 
-def test_due_games_are_returned_and_left_as_they_are(store):
+def test_games_that_are_due_are_told_and_left_as_they_are(store):
     (key, _), now = Keys.shard(0), store.now()
     store.client.zadd(key, {f"g{i}": now - i for i in range(40)} | {"later": now + 60_000})
     before = store.client.zrange(key, 0, -1, withscores=True)
-    for games in at_once(4, lambda i: store.run("due_games", Keys.shard(0))):
-        assert games[0] == 0
-        late = dict(zip(games[1::2], games[2::2], strict=True))
+    for late in at_once(4, lambda i: store.due(Keys.shard(0))):
         assert late.keys() == {f"g{i}" for i in range(40)}
-        assert all(i <= late[f"g{i}"] < i + 5000 for i in range(40))
+        assert all(-i - 5000 < late[f"g{i}"] <= -i for i in range(40))
     assert store.client.zrange(key, 0, -1, withscores=True) == before
-    assert len(store.run("due_games", Keys.shard(0), 0, 7)[1::2]) == 7
+    assert len(store.due(Keys.shard(0), 0, 7)) == 7
 
 
 def test_games_of_other_shards_are_due_only_after_a_grace(store):
     (key, _), now = Keys.shard(0), store.now()
     store.client.zadd(key, {"long": now - 9000, "just": now})
-    assert store.run("due_games", Keys.shard(0), 8000, 500)[1::2] == ["long"]
-    assert store.run("due_games", Keys.shard(0), 60_000, 500) == [0]
+    assert list(store.due(Keys.shard(0), -8000)) == ["long"]
+    assert store.due(Keys.shard(0), -60_000) == {}
 
 
-def test_it_is_told_when_the_first_game_will_be_due(store):
-    key, _ = Keys.shard(0)
-    assert store.run("due_games", Keys.shard(0)) == []
-    store.client.zadd(key, {"later": store.now() + 60_000, "much later": store.now() + 90_000})
-    [wait_ms] = store.run("due_games", Keys.shard(0))
-    assert 0 < wait_ms <= 60_000
+def test_a_worker_is_told_which_games_will_be_due(store):
+    key, clock = Keys.shard(0)
+    assert store.call("advance", (key, clock), NOBODY, 500, 500) == []
+    assert not store.client.exists(clock), "a shard without games costs no more than this look"
+    store.client.zadd(key, {"soon": store.now() + 60_000, "late": store.now() + 90_000})
+    [(game, wait_ms)] = store.due(Keys.shard(0), 60_000).items()
+    assert game == "soon" and 0 < wait_ms <= 60_000
 
 
 def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
@@ -2571,7 +2572,7 @@ def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
 
 
 def test_advance_removes_the_deadline_of_a_game_that_is_not_there(store):
-    game = trivia.new_game_id(4)
+    game = trivia.new_game_id(3)
     keys = Keys.game_keys(game)
     store.client.zadd(keys[1], {game: 1})
     assert store.run("advance", keys, NOBODY) == "missing" and store.client.keys() == [keys[2]]
@@ -2704,12 +2705,10 @@ def test_the_last_answer_reveals_the_round(worker, game):
     assert game.answer(1, 1) == "late_answer"
 
 
-def test_a_call_judges_answers_in_several_games_of_a_shard(store, worker, monkeypatch):
-    new_id = trivia.new_game_id
-    monkeypatch.setattr(trivia, "new_game_id", lambda shards: new_id(1))
+def test_a_call_judges_answers_in_several_games_of_a_shard(store, worker):
     pairs = [[worker.connection(), worker.connection()] for _ in range(2)]
     one, two = [Play(store, pair).to_round(1) for pair in pairs]
-    keys = *one.keys[1:], one.key, two.key, Keys.game("00aaaaaaaaaa"), one.key
+    keys = *one.keys[1:], one.key, two.key, Keys.game("03aaaaaaaaaa"), one.key
     answers = (one.conns[0], 1, 0), (two.conns[0], 1, 9), ("w.1", 1, 0), (one.conns[1], 1, 1)
     arguments = itertools.chain.from_iterable(answers)
     verdicts = store.call("answer", keys, NOBODY, *arguments)

@@ -523,7 +523,7 @@ def test_who_leaves_before_the_first_question_waits_longer_each_time_while_other
 
 def test_a_match_whose_worker_died_is_formed_by_another(lobby):
     phones = enter(lobby, "narrow", 5000), enter(lobby, "narrow", 7000)
-    game = trivia.new_game_id(4)
+    game = trivia.new_game_id(3)
     for phone in phones:  # as the script that matched them leaves it
         place = seat(lobby, phone) | {"game": game}
         lobby.redis.hset(Keys.seats, uid_of(phone), " ".join(place.values()))
@@ -551,7 +551,7 @@ def test_a_match_that_is_formed_late_does_not_take_a_player_out_of_what_he_does_
     """He left, while no worker could form it, and waits in another queue."""
     ann = enter(lobby, "narrow", 9000)
     bob = enter(lobby, "narrow", 9900)
-    game = trivia.new_game_id(4)
+    game = trivia.new_game_id(3)
     place = seat(lobby, bob) | {"game": game}
     lobby.redis.hset(Keys.seats, uid_of(bob), " ".join(place.values()))
     lobby.redis.zrem(Keys.queue("narrow"), uid_of(bob))
