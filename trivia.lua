@@ -2499,17 +2499,20 @@ local function replace_bot(game, person)
   end
 end
 
--- Writes the mark of a player who comes late.
-local function mark_player(plan, i, mark)
-  local series, draw, marks = more_of(plan)
-  marks = marks or ''
-  marks = marks .. string.rep('0', i - 1 - #marks)
-  marks = string.sub(marks, 1, i - 1) .. mark .. string.sub(marks, i + 1)
-  plan.more = cjson.encode({series or 0, draw or false, marks})
+-- Writes marks of players into the plan: {UID, mark, ...}.
+local function mark_players(game, changed)
+  local series, draw, text = more_of(game.plan)
+  local marks = {}
+  for i = 1, #game.people do marks[i] = string.match(text or '', '%d', i) or '0' end
+  for n = 1, #changed, 2 do
+    local i = seat_of(game, changed[n])
+    if i then marks[i] = changed[n + 1] end
+  end
+  game.plan.more = cjson.encode({series or 0, draw or false, table.concat(marks)})
 end
 
 -- Gives a player who has none a seat in a running game. Returns their number, or nil.
-local function seat_player(game, way, text, mark)
+local function seat_player(game, way, text, marks)
   local uid, name, rating, sigma = unpack(cjson.decode(text))
   local person = new_person(uid, name, rating, sigma)
   local i
@@ -2517,7 +2520,7 @@ local function seat_player(game, way, text, mark)
   if i then
     -- In the seat of a bot they get `start`, which is the first message.
     game.players[i] = {turn = 0, seq = way == 'bot' and 1 or 0, score = 0}
-    if mark ~= '0' then mark_player(game.plan, i, mark) end
+    if #marks > 0 then mark_players(game, marks) end
     call('HSET', game.key, 'plan', write_plan(game.plan))
   end
   return i
@@ -2535,20 +2538,20 @@ end
 -- ARGS way        how a player gets a seat who has none: 'late' in the running game, 'bot' that of
 --                 a bot before the first question; '' not at all
 -- ARGS entry      the player as the plan has them (JSON)
--- ARGS mark       of the player
+-- ARGS ...        UID, mark of each player whose mark is another with this player in the game
 -- Returns {'missing'}, {'over'} if they have no seat in it, {'stale'} if a newer connection is
 -- there, or {'ok', now, plan, state}.
 -- Events: user_return, to the others.
 -- Atomic, so that the newest of several connections stays.
 function functions.enter_game(keys, args)
   local key = unpack(keys)
-  local caller, uid, conn, turn, way, entry, mark = unpack(args)
+  local caller, uid, conn, turn, way, entry = unpack(args)
   turn = tonumber(turn)
   local moment = new_call(keys, caller)
   local game = load(moment, key)
   if not game then return {'missing'} end
   local i = seat_of(game, uid)
-  if not i and (way or '') ~= '' then i = seat_player(game, way, entry, mark) end
+  if not i and (way or '') ~= '' then i = seat_player(game, way, entry, {unpack(args, 7)}) end
   local player = game.players[i]
   if not player or player.left or game.state.phase == 'end' then return {'over'} end
   if turn < player.turn then return {'stale'} end

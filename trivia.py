@@ -8074,7 +8074,7 @@ class Games(Settlement):
 
     async def exit(self, game: str, who: str, leaving: bool) -> str:
         """Vacates a seat, for a while or for good. Returns the outcome of `exit_game`."""
-        outcome = await self._when_formed("exit_game", game, who, int(leaving))
+        outcome = await self._when_formed(self._run, "exit_game", game, who, int(leaving))
         return self._settle_if_due(game, outcome)
 
     async def stop(self, game: str, reason: str) -> str:
@@ -8121,8 +8121,9 @@ class Games(Settlement):
         `way` says how a player of the queue gets a seat that they do not have yet: "late" adds one
         to a game that has begun, "bot" takes that of a bot before the first question.
         """
-        late = await self._late_player(queue, game, uid) if way else ("", NO_MARK)
-        reply = await self._when_formed("enter_game", game, uid, connection, turn, way, *late)
+        late = await self._late_player(queue, game, uid) if way else ()
+        who = uid, connection, turn, way
+        reply = await self._when_formed(self._run, "enter_game", game, *who, *late)
         if reply[0] != "ok":
             return "over" if reply[0] == "missing" else reply[0]
         _, now_ms, plan, state = reply
@@ -8133,22 +8134,37 @@ class Games(Settlement):
         await self._have_questions(entered)
         return entered
 
-    async def _late_player(self, queue: Queue, game_id: str, uid: str) -> tuple[str, str]:
-        """Returns a player who comes late as the plan has them (JSON), and their mark."""
-        user, game = await asyncio.gather(self.users.load(uid), self.load(game_id))
-        others = [other for other in game.humans if other.uid != uid] if game else []
-        met = await self.redis.call(*self._met_command(uid, [other.uid for other in others]))
-        mark = self._mark(":guest" in user, [other.is_guest for other in others], met)
-        return dumps(self._seat(queue, uid, user)), mark
+    async def _late_player(self, queue: Queue, game_id: str, uid: str) -> list[str]:
+        """Returns a player who comes late as the plan has them (JSON); UID, mark of who gets one.
 
-    async def _when_formed(self, name: str, game: str, *args: str | int) -> Any:
-        """Runs a transition of a game that another worker may be forming."""
+        Others get a mark if the game counts for them because this player has come.
+        """
+        user, game = await asyncio.gather(
+            self.users.load(uid), self._when_formed(self.load, game_id)
+        )
+        others = [other for other in game.humans if other.uid != uid] if game else []
+        uids = [uid, *(other.uid for other in others)]
+        met = [self._met_command(uid, uids), *(self._met_command(one, [uid]) for one in uids[1:])]
+        mine, *theirs = await self.redis.together(met)
+        is_guest = ":guest" in user
+        late = [dumps(self._seat(queue, uid, user))]
+        mark = self._mark(is_guest, [other.is_guest for other in others], mine)
+        if mark != NO_MARK:
+            late += uid, mark
+        for other, games in zip(others, theirs, strict=True):
+            mark = self._mark(other.is_guest, [is_guest], games)
+            if not other.may_count and not int(mark) & MET_MARK:
+                late += other.uid, mark
+        return late
+
+    async def _when_formed(self, look: Callable[..., Awaitable], *args: str | int) -> Any:
+        """Returns what a look at a game finds, which another worker may be forming."""
         for _ in range(25):
-            reply = await self._run(name, game, *args)
-            if reply not in ("missing", ["missing"]):
+            found = await look(*args)
+            if found not in (None, "missing", ["missing"]):
                 break
             await asyncio.sleep(0.2)
-        return reply
+        return found
 
     async def _have_questions(self, game: Game) -> None:
         await self.bank.have(number for number, _ in game.rounds)

@@ -2227,12 +2227,14 @@ def test_the_seat_of_a_bot_is_taken_before_the_first_question_only(store, worker
 
     def enter(uid, conn):
         person = f'["{uid}","name {uid}",1400,90]'
-        return store.call("enter_game", Keys.game_keys(game), "", uid, conn, 1, "bot", person, "2")
+        return store.call(
+            "enter_game", Keys.game_keys(game), "", uid, conn, 1, "bot", person, uid, "2", "u1", "1"
+        )
 
     reply = enter("u2", bob)
     assert reply[0] == "ok"
     plan = trivia.parse_plan(reply[2])
-    assert (plan["players"][1], plan["marks"]) == (["u2", "name u2", 1400, 90], "02")
+    assert (plan["players"][1], plan["marks"]) == (["u2", "name u2", 1400, 90], "12")
     ((kind, _, targets, _),) = worker.events()
     assert targets == {ann: heard + 2}  # the gap makes it ask for the game
     assert enter("u3", worker.connection()) == ["over"] and enter("u2", bob)[0] == "ok"

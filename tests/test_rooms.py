@@ -16,6 +16,7 @@ from conftest import (
     ROOT,
     Server,
     beside_of,
+    change_state,
     edited_schema,
     play_all,
     stop_alone,
@@ -965,19 +966,24 @@ def test_who_waits_for_a_bot_waits_a_second_longer_at_most_also_when_a_worker_di
     assert sorted(waited_s for waited_s, _ in done)[-2] < 3, done
 
 
-def test_a_human_takes_the_seat_of_a_bot(house, beside, phones):
+def test_a_human_takes_the_seat_of_a_bot_and_the_game_counts(house, beside, phones):
     ann = phones("fill_slow")
     start = ann.expect("start")
     assert len(bots_of(start["players"])) == 1
+    key = trivia.Keys.game(start["game"])
+    house.redis.rename(key, f"{key}:aside")  # as if the other worker still formed it
     bob = beside.phone(queue="fill_slow")
     assert bob.receive()["type"] == "queued"
+    house.redis.rename(f"{key}:aside", key)
     taken = bob.receive()
     assert (taken["type"], taken["game"], taken["seq"]) == ("start", start["game"], 1)
     assert [player["username"] for player in taken["players"]] == [ann.name, bob.name]
     assert ann.expect("update")["players"] == taken["players"]
     assert not bots_of(taken["players"])
-    bob.send("leave")
-    assert ann.expect("end")["reason"] == "forfeit"
+    change_state(house.redis, start["game"], deadline=1)
+    house.redis.zadd(trivia.Keys.game_keys(start["game"])[1], {start["game"]: 1})
+    for end in play_all([ann, bob]):
+        assert not any("counts" in row for row in end["ranking"])
     bob.close()
 
 
