@@ -8121,7 +8121,7 @@ class Games(Settlement):
         `way` says how a player of the queue gets a seat that they do not have yet: "late" adds one
         to a game that has begun, "bot" takes that of a bot before the first question.
         """
-        late = await self._late_player(queue, game, uid) if way else ()
+        late = await self._late_player(queue, game, uid) if way else [""]
         who = uid, connection, turn, way
         reply = await self._when_formed(self._run, "enter_game", game, *who, *late)
         if reply[0] != "ok":
