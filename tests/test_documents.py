@@ -1,6 +1,7 @@
 """/docs: the documents are valid, describe what the server really answers and sends, and are shown without internet."""
 
 import copy
+import importlib.util
 import itertools
 import json
 import re
@@ -463,15 +464,12 @@ def test_docs_page_shows_and_tries_all_operations_and_asks_nobody_else(server, p
     base = f"http://127.0.0.1:{server.port}"
     page.goto(f"{base}/docs", timeout=60_000)
     page.locator(".opblock").first.wait_for(timeout=60_000)
-    shown = {
-        (
-            block.locator(".opblock-summary-method").inner_text(),
-            block.locator(".opblock-summary-path").get_attribute("data-path"),
-        )
-        for block in page.locator(".opblock").all()
-    }
+    shown = page.locator(".opblock").evaluate_all("""blocks => blocks.map((block) => [
+        block.querySelector('.opblock-summary-method').innerText,
+        block.querySelector('.opblock-summary-path').dataset.path,
+    ])""")
     webhooks = {("POST", kind) for kind in trivia.EVENTS}
-    assert shown == ROUTES | webhooks and page.title() == "Trivia"
+    assert {tuple(one) for one in shown} == ROUTES | webhooks and page.title() == "Trivia"
     live = page.locator(".opblock", has=page.locator("[data-path='/health/live']"))
     live.locator(".opblock-summary-control").click()
     live.locator(".try-out__btn").click()
@@ -842,7 +840,8 @@ def test_snapshot_in_each_phase_is_as_documented(wide_server):
 def test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented(
     wide_server, tmp_path
 ):
-    pytest.importorskip("schemathesis", reason="schemathesis is not installed")
+    if importlib.util.find_spec("schemathesis") is None:
+        pytest.skip("schemathesis is not installed")
     sessions = [wide_server.register() for _ in range(2)]
     play_all([wide_server.phone(session=session) for session in sessions])
     refusals = "[400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 503]"
