@@ -1,6 +1,7 @@
 """The generated clients: they are fresh, they compile, and they play through every fault of the lab."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -126,16 +127,9 @@ def test_an_unknown_language_is_told_in_one_line():
 
 
 def test_a_client_is_written_to_a_file_or_the_reason_is_told(tmp_path):
-    command = [sys.executable, "trivia.py", "client", "typescript"]
-    subprocess.run([*command, tmp_path / "trivia.ts"], cwd=ROOT, check=True, timeout=60)
+    assert trivia_py("client", "typescript", tmp_path / "trivia.ts").returncode == 0
     assert (tmp_path / "trivia.ts").read_text("utf-8") == generated("typescript")
-    done = subprocess.run(
-        [*command, tmp_path / "no" / "trivia.ts"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = trivia_py("client", "typescript", tmp_path / "no" / "trivia.ts")
     assert done.returncode == 1 and done.stderr.strip().endswith("No such file or directory")
 
 
@@ -197,13 +191,12 @@ def test_a_client_without_a_compiler_here_is_parsed(tmp_path, language, schema):
 
 
 def readme_app(language, server, player):
-    """The app of the README, for a server of the tests and a player of their own."""
+    """The app of the README, for an expression that tells the server, and a player of their own."""
     readme = (ROOT / "README.md").read_text("utf-8")
     app = re.search(rf"```{language}\n(.*?)```", readme, re.S)[1]
     assert len(app.splitlines()) <= 10
     [name] = re.findall(r"(\w+)@example.org", app)
-    app = app.replace("http://localhost:8000", f"http://127.0.0.1:{server.port}")
-    return app.replace(name, player)
+    return app.replace('"http://localhost:8000"', server).replace(name, player)
 
 
 def play_apps(*commands):
@@ -238,19 +231,29 @@ def kotlin(request, lab, tmp_path_factory):
             wheel.extractall(folder)
         shutil.move(folder / "run_kotlin_kernel" / "jars", jars)
     [library] = jars.glob("kotlin-stdlib-*.jar")
-    out = tmp_path_factory.mktemp("kotlin")
-    (out / "Trivia.kt").write_text(generated("kotlin", own_schema(), out, TRIVIA_LAB="1"), "utf-8")
+    folder = tmp_path_factory.mktemp("kotlin")
+    sources = {
+        "Trivia.kt": generated("kotlin", own_schema(), folder, TRIVIA_LAB="1"),
+        "Play.kt": (ROOT / "tests" / "clients" / "Play.kt").read_text("utf-8"),
+        "App.kt": readme_app("kotlin", 'System.getProperty("server")', "linus"),
+        "SignIn.kt": ANDROID + snippets("kotlin") + MERGE,
+    }
     # What runs so briefly is not worth the second compiler of the JVM.
     java = [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
-    compiler = [*java, "-cp", f"{jars}/*", "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
-    compiler += ["-no-stdlib", "-no-reflect", "-cp", library, "-d", out]
-    (out / "App.kt").write_text(readme_app("kotlin", lab[0], "linus"))
-    (out / "SignIn.kt").write_text(ANDROID + snippets("kotlin") + MERGE)
-    sources = [out / "Trivia.kt", ROOT / "tests" / "clients" / "Play.kt", out / "App.kt"]
-    sources.append(out / "SignIn.kt")
-    done = subprocess.run([*compiler, *sources], text=True, capture_output=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return [*java, "-cp", f"{out}:{library}"]
+    digest = hashlib.sha256(json.dumps([KOTLIN, sources]).encode()).hexdigest()
+    out = jars.with_name("classes") / digest
+    if not out.exists():  # the compiler takes 20 s, so its classes are kept until a source changes
+        shutil.rmtree(out.parent, ignore_errors=True)
+        for name, text in sources.items():
+            (folder / name).write_text(text, "utf-8")
+        compiler = [*java, "-cp", f"{jars}/*", "org.jetbrains.kotlin.cli.jvm.K2JVMCompiler"]
+        compiler += ["-no-stdlib", "-no-reflect", "-cp", library, "-d", folder / "classes"]
+        command = [*compiler, *(folder / name for name in sources)]
+        done = subprocess.run(command, text=True, capture_output=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        out.parent.mkdir()
+        shutil.move(folder / "classes", out)
+    return [*java, f"-Dserver=http://127.0.0.1:{lab[0].port}", "-cp", f"{out}:{library}"]
 
 
 @pytest.fixture(scope="module")
@@ -318,7 +321,7 @@ def typescript_app(server, folder, player):
     """The command of the app of the README, in a folder of its own."""
     folder.mkdir()
     (folder / "trivia.ts").write_text(generated("typescript", own_schema(), folder), "utf-8")
-    (folder / "app.ts").write_text(readme_app("ts", server, player))
+    (folder / "app.ts").write_text(readme_app("ts", f'"http://127.0.0.1:{server.port}"', player))
     return [NODE, folder / "app.ts"]
 
 
