@@ -50,17 +50,26 @@ def families(server):
 
 
 class Desk:
-    """The page in a browser context of its own, and what a secret could have leaked into."""
+    """The page in a browser context of its own, and what a secret could have leaked into.
 
-    def __init__(self, chromium, server, viewport, **options):
-        self.context = chromium.new_context(viewport=viewport, **options)
+    A context costs a second of CPU, so one test after the other uses it.
+    """
+
+    def __init__(self, chromium):
+        self.context = chromium.new_context()
         self.context.set_default_timeout(30_000)
         self.page = self.context.new_page()
-        self.troubles, self.urls, self.lines = [], [], []
         self.page.on("console", self.note)
         self.page.on("pageerror", lambda error: self.troubles.append(str(error)))
         self.page.on("request", lambda request: self.urls.append(request.url))
-        self.page.goto(f"http://127.0.0.1:{server.port}/ops")
+
+    def open(self, server, viewport, color_scheme):
+        self.origin = f"http://127.0.0.1:{server.port}"
+        self.troubles, self.urls, self.lines = [], [], []
+        self.page.set_viewport_size(viewport)
+        self.page.emulate_media(color_scheme=color_scheme)
+        self.page.goto(f"{self.origin}/ops")
+        return self
 
     def note(self, message):
         self.lines.append(message.text)
@@ -115,27 +124,40 @@ class Desk:
                 path=f"{SHOTS}/ops-{self.page.viewport_size['width']}-{name}.png", full_page=True
             )
 
-    def close(self):
+    def leave(self):
         told = [self.page.title(), self.page.content(), *self.urls, *self.lines]
         kept = self.page.evaluate("Object.keys(localStorage)"), self.context.cookies()
-        self.context.close()
+        self.page.evaluate("sessionStorage.clear()")
+        self.page.unroute_all()
+        self.page.goto("about:blank")
         assert not self.troubles, self.troubles
         assert not any(token in text for token in (TOKEN, ACTS, WRONG) for text in told)
         assert kept == ([], [])
 
 
+@pytest.fixture(scope="module")
+def free_desks():
+    """Desks that no test uses."""
+    return []
+
+
 @pytest.fixture
-def open_desk(chromium):
+def open_desk(chromium, free_desks):
     """Opens the page; at the end it may have had no error, and shown or sent no token but in the header."""
     desks = []
 
-    def make(server, viewport=WIDE, **options):
-        desks.append(Desk(chromium, server, viewport, **options))
-        return desks[-1]
+    def make(server, viewport=WIDE, color_scheme="light", is_shared=True):
+        desk = free_desks.pop() if is_shared and free_desks else Desk(chromium)
+        desks.append((desk, is_shared))
+        return desk.open(server, viewport, color_scheme)
 
     yield make
-    for desk in desks:
-        desk.close()
+    for desk, is_shared in desks:
+        desk.leave()
+        if is_shared:
+            free_desks.append(desk)
+        else:
+            desk.context.close()
 
 
 def add_constructor(tree):
@@ -317,7 +339,7 @@ def test_a_server_without_metrics_or_in_trouble_is_told(watched, open_desk):
 
 
 def test_a_hidden_tab_asks_for_nothing(watched, open_desk):
-    desk = open_desk(watched)
+    desk = open_desk(watched, is_shared=False)  # the clock stays as the test sets it
     desk.page.clock.install()
     desk.page.reload()
     desk.sign_in()
