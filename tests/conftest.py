@@ -78,11 +78,12 @@ def wait_until(condition, seconds=10):
     """The first true value of condition(); fails the test if there is none in time."""
     deadline = time.monotonic() + seconds
     while True:
+        begun = time.monotonic()
         if value := condition():
             return value
         if time.monotonic() > deadline:
             pytest.fail(f"not in {seconds} s: {condition}")
-        time.sleep(0.02)
+        time.sleep(max(0.02, 3 * (time.monotonic() - begun)))  # a dear look is taken less often
 
 
 def at_once(count, act):

@@ -202,7 +202,8 @@ def test_the_configuration_of_a_node_starts_one_with_passwords(tmp_path):
 def certificate(file, name):
     """Makes a certificate that signs itself, for a name; its private key is in the file, too."""
     subject = f"-subj /CN=trivia -addext subjectAltName={name} -keyout {file} -out {file}.crt"
-    command = f"req -x509 -newkey rsa:2048 -nodes -days 2 {subject}"
+    key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256"
+    command = f"req -x509 {key} -nodes -days 2 {subject}"
     openssl = debian_program("openssl", "openssl")
     subprocess.run([openssl, *command.split()], check=True, capture_output=True)
     return file

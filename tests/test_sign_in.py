@@ -4,6 +4,7 @@ import asyncio
 import base64
 import contextlib
 import email
+import functools
 import hashlib
 import hmac
 import http.client
@@ -717,7 +718,10 @@ def test_a_nonce_may_be_hashed_by_the_app(club, provider, hashed):
     assert present(club, (token, nonce)).status == 201
 
 
-STRANGER = rsa.generate_private_key(65537, 2048)
+@functools.cache
+def strange_key():
+    """A key that no provider has published."""
+    return rsa.generate_private_key(65537, 2048)
 
 
 def unsigned(provider):
@@ -750,8 +754,11 @@ HOSTILE = {
     "wrong issuer": (lambda p: p.token(iss="https://accounts.example.org"), "issuer"),
     "wrong audience": (lambda p: p.token(aud="another.app"), "audience"),
     "another authorized party": (lambda p: p.token(aud=["app.ios", "x"], azp="x"), "another app"),
-    "another provider's key id": (lambda p: p.token(key=STRANGER, kid="theirs"), "key is not one"),
-    "another provider's key": (lambda p: p.token(key=STRANGER), "signature"),
+    "another provider's key id": (
+        lambda p: p.token(key=strange_key(), kid="theirs"),
+        "key is not one",
+    ),
+    "another provider's key": (lambda p: p.token(key=strange_key()), "signature"),
     "expired": (lambda p: p.token(iat=int(NOW()) - 900, exp=int(NOW()) - 300), "expired"),
     "not yet valid": (lambda p: p.token(nbf=int(NOW()) + 300), "not valid yet"),
     "from the future": (lambda p: p.token(iat=int(NOW()) + 300), "not valid yet"),
@@ -783,10 +790,13 @@ HOSTILE = {
     "a path as key id": (lambda p: p.token(kid="../../../../dev/null"), "key is not one"),
     "a query as key id": (lambda p: p.token(kid="k1' UNION SELECT 'x"), "key is not one"),
     "a key id of another case": (lambda p: p.token(kid=p.name.upper()), "key is not one"),
-    "a key of its own": (lambda p: signed(p, {"jwk": stranger_jwk()}, STRANGER), "signature"),
-    "an address of keys": (lambda p: signed(p, elsewhere("jku"), STRANGER), "signature"),
-    "an address of certificates": (lambda p: signed(p, elsewhere("x5u"), STRANGER), "signature"),
-    "certificates of its own": (lambda p: signed(p, {"x5c": ["AAAA"]}, STRANGER), "signature"),
+    "a key of its own": (lambda p: signed(p, {"jwk": stranger_jwk()}, strange_key()), "signature"),
+    "an address of keys": (lambda p: signed(p, elsewhere("jku"), strange_key()), "signature"),
+    "an address of certificates": (
+        lambda p: signed(p, elsewhere("x5u"), strange_key()),
+        "signature",
+    ),
+    "certificates of its own": (lambda p: signed(p, {"x5c": ["AAAA"]}, strange_key()), "signature"),
     "two algorithms, the second none": (lambda p: headed(twice("RS256", "none")), "not allowed"),
     "two algorithms, the first none": (lambda p: headed(twice("none", "RS256")), "key is not"),
     "a header of arrays": (lambda p: headed("[" * 5000), "malformed"),
@@ -803,7 +813,7 @@ def elsewhere(name):
 
 
 def stranger_jwk():
-    return json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(STRANGER.public_key()))
+    return json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(strange_key().public_key()))
 
 
 def twice(*algorithms):
@@ -930,7 +940,7 @@ def test_keys_are_rotated_and_an_outage_is_survived(provider, make_server):
         server.stop()
         server.start()
         assert present(server, own.token()).status == 201  # the keys are in Redis
-        stranger = present(server, own.token(key=STRANGER, kid="k3"))
+        stranger = present(server, own.token(key=strange_key(), kid="k3"))
         stranger.refused(503, "provider_unavailable")
         assert int(stranger.headers["retry-after"]) > 0
         key = "provider:{acme}"
@@ -961,7 +971,7 @@ def make_fetchable(server):
 
 def test_unknown_key_ids_do_not_flood_the_provider(club, provider):
     before = len(provider.noted("gets"))
-    tokens = [provider.token(key=STRANGER, kid=f"x{i}") for i in range(60)]
+    tokens = [provider.token(key=strange_key(), kid=f"x{i}") for i in range(60)]
     for answer in at_once(60, lambda i: present(club, tokens[i])):
         answer.refused(401, "bad_id_token")
     assert len(provider.noted("gets")) - before <= 4
