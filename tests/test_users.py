@@ -1895,7 +1895,7 @@ def longest_wait(phone):
     waits, stop = [], threading.Event()
 
     def ping():
-        while not stop.wait(0.15):
+        while not stop.wait(0.1):
             worked = loop_seconds(phone.server)
             phone.send("ping", client_ms=1)
             phone.expect("pong")
@@ -1911,10 +1911,10 @@ def longest_wait(phone):
     waits.sort()
 
 
-def test_25_000_games_are_exported_and_erased_while_others_go_on(make_server):
+def test_10_000_games_are_exported_and_erased_while_others_go_on(make_server):
     server = make_server(edited_schema(rounds=1))
     ann, bob = server.register(), server.register()
-    games = copy_game(server, ann, win(server, ann, bob), 25_000)
+    games = copy_game(server, ann, win(server, ann, bob), 10_000)
     other = server.phone(queue="rated")
     other.expect("queued")
     worker = psutil.Process(server.process.pid)
@@ -1923,13 +1923,13 @@ def test_25_000_games_are_exported_and_erased_while_others_go_on(make_server):
         export = server.http("GET", "/users/me/export", token=ann["token"])
     assert len(export.json["games"]) == len(games) + 1
     assert len(waits) > 5 and waits[-1] < 0.25, waits[-5:]
-    assert worker.memory_info().rss - before < 30e6
+    assert worker.memory_info().rss - before < len(export.body)
 
     history = trivia.Keys.history(uid_of(ann))
     with ThreadPoolExecutor(1) as pool:
         password = {"password": PASSWORD}
         erasure = pool.submit(server.http, "DELETE", "/users/me", password, ann["token"])
-        wait_until(lambda: server.redis.zcard(history) < 20_000, 60)
+        wait_until(lambda: server.redis.zcard(history) < 8_000, 60)
         server.stop(signal.SIGKILL)
         assert isinstance(erasure.exception(), (OSError, http.client.HTTPException))
     assert server.redis.zcard(history) > 0
