@@ -870,7 +870,7 @@ def test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented
                 "--no-color",
                 "--warnings=off",
                 "--no-shrink",
-                "--max-examples=12",
+                "--max-examples=6",
                 "--continue-on-failure",
                 f"--checks={','.join(CHECKS)}",
                 *chosen,
