@@ -3909,7 +3909,10 @@ class Nodes:
         self.only = None if self.place.kind == "cluster" else slots[0]
 
     async def subscribe(self) -> set[str]:
-        """Subscribes to the channels where they are missing. Returns the tags of these."""
+        """Subscribes to the channels where they are missing. Returns the tags of these.
+
+        Raises Unavailable, or Fatal if the user may not read one.
+        """
         missing = []
         for channel, tag in self.channels.items():
             link = self.slots[slot_of(channel)]
@@ -3920,7 +3923,7 @@ class Nodes:
         if failed:
             self.changed()
             if self.only is not None:
-                raise Unavailable(str(failed[0]))
+                raise self._explained(self.only.address, failed[0], OPEN_S)
         pairs = zip(missing, replies, strict=True)
         return {tag for (_, tag), reply in pairs if not isinstance(reply, Exception)}
 
@@ -4121,7 +4124,7 @@ class Redis(Nodes):
         )
 
     async def serve(self, shards: int) -> None:
-        """Serves more tags of games: subscribes to their channels. Raises Unavailable."""
+        """Serves more tags of games: subscribes to their channels. Raises Unavailable or Fatal."""
         self.channels = Keys.channels(self.worker, shards)
         await self.subscribe()
         self.shards = shards
@@ -15258,7 +15261,7 @@ async def _forever(pause_s: float, work: Callable[[], Awaitable[Any]]) -> None:
             wait_s = await work()
         except Unavailable:
             pass  # the client logs outages
-        except Exception:
+        except (Exception, Fatal):
             log.exception("background work failed; it goes on")
             await asyncio.sleep(1)
         await asyncio.sleep(wait_s or pause_s)
@@ -15375,9 +15378,7 @@ class ProblemHandler(ErrorHandler):
             return Problem("unavailable", retry_after=1)
         code = SANIC_PROBLEMS.get(getattr(exception, "status_code", 500))
         is_handshake = request.path.startswith("/game/") and request.method in ("GET", "HEAD")
-        if (
-            code == "not_found" and is_handshake
-        ):  # without `Upgrade`, which a proxy may have dropped
+        if code == "not_found" and is_handshake:  # a proxy may have dropped `Upgrade`
             code = "upgrade_required"
         if code is None:
             log.error("%s %s failed", request.method, place_of(request), exc_info=exception)

@@ -134,20 +134,21 @@ def test_the_wrong_kind_of_server_ends_the_start(kinds, command, code):
     assert ended == code and says in printed and "Traceback" not in printed, printed
 
 
-def test_any_error_of_redis_at_the_start_ends_it_with_one_line(kinds):
+@pytest.mark.parametrize(
+    "rights, command, says",
+    [
+        ({"commands": ["+@all", "-hget"], "channels": ["*"]}, UVICORN, "NOPERM .*hget"),
+        ({"commands": ["+@all"]}, [*TRIVIA, "--port", "0", "--workers", "2"], "NOPERM .*channel"),
+    ],
+    ids=["command", "channel"],
+)
+def test_any_error_of_redis_at_the_start_ends_it_with_one_line(rights, command, says):
     with contextlib.closing(Node().start()) as node:
-        node.client.acl_setuser(
-            "weak",
-            commands=["+@all", "-hget"],
-            keys=["*"],
-            channels=["*"],
-            enabled=True,
-            nopass=True,
-        )
-        code, printed = run(UVICORN, REDIS_URL=f"redis://weak@{node.address}")
+        node.client.acl_setuser("weak", keys=["*"], enabled=True, nopass=True, **rights)
+        code, printed = run(command, REDIS_URL=f"redis://weak@{node.address}")
     errors = logged_errors(printed)
-    assert code == 3 and len(errors) == 2 and "startup failed" in errors[1], printed
-    assert re.match(f"redis://{node.address}: NOPERM .*hget", errors[0]), printed
+    assert code == 3 and "startup failed" in errors[1], printed
+    assert re.match(f"redis://{node.address}: {says}", errors[0]), printed
 
 
 def test_a_bug_at_the_start_ends_it_with_one_line():
