@@ -3870,8 +3870,12 @@ class Nodes:
             raise errors[0]
         for error in errors:
             log.warning("redis: %s", error)
-        await self._check_data_once()
-        return await self.subscribe()
+        try:
+            async with asyncio.timeout(CALL_SECONDS):  # nobody probes the links meanwhile
+                await self._check_data_once()
+                return await self.subscribe()
+        except TimeoutError:
+            raise Unavailable(f"{self.place.text}: no answer in {CALL_SECONDS} s") from None
 
     async def _check_data_once(self) -> None:
         """Checks the format of the data, once for each connection to the lobby's primary."""
@@ -15027,8 +15031,8 @@ class Server:
             os._exit(0)  # it has no players yet, and an exception would stop the other workers
 
     async def _prepare(self) -> None:
-        await self.redis.connect()
         try:
+            await self.redis.connect()
             if self.redis.format != FORMAT:
                 await Migration(self.redis, self.games).run()
             await self.stored_schema.claim()

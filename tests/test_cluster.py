@@ -151,6 +151,14 @@ def test_any_error_of_redis_at_the_start_ends_it_with_one_line(rights, command, 
     assert re.match(f"redis://{node.address}: {says}", errors[0]), printed
 
 
+def test_a_redis_that_falls_silent_during_the_start_ends_it():
+    with contextlib.closing(Node().start()) as node:
+        node.client.function_load(trivia.LIBRARY.text)
+        node.client.client_pause(60_000, all=False)  # no command that writes gets an answer
+        code, printed = run(UVICORN, REDIS_URL=f"redis://{node.address}")
+    assert code == 3 and f"redis://{node.address}: no answer in 5 s" in printed, printed
+
+
 def test_a_bug_at_the_start_ends_it_with_one_line():
     # Raised while the worker connects, where nothing expects it.
     program = (
