@@ -8227,14 +8227,20 @@ class Rooms:
         if seat and seat.party == code:
             return await self._enter(queue, code, person, portrait)
         try:
-            if code == NO_CODE:
-                raise Problem("malformed_code")
-            async with code_tried(self.allowances, who.network, who.uid):
-                queue, reply = await self._enter(queue, code, person, portrait)
-                if reply[0] == "refused" and reply[1] in ("unknown_code", "expired_code"):
-                    raise Problem(reply[1])
+            return await self._enter_by_code(who, queue, code, person, portrait)
         except Problem as problem:
-            reply = await self._refuse(problem.code, queue, person, portrait)
+            return queue, await self._refuse(problem.code, queue, person, portrait)
+
+    async def _enter_by_code(
+        self, who: Admission, queue: Queue, code: str, person: tuple, portrait: tuple
+    ) -> tuple[Queue, list]:
+        """Enters a room. Counts the try if there is no room of the code. Raises Problem."""
+        if code == NO_CODE:
+            raise Problem("malformed_code")
+        async with code_tried(self.allowances, who.network, who.uid):
+            queue, reply = await self._enter(queue, code, person, portrait)
+            if reply[0] == "refused" and reply[1] in ("unknown_code", "expired_code"):
+                raise Problem(reply[1])
         return queue, reply
 
     async def _refuse(self, why: str, queue: Queue, person: tuple, portrait: tuple) -> list:
@@ -10581,10 +10587,10 @@ class Repairs:
         async for keys in self.redis.scan_keys("game:{g*}:*"):
             for start in range(0, len(keys), REPAIR_PORTION):
                 for game in await self._asking(keys[start : start + REPAIR_PORTION], number):
-                    rounds = [one for one, _ in game.rounds[: game.round or None]]
+                    asked = [one for one, _ in game.rounds[: game.round]]
                     if game.phase != "end":
                         running += 1
-                    elif number in rounds and game.ended >= since_ms and game.result:
+                    elif number in asked and game.ended >= since_ms and game.result:
                         found.append(game)
         return found, running
 
@@ -12861,21 +12867,23 @@ class Connection(Joining):
         if self.buffered is not None:
             self.buffered.append((kind, code, 0, body))
             return False
-        if kind == "room":
-            if code != self.code:
-                return False
-        elif kind == "rematch":
-            if self.state not in ALLOWED["rematch"] or code == self.left:
-                return False
-        elif self.state is State.IDLE:
-            return False  # they know
-        else:
+        if not self._is_news(kind, code):
+            return False
+        if kind == "cancelled":
             if self.state is State.QUEUED:
                 count("tickets_cancelled", self.queue.name, "timeout")
             self._set_state(State.IDLE, over=self.game or self.over)
             self.code = ""
         self.write(body)
         return True
+
+    def _is_news(self, kind: str, code: str) -> bool:
+        """Tells whether an event still concerns what the player does."""
+        if kind == "room":
+            return code == self.code
+        if kind == "rematch":
+            return self.state in ALLOWED["rematch"] and code != self.left
+        return self.state is not State.IDLE  # an idle player knows that they are out
 
     def _set_state(self, state: State, game: str = "", over: str = "") -> None:
         self.state = state
