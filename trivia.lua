@@ -1664,9 +1664,10 @@ function functions.release(keys, args)
   local released = 0
   for i = 4, #args, 2 do
     local uid, early = args[i], args[i + 1]
+    local quits = keys[2 + i / 2]           -- from the fourth key on, one a player
     if free_from_game(seats, playing, due, game, uid) then
       released = released + 1
-      if early == '1' then hold_back(keys[2 + i / 2], tonumber(first), tonumber(longest)) end
+      if early == '1' then hold_back(quits, tonumber(first), tonumber(longest)) end
     end
   end
   return released
