@@ -4071,7 +4071,7 @@ class Nodes:
 # worker has checked the format of the data before it reads any of it.
 
 WAIT_MS = 1000  # replicas must have a change within this time
-NEW_SHARDS_EACH = 4  # shards of a cluster's primary that new games use
+NEW_SHARDS_EACH = 2  # shards of a cluster's primary that new games use
 LOBBY_SHARE = 0.1  # of all that Redis does for games, the lobby's part: matches, seats, presence
 
 

@@ -727,7 +727,7 @@ def test_new_games_use_a_few_shards_of_each_primary_and_fewer_beside_the_lobby(
     for shard, weight in zip(redis.new_shards, redis.weights, strict=True):
         found[links.index(redis.at(Keys.shard(shard)[0]))] += weight
     assert found == pytest.approx(shares)
-    assert len(redis.new_shards) == 4 * len(shares)
+    assert len(redis.new_shards) == trivia.NEW_SHARDS_EACH * len(shares)
     games = [redis.new_game_id() for _ in range(50)]
     weights = dict(zip(redis.new_shards, redis.weights, strict=True))
     assert all(weights[Keys.shard_of(game)] and trivia.GAME_ID.fullmatch(game) for game in games)
