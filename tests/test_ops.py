@@ -52,7 +52,7 @@ def families(server):
 class Desk:
     """The page in a browser context of its own, and what a secret could have leaked into.
 
-    A context costs a second of CPU, so one test after the other uses it.
+    One test after the other uses it: in a Chromium with windows, a context costs a second of CPU.
     """
 
     def __init__(self, chromium):
