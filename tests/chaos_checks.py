@@ -800,6 +800,13 @@ def silences(transcript):
     return found
 
 
+@functools.cache
+def documented_keys():
+    """The table of keys in the docstring of trivia.py."""
+    module = ast.parse((ROOT / "trivia.py").read_text("utf-8"))
+    return key_table(ast.get_docstring(module, clean=False))
+
+
 def nothing_is_left_behind(evidence):
     for key in evidence.store:
         if re.match(BUSY, key):
@@ -817,9 +824,7 @@ def nothing_is_left_behind(evidence):
     for key, fields in evidence.of("game").items():
         if "plan" not in fields:
             yield f"{key} is no whole game: {fields}"
-    table = key_table(
-        ast.get_docstring(ast.parse((ROOT / "trivia.py").read_text("utf-8")), clean=False)
-    )
+    table = documented_keys()
     for key, kind in evidence.types.items():
         if not any(pattern.fullmatch(key) and kind == expected for pattern, expected, _ in table):
             yield f"{key}, a {kind}, is not in the table of keys"

@@ -8,7 +8,6 @@ What the interpreter reads as it starts can't be changed in a fork: a program th
 One thing is not as in a fresh start: argon2 has its least cost, since the tests register players by the thousand.
 """
 
-import ast
 import atexit
 import contextlib
 import ctypes
@@ -176,23 +175,13 @@ def start(command, *, cwd, env, stdin, stdout, stderr, own_session, pass_fds=(),
 # ---- the side of the template
 
 
-def import_packages():
-    """Imports what trivia.py imports, and what is imported later in any case."""
-    for node in ast.parse((ROOT / "trivia.py").read_text("utf-8")).body:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                importlib.import_module(alias.name)
-        elif isinstance(node, ast.ImportFrom) and node.module != "__future__":
-            importlib.import_module(node.module)
-    for name in LATER:
-        importlib.import_module(name)
-
-
 def warm_up():
-    """Checks the schema once. What the packages keep of it, as compiled patterns, each fork has.
+    """Imports the packages and checks the schema once. What they keep of it, as compiled patterns, each fork has.
 
     Each fork still reads trivia.py for itself.
     """
+    for name in LATER:
+        importlib.import_module(name)
     main = sys.modules["__main__"]
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
         with contextlib.suppress(SystemExit):
@@ -333,7 +322,6 @@ def become(words):
 
 if __name__ == "__main__":
     line_to_tests = socket.socket(fileno=int(sys.argv[1]))
-    import_packages()
     warm_up()
     gc.collect()
     gc.freeze()  # a collection in a fork need not copy the pages of the packages
