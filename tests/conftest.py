@@ -83,7 +83,9 @@ def wait_until(condition, seconds=10):
             return value
         if time.monotonic() > deadline:
             pytest.fail(f"not in {seconds} s: {condition}")
-        time.sleep(max(0.02, 3 * (time.monotonic() - begun)))  # a dear look is taken less often
+        time.sleep(
+            max(0.02, 3 * (time.monotonic() - begun))
+        )  # what costs much is checked less often
 
 
 def at_once(count, act):
