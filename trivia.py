@@ -4185,11 +4185,10 @@ class Redis(Nodes):
 
         The primary of the lobby gets fewer games. One that is away gets none.
         """
+        links = [(shard, self.at(Keys.shard(shard)[0])) for shard in range(shards)]
         parts: dict[str, list[int]] = {}
-        for shard in range(shards):
-            parts.setdefault(self.at(Keys.shard(shard)[0]).address, []).append(shard)
-        lost = self.lost()
-        parts = {address: part for address, part in parts.items() if address not in lost} or parts
+        for shard, link in [one for one in links if one[1].is_open] or links:
+            parts.setdefault(link.address, []).append(shard)
         lobby = self.at(Keys.seats).address
         self.new_shards, self.weights = [], []
         for address, part in parts.items():
