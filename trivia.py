@@ -335,7 +335,7 @@ WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from W
 DAY_S = 86_400
 LONG_TICK_S = 0.1           # longest pause between two looks for due deadlines
 OTHERS_S = 0.5              # between two looks at the shards of the other workers
-EMPTY_S = 2                 # between two looks at a shard without games that gets no new ones
+EMPTY_S = 2                 # the same of a shard without games that gets no new ones, at most
 LOBBY_TICK_S = 0.2          # between two looks for due tickets
 HEARTBEAT_S = 1             # between two heartbeats of a worker
 MISSED_HEARTBEATS = 10      # a worker counts as dead after so many heartbeats of the observer
@@ -7785,15 +7785,15 @@ TICK_S = {"server": 0.0125, "sentinel": 0.0125, "cluster": 0.05}
 MOST_AHEAD_MS = 500
 
 
-def look_ahead_ms(queues: Iterable[Queue]) -> int:
-    """Returns for how many ms a worker knows which games of a shard are due.
+def look_ahead_ms(queues: Iterable[Queue], most_ms: int) -> int:
+    """Returns for how many ms a worker need not look at a shard again.
 
     What another worker begins meanwhile does not end sooner.
     """
     phases = "start_seconds", "reveal_seconds", "seat_seconds"
     shortest = min(queue.ms(name) for queue in queues for name in phases)
     long_tick_ms = round(LONG_TICK_S * 1000)
-    return min(max(shortest - long_tick_ms, long_tick_ms), MOST_AHEAD_MS)
+    return min(max(shortest - long_tick_ms, long_tick_ms), most_ms)
 
 
 class Games(Settlement):
@@ -7814,8 +7814,9 @@ class Games(Settlement):
         self.challenges = Challenges(redis, schema, bank, users)
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
         self.due: dict[int, list[tuple[float, str]]] = {}  # shard -> games, and when they are due
-        self.looks: set[asyncio.Task] = set()  # that are under way
-        self.ahead_ms = look_ahead_ms(schema.queues.values())
+        queues = schema.queues.values()
+        self.ahead_ms = look_ahead_ms(queues, MOST_AHEAD_MS)  # games that are due so soon are known
+        self.empty_s = look_ahead_ms(queues, EMPTY_S * 1000) / 1000
         # shard -> what waits to be sent of answers: on_reply, game, and arguments of each
         self.answers: dict[int, tuple[list, list, list]] = {}
 
@@ -7987,16 +7988,19 @@ class Games(Settlement):
         others, whose worker may be dead. Looks of one turn leave for a primary in one write.
         """
         now_s = asyncio.get_running_loop().time()
+        looks = []
         for shard in range(self.redis.shards):
             if self.look_at_s.get(shard, 0) <= now_s:
                 self.look_at_s[shard] = math.inf  # until it has replied
-                look = spawn(self._advance(shard, now_s))
-                self.looks.add(look)
-                look.add_done_callback(self.looks.discard)
-        if self.looks:  # a primary that is slow stops only its own games
-            await asyncio.wait(self.looks, timeout=LONG_TICK_S)
-        wait_s = min(self.look_at_s.values()) - asyncio.get_running_loop().time()
-        return min(max(wait_s, TICK_S[self.redis.place.kind]), LONG_TICK_S)
+                looks.append(spawn(self._advance(shard, now_s)))
+        if looks:  # a primary that is slow stops only its own games
+            await asyncio.wait(looks, timeout=LONG_TICK_S)
+        now_s = asyncio.get_running_loop().time()
+        tick_s = TICK_S[self.redis.place.kind]
+        if any(len(due) == GAMES_AT_ONCE and due[-1][0] <= now_s for due in self.due.values()):
+            tick_s = 0.001  # more may be due
+        wait_s = min(self.look_at_s.values()) - now_s
+        return min(max(wait_s, tick_s), LONG_TICK_S)
 
     async def _advance(self, shard: int, now_s: float) -> None:
         """Advances the games of a shard that are due, and learns which are due next."""
@@ -8011,17 +8015,18 @@ class Games(Settlement):
         finally:
             self.look_at_s[shard] = loop.time() + LONG_TICK_S
         if not reply:
-            is_new = shard in self.redis.new_shards
-            self.look_at_s[shard] = loop.time() + (self._pause_s(shard) if is_new else EMPTY_S)
+            self.look_at_s[shard] = loop.time() + self._pause_s(shard, is_empty=True)
             return
         outcomes, *found = reply
         self._plan(shard, pairs_to_dict(found))
         for (_, game), outcome in zip(due, outcomes, strict=True):
             self._settle_if_due(game, outcome)
 
-    def _pause_s(self, shard: int) -> float:
+    def _pause_s(self, shard: int, is_empty: bool = False) -> float:
         """Returns the seconds until the next look at a shard in which nothing is due."""
-        return self.ahead_ms / 1000 if shard in self.shards else self.others_s
+        pause_s = self.ahead_ms / 1000 if shard in self.shards else self.others_s
+        gets_none = is_empty and shard not in self.redis.new_shards
+        return max(pause_s, self.empty_s) if gets_none else pause_s
 
     def _plan(self, shard: int, games: dict[str, int]) -> None:
         """Notes which games of a shard are due next: {game: ms until then}."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import itertools
 import re
 import secrets
 import signal
@@ -731,6 +732,56 @@ def test_new_games_use_a_few_shards_of_each_primary_and_fewer_beside_the_lobby(
     games = [redis.new_game_id() for _ in range(50)]
     weights = dict(zip(redis.new_shards, redis.weights, strict=True))
     assert all(weights[Keys.shard_of(game)] and trivia.GAME_ID.fullmatch(game) for game in games)
+
+
+# ---- when games are advanced
+
+
+class Shards:
+    """Stands for the primaries: shard 0 never replies, shard 1 has games."""
+
+    shards, new_shards = 2, [0]
+    place = SimpleNamespace(kind="cluster")
+
+    def __init__(self, games):
+        self.games, self.lateness_s, self.empty_looks = games, [], 0
+
+    def run(self, name, keys, worker, ahead_ms, most):
+        reply = asyncio.get_running_loop().create_future()
+        now_s = asyncio.get_running_loop().time()
+        if keys[:2] == Keys.shard(1):
+            self.empty_looks += not self.games
+            ids = [key.rpartition(":")[2] for key in keys[2:]]
+            self.lateness_s += [now_s - self.games.pop(game) for game in ids]
+            due = [(at_s, game) for game, at_s in self.games.items()]
+            found = [(game, round((at_s - now_s) * 1000)) for at_s, game in sorted(due)[:most]]
+            near = [(game, ms) for game, ms in found if ms <= ahead_ms]
+            none = not ids and not self.games
+            reply.set_result([] if none else [["question"] * len(ids), *itertools.chain(*near)])
+        return reply
+
+
+@pytest.mark.parametrize("count, apart_s, most_s", [(40, 0.02, 0.09), (1000, 0, 0.7)])
+def test_games_are_advanced_in_time_beside_a_primary_that_hangs_also_many_at_once(
+    count, apart_s, most_s
+):
+    async def play():
+        start_s = asyncio.get_running_loop().time() + 0.2
+        store = Shards({f"01g{i}": start_s + i * apart_s for i in range(count)})
+        schema = trivia.Schema(trivia.read_schema(ROOT / "schema.yaml"))
+        games = trivia.Games(store, schema, None, SimpleNamespace(), "w")
+        games.share(["w"])
+        work = asyncio.ensure_future(trivia._forever(1, games.advance_due))
+        async with asyncio.timeout(10):
+            while store.games:
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.7)
+        work.cancel()
+        return sorted(store.lateness_s), store.empty_looks
+
+    lateness_s, empty_looks = asyncio.run(play())
+    assert len(lateness_s) == count and lateness_s[count // 2] < most_s
+    assert empty_looks <= 2
 
 
 # ---- Sentinels
