@@ -4989,6 +4989,7 @@ TIME_BOUNDS_MS = (700, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11_000, 16_000)
 TIMES = len(TIME_BOUNDS_MS) + 1
 COUNTED_AT_ONCE = 25  # questions whose sums one call adds: 1 ms of Redis
 PAUSE_S = 0.03  # for each question, so that additions take a thousandth of the time of Redis
+MOST_PAUSE_S = 60  # a worker that dies takes no more of its counts along
 LEVELS_S = 60  # between two looks at the levels of questions
 LEVEL_START = 1500, 350  # rating and uncertainty of a new question
 LEVEL_LEAST_SIGMA = 60  # uncertainty that always stays, so that a rating never stops moving
@@ -5106,19 +5107,20 @@ class QuestionStatistics:
                 self.results.setdefault(number, []).append(result)
 
     async def add_up(self) -> float:
-        """Adds what was counted to the sums in Redis; what fails is lost.
+        """Adds what was counted to the sums in Redis; what a call that fails has is lost.
 
         Returns the seconds until the next time: the more questions, the longer.
         """
-        sums, self.sums = list(self.sums.items()), {}
-        results, self.results = self.results, {}
-        for start in range(0, len(sums), COUNTED_AT_ONCE):
-            portion = {n: str(one) for n, one in sums[start : start + COUNTED_AT_ONCE]}
+        count = len(self.sums)
+        for left in range(count, 0, -COUNTED_AT_ONCE):
+            taken = [self.sums.popitem() for _ in range(min(left, COUNTED_AT_ONCE))]
+            portion = {number: str(sums) for number, sums in taken}
             await self.redis.run("add_stats", (Keys.stats,), *flatten(portion))
         rules = *LEVEL_START, LEVEL_LEAST_SIGMA, LEVEL_A_DAY
-        for number, answers in results.items():
+        for _ in range(len(self.results)):
+            number, answers = self.results.popitem()
             await self.redis.run("rate_question", (Keys.levels,), number, *rules, *answers)
-        return max(METRICS_S, len(sums) * PAUSE_S)
+        return max(METRICS_S, min(count * PAUSE_S, MOST_PAUSE_S))
 
     async def flag(self, number: int, uid: str) -> None:
         """Notes that a player finds a question wrong, once."""

@@ -1,5 +1,6 @@
 """Question files: encodings, what makes two questions or two choices the same, corrections."""
 
+import asyncio
 import base64
 import json
 import subprocess
@@ -461,3 +462,26 @@ def test_who_plays_for_nothing_rates_no_question():
     statistics.count(game)
     assert statistics.results == {7: ["1500:1"]}
     assert (statistics.sums[7].shown, statistics.sums[7].right) == (2, 1)
+
+
+def test_counts_of_questions_that_were_not_sent_yet_stay_for_the_next_time():
+    sent = []
+
+    async def run(name, keys, *args):
+        sent.append(len(args) // 2)
+        if len(sent) == 2:
+            raise trivia.Unavailable("the connection was lost")
+
+    async def act():
+        statistics = trivia.QuestionStatistics(types.SimpleNamespace(run=run), None)
+        at_once = trivia.COUNTED_AT_ONCE
+        statistics.sums = {number: trivia.QuestionSums() for number in range(3 * at_once + 1)}
+        with pytest.raises(trivia.Unavailable):
+            await statistics.add_up()
+        assert sent == [at_once, at_once]
+        await statistics.add_up()
+        assert sent[2:] == [at_once, 1] and not statistics.sums
+        statistics.sums = {number: trivia.QuestionSums() for number in range(10_000)}
+        assert await statistics.add_up() == trivia.MOST_PAUSE_S
+
+    asyncio.run(act())
