@@ -83,9 +83,8 @@ def wait_until(condition, seconds=10):
             return value
         if time.monotonic() > deadline:
             pytest.fail(f"not in {seconds} s: {condition}")
-        time.sleep(
-            max(0.02, 3 * (time.monotonic() - begun))
-        )  # what costs much is checked less often
+        took = time.monotonic() - begun
+        time.sleep(max(0.02, 3 * took))  # what costs much is checked less often
 
 
 def at_once(count, act):
