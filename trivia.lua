@@ -2349,7 +2349,8 @@ end
 -- outcome is the phase of a game, 'missing', or {'settle', field, value, ...}: the caller settles
 -- the game.
 -- Events: question, reveal, user_exit; answered, of bots.
--- Atomic for each game. Run again, early or late, it finds nothing due.
+-- Atomic for each game. Run again, early or late, it finds nothing due; but a game that is being
+-- settled is settled once more.
 function functions.advance(keys, args)
   local deadlines, clock = unpack(keys)
   local caller, ahead, most = unpack(args)

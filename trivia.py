@@ -6968,7 +6968,7 @@ class Lobby:
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
 NO_MARK = "0"  # a player's mark in the plan of a game is a sum of these
 GUEST_MARK = 1  # they are a guest
-MET_MARK = 2  # they have met all their opponents too often today for the game to count
+MET_MARK = 2  # they have no opponent whom they have not met too often today for the game to count
 MET_BYTES = 6  # of an opponent's digest
 GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
 VOID = "void"  # reason of a game that the operator has called off
