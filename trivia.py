@@ -14613,7 +14613,7 @@ def _messages(schema: Schema) -> dict[str, dict]:
     server = schema.tree["messages"]["server"]
     messages = {f"client.{name}": _client_message(name, spec) for name, spec in client.items()}
     messages |= {f"server.{name}": _server_message(name, spec) for name, spec in server.items()}
-    for name in schema.relayed:
+    for name in sorted(schema.relayed):
         messages[f"server.{name}"] = _server_message(name, _relayed_spec(name, client[name]))
     return messages
 
