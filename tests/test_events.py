@@ -46,6 +46,7 @@ class Receiver:
                     receiver.released.wait(30)
                 self.send_response(status or 204)
                 self.send_header("content-length", "0")
+                self.send_header("connection", "close")  # or it would be served after stop()
                 self.end_headers()
 
             def log_message(self, *args):
