@@ -7551,8 +7551,7 @@ class Settlement(GameViews):
         for (uid, *copied), user in zip(copies, users, strict=True):
             await boards.check(uid, *copied, user)
         # The game is finished last. Until then, a settlement that fails is repeated.
-        (has_ended,) = await self.redis.together([self._finish_command(game, gone)])
-        if has_ended:
+        if await self._finish(game, gone):
             await self._count_end(game)
 
     @staticmethod
@@ -7626,11 +7625,12 @@ class Settlement(GameViews):
         trim = "ZREMRANGEBYRANK", Keys.quick, 0, -QUICK_LISTED - 1
         return [("ZADD", Keys.quick, *changed), trim]
 
-    def _finish_command(self, game: Game, gone: list[str]) -> tuple:
+    def _finish(self, game: Game, gone: list[str]) -> Awaitable[int]:
+        """Ends a game. Returns 0 if it has ended before."""
         ttl_s = FORGET_S if self._is_void(game) else self.schema.limits.game_days * DAY_S
         text = dumps(self.rematches.end_fields(game)).removeprefix('{"ranking":')[:-1]
         keys = Keys.game_keys(game.id)
-        return run_of("finish_game", keys, self.worker, text, ttl_s, *gone)
+        return self.redis.run("finish_game", keys, self.worker, text, ttl_s, *gone)
 
     async def _count_end(self, game: Game) -> None:
         count("games_ended", game.queue, game.reason)
