@@ -69,6 +69,18 @@ LONG = [
 ]
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session):
+    """In a fresh clone one process of pytest-xdist compiles the tests, while the others wait, and read what it has written."""
+    with open(__file__) as lock:
+        if hasattr(session.config, "workerinput"):
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                fcntl.flock(lock, fcntl.LOCK_SH)
+        return (yield)
+
+
 def pytest_collection_modifyitems(items):
     """The longest files first."""
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
