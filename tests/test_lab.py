@@ -1,9 +1,6 @@
 """The lab: an opponent of ours, and faults that a script makes happen on a phone's own connection."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 import time
 
 import pytest
@@ -11,6 +8,7 @@ from websockets.exceptions import ConnectionClosed
 
 import trivia
 from conftest import ROOT, Server, edited_schema, wait_until
+from test_end_to_end import UVICORN, run
 
 spec = importlib.util.spec_from_file_location("lab", ROOT / "examples" / "lab.py")
 lab_module = importlib.util.module_from_spec(spec)
@@ -283,20 +281,6 @@ def test_without_the_variable_there_is_no_lab(server):
 )
 def test_a_lab_that_can_not_be_opened_is_told_in_one_line(tmp_path, value, edit, says):
     (tmp_path / "schema.yaml").write_text(edited_schema(edit), "utf-8")
-    done = subprocess.run(
-        [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0"],
-        cwd=ROOT,
-        timeout=60,
-        text=True,
-        env=os.environ
-        | {
-            "TRIVIA_LAB": value,
-            "TRIVIA_SCHEMA": str(tmp_path / "schema.yaml"),
-            "TRIVIA_DATA": str(tmp_path),
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    assert done.returncode == 1 and says in done.stdout and "Traceback" not in done.stdout, (
-        done.stdout
-    )
+    schema, data = str(tmp_path / "schema.yaml"), str(tmp_path)
+    code, printed = run(UVICORN, TRIVIA_LAB=value, TRIVIA_SCHEMA=schema, TRIVIA_DATA=data)
+    assert code == 1 and says in printed and "Traceback" not in printed, printed
