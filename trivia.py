@@ -41,7 +41,7 @@ The way of an answer, section by section:
   outlets      Outlet.write has WebSocket.write, of the protocols, write the frame at once. A phone
                that does not read gets an outbox
 A deadline begins at Games.advance_due, which every worker runs. It calls `advance`, whose events
-take the same way back to the phones.
+take the same way back to the phones. A busy worker does all this in batches: see Batches.
 
 Keys. The text in braces is the hash tag. All keys of one function share it, so that on a cluster
 they share a node. Times are ms since 1970 by the clock of Redis, unless a unit says otherwise. Game
@@ -356,6 +356,8 @@ MAX_ADMISSIONS = 50         # handshakes handled at once; the others wait for an
 ADMISSION_SECONDS = 5       # a handshake waits so long for a slot; then it gets 503
 DRAIN_SECONDS = 5           # a worker that stops closes its connections within this time
 DRAIN_PAUSE_S = 0.002       # pause between two of these closes, if DRAIN_SECONDS allows it
+BUSY_RATE = 100             # messages per second that make a worker handle them in batches
+BATCH_S = 0.004             # a busy worker lets this time pass from one batch to the next
 PIECE_BYTES = 4096          # HTTP of one connection that is parsed in one turn of the event loop
 FRAMES_PER_TURN = 16        # frames of one WebSocket that are handled in one turn of the loop
 MAX_FRAME_BYTES = 64 * 1024     # a longer WebSocket message closes with 1009
@@ -14968,6 +14970,45 @@ DROP_LIBRARIES_S = 60  # between two looks for function libraries that no worker
 EMBEDDED_ATTEMPTS = 3  # to start: another run's last worker may be stopping the embedded server
 
 
+class Batches:
+    """Makes a busy worker handle what comes in batches, as network cards moderate interrupts.
+
+    The event loop sleeps after each batch until BATCH_S have passed since the last one. Meanwhile
+    messages, replies and events gather; then they share reads, calls of functions and writes. A
+    worker or a Redis that wakes up for each of them takes half as much CPU again (10,000 players).
+    An event is up to 2 * BATCH_S later for it.
+    """
+
+    TURNS = 5  # of the event loop: a message takes four until all that follows from it is written
+
+    def __init__(self) -> None:
+        self.is_busy = False
+        self.turns = 0
+        self.began_s = 0.0  # the batch
+
+    def adapt(self, messages_per_s: float) -> None:
+        """Begins or ends to work in batches. Call it at most once in a turn of the event loop."""
+        was_busy = self.is_busy
+        self.is_busy = messages_per_s >= BUSY_RATE
+        if self.is_busy and not was_busy:
+            self._take_turn()
+
+    def _take_turn(self) -> None:
+        if not self.is_busy:
+            return
+        self.turns += 1
+        if self.turns >= self.TURNS:
+            self._await_batch()
+        asyncio.get_running_loop().call_soon(self._take_turn)
+
+    def _await_batch(self) -> None:
+        left_s = self.began_s + BATCH_S - time.monotonic()
+        if left_s > 0:
+            time.sleep(left_s)  # the whole event loop: that is the point
+        self.began_s = time.monotonic()
+        self.turns = 0
+
+
 def open_redis(
     worker: str = "", on_events: Callable[[list[str]], None] = lambda payloads: None
 ) -> Redis:
@@ -15013,6 +15054,7 @@ class Server:
         self.switches = self.users.switches
         self.repairs = Repairs(self.redis, self.games, self.chores)
         self.console = ReportConsole(self)
+        self.batches = Batches()
         self.reported: dict[str, int] = {}  # connections by app, as they were published last
         self.background: list[asyncio.Task] = []
 
@@ -15102,6 +15144,7 @@ class Server:
             async with asyncio.timeout(CALL_SECONDS):
                 await self._say_goodbye()
                 await self.events.close()
+        self.batches.adapt(0)
         await self.redis.close()
 
     async def finish_other_tasks(self) -> None:
@@ -15165,7 +15208,10 @@ class Server:
         A count whose addition failed is kept for the next time. If only the reply was lost, it is
         added twice.
         """
-        counted = iter(take_sums().items())
+        sums = take_sums()
+        messages = sum(number for (name, *_), number in sums.items() if name == "messages")
+        self.batches.adapt(messages / METRICS_S)
+        counted = iter(sums.items())
         while portion := dict(itertools.islice(counted, ADD_AT_ONCE)):
             await self._add_portion(portion)
         load = load_now(len(self.hub.sockets))
