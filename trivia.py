@@ -4182,10 +4182,12 @@ class Redis(Nodes):
         """Runs a function. `on_reply` gets the reply or an exception: there is no Future."""
         self.at(keys[0]).send(on_reply, run_of(name, keys, *args), is_function=True)
 
-    def spread(self, shards: int) -> None:
-        """Chooses the shards of new games: a few of each primary, whose games then share calls.
+    def spread(self, shards: int, place: int) -> None:
+        """Chooses the shards of new games: few of each primary, since games of one share calls.
 
-        The primary of the lobby gets fewer games. One that is away gets none.
+        The primary of the lobby gets fewer games. One that is away gets none. A single server has
+        one shard for each worker, that which this worker advances: `place` is its number among
+        those that live.
         """
         links = [(shard, self.at(Keys.shard(shard)[0])) for shard in range(shards)]
         parts: dict[str, list[int]] = {}
@@ -4197,7 +4199,9 @@ class Redis(Nodes):
             weight = 1 / len(parts)
             if address == lobby and len(parts) > 1:
                 weight = max(0, weight - LOBBY_SHARE)
-            chosen = part if self.only else part[:NEW_SHARDS_EACH]
+            chosen = part[:NEW_SHARDS_EACH]
+            if self.only:
+                chosen = [part[place % len(part)]]
             self.new_shards += chosen
             self.weights += [weight / len(chosen)] * len(chosen)
 
@@ -6878,12 +6882,13 @@ class Lobby:
         known, dead, beats, most, least = await self.redis.run(
             "heartbeat", keys, self.worker, self.version, serves, *flatten(silent)
         )
-        self.redis.spread(min(self.redis.place.shards, least))
-        if most > serves:
-            await self.redis.serve(most)
         heard = pairs_to_dict(beats)
         heard.pop(self.worker)
         self.heartbeats = {worker: self._repeats(worker, beat) for worker, beat in heard.items()}
+        place = self.alive().index(self.worker)
+        self.redis.spread(min(self.redis.place.shards, least), place)
+        if most > serves:
+            await self.redis.serve(most)
         return bool(known), dead
 
     def _repeats(self, worker: str, beat: str) -> tuple[str, int]:

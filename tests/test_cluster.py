@@ -687,18 +687,23 @@ def test_a_folder_that_is_no_backup_is_not_restored(tmp_path, manifest, says):
 def test_the_number_of_shards_is_raised_while_workers_are_replaced(make_server):
     with contextlib.closing(Node().start()) as node:
         url = f"redis://{node.address}"
-        old, new = (make_server(env={"REDIS_URL": url + words}) for words in ("", "?shards=36"))
+        old, *new = (make_server(env={"REDIS_URL": url + words}) for words in ("?shards=1", "", ""))
+        workers = lambda: [name for name in node.client.hkeys(Keys.shards) if name != "most"]
         served = lambda: set(node.client.hvals(Keys.shards))
-        wait_until(lambda: served() == {"36"})
+        wait_until(lambda: len(workers()) == 3 and served() == {"4"})
         tags = set()
-        while max(tags, default=0) < 4:
-            # The one who comes last makes the game: on the new server, with any of the 36 tags.
-            phones = old.phone(), new.phone()
+        for server in itertools.cycle(new):
+            # The one who comes last makes the game: on a new server, with the tag of its place,
+            # once it knows that the old one serves all tags.
+            phones = old.phone(), server.phone()
             tags.add(int(phones[0].expect("start")["game"][:2], 36))
             assert play_all(phones)[0]["reason"] == "finished"
-        new.stop()
-        wait_until(lambda: len(node.client.hkeys(Keys.shards)) == 2)
-        assert served() == {"36"}, "the old one goes on with the games of all tags"
+            if max(tags) > 0:
+                break
+        for server in new:
+            server.stop()
+        wait_until(lambda: len(workers()) == 1)
+        assert served() == {"4"}, "the old one goes on with the games of all tags"
 
 
 # ---- where new games go
@@ -723,7 +728,7 @@ def test_new_games_use_a_few_shards_of_each_primary_and_fewer_beside_the_lobby(
         links[i] = SimpleNamespace(address="", is_open=False)  # it leads nowhere
     redis.slots = [links[slot % primaries] for slot in range(trivia.SLOTS)]
     redis.slots[trivia.slot_of(Keys.seats)] = links[min(1, primaries - 1)]
-    redis.spread(256)
+    redis.spread(256, 0)
     found = dict.fromkeys(shares, 0)
     for shard, weight in zip(redis.new_shards, redis.weights, strict=True):
         found[links.index(redis.at(Keys.shard(shard)[0]))] += weight
@@ -732,6 +737,17 @@ def test_new_games_use_a_few_shards_of_each_primary_and_fewer_beside_the_lobby(
     games = [redis.new_game_id() for _ in range(50)]
     weights = dict(zip(redis.new_shards, redis.weights, strict=True))
     assert all(weights[Keys.shard_of(game)] and trivia.GAME_ID.fullmatch(game) for game in games)
+
+
+def test_each_worker_of_a_single_server_uses_one_shard_of_its_own_for_new_games():
+    redis = trivia.Redis("redis://h", "", lambda events: None)
+    redis.only = SimpleNamespace(address="h", is_open=True)
+    used = []
+    for place in range(6):
+        redis.spread(4, place)
+        used += redis.new_shards
+        assert Keys.shard_of(redis.new_game_id()) == redis.new_shards[0]
+    assert used == [0, 1, 2, 3, 0, 1]
 
 
 # ---- when games are advanced
