@@ -62,6 +62,9 @@ CLUSTER_KINDS = (*KINDS, "slots")
 REST_S = 40  # in which everything must come to rest; the cleanup after a dead worker takes 15
 FREE_S = 35  # in which a name that nobody came to have must be free again
 GIVE_UP = 0.05  # of the registrations that are refused for now are not tried again
+THINK_S = (
+    0.2  # the longest pause between two accounts of an applicant; all are looked at in the end
+)
 ENOUGH = 100  # wrong accounts, after which no others are looked at
 
 
@@ -83,6 +86,11 @@ class Fault:
     at: float
     until: float
     target: str
+
+
+def kinds_of(faults):
+    """The kinds of failures that were made. Now and then Redis hangs instead of being killed."""
+    return {fault.kind.replace("redis-stop", "redis-kill") for fault in faults}
 
 
 class Plan(NamedTuple):
@@ -117,7 +125,10 @@ def answers(server):
     """Whether Redis answers."""
     with contextlib.suppress(redis.RedisError):
         client = redis.Redis(
-            unix_socket_path=str(server.data / "d" / "redis.sock"), socket_timeout=0.5, retry=None
+            unix_socket_path=str(server.data / "d" / "redis.sock"),
+            socket_timeout=0.5,
+            retry=None,
+            driver_info=None,
         )
         with contextlib.closing(client):
             return client.ping()
@@ -196,9 +207,8 @@ class Faults:
     async def _client_kill(self, plan):
         with contextlib.suppress(redis.RedisError), contextlib.closing(self.server.redis) as client:
             client.connection_pool.connection_kwargs["socket_timeout"] = 1
-            found = [
-                row["id"] for row in await asyncio.to_thread(client.client_list) if int(row["sub"])
-            ]
+            rows = await asyncio.to_thread(client.client_list)
+            found = [row["id"] for row in rows if int(row["sub"]) or int(row.get("ssub", 0))]
             if found:
                 with self._logged("client-kill", target := found[int(plan.pick * len(found))]):
                     await asyncio.to_thread(client.client_kill_filter, _id=target)
@@ -299,7 +309,10 @@ class ClusterFaults(Faults):
 
 
 class Campaign:
-    """Phones that play on a server to which failures are made, until so many games have ended."""
+    """Phones that play on a server to which failures are made.
+
+    It ends when so many games have ended, and each kind of failure was made.
+    """
 
     def __init__(self, server, games, players, workers, kinds, every_s, seed, say=print):
         self.server, self.games, self.players, self.workers, self.seed, self.say = (
@@ -360,21 +373,25 @@ class Campaign:
 
     async def _until(self, condition, seconds, what):
         """Waits for a condition, or writes down that it did not come true."""
-        until = time.monotonic() + seconds
+        began = time.monotonic()
         while not condition():
-            if time.monotonic() > until or self.server.process.poll() is not None:
+            waited = time.monotonic() - began
+            if waited > seconds or self.server.process.poll() is not None:
                 return self.incidents.append(f"not in {seconds} s: {what}")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(max(0.1, waited / 20))
 
     async def _play(self, lives):
         until, told = time.monotonic() + 60 + 2 * self.games, 0.0
-        while len(ended := self.ended()) < self.games:
+        while len(ended := self.ended()) < self.games or kinds_of(self.faults.log) < set(
+            self.kinds
+        ):
             if broken := [life for life in lives if life.done()]:
                 broken[0].result()
             if self.server.process.poll() is not None:
                 return self.incidents.append(f"the server has ended:\n{self.server.log[-2000:]}")
             if time.monotonic() > until:
-                return self.incidents.append(f"only {len(ended)} games came to an end in time")
+                made = [fault.kind for fault in self.faults.log]
+                return self.incidents.append(f"in time only {len(ended)} games, and {made}")
             if time.monotonic() > told + 5:
                 told = time.monotonic()
                 self.say(
@@ -533,6 +550,7 @@ class Applicant:
 
     def step(self):
         """A new account; then perhaps another password, perhaps its deletion."""
+        time.sleep(self.random.uniform(0, THINK_S))
         account = Account(f"c{secrets.token_hex(6)}", None, {PASSWORD})
         self.accounts.append(account)
         while (answer := self.register(account.name)) is None:

@@ -42,25 +42,27 @@ RANKING = [
 
 
 def test_games_survive_failures_of_all_kinds():
-    one, found, figures = chaos.campaign(10, players=12, workers=2, every_s=0.7, seed="tests")
+    # The first six failures of this seed are of six kinds.
+    one, found, figures = chaos.campaign(10, players=12, workers=2, every_s=1.5, seed="tests 482")
     assert found == [], one.faults
-    assert figures["games"] >= 10 and figures["answers"] > 40 and len(figures["faults"]) >= 5, (
-        figures
-    )
+    assert figures["games"] >= 10 and figures["answers"] > 40, figures
+    assert chaos.kinds_of(one.faults) == set(chaos.KINDS), figures
     assert len(figures["queues"]) >= 4, figures
     assert any(code in figures["closes"] for code in (1006, 1012)), figures
 
 
 def test_games_survive_failures_of_all_kinds_on_a_cluster():
+    # The first seven failures of this seed are of seven kinds.
     one, found, figures = chaos.campaign(
-        10, players=12, workers=2, every_s=0.7, seed="cluster", on_cluster=True
+        10, players=12, workers=2, every_s=1.5, seed="tests 31261", on_cluster=True
     )
     assert found == [], one.faults
-    assert figures["games"] >= 10 and len(figures["faults"]) >= 4, figures
+    assert figures["games"] >= 10, figures
+    assert chaos.kinds_of(one.faults) == set(chaos.CLUSTER_KINDS), figures
 
 
 def test_accounts_survive_kills_of_redis():
-    found, outcomes = chaos.registrations(3, seed="tests", patient=False)
+    found, outcomes = chaos.registrations(3, seed="tests", applicants=3, patient=False)
     assert found == []
     assert outcomes["register 201"] > 5 and outcomes["accounts"] > 5, outcomes
 

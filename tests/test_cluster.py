@@ -849,7 +849,7 @@ PLAYED = {"random": 1, "rated": 1, "party": 1}
 def long_games(tree):
     """Games of many quick rounds: some run while something happens to a node."""
     chaos.short_games(tree)
-    tree["queues"] = {name: tree["queues"][name] | {"rounds": 12} for name in PLAYED}
+    tree["queues"] = {name: tree["queues"][name] | {"rounds": 8} for name in PLAYED}
 
 
 class Story(chaos.Campaign):
