@@ -8,6 +8,7 @@ import functools
 import hashlib
 import hmac
 import http.client
+import itertools
 import json
 import os
 import queue
@@ -22,7 +23,6 @@ import tempfile
 import threading
 import time
 import types
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from email.message import EmailMessage
@@ -177,15 +177,38 @@ def test_a_guest_changes_the_name_and_it_stays_unique(server):
     answer.refused(409, "username_taken")
 
 
-def test_a_guest_whose_name_is_taken_gets_another(make_server):
-    def few(tree):
-        words = [chr(97 + i) * 2 for i in range(20)]
-        tree["sign_in"]["names"] = {"first": words, "second": words}
+FEW = [f"{letter}x" for letter in "abcdefghijklmnopqrst"]
 
-    server = make_server(edited_schema(few))
-    names = [enter(server)["user"]["username"] for _ in range(400)]  # of 360,000 possible ones
-    assert len(set(names)) == 400 and len({name.casefold() for name in names}) == 400
-    wait_until(lambda: not any(" " in c.split(" ", 1)[1] for c in claims(server)))
+
+def use_few_names(tree):
+    tree["sign_in"]["names"] = {"first": FEW, "second": FEW}
+
+
+def take_names(client):
+    """Gives a fifth of the few names to somebody."""
+    line = client.pipeline(transaction=False)
+    for first, second, number in itertools.product(FEW, FEW, range(100, 1000, 5)):
+        name = f"{first}-{second}-{number}"
+        line.hset(trivia.Keys.unique(name), name, "somebody op")
+    line.execute()
+
+
+def check_claims(client, guests):
+    """Checks that each guest has a name of their own, and none of somebody's; guests: {name: uid}."""
+    folded = {name.casefold(): uid for name, uid in guests.items()}
+    assert len(folded) == len(guests) and all(int(name[-3:]) % 5 for name in folded)
+    for name, uid in folded.items():
+        assert client.hget(trivia.Keys.unique(name), name).startswith(f"{uid} ")
+
+
+def test_a_guest_whose_name_is_taken_gets_another(make_server):
+    server = make_server(edited_schema(use_few_names))
+    client = server.redis
+    take_names(client)
+    guests = {one["user"]["username"]: uid_of(one) for one in (enter(server) for _ in range(60))}
+    check_claims(client, guests)
+    claim = lambda name: client.hget(trivia.Keys.unique(name), name)
+    wait_until(lambda: all(claim(one.casefold()).count(" ") == 1 for one in guests))  # confirmed
 
 
 def claims(server):
@@ -296,36 +319,21 @@ def test_a_guest_whom_another_request_is_creating_is_waited_for(server):
 
 
 def test_guests_have_names_of_their_own_whatever_dies_while_they_are_created():
-    """Half of all names are taken, and a worker or Redis dies again and again."""
-    few = [f"{letter}x" for letter in "abcdefghijklmnopqrst"]
-    names = lambda tree: tree["sign_in"].update(names={"first": few, "second": few})
+    """A fifth of all names are taken, and a worker or Redis dies again and again."""
     valkey = Valkey().start()
     command = [sys.executable, "trivia.py", "--port", "0", "--workers", "2"]
-    server = Server(edited_schema(names), command, env={"REDIS_URL": valkey.url}).start()
-    stop = threading.Event()
-    killer = threading.Thread(target=kill_again_and_again, args=(server, valkey, stop))
+    env = {"REDIS_URL": valkey.url}
+    server = Server(edited_schema(use_few_names), command, env=env).start()
     try:
-        line = valkey.client.pipeline(transaction=False)
-        for first in few:
-            for second in few:
-                for number in range(100, 1000, 2):
-                    name = f"{first}-{second}-{number}"
-                    line.hset(trivia.Keys.unique(name), name, "somebody op")
-        line.execute()
-        killer.start()
-        with ThreadPoolExecutor(8) as pool:
-            guests = list(pool.map(lambda _: insist_on_a_guest(server), range(80)))
-        stop.set()
-        killer.join(60)
+        take_names(valkey.client)
+        insist = lambda _: insist_on_a_guest(server)
+        guests = do_under_sudden_deaths(server, valkey, insist, range(24))
         wait_until(lambda: me(server, guests[0]).status == 200, 30)
-        shown = [me(server, guest).json["username"] for guest in guests]
-        assert len(set(shown)) == len(guests)
-        for guest, name in zip(guests, shown, strict=True):
-            key = trivia.Keys.unique(name.casefold())
-            assert valkey.client.hget(key, name.casefold()).startswith(uid_of(guest))
+        shown = {me(server, guest).json["username"]: uid_of(guest) for guest in guests}
+        assert len(shown) == len(guests)
+        check_claims(valkey.client, shown)
         assert "Traceback" not in server.log, server.log[-4000:]
     finally:
-        stop.set()
         server.close()
         valkey.close()
 
@@ -1347,7 +1355,6 @@ def test_merges_under_sudden_deaths_lose_and_double_nothing(provider):
     schema = edited_schema(lambda tree: use(tree, provider))
     command = [sys.executable, "trivia.py", "--port", "0", "--workers", "2"]
     server = Server(schema, command, env={"REDIS_URL": valkey.url}).start()
-    stop = threading.Event()
     try:
         people = []
         for i in range(MERGES // 2):
@@ -1360,14 +1367,11 @@ def test_merges_under_sudden_deaths_lose_and_double_nothing(provider):
                 past.append(add_past_at(valkey.client, guest, k + 1, i % 3 + k + 1, f"{k}{i}"))
                 tokens.append(offer(server, provider, sub, guest)["merge"])
             people.append((account, past, tokens))
-        killer = threading.Thread(target=kill_again_and_again, args=(server, valkey, stop))
-        killer.start()
         jobs = [token for _, _, tokens in people for token in tokens]
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda token: insist(server, token), jobs))
-        stop.set()
-        killer.join(60)
-        wait_until(lambda: not valkey.client.hlen("chores:{chores}"), 90)
+        do_under_sudden_deaths(server, valkey, lambda token: insist(server, token), jobs)
+        for chore in left_to_do(valkey.client):
+            valkey.client.zadd("due:{chores}", {chore: 1})  # the leases of dead workers are over
+        wait_until(lambda: not left_to_do(valkey.client), 90)
         for account, past, _ in people:
             key, uid = f"user:{{{uid_of(account)}}}", uid_of(account)
             found = valkey.client.hgetall(key)
@@ -1379,9 +1383,13 @@ def test_merges_under_sudden_deaths_lose_and_double_nothing(provider):
         assert not valkey.client.zcard("guests:{guests}")
         assert "Traceback" not in server.log, server.log[-4000:]
     finally:
-        stop.set()
         server.close()
         valkey.close()
+
+
+def left_to_do(client):
+    """The chores of merges. Those that tell of guests who are gone are given up later."""
+    return [chore for chore in client.hkeys("chores:{chores}") if not chore.startswith("event ")]
 
 
 def add_past_at(client, session, wins, games, prefix):
@@ -1405,31 +1413,29 @@ def insist(server, token):
     pytest.fail("not merged in time")
 
 
-def kill_again_and_again(server, valkey, stop):
-    """Kills workers and Redis. The server answers in between, so that something is going on."""
-    dice = random.Random(7)
-    deaths = Counter()
-    while not stop.wait(dice.uniform(0.2, 0.8)):
-        if dice.random() < 0.3:
-            valkey.kill()
-            valkey.start()
-            deaths["Redis"] += 1
-        else:
-            with contextlib.suppress(psutil.Error):  # it has just died
-                children = psutil.Process(server.process.pid).children()
-                workers = [one for one in children if "spawn_main" in " ".join(one.cmdline())]
-                if workers:
-                    dice.choice(workers).kill()
-                    deaths["worker"] += 1
-        while not (stop.is_set() or is_ready(server)):
-            time.sleep(0.05)
-    print(f"deaths: {dict(deaths)}")
+def do_under_sudden_deaths(server, valkey, work, things):
+    """What work(thing) returns for all, eight at the same time; a worker or Redis dies in the midst of each eight."""
+    dice, done, deaths = random.Random(7), [], itertools.cycle(("worker", "Redis", "worker"))
+    with ThreadPoolExecutor(8) as pool:
+        for start in range(0, len(things), 8):
+            futures = [pool.submit(work, thing) for thing in things[start : start + 8]]
+            time.sleep(dice.uniform(0, 0.03))  # any moment of the work
+            if next(deaths) == "Redis":
+                valkey.kill()
+                valkey.start()
+            else:
+                dice.choice(wait_until(lambda: workers_of(server))).kill()
+            done += [future.result() for future in futures]
+    assert len(things) > 16, "both die"
+    return done
 
 
-def is_ready(server):
-    with contextlib.suppress(OSError, http.client.HTTPException):
-        return server.http("GET", "/health/ready").status == 200
-    return False
+def workers_of(server):
+    """The processes of a server that answer."""
+    with contextlib.suppress(psutil.Error):  # one has just died
+        children = psutil.Process(server.process.pid).children()
+        return [one for one in children if "spawn_main" in " ".join(one.cmdline())]
+    return []
 
 
 # ---- mail and recovery --------------------------------------------------------------------------
@@ -1440,7 +1446,7 @@ class MailBox(Helper):
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="mail-", dir=FOLDER))
-        self.port, self.process = "0", None
+        self.port, self.process, self.read = "0", None, {}
         self.start()
 
     def start(self, mode="take"):
@@ -1451,9 +1457,10 @@ class MailBox(Helper):
 
     def mails(self, to):
         """The mails to an address, as they arrived."""
-        files = sorted(self.folder.glob("*.eml"))
-        found = [email.message_from_bytes(file.read_bytes()) for file in files]
-        return [mail for mail in found if mail["X-RcptTo"] == to]
+        for file in self.folder.glob("*.eml"):
+            if file.name not in self.read:
+                self.read[file.name] = email.message_from_bytes(file.read_bytes())
+        return [mail for _, mail in sorted(self.read.items()) if mail["X-RcptTo"] == to]
 
     def code(self, to, number=1):
         """The code in the mail of this number to an address."""
