@@ -41,7 +41,7 @@ fun outdated(url: String, queue: String, token: String): String {
 fun main(args: Array<String>) {
     if (args.size == 3) return println(outdated(args[0], args[1], args[2]))
     val right = File(args[2]).readLines().associate { it.substringBefore('\t') to it.substringAfter('\t') }
-    val pool = Executors.newFixedThreadPool(6)
+    val pool = Executors.newCachedThreadPool()
     val games = args.drop(3).map { script -> pool.submit<String> { playOnce(args[0], args[1], right, script) } }
     games.forEach { println(it.get()) }
     pool.shutdown()
