@@ -844,44 +844,33 @@ def test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented
         pytest.skip("schemathesis is not installed")
     sessions = [wide_server.register() for _ in range(2)]
     play_all([wide_server.phone(session=session) for session in sessions])
-    refusals = "[400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 503]"
-    (tmp_path / "schemathesis.toml").write_text(
-        f"[checks.negative_data_rejection]\nexpected-statuses = {refusals}\n"
-    )
-    # Two operations end the session that is used, and get a run of their own.
-    ending = ["/auth/logout", "/auth/sessions"]
-    runs = [
-        (sessions[0], [f"--exclude-path={path}" for path in ending]),
-        (sessions[1], [f"--include-path={path}" for path in ending]),
-    ]
-    command, address = (
+    used, ended = (f'{{ Authorization = "Bearer {one["token"]}" }}' for one in sessions)
+    # Two operations end the session that is used, and have one of their own.
+    (tmp_path / "schemathesis.toml").write_text(f"""
+headers = {used}
+[checks.negative_data_rejection]
+expected-statuses = [400, 401, 403, 404, 405, 409, 413, 415, 422, 429, 503]
+[[operations]]
+include-path = ["/auth/logout", "/auth/sessions"]
+headers = {ended}
+""")
+    command = [
         Path(sys.executable).with_name("schemathesis"),
-        f"http://127.0.0.1:{wide_server.port}",
-    )
-    for session, chosen in runs:
-        done = subprocess.run(
-            [
-                command,
-                "run",
-                f"{address}/docs/openapi.json",
-                "--header",
-                f"Authorization: Bearer {session['token']}",
-                "--seed=1",
-                "--no-color",
-                "--warnings=off",
-                "--no-shrink",
-                "--max-examples=6",
-                "--continue-on-failure",
-                f"--checks={','.join(CHECKS)}",
-                *chosen,
-            ],
-            cwd=tmp_path,
-            text=True,
-            capture_output=True,
-            timeout=150,
-        )
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-        assert int(re.search(r"(\d+) generated", done.stdout)[1]) > 10
+        "run",
+        f"http://127.0.0.1:{wide_server.port}/docs/openapi.json",
+        "--seed=1",
+        "--no-color",
+        "--warnings=off",
+        "--no-shrink",
+        "--max-examples=3",  # most cases are of the phase `coverage`, which has no such number
+        "--continue-on-failure",
+        f"--checks={','.join(CHECKS)}",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, timeout=150)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert int(re.search(r"(\d+) generated", done.stdout)[1]) > 500
+    for session, status in zip(sessions, (200, 401)):
+        assert wide_server.http("GET", "/users/me", token=session["token"]).status == status
     assert "Traceback" not in wide_server.log, wide_server.log[-4000:]
 
 
