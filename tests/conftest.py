@@ -494,9 +494,12 @@ def play_all(phones, choose=lambda question: 0):
     return ends
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server():
-    """A server that the tests of one process share; they must not disturb each other's players."""
+    """A server that the tests of one file share; they must not disturb each other's players.
+
+    Not for the whole session: ten minutes of waiting cost it as much as thirty starts.
+    """
     running = Server()
     try:
         yield running.start()
