@@ -62,9 +62,6 @@ CLUSTER_KINDS = (*KINDS, "slots")
 REST_S = 40  # in which everything must come to rest; the cleanup after a dead worker takes 15
 FREE_S = 35  # in which a name that nobody came to have must be free again
 GIVE_UP = 0.05  # of the registrations that are refused for now are not tried again
-THINK_S = (
-    0.2  # the longest pause between two accounts of an applicant; all are looked at in the end
-)
 ENOUGH = 100  # wrong accounts, after which no others are looked at
 
 
@@ -381,10 +378,8 @@ class Campaign:
             await asyncio.sleep(max(0.1, waited / 20))
 
     async def _play(self, lives):
-        until, told = time.monotonic() + 60 + 2 * self.games, 0.0
-        while len(ended := self.ended()) < self.games or kinds_of(self.faults.log) < set(
-            self.kinds
-        ):
+        until, told, wanted = time.monotonic() + 60 + 2 * self.games, 0.0, set(self.kinds)
+        while len(ended := self.ended()) < self.games or kinds_of(self.faults.log) < wanted:
             if broken := [life for life in lives if life.done()]:
                 broken[0].result()
             if self.server.process.poll() is not None:
@@ -523,10 +518,14 @@ class Account:
 
 
 class Applicant:
-    """Registers accounts, changes passwords and deletes accounts, one request after the other."""
+    """Registers accounts, changes passwords and deletes accounts, one request after the other.
 
-    def __init__(self, server, seed, patient):
+    `pause_s` is the longest pause before a new account.
+    """
+
+    def __init__(self, server, seed, patient, pause_s=0):
         self.server, self.random, self.patient = server, random.Random(seed), patient
+        self.pause_s = pause_s
         self.accounts, self.outcomes, self.surprises = [], Counter(), []
 
     def ask(self, what, *request, **options):
@@ -550,7 +549,7 @@ class Applicant:
 
     def step(self):
         """A new account; then perhaps another password, perhaps its deletion."""
-        time.sleep(self.random.uniform(0, THINK_S))
+        time.sleep(self.random.uniform(0, self.pause_s))
         account = Account(f"c{secrets.token_hex(6)}", None, {PASSWORD})
         self.accounts.append(account)
         while (answer := self.register(account.name)) is None:
@@ -691,12 +690,13 @@ def kill_primaries(server, kills, seed, say):
 
 
 def registrations(
-    kills, seed=None, applicants=6, patient=True, say=print, on_cluster=False, replicas=0
+    kills, seed=None, applicants=6, patient=True, pause_s=0, say=print, on_cluster=False, replicas=0
 ):
     """Kills Redis under a stream of registrations; (violations, {outcome: how often})."""
     server = new_server(2, on_cluster, f"?replicas={replicas}")
     kill = kill_primaries if on_cluster else kill_redis
-    people, going = [Applicant(server, f"{seed} {i}", patient) for i in range(applicants)], [True]
+    seeds, going = (f"{seed} {i}" for i in range(applicants)), [True]
+    people = [Applicant(server, one, patient, pause_s) for one in seeds]
 
     def work(person):
         while going:

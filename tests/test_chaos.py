@@ -62,7 +62,7 @@ def test_games_survive_failures_of_all_kinds_on_a_cluster():
 
 
 def test_accounts_survive_kills_of_redis():
-    found, outcomes = chaos.registrations(3, seed="tests", applicants=3, patient=False)
+    found, outcomes = chaos.registrations(3, seed="tests", applicants=3, patient=False, pause_s=0.2)
     assert found == []
     assert outcomes["register 201"] > 5 and outcomes["accounts"] > 5, outcomes
 

@@ -807,7 +807,7 @@ def test_no_acknowledged_account_is_lost_when_sentinels_replace_a_primary_that_c
     watched = Watched()
     with contextlib.closing(ClusterServer(words="?replicas=1", cluster=watched)) as server:
         server.start()
-        people = [chaos.Applicant(server, f"sentinels {i}", False) for i in range(3)]
+        people = [chaos.Applicant(server, f"sentinels {i}", False, 0.2) for i in range(3)]
         done = []  # when a registration was acknowledged
         going = [True]
 
