@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import json
 import os
+import pickle
 import re
 import secrets
 import shutil
@@ -117,9 +118,13 @@ from_yaml = functools.partial(yaml.load, Loader=yaml.CSafeLoader)
 as_yaml = functools.partial(yaml.dump, Dumper=yaml.CSafeDumper, allow_unicode=True, sort_keys=False)
 
 
+# The tree of schema.yaml, a new one each time: to read YAML takes ten times as long.
+shipped_tree = functools.partial(pickle.loads, pickle.dumps(from_yaml(SHIPPED)))
+
+
 def edited_schema(edit=lambda tree: None, **queue):
     """The text of schema.yaml with short games, changed by edit(tree); keywords go into every queue."""
-    tree = from_yaml(SHIPPED)
+    tree = shipped_tree()
     for spec in tree["queues"].values():
         is_matched = spec["players"] != 1 and spec.get("match") not in ("room", "challenge")
         shared = queue.keys() & spec.keys() - {"players", "match", "rated", "on_exit"}

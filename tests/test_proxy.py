@@ -24,15 +24,14 @@ import trivia
 from conftest import (
     FOLDER,
     ROOT,
-    SHIPPED,
     Answer,
     Phone,
     Server,
     at_once,
     debian_program,
     edited_schema,
-    from_yaml,
     play_all,
+    shipped_tree,
     unique_name,
     wait_until,
 )
@@ -476,7 +475,7 @@ def test_numbers_that_must_agree_agree():
     def number(pattern, text=CONF):
         return int(re.search(pattern, text)[1])
 
-    limits = from_yaml(SHIPPED)["limits"]
+    limits = shipped_tree()["limits"]
     source = (ROOT / "trivia.py").read_text()
     units = {file.name: file.read_text() for file in (ROOT / "systemd").iterdir()}
     assert 2 * limits["body_bytes"] <= 1024 * number(r"client_max_body_size (\d+)k")

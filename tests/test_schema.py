@@ -27,6 +27,7 @@ from conftest import (
     edited_schema,
     from_yaml,
     play_all,
+    shipped_tree,
     trivia_py,
     unique_name,
 )
@@ -41,7 +42,7 @@ BOTS = {"after_seconds": 5, "skill": "near"}
 
 def changed(edits):
     """schema.yaml as text after {dotted path: value}, and its tree."""
-    tree = from_yaml(SHIPPED)
+    tree = shipped_tree()
     for path, value in edits.items():
         *above, last = path.split(".")
         part = tree
@@ -118,7 +119,7 @@ def test_json_schema_is_valid_and_accepts_the_shipped_schema_but_not_a_mistake()
     )
     jsonschema.Draft202012Validator.check_schema(schema)
     validator = jsonschema.Draft202012Validator(schema)
-    validator.validate(from_yaml(SHIPPED))
+    validator.validate(shipped_tree())
     assert not validator.is_valid(changed({"queues.party.rouns": 3})[1])
 
 
@@ -142,7 +143,7 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ({"limits.body_bytes": GONE}, "limits.body_bytes", "found nothing"),
     ({"users": GONE}, "users", "found nothing"),
     ({"queues": {}}, "queues", "{}"),
-    ({"queues.Bad-Name": from_yaml(SHIPPED)["queues"]["random"]}, "queues.Bad-Name", "a-z"),
+    ({"queues.Bad-Name": shipped_tree()["queues"]["random"]}, "queues.Bad-Name", "a-z"),
     ({"users.fields.Größe": TEXT}, "users.fields.Größe", "a-z"),
     ({"messages.client.a b": {"relay": "opponents"}}, "messages.client.a b", "a-z"),
     # types and bounds
@@ -633,7 +634,7 @@ sign_in: null
 
 def test_a_file_may_say_only_what_differs_from_the_shipped_one(file):
     assert check(file, OWN) == ""
-    shipped = from_yaml(SHIPPED)
+    shipped = shipped_tree()
     queues = shipped["queues"]
     queues["party"]["rounds"] = 5
     del queues["rated"], shipped["sign_in"]
@@ -673,7 +674,7 @@ def test_merge_keys_and_aliases_may_be_used(file):
         "  party:\n", "  blitz:\n    <<: *random\n    rounds: 3\n  party:\n"
     )
     assert check(file, text) == ""
-    assert trivia.read_schema(file)["queues"]["blitz"] == from_yaml(SHIPPED)["queues"]["random"] | {
+    assert trivia.read_schema(file)["queues"]["blitz"] == shipped_tree()["queues"]["random"] | {
         "rounds": 3
     }
 
@@ -746,7 +747,7 @@ def test_whole_number_written_with_a_point_means_the_same(file):
 
 
 def test_limits_with_a_default_may_be_left_out(file):
-    tree = from_yaml(SHIPPED)
+    tree = shipped_tree()
     for name, rule in trivia.LIMITS_WITH_DEFAULT.items():
         assert tree["limits"].pop(name) == rule["default"]
     file.write_text(as_yaml(tree), "utf-8")
@@ -782,7 +783,7 @@ def test_every_number_that_the_file_may_hold_has_a_maximum():
 
 
 def test_a_huge_number_anywhere_in_the_file_is_a_mistake(file):
-    tree = from_yaml(SHIPPED)
+    tree = shipped_tree()
     tree["users"]["fields"]["rating"] |= {"minimum": 0, "maximum": 5000, "examples": [3]}
     tree["messages"]["client"]["emoji"]["fields"]["emoji"] |= {"minLength": 1, "maxLength": 9}
     huge = set()
@@ -966,7 +967,7 @@ def test_any_value_anywhere_in_the_schema_gets_a_clear_message_or_makes_good_doc
 
 def small_schema():
     """The shipped schema with one queue and one limit's worth of everything, for speed."""
-    tree = from_yaml(SHIPPED)
+    tree = shipped_tree()
     tree["queues"] = {"rated": tree["queues"]["rated"], "party": tree["queues"]["party"]}
     for spec in tree["messages"]["server"].values():
         spec.pop("description")
@@ -1344,7 +1345,7 @@ def test_new_leaderboard_has_the_players_of_the_time_before(grown):
 def test_new_queue_is_listed_with_its_rules_and_can_be_played(grown):
     server = grown.server
     listed = {queue["name"]: queue for queue in server.http("GET", "/queues").json["queues"]}
-    shipped = from_yaml(SHIPPED)["queues"]
+    shipped = shipped_tree()["queues"]
     assert list(listed) == [*shipped, "blitz"]
     assert listed["blitz"].items() >= (BLITZ | FAST | {"rounds": 2}).items()
     phones = [server.phone(queue="blitz") for _ in range(3)]
