@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 
 import psutil
@@ -11,16 +9,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 import trivia
-from conftest import (
-    PASSWORD,
-    ROOT,
-    Server,
-    edited_schema,
-    play_all,
-    trivia_py,
-    unique_name,
-    wait_until,
-)
+from conftest import PASSWORD, Server, edited_schema, play_all, trivia_py, unique_name, wait_until
 from trivia import Keys
 
 LOOKS, ACTS = "token-that-looks-only", "token-that-acts-too"
@@ -56,9 +45,7 @@ def desk():
     file = running.data / "quiz.json"
     file.write_text(json.dumps(QUIZ))
     try:
-        subprocess.run(
-            [sys.executable, "trivia.py", "import", file], cwd=ROOT, env=running.env, check=True
-        )
+        assert trivia_py("import", file, env=running.env).returncode == 0
         yield running.start()
     finally:
         running.close()

@@ -989,7 +989,7 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
     ]
     (tmp_path / "more.json").write_text(json.dumps(more))
     assert "10 added" in run([*TRIVIA, "import", str(tmp_path / "more.json")], **env)[1]
-    phones = [phone for _ in range(14) for phone in server.pair()]
+    phones = [phone for _ in range(5) for phone in server.pair()]
     play_all(phones, lambda question: hash(question["text"]) % 2)
     playing = in_question(server)
     playing[0].send("answer", round=1, choice=1)
@@ -1264,8 +1264,6 @@ def test_there_is_no_backup_of_nothing(tmp_path):
     assert code and "holds nothing" in printed and not os.listdir(tmp_path), printed
 
 
-def test_files_of_our_own_redis_are_for_nobody_else(make_server):
-    server = make_server()
-    assert not [
-        path for path in server.data.glob("d/appendonlydir/*") if path.stat().st_mode & 0o077
-    ]
+def test_files_of_our_own_redis_are_for_nobody_else(server):
+    files = list(server.data.glob("d/appendonlydir/*"))
+    assert files and not [path for path in files if path.stat().st_mode & 0o077]

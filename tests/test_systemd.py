@@ -15,7 +15,7 @@ import time
 import pytest
 
 import trivia
-from conftest import ROOT, SHIPPED, debian_program, edited_schema, from_yaml, wait_until
+from conftest import ROOT, debian_program, edited_schema, shipped_tree, wait_until
 from test_end_to_end import workers_of
 
 UNITS = ROOT / "systemd"
@@ -93,7 +93,7 @@ def test_numbers_that_must_agree_agree():
     assert int(service["WatchdogSec"]) > 20 + trivia.DRAIN_SECONDS + 10 + trivia.CALL_SECONDS, (
         "a worker's part of a reload"
     )
-    schema = from_yaml(SHIPPED)
+    schema = shipped_tree()
     assert int(service["LimitNOFILE"]) > schema["limits"]["connections"] + 1000
     conf = dict(
         line.split(" ", 1)
@@ -227,15 +227,6 @@ def test_it_is_ready_when_it_serves_and_not_before(make_systemd, workers, abstra
     assert answer(systemd.knock()) == answer(early) == b"HTTP/1.1 200 OK\r\n"
 
 
-def test_what_connections_inherit_is_set_on_the_passed_socket(systemd):
-    systemd.server()
-    (listener,) = systemd.listeners
-    assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
-    assert (
-        listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 64 * 1024
-    )  # the kernel doubles it
-
-
 def test_several_sockets_are_served(systemd):
     try:
         systemd.listeners.append(socket.create_server(("::1", 0), family=socket.AF_INET6))
@@ -270,7 +261,12 @@ def test_sockets_passed_to_another_process_are_let_be(make_server):
 
 
 def test_nobody_is_refused_while_it_restarts(systemd):
+    """And what connections inherit is set on the passed socket."""
     server = systemd.server(workers=2)
+    (listener,) = systemd.listeners
+    assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
+    # The kernel doubles it.
+    assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 64 * 1024
     phone = server.phone()
     phone.expect("queued")
     server.process.terminate()
