@@ -357,7 +357,8 @@ ADMISSION_SECONDS = 5       # a handshake waits so long for a slot; then it gets
 DRAIN_SECONDS = 5           # a worker that stops closes its connections within this time
 DRAIN_PAUSE_S = 0.002       # pause between two of these closes, if DRAIN_SECONDS allows it
 BUSY_RATE = 100             # messages per second that make a worker handle them in batches
-BATCH_S = 0.004             # a busy worker lets this time pass from one batch to the next
+BATCH_S = 0.005             # from one batch to the next, for each primary of Redis
+MOST_BATCH_S = 0.03         # the same for six primaries or more
 PIECE_BYTES = 4096          # HTTP of one connection that is parsed in one turn of the event loop
 FRAMES_PER_TURN = 16        # frames of one WebSocket that are handled in one turn of the loop
 MAX_FRAME_BYTES = 64 * 1024     # a longer WebSocket message closes with 1009
@@ -4073,7 +4074,6 @@ class Nodes:
 # worker has checked the format of the data before it reads any of it.
 
 WAIT_MS = 1000  # replicas must have a change within this time
-NEW_SHARDS_EACH = 2  # shards of a cluster's primary that new games use
 LOBBY_SHARE = 0.1  # of all that Redis does for games, the lobby's part: matches, seats, presence
 
 
@@ -4182,28 +4182,31 @@ class Redis(Nodes):
         """Runs a function. `on_reply` gets the reply or an exception: there is no Future."""
         self.at(keys[0]).send(on_reply, run_of(name, keys, *args), is_function=True)
 
-    def spread(self, shards: int, place: int) -> None:
-        """Chooses the shards of new games: few of each primary, since games of one share calls.
+    def spread(self, shards: int, workers: int) -> None:
+        """Chooses the shards of new games: as many as workers, since games of one share calls.
 
-        The primary of the lobby gets fewer games. One that is away gets none. A single server has
-        one shard for each worker, that which this worker advances: `place` is its number among
-        those that live.
+        Each primary has equally many, but that of the lobby gets fewer games. One that is away gets
+        none. Each worker advances about as many of them: see Games.share.
         """
         links = [(shard, self.at(Keys.shard(shard)[0])) for shard in range(shards)]
         parts: dict[str, list[int]] = {}
         for shard, link in [one for one in links if one[1].is_open] or links:
             parts.setdefault(link.address, []).append(shard)
         lobby = self.at(Keys.seats).address
+        most = -(-workers // len(parts))
+        advances = [0] * workers
         self.new_shards, self.weights = [], []
         for address, part in parts.items():
             weight = 1 / len(parts)
             if address == lobby and len(parts) > 1:
                 weight = max(0, weight - LOBBY_SHARE)
-            chosen = part[:NEW_SHARDS_EACH]
-            if self.only:
-                chosen = [part[place % len(part)]]
-            self.new_shards += chosen
-            self.weights += [weight / len(chosen)] * len(chosen)
+            number = min(most, len(part))
+            for _ in range(number):
+                shard = min(part, key=lambda shard: advances[shard % workers])
+                part.remove(shard)
+                advances[shard % workers] += 1
+                self.new_shards.append(shard)
+                self.weights.append(weight / number)
 
     def new_game_id(self) -> str:
         """Returns the id of a new game, which says where it is."""
@@ -6885,8 +6888,7 @@ class Lobby:
         heard = pairs_to_dict(beats)
         heard.pop(self.worker)
         self.heartbeats = {worker: self._repeats(worker, beat) for worker, beat in heard.items()}
-        place = self.alive().index(self.worker)
-        self.redis.spread(min(self.redis.place.shards, least), place)
+        self.redis.spread(min(self.redis.place.shards, least), len(self.alive()))
         if most > serves:
             await self.redis.serve(most)
         return bool(known), dead
@@ -14978,23 +14980,28 @@ EMBEDDED_ATTEMPTS = 3  # to start: another run's last worker may be stopping the
 class Batches:
     """Makes a busy worker handle what comes in batches, as network cards moderate interrupts.
 
-    The event loop sleeps after each batch until BATCH_S have passed since the last one. Meanwhile
+    The event loop sleeps after each batch until some ms have passed since the last one. Meanwhile
     messages, replies and events gather; then they share reads, calls of functions and writes. A
     worker or a Redis that wakes up for each of them takes half as much CPU again (10,000 players).
-    An event is up to 2 * BATCH_S later for it.
+    An event is later for it: by up to two such pauses.
     """
 
     TURNS = 5  # of the event loop: a message takes four until all that follows from it is written
 
     def __init__(self) -> None:
         self.is_busy = False
+        self.pause_s = 0.0  # from one batch to the next, at least
         self.turns = 0
         self.began_s = 0.0  # the batch
 
-    def adapt(self, messages_per_s: float) -> None:
-        """Begins or ends to work in batches. Call it at most once in a turn of the event loop."""
+    def adapt(self, messages_per_s: float, primaries: int = 1) -> None:
+        """Begins or ends to work in batches. Call it at most once in a turn of the event loop.
+
+        The more primaries there are, the less each gets of a batch.
+        """
         was_busy = self.is_busy
         self.is_busy = messages_per_s >= BUSY_RATE
+        self.pause_s = min(primaries * BATCH_S, MOST_BATCH_S)
         if self.is_busy and not was_busy:
             self._take_turn()
 
@@ -15007,7 +15014,7 @@ class Batches:
         asyncio.get_running_loop().call_soon(self._take_turn)
 
     def _await_batch(self) -> None:
-        left_s = self.began_s + BATCH_S - time.monotonic()
+        left_s = self.began_s + self.pause_s - time.monotonic()
         if left_s > 0:
             time.sleep(left_s)  # the whole event loop: that is the point
         self.began_s = time.monotonic()
@@ -15215,7 +15222,7 @@ class Server:
         """
         sums = take_sums()
         messages = sum(number for (name, *_), number in sums.items() if name == "messages")
-        self.batches.adapt(messages / METRICS_S)
+        self.batches.adapt(messages / METRICS_S, len(self.redis.links))
         counted = iter(sums.items())
         while portion := dict(itertools.islice(counted, ADD_AT_ONCE)):
             await self._add_portion(portion)

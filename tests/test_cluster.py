@@ -1,6 +1,7 @@
 """More than one machine: what REDIS_URL leads to; a node that redirects; clusters that lose, move and regain nodes."""
 
 import asyncio
+import collections
 import contextlib
 import itertools
 import re
@@ -719,8 +720,9 @@ def test_the_number_of_shards_is_raised_while_workers_are_replaced(make_server):
         (20, [], {i: 0 if i == 1 else 1 / 20 for i in range(20)}),
     ],
 )
+@pytest.mark.parametrize("workers", [1, 2, 7])
 def test_new_games_use_a_few_shards_of_each_primary_and_fewer_beside_the_lobby(
-    primaries, away, shares
+    primaries, away, shares, workers
 ):
     redis = trivia.Redis("redis+cluster://h", "", lambda events: None)
     links = [SimpleNamespace(address=f"h:{i}", is_open=True) for i in range(primaries)]
@@ -728,26 +730,18 @@ def test_new_games_use_a_few_shards_of_each_primary_and_fewer_beside_the_lobby(
         links[i] = SimpleNamespace(address="", is_open=False)  # it leads nowhere
     redis.slots = [links[slot % primaries] for slot in range(trivia.SLOTS)]
     redis.slots[trivia.slot_of(Keys.seats)] = links[min(1, primaries - 1)]
-    redis.spread(256, 0)
+    redis.spread(256, workers)
     found = dict.fromkeys(shares, 0)
     for shard, weight in zip(redis.new_shards, redis.weights, strict=True):
         found[links.index(redis.at(Keys.shard(shard)[0]))] += weight
     assert found == pytest.approx(shares)
-    assert len(redis.new_shards) == trivia.NEW_SHARDS_EACH * len(shares)
+    assert len(redis.new_shards) == len(set(redis.new_shards))
+    assert len(redis.new_shards) == -(-workers // len(shares)) * len(shares)
+    advances = collections.Counter(shard % workers for shard in redis.new_shards)
+    assert max(advances.values()) - min(advances.values()) <= 1, advances
     games = [redis.new_game_id() for _ in range(50)]
     weights = dict(zip(redis.new_shards, redis.weights, strict=True))
     assert all(weights[Keys.shard_of(game)] and trivia.GAME_ID.fullmatch(game) for game in games)
-
-
-def test_each_worker_of_a_single_server_uses_one_shard_of_its_own_for_new_games():
-    redis = trivia.Redis("redis://h", "", lambda events: None)
-    redis.only = SimpleNamespace(address="h", is_open=True)
-    used = []
-    for place in range(6):
-        redis.spread(4, place)
-        used += redis.new_shards
-        assert Keys.shard_of(redis.new_game_id()) == redis.new_shards[0]
-    assert used == [0, 1, 2, 3, 0, 1]
 
 
 # ---- when games are advanced

@@ -214,7 +214,7 @@ def test_what_redis_refuses_is_added_later_and_nothing_twice():
     async def call(*command):
         assert command[:3] == ("HSET", trivia.Keys.loads, "w")
 
-    redis, hub = SimpleNamespace(run=run, call=call), SimpleNamespace(sockets={})
+    redis, hub = SimpleNamespace(run=run, call=call, links={}), SimpleNamespace(sockets={})
     worker = SimpleNamespace(redis=redis, worker="w", hub=hub, batches=trivia.Batches())
     worker._add_portion = lambda portion: trivia.Server._add_portion(worker, portion)
     trivia.take_sums()
@@ -233,7 +233,7 @@ def test_what_redis_refuses_is_added_later_and_nothing_twice():
 
 def test_a_worker_that_gets_many_messages_becomes_busy_and_then_quiet_again():
     async def run():
-        redis = SimpleNamespace(run=reply, call=reply)
+        redis = SimpleNamespace(run=reply, call=reply, links={"a": None, "b": None})
         worker = SimpleNamespace(redis=redis, worker="w", hub=SimpleNamespace(sockets={}))
         worker._add_portion, worker.batches = reply, trivia.Batches()
         trivia.take_sums()
@@ -241,23 +241,24 @@ def test_a_worker_that_gets_many_messages_becomes_busy_and_then_quiet_again():
             trivia.count_many("messages", number, "answer")
             trivia.count_many("requests", 10_000, "live", 200)
             await trivia.Server._add_up(worker)
-            yield worker.batches.is_busy
+            yield worker.batches.is_busy, worker.batches.pause_s
 
     async def reply(*command):
         pass
 
     async def collect():
-        return [is_busy async for is_busy in run()]
+        return [state async for state in run()]
 
-    assert asyncio.run(collect()) == [True, False]
+    pause_s = 2 * trivia.BATCH_S  # for two primaries
+    assert asyncio.run(collect()) == [(True, pause_s), (False, pause_s)]
 
 
 def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_one_never(monkeypatch):
     batches, sleeps, turns = trivia.Batches(), [], trivia.Batches.TURNS
 
-    async def after(rate, number):
+    async def after(rate, number, primaries=1):
         """Returns how often it has slept so many turns after it was told a rate."""
-        batches.adapt(rate)
+        batches.adapt(rate, primaries)
         for _ in range(number):
             await asyncio.sleep(0)
         return len(sleeps)
@@ -267,15 +268,14 @@ def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_one_never(mon
         assert await after(trivia.BUSY_RATE, 3 * turns) == 3
         assert await after(2 * trivia.BUSY_RATE, 2 * turns) == 5  # it does not begin twice
         assert await after(0, 3 * turns) == 5
-        assert await after(trivia.BUSY_RATE, 2 * turns) == 7
+        assert await after(trivia.BUSY_RATE, 2 * turns, primaries=99) == 7
 
-    now_s = 0.0
     monkeypatch.setattr(trivia.time, "sleep", sleeps.append)
-    monkeypatch.setattr(trivia.time, "monotonic", lambda: now_s)
+    monkeypatch.setattr(trivia.time, "monotonic", lambda: 0.0)
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         loop.time = lambda: 0.0
         loop.run_until_complete(run())
-    assert all(0 < pause_s <= trivia.BATCH_S for pause_s in sleeps)
+    assert sleeps == [trivia.BATCH_S] * 5 + [trivia.MOST_BATCH_S] * 2
 
 
 def test_workers_that_are_being_buried_are_not_alive(counted):
