@@ -13228,10 +13228,11 @@ class Hub:
         """Closes all connections with `reconnect at once`, paced to spare the other workers."""
         connections = list(self.sockets.values())
         pause_s = min(DRAIN_PAUSE_S, DRAIN_SECONDS / (len(connections) + 1))
+        began_s = self.loop.time()
         for n, connection in enumerate(connections, 1):
             spawn(connection.close(CLOSE_RESTART, RESTART))
-            if n % 10 == 0:
-                await asyncio.sleep(10 * pause_s)
+            if n % 10 == 0:  # a late turn of the loop is made up for
+                await asyncio.sleep(max(0, began_s + n * pause_s - self.loop.time()))
 
     async def sweep(self) -> None:
         """Drops connections that read nothing and closes those that are idle.
@@ -15222,7 +15223,8 @@ class Server:
         """
         sums = take_sums()
         messages = sum(number for (name, *_), number in sums.items() if name == "messages")
-        self.batches.adapt(messages / METRICS_S, len(self.redis.links))
+        rate = 0 if self.hub.draining else messages / METRICS_S
+        self.batches.adapt(rate, len(self.redis.links))
         counted = iter(sums.items())
         while portion := dict(itertools.islice(counted, ADD_AT_ONCE)):
             await self._add_portion(portion)

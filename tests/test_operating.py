@@ -214,7 +214,8 @@ def test_what_redis_refuses_is_added_later_and_nothing_twice():
     async def call(*command):
         assert command[:3] == ("HSET", trivia.Keys.loads, "w")
 
-    redis, hub = SimpleNamespace(run=run, call=call, links={}), SimpleNamespace(sockets={})
+    redis = SimpleNamespace(run=run, call=call, links={})
+    hub = SimpleNamespace(sockets={}, draining=False)
     worker = SimpleNamespace(redis=redis, worker="w", hub=hub, batches=trivia.Batches())
     worker._add_portion = lambda portion: trivia.Server._add_portion(worker, portion)
     trivia.take_sums()
@@ -231,13 +232,16 @@ def test_what_redis_refuses_is_added_later_and_nothing_twice():
     assert added == [("errors a", 1, "redis_seconds le 9", 1, "redis_seconds sum 0", 0.25)]
 
 
-def test_a_worker_that_gets_many_messages_becomes_busy_and_then_quiet_again():
+def test_a_worker_is_busy_while_it_gets_many_messages_unless_it_is_draining():
     async def run():
         redis = SimpleNamespace(run=reply, call=reply, links={"a": None, "b": None})
-        worker = SimpleNamespace(redis=redis, worker="w", hub=SimpleNamespace(sockets={}))
+        worker = SimpleNamespace(
+            redis=redis, worker="w", hub=SimpleNamespace(sockets={}, draining=False)
+        )
         worker._add_portion, worker.batches = reply, trivia.Batches()
         trivia.take_sums()
-        for number in (trivia.BUSY_RATE * trivia.METRICS_S, 0):
+        many = trivia.BUSY_RATE * trivia.METRICS_S
+        for number, worker.hub.draining in ((many, False), (0, False), (many, False), (many, True)):
             trivia.count_many("messages", number, "answer")
             trivia.count_many("requests", 10_000, "live", 200)
             await trivia.Server._add_up(worker)
@@ -250,7 +254,7 @@ def test_a_worker_that_gets_many_messages_becomes_busy_and_then_quiet_again():
         return [state async for state in run()]
 
     pause_s = 2 * trivia.BATCH_S  # for two primaries
-    assert asyncio.run(collect()) == [(True, pause_s), (False, pause_s)]
+    assert asyncio.run(collect()) == [(busy, pause_s) for busy in (True, False, True, False)]
 
 
 def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_one_never(monkeypatch):
