@@ -12640,6 +12640,7 @@ class Connection(Joining):
         except Refused as refused:
             return self._refuse_message(refused, mark)
         count("messages", kind)
+        self.hub.messages += 1
         return self._dispatch(kind, values, mark)
 
     def _take_allowance(self) -> bool:
@@ -12998,6 +12999,7 @@ class Hub:
         self.loop = asyncio.get_running_loop()
         self.sockets: dict[str, Connection] = {}  # by their number, as events name it
         self.count = 0  # the last number
+        self.messages = 0  # that came since Server._adapt looked
         self.apps: Counter[str] = Counter()  # connections by app and version
         self.told: list[dict] = []  # notices that all sockets have
         self.draining = False
@@ -15132,6 +15134,7 @@ class Server:
             _forever(HEARTBEAT_S, self._feed_watchdog),
             _forever(HEARTBEAT_S, self._read_switches),
             _forever(SWEEP_S, self.hub.sweep),
+            _forever(METRICS_S, self._adapt),
             _forever(METRICS_S, self._add_up),
             _forever(METRICS_S, self._publish_apps),
             _forever(METRICS_S, self.games.statistics.add_up),
@@ -15153,11 +15156,11 @@ class Server:
         for task in self.background:
             task.cancel()
         await asyncio.gather(*self.background, return_exceptions=True)
+        self.batches.adapt(0)
         with contextlib.suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(CALL_SECONDS):
                 await self._say_goodbye()
                 await self.events.close()
-        self.batches.adapt(0)
         await self.redis.close()
 
     async def finish_other_tasks(self) -> None:
@@ -15215,17 +15218,19 @@ class Server:
         if int(WATCHDOG_USEC):
             faulthandler.dump_traceback_later(int(WATCHDOG_USEC) / 2e6, exit=True)
 
+    async def _adapt(self) -> None:
+        """Tells the batches how many messages came. A worker that drains makes no batches."""
+        messages, self.hub.messages = self.hub.messages, 0
+        rate = 0 if self.hub.draining else messages / METRICS_S
+        self.batches.adapt(rate, len(self.redis.links))
+
     async def _add_up(self) -> None:
         """Adds this worker's counts to the sums of all workers, and publishes its load.
 
         A count whose addition failed is kept for the next time. If only the reply was lost, it is
         added twice.
         """
-        sums = take_sums()
-        messages = sum(number for (name, *_), number in sums.items() if name == "messages")
-        rate = 0 if self.hub.draining else messages / METRICS_S
-        self.batches.adapt(rate, len(self.redis.links))
-        counted = iter(sums.items())
+        counted = iter(take_sums().items())
         while portion := dict(itertools.islice(counted, ADD_AT_ONCE)):
             await self._add_portion(portion)
         load = load_now(len(self.hub.sockets))

@@ -214,9 +214,8 @@ def test_what_redis_refuses_is_added_later_and_nothing_twice():
     async def call(*command):
         assert command[:3] == ("HSET", trivia.Keys.loads, "w")
 
-    redis = SimpleNamespace(run=run, call=call, links={})
-    hub = SimpleNamespace(sockets={}, draining=False)
-    worker = SimpleNamespace(redis=redis, worker="w", hub=hub, batches=trivia.Batches())
+    redis, hub = SimpleNamespace(run=run, call=call), SimpleNamespace(sockets={})
+    worker = SimpleNamespace(redis=redis, worker="w", hub=hub)
     worker._add_portion = lambda portion: trivia.Server._add_portion(worker, portion)
     trivia.take_sums()
     trivia.count("errors", "a")
@@ -234,21 +233,17 @@ def test_what_redis_refuses_is_added_later_and_nothing_twice():
 
 def test_a_worker_is_busy_while_it_gets_many_messages_unless_it_is_draining():
     async def run():
-        redis = SimpleNamespace(run=reply, call=reply, links={"a": None, "b": None})
         worker = SimpleNamespace(
-            redis=redis, worker="w", hub=SimpleNamespace(sockets={}, draining=False)
+            redis=SimpleNamespace(links={"a": None, "b": None}),
+            hub=SimpleNamespace(),
+            batches=trivia.Batches(),
         )
-        worker._add_portion, worker.batches = reply, trivia.Batches()
-        trivia.take_sums()
         many = trivia.BUSY_RATE * trivia.METRICS_S
-        for number, worker.hub.draining in ((many, False), (0, False), (many, False), (many, True)):
-            trivia.count_many("messages", number, "answer")
-            trivia.count_many("requests", 10_000, "live", 200)
-            await trivia.Server._add_up(worker)
+        for number, draining in ((many, False), (many - 1, False), (many, False), (many, True)):
+            worker.hub.messages, worker.hub.draining = number, draining
+            await trivia.Server._adapt(worker)
+            assert worker.hub.messages == 0
             yield worker.batches.is_busy, worker.batches.pause_s
-
-    async def reply(*command):
-        pass
 
     async def collect():
         return [state async for state in run()]
