@@ -357,8 +357,8 @@ ADMISSION_SECONDS = 5       # a handshake waits so long for a slot; then it gets
 DRAIN_SECONDS = 5           # a worker that stops closes its connections within this time
 DRAIN_PAUSE_S = 0.002       # pause between two of these closes, if DRAIN_SECONDS allows it
 BUSY_RATE = 100             # messages per second that make a worker handle them in batches
-BATCH_S = 0.005             # from one batch to the next, for each primary of Redis
-MOST_BATCH_S = 0.03         # the same for six primaries or more
+BATCH_S = 0.005             # from one batch to the next, times the number of primaries of Redis
+MOST_BATCH_S = 0.03         # the same at most: that of six primaries
 PIECE_BYTES = 4096          # HTTP of one connection that is parsed in one turn of the event loop
 FRAMES_PER_TURN = 16        # frames of one WebSocket that are handled in one turn of the loop
 MAX_FRAME_BYTES = 64 * 1024     # a longer WebSocket message closes with 1009
@@ -773,7 +773,8 @@ METRICS = {  # {name: (labels, help)}; a name that ends in _seconds is a histogr
     "webhooks": ("outcome", "Tries to deliver events: delivered, failed, or abandoned for good."),
     "redis_seconds": (
         "",
-        "From sending commands to Redis to the reply to the first of them; a sample.",
+        "From sending commands to Redis to the reply to the first of them; a sample. A busy worker "
+        "reads replies up to 30 ms later.",
     ),
 }
 _sums: defaultdict[tuple, float] = defaultdict(int)  # by (name, label, ...)
@@ -4183,24 +4184,25 @@ class Redis(Nodes):
         self.at(keys[0]).send(on_reply, run_of(name, keys, *args), is_function=True)
 
     def spread(self, shards: int, workers: int) -> None:
-        """Chooses the shards of new games: as many as workers, since games of one share calls.
+        """Chooses the shards of new games, for so many living workers.
 
-        Each primary has equally many, but that of the lobby gets fewer games. One that is away gets
-        none. Each worker advances about as many of them: see Games.share.
+        There are as many as workers, since games of one shard share calls. Each primary has equally
+        many of them, one at least; one that is away has none. That of the lobby gets fewer games.
+        Each worker advances about equally many of these shards: see Games.share.
         """
         links = [(shard, self.at(Keys.shard(shard)[0])) for shard in range(shards)]
         parts: dict[str, list[int]] = {}
         for shard, link in [one for one in links if one[1].is_open] or links:
             parts.setdefault(link.address, []).append(shard)
         lobby = self.at(Keys.seats).address
-        most = -(-workers // len(parts))
-        advances = [0] * workers
+        each = math.ceil(workers / len(parts))
+        advances = [0] * workers  # how many of the chosen shards each worker advances
         self.new_shards, self.weights = [], []
         for address, part in parts.items():
             weight = 1 / len(parts)
             if address == lobby and len(parts) > 1:
                 weight = max(0, weight - LOBBY_SHARE)
-            number = min(most, len(part))
+            number = min(each, len(part))
             for _ in range(number):
                 shard = min(part, key=lambda shard: advances[shard % workers])
                 part.remove(shard)
@@ -7996,7 +7998,7 @@ class Games(Settlement):
         """Advances the games that are due. Returns the seconds until the next look.
 
         A worker looks at a shard of its own when its next game is due. Now and then it looks at the
-        others, whose worker may be dead. Looks of one turn leave for a primary in one write.
+        others, whose worker may be dead. The looks of one turn share one write to each primary.
         """
         now_s = asyncio.get_running_loop().time()
         looks = []
@@ -14981,26 +14983,26 @@ EMBEDDED_ATTEMPTS = 3  # to start: another run's last worker may be stopping the
 
 
 class Batches:
-    """Makes a busy worker handle what comes in batches, as network cards moderate interrupts.
+    """Makes a busy worker work in batches, as a network card moderates its interrupts.
 
-    The event loop sleeps after each batch until some ms have passed since the last one. Meanwhile
-    messages, replies and events gather; then they share reads, calls of functions and writes. A
-    worker or a Redis that wakes up for each of them takes half as much CPU again (10,000 players).
-    An event is later for it: by up to two such pauses.
+    After each batch the event loop sleeps, until `pause_s` have passed since the batch began.
+    Meanwhile messages, replies and events gather. Those of one batch share reads, calls of
+    functions and writes. A worker or a Redis that wakes up for each of them takes half as much CPU
+    again (10,000 players). An event comes later for it, by up to two pauses.
     """
 
-    TURNS = 5  # of the event loop: a message takes four until all that follows from it is written
+    TURNS = 5  # of the event loop in a batch: what follows from a message is written in the fourth
 
     def __init__(self) -> None:
         self.is_busy = False
-        self.pause_s = 0.0  # from one batch to the next, at least
-        self.turns = 0
-        self.began_s = 0.0  # the batch
+        self.pause_s = 0.0  # from the start of one batch to that of the next, at least
+        self.turns = 0  # that this batch has taken
+        self.began_s = 0.0  # when it began
 
     def adapt(self, messages_per_s: float, primaries: int = 1) -> None:
         """Begins or ends to work in batches. Call it at most once in a turn of the event loop.
 
-        The more primaries there are, the less each gets of a batch.
+        The more primaries there are, the less each gets of a batch. So batches are longer then.
         """
         was_busy = self.is_busy
         self.is_busy = messages_per_s >= BUSY_RATE
@@ -15013,13 +15015,13 @@ class Batches:
             return
         self.turns += 1
         if self.turns >= self.TURNS:
-            self._await_batch()
+            self._end_batch()
         asyncio.get_running_loop().call_soon(self._take_turn)
 
-    def _await_batch(self) -> None:
+    def _end_batch(self) -> None:
         left_s = self.began_s + self.pause_s - time.monotonic()
         if left_s > 0:
-            time.sleep(left_s)  # the whole event loop: that is the point
+            time.sleep(left_s)  # it stops the whole event loop, on purpose
         self.began_s = time.monotonic()
         self.turns = 0
 

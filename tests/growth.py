@@ -3,11 +3,12 @@
     python tests/growth.py [--primaries 1,3,6] [--turns 3] [--workers 2] [--players 600] [--think 1] [--minutes 0.5] [--json FILE]
 
 For each number of primaries it starts a server, on one Redis or on a cluster, and tests/load.py beside it: so many players
-who answer at random, in games of ten rounds, as in schema.yaml. It does so in turn, several times, since a busy machine
-changes what a wake-up costs; the median counts. What is compared with one Redis is CPU time, of the busiest primary and of
-all of them. The one Redis is what the nodes are: on TCP, without a disk. It takes a quiet machine and many answers a second:
-a node wakes up for each write of a worker, and the more so the fewer answers share one. The exit code is 1 when the busiest
-of three takes more than 0.42, or of six more than 0.24, or all together more than 1.2 times.
+who answer at random, in games of ten rounds, as in schema.yaml. It measures each number several times, in turn, since a
+busy machine changes what a wake-up costs; the median counts. It compares the CPU time of the busiest primary, and of all
+of them, with that of one Redis. That one is like the nodes: on TCP, without a disk. Run it on a quiet machine and with many
+answers a second: a node wakes up for each write of a worker, so an answer costs more when fewer share a write. The exit
+code is 1 when an answer takes more than 0.42 times that CPU of the busiest of three primaries, 0.24 times of the busiest of
+six, or 1.2 times of all together.
 """
 
 import argparse
