@@ -252,6 +252,18 @@ def test_a_worker_is_busy_while_it_gets_many_messages_unless_it_is_draining():
     assert asyncio.run(collect()) == [(busy, pause_s) for busy in (True, False, True, False)]
 
 
+def test_only_messages_that_are_handled_make_a_worker_busy():
+    schema = trivia.Schema(trivia.read_schema(trivia.SCHEMA_FILE))
+    loop = SimpleNamespace(time=lambda: 0.0)
+    hub = SimpleNamespace(schema=schema, limits=schema.limits, loop=loop, messages=0)
+    one = trivia.Connection.__new__(trivia.Connection)
+    one.hub, one.allowance, one.allowed_at, one.excess = hub, 2, 0.0, 0
+    one._dispatch = one._refuse_message = lambda *about: None
+    for text in ('{"type":"ping"}', "[", '{"type":"ping"}'):  # the last one is beyond the limit
+        one.on_text(text)
+    assert hub.messages == 1
+
+
 def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_one_never(monkeypatch):
     batches, sleeps, turns = trivia.Batches(), [], trivia.Batches.TURNS
 
