@@ -12837,6 +12837,10 @@ class Connection(Joining):
             await self.hub.rooms.direct(*where, kind, values)
 
     async def _on_leave(self, values: dict) -> None:
+        with self._events_buffered():  # a resync waits too: it would join again what was left
+            await self._leave()
+
+    async def _leave(self) -> None:
         outcome, game = await self.hub.lobby.leave(self.queue.name, self.uid, self.id, False)
         self.code = ""
         if outcome == "game":

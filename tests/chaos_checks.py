@@ -635,7 +635,8 @@ def rooms_hold_together(evidence):
         names = [player["username"] for player in room["players"]]
         is_right = room["host"] in names and name in names and set(room["connected"]) <= set(names)
         if not is_right or len(set(names)) < len(names) or len(names) > MOST_FRIENDS:
-            yield f"{name}: {entry}"
+            about = f"host {room['host']}, players {names}, connected {room['connected']}"
+            yield f"{name}: {about}{excerpt(evidence.transcripts[name], entry.at)}"
     for name, transcript in evidence.transcripts.items():
         room, banned = "", set()
         for entry in received(transcript, "room", "cancelled"):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import secrets
@@ -691,6 +692,56 @@ def test_a_worker_that_ends_takes_nobody_new():
 
     detail, (close,) = asyncio.run(ask())
     assert "restarts" in detail and close["code"] == 1012
+
+
+def test_what_a_player_left_is_not_joined_again_by_a_look_that_began_meanwhile():
+    calls = []
+
+    async def run():
+        answered = asyncio.Event()
+
+        async def leave(*who):
+            calls.append("leave")
+            await answered.wait()
+            return "left", ""
+
+        async def call(name, *args):
+            calls.append(name)
+            return "-", "-"
+
+        async def note(*args):
+            calls.append("session")
+
+        one = trivia.Connection.__new__(trivia.Connection)
+        one.hub = SimpleNamespace(
+            loop=asyncio.get_running_loop(),
+            resyncs=asyncio.Semaphore(),
+            users=SimpleNamespace(authenticate=note),
+            lobby=SimpleNamespace(leave=leave, take_back=functools.partial(call, "take_back")),
+        )
+        one.queue, one.uid, one.id, one.turn, one.token = (
+            SimpleNamespace(name="q"),
+            "u",
+            "w.1",
+            1,
+            "t",
+        )
+        one.code, one.closing, one.buffered, one.is_stale = "ABC234", False, None, False
+        one.write = lambda payload: calls.append(json.loads(payload)["type"])
+        one._join = functools.partial(call, "join")
+        one._set_state(trivia.State.ROOM)
+        leaving = asyncio.ensure_future(one._on_leave({}))
+        await asyncio.sleep(0)
+        one.resync()  # a subscription was lost
+        await asyncio.sleep(0.01)
+        answered.set()
+        await leaving
+        while one.buffered is not None:
+            await asyncio.sleep(0.01)
+        return one.state, one.code
+
+    assert asyncio.run(run()) == (trivia.State.IDLE, "")
+    assert calls == ["leave", "cancelled", "session", "take_back", "leave"]
 
 
 def supervised(make_server, workers, **queue):
