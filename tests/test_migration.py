@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+import time
 
 import pytest
 
@@ -14,6 +15,7 @@ from conftest import (
     PASSWORD,
     ROOT,
     Server,
+    clock_of,
     edited_schema,
     play_all,
     redis_at,
@@ -22,6 +24,7 @@ from conftest import (
 )
 
 SNAPSHOT = ROOT / "tests" / "data" / "format1.rdb"
+MADE_AT_S = 1_795_922_021  # `ctime` in the snapshot
 FACTS = json.loads((ROOT / "tests" / "data" / "format1.json").read_text())
 RUNNING = FACTS["running"][0].rpartition(":")[2]
 
@@ -37,9 +40,11 @@ def restored(server):
 
 
 @pytest.fixture(scope="module")
-def migrated():
-    """A server that has started on the snapshot, with two workers."""
-    server = Server(workers=2)
+def migrated(tmp_path_factory):
+    """A server that has started on the snapshot an hour after it was made, with two workers."""
+    clock = tmp_path_factory.mktemp("clock") / "clock"
+    clock.write_text(f"{MADE_AT_S + 3600 - time.time():+.0f}\n")
+    server = Server(workers=2, env=clock_of(clock), afresh=True)
     try:
         yield restored(server).start()
     finally:
