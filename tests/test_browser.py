@@ -188,13 +188,18 @@ def new_names(count=2):
     return [unique_name() for _ in range(count)]
 
 
+def see_first_question(tabs):
+    """Waits until all see the first question of their game."""
+    for tab in tabs:
+        tab.on("game")
+        expect(tab.choice(0)).to_be_enabled()
+
+
 def in_game(tabs, queue="random"):
     """Brings tabs from the lobby to the first question of a game."""
     for tab in tabs:
         tab.join(queue)
-    for tab in tabs:
-        tab.on("game")
-        expect(tab.choice(0)).to_be_enabled()
+    see_first_question(tabs)
 
 
 def play_round(ann, bob):
@@ -263,9 +268,7 @@ def test_a_whole_game_on_a_desktop_and_on_a_phone(long_games, open_tabs):
             expect(row).to_have_attribute("data-rank", str(1 + better))
             expect(row.locator(".score")).to_have_text(str(points[name]))
         tab.find("#again").click()
-    for tab in tabs:
-        tab.on("game")
-        expect(tab.choice(0)).to_be_enabled()
+    see_first_question(tabs)
     bob.find("#leave").click()
     bob.find("#leave-yes").click()
     ann.on("result")
@@ -712,9 +715,7 @@ def test_a_reveal_is_told_once_and_both_agree_to_a_rematch_or_one_goes(long_game
     ann.find("#rematch").click()
     expect(bob.find("#offer")).to_contain_text(f"{ann.name} wants a rematch!")
     bob.find("#rematch").click()
-    for tab in tabs:
-        tab.on("game")
-        expect(tab.choice(0)).to_be_enabled()
+    see_first_question(tabs)
     ann.answer(0)
     play_on(ann, bob)
     bob.find("#home").click()
@@ -812,9 +813,7 @@ def test_friends_meet_by_a_link_and_the_host_directs_the_room(long_games, open_t
     expect(bob.find("#lock")).to_have_text("Unlock the room")
     bob.find(f'[data-member="{ann.name}"] [data-act="pass"]').click()
     ann.find("#begin").click()
-    for tab in tabs:
-        tab.on("game")
-        expect(tab.choice(0)).to_be_enabled()
+    see_first_question(tabs)
     ann.answer(0)
     play_on(ann, bob)
     for tab in tabs:
