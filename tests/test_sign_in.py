@@ -29,7 +29,6 @@ from email.message import EmailMessage
 from pathlib import Path
 
 import jwt
-import psutil
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -55,6 +54,7 @@ from conftest import (
     trivia_py,
     wait_until,
 )
+from test_end_to_end import workers_of
 
 sys.path.insert(0, str(ROOT))
 import trivia  # noqa: E402
@@ -1424,18 +1424,10 @@ def do_under_sudden_deaths(server, valkey, work, things):
                 valkey.kill()
                 valkey.start()
             else:
-                dice.choice(wait_until(lambda: workers_of(server))).kill()
+                os.kill(dice.choice(sorted(wait_until(lambda: workers_of(server)))), signal.SIGKILL)
             done += [future.result() for future in futures]
     assert len(things) > 16, "both die"
     return done
-
-
-def workers_of(server):
-    """The processes of a server that answer."""
-    with contextlib.suppress(psutil.Error):  # one has just died
-        children = psutil.Process(server.process.pid).children()
-        return [one for one in children if "spawn_main" in " ".join(one.cmdline())]
-    return []
 
 
 # ---- mail and recovery --------------------------------------------------------------------------
