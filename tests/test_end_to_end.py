@@ -213,6 +213,8 @@ def test_any_folder_will_do_and_the_shipped_schema_is_the_default(make_server):
     ann, bob = server.pair()
     assert ann.frames[-1]["rounds"] == 10
     forfeit(server, ann, bob)
+    password = server.redis.hget(f"user:{{{ann.token[:12]}}}", "password")
+    assert password.startswith("$argon2id$v=19$m=19456,t=2,p=1$"), "forks hash at a lower cost"
     kept = server.redis.config_get("append*")
     assert kept["appendonly"] == "yes" and kept["appendfsync"] == "always"
     assert (server.data / "d").stat().st_mode & 0o077 == 0, "nobody else may enter the folder"

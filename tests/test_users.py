@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import itertools
 import json
@@ -22,6 +23,7 @@ import psutil
 import pytest
 import redis
 
+import forks
 from conftest import (
     PASSWORD,
     ROOT,
@@ -52,16 +54,6 @@ def small_limits(tree):
 def small():
     """A server with small limits, which the tests of this file share; they leave nobody in a queue."""
     running = Server(edited_schema(small_limits, rounds=1))
-    try:
-        yield running.start()
-    finally:
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def thorough():
-    """A server that hashes passwords as thoroughly as those of players."""
-    running = Server(edited_schema(small_limits), afresh=True)
     try:
         yield running.start()
     finally:
@@ -201,20 +193,6 @@ def session_key(session):
 def use_up(server, key, ms=10_000_000):
     """Leaves nothing of an allowance."""
     server.redis.set(key, int(time.time() * 1000) + ms, px=ms)
-
-
-def busy_hashing(server, sessions, count, address=None):
-    """Threads that keep the server's password hashing busy for a while."""
-    threads = [
-        threading.Thread(
-            target=login,
-            args=(server, session["user"]["username"], PASSWORD, address or stranger()),
-        )
-        for session, _ in zip(itertools.cycle(sessions), range(count))
-    ]
-    for thread in threads:
-        thread.start()
-    return threads
 
 
 def board(server, name, query="", token=None):
@@ -509,7 +487,7 @@ def test_a_claim_that_is_renewed_again_and_again_is_not_called_taken(server):
         claim(server, name, f"deadUID0 op {int(time.time() * 1000) + 2000}")
 
     def renew_again_and_again():
-        while not on.wait(0.02):
+        while not on.wait(0.2):
             renew()
 
     renew()
@@ -598,8 +576,11 @@ def test_a_claim_of_a_user_who_exists_counts_even_if_it_was_never_confirmed(serv
     assert login(server, value).status == 200
 
 
-def inside(server, act, words=""):
-    """What act(users) returns, run by a worker of its own in this process, with these words in its REDIS_URL."""
+def inside(server, act, words="", is_cheap=True):
+    """What act(users) returns, run by a worker of its own in this process, with these words in its REDIS_URL.
+
+    It hashes at the least cost, as the servers do, if `is_cheap`.
+    """
 
     async def run():
         url = f"unix://{server.data / 'd' / 'redis.sock'}{words}"
@@ -607,7 +588,10 @@ def inside(server, act, words=""):
         await store.connect()
         try:
             schema = trivia.Schema(trivia.read_schema(server.data / "schema.yaml"))
-            return await act(trivia.Users(store, schema))
+            users = trivia.Users(store, schema)
+            if is_cheap:
+                users.passwords.hasher = forks.hasher_of_least_cost(argon2.PasswordHasher)
+            return await act(users)
         finally:
             await store.close()
 
@@ -702,23 +686,26 @@ def test_a_hash_is_computed_whether_or_not_there_is_an_account(known):
     )
 
 
-def test_passwords_are_kept_as_argon2id(thorough):
-    session = thorough.register(password="a very particular secret")
-    kept = thorough.redis.hget(trivia.Keys.user(uid_of(session)), "password")
+def test_passwords_are_kept_as_argon2id(server):
+    name, secret = unique_name(), "a very particular secret"
+    body = {"username": name, "email": f"{name}@example.org", "password": secret}
+    session = inside(server, lambda users: users.register(body, stranger()), is_cheap=False)
+    kept = server.redis.hget(trivia.Keys.user(uid_of(session)), "password")
     assert kept.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
-    assert not mentions(thorough, "a very particular secret")
+    assert not mentions(server, secret)
 
 
-def test_a_password_is_hashed_again_when_the_parameters_have_changed(thorough):
-    session = thorough.register()
+def test_a_password_is_hashed_again_when_the_parameters_have_changed(server):
+    session = server.register()
     key, name = trivia.Keys.user(uid_of(session)), session["user"]["username"]
-    weak = argon2.PasswordHasher(time_cost=1, memory_cost=8192, parallelism=1).hash(PASSWORD)
-    thorough.redis.hset(key, "password", weak)
-    other = login(thorough, name)
-    assert other.status == 200
-    wait_until(lambda: "m=19456,t=2,p=1" in thorough.redis.hget(key, "password"))
-    assert login(thorough, name).status == 200
-    assert me(thorough, session["token"]).status == me(thorough, other.json["token"]).status == 200
+    present = server.redis.hget(key, "password").rpartition("p=")[0]
+    other = argon2.PasswordHasher(time_cost=2, memory_cost=16, parallelism=1)
+    server.redis.hset(key, "password", other.hash(PASSWORD))
+    second = login(server, name)
+    assert second.status == 200
+    wait_until(lambda: server.redis.hget(key, "password").startswith(present))
+    assert login(server, name).status == 200
+    assert me(server, session["token"]).status == me(server, second.json["token"]).status == 200
 
 
 @pytest.mark.parametrize(
@@ -991,13 +978,36 @@ def test_a_full_hashing_queue_refuses_the_address_that_waits_for_the_most(
     assert asyncio.run(act()) == refused
 
 
-def test_who_floods_the_hashing_queue_keeps_no_other_address_waiting(thorough):
-    *greedy, other = (thorough.register() for _ in range(7))
-    flood = busy_hashing(thorough, greedy, 60, stranger())
-    assert login(thorough, other["user"]["username"], PASSWORD, stranger()).status == 200
-    assert sum(thread.is_alive() for thread in flood) > 10
-    for thread in flood:
-        thread.join(60)
+def test_who_floods_the_hashing_queue_keeps_no_other_address_waiting(server):
+    *greedy, other = (server.register() for _ in range(7))
+    held, flooding, checked = threading.Event(), stranger(), []
+
+    async def waiting(passwords, count):
+        async with asyncio.timeout(20):
+            while passwords.waiting < count:
+                await asyncio.sleep(0.01)
+
+    async def act(users):
+        passwords, verify = users.passwords, users.passwords._verify
+        passwords.threads._max_workers = passwords.idle = 1
+        passwords._verify = lambda *args: checked.append(args[0]) or verify(*args)
+
+        def sign_in(session, address):
+            return asyncio.ensure_future(
+                users.login(session["user"]["username"], PASSWORD, address)
+            )
+
+        jobs = [asyncio.ensure_future(passwords._run(stranger(), held.wait))]
+        jobs += [sign_in(session, flooding) for session in 10 * greedy]
+        await waiting(passwords, 60)
+        jobs.append(sign_in(other, stranger()))
+        await waiting(passwords, 61)
+        held.set()
+        await asyncio.gather(*jobs)
+
+    inside(server, act)
+    kept = server.redis.hget(trivia.Keys.user(uid_of(other)), "password")
+    assert checked.index(kept) <= 1 and len(checked) == 61
 
 
 # -- registrations from one address
@@ -1317,27 +1327,46 @@ def test_a_change_of_password_whose_reply_was_lost_can_be_repeated(server):
     assert login(server, session["user"]["username"], "battery staple").status == 200
 
 
-def test_a_login_under_way_does_not_outlive_the_old_password(thorough):
-    session, busy = thorough.register(), [thorough.register() for _ in range(2)]
-    guard = session_key(session)
-    threads = busy_hashing(thorough, busy, 10)
-    with ThreadPoolExecutor(1) as pool:
-        changed = pool.submit(
-            thorough.http,
-            "POST",
-            "/auth/password",
-            {"password": PASSWORD, "new_password": "battery staple"},
-            session["token"],
-        )
-        wait_until(lambda: thorough.redis.exists(guard))
-        threads += busy_hashing(thorough, busy, 10)
-        # The old password was found right; the new one waits to be hashed. Now someone signs in with the old one.
-        wait_until(lambda: not thorough.redis.exists(guard))
-        late = login(thorough, session["user"]["username"], PASSWORD, stranger())
-        assert changed.result().status == 204
-    for thread in threads:
-        thread.join(30)
-    assert late.status == 401 or signed_out(thorough, late.json["token"])
+@pytest.mark.parametrize("way", ["is refused", "ends"])
+def test_a_login_under_way_does_not_outlive_the_old_password(server, way):
+    """It is refused if the password changes once it is checked, and its session ends if it is open by then."""
+    session = server.register()
+    name = session["user"]["username"]
+
+    async def act(users):
+        uid, user = await users.find(name)
+        sign_in = functools.partial(users.login, name, PASSWORD, stranger())
+        change = functools.partial(users.change_password, uid, user, session["token"], PASSWORD)
+        change = functools.partial(change, "battery staple", stranger())
+        check, run = users.guard.check_login, users.redis.run_durably
+        opened = []
+
+        async def check_and_change(*args):
+            right = await check(*args)
+            assert right and not await change()
+            users.guard.check_login = check
+            return right
+
+        async def run_behind_a_login(name, *rest):
+            if name == "change_password":
+                opened.append(await sign_in())
+            return await run(name, *rest)
+
+        if way == "is refused":
+            users.guard.check_login = check_and_change
+            with pytest.raises(trivia.Problem) as refused:
+                await sign_in()
+            assert refused.value.code == "bad_credentials"
+        else:
+            users.redis.run_durably = run_behind_a_login
+            await change()
+        return opened
+
+    late = inside(server, act)
+    assert len(late) == (way == "ends")
+    signed_out(server, *(session["token"] for session in late))
+    assert me(server, session["token"]).status == 200
+    assert login(server, name, "battery staple").status == 200
 
 
 # -- changes of the account
@@ -1795,25 +1824,24 @@ def test_an_erasure_reaches_last_week_s_leaderboard(small):
     assert traces(small, ann) == []
 
 
-def test_a_change_during_an_erasure_leaves_no_trace(thorough):
-    session, busy, new = thorough.register(), [thorough.register() for _ in range(2)], unique_name()
-    guard = session_key(session)
-    threads = busy_hashing(thorough, busy, 16)
-    before = thorough.redis.hgetall(trivia.Keys.user(uid_of(session)))
+def test_a_change_during_an_erasure_leaves_no_trace(small):
+    session, new = small.register(), unique_name()
+    key, guard = trivia.Keys.user(uid_of(session)), session_key(session)
+    slow = argon2.PasswordHasher(time_cost=12, memory_cost=19 * 1024, parallelism=1)  # 0.2 s
+    small.redis.hset(key, "password", slow.hash(PASSWORD))
+    before = small.redis.hgetall(key)
     with ThreadPoolExecutor(1) as pool:
-        erased = pool.submit(erase, thorough, session)
-        wait_until(lambda: thorough.redis.exists(guard))
-        # The password waits to be checked, most often until the change is made.
+        erased = pool.submit(erase, small, session)
+        wait_until(lambda: small.redis.exists(guard))
+        # The password is being checked, most often until the change is made.
         changes = {"username": new, "email": f"{new}@example.org"}
         try:
-            assert change(thorough, session, before, changes)
+            assert change(small, session, before, changes)
         except trivia.Problem as problem:
             assert problem.code == "not_authenticated"
         erased.result()
-    for thread in threads:
-        thread.join(30)
-    assert traces(thorough, session) == [] and mentions(thorough, new) == []
-    thorough.register(new)
+    assert traces(small, session) == [] and mentions(small, new) == []
+    small.register(new)
 
 
 def test_nobody_can_take_the_name_of_an_anonymous_seat(small):
@@ -1855,28 +1883,25 @@ def cut_short(server, session, how_far):
     redis.zadd(trivia.Keys.erasures, {uid: 1})  # its worker must be dead
 
 
-@pytest.mark.parametrize("how_far", ["written down", "the account is gone", "some games are done"])
-def test_an_erasure_that_was_cut_short_is_finished(small, how_far):
-    ann, bob = small.register(), small.register()
-    games = [win(small, ann, bob) for _ in range(2)]
-    socket = small.phone(session=ann)
-    socket.expect("queued")
-    cut_short(small, ann, how_far)
-    socket.expect_close(4401)
-    wait_until_erased(small, ann)
-    for game in games:
-        record = small.http("GET", f"/games/{game}", token=bob["token"])
-        assert record.status == 200 and ann["user"]["username"] not in record.body
-    small.register(ann["user"]["username"])
-
-
-def test_an_erasure_that_can_not_go_on_holds_up_no_other(small):
-    bad, ann = "-" * 12, small.register()
+def test_erasures_that_were_cut_short_are_finished_whatever_holds_up_another(small):
+    bad, bob, games = "-" * 12, small.register(), {}
     small.redis.set(trivia.Keys.history(bad), "no history")
-    small.redis.zadd(trivia.Keys.erasures, {bad: 1, uid_of(ann): 2})  # both are due, `bad` first
-    wait_until_erased(small, ann)
+    small.redis.zadd(trivia.Keys.erasures, {bad: 0})  # due before all others
+    for how_far in ("written down", "the account is gone", "some games are done"):
+        ann = small.register()
+        games[how_far] = ann, [win(small, ann, bob) for _ in range(2)]
+        phone = small.phone(session=ann)
+        phone.expect("queued")
+        cut_short(small, ann, how_far)
+        phone.expect_close(4401)
+    for ann, won in games.values():
+        wait_until_erased(small, ann)
+        for game in won:
+            record = small.http("GET", f"/games/{game}", token=bob["token"])
+            assert record.status == 200 and ann["user"]["username"] not in record.body
+        small.register(ann["user"]["username"])
     small.redis.delete(trivia.Keys.history(bad))
-    small.redis.zadd(trivia.Keys.erasures, {bad: 1})
+    small.redis.zadd(trivia.Keys.erasures, {bad: 0})
     wait_until(lambda: not small.redis.zscore(trivia.Keys.erasures, bad))
 
 
@@ -1896,12 +1921,12 @@ def copy_game(server, session, game, count):
 
 
 @contextlib.contextmanager
-def longest_wait(phone):
+def longest_wait(phone, pause_s=0.1):
     """Pings meanwhile. Yields a list: what the event loop worked till each pong (s), in order."""
     waits, stop = [], threading.Event()
 
     def ping():
-        while not stop.wait(0.1):
+        while not stop.wait(pause_s):
             worked = loop_seconds(phone.server)
             phone.send("ping", client_ms=1)
             phone.expect("pong")
@@ -1917,15 +1942,15 @@ def longest_wait(phone):
     waits.sort()
 
 
-def test_10_000_games_are_exported_and_erased_while_others_go_on(make_server):
-    server = make_server(edited_schema(rounds=1))
+def test_5_000_games_are_exported_and_erased_while_others_go_on(small):
+    server = small
     ann, bob = server.register(), server.register()
-    games = copy_game(server, ann, win(server, ann, bob), 10_000)
+    games = copy_game(server, ann, win(server, ann, bob), 5_000)
     other = server.phone(queue="rated")
     other.expect("queued")
     worker = psutil.Process(server.process.pid)
     before = worker.memory_info().rss
-    with longest_wait(other) as waits:
+    with longest_wait(other, 0.05) as waits:
         export = server.http("GET", "/users/me/export", token=ann["token"])
     assert len(export.json["games"]) == len(games) + 1
     assert len(waits) > 5 and waits[-1] < 0.25, waits[-5:]
@@ -1935,7 +1960,7 @@ def test_10_000_games_are_exported_and_erased_while_others_go_on(make_server):
     with ThreadPoolExecutor(1) as pool:
         password = {"password": PASSWORD}
         erasure = pool.submit(server.http, "DELETE", "/users/me", password, ann["token"])
-        wait_until(lambda: server.redis.zcard(history) < 8_000, 60)
+        wait_until(lambda: server.redis.zcard(history) < 4_000, 60)
         server.stop(signal.SIGKILL)
         assert isinstance(erasure.exception(), (OSError, http.client.HTTPException))
     assert server.redis.zcard(history) > 0
@@ -2326,12 +2351,14 @@ def test_a_period_is_one_stretch_of_time_and_sorts_as_such(kind, longest):
 def test_the_keys_of_a_leaderboard_name_every_period_that_may_still_be_stored(
     monkeypatch, kind, longest
 ):
-    for noon in (datetime(2026, 1, 1, 12, tzinfo=UTC) + timedelta(days=i) for i in range(1500)):
-        now = types.SimpleNamespace(time=noon.timestamp)
+    first, before = datetime(2026, 1, 1, 12, tzinfo=UTC), 2 * longest + 1
+    noons = [first + timedelta(days=i) for i in range(-before, 1500)]
+    keys = [trivia.Keys.board("wins", trivia.period_of(kind, noon.timestamp())) for noon in noons]
+    for i in range(before, len(noons)):
+        now = types.SimpleNamespace(time=noons[i].timestamp)
         monkeypatch.setattr(trivia, "time", now)
-        days = [(noon - timedelta(days=i)).timestamp() for i in range(2 * longest + 2)]
-        stored = {trivia.Keys.board("wins", trivia.period_of(kind, day)) for day in days}
-        assert stored <= set(trivia.Boards.keys("wins", kind)), noon
+        stored = set(keys[i - before : i + 1])
+        assert stored <= set(trivia.Boards.keys("wins", kind)), noons[i]
 
 
 # -- the script that applies results
