@@ -23,6 +23,7 @@ import trivia
 from conftest import (
     PASSWORD,
     Phone,
+    Server,
     Valkey,
     clock_of,
     edited_schema,
@@ -111,27 +112,38 @@ class Link:
         self.cut()
 
 
-@pytest.fixture
-def link(valkey):
-    made = Link(str(valkey.start().path))
-    yield made
-    made.close()
+SLOW = {"answer_seconds": 60, "rounds": 2, "reveal_seconds": 0.3}
 
 
-@pytest.fixture
-def apart(valkey, link, make_server):
-    """Two servers on one Redis, the first by way of the link."""
+@contextlib.contextmanager
+def server_on(redis, edit=lambda tree: None, **options):
+    """A server on a Redis, or on the way to one."""
+    server = Server(edited_schema(edit, **SLOW | options), env={"REDIS_URL": redis.url})
+    try:
+        yield server.start()
+    finally:
+        server.close()
 
-    def make(edit=lambda tree: None):
-        schema = edited_schema(edit, answer_seconds=60, rounds=2, reveal_seconds=0.3)
-        return [make_server(schema, env={"REDIS_URL": way.url}) for way in (link, valkey)]
 
-    return make
+@contextlib.contextmanager
+def two_servers(edit=lambda tree: None):
+    """Two servers on one Redis, the first by way of a link: (one, two, link, Redis)."""
+    with contextlib.closing(Valkey().start()) as valkey:
+        with contextlib.closing(Link(str(valkey.path))) as link:
+            with server_on(link, edit) as one, server_on(valkey, edit) as two:
+                yield one, two, link, valkey
+
+
+@pytest.fixture(scope="module")
+def apart():
+    """Two servers on one Redis; the tests leave their queues empty."""
+    with two_servers() as made:
+        yield made
 
 
 @pytest.fixture
 def valkey():
-    with contextlib.closing(ClockedValkey()) as made:
+    with contextlib.closing(Valkey()) as made:
         yield made
 
 
@@ -140,14 +152,31 @@ def served(valkey, make_server):
     """Makes a server on that Valkey."""
 
     def make(workers=1, **options):
-        if valkey.process is None:
-            valkey.start()
-        schema = edited_schema(
-            **{"answer_seconds": 60, "rounds": 2, "reveal_seconds": 0.3} | options
-        )
-        return make_server(schema, env={"REDIS_URL": valkey.url}, workers=workers)
+        valkey.start()
+        env = {"REDIS_URL": valkey.url}
+        return make_server(edited_schema(**SLOW | options), env=env, workers=workers)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """A server, and its Redis that fails. The tests leave both well."""
+    with contextlib.closing(Valkey().start()) as valkey, server_on(valkey) as server:
+        yield server, valkey
+
+
+@pytest.fixture(scope="module")
+def clocked():
+    """A server, and its Redis whose clock is set."""
+
+    def edit(tree):
+        tree["queues"]["party"]["wait_seconds"] = 4
+
+    with contextlib.closing(ClockedValkey()) as valkey:
+        valkey.start_with_clock()
+        with server_on(valkey, edit, answer_seconds=20, start_seconds=0.5) as server:
+            yield server, valkey
 
 
 def in_question(server, queue="random"):
@@ -226,8 +255,8 @@ def test_a_full_disk_is_named_and_all_goes_on_once_there_is_room(
     assert "Traceback" not in server.log
 
 
-def test_a_worker_that_loses_its_connection_brings_its_players_up_to_date(served, valkey):
-    server = served()
+def test_a_worker_that_loses_its_connection_brings_its_players_up_to_date(pair):
+    server, valkey = pair
     waiting = server.phone(queue="rated")
     ann, bob = in_question(server)
     waiting.expect("queued")
@@ -251,8 +280,8 @@ def test_a_worker_that_loses_its_connection_brings_its_players_up_to_date(served
     assert waiting.expect("cancelled")["reason"] == "left"
 
 
-def test_while_redis_is_down_all_are_told_at_once_and_time_stands_still(served, valkey):
-    server = served(answer_seconds=30)
+def test_while_redis_is_down_all_are_told_at_once_and_time_stands_still(pair):
+    server, valkey = pair
     ann, bob = in_question(server)
     session, (left, *_) = server.register(), (ann.send("check"), ann.expect("update"))[1:]
     valkey.kill()
@@ -286,8 +315,8 @@ def test_while_redis_is_down_all_are_told_at_once_and_time_stands_still(served, 
     assert "Traceback" not in server.log
 
 
-def test_while_redis_hangs_all_are_told_and_it_goes_on_by_itself(served, valkey):
-    server = served()
+def test_while_redis_hangs_all_are_told_and_it_goes_on_by_itself(pair):
+    server, valkey = pair
     ann, bob = in_question(server)
     valkey.kill(signal.SIGSTOP)
     try:
@@ -361,8 +390,8 @@ def test_a_redis_without_memory_takes_nothing_and_the_games_wait(served, valkey)
     finish([ann, bob])
 
 
-def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(served, valkey):
-    server = served()
+def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(pair):
+    server, valkey = pair
     sessions = [server.register() for _ in range(5)]
     phone = server.phone(session=sessions[1])
     phone.expect("queued")
@@ -373,6 +402,7 @@ def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(s
     valkey.client.hset(trivia.Keys.codes(uid), "reset", code)
     known = trivia.Keys.user(trivia.guest_uid(guest["secret"]))
     wait_until(lambda: not valkey.client.hexists(known, ":new"))  # their name is sure
+    most = valkey.client.config_get("maxmemory")["maxmemory"]
     valkey.client.config_set("maxmemory", 1_000_000)
     assert server.http("POST", "/auth/guest", guest).status == 200
     body = {"login": forgetful["user"]["username"], "code": "123456", "password": "a new horse"}
@@ -399,10 +429,11 @@ def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(s
     last = sessions[4]["token"]
     assert server.http("DELETE", "/users/me", {"password": PASSWORD}, last).status == 204
     server.http("GET", "/users/me", token=last).refused(401, "not_authenticated")
+    valkey.client.config_set("maxmemory", most)
 
 
-def test_a_redis_that_became_a_replica_is_left_until_it_is_the_master(served, valkey):
-    server = served()
+def test_a_redis_that_became_a_replica_is_left_until_it_is_the_master(pair):
+    server, valkey = pair
     ann, bob = in_question(server)
     valkey.client.replicaof("127.0.0.1", free_port())
     wait_until(lambda: "is a read-only replica" in server.log)
@@ -417,8 +448,8 @@ def test_a_redis_that_became_a_replica_is_left_until_it_is_the_master(served, va
     assert "Traceback" not in server.log
 
 
-def test_no_acknowledged_account_is_lost_when_redis_is_killed(served, valkey):
-    server = served()
+def test_no_acknowledged_account_is_lost_when_redis_is_killed(pair):
+    server, valkey = pair
     kept, stop = [], threading.Event()
 
     def register():
@@ -452,8 +483,8 @@ def test_no_acknowledged_account_is_lost_when_redis_is_killed(served, valkey):
         )
 
 
-def test_a_join_whose_reply_is_lost_leaves_nobody_in_a_game_without_knowing(apart, link, valkey):
-    one, two = apart()
+def test_a_join_whose_reply_is_lost_leaves_nobody_in_a_game_without_knowing(apart):
+    one, two, link, valkey = apart
     ann = one.phone()
     ann.expect("queued")
     ann.send("leave")
@@ -473,10 +504,12 @@ def test_a_join_whose_reply_is_lost_leaves_nobody_in_a_game_without_knowing(apar
     finish([phone for phone in (ann, bob) if phone.expect("question")])
 
 
-def test_who_loses_his_place_in_a_full_queue_while_redis_was_away_is_told_and_may_join_again(
-    apart, link, valkey
-):
-    one, two = apart(lambda tree: tree["limits"].update(queue_length=1))
+def test_who_loses_his_place_in_a_full_queue_while_redis_was_away_is_told_and_may_join_again():
+    with two_servers(lambda tree: tree["limits"].update(queue_length=1)) as servers:
+        lose_a_place(*servers)
+
+
+def lose_a_place(one, two, link, valkey):
     ann = one.phone()
     ann.expect("queued")
     link.closed = True
@@ -494,22 +527,21 @@ def test_who_loses_his_place_in_a_full_queue_while_redis_was_away_is_told_and_ma
     ann.expect("queued")
 
 
-def test_a_session_that_ended_while_redis_was_away_is_found_out(apart, link):
-    one, two = apart()
-    ann = one.phone()
+def test_a_session_that_ended_while_redis_was_away_is_found_out(apart):
+    one, two, link, valkey = apart
+    ann, mark = one.phone(), len(one.log)
     ann.expect("queued")
     link.closed = True
     link.cut()
-    wait_until(lambda: "redis lost" in one.log)
+    wait_until(lambda: "redis lost" in one.log[mark:])
     assert two.http("POST", "/auth/logout", token=ann.token).status == 204
     link.closed = False
     ann.expect_close(4401, 20)
+    wait_until(lambda: not valkey.client.zcard("queue:{lobby}:random"), 20)
 
 
-def test_a_player_whom_a_failure_of_ours_keeps_from_knowing_where_he_stands_is_sent_away(
-    apart, link, valkey
-):
-    one, _ = apart()
+def test_a_player_whom_a_failure_of_ours_keeps_from_knowing_where_he_stands_is_sent_away(apart):
+    one, _, link, valkey = apart
     ann = one.phone(queue="rated")
     ann.expect("queued")
     ann.send("ping", client_ms=1)
@@ -521,6 +553,8 @@ def test_a_player_whom_a_failure_of_ours_keeps_from_knowing_where_he_stands_is_s
     ann.expect_close(1013, 20)
     valkey.client.rename("kept{x}", key)
     ann.connect().expect("queued")
+    ann.send("leave")
+    ann.expect("cancelled")
 
 
 def test_who_tries_to_start_without_memory_leaves_no_connections_behind_and_can_be_ended(
@@ -565,9 +599,9 @@ def test_a_worker_that_starts_while_redis_is_away_waits_and_the_others_live_on(s
 
 
 @pytest.mark.parametrize("hours", [(1,), (-1,), (-24, 0, 48)])
-def test_a_game_does_not_notice_that_the_clock_is_set(served, valkey, hours):
-    valkey.start_with_clock()
-    server = served(answer_seconds=20, start_seconds=0.5)
+def test_a_game_does_not_notice_that_the_clock_is_set(clocked, hours):
+    server, valkey = clocked
+    valkey.set_clock(0)
     ann, bob = in_question(server)
     waiting = server.phone(queue="rated")
     waiting.expect("queued")
@@ -596,10 +630,10 @@ def test_a_game_does_not_notice_that_the_clock_is_set(served, valkey, hours):
     )
 
 
-def test_a_ticket_times_out_although_the_clock_was_set_back(served, valkey):
-    valkey.start_with_clock()
-    server = served(wait_seconds=4)
-    waiting = server.phone()
+def test_a_ticket_times_out_although_the_clock_was_set_back(clocked):
+    server, valkey = clocked
+    valkey.set_clock(0)
+    waiting = server.phone(queue="party")
     waiting.expect("queued")
     valkey.set_clock(-3600)
     assert waiting.expect("cancelled", 15)["reason"] == "timeout"
