@@ -621,16 +621,20 @@ def debian_program(name, package):
 
 
 def npm_install(cache, *packages):
-    """The folder node_modules with packages of npm, installed once into pytest's cache; skips the test without npm."""
+    """The folder node_modules with packages of npm, installed once into pytest's cache; skips the test without npm.
+
+    A package that another one brings too is there once, in our version: compilers are large.
+    """
     folder = Path(cache.mkdir("npm")) / re.sub(r"\W+", "-", "_".join(packages))
     if not (folder / "done").exists():
         if shutil.which("npm") is None:
             pytest.skip(f"there is no npm to fetch {packages} with")
         folder.mkdir(exist_ok=True)
-        command = ["npm", "install", "--silent", "--no-save", "--ignore-scripts", "--prefix", "."]
-        done = subprocess.run(
-            [*command, *packages], cwd=folder, text=True, capture_output=True, timeout=240
-        )
+        versions = dict(package.rsplit("@", 1) for package in packages)
+        manifest = {"dependencies": versions, "overrides": versions}
+        (folder / "package.json").write_text(json.dumps(manifest))
+        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run(command, cwd=folder, text=True, capture_output=True, timeout=240)
         if done.returncode:
             pytest.skip(f"npm can't fetch {packages}: {done.stderr[-200:]}")
         (folder / "done").touch()

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 import threading
 import zipfile
@@ -87,22 +86,17 @@ def generated(language, schema=None, **env):
 
 
 @pytest.fixture(scope="module")
-def tsc(request):
-    """The compiler of TypeScript, fetched once into pytest's cache."""
-    folder = Path(request.config.cache.mkdir("typescript")) / TYPESCRIPT
-    if not (folder / "package").exists():
-        if shutil.which("npm") is None:
-            pytest.skip("there is no npm to fetch the compiler of TypeScript with")
-        folder.mkdir(exist_ok=True)
-        command = ["npm", "pack", "--silent", f"typescript@{TYPESCRIPT}"]
-        done = subprocess.run(command, cwd=folder, text=True, capture_output=True, timeout=120)
-        if done.returncode:
-            pytest.skip(f"npm can't fetch the compiler of TypeScript: {done.stderr[-200:]}")
-        with tarfile.open(folder / done.stdout.split()[-1]) as archive:
-            archive.extractall(folder)  # Python 3.11.2, of Debian 12, has no `filter`
+def npm_modules(request):
+    """The compiler of TypeScript and the generators of types, fetched together: they share it."""
+    return npm_install(request.config.cache, f"typescript@{TYPESCRIPT}", *GENERATORS)
+
+
+@pytest.fixture(scope="module")
+def tsc(npm_modules):
+    """The compiler of TypeScript."""
 
     def compile_files(*files_and_options):
-        command = [NODE, folder / "package" / "lib" / "tsc.js", *STRICT, *files_and_options]
+        command = [NODE, npm_modules / "typescript" / "lib" / "tsc.js", *STRICT, *files_and_options]
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     return compile_files
@@ -441,14 +435,13 @@ def test_the_kotlin_client_leads_from_an_app_that_is_too_old_to_the_store(lab, s
 # ---- other generators
 
 
-def test_types_of_other_generators_fit_what_the_server_says(request, server, tsc, tmp_path):
-    modules = npm_install(request.config.cache, *GENERATORS)
+def test_types_of_other_generators_fit_what_the_server_says(server, npm_modules, tsc, tmp_path):
     for name in ("openapi", "asyncapi"):
         text = server.http("GET", f"/docs/{name}.json").body
         (tmp_path / f"{name}.json").write_text(text)
-    command = [NODE, modules / ".bin" / "openapi-typescript", tmp_path / "openapi.json"]
+    command = [NODE, npm_modules / ".bin" / "openapi-typescript", tmp_path / "openapi.json"]
     subprocess.run([*command, "-o", tmp_path / "openapi.ts"], check=True, timeout=120)
-    script = modules.parent / "modelina.mjs"
+    script = npm_modules.parent / "modelina.mjs"
     script.write_text(MODELINA)
     subprocess.run([NODE, script, tmp_path / "asyncapi.json", tmp_path], check=True, timeout=120)
     bodies, frames = recorded(server)
