@@ -614,11 +614,9 @@ def _depth(text: str) -> int:
     """Returns how deep brackets are nested. Python's own limit depends on its version."""
     depth = 0
     deepest = 0
-    for token in re.findall(r'"(?:[^"\\]|\\.)*"?|[\[{\]}]', text):
-        if token in "[{":
-            depth += 1
-        elif token in "]}":
-            depth -= 1
+    without_strings = re.sub(r'"[^"\\]*(?:\\.[^"\\]*)*"?', "", text)
+    for bracket in re.findall(r"[\[{\]}]", without_strings):
+        depth += 1 if bracket in "[{" else -1
         deepest = max(deepest, depth)
     return deepest
 
@@ -2003,12 +2001,16 @@ def _is_regex(text: str) -> bool:
     return True
 
 
-def _mistakes(tree: Any) -> list[Mistake]:
-    validator = jsonschema_rs.Draft202012Validator(
+@functools.cache
+def _file_validator() -> jsonschema_rs.Draft202012Validator:
+    return jsonschema_rs.Draft202012Validator(
         FILE_SCHEMA, formats={"regex": _is_regex}, validate_formats=True
     )
+
+
+def _mistakes(tree: Any) -> list[Mistake]:
     mistakes = []
-    for error in validator.iter_errors(tree):
+    for error in _file_validator().iter_errors(tree):
         mistakes += _explain(error)
     wrong_paths = {path for path, _, _ in mistakes}
     mistakes += CrossChecks(tree, wrong_paths).run()
@@ -4539,7 +4541,7 @@ class Bank:
         outcomes = []
         for start in range(0, len(questions), BANK_PORTION):
             portion = questions[start : start + BANK_PORTION]
-            outcomes += await asyncio.gather(*(self._put(question, mode) for question in portion))
+            outcomes += await self.redis.together([_put_call(one, mode) for one in portion])
         if any(kind in ("added", "changed") for kind, *_ in outcomes):
             await self.tell_workers()
         return outcomes
@@ -4547,12 +4549,6 @@ class Bank:
     async def tell_workers(self) -> None:
         """Makes all workers read the bank again."""
         await self.redis.call("SPUBLISH", Keys.bank_channel, "bank - 0\n")
-
-    def _put(self, question: Question, mode: str) -> Awaitable[list]:
-        keys = Keys.bank, Keys.fingerprints, Keys.ids
-        return self.redis.run(
-            "put_question", keys, question.digest, question.id, question.row, mode
-        )
 
     async def add_shipped(self) -> None:
         """Adds the questions that come with the server, if their file has changed.
@@ -4600,6 +4596,11 @@ class Bank:
         if choices <= MAX_LISTED_ORDERS:
             return dice.choice(all_orders(choices))
         return "".join(map(str, dice.sample(range(choices), choices)))
+
+
+def _put_call(question: Question, mode: str) -> tuple:
+    keys = Keys.bank, Keys.fingerprints, Keys.ids
+    return run_of("put_question", keys, question.digest, question.id, question.row, mode)
 
 
 @functools.cache
