@@ -200,7 +200,7 @@ def statuses(data):
 
 
 def test_pipelined_requests_are_answered_one_by_one_and_nobody_else_waits(either, bystander):
-    count = 3000
+    count = 1000
     flood = head() * (count - 1) + head("Connection: close")
     with watched(either, bystander), link_to(either, 60) as link:
         sender = threading.Thread(target=send_until_refused, args=(link, flood))

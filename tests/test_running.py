@@ -145,7 +145,7 @@ def test_the_pages_are_the_same_below_any_prefix(prefixed, without_prefix):
 
 @pytest.mark.parametrize("prefixed", list(WAYS.values())[:1], indirect=True, ids=list(WAYS)[:1])
 def test_the_pages_work_below_a_prefix(prefixed, chromium):
-    context = chromium.new_context()
+    context = chromium.new_context(reduced_motion="reduce")
     page = context.new_page()
     asked = []
     page.on("request", lambda request: asked.append(request.url))
