@@ -43,17 +43,20 @@ local function wall_clock()
   return ms, time[1] .. '.' .. string.sub('00000' .. time[2], -6)
 end
 
--- Returns lag and time of a clock, as `game_clock` writes them; 0 if there is none. The numbers are
--- kept, because the text changes only once a second.
+-- Returns lag, time and gaps of a clock, as `game_clock` writes them; 0 if there is none. The
+-- numbers are kept, because the text changes only once a second.
 local clocks = {}
 local function read_clock(clock)
   local text, known = call('GET', clock) or '', clocks[clock]
   if not known or known.text ~= text then
-    local lag, seen = string.match(text, '^(%S+) (%S+)$')
-    known = {text = text, lag = tonumber(lag or 0), seen = tonumber(seen or 0)}
+    local lag, seen, gaps = string.match(text, '^(%S+) (%S+) ?(%d*)$')
+    known = {
+      text = text, lag = tonumber(lag or 0), seen = tonumber(seen or 0),
+      gaps = tonumber(gaps or 0) or 0,
+    }
     clocks[clock] = known
   end
-  return known.lag, known.seen
+  return known.lag, known.seen, known.gaps
 end
 
 -- Tells whether this primary of a cluster may have been replaced since a moment (ms) without
@@ -70,25 +73,26 @@ local function may_be_replaced(since)
   return false
 end
 
--- Returns game time (ms), the clock of Redis (ms), and the same as 'SECONDS.MICROSECONDS'. Game
--- time follows the clock of Redis. It pauses over any gap (the clock was set, a failover, nothing
--- ran for 3 s), so that no question expires unseen. `pending` is the key of what waits for this
--- time: if it is empty, game time jumps to the clock. The key `clock` holds 'LAG TIME'.
+-- Returns game time (ms), the clock of Redis (ms), the same as 'SECONDS.MICROSECONDS', and how
+-- often there was a gap. Game time follows the clock of Redis. It pauses over any gap (the clock
+-- was set, a failover, nothing ran for 3 s), so that no question expires unseen. `pending` is the
+-- key of what waits for this time: if it is empty, game time jumps to the clock. The key `clock`
+-- holds 'LAG TIME GAPS'.
 local function game_clock(clock, pending)
   local wall, precise = wall_clock()
-  local lag, seen = read_clock(clock)
+  local lag, seen, gaps = read_clock(clock)
   local now = wall - lag
   if now < seen or now > seen + BOUNDS.CLOCK_GAP_MS then
     if seen > 0 and now > seen and may_be_replaced(seen + lag) then
       error({err = 'TRYAGAIN this primary hung, and may have been replaced'})
     end
     local waits = seen > 0 and call('ZCARD', pending) > 0
-    now = waits and seen or wall
+    now, gaps = waits and seen or wall, gaps + 1
   end
   if now ~= wall - lag or now >= seen + BOUNDS.CLOCK_WRITE_MS then
-    call('SET', clock, string.format('%.0f %.0f', wall - now, now))
+    call('SET', clock, string.format('%.0f %.0f %d', wall - now, now, gaps))
   end
-  return now, wall, precise
+  return now, wall, precise, gaps
 end
 
 -- Returns a whole number as text. Small ones are kept: formatting takes 20 times as long.
@@ -1158,7 +1162,7 @@ end
 local function tell(conn, kind, body)
   local worker, number = worker_of(conn)
   if not worker then return end
-  local event = kind .. ' - 0 ' .. number .. ':0\n' .. body
+  local event = kind .. ' - 0 - ' .. number .. ':0\n' .. body
   call('SPUBLISH', channel('lobby', worker), event)
 end
 
@@ -1767,7 +1771,8 @@ end
 --          deadline of the phase
 --          reason   finished | forfeit | abandoned | stopped | void; from `settle` on, as
 --                   is `ended`
---          ended    by the clock of Redis
+--          ended    by the clock of Redis; before `settle`: how many gaps game time had when
+--                   `start` or `reveal` began
 --          spent    ms of `total_ms` that the closed rounds took
 --          wrong    closed rounds without a right answer, which `lives` bounds
 --          players  of each, in the order of the plan: conn, turn, seq, score, kept, answer
@@ -1792,13 +1797,15 @@ end
 -- value has its name: a player who has left has `left` instead of `kept`, and an `answer` {choice,
 -- ms, points}.
 --
--- Events: 'KIND GAME TIME NUMBER:SEQ NUMBER:SEQ ...\nBODY', one for each worker that holds players.
--- TIME is that of Redis in seconds, NUMBER belongs to a connection, BODY is the message without its
--- `seq`. `question` carries 'ROUND NUMBER ORDER MS' instead, since workers have the bank. For the
--- worker that calls, events come with the reply: {'events', reply, event...}. The reason: Redis
--- reserves 16 KiB of output buffer for each event that a connection publishes to itself. A worker
--- that receives nothing is dead, and its players have lost their connection: so `user_exit` may
--- follow any event.
+-- Events: 'KIND GAME TIME COMING NUMBER:SEQ NUMBER:SEQ ...\nBODY', one for each worker that holds
+-- players. TIME is that of Redis in seconds, NUMBER belongs to a connection, BODY is the message
+-- without its `seq`. COMING is '-', or 'WAIT:ROUND:NUMBER:ORDER:MS': the question that the worker
+-- shows by itself after WAIT ms, with the next `seq`. So nothing moves in Redis when a question
+-- opens: any later call finds it open. An event that comes in between takes this `seq`, and names
+-- the question anew. For the worker that calls, events come with the reply: {'events', reply,
+-- event...}. The reason: Redis reserves 16 KiB of output buffer for each event that a connection
+-- publishes to itself. A worker that receives nothing is dead, and its players have lost their
+-- connection: so `user_exit` may follow any event.
 
 local DROPPED = -1
 local PACKED = 1                -- the first byte of a packed text
@@ -1942,8 +1949,10 @@ local function write_state(state)
 end
 
 local function new_call(keys, caller)
-  local now, wall, precise = game_clock(keys[3], keys[2])
-  return {now = now, wall = wall, precise = precise, deadlines = keys[2], caller = caller}
+  local now, wall, precise, gaps = game_clock(keys[3], keys[2])
+  return {
+    now = now, wall = wall, precise = precise, gaps = gaps, deadlines = keys[2], caller = caller,
+  }
 end
 
 local function new_game(moment, key, plan, state)
@@ -1952,13 +1961,6 @@ local function new_game(moment, key, plan, state)
   game.plan, game.people, game.state, game.players = plan, plan.people, state, state.players
   game.changed, game.moved, game.closed_round, game.asked = false, false, nil, 0
   return game
-end
-
--- Returns a game, or nil if there is none.
-local function load(moment, key)
-  local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
-  if not plan then return nil end
-  return new_game(moment, key, read_plan(plan), read_state(state))
 end
 
 -- A round waits until this time for a player whose seat is kept until `kept`: a phone reconnects at
@@ -1974,29 +1976,76 @@ local function question_ms(game)
   return math.min(game.plan.answer_ms, game.plan.total_ms - game.state.spent)
 end
 
+-- Returns number and order of the question of a round, or nil behind the last one.
+local function question_of(game, round)
+  if game.asked ~= round then
+    local pattern = '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)'
+    game.asked, game.number, game.order = round, string.match(game.plan.quiz, pattern)
+  end
+  return game.number, game.order
+end
+
+-- Returns number and order of the question that opens by itself when the present phase ends; nil if
+-- one is open, or was the last one, or if lives or the clock for all questions are used up.
+local function coming_question(game)
+  local state, plan = game.state, game.plan
+  if state.phase ~= 'start' and state.phase ~= 'reveal' then return nil end
+  if question_ms(game) <= 0 or plan.lives > 0 and state.wrong >= plan.lives then return nil end
+  return question_of(game, state.round + 1)
+end
+
+-- Opens the coming question if its time has come. The workers of its players show it at that time,
+-- so nothing is sent, and it is written with whatever changes next. If game time has had a gap
+-- since it was named, they may have shown it already.
+local function open_if_due(game)
+  local state, now = game.state, game.at.now
+  if not coming_question(game) then return end
+  if state.deadline > now and state.ended == game.at.gaps then return end
+  game.moved = game.moved or state.deadline > now
+  state.deadline = math.min(state.deadline, now) + question_ms(game)
+  state.phase, state.round = 'question', state.round + 1
+  for _, player in ipairs(game.players) do
+    player.answer = nil
+    if player.conn then player.seq = player.seq + 1 end
+  end
+  game.changed = true
+end
+
 local function is_bot(game, i)
   return game.people[i].is_bot
 end
 
--- Returns after how many ms a bot answers the open question, and its choice.
-local function script_of(game, i)
-  local form = '^' .. string.rep('%S+ ', game.state.round - 1) .. '(%d+):(%d+)'
+-- Returns after how many ms a bot answers the question of a round, and its choice.
+local function script_of(game, i, round)
+  local form = '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)'
   local ms, choice = string.match(game.people[i].script, form)
   return tonumber(ms), tonumber(choice)
 end
 
--- Returns when something happens next by itself: the phase ends, an empty seat is no longer waited
--- for or kept, or a bot answers.
+-- Returns a game, or nil if there is none.
+local function load(moment, key)
+  local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
+  if not plan then return nil end
+  local game = new_game(moment, key, read_plan(plan), read_state(state))
+  if moment.now then open_if_due(game) end
+  return game
+end
+
+-- Returns when something happens next by itself, other than the opening of a question: the phase
+-- ends, an empty seat is no longer waited for or kept, or a bot answers.
 local function next_deadline(game)
-  local state, at = game.state, game.state.deadline
+  local state, at, round = game.state, game.state.deadline, game.state.round
   if state.phase == 'settle' then return at end
+  if coming_question(game) then at, round = at + question_ms(game), round + 1 end
+  local is_open, opens = state.phase == 'question', at - question_ms(game)
+  local has_question = is_open or round > state.round
   for i, player in ipairs(game.players) do
-    if is_bot(game, i) and state.phase == 'question' and not player.answer then
-      at = math.min(at, state.deadline - question_ms(game) + script_of(game, i))
+    if is_bot(game, i) and has_question and not (is_open and player.answer) then
+      at = math.min(at, opens + script_of(game, i, round))
     end
     if player.kept then
       local waits = waits_until(game, player.kept)
-      local ends_wait = state.phase == 'question' and waits > game.at.now
+      local ends_wait = has_question and waits > game.at.now
       at = math.min(at, ends_wait and waits or player.kept)
     end
   end
@@ -2030,6 +2079,14 @@ end
 
 local vacate
 
+-- Returns the coming question as events name it, or '-'.
+local function coming(game)
+  local number, order = coming_question(game)
+  if not number then return '-' end
+  return string.format('%.0f:%d:%s:%s:%.0f', game.state.deadline - game.at.now,
+    game.state.round + 1, number, order, question_ms(game))
+end
+
 -- Sends an event to all connected players, except one and those of `muted` {number: true}. Seats of
 -- a dead worker are vacated afterwards: all players get the event before what follows from it.
 local function emit(game, kind, body, except, muted)
@@ -2043,8 +2100,9 @@ local function emit(game, kind, body, except, muted)
     end
   end
   local lost
+  local head = kind .. ' ' .. game.id .. ' ' .. game.at.precise .. ' ' .. coming(game)
   for worker, list in pairs(targets) do
-    local event = kind .. ' ' .. game.id .. ' ' .. game.at.precise .. list .. '\n' .. body
+    local event = head .. list .. '\n' .. body
     if worker == game.at.caller then
       game.at.own = game.at.own or {}
       table.insert(game.at.own, event)
@@ -2072,15 +2130,6 @@ function vacate(game, i, kept)
     '"player":' .. quoted(game, i) .. ',"returns_ms":' .. returns_ms), i)
 end
 
--- Returns number and order of the question of a round, or nil behind the last one.
-local function question_of(game, round)
-  if game.asked ~= round then
-    local pattern = '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)'
-    game.asked, game.number, game.order = round, string.match(game.plan.quiz, pattern)
-  end
-  return game.number, game.order
-end
-
 local function begin_phase(game, phase, ms)
   game.state.phase, game.state.deadline = phase, game.at.now + ms
   game.changed, game.moved = true, true
@@ -2095,20 +2144,6 @@ end
 local function ms_since_question(game)
   local ms = question_ms(game)
   return math.max(0, math.min(ms, game.at.now - game.state.deadline + ms))
-end
-
--- Opens the next question. Ends the game after the last one, or in a solo game when the lives or
--- the clock for all questions are used up.
-local function open_question(game)
-  local state, ms = game.state, question_ms(game)
-  local number, order = question_of(game, state.round + 1)
-  local used_up = ms <= 0 or game.plan.lives > 0 and state.wrong >= game.plan.lives
-  if used_up or not number then return settle(game, 'finished') end
-  state.round = state.round + 1
-  for _, player in ipairs(game.players) do player.answer = nil end
-  begin_phase(game, 'question', ms)
-  emit(game, 'question',
-    numeral(state.round) .. ' ' .. number .. ' ' .. order .. ' ' .. numeral(ms))
 end
 
 -- Tells whether a choice of the open question is the right one.
@@ -2172,6 +2207,7 @@ local function reveal(game)
   local rivals_answers, rivals_scores = rivals_at(game, round)
   local left = spend(game)
   game.closed_round = string.sub(closed, 1, -2)
+  game.state.ended = game.at.gaps
   begin_phase(game, 'reveal', game.plan.reveal_ms)
   emit(game, 'reveal', message(game, 'reveal', '"round":' .. numeral(round) ..
     ',"correct":' .. numeral(string.find(order, '0', 1, true) - 1) ..
@@ -2259,7 +2295,9 @@ function functions.create_game(keys, args)
     local conn = args[i] ~= '-' and args[i] or nil
     players[#players + 1] = {conn = conn, turn = tonumber(args[i + 1]), seq = 0, score = 0}
   end
-  local state = {phase = 'start', round = 0, players = players, ended = 0, spent = 0, wrong = 0}
+  local state = {
+    phase = 'start', round = 0, players = players, ended = moment.gaps, spent = 0, wrong = 0,
+  }
   local game = new_game(moment, key, read_plan(plan), state)
   for i, player in ipairs(players) do
     if not player.conn and not is_bot(game, i) then player.kept = moment.now + game.plan.seat_ms end
@@ -2313,7 +2351,7 @@ end
 local function answer_for_bots(game)
   for i, player in ipairs(game.players) do
     if is_bot(game, i) and game.state.phase == 'question' and not player.answer then
-      local ms, choice = script_of(game, i)
+      local ms, choice = script_of(game, i, game.state.round)
       if ms <= ms_since_question(game) then take_answer(game, i, game.state.round, choice) end
     end
   end
@@ -2332,7 +2370,7 @@ local function advance_one(game)
   answer_for_bots(game)
   reveal_if_all_answered(game)
   if state.deadline > now then return end
-  if state.phase == 'question' then reveal(game) else open_question(game) end
+  if state.phase == 'question' then reveal(game) else settle(game, 'finished') end
 end
 
 -- advance: does what is due in games of one shard: gives up seats whose time is over, ends phases.
@@ -2348,7 +2386,7 @@ end
 -- Returns {outcomes, game, ms until it is due, ...}, or {} if none was named and there are none. An
 -- outcome is the phase of a game, 'missing', or {'settle', field, value, ...}: the caller settles
 -- the game.
--- Events: question, reveal, user_exit; answered, of bots.
+-- Events: reveal, user_exit; answered, of bots.
 -- Atomic for each game. Run again, early or late, it finds nothing due; but a game that is being
 -- settled is settled once more.
 function functions.advance(keys, args)
@@ -2542,7 +2580,7 @@ end
 -- ARGS entry      the player as the plan has them (JSON)
 -- ARGS ...        UID, mark of each player whose mark is another with this player in the game
 -- Returns {'missing'}, {'over'} if they have no seat in it, {'stale'} if a newer connection is
--- there, or {'ok', now, plan, state}.
+-- there, or {'ok', now, plan, state, coming}: see events.
 -- Events: user_return, to the others.
 -- Atomic, so that the newest of several connections stays.
 function functions.enter_game(keys, args)
@@ -2564,9 +2602,10 @@ function functions.enter_game(keys, args)
     if was_away then
       emit(game, 'user_return', message(game, 'user_return', '"player":' .. quoted(game, i)), i)
     end
-    save(game)
   end
-  return reply(moment, {'ok', moment.now, unpack(call('HMGET', key, 'plan', 'state'))})
+  save(game)
+  local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
+  return reply(moment, {'ok', moment.now, plan, state, coming(game)})
 end
 
 -- Returns how many answers there are among 'CHOICE:MS:POINTS' and '-'.
@@ -2983,8 +3022,8 @@ end
 -- room's ticket due, 'QUEUE room:CODE'. Each function here first tidies: it removes the members
 -- whose seats are elsewhere or were without a connection for too long, and finds a new host.
 --
--- Events: 'room CODE TIME NUMBER:0 ...\nQUEUE BODY' to all members, when what they see has changed.
--- BODY is the message without `type`, `queue` and `settings`, which the worker adds.
+-- Events: 'room CODE TIME - NUMBER:0 ...\nQUEUE BODY' to all members, when what they see has
+-- changed. BODY is the message without `type`, `queue` and `settings`, which the worker adds.
 
 local function words(text)
   local list = {}
@@ -3125,7 +3164,7 @@ local function announce(party, kind, members, body, except)
     end
   end
   for worker, list in pairs(targets) do
-    local event = kind .. ' ' .. party.id .. ' ' .. party.precise .. list .. '\n' .. body
+    local event = kind .. ' ' .. party.id .. ' ' .. party.precise .. ' -' .. list .. '\n' .. body
     if worker == party.caller then
       party.own[#party.own + 1] = event
     else
@@ -3408,7 +3447,7 @@ end
 -- The seat's queue is '-', unless they wait in one meanwhile. Once somebody has agreed, `since` is
 -- `ends`: then a player who reconnects is not taken into a queue.
 --
--- Events: 'rematch GAME TIME NUMBER:0 ...\nMESSAGE' to all members, when something has changed.
+-- Events: 'rematch GAME TIME - NUMBER:0 ...\nMESSAGE' to all members, when something has changed.
 
 -- Reads the offer of a call. It has no `queue` if there is none.
 local function read_offer(keys, args)

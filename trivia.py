@@ -40,8 +40,10 @@ The way of an answer, section by section:
   connections  Connection.on_event checks `seq` and adds it. After a gap it asks for a snapshot
   outlets      Outlet.write has WebSocket.write, of the protocols, write the frame at once. A phone
                that does not read gets an outbox
-A deadline begins at Games.advance_due, which every worker runs. It calls `advance`, whose events
-take the same way back to the phones. A busy worker does all this in batches: see Batches.
+A question opens without a call: the events before it name it, and Hub.expect has each worker show
+it in time. Any other deadline begins at Games.advance_due, which every worker runs. It calls
+`advance`, whose events take the same way back to the phones. A busy worker does all this in
+batches: see Batches.
 
 Keys. The text in braces is the hash tag. All keys of one function share it, so that on a cluster
 they share a node. Times are ms since 1970 by the clock of Redis, unless a unit says otherwise. Game
@@ -149,8 +151,9 @@ time may lag behind that clock.
                                  not; game_days -> the most there ever was
     shards:{lobby}       hash    worker -> number of game tags that it serves;    its death
                                  most -> the highest number there was
-    clock:{lobby}        string  "LAG TIME": ms by which tickets lag behind the   never
-                                 clock, and their time at the last write
+    clock:{lobby}        string  "LAG TIME GAPS": ms by which tickets lag behind  never
+                                 the clock, their time at the last write, and
+                                 how often there was a gap
     playing:{lobby}      hash    queue -> players in its games                    never
     tried:{lobby}:DRAW   hash    UID -> the game in which they play the daily     3 days
                                  questions. DRAW is QUEUE:DAY
@@ -2713,9 +2716,9 @@ class Schema:
 #
 # To add a key: a name here, a row in the key table, a pattern in the ACL of redis.conf.
 
-FORMAT = 3
-JSON_FORMAT = 2  # its games are JSON, and still read
-RESTORABLE = JSON_FORMAT, FORMAT  # backups of other formats are refused
+FORMAT = 4
+READABLE = 2, 3  # of format 2 games are JSON; of format 3 somebody has to open each question
+RESTORABLE = *READABLE, FORMAT  # backups of other formats are refused
 # Tags g0, g1, ... of games. A game's id names its tag, so that the number can be raised. New games
 # use a few tags of each primary: see Redis.spread. The others cost next to nothing.
 SHARDS = {"server": 4, "sentinel": 4, "cluster": 64}
@@ -2960,7 +2963,7 @@ class Packed:
 
     def __init__(self, text: str | bytes) -> None:
         self.data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
-        self.is_json = self.data[0] != PACKED  # as in JSON_FORMAT
+        self.is_json = self.data[0] != PACKED  # as in format 2
         self.at = 0
 
     def numbers(self, form: struct.Struct) -> tuple:
@@ -3053,7 +3056,7 @@ def write_state(state: dict) -> bytes:
         state["round"],
         state["deadline"],
         GAME_REASONS.index(reason) + 1 if reason else 0,
-        state.get("ended", 0),
+        state.get("ended", state.get("gaps", 0)),
         state.get("spent", 0),
         state.get("wrong", 0),
         len(state["players"]),
@@ -3071,6 +3074,7 @@ def _write_player(player: dict) -> bytes:
 def parse_state(text: str | bytes) -> dict:
     """Parses the state of a game: phase, round, deadline, players, and once it ends reason, ended.
 
+    Before it ends, it has gaps: how many game time had when `start` or `reveal` began.
     `spent` and `wrong` are 0 unless the game has `total_seconds` or `lives`. A player has turn,
     seq, score, and if they apply conn, kept, left, answer (choice, ms, points).
     """
@@ -3084,6 +3088,8 @@ def parse_state(text: str | bytes) -> dict:
     state = {"phase": GAME_PHASES[phase - 1], "round": number, "deadline": int(deadline)}
     if reason:
         state |= {"reason": GAME_REASONS[reason - 1], "ended": int(ended)}
+    else:
+        state["gaps"] = int(ended)
     players = [_parse_player(packed.text(1), *packed.numbers(PLAYER_NUMBERS)) for _ in range(count)]
     return state | {"players": players, "spent": spent, "wrong": wrong}
 
@@ -4113,8 +4119,8 @@ class Redis(Nodes):
                 self.format = self._welcome(1)
                 return
             self.is_new = await self.call("SET", Keys.format, FORMAT, "NX") is not None
-        elif text == str(JSON_FORMAT):
-            self.format = self._welcome(JSON_FORMAT)
+        elif text in map(str, READABLE):
+            self.format = self._welcome(int(text))
             return
         elif text != str(FORMAT):
             raise Fatal(
@@ -7025,6 +7031,7 @@ class Game:
         state = parse_state(fields["state"])
         self.id = game
         self.now_ms = now_ms
+        self.coming = "-"  # the question that opens next, as events name it
         self.queue: str = plan["queue"]
         self.draw, self.began, *rivals = plan.get("draw") or ("", 0)
         self.rivals: list[list] = rivals[0] if rivals else []  # [UID, name, answers] of each
@@ -7063,6 +7070,15 @@ class Game:
             is_guest=bool(int(mark) & GUEST_MARK),
             may_count=not int(mark) & MET_MARK,
         )
+
+    def open_if_due(self) -> None:
+        """Opens the coming question if its time has come, as trivia.lua does at the next call."""
+        waits = self.phase in ("start", "reveal") and self.round < len(self.rounds)
+        if waits and self.deadline <= self.now_ms:
+            self.phase, self.round = "question", self.round + 1
+            self.deadline += self.rules["answer_ms"]
+            for player in self.players:
+                player.answer = None
 
     @functools.cached_property
     def closed(self) -> list[list[dict | None]]:
@@ -7414,19 +7430,22 @@ class GameViews:
 
     async def load(self, game: str) -> Game | None:
         """Returns a game, or None if there is none."""
-        fields = await self.redis.call("HGETALL", Keys.game(game))
+        key, _, clock = Keys.game_keys(game)
+        fields, time_there = await self.redis.together([("HGETALL", key), ("GET", clock)])
         if "plan" not in fields:
             return None
-        found = Game(game, fields)
+        lag_ms = int((time_there or "0").split(" ")[0])
+        found = Game(game, fields, time.time_ns() // 1_000_000 - lag_ms)
+        found.open_if_due()
         await self._have_questions(found)
         return found
 
-    def question_view(self, game: str, body: str) -> bytes:
-        """Returns the `question` message for the body of its event: "ROUND NUMBER ORDER MS".
+    def question_view(self, game: str, coming: str) -> bytes:
+        """Returns the `question` message, without `seq`, of "ROUND:NUMBER:ORDER:MS" of an event.
 
         Raises KeyError for a question that this worker has not read yet.
         """
-        round_number, number, order, answer_ms = body.split(" ")
+        round_number, number, order, answer_ms = coming.split(":")
         question = self.bank.questions[int(number)].encoded_view(order)
         head = f'{{"type":"question","game":"{game}","round":{round_number},'.encode()
         return b'%b%b,"answer_ms":%b}' % (head, question, answer_ms.encode())
@@ -8151,8 +8170,9 @@ class Games(Settlement):
         reply = await self._when_formed(self._run, "enter_game", game, *who, *late)
         if reply[0] != "ok":
             return "over" if reply[0] == "missing" else reply[0]
-        _, now_ms, plan, state = reply
+        _, now_ms, plan, state, coming = reply
         entered = Game(game, {"plan": plan, "state": state}, now_ms)
+        entered.coming = coming
         if way:
             for pair in await hidden_pairs(self.redis, [player.uid for player in entered.players]):
                 await mute(self.redis, game, *pair, True)
@@ -11842,8 +11862,8 @@ def _digest_number(text: str) -> int:
 # ---- migration -----------------------------------------------------------------------------------
 # Brings older data to the present format, at the first start.
 #
-# From format 2 only the number changes, and its games are still read. But its workers can't read
-# what is written from then on, so none of them may live.
+# From formats 2 and 3 only the number changes, and their games are still read. But their workers
+# can't read what is written from then on, so none of them may live.
 #
 # Format 1 is that of trivia.py 1.x. Accounts, sessions, histories and leaderboards stay as they
 # are. Unique values get new buckets. Questions get an id, and a fingerprint of text and right
@@ -11866,8 +11886,8 @@ class Migration:
 
     async def run(self) -> None:
         """Migrates. Raises Fatal while workers of an older format are connected."""
-        if self.redis.format == JSON_FORMAT:
-            return await self._leave_json()
+        if self.redis.format in READABLE:
+            return await self._raise_format()
         await self._refuse_old_workers("trivia.py 1.x", "NUMSUB", "worker:{}")
         log.warning("migrating data of format 1 to format %d", FORMAT)
         migrated = 0
@@ -11878,9 +11898,10 @@ class Migration:
         await self._begin_format()
         log.warning("migrated %d games; the data has format %d now", migrated, FORMAT)
 
-    async def _leave_json(self) -> None:
+    async def _raise_format(self) -> None:
+        old = f"format {self.redis.format}"
         try:
-            await self._refuse_old_workers("format 2", "SHARDNUMSUB", "worker:{{lobby}}:{}")
+            await self._refuse_old_workers(old, "SHARDNUMSUB", "worker:{{lobby}}:{}")
         except Fatal:  # perhaps those are of this format, and one of them has just migrated
             if await self.redis.call("GET", Keys.format) != str(FORMAT):
                 raise
@@ -12393,6 +12414,9 @@ class Joining(Outlet):
                 return await self.close(CLOSE_REPLACED, REPLACED)
             self._set_state(State.PLAYING, game_id)
             self.seq = game.player_of(self.uid).seq
+            self.shown_seq = 0
+            if game.coming != "-":
+                self.hub.expect(game_id, game.coming, {self.number: self.seq})
             self.queue = self.hub.schema.queues.get(game.queue, self.queue)
             update = await self.hub.games.snapshot(game, self.uid)
             self.send(as_start(update) if way == "bot" else update)
@@ -12530,6 +12554,7 @@ class Connection(Joining):
         self.game = ""
         self.over = ""  # the last game, once it is over for this player
         self.seq = 0
+        self.shown_seq = 0  # that of the last message, if it was a question
         self.queued_at = 0.0
         self.buffered: list[tuple] | None = None  # events that wait until a snapshot is sent
         self.is_stale = False  # events may have been lost since the present question to Redis
@@ -12868,11 +12893,14 @@ class Connection(Joining):
                 observe("queue_wait_seconds", waited_s, self.queue.name)
             self._set_state(State.PLAYING, game)
         if game != self.game or seq <= self.seq:
+            if seq == self.shown_seq and game == self.game:  # it came before a question shown
+                self.resync()
             return False
         if seq > self.seq + 1:  # an event was lost
             self.resync()
             return False
         self.seq = seq
+        self.shown_seq = seq if kind == "question" else 0
         self.write(b'{"seq":%d,' % seq + body[1:])
         if kind == "end":
             self._set_state(State.ROOM if self.code else State.IDLE, over=game)
@@ -12913,7 +12941,7 @@ class Connection(Joining):
         self.game = game
         self.over = over
         self.agreed = False
-        self.seq = 0
+        self.seq = self.shown_seq = 0
         self.active_at = self.hub.loop.time()
 
 
@@ -12949,6 +12977,13 @@ class Admission(NamedTuple):
     code: str  # of a room, or ''
     network: str  # by which limits count
     app: App | None
+
+
+class Coming(NamedTuple):
+    """A question that opens soon."""
+
+    question: str  # "ROUND:NUMBER:ORDER:MS"
+    targets: dict[str, int]  # number of a connection -> `seq` of its message
 
 
 class Origin(NamedTuple):
@@ -13009,6 +13044,7 @@ class Hub:
         self.messages = 0  # that came since Server._adapt looked
         self.apps: Counter[str] = Counter()  # connections by app and version
         self.told: list[dict] = []  # notices that all sockets have
+        self.coming: dict[str, Coming] = {}  # the question that opens next, by game
         self.draining = False
         self.resyncs = asyncio.Semaphore(MAX_RESYNCS)
         self.admissions = asyncio.Semaphore(MAX_ADMISSIONS)
@@ -13138,35 +13174,71 @@ class Hub:
     # -- events
 
     def deliver(self, payload: str) -> None:
-        """Delivers an event, "KIND GAME TIME N:SEQ N:SEQ ...\\nBODY", to its connections."""
+        """Delivers an event, "KIND GAME TIME COMING N:SEQ ...\\nBODY", to its connections."""
         head, _, text = payload.partition("\n")
-        kind, game, moved_s, *targets = head.split(" ")
-        body = self._encode(kind, game, text)
-        if body is None:
-            return
-        delivered = 0
-        for target in targets:
-            number, _, seq = target.partition(":")
-            connection = self.sockets.get(number)
-            if connection is not None:
-                delivered += connection.on_event(kind, game, int(seq), body)
-        count_many("deliveries", delivered)
+        kind, game, moved_s, coming, *names = head.split(" ")
+        targets = {}
+        for name in names:
+            number, _, seq = name.partition(":")
+            targets[number] = int(seq)
+        if game in self.coming:
+            self._show_before(game, coming, targets)
+        body = self.rooms.message(text) if kind == "room" else text.encode()
+        self._hand_out(kind, game, body, targets)
         if game != "-":
             observe("delivery_seconds", max(0.0, time.time() - float(moved_s)))
-        if kind == "question" and text.startswith("1 "):  # a sample: the first round
+        if coming != "-":
+            self.expect(game, coming, targets)
+
+    def _hand_out(self, kind: str, game: str, body: bytes, targets: dict[str, int]) -> None:
+        delivered = 0
+        for number, seq in targets.items():
+            connection = self.sockets.get(number)
+            if connection is not None:
+                delivered += connection.on_event(kind, game, seq, body)
+        count_many("deliveries", delivered)
+
+    # -- questions that come
+
+    def expect(self, game: str, coming: str, targets: dict[str, int]) -> None:
+        """Notes which question opens next in a game, "WAIT:ROUND:NUMBER:ORDER:MS" of an event.
+
+        `targets` has the `seq` that each connection was given last: {number: seq}.
+        """
+        wait_ms, _, question = coming.partition(":")
+        shows = self.coming.get(game)
+        if shows is None or shows.question != question:
+            shows = self.coming[game] = Coming(question, {})
+            self.loop.call_later(int(wait_ms) / 1000, self._show, game, shows)
+        for number, seq in targets.items():
+            shows.targets[number] = seq + 1
+
+    def _show(self, game: str, shows: Coming) -> None:
+        """Shows a question whose time has come."""
+        if self.coming.get(game) is shows:
+            del self.coming[game]
+        self._show_to(game, shows.question, shows.targets)
+        if shows.question.startswith("1:"):  # a sample: the first round
             spawn(self._note_skew(game))
 
-    def _encode(self, kind: str, game: str, text: str) -> bytes | None:
-        """Returns an event's message without `seq`; None if it must wait for the question bank."""
-        if kind == "room":
-            return self.rooms.message(text)
-        if kind != "question":
-            return text.encode()
+    def _show_before(self, game: str, coming: str, targets: dict[str, int]) -> None:
+        """Shows a question before an event that came after it: this worker is a little late.
+
+        Any other event takes the `seq` of the question, and names it anew unless the game ends.
+        """
+        shows = self.coming[game]
+        given = {number: shows.targets.pop(number, seq) for number, seq in targets.items()}
+        late = {number: seq for number, seq in given.items() if seq < targets[number]}
+        if late and coming.partition(":")[2] != shows.question:
+            self._show_to(game, shows.question, late)
+
+    def _show_to(self, game: str, question: str, targets: dict[str, int]) -> None:
         try:
-            return self.games.question_view(game, text)
+            body = self.games.question_view(game, question)
         except KeyError:  # the bank has grown, and this worker has not read it yet
             spawn(self._catch_up())
-            return None
+        else:
+            self._hand_out("question", game, body, targets)
 
     async def _note_skew(self, game: str) -> None:
         """Compares when this worker and the first worker showed a game's first question."""

@@ -672,7 +672,7 @@ def test_the_data_of_a_server_moves_to_a_cluster_and_its_backup_to_a_server(
     [
         (None, "manifest.json can't be read"),
         ("{", "manifest.json can't be read"),
-        ('{"format": 9, "files": {}}', "has format 9; expected 3"),
+        ('{"format": 9, "files": {}}', "has format 9; expected 4"),
         ('{"format": 2, "files": {"../x": 1}}', "expected a file of 1 bytes"),
         ('{"format": 2, "files": {"a": 1}}', "manifest.json can't be read, or names files"),
         ('{"format": 2, "files": ["a"]}', "manifest.json can't be read"),

@@ -202,7 +202,7 @@ def finish(phones):
 
 def unseen_ms(valkey, game):
     """For how long the clock of a game has not been written."""
-    lag, last = map(int, valkey.client.get(trivia.Keys.game_keys(game)[2]).split(" "))
+    lag, last, _ = map(int, valkey.client.get(trivia.Keys.game_keys(game)[2]).split(" "))
     seconds, micros = valkey.client.time()
     return seconds * 1000 + micros // 1000 - lag - last
 

@@ -251,6 +251,7 @@ class Worker:
 
     def __init__(self, store, name=None):
         self.store, self.id, self.numbers = store, name or secrets.token_hex(3), itertools.count(1)
+        self.coming = {}  # (game, connection) -> (`seq`, "ROUND NUMBER ORDER MS") of a question
         self.channels = [name for name in Keys.channels(self.id, 4) if name.startswith("worker:")]
         self.pubsub = store.client.pubsub()
         for channel in self.channels:
@@ -271,11 +272,45 @@ class Worker:
         self.store.client.spublish(self.channels[0], mark)
         while (message := self.pubsub.get_message(timeout=10))["data"] != mark:
             head, body = message["data"].split("\n", 1)
-            kind, game, moved, *targets = head.split(" ")
+            kind, game, moved, coming, *targets = head.split(" ")
             assert game == "-" or re.fullmatch(r"\d{10}\.\d{6}", moved), head
             pairs = (target.split(":") for target in targets)
-            found.append((kind, game, {f"{self.id}.{n}": int(seq) for n, seq in pairs}, body))
-        return found
+            seqs = {f"{self.id}.{n}": int(seq) for n, seq in pairs}
+            found += [*self._shown_before(game, coming, seqs), (kind, game, seqs, body)]
+            if coming != "-":
+                assert re.fullmatch(r"\d+:\d+:\d+:\d+:\d+", coming), head
+                self.expect(game, coming, seqs)
+        return found + self._shown_now()
+
+    def expect(self, game, coming, seqs):
+        """Notes the question that comes next, "WAIT:ROUND:NUMBER:ORDER:MS"."""
+        question = coming.partition(":")[2].replace(":", " ")
+        self.coming |= {(game, conn): (seq + 1, question) for conn, seq in seqs.items()}
+
+    def _shown_before(self, game, coming, seqs):
+        """The question that all were shown before an event that counts it, as an event."""
+        given = {conn: self.coming.get((game, conn), (seq, "")) for conn, seq in seqs.items()}
+        new = coming.partition(":")[2].replace(":", " ")
+        if any(its < seqs[conn] and question != new for conn, (its, question) in given.items()):
+            ((_, question),) = {(game, text) for _, text in given.values() if text}
+            yield "question", game, self._taken(game, question), question
+        for conn in seqs:
+            self.coming.pop((game, conn), None)
+
+    def _taken(self, game, question):
+        known = [
+            key for key, (_, text) in self.coming.items() if (key[0], text) == (game, question)
+        ]
+        return {key[1]: self.coming.pop(key)[0] for key in known}
+
+    def _shown_now(self):
+        """The questions that Redis has open by now, as events."""
+        shown = []
+        for game, question in {(game, text) for (game, _), (_, text) in self.coming.items()}:
+            state = stored_game(self.store.client, game).get("state", {"phase": ""})
+            if state["phase"] == "question" and question.startswith(f"{state['round']} "):
+                shown.append(("question", game, self._taken(game, question), question))
+        return shown
 
     def kinds(self):
         return [kind for kind, *_ in self.events()]
@@ -2108,7 +2143,7 @@ def test_events_of_a_room_for_the_worker_that_runs_the_function_come_with_the_re
     assert kind == "events" and value[0] == "room"
     head, _, _ = event.partition("\n")
     number = conns[0].split(".")[1]
-    assert re.fullmatch(rf"room {CODE} \d+\.\d{{6}} {number}:0", head)
+    assert re.fullmatch(rf"room {CODE} \d+\.\d{{6}} - {number}:0", head)
     assert here.events() == [] and len(other.events()) == 1
 
 
@@ -2254,7 +2289,7 @@ CLOCKS = [
 
 
 def clock_of(store, key):
-    lag, last = store.client.get(key).split(" ")
+    lag, last, *_ = store.client.get(key).split(" ")
     return int(lag), int(last)
 
 
@@ -2325,6 +2360,23 @@ def test_an_answer_given_as_the_clock_is_set_back_counts_with_the_time_it_took(s
     assert choice == 0 and 0 <= ms <= 2000 and points > 140
 
 
+@pytest.mark.parametrize("phase", ["start", "reveal"])
+def test_a_question_that_was_to_open_is_open_after_a_gap_of_the_clock(store, worker, phase):
+    """Its workers may have shown it, and nothing told Redis: it must not be taken back."""
+    game = Play(store, [worker.connection(), worker.connection()])
+    rounds = 1
+    if phase == "reveal":
+        game.to_round(1).next()
+        rounds = 2
+    assert game.phase == phase and untouched(game, game.advance) == phase
+    _, last = clock_of(store, game.keys[2])
+    store.client.set(game.keys[2], f"-3600000 {last} 1")  # nothing has run for an hour
+    assert game.answer(1, 0, rounds) == "ok"
+    assert (game.phase, int(game.round)) == ("question", rounds)
+    assert 0 <= int(game.deadline) - last - ANSWER_MS < 2000, "from now on they have all their time"
+    assert store.client.zscore(game.deadlines, game.id) == int(game.deadline)
+
+
 # ---- a game
 
 
@@ -2361,7 +2413,7 @@ class Play:
 
     def next(self):
         """The phase after this one, whose deadline passes."""
-        self.set(deadline=1)
+        self.set(deadline=self.store.now())
         return self.advance()
 
     def to_round(self, number):
@@ -2382,7 +2434,12 @@ class Play:
     def finish(self, ranking="[]", erased=""):
         return self.run("finish_game", ranking, 1000, erased)
 
+    def phase_ms(self):
+        """Until the phase ends."""
+        return int(self.deadline) - self.store.now()
+
     def left_ms(self):
+        """Until somebody has to look."""
         return self.store.client.zscore(self.deadlines, self.id) - self.store.now()
 
 
@@ -2434,7 +2491,7 @@ def test_a_game_is_created_once_and_told_to_its_players(store, workers):
         "3",
     ]
     assert (
-        SEAT_MS - 2000 < int(game.gone4) - store.now() <= SEAT_MS and 2000 < game.left_ms() <= 3000
+        SEAT_MS - 2000 < int(game.gone4) - store.now() <= SEAT_MS and 2000 < game.phase_ms() <= 3000
     )
     assert untouched(game, lambda: game.run("create_game", *game.creation)) == 0
     assert one.events() == two.events() == [] and store.client.ttl(game.key) == -1
@@ -2468,23 +2525,24 @@ def test_events_for_players_of_the_worker_that_runs_a_script_come_with_its_reply
     one.events(), two.events()
     game.caller = one.id
 
-    def told(reply, kind, seq):
+    def told(reply, kind, seq, coming="-"):
         """The value of a reply that brings one event, to the first player."""
         mark, value, event = reply
         head, body = event.split("\n")
         assert mark == "events" and re.fullmatch(
-            rf"{kind} {game.id} \d{{10}}\.\d{{6}} {number}:{seq}", head
+            rf"{kind} {game.id} \d{{10}}\.\d{{6}} {coming} {number}:{seq}", head
         ), reply
-        assert kind == "question" or json.loads(body)["type"] == kind
+        assert json.loads(body)["type"] == kind
         return value
 
-    assert told(game.next(), "question", 2) == "question"
+    assert game.next() == "question"  # the worker shows it by itself, with `seq` 2
     assert game.answer(1, 0) == "ok", "of his own answer he is told nothing"
-    assert told(game.answer(2, 0), "reveal", 3) == "ok"
-    assert told(game.run("relay", b, "wave", ""), "wave", 4) == "ok"
-    assert told(game.exit(2), "user_exit", 5) == "reveal"
-    assert told(game.enter("u2", b), "user_return", 6)[0] == "ok"
-    assert told(game.exit(2, leaving=1), "user_exit", 7) == "settle"
+    question = rf"\d+:2:8:1032:{ANSWER_MS}"
+    assert told(game.answer(2, 0), "reveal", 3, question) == "ok"
+    assert told(game.run("relay", b, "wave", ""), "wave", 4, question) == "ok"
+    assert told(game.exit(2), "user_exit", 5, question) == "reveal"
+    assert told(game.enter("u2", b), "user_return", 6, question)[0] == "ok"
+    assert told(game.exit(2, leaving=1), "user_exit", 7, question) == "settle"
     assert told(game.finish(), "end", 8) == 1
     assert [kind for kind, *_ in two.events()] == [
         "question",
@@ -2493,7 +2551,8 @@ def test_events_for_players_of_the_worker_that_runs_a_script_come_with_its_reply
         "end",
     ] and one.events() == []
     store.client.delete(game.key)
-    assert told(game.run("create_game", *game.creation), "start", 1) == 1
+    first = rf"3000:1:7:0123:{ANSWER_MS}"
+    assert told(game.run("create_game", *game.creation), "start", 1, first) == 1
 
 
 def test_a_game_created_at_once_by_many_begins_once(store, worker):
@@ -2547,7 +2606,9 @@ def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
             )
         )
         assert untouched(game, game.advance) == "question"
-        assert game.next() == "reveal" and REVEAL_MS - 2000 < game.left_ms() <= REVEAL_MS
+        assert game.next() == "reveal" and REVEAL_MS - 2000 < game.phase_ms() <= REVEAL_MS
+        until = 0 if number == 3 else ANSWER_MS  # nothing but the end needs a look
+        assert REVEAL_MS - 2000 < game.left_ms() - until <= REVEAL_MS
         expected.append(("reveal", game.id, {a: (n := next(seqs)), b: n}, None))
         assert untouched(game, game.advance) == "reveal"
     assert (
@@ -2582,7 +2643,7 @@ def test_advance_removes_the_deadline_of_a_game_that_is_not_there(store):
 
 def test_a_deadline_met_by_many_at_once_moves_the_game_once(store, worker, game):
     for kind, phase in (("question", "question"), ("reveal", "reveal")):
-        game.set(deadline=1)
+        game.set(deadline=store.now())
         assert set(at_once(8, lambda i: game.advance())) == {phase} and worker.kinds() == [kind]
     assert game.round == "1" and game.log1 == "- "
 
@@ -2750,7 +2811,7 @@ def test_a_question_waits_a_moment_for_the_only_one_without_an_answer_who_went(w
     assert game.advance() == "question"
     a_while_later(game, 2, 1100)
     assert game.advance() == "reveal" and worker.kinds() == ["reveal"]
-    assert 2000 < game.left_ms() <= REVEAL_MS
+    assert 2000 < game.phase_ms() <= REVEAL_MS
 
 
 def test_who_went_and_is_back_in_a_moment_loses_no_round(worker, game):
@@ -3082,7 +3143,8 @@ def test_a_game_that_is_json_as_format_2_had_it_goes_on(store, worker, game):
     plan, state = trivia.parse_plan(texts[0]), trivia.parse_state(texts[1])
     old_plan, old_state = as_json(plan, state)
     assert trivia.parse_plan(old_plan) == plan
-    assert trivia.parse_state(old_state) | {"spent": 0, "wrong": 0} == state
+    more = {"spent": 0, "wrong": 0, "gaps": state["gaps"]}
+    assert trivia.parse_state(old_state) | more == state
     store.client.hset(game.key, mapping={"plan": old_plan, "state": old_state})
     assert game.answer(1, 1) == "already_answered"
     assert game.answer(2, 1) == "ok"
@@ -3276,12 +3338,13 @@ def test_players_of_a_worker_that_died_are_told_of_behind_the_event_that_found_i
         )
         alive.events(), other.events()
         lost.die()
-        assert game.next() == "question"
+        assert (game.next(), game.next()) == ("question", "reveal")
+        exits = ["user_exit"] * lost_players
         for one in (alive, other):
             events = one.events()
-            assert [kind for kind, *_ in events] == ["question"] + ["user_exit"] * lost_players
+            assert [kind for kind, *_ in events] == ["question", "reveal", *exits]
             assert [seq for *_, targets, _ in events for seq in targets.values()] == list(
-                range(2, 3 + lost_players)
+                range(2, 4 + lost_players)
             )
         assert game.conn3 == "" and SEAT_MS - 5000 < int(game.gone3) - store.now() <= SEAT_MS
 
@@ -3350,8 +3413,8 @@ CONTENT = {  # what members and values look like, where the table says more than
     "workers:{lobby}": rf"(dead:)?[0-9a-f]{{10}}={MS}",
     "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{12}})+( rematch:[0-9a-z]{{12}}| draw:[\dA-Z-]+| bots:\d)?={MS}",
     "bots:{lobby}:NAME": rf"[0-9a-z]{{12}} [\d.]+ \d( [\w-]{{12}})+={MS}",
-    "clock:{lobby}": rf"=\d+ {MS}",
-    "clock:{gSHARD}": rf"=\d+ {MS}",
+    "clock:{lobby}": rf"=\d+ {MS} \d+",
+    "clock:{gSHARD}": rf"=\d+ {MS} \d+",
     "playing:{lobby}": r"[a-z]+=\d+",
     "deadlines:{gSHARD}": rf"[0-9a-z]{{12}}={MS}",
     "history:{UID}": rf"[0-9a-z]{{12}}={MS}",
@@ -3401,7 +3464,17 @@ ROOM_FIELDS = (
 REMATCH_FIELDS = r"queue|least|ends|members|agreed|rest|shown|left|name:[\w-]{12}"
 CONTEST_FIELDS = r"queue|owner|rules|quiz|most|ends|keep|(run|live):[\w-]{12}"
 PLAN_FIELDS = {"queue", "rules", "quiz", "players", "series", "draw", "marks"}
-STATE_FIELDS = {"phase", "round", "deadline", "reason", "ended", "players", "spent", "wrong"}
+STATE_FIELDS = {
+    "phase",
+    "round",
+    "deadline",
+    "reason",
+    "ended",
+    "gaps",
+    "players",
+    "spent",
+    "wrong",
+}
 PLAYER_FIELDS = {"conn", "turn", "kept", "left", "seq", "score", "answer"}
 
 
@@ -3976,8 +4049,11 @@ class AnyOrder(RuleBasedStateMachine):
         if reply[0] == "ok":
             fields = entered(reply)
             i = next(i for i in range(1, 9) if fields.get(f"uid{i}") == uid)
-            self.heard[game, conn] = int(fields[f"seq{i}"])
+            self.heard[game, conn] = seq = int(fields[f"seq{i}"])
             self.listen(entered=(game, conn))
+            if reply[4] != "-":
+                (worker,) = (one for one in self.workers if conn.startswith(f"{one.id}."))
+                worker.expect(game, reply[4], {conn: seq})
         return reply[0]
 
     def leave(self, drawn):
@@ -4078,7 +4154,8 @@ class AnyOrder(RuleBasedStateMachine):
             game = self.some_game(drawn)
             for _ in range(8 if drawn.n % 6 == 1 else 1):  # to its end, or a step
                 if self.phase(game) != "end" and drawn.n % 6:
-                    self.set(game, deadline=1)
+                    _, now = clock_of(self.store, Keys.game_keys(game)[2])
+                    self.set(game, deadline=now)
                 self.run("advance", Keys.game_keys(game), twice=drawn.again)
 
     def expire_seats(self, drawn):
@@ -4151,8 +4228,9 @@ class AnyOrder(RuleBasedStateMachine):
     def clock_jumps(self, drawn):
         """Redis's clock is set an hour forth or back since it was last looked at; no game is late by that, or stuck."""
         for key in self.store.client.keys("clock:*"):
-            lag, last = map(int, self.store.client.get(key).split(" "))
-            self.store.client.set(key, f"{lag + (3_600_000 if drawn.flag else -3_600_000)} {last}")
+            lag, last, gaps = map(int, self.store.client.get(key).split(" "))
+            lag += 3_600_000 if drawn.flag else -3_600_000
+            self.store.client.set(key, f"{lag} {last} {gaps}")
         for game in self.running():
             self.run("advance", Keys.game_keys(game), twice=drawn.again)
             fields, (_, now) = self.fields(game), clock_of(self.store, Keys.game_keys(game)[2])

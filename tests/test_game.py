@@ -128,6 +128,56 @@ def questions(phones, number=1):
     return [phone.expect("question", round=number) for phone in phones]
 
 
+# A question "WAIT:ROUND:NUMBER:ORDER:MS" that comes soon, and one that comes much later.
+SOON, LATER, NOTHING = "200:2:1:0123:60000", "60000:2:1:0123:60000", "-"
+# Events of trivia.lua (kind, `seq`, question that comes), and what the phone gets of them.
+QUESTIONS_TO_COME = [
+    ([("react", 3, SOON)], ["react 3", "question 4"]),
+    ([("react", 3, SOON), ("react", 4, SOON)], ["react 3", "react 4", "question 5"]),
+    # The second event counts the question: this worker is late to show it.
+    ([("react", 3, LATER), ("react", 5, NOTHING)], ["react 3", "question 4", "react 5"]),
+    # The second one does not: there will be none.
+    ([("react", 3, SOON), ("end", 4, NOTHING)], ["react 3", "end 4"]),
+    # An event is lost in between, and no question is shown in place of it.
+    ([("react", 3, LATER), ("react", 5, LATER)], ["react 3", "update 2"]),
+]
+
+
+def publish(hall, phone, kind, seq, coming):
+    """Publishes an event to a phone's worker, as a function of trivia.lua does."""
+    game, redis = phone.game, hall.redis
+    connection, *_ = redis.hget("seats:{lobby}", phone.token[:12]).split(" ")
+    worker, number = connection.split(".")
+    seconds, us = redis.time()
+    head = f"{kind} {game} {seconds}.{us:06} {coming} {number}:{seq}"
+    body = json.dumps({"type": kind, "game": game, "player": "somebody"})
+    channel = f"worker:{{{trivia.Keys.tag(game)}}}:{worker}"
+    assert redis.execute_command("SPUBLISH", channel, f"{head}\n{body}") == 1
+
+
+@pytest.mark.parametrize(("events", "gets"), QUESTIONS_TO_COME)
+def test_a_worker_shows_a_question_by_itself_where_its_seq_belongs(hall, sit, events, gets):
+    ann, bob = sit("duel")
+    questions([ann, bob])
+    shown = len(ann.frames)
+    for event in events:
+        publish(hall, ann, *event)
+    for one in gets:
+        ann.expect(one.split(" ")[0])
+    frames = [f"{frame['type']} {frame['seq']}" for frame in ann.frames[shown:]]
+    assert frames == gets
+
+
+def test_a_player_gets_the_whole_game_when_a_question_was_shown_before_its_time(hall, sit):
+    """An event that came first in Redis comes behind the question, and has its `seq`."""
+    ann, bob = sit("duel")
+    questions([ann, bob])
+    publish(hall, ann, "react", 3, "1:2:1:0123:60000")
+    assert ann.expect("question", round=2)["seq"] == 4
+    publish(hall, ann, "react", 4, SOON)
+    assert ann.expect("update")["round"] == 1
+
+
 def answer_all(phones, number=1, choice=0):
     """All answer the question of a round; their `reveal`s."""
     questions(phones, number)
@@ -157,9 +207,25 @@ def check(phone):
 
 
 def state(hall, phone):
-    """What the store holds about a player's game and seat."""
+    """What the store holds about a player's game and seat. A question that is due is open."""
     seat = hall.redis.hget("seats:{lobby}", phone.token[:12])
-    return stored_game(hall.redis, phone.game), seat
+    game = stored_game(hall.redis, phone.game)
+    if game:
+        open_if_due(hall, game["plan"], game["state"])
+    return game, seat
+
+
+def open_if_due(hall, plan, state):
+    """Opens a question whose time has come, as the next call of a function does."""
+    seconds, us = hall.redis.time()
+    has_more = state["round"] < len(plan["quiz"].split())
+    is_due = state["deadline"] <= seconds * 1000 + us // 1000
+    if state["phase"] in ("start", "reveal") and has_more and is_due:
+        deadline = state["deadline"] + plan["rules"][0]
+        state |= {"phase": "question", "round": state["round"] + 1, "deadline": deadline}
+        for player in state["players"]:
+            player.pop("answer", None)
+            player["seq"] += "conn" in player
 
 
 def me(hall, phone):

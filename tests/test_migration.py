@@ -287,19 +287,19 @@ def test_a_tool_does_not_migrate(make_server):
     server = restored(make_server(start=False))
     done = trivia_py("import", "questions.json", env=server.env)
     assert done.returncode == 1
-    assert "the data has format 1; trivia.py 2.0.0 reads format 3" in done.stderr
+    assert "the data has format 1; trivia.py 2.0.0 reads format 4" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_a_newer_format_is_refused_in_one_line(make_server):
     server = make_server()
-    server.redis.set("format:{lobby}", "4")
+    server.redis.set("format:{lobby}", "5")
     server.stop()
     server.start(wait=False)
     assert server.process.wait(20) != 0
     lines = [line for line in server.log.splitlines() if "format" in line]
     assert len(lines) == 1
-    assert "the data has format 4; trivia.py 2.0.0 reads format 3" in lines[0]
+    assert "the data has format 5; trivia.py 2.0.0 reads format 4" in lines[0]
     assert "Traceback" not in server.log
 
 
@@ -319,9 +319,12 @@ def test_workers_of_the_old_format_that_live_are_named(make_server):
     assert server.http("GET", "/users/me", token=FACTS["tokens"]["old0"]).status == 200
 
 
-def test_data_of_format_2_is_taken_over_unless_a_worker_of_it_lives(make_server):
+@pytest.mark.parametrize("old", ["2", "3"])
+def test_data_of_a_format_that_is_still_read_is_taken_over_unless_a_worker_of_it_lives(
+    make_server, old
+):
     server = make_server()
-    server.redis.set("format:{lobby}", "2")
+    server.redis.set("format:{lobby}", old)
     server.stop()
     redis = start_embedded(server)
     redis.zadd("workers:{lobby}", {"0123456789": 1})
@@ -329,8 +332,8 @@ def test_data_of_format_2_is_taken_over_unless_a_worker_of_it_lives(make_server)
     listener.execute_command("SSUBSCRIBE", "worker:{lobby}:0123456789")
     server.start(wait=False)
     assert server.process.wait(20) != 0
-    assert "workers of format 2 still run on this data: 0123456789. Stop them first" in server.log
-    assert redis.get("format:{lobby}") == "2"
+    told = f"workers of format {old} still run on this data: 0123456789. Stop them first"
+    assert told in server.log and redis.get("format:{lobby}") == old
     listener.close()
     server.start()
     assert redis.get("format:{lobby}") == str(trivia.FORMAT)
