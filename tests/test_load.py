@@ -114,7 +114,7 @@ def test_rooms_are_opened_filled_and_begun_without_sockets():
 
 
 def test_a_server_that_dies_is_an_error(make_server, tmp_path):
-    server, file = make_server(), tmp_path / "figures.json"
+    server, file = make_server(afresh=True), tmp_path / "figures.json"
     tool = start(
         server, "--players", "4", "--minutes", "0.03", "--seed-accounts", "--json", str(file)
     )
