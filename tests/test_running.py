@@ -161,6 +161,7 @@ def test_the_pages_work_below_a_prefix(prefixed, chromium):
         page.locator('button[data-queue="random"]').click()
         expect(page.locator("body")).to_have_attribute("data-screen", "searching", timeout=20_000)
 
+        page.route("**/docs/openapi.json", show_one_operation)
         page.goto(f"{prefixed}/docs/")  # the slash is one too many
         page.locator('[data-path="/health/live"]').click()
         page.locator("text=Try it out").click()
@@ -177,6 +178,14 @@ def test_the_pages_work_below_a_prefix(prefixed, chromium):
         context.close()
     own = re.compile(rf"(http|ws)://127\.0\.0\.1:\d+{PREFIX}/|data:")
     assert [url for url in asked if not own.match(url)] == []
+
+
+def show_one_operation(route):
+    """Passes the document on with one operation: to draw all of them takes 2 s of CPU."""
+    answer = route.fetch()
+    document = answer.json()
+    document["paths"] = {"/health/live": document["paths"]["/health/live"]}
+    route.fulfill(response=answer, json=document | {"webhooks": {}})
 
 
 # -- both families
