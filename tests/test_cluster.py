@@ -1,6 +1,7 @@
 """More than one machine: what REDIS_URL leads to; a node that redirects; clusters that lose, move and regain nodes."""
 
 import asyncio
+import bisect
 import collections
 import contextlib
 import itertools
@@ -859,12 +860,13 @@ class Story(chaos.Campaign):
 
     def seen(self, tag=None, since=0.0, kinds=("question", "answered", "reveal", "update")):
         """When phones saw messages of games with a tag, or of all, since a moment."""
-        return sorted(
-            entry.at
-            for phone in self.phones
-            for entry in chaos.received(phone.transcript, *kinds)
-            if entry.at >= since and tag in (None, Keys.tag(entry.frame["game"]))
-        )
+        found = []
+        for phone in self.phones:
+            first = bisect.bisect_left(phone.transcript, since, key=lambda entry: entry.at)
+            for entry in chaos.received(phone.transcript[first:], *kinds):
+                if tag in (None, Keys.tag(entry.frame["game"])):
+                    found.append(entry.at)
+        return sorted(found)
 
 
 @pytest.fixture(scope="module")

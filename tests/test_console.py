@@ -40,8 +40,8 @@ def add_quiz(tree):
 
 @pytest.fixture(scope="module")
 def desk():
-    """A server of four workers that operators may act on."""
-    running = Server(edited_schema(add_quiz, answer_seconds=60), workers=4, env=OPEN)
+    """A server of two workers that operators may act on."""
+    running = Server(edited_schema(add_quiz, answer_seconds=60), workers=2, env=OPEN)
     file = running.data / "quiz.json"
     file.write_text(json.dumps(QUIZ))
     try:

@@ -4334,7 +4334,7 @@ def test_whatever_happens_in_whatever_order_nothing_is_lost_or_counted_twice(sto
     run_state_machine_as_test(
         AnyOrder,
         settings=settings(
-            max_examples=12,
+            max_examples=8,
             stateful_step_count=50,
             deadline=None,
             database=None,
@@ -4614,7 +4614,7 @@ def test_rooms_rematches_and_challenges_hold_in_whatever_order(store):
     run_state_machine_as_test(
         AnyMeeting,
         settings=settings(
-            max_examples=25,
+            max_examples=16,
             stateful_step_count=60,
             deadline=None,
             database=None,

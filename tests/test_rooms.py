@@ -618,21 +618,25 @@ def test_whoever_guesses_codes_has_to_wait(house, phones):
         friend.expect("room")
 
 
-def test_a_million_guesses_a_minute_find_less_than_one_of_ten_thousand_rooms():
+@pytest.fixture(scope="module")
+def many_codes():
+    return [trivia.draw_code(6) for _ in range(20_000)]
+
+
+def test_a_million_guesses_a_minute_find_less_than_one_of_ten_thousand_rooms(many_codes):
     tries = trivia.NETWORK_CODE_ALLOWANCE[1] + 60_000 / trivia.NETWORK_CODE_ALLOWANCE[0]
-    codes = {trivia.draw_code(6) for _ in range(20_000)}
+    codes = set(many_codes)
     letters = set("".join(codes))
     assert len(codes) > 19_990 and letters == set(trivia.CODE_LETTERS)
     share = 20_000 / len([*codes])  # so few are refused as rude, that they make no difference
     assert 10_000 / (len(letters) ** trivia.ROOM_CODE_LENGTH) * tries * share < 0.1
 
 
-def test_codes_have_no_look_alikes_and_no_rude_words():
+def test_codes_have_no_look_alikes_and_no_rude_words(many_codes):
     for pair in ("0O", "1I", "1L", "2Z", "5S", "6G", "8B", "VU", "QO"):
         assert not set(pair) <= set(trivia.CODE_LETTERS), pair
     assert not set("AEIOU") & set(trivia.CODE_LETTERS)
-    codes = [trivia.draw_code(6) for _ in range(20_000)]
-    assert not [code for code in codes if "FCK" in code or "5HT" in code or "DCK" in code]
+    assert not [code for code in many_codes if "FCK" in code or "5HT" in code or "DCK" in code]
     assert trivia.read_code(" abc-234 ", 6) == "ABC234"
     for malformed in ("", "ABC23", "ABC2345", "ABC23ß", "äBC234", "ABC 2 3 4 5"):
         assert trivia.read_code(malformed, 6) == trivia.NO_CODE
