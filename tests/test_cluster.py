@@ -903,44 +903,47 @@ def test_slots_move_under_play_both_ways_and_every_game_ends(cluster_server):
     assert all(game.reason in ("finished", "forfeit") for game in evidence.games.values())
 
 
-def test_a_primary_that_is_killed_stops_its_own_games_only_and_they_go_on_with_its_replica(
+async def kill_a_primary(story, cluster):
+    """Stops its own games only; they go on with its replica."""
+    dead = cluster.primary_of("{g1}")
+    assert dead is not cluster.primary_of("{lobby}") is cluster.primary_of("{g0}")
+    others = ("g0", "g2", "g3")
+    await asyncio.sleep(4)  # the time before is the measure
+    began = time.monotonic()
+    dead.kill()
+    fault = chaos.Fault("redis-kill", began, began + 12, dead.address)
+    story.faults.log.append(fault)
+    await asyncio.to_thread(wait_until, lambda: dead not in cluster.primaries(), 30)
+    replaced_s = time.monotonic() - began
+    back = lambda: story.seen("g1", began + NODE_TIMEOUT_S)
+    await story._until(back, NODE_TIMEOUT_S + 10, "the games of the dead primary go on")
+    back_s = (back() or [float("inf")])[0] - began
+    await asyncio.to_thread(dead.start)
+    await asyncio.to_thread(wait_until, cluster.is_well, 60)
+    fault.until = time.monotonic()
+    at = [moment for tag in others for moment in story.seen(tag, began - 4)]
+    before = sum(moment < began for moment in at)
+    during = sum(began + 1 <= moment < began + 5 for moment in at)
+    assert during >= before / 2 > 10, (before, during)
+    # The nodes need the timeout and 1 to 2 s, or more where they get little CPU.
+    assert back_s < max(NODE_TIMEOUT_S + 3, replaced_s + 2), (back_s, replaced_s)
+
+
+async def hang_a_primary(story, cluster):
+    node = cluster.primary_of("{lobby}")
+    with story.faults._logged("redis-stop", node.address):
+        await story.faults._hold(node.process.pid, 8)
+        await asyncio.to_thread(wait_until, cluster.is_well, 60)
+    woke = time.monotonic()
+    await story._until(lambda: story.seen("g0", woke), 20, "its games go on")
+
+
+def test_a_primary_that_is_killed_or_hangs_stops_its_own_games_only_and_undoes_nothing(
     cluster_server,
 ):
     async def tell(story, cluster):
-        dead = cluster.primary_of("{g1}")
-        assert dead is not cluster.primary_of("{lobby}") is cluster.primary_of("{g0}")
-        others = ("g0", "g2", "g3")
-        await asyncio.sleep(4)  # the time before is the measure
-        began = time.monotonic()
-        dead.kill()
-        fault = chaos.Fault("redis-kill", began, began + 12, dead.address)
-        story.faults.log.append(fault)
-        await asyncio.to_thread(wait_until, lambda: dead not in cluster.primaries(), 30)
-        replaced_s = time.monotonic() - began
-        back = lambda: story.seen("g1", began + NODE_TIMEOUT_S)
-        await story._until(back, NODE_TIMEOUT_S + 10, "the games of the dead primary go on")
-        back_s = (back() or [float("inf")])[0] - began
-        await asyncio.to_thread(dead.start)
-        await asyncio.to_thread(wait_until, cluster.is_well, 60)
-        fault.until = time.monotonic()
-        at = [moment for tag in others for moment in story.seen(tag, began - 4)]
-        before = sum(moment < began for moment in at)
-        during = sum(began + 1 <= moment < began + 5 for moment in at)
-        assert during >= before / 2 > 10, (before, during)
-        # The nodes need the timeout and 1 to 2 s, or more where they get little CPU.
-        assert back_s < max(NODE_TIMEOUT_S + 3, replaced_s + 2), (back_s, replaced_s)
-
-    play(cluster_server, tell)
-
-
-def test_nothing_that_was_shown_is_undone_when_a_primary_hangs_and_wakes(cluster_server):
-    async def tell(story, cluster):
-        node = cluster.primary_of("{lobby}")
-        with story.faults._logged("redis-stop", node.address):
-            await story.faults._hold(node.process.pid, 8)
-            await asyncio.to_thread(wait_until, cluster.is_well, 60)
-        woke = time.monotonic()
-        await story._until(lambda: story.seen("g0", woke), 20, "its games go on")
+        await kill_a_primary(story, cluster)
+        await hang_a_primary(story, cluster)  # it undoes nothing that was shown
 
     play(cluster_server, tell)
 
