@@ -359,6 +359,7 @@ def contract(name):
     return "\n".join(comment) + "\n", after.partition("\nend\n")[0]
 
 
+@functools.cache
 def declared(name, kind):
     return re.findall(rf"^-- {kind} (\S+)", contract(name)[0], re.M)
 
@@ -3478,44 +3479,46 @@ STATE_FIELDS = {
 PLAYER_FIELDS = {"conn", "turn", "kept", "left", "seq", "score", "answer"}
 
 
+@functools.cache
+def row_patterns():
+    """{row of the table: regular expression of its keys}."""
+    put = lambda row: re.sub("|".join(WORDS), lambda m: WORDS[m[0]], re.escape(row))
+    return {row: re.compile(put(row)) for row in TABLE}
+
+
+@functools.cache
 def table_row(key):
     """The row of the table that documents a key."""
-    found = [
-        pattern
-        for pattern in TABLE
-        if re.fullmatch(
-            re.sub(
-                "|".join(WORDS),
-                lambda m: WORDS[m[0]],
-                re.escape(pattern)
-                .replace(r"\{", "{")
-                .replace(r"\}", "}")
-                .replace("{", r"\{")
-                .replace("}", r"\}"),
-            ),
-            key,
-        )
-    ]
+    found = [row for row, pattern in row_patterns().items() if pattern.fullmatch(key)]
     assert len(found) == 1, f"{key} is documented by {found or 'nothing'}"
     return found[0]
 
 
 def read_store(client):
-    """{key: (type, content as {name: value}, ttl in s)} of everything in the store."""
-    found = {}
-    for key in client.scan_iter(count=1000):
-        kind, ttl = client.type(key), client.ttl(key)
-        if kind == "hash":
-            content = client.hgetall(key)
-        elif kind == "zset":
-            content = {
-                name: f"{score:.17g}" for name, score in client.zrange(key, 0, -1, withscores=True)
-            }
-        else:
-            content = {}
-        if kind != "none":  # it may have gone since the scan
-            found[key] = kind, content, ttl
-    return found
+    """{key: (type, content as {name: value}, ttl in s)} of everything in a cluster."""
+    keys = list(client.scan_iter(count=1000))
+    kinds = pipelined(client, lambda pipe: [pipe.type(key) for key in keys])
+    ttls = pipelined(client, lambda pipe: [pipe.ttl(key) for key in keys])
+    kinds = {key: kind for key, kind in zip(keys, kinds) if kind != "none"}  # the others have gone
+    read = {
+        "hash": lambda pipe, key: pipe.hgetall(key),
+        "zset": lambda pipe, key: pipe.zrange(key, 0, -1, withscores=True),
+    }
+    listed = [key for key, kind in kinds.items() if kind in read]
+    contents = pipelined(client, lambda pipe: [read[kinds[key]](pipe, key) for key in listed])
+    contents = dict(zip(listed, contents))
+    for key, kind in kinds.items():
+        if kind == "zset":
+            contents[key] = {name: f"{score:.17g}" for name, score in contents[key]}
+    ttls = dict(zip(keys, ttls))
+    return {key: (kind, contents.get(key, {}), ttls[key]) for key, kind in kinds.items()}
+
+
+def pipelined(client, ask):
+    """The replies to commands that are sent together."""
+    with client.pipeline() as pipe:
+        ask(pipe)
+        return pipe.execute()
 
 
 def call_recorder(nodes):
