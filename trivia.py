@@ -770,7 +770,7 @@ METRICS = {  # {name: (labels, help)}; a name that ends in _seconds is a histogr
         "",
         "Between the first and another worker of a game that show the same question; a sample.",
     ),
-    "deadline_lateness_seconds": ("", "From a deadline to the transition that it causes."),
+    "deadline_lateness_seconds": ("", "From a deadline to what it causes."),
     "webhooks": ("outcome", "Tries to deliver events: delivered, failed, or abandoned for good."),
     "redis_seconds": (
         "",
@@ -12983,6 +12983,7 @@ class Coming(NamedTuple):
     """A question that opens soon."""
 
     question: str  # "ROUND:NUMBER:ORDER:MS"
+    at_s: float  # by the clock of the event loop
     targets: dict[str, int]  # number of a connection -> `seq` of its message
 
 
@@ -13208,8 +13209,9 @@ class Hub:
         wait_ms, _, question = coming.partition(":")
         shows = self.coming.get(game)
         if shows is None or shows.question != question:
-            shows = self.coming[game] = Coming(question, {})
-            self.loop.call_later(int(wait_ms) / 1000, self._show, game, shows)
+            at_s = self.loop.time() + int(wait_ms) / 1000
+            shows = self.coming[game] = Coming(question, at_s, {})
+            self.loop.call_at(at_s, self._show, game, shows)
         for number, seq in targets.items():
             shows.targets[number] = seq + 1
 
@@ -13217,6 +13219,7 @@ class Hub:
         """Shows a question whose time has come."""
         if self.coming.get(game) is shows:
             del self.coming[game]
+        observe("deadline_lateness_seconds", max(0.0, self.loop.time() - shows.at_s))
         self._show_to(game, shows.question, shows.targets)
         if shows.question.startswith("1:"):  # a sample: the first round
             spawn(self._note_skew(game))
