@@ -82,14 +82,15 @@ local function game_clock(clock, pending)
   local wall, precise = wall_clock()
   local lag, seen, gaps = read_clock(clock)
   local now = wall - lag
-  if now < seen or now > seen + BOUNDS.CLOCK_GAP_MS then
+  local is_gap = now < seen or now > seen + BOUNDS.CLOCK_GAP_MS
+  if is_gap then
     if seen > 0 and now > seen and may_be_replaced(seen + lag) then
       error({err = 'TRYAGAIN this primary hung, and may have been replaced'})
     end
     local waits = seen > 0 and call('ZCARD', pending) > 0
     now, gaps = waits and seen or wall, gaps + 1
   end
-  if now ~= wall - lag or now >= seen + BOUNDS.CLOCK_WRITE_MS then
+  if is_gap or now >= seen + BOUNDS.CLOCK_WRITE_MS then
     call('SET', clock, string.format('%.0f %.0f %d', wall - now, now, gaps))
   end
   return now, wall, precise, gaps
