@@ -13204,24 +13204,26 @@ class Hub:
     def expect(self, game: str, coming: str, targets: dict[str, int]) -> None:
         """Notes which question opens next in a game, "WAIT:ROUND:NUMBER:ORDER:MS" of an event.
 
-        `targets` has the `seq` that each connection was given last: {number: seq}.
+        `targets` has the `seq` that each connection was given last: {number: seq}. A snapshot may
+        come here after later events, which gave a higher one.
         """
         wait_ms, _, question = coming.partition(":")
-        shows = self.coming.get(game)
-        if shows is None or shows.question != question:
+        awaited = self.coming.get(game)
+        if awaited is None or awaited.question != question:
             at_s = self.loop.time() + int(wait_ms) / 1000
-            shows = self.coming[game] = Coming(question, at_s, {})
-            self.loop.call_at(at_s, self._show, game, shows)
+            awaited = self.coming[game] = Coming(question, at_s, {})
+            # A timer may be 1 ms early, and Redis would not have the question open yet.
+            self.loop.call_at(at_s + 0.001, self._show, game, awaited)
         for number, seq in targets.items():
-            shows.targets[number] = seq + 1
+            awaited.targets[number] = max(seq + 1, awaited.targets.get(number, 0))
 
-    def _show(self, game: str, shows: Coming) -> None:
+    def _show(self, game: str, awaited: Coming) -> None:
         """Shows a question whose time has come."""
-        if self.coming.get(game) is shows:
+        if self.coming.get(game) is awaited:
             del self.coming[game]
-        observe("deadline_lateness_seconds", max(0.0, self.loop.time() - shows.at_s))
-        self._show_to(game, shows.question, shows.targets)
-        if shows.question.startswith("1:"):  # a sample: the first round
+        observe("deadline_lateness_seconds", max(0.0, self.loop.time() - awaited.at_s))
+        self._show_to(game, awaited.question, awaited.targets)
+        if awaited.question.startswith("1:"):  # a sample: the first round
             spawn(self._note_skew(game))
 
     def _show_before(self, game: str, coming: str, targets: dict[str, int]) -> None:
@@ -13229,11 +13231,11 @@ class Hub:
 
         Any other event takes the `seq` of the question, and names it anew unless the game ends.
         """
-        shows = self.coming[game]
-        given = {number: shows.targets.pop(number, seq) for number, seq in targets.items()}
+        awaited = self.coming[game]
+        given = {number: awaited.targets.pop(number, seq) for number, seq in targets.items()}
         late = {number: seq for number, seq in given.items() if seq < targets[number]}
-        if late and coming.partition(":")[2] != shows.question:
-            self._show_to(game, shows.question, late)
+        if late and coming.partition(":")[2] != awaited.question:
+            self._show_to(game, awaited.question, late)
 
     def _show_to(self, game: str, question: str, targets: dict[str, int]) -> None:
         try:

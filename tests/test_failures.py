@@ -728,6 +728,46 @@ def test_a_worker_that_ends_takes_nobody_new():
     assert "restarts" in detail and close["code"] == 1012
 
 
+def test_a_question_follows_an_event_that_came_while_the_player_entered_the_game():
+    """The event has a higher `seq` than the snapshot, and is handled first."""
+    written = []
+
+    async def run():
+        async def enter(*who):
+            hub.deliver('emoji g 1.0 10:1:7:0123:5000 1:3\n{"type":"emoji"}')
+            return SimpleNamespace(
+                coming="10:1:7:0123:5000", queue="q", player_of=lambda uid: SimpleNamespace(seq=2)
+            )
+
+        async def snapshot(*whose):
+            return {"type": "update", "seq": 2}
+
+        async def note(*args):
+            shown.set()
+
+        games = SimpleNamespace(
+            enter=enter, snapshot=snapshot, question_view=lambda *question: b'{"type":"question"}'
+        )
+        schema = SimpleNamespace(limits=None, queues={})
+        hub = trivia.Hub("w", None, schema, None, None, games, lambda send: None)
+        hub._note_skew, shown = note, asyncio.Event()
+        one = trivia.Connection.__new__(trivia.Connection)
+        one.hub, one.number, one.uid, one.id, one.turn, one.queue = hub, "1", "u", "w.1", 1, None
+        one.buffered, one.is_stale, one.write = None, False, written.append
+        one.send = lambda message: one.write(json.dumps(message).encode())
+        hub.sockets["1"] = one
+        await one._enter("g")
+        await shown.wait()
+
+    asyncio.run(run())
+    frames = map(json.loads, written)
+    assert [(one["type"], one["seq"]) for one in frames] == [
+        ("update", 2),
+        ("emoji", 3),
+        ("question", 4),
+    ]
+
+
 def test_what_a_player_left_is_not_joined_again_by_a_look_that_began_meanwhile():
     calls = []
 
