@@ -7074,9 +7074,11 @@ class Game:
     def open_if_due(self) -> None:
         """Opens the coming question if its time has come, as trivia.lua does at the next call."""
         waits = self.phase in ("start", "reveal") and self.round < len(self.rounds)
-        if waits and self.deadline <= self.now_ms:
+        left = self.bounds_left()
+        if waits and self.deadline <= self.now_ms and all(value > 0 for value in left.values()):
             self.phase, self.round = "question", self.round + 1
-            self.deadline += self.rules["answer_ms"]
+            answer_ms = self.rules["answer_ms"]
+            self.deadline += min(answer_ms, left.get("total_ms", answer_ms))
             for player in self.players:
                 player.answer = None
 
