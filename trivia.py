@@ -12734,7 +12734,7 @@ class Connection(Joining):
         if kind == "answer":
             return self._on_answer(values, mark)
         if kind in self.hub.schema.relayed:
-            return self._guarded(self._relay(kind, values), mark)
+            return self._guarded(self._relay(self.game, kind, values), mark)
         if kind in HANDLED_IN_ROOMS:
             return self._guarded(self._direct_room(kind, values), mark)
         return self._guarded(getattr(self, f"_on_{kind}")(values), mark)
@@ -12770,8 +12770,8 @@ class Connection(Joining):
             log.error("message failed", exc_info=error, extra=self._ids)
         return refusal("unavailable")
 
-    async def _relay(self, kind: str, values: dict) -> None:
-        code = await self.hub.games.relay(self.game, self.id, kind, values)
+    async def _relay(self, game: str, kind: str, values: dict) -> None:
+        code = await self.hub.games.relay(game, self.id, kind, values)
         if code != "ok":
             raise refusal(code)
 
@@ -12791,7 +12791,7 @@ class Connection(Joining):
         await games.statistics.flag(number, self.uid)
 
     async def _on_check(self, values: dict) -> None:
-        if self.buffered is None:  # else a snapshot is under way
+        if self.buffered is None and self.game:  # else a snapshot is under way, or `end` just came
             await self._enter(self.game)
 
     async def _on_ping(self, values: dict) -> None:

@@ -768,6 +768,31 @@ def test_a_question_follows_an_event_that_came_while_the_player_entered_the_game
     ]
 
 
+def test_what_a_player_says_as_their_game_ends_is_about_that_game():
+    """Its handler may begin to run only after the end."""
+    calls = []
+
+    async def run():
+        async def relay(game, *what):
+            calls.append(game)
+            return "not_playing"
+
+        one = trivia.Connection.__new__(trivia.Connection)
+        one.hub = SimpleNamespace(
+            loop=asyncio.get_running_loop(),
+            games=SimpleNamespace(relay=relay),
+            schema=SimpleNamespace(relayed={"emoji"}),
+        )
+        one.id, one.buffered, one.send = "w.1", None, lambda error: calls.append(error["code"])
+        one._set_state(trivia.State.PLAYING, "g")
+        waiting = one._dispatch("emoji", {"emoji": "x"}, {}), one._dispatch("check", {}, {})
+        one._set_state(trivia.State.IDLE, over="g")
+        await asyncio.gather(*waiting)
+
+    asyncio.run(run())
+    assert calls == ["g", "not_playing"]
+
+
 def test_what_a_player_left_is_not_joined_again_by_a_look_that_began_meanwhile():
     calls = []
 
