@@ -1800,13 +1800,13 @@ end
 --
 -- Events: 'KIND GAME TIME COMING NUMBER:SEQ NUMBER:SEQ ...\nBODY', one for each worker that holds
 -- players. TIME is that of Redis in seconds, NUMBER belongs to a connection, BODY is the message
--- without its `seq`. COMING is '-', or 'WAIT:ROUND:NUMBER:ORDER:MS': the question that the worker
--- shows by itself after WAIT ms, with the next `seq`. So nothing moves in Redis when a question
--- opens: any later call finds it open. An event that comes in between takes this `seq`, and names
--- the question anew. For the worker that calls, events come with the reply: {'events', reply,
--- event...}. The reason: Redis reserves 16 KiB of output buffer for each event that a connection
--- publishes to itself. A worker that receives nothing is dead, and its players have lost their
--- connection: so `user_exit` may follow any event.
+-- without its `seq`. COMING is '-', or 'WAIT:ROUND:NUMBER:ORDER:MS' of a question: the worker shows
+-- it by itself after WAIT ms, with the next `seq`. NUMBER and ORDER are those of the quiz, MS is the
+-- time to answer. So nothing moves in Redis when a question opens: any later call finds it open. An
+-- event that comes in between takes this `seq`, and names the question anew. For the worker that
+-- calls, events come with the reply: {'events', reply, event...}. The reason: Redis reserves 16 KiB
+-- of output buffer for each event that a connection publishes to itself. A worker that receives
+-- nothing is dead, and its players have lost their connection: so `user_exit` may follow any event.
 
 local DROPPED = -1
 local PACKED = 1                -- the first byte of a packed text
@@ -1997,11 +1997,12 @@ end
 
 -- Opens the coming question if its time has come. The workers of its players show it at that time,
 -- so nothing is sent, and it is written with whatever changes next. If game time has had a gap
--- since it was named, they may have shown it already.
+-- since the phase began, they may have shown it already.
 local function open_if_due(game)
   local state, now = game.state, game.at.now
   if not coming_question(game) then return end
-  if state.deadline > now and state.ended == game.at.gaps then return end
+  local had_gap = state.ended ~= game.at.gaps
+  if state.deadline > now and not had_gap then return end
   game.moved = game.moved or state.deadline > now
   state.deadline = math.min(state.deadline, now) + question_ms(game)
   state.phase, state.round = 'question', state.round + 1
@@ -2080,8 +2081,8 @@ end
 
 local vacate
 
--- Returns the coming question as events name it, or '-'.
-local function coming(game)
+-- Returns the coming question as events name it: COMING above.
+local function name_coming(game)
   local number, order = coming_question(game)
   if not number then return '-' end
   return string.format('%.0f:%d:%s:%s:%.0f', game.state.deadline - game.at.now,
@@ -2101,7 +2102,7 @@ local function emit(game, kind, body, except, muted)
     end
   end
   local lost
-  local head = kind .. ' ' .. game.id .. ' ' .. game.at.precise .. ' ' .. coming(game)
+  local head = kind .. ' ' .. game.id .. ' ' .. game.at.precise .. ' ' .. name_coming(game)
   for worker, list in pairs(targets) do
     local event = head .. list .. '\n' .. body
     if worker == game.at.caller then
@@ -2581,7 +2582,7 @@ end
 -- ARGS entry      the player as the plan has them (JSON)
 -- ARGS ...        UID, mark of each player whose mark is another with this player in the game
 -- Returns {'missing'}, {'over'} if they have no seat in it, {'stale'} if a newer connection is
--- there, or {'ok', now, plan, state, coming}: see events.
+-- there, or {'ok', now, plan, state, COMING of events}.
 -- Events: user_return, to the others.
 -- Atomic, so that the newest of several connections stays.
 function functions.enter_game(keys, args)
@@ -2606,7 +2607,7 @@ function functions.enter_game(keys, args)
   end
   save(game)
   local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
-  return reply(moment, {'ok', moment.now, plan, state, coming(game)})
+  return reply(moment, {'ok', moment.now, plan, state, name_coming(game)})
 end
 
 -- Returns how many answers there are among 'CHOICE:MS:POINTS' and '-'.

@@ -2717,7 +2717,7 @@ class Schema:
 # To add a key: a name here, a row in the key table, a pattern in the ACL of redis.conf.
 
 FORMAT = 4
-READABLE = 2, 3  # of format 2 games are JSON; of format 3 somebody has to open each question
+READABLE = 2, 3  # in 2 games are JSON; workers of 3 open each question by a call
 RESTORABLE = *READABLE, FORMAT  # backups of other formats are refused
 # Tags g0, g1, ... of games. A game's id names its tag, so that the number can be raised. New games
 # use a few tags of each primary: see Redis.spread. The others cost next to nothing.
@@ -12895,7 +12895,7 @@ class Connection(Joining):
                 observe("queue_wait_seconds", waited_s, self.queue.name)
             self._set_state(State.PLAYING, game)
         if game != self.game or seq <= self.seq:
-            if seq == self.shown_seq and game == self.game:  # it came before a question shown
+            if seq == self.shown_seq and game == self.game:  # Redis has it before the question
                 self.resync()
             return False
         if seq > self.seq + 1:  # an event was lost
@@ -12986,7 +12986,7 @@ class Coming(NamedTuple):
 
     question: str  # "ROUND:NUMBER:ORDER:MS"
     at_s: float  # by the clock of the event loop
-    targets: dict[str, int]  # number of a connection -> `seq` of its message
+    targets: dict[str, int]  # number of a connection -> `seq` that the question gets there
 
 
 class Origin(NamedTuple):
@@ -13229,9 +13229,9 @@ class Hub:
             spawn(self._note_skew(game))
 
     def _show_before(self, game: str, coming: str, targets: dict[str, int]) -> None:
-        """Shows a question before an event that came after it: this worker is a little late.
+        """Shows a question before an event that counts it: this worker is a little late.
 
-        Any other event takes the `seq` of the question, and names it anew unless the game ends.
+        An event that does not count it takes its `seq`, and names it anew unless the game ends.
         """
         awaited = self.coming[game]
         given = {number: awaited.targets.pop(number, seq) for number, seq in targets.items()}
