@@ -1801,12 +1801,13 @@ end
 -- Events: 'KIND GAME TIME COMING NUMBER:SEQ NUMBER:SEQ ...\nBODY', one for each worker that holds
 -- players. TIME is that of Redis in seconds, NUMBER belongs to a connection, BODY is the message
 -- without its `seq`. COMING is '-', or 'WAIT:ROUND:NUMBER:ORDER:MS' of a question: the worker shows
--- it by itself after WAIT ms, with the next `seq`. NUMBER and ORDER are those of the quiz, MS is the
--- time to answer. So nothing moves in Redis when a question opens: any later call finds it open. An
--- event that comes in between takes this `seq`, and names the question anew. For the worker that
--- calls, events come with the reply: {'events', reply, event...}. The reason: Redis reserves 16 KiB
--- of output buffer for each event that a connection publishes to itself. A worker that receives
--- nothing is dead, and its players have lost their connection: so `user_exit` may follow any event.
+-- it by itself after WAIT ms, with the next `seq`. There NUMBER and ORDER are those of the quiz,
+-- and MS is the time to answer. So nothing moves in Redis when a question opens: any later call
+-- finds it open. An event that comes in between takes this `seq`, and names the question anew. For
+-- the worker that calls, events come with the reply: {'events', reply, event...}. The reason: Redis
+-- reserves 16 KiB of output buffer for each event that a connection publishes to itself. A worker
+-- that receives nothing is dead, and its players have lost their connection: so `user_exit` may
+-- follow any event.
 
 local DROPPED = -1
 local PACKED = 1                -- the first byte of a packed text
