@@ -2014,6 +2014,15 @@ local function open_if_due(game)
   game.changed = true
 end
 
+-- Returns a game, or nil if there is none.
+local function load(moment, key)
+  local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
+  if not plan then return nil end
+  local game = new_game(moment, key, read_plan(plan), read_state(state))
+  if moment.now then open_if_due(game) end
+  return game
+end
+
 local function is_bot(game, i)
   return game.people[i].is_bot
 end
@@ -2023,15 +2032,6 @@ local function script_of(game, i, round)
   local form = '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)'
   local ms, choice = string.match(game.people[i].script, form)
   return tonumber(ms), tonumber(choice)
-end
-
--- Returns a game, or nil if there is none.
-local function load(moment, key)
-  local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
-  if not plan then return nil end
-  local game = new_game(moment, key, read_plan(plan), read_state(state))
-  if moment.now then open_if_due(game) end
-  return game
 end
 
 -- Returns when something happens next by itself, other than the opening of a question: the phase

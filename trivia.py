@@ -12416,7 +12416,6 @@ class Joining(Outlet):
                 return await self.close(CLOSE_REPLACED, REPLACED)
             self._set_state(State.PLAYING, game_id)
             self.seq = game.player_of(self.uid).seq
-            self.shown_seq = 0
             if game.coming != "-":
                 self.hub.expect(game_id, game.coming, {self.number: self.seq})
             self.queue = self.hub.schema.queues.get(game.queue, self.queue)

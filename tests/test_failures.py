@@ -118,11 +118,9 @@ SLOW = {"answer_seconds": 60, "rounds": 2, "reveal_seconds": 0.3}
 @contextlib.contextmanager
 def server_on(redis, edit=lambda tree: None, **options):
     """A server on a Redis, or on the way to one."""
-    server = Server(edited_schema(edit, **SLOW | options), env={"REDIS_URL": redis.url})
-    try:
+    schema = edited_schema(edit, **SLOW | options)
+    with contextlib.closing(Server(schema, env={"REDIS_URL": redis.url})) as server:
         yield server.start()
-    finally:
-        server.close()
 
 
 @contextlib.contextmanager

@@ -246,6 +246,11 @@ def store(module_store):
     return module_store
 
 
+def question_in(coming):
+    """The question that an event names, "ROUND NUMBER ORDER MS"; "" if it names none."""
+    return coming.partition(":")[2].replace(":", " ")
+
+
 class Worker:
     """What subscribes as a worker does, and shows that it lives."""
 
@@ -284,15 +289,15 @@ class Worker:
 
     def expect(self, game, coming, seqs):
         """Notes the question that comes next, "WAIT:ROUND:NUMBER:ORDER:MS"."""
-        question = coming.partition(":")[2].replace(":", " ")
+        question = question_in(coming)
         self.coming |= {(game, conn): (seq + 1, question) for conn, seq in seqs.items()}
 
     def _shown_before(self, game, coming, seqs):
         """The question that all were shown before an event that counts it, as an event."""
         given = {conn: self.coming.get((game, conn), (seq, "")) for conn, seq in seqs.items()}
-        new = coming.partition(":")[2].replace(":", " ")
+        new = question_in(coming)
         if any(its < seqs[conn] and question != new for conn, (its, question) in given.items()):
-            ((_, question),) = {(game, text) for _, text in given.values() if text}
+            (question,) = {text for _, text in given.values() if text}
             yield "question", game, self._taken(game, question), question
         for conn in seqs:
             self.coming.pop((game, conn), None)

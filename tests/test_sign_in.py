@@ -1769,11 +1769,8 @@ def test_a_stolen_token_moves_no_mail_to_another_address(club, mailbox):
 def frail():
     """A mail server that fails, and a server that sends its mail there."""
     with contextlib.closing(MailBox()) as box:
-        server = Server(env={"TRIVIA_MAIL": box.url})
-        try:
+        with contextlib.closing(Server(env={"TRIVIA_MAIL": box.url})) as server:
             yield box, server.start()
-        finally:
-            server.close()
 
 
 def test_a_mail_waits_for_a_provider_that_is_down_and_is_sent_once(frail):
