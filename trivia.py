@@ -942,9 +942,11 @@ def _alike() -> dict[int, str]:
 
 def _plain(text: str) -> str:
     """Returns a text as its reader sees it, in plain letters, digits, symbols and spaces."""
-    decomposed = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
-    unmarked = [c for c in decomposed if unicodedata.category(c) not in ("Mn", "Me", "Cf")]
-    seen = "".join(unmarked).translate(_alike())
+    seen = text
+    if not text.isascii():
+        decomposed = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text))
+        unmarked = [c for c in decomposed if unicodedata.category(c) not in ("Mn", "Me", "Cf")]
+        seen = "".join(unmarked).translate(_alike())
     return "".join([c if c.isalnum() or c in _SYMBOLS else " " for c in seen])
 
 
@@ -4348,7 +4350,7 @@ DICE = secrets.SystemRandom()  # nobody can foresee its draws from earlier ones
 
 
 def new_dice() -> random.Random:
-    """Returns dice for some hundred draws, such as those of a game. Each draw of DICE asks the OS.
+    """Returns dice for many draws, such as those of a game. Each draw of DICE asks the OS.
 
     Their seed is too long to be guessed. Who foresees their draws has seen 20,000 bits of them.
     """
@@ -4400,6 +4402,11 @@ class Question:
     def shown_difficulty(self) -> str:
         """The difficulty as players see it."""
         return self.level or (self.difficulty if self.difficulty != AUTO else "medium")
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What queues choose questions by: (category, difficulty)."""
+        return self.category, self.shown_difficulty
 
     @property
     def digest(self) -> str:
@@ -4511,15 +4518,24 @@ class Bank:
             self._fill_pools()
 
     def _fill_pools(self) -> None:
-        self.pools = {name: self._pool(queue) for name, queue in self.schema.queues.items()}
+        kinds = self.by_kind(self.numbers)
+        queues = self.schema.queues.items()
+        self.pools = {name: self._pool(queue, kinds) for name, queue in queues}
+
+    def by_kind(self, numbers: Iterable[int]) -> dict[tuple, list[int]]:
+        """Groups questions by their kind: of 704 there are 48, and queues choose among these."""
+        kinds = defaultdict(list)
+        for number in numbers:
+            kinds[self.questions[number].kind].append(number)
+        return kinds
 
     async def have(self, numbers: Iterable[int]) -> None:
         """Reads the bank again if it lacks one of these questions."""
         if any(number not in self.questions for number in numbers):
             await self.load()
 
-    def _pool(self, queue: Queue) -> list[int]:
-        pool = [number for number in self.numbers if fits(self.questions[number], queue.spec)]
+    def _pool(self, queue: Queue, kinds: dict[tuple, list[int]]) -> list[int]:
+        pool = list(itertools.chain(*fitting(kinds, queue.spec).values()))
         hidden = {self.ids.get(question) for question in self.reserved}
         free = pool if queue.is_daily else [number for number in pool if number not in hidden]
         # A queue that is newer than the draws may be left with too few: it then takes them all.
@@ -4615,35 +4631,43 @@ def all_orders(choices: int) -> list[str]:
     return ["".join(map(str, order)) for order in itertools.permutations(range(choices))]
 
 
-def fits(question: Question, spec: dict) -> bool:
-    """Tells whether a queue may ask a question."""
+def fitting(kinds: Mapping[tuple, Any], spec: dict) -> dict[tuple, Any]:
+    """Returns those kinds of questions that a queue may ask, with what belongs to each."""
     categories = spec.get("categories")
     difficulties = spec.get("difficulties")
-    return (not categories or question.category in categories) and (
-        not difficulties or question.shown_difficulty in difficulties
-    )
+    return {
+        (category, difficulty): value
+        for (category, difficulty), value in kinds.items()
+        if (not categories or category in categories)
+        and (not difficulties or difficulty in difficulties)
+    }
 
 
 def shortages(schema: Schema, questions: list[Question]) -> Iterable[Mistake]:
     """Yields the queues that ask for more questions than there are."""
+    counts = Counter(question.kind for question in questions)
     for name, queue in schema.queues.items():
-        fitting = [question for question in questions if fits(question, queue.spec)]
+        asked = fitting(counts, queue.spec)
+        count = sum(asked.values())
         least, why = queue.spec["rounds"], f"its {queue.spec['rounds']} rounds"
         if queue.is_daily:
-            least = least_to_draw(schema, fitting)
+            least = least_to_draw(schema, asked)
             why = f"{least}, for {DRAWN_DAYS} days and the rounds of the other queues"
-        if len(fitting) < least:
-            found = f"{len(fitting)} questions of its categories and difficulties in the bank"
+        if count < least:
+            found = f"{count} questions of its categories and difficulties in the bank"
             remedy = "add some with python trivia.py import FILE"
             yield ("queues", name), found, f"at least {why}; {remedy}"
 
 
-def least_to_draw(schema: Schema, questions: list[Question]) -> int:
-    """Returns how many of its questions a daily queue needs, so that all others keep enough."""
+def least_to_draw(schema: Schema, counts: Mapping[tuple, int]) -> int:
+    """Returns how many of its questions a daily queue needs, so that all others keep enough.
+
+    `counts` has how many there are of each kind.
+    """
     least = 0
     for queue in schema.queues.values():
         rounds = queue.spec["rounds"]
-        shared = sum(fits(question, queue.spec) for question in questions)
+        shared = sum(fitting(counts, queue.spec).values())
         least += rounds * DRAWN_DAYS if queue.is_daily else min(rounds, shared)
     return least
 
@@ -4678,6 +4702,7 @@ def times_seen(number: int, seen: list[bytes]) -> int:
 MAX_QUESTION_TEXT = 500  # characters
 ITEM_TEXTS = ("type", "difficulty", "category", "question", "correct_answer", "incorrect_answers")
 ITEM_KEYS = ("id", *ITEM_TEXTS)
+ITEM_DIFFICULTIES = (*DIFFICULTIES, AUTO)
 ITEM_ID = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 EXPORT_KEYS = ("response_code", "results")
 EXPORT_CODES = {  # response_code of the Open Trivia DB
@@ -4780,7 +4805,7 @@ def read_item(item: Any) -> Question:
     wrong = [_text({"incorrect_answers": answer}, "incorrect_answers") for answer in wrong]
     _refuse_look_alikes([right, *wrong])
     difficulty = item.get("difficulty")
-    if difficulty not in (*DIFFICULTIES, AUTO):
+    if difficulty not in ITEM_DIFFICULTIES:
         found = shorten(difficulty)
         raise ValueError(f"difficulty: found {found}; expected easy, medium, hard or auto")
     category = _text(item, "category")
@@ -4863,8 +4888,10 @@ def _encoding_of(item: dict) -> tuple[str, Callable[[str], str]]:
 def _is_base64(item: dict) -> bool:
     difficulty = item.get("difficulty")
     question = item.get("question")
+    if difficulty in ITEM_DIFFICULTIES and " " in str(question):  # as in nearly all items
+        return False
     with contextlib.suppress(ValueError, TypeError):
-        if _from_base64(difficulty) in (*DIFFICULTIES, AUTO):
+        if _from_base64(difficulty) in ITEM_DIFFICULTIES:
             return True
     with contextlib.suppress(ValueError, TypeError):
         return len(question) >= LEAST_BASE64 and _from_base64(question).isprintable()
@@ -6371,7 +6398,7 @@ class Draws:
                 asked[question] = max(day, asked.get(question, ""))
         ids = {number: question for question, number in self.bank.ids.items()}
         pool = self.bank.pools[queue.name]
-        shuffled = DICE.sample(pool, len(pool))
+        shuffled = new_dice().sample(pool, len(pool))
         shuffled.sort(key=lambda number: asked.get(ids[number], ""))
         today = self.day()
         free = [number for number in self.bank.numbers if asked.get(ids[number], "") < today]
@@ -6384,11 +6411,12 @@ class Draws:
         `free` are all questions that the other queues may ask.
         """
         pools, spare = {}, {}
+        kinds = self.bank.by_kind(free)
         for queue in self.bank.schema.queues.values():
             if not queue.is_daily:
-                fitting = {n for n in free if fits(self.bank.questions[n], queue.spec)}
-                pools[queue.name] = fitting
-                spare[queue.name] = len(fitting) - queue.spec["rounds"]
+                pool = set(itertools.chain(*fitting(kinds, queue.spec).values()))
+                pools[queue.name] = pool
+                spare[queue.name] = len(pool) - queue.spec["rounds"]
         taken: list[int] = []
         for number in candidates:
             users = [name for name, pool in pools.items() if number in pool]
