@@ -15,6 +15,7 @@ import fcntl
 import functools
 import gc
 import importlib
+import importlib.machinery
 import importlib.util
 import json
 import multiprocessing.util
@@ -178,8 +179,10 @@ def start(command, *, cwd, env, stdin, stdout, stderr, own_session, pass_fds=(),
 def warm_up():
     """Imports the packages and checks the schema once. What they keep of it, as compiled patterns, each fork has.
 
-    Each fork still reads trivia.py for itself.
+    Each fork still runs trivia.py for itself, but its compiled text is read once for all.
     """
+    loader = importlib.machinery.SourceFileLoader
+    loader.get_code = functools.cache(loader.get_code)
     for name in LATER:
         importlib.import_module(name)
     main = sys.modules["__main__"]
