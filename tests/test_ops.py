@@ -447,6 +447,8 @@ def test_an_operator_edits_and_retires_a_question_while_it_is_played(watched, op
     expect(desk.page.locator("#listed")).to_contain_text(question["text"])
     desk.check_width("questions")
     desk.page.get_by_role("button", name="flagged").click()
+    # The list before has this question, too; its forms go when the new list is there.
+    expect(desk.page.locator("#listed")).to_contain_text("flagged: ")
     better = "Better: " + question["text"]
     do(desk, "listed", "edit question", text=better)
     assert any(json.dumps(better, ensure_ascii=False) in row for row in client.hvals("bank:{bank}"))
