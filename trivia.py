@@ -338,7 +338,7 @@ WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from W
 DAY_S = 86_400
 LONG_TICK_S = 0.1           # longest pause between two looks for due deadlines
 OTHERS_S = 0.5              # between two looks at the shards of the other workers
-EMPTY_S = 2                 # the same of a shard without games that gets no new ones, at most
+EMPTY_S = 2                 # the same of a shard without games that gets no new ones
 LOBBY_TICK_S = 0.2          # between two looks for due tickets
 HEARTBEAT_S = 1             # between two heartbeats of a worker
 MISSED_HEARTBEATS = 10      # a worker counts as dead after so many heartbeats of the observer
@@ -7848,7 +7848,7 @@ TICK_S = {"server": 0.0125, "sentinel": 0.0125, "cluster": 0.05}
 MOST_AHEAD_MS = 500
 
 
-def look_ahead_ms(queues: Iterable[Queue], most_ms: int) -> int:
+def look_ahead_ms(queues: Iterable[Queue]) -> int:
     """Returns for how many ms a worker need not look at a shard again.
 
     What another worker begins meanwhile does not end sooner.
@@ -7856,7 +7856,7 @@ def look_ahead_ms(queues: Iterable[Queue], most_ms: int) -> int:
     phases = "start_seconds", "reveal_seconds", "seat_seconds"
     shortest = min(queue.ms(name) for queue in queues for name in phases)
     long_tick_ms = round(LONG_TICK_S * 1000)
-    return min(max(shortest - long_tick_ms, long_tick_ms), most_ms)
+    return min(max(shortest - long_tick_ms, long_tick_ms), MOST_AHEAD_MS)
 
 
 class Games(Settlement):
@@ -7872,14 +7872,13 @@ class Games(Settlement):
         self.statistics = QuestionStatistics(redis, bank)
         self.kept_days = schema.limits.game_days  # the longest that a stored game is kept
         self.shards: set[int] = set()  # those that this worker advances
+        self.chosen: set[int] = set()  # those that get new games
         self.others_s = OTHERS_S  # between two looks at the others
         self.draws = Draws(redis, schema, bank)
         self.challenges = Challenges(redis, schema, bank, users)
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
         self.due: dict[int, list[tuple[float, str]]] = {}  # shard -> games, and when they are due
-        queues = schema.queues.values()
-        self.ahead_ms = look_ahead_ms(queues, MOST_AHEAD_MS)  # games that are due so soon are known
-        self.empty_s = look_ahead_ms(queues, EMPTY_S * 1000) / 1000
+        self.ahead_ms = look_ahead_ms(schema.queues.values())  # games due so soon are known
         # shard -> what waits to be sent of answers: on_reply, game, and arguments of each
         self.answers: dict[int, tuple[list, list, list]] = {}
 
@@ -8040,8 +8039,10 @@ class Games(Settlement):
         together look at a shard equally often.
         """
         shards = set(range(alive.index(self.worker), self.redis.shards, len(alive)))
-        self.look_at_s |= dict.fromkeys(shards - self.shards, 0.0)
-        self.shards = shards
+        chosen = set(self.redis.new_shards)
+        changed = (shards - self.shards) | (chosen - self.chosen)
+        self.look_at_s |= dict.fromkeys(changed, 0.0)
+        self.shards, self.chosen = shards, chosen
         self.others_s = OTHERS_S * max(1, (len(alive) - 1) / 3)
 
     async def advance_due(self) -> float:
@@ -8086,10 +8087,14 @@ class Games(Settlement):
             self._settle_if_due(game, outcome)
 
     def _pause_s(self, shard: int, is_empty: bool = False) -> float:
-        """Returns the seconds until the next look at a shard in which nothing is due."""
+        """Returns the seconds until the next look at a shard in which nothing is due.
+
+        An empty shard gets a game only from a worker that counts the workers differently, for a
+        moment after one has come or gone.
+        """
         pause_s = self.ahead_ms / 1000 if shard in self.shards else self.others_s
-        gets_none = is_empty and shard not in self.redis.new_shards
-        return max(pause_s, self.empty_s) if gets_none else pause_s
+        gets_none = is_empty and shard not in self.chosen
+        return max(pause_s, EMPTY_S) if gets_none else pause_s
 
     def _plan(self, shard: int, games: dict[str, int]) -> None:
         """Notes which games of a shard are due next: {game: ms until then}."""
