@@ -29,7 +29,8 @@ The way of an answer, section by section:
                it is illegal in this state. _on_answer passes an answer on
   games        Games.answer gathers what comes in one turn of the event loop. Each shard's answers
                share one call of `answer` in trivia.lua
-  client       RedisConnection.send batches the calls of a turn into one write to the shard's node
+  client       RedisConnection.send gathers the calls of a turn, or of a batch, into one write to
+               the shard's node
   trivia.lua   `answer` judges by the clock of Redis and stores the state. It emits `answered`, or
                after the last expected answer `reveal`. Events for players of the calling worker
                come with its reply, all others through the channels of their workers
@@ -3305,6 +3306,7 @@ class RedisConnection(asyncio.Protocol):
         self.next_wait: asyncio.Task | None = None  # the WAIT that covers what is written now
         self.last_wait: asyncio.Task | None = None
         self.loop = asyncio.get_running_loop()
+        self.soon = nodes and nodes.soon or self.loop.call_soon  # writes what has gathered
         self.reader = hiredis.Reader(
             replyError=hiredis.ReplyError,
             encoding="utf-8",
@@ -3353,7 +3355,7 @@ class RedisConnection(asyncio.Protocol):
 
     def _queue(self, pending: Pending) -> None:
         if not self.batch:
-            self.loop.call_soon(self._flush)
+            self.soon(self._flush)
         self.batch.append(pending[1])
         self.pending.append(pending)
 
@@ -3675,6 +3677,7 @@ class Nodes:
         self.pause_s = PROBE_S
         self.backoff_s = 0.0
         self.folder = embedded.folder if embedded else None  # files of a Redis on this host
+        self.soon: Callable | None = None  # when connections write; None: in the next turn
 
     # -- who the primaries are
 
@@ -15103,17 +15106,18 @@ class Batches:
 
     After each batch the event loop sleeps, until `pause_s` have passed since the batch began.
     Meanwhile messages, replies and events gather. Those of one batch share reads, calls of
-    functions and writes. A worker or a Redis that wakes up for each of them takes half as much CPU
-    again (10,000 players). An event comes later for it, by up to two pauses.
+    functions and one write to each Redis. A worker or a Redis that wakes up for each of them takes
+    half as much CPU again (10,000 players). An event comes later for it, by up to two pauses.
     """
 
-    TURNS = 5  # of the event loop in a batch: what follows from a message is written in the fourth
+    TURNS = 5  # of the event loop in a batch: the calls for a message are made in the third
 
     def __init__(self) -> None:
         self.is_busy = False
         self.pause_s = 0.0  # from the start of one batch to that of the next, at least
         self.turns = 0  # that this batch has taken
         self.began_s = 0.0  # when it began
+        self.last_work: list[Callable[[], None]] = []  # of this batch
 
     def adapt(self, messages_per_s: float, primaries: int = 1) -> None:
         """Begins or ends to work in batches. Call it at most once in a turn of the event loop.
@@ -15126,15 +15130,29 @@ class Batches:
         if self.is_busy and not was_busy:
             self._take_turn()
 
+    def at_end(self, work: Callable[[], None]) -> None:
+        """Does work at the end of this batch. Without batches, in the next turn."""
+        if self.is_busy:
+            self.last_work.append(work)
+        else:
+            asyncio.get_running_loop().call_soon(work)
+
     def _take_turn(self) -> None:
         if not self.is_busy:
+            self._do_last_work()
             return
+        asyncio.get_running_loop().call_soon(self._take_turn)
         self.turns += 1
         if self.turns >= self.TURNS:
-            self._end_batch()
-        asyncio.get_running_loop().call_soon(self._take_turn)
+            self._do_last_work()
+            self._sleep()
 
-    def _end_batch(self) -> None:
+    def _do_last_work(self) -> None:
+        last_work, self.last_work = self.last_work, []
+        for work in last_work:
+            work()
+
+    def _sleep(self) -> None:
         left_s = self.began_s + self.pause_s - time.monotonic()
         if left_s > 0:
             time.sleep(left_s)  # it stops the whole event loop, on purpose
@@ -15158,8 +15176,10 @@ class Server:
         self.schema = schema
         self.forms = forms(schema)
         self.worker = worker
+        self.batches = Batches()
         self.redis = open_redis(self.worker, self._on_events)
         self.redis.may_migrate = True
+        self.redis.soon = self.batches.at_end
         self.bank = Bank(self.redis, schema)
         self.users = Users(self.redis, schema)
         self.games = Games(self.redis, schema, self.bank, self.users, self.worker)
@@ -15187,7 +15207,6 @@ class Server:
         self.switches = self.users.switches
         self.repairs = Repairs(self.redis, self.games, self.chores)
         self.console = ReportConsole(self)
-        self.batches = Batches()
         self.reported: dict[str, int] = {}  # connections by app, as they were published last
         self.background: list[asyncio.Task] = []
 

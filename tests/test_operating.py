@@ -289,6 +289,49 @@ def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_one_never(mon
     assert sleeps == [trivia.BATCH_S] * 5 + [trivia.MOST_BATCH_S] * 2
 
 
+def test_a_batch_ends_with_one_write_and_work_outside_of_a_batch_waits_for_no_end(monkeypatch):
+    batches, done = trivia.Batches(), []
+    batches.began_s = time.monotonic() + 60  # so it has time left to sleep
+
+    async def after(number):
+        """Returns what was done within so many turns."""
+        for _ in range(number):
+            await asyncio.sleep(0)
+        found = done.copy()
+        done.clear()
+        return found
+
+    async def run():
+        batches.at_end(lambda: done.append("quiet"))
+        assert await after(1) == ["quiet"]
+        batches.adapt(trivia.BUSY_RATE)
+        batches.at_end(lambda: done.append("first"))
+        batches.at_end(lambda: done.append("second"))
+        assert await after(batches.TURNS - 2) == []
+        assert await after(1) == ["first", "second", "slept"]
+        batches.at_end(lambda: done.append("last"))
+        batches.adapt(0)
+        assert await after(1) == ["last"]
+        assert await after(2 * batches.TURNS) == []
+
+    monkeypatch.setattr(trivia.time, "sleep", lambda seconds: done.append("slept"))
+    asyncio.run(run())
+
+
+def test_a_busy_worker_writes_to_redis_once_at_the_end_of_a_batch():
+    async def run():
+        worker = trivia.Server(trivia.Schema(trivia.read_schema(trivia.SCHEMA_FILE)), "w")
+        link, written = trivia.RedisConnection("", lambda events: None, worker.redis), []
+        link.transport = SimpleNamespace(is_closing=lambda: False, write=written.append)
+        worker.batches.adapt(trivia.BUSY_RATE)
+        for turn in range(worker.batches.TURNS - 1):
+            link.send(lambda reply: None, ("PING", str(turn)))
+            await asyncio.sleep(0)
+        assert [text.count(b"PING") for text in written] == [worker.batches.TURNS - 1]
+
+    asyncio.run(run())
+
+
 def test_workers_that_are_being_buried_are_not_alive(counted):
     with contextlib.closing(counted.redis) as link:
         link.zadd("workers:{lobby}", {"dead:0123456789": time.time() * 1000})
