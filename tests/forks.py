@@ -37,6 +37,7 @@ import argon2
 ROOT = Path(__file__).resolve().parent.parent
 # What the interpreter or the loader reads of the environment, once.
 AT_START = ("LANG", "LC_", "LD_", "MALLOC_", "PYTHON", "TZ")
+SERVERS = ("uvicorn", "daphne", "hypercorn", "sanic")
 # uvicorn imports these as its server starts, and asyncio and sanic as they serve.
 LATER = [
     "encodings.idna",
@@ -125,7 +126,7 @@ def the_template():
 
 
 def fits(command, env):
-    """Whether a fork of the template can be this program: trivia.py or uvicorn in the same Python, as it was started.
+    """Whether a fork of the template can be this program: trivia.py or an ASGI server in the same Python, as it was started.
 
     A program after `-c` may also be what uses trivia, or what ends in a call of os.execv.
     """
@@ -136,7 +137,7 @@ def fits(command, env):
 
     is_ours = (
         command[1] in ("trivia.py", str(ROOT / "trivia.py"))
-        or command[1:3] == ["-m", "uvicorn"]
+        or (command[1] == "-m" and command[2] in SERVERS)
         or (command[1] == "-c" and command[2].startswith("import trivia"))
         or (command[1] == "-c" and "os.execv(sys.executable" in command[2])
     )

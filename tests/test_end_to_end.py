@@ -539,8 +539,7 @@ def interrupt(server):
 def test_python_trivia_py_serves_and_ends_cleanly(make_server, workers, ask_to_stop):
     port = free_port() if workers > 1 else 0
     server = make_server(
-        command=[*TRIVIA, "--port", str(port), "--workers", str(workers)],
-        afresh=ask_to_stop is terminate,
+        command=[*TRIVIA, "--port", str(port), "--workers", str(workers)], afresh=workers > 1
     )
     assert (
         f"serving on http://127.0.0.1:{server.port} with {workers} worker"
