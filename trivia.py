@@ -298,8 +298,7 @@ from sanic.exceptions import SanicException
 from sanic.handlers import ErrorHandler
 from sanic.response import HTTPResponse
 from sanic_ext import Extend
-from sanic_ext.config import PRIORITY as EXTENSION_PRIORITY
-from sanic_ext.extensions.http.extension import HTTPExtension
+from sanic_ext.extensions.http.cors import add_cors
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -15730,10 +15729,11 @@ def create_app() -> Any:
     set_up_log()
     app.ctx.schema = Schema(tree)
     app.ctx.page_policy = page_policy(app.ctx.schema)
-    add_extension(app)
+    allow_origins(app)
     add_routes(app)
     add_documents(app)
     add_pages(app)
+    add_options(app)
     app.main_process_start(refuse_sanic_server)
     app.before_server_start(refuse_sanic_server)
     app.register_middleware(raise_problem, "request")
@@ -15754,36 +15754,23 @@ def load_beside(what: str, file: Path) -> ModuleType:
     return module
 
 
-def add_extension(app: Trivia) -> None:
-    """Adds CORS and the method OPTIONS, which come from sanic-ext.
+def allow_origins(app: Trivia) -> None:
+    """Adds CORS, which comes from sanic-ext.
 
-    It adds its routes while the app starts. Sanic 25.12.1 then compiles its signal router again
-    at each route: 0.2 s in all. The listeners around it make that happen once.
+    Its extension for all of HTTP is left out. It adds routes while the app starts, and for that
+    Sanic 25.12.1 compiles all routes and signals again.
     """
     app.config.MOTD = False
     app.config.CORS_ORIGINS = ",".join(as_browsers_write(app.ctx.schema.origins))
     app.config.CORS_ALLOW_HEADERS = "authorization,content-type,x-app,x-version"
     app.config.CORS_EXPOSE_HEADERS = "retry-after,x-request-id"
-    app.config.HTTP_AUTO_HEAD = False  # add_route does that: one compilation of all routes less
-    app.config.HTTP_AUTO_OPTIONS = True
-    Extend(app, extensions=[HTTPExtension], built_in_extensions=False)
-    app.before_server_start(open_signal_router, priority=EXTENSION_PRIORITY + 1)
-    app.before_server_start(close_signal_router, priority=EXTENSION_PRIORITY - 1)
+    Extend(app, built_in_extensions=False)  # sets the other names of its configuration
+    add_cors(app)
 
 
 def as_browsers_write(origins: list[str]) -> list[str]:
     """Returns origins without capitals and default ports: CORS compares texts."""
     return [str(Origin.parse(origin) or origin) for origin in origins]
-
-
-def open_signal_router(app: Sanic) -> None:
-    """Makes the routes that follow leave the signal router alone."""
-    app.signal_router.reset()
-
-
-def close_signal_router(app: Sanic) -> None:
-    """Compiles the signal router, as Sanic does at the end of its start."""
-    app.signalize(app.config.TOUCHUP)
 
 
 def add_routes(app: Trivia) -> None:
@@ -15805,6 +15792,18 @@ def add_route(app: Trivia, path: str, name: str, handler: Callable, method: str 
     """
     methods = ["GET", "HEAD"] if method == "GET" else [method]
     app.add_route(handler, path, methods=methods, name=name, error_format="json")
+
+
+def add_options(app: Trivia) -> None:
+    """Adds OPTIONS to all paths. CORS completes the answer to a preflight request."""
+
+    async def options(request: Request, **_: str) -> HTTPResponse:
+        allowed = {"allow": ", ".join(allowed_methods(request.path))}
+        return HTTPResponse(status=204, headers=allowed)
+
+    names = {route.uri: route.name.partition(".")[2] for route in app.router.routes}
+    for path, name in names.items():
+        add_route(app, path, f"{name}_options", options, "OPTIONS")
 
 
 def add_content(
