@@ -15,8 +15,13 @@
 -- To add a function: write the contract, write it, register it at the end of this file, and grant
 -- the commands that it calls in redis.conf.
 
--- While a library loads, redis.call does not exist yet, nor does most of Lua.
-local function call(...) return redis.call(...) end
+-- While a library loads, redis.call does not exist yet, nor does most of Lua. So the first use
+-- binds it.
+local call
+function call(...)
+  call = redis.call
+  return call(...)
+end
 
 local functions = {}            -- what trivia.py calls. A table: Lua allows 200 locals
 
@@ -96,13 +101,14 @@ local function game_clock(clock, pending)
   return now, wall, precise, gaps
 end
 
--- Returns a whole number as text. Small ones are kept: formatting takes 20 times as long.
+-- Returns a whole number as text. Small and round ones are kept: formatting takes long.
 local numerals = {}
 local function numeral(number)
   local text = numerals[number]
   if text then return text end
   text = string.format('%d', number)
-  if number >= 0 and number < 1000 then numerals[number] = text end
+  local is_round = number % 1000 == 0 and number < 1e6
+  if number >= 0 and (number < 1000 or is_round) then numerals[number] = text end
   return text
 end
 
@@ -1783,7 +1789,9 @@ end
 --            seq    events sent to the player
 --            score  points of the closed rounds
 --            kept   time until which an empty seat is kept; -1: left for good; else 0
---            answer choice (-1: none), ms, points: to the open question
+--            answer choice (-1: none), to the open question
+--            ms     after which they gave it
+--            points for it
 --   1, 2...  the answers of each closed round: 'CHOICE:MS:POINTS' or '-' of each player
 --   muted  'I:J I:J ' of the numbers of players, I < J, who get no messages of each other, since
 --          one has blocked the other; only while there are such
@@ -1795,8 +1803,8 @@ end
 -- twins are in the section on keys and format.
 --
 -- In memory a game is a table: plan, state, key, id, and what the call has done so far. There each
--- value has its name: a player who has left has `left` instead of `kept`, and an `answer` {choice,
--- ms, points}.
+-- value has its name: a player who has left has `left` instead of `kept`. `answer` is the choice,
+-- or nil; only with it do `ms` and `points` count.
 --
 -- Events: 'KIND GAME TIME COMING NUMBER:SEQ NUMBER:SEQ ...\nBODY', one for each worker that holds
 -- players. TIME is that of Redis in seconds, NUMBER belongs to a connection, BODY is the message
@@ -1817,7 +1825,6 @@ local STATE = '>BBHdBdiHB'
 local PLAYER = '>Bc0iIidbii'
 local PHASES = {'start', 'question', 'reveal', 'settle', 'end'}
 local REASONS = {'finished', 'forfeit', 'abandoned', 'stopped', 'void'}
-local NO_ANSWER = {-1, 0, 0}
 local NUMBERS = {}              -- of phases and reasons
 for i = 1, 5 do NUMBERS[PHASES[i]], NUMBERS[REASONS[i]] = i, i end
 
@@ -1852,7 +1859,7 @@ local function read_old_state(text)
     players[i] = {
       conn = conn ~= '' and conn or nil, turn = turn, seq = seq, score = score,
       kept = kept > 0 and kept or nil, left = kept < 0 or nil,
-      answer = choice and {choice, ms, points},
+      answer = choice, ms = ms, points = points,
     }
   end
   return {
@@ -1882,8 +1889,8 @@ local function read_plan(text)
   plan.correct, plan.speed, plan.total_ms, plan.lives = correct, speed, total_ms, lives
   plan.on_exit, plan.kind, plan.queue, plan.quiz, plan.more = on_exit, kind, queue, quiz, more
   plan.people = reused_list(reused.people, count)
-  for _, person in ipairs(plan.people) do
-    local is_bot
+  for i = 1, count do
+    local person, is_bot = plan.people[i]
     person.uid, person.name, person.rating, person.sigma, person.first, is_bot, person.script, at =
       struct.unpack(PERSON, text, at)
     person.is_bot = is_bot == 1
@@ -1924,21 +1931,23 @@ local function read_state(text)
   state.phase, state.round, state.deadline = PHASES[phase], round, deadline
   state.reason, state.ended, state.spent, state.wrong = REASONS[reason], ended, spent, wrong
   state.players = reused_list(reused.players, count)
-  for _, player in ipairs(state.players) do
+  for i = 1, count do
+    local player = state.players[i]
     local conn, turn, seq, score, kept, choice, ms, points, behind =
       struct.unpack(PLAYER, text, at)
     at = behind
     player.conn = conn ~= '' and conn or nil
     player.turn, player.seq, player.score = turn, seq, score
     player.kept, player.left = kept > 0 and kept or nil, kept < 0 or nil
-    player.answer = choice >= 0 and {choice, ms, points} or nil
+    player.answer, player.ms, player.points = choice >= 0 and choice or nil, ms, points
   end
   return state
 end
 
 local function write_player(player)
   local conn, kept = player.conn or '', player.left and -1 or player.kept or 0
-  local choice, ms, points = unpack(player.answer or NO_ANSWER)
+  local choice, ms, points = -1, 0, 0
+  if player.answer then choice, ms, points = player.answer, player.ms, player.points end
   return struct.pack(PLAYER, #conn, conn, player.turn, player.seq, player.score, kept, choice, ms,
     points)
 end
@@ -1946,7 +1955,7 @@ end
 local function write_state(state)
   local text = struct.pack(STATE, PACKED, NUMBERS[state.phase], state.round, state.deadline,
     NUMBERS[state.reason] or 0, state.ended, state.spent, state.wrong, #state.players)
-  for _, player in ipairs(state.players) do text = text .. write_player(player) end
+  for i = 1, #state.players do text = text .. write_player(state.players[i]) end
   return text
 end
 
@@ -1978,11 +1987,22 @@ local function question_ms(game)
   return math.min(game.plan.answer_ms, game.plan.total_ms - game.state.spent)
 end
 
+-- Returns both parts of what a list 'X:Y X:Y ...' has for a round, or nil behind its end. The
+-- patterns are kept.
+local patterns = {}
+local function entry_of(list, round)
+  local pattern = patterns[round]
+  if not pattern then
+    pattern = '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)'
+    patterns[round] = pattern
+  end
+  return string.match(list, pattern)
+end
+
 -- Returns number and order of the question of a round, or nil behind the last one.
 local function question_of(game, round)
   if game.asked ~= round then
-    local pattern = '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)'
-    game.asked, game.number, game.order = round, string.match(game.plan.quiz, pattern)
+    game.asked, game.number, game.order = round, entry_of(game.plan.quiz, round)
   end
   return game.number, game.order
 end
@@ -2029,8 +2049,7 @@ end
 
 -- Returns after how many ms a bot answers the question of a round, and its choice.
 local function script_of(game, i, round)
-  local form = '^' .. string.rep('%S+ ', round - 1) .. '(%d+):(%d+)'
-  local ms, choice = string.match(game.people[i].script, form)
+  local ms, choice = entry_of(game.people[i].script, round)
   return tonumber(ms), tonumber(choice)
 end
 
@@ -2042,7 +2061,8 @@ local function next_deadline(game)
   if coming_question(game) then at, round = at + question_ms(game), round + 1 end
   local is_open, opens = state.phase == 'question', at - question_ms(game)
   local has_question = is_open or round > state.round
-  for i, player in ipairs(game.players) do
+  for i = 1, #game.players do
+    local player = game.players[i]
     if is_bot(game, i) and has_question and not (is_open and player.answer) then
       at = math.min(at, opens + script_of(game, i, round))
     end
@@ -2086,15 +2106,16 @@ local vacate
 local function name_coming(game)
   local number, order = coming_question(game)
   if not number then return '-' end
-  return string.format('%.0f:%d:%s:%s:%.0f', game.state.deadline - game.at.now,
-    game.state.round + 1, number, order, question_ms(game))
+  return numeral(game.state.deadline - game.at.now) .. ':' .. numeral(game.state.round + 1) ..
+    ':' .. number .. ':' .. order .. ':' .. numeral(question_ms(game))
 end
 
 -- Sends an event to all connected players, except one and those of `muted` {number: true}. Seats of
 -- a dead worker are vacated afterwards: all players get the event before what follows from it.
 local function emit(game, kind, body, except, muted)
   local targets = {}
-  for i, player in ipairs(game.players) do
+  for i = 1, #game.players do
+    local player = game.players[i]
     if player.conn and i ~= except and not (muted and muted[i]) then
       local worker, number = worker_of(player.conn)
       player.seq = player.seq + 1
@@ -2145,8 +2166,9 @@ end
 
 -- Returns for how long the question has been open. The clock of the host may have been set back.
 local function ms_since_question(game)
-  local ms = question_ms(game)
-  return math.max(0, math.min(ms, game.at.now - game.state.deadline + ms))
+  local ms, left = question_ms(game), game.state.deadline - game.at.now
+  if left < 0 then return ms end
+  return left < ms and ms - left or 0
 end
 
 -- Tells whether a choice of the open question is the right one.
@@ -2165,7 +2187,7 @@ local function spend(game)
   end
   if game.plan.lives > 0 then
     local answer = game.players[1].answer
-    if not answer or not is_right(game, answer[1]) then state.wrong = state.wrong + 1 end
+    if not answer or not is_right(game, answer) then state.wrong = state.wrong + 1 end
     rest = rest .. ',"lives":' .. game.plan.lives - state.wrong
   end
   return rest
@@ -2195,12 +2217,12 @@ local function reveal(game)
   local round = game.state.round
   local _, order = question_of(game, round)
   local answers, scores, closed = '', '', ''
-  for i, player in ipairs(game.players) do
-    local name, text = quoted(game, i), '-'
+  for i = 1, #game.players do
+    local player, name, text = game.players[i], quoted(game, i), '-'
     if player.answer then
-      local choice, ms, points = unpack(player.answer)
-      player.score = player.score + points
-      choice, ms, points = numeral(choice), numeral(ms), numeral(points)
+      player.score = player.score + player.points
+      local choice, ms, points =
+        numeral(player.answer), numeral(player.ms), numeral(player.points)
       text = choice .. ':' .. ms .. ':' .. points
       answers = answers .. answer_body(name, choice, ms, points)
     end
@@ -2228,7 +2250,8 @@ end
 -- moment ago, and if there is such a player.
 local function reveal_if_all_answered(game)
   local expected = false
-  for i, player in ipairs(game.players) do
+  for i = 1, #game.players do
+    local player = game.players[i]
     local away = player.left or player.kept and waits_until(game, player.kept) <= game.at.now
     if not away and was_asked(game, i) then
       if not player.answer then return end
@@ -2257,8 +2280,8 @@ end
 
 -- Returns the number of the player with this connection.
 local function player_with(game, conn)
-  for i, player in ipairs(game.players) do
-    if player.conn == conn then return i end
+  for i = 1, #game.players do
+    if game.players[i].conn == conn then return i end
   end
 end
 
@@ -2338,7 +2361,8 @@ local function take_answer(game, i, round, choice)
   local wrong = refusal(game, i, round, choice)
   if wrong then return wrong end
   local ms = ms_since_question(game)
-  game.players[i].answer = {choice, ms, points_for(game, choice, ms)}
+  local player = game.players[i]
+  player.answer, player.ms, player.points = choice, ms, points_for(game, choice, ms)
   game.changed = true
   reveal_if_all_answered(game)
   if game.state.phase == 'question' then
