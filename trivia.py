@@ -11425,6 +11425,7 @@ class QuestionConsole(Console):
             "id": key,
             "text": question.text,
             "choices": dict(zip(question.choices, counted, strict=False)),
+            "right_answer": question.choices[0],  # scripts may order choices that are numbers
             "category": question.category,
             "difficulty": question.difficulty,
             "level": question.shown_difficulty,

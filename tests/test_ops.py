@@ -450,8 +450,11 @@ def test_an_operator_edits_and_retires_a_question_while_it_is_played(watched, op
     # The list before has this question, too; its forms go when the new list is there.
     expect(desk.page.locator("#listed")).to_contain_text("flagged: ")
     better = "Better: " + question["text"]
-    do(desk, "listed", "edit question", text=better)
+    do(desk, "listed", "edit question", text=better, right="12", wrong="7 | 9")
     assert any(json.dumps(better, ensure_ascii=False) in row for row in client.hvals("bank:{bank}"))
+    desk.page.get_by_role("button", name="retired", exact=True).click()
+    expect(desk.page.locator("#listed")).to_contain_text(better)
+    expect(desk.page.locator("#listed th", has_text="✓")).to_have_text("12 ✓")
     ann.send("check")
     assert ann.expect("update")["question"]["text"] == question["text"]
     for act in ("edit question", "retire question"):
