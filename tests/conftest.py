@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import functools
+import gc
 import importlib.util
 import itertools
 import json
@@ -36,6 +37,7 @@ from websockets.sync.client import connect
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+gc.disable()  # until the tests are collected
 # Hundreds of servers start in the tests; none shall compile trivia.py anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
@@ -85,14 +87,20 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session):
-    """In a fresh clone one process of pytest-xdist compiles the tests, while the others wait, and read what it has written."""
+    """In a fresh clone one process of pytest-xdist compiles the tests, while the others wait, and read what it has written.
+
+    No garbage is looked for in what is imported and collected: nearly all of it stays to the end.
+    """
     with open(__file__) as lock:
         if hasattr(session.config, "workerinput"):
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 fcntl.flock(lock, fcntl.LOCK_SH)
-        return (yield)
+        collected = yield
+    gc.freeze()
+    gc.enable()
+    return collected
 
 
 def shared_fixtures(item):
@@ -163,6 +171,10 @@ def at_once(count, act):
 # yaml.safe_load and yaml.safe_dump, in C: in Python they take 0.15 s for schema.yaml, and the tests use them hundreds of times.
 from_yaml = functools.partial(yaml.load, Loader=yaml.CSafeLoader)
 as_yaml = functools.partial(yaml.dump, Dumper=yaml.CSafeDumper, allow_unicode=True, sort_keys=False)
+
+
+# The tests call main() hundreds of times, and to make its parser takes 3 ms.
+trivia.command_line = functools.cache(trivia.command_line)
 
 
 # The tree of schema.yaml, a new one each time: to read YAML takes ten times as long.
