@@ -15104,17 +15104,19 @@ EMBEDDED_ATTEMPTS = 3  # to start: another run's last worker may be stopping the
 class Batches:
     """Makes a busy worker work in batches, as a network card moderates its interrupts.
 
-    After each batch the event loop sleeps, until `pause_s` have passed since the batch began.
-    Meanwhile messages, replies and events gather. Those of one batch share reads, calls of
-    functions and one write to each Redis. A worker or a Redis that wakes up for each of them takes
-    half as much CPU again (10,000 players). An event comes later for it, by up to two pauses.
+    After each batch the event loop sleeps until the clock of the host is at a multiple of
+    `pause_s`, unless the batch took longer than that. Meanwhile messages, replies and events
+    gather. Those of one batch share reads, calls of functions and one write to each Redis, which
+    wakes up once for the writes of all workers of a host. A worker or a Redis that wakes up for
+    each message takes half as much CPU again (10,000 players). An event comes later for it, by up
+    to two pauses.
     """
 
     TURNS = 5  # of the event loop in a batch: the calls for a message are made in the third
 
     def __init__(self) -> None:
         self.is_busy = False
-        self.pause_s = 0.0  # from the start of one batch to that of the next, at least
+        self.pause_s = 0.0  # from the start of one batch to that of the next
         self.turns = 0  # that this batch has taken
         self.began_s = 0.0  # when it began
         self.last_work: list[Callable[[], None]] = []  # of this batch
@@ -15153,9 +15155,9 @@ class Batches:
             work()
 
     def _sleep(self) -> None:
-        left_s = self.began_s + self.pause_s - time.monotonic()
-        if left_s > 0:
-            time.sleep(left_s)  # it stops the whole event loop, on purpose
+        now_s = time.monotonic()
+        if now_s < self.began_s + self.pause_s:
+            time.sleep(-now_s % self.pause_s)  # it stops the whole event loop, on purpose
         self.began_s = time.monotonic()
         self.turns = 0
 

@@ -282,11 +282,23 @@ def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_one_never(mon
         assert await after(trivia.BUSY_RATE, 2 * turns, primaries=99) == 7
 
     monkeypatch.setattr(trivia.time, "sleep", sleeps.append)
-    monkeypatch.setattr(trivia.time, "monotonic", lambda: 0.0)
+    monkeypatch.setattr(trivia.time, "monotonic", lambda: 0.001)
     with contextlib.closing(asyncio.new_event_loop()) as loop:
         loop.time = lambda: 0.0
         loop.run_until_complete(run())
-    assert sleeps == [trivia.BATCH_S] * 5 + [trivia.MOST_BATCH_S] * 2
+    pauses = [trivia.BATCH_S] * 5 + [trivia.MOST_BATCH_S] * 2
+    assert sleeps == pytest.approx([pause - 0.001 for pause in pauses])  # all at the same time
+
+
+def test_a_worker_does_not_sleep_after_a_batch_that_took_longer_than_a_pause(monkeypatch):
+    batches, sleeps, now = trivia.Batches(), [], 100.0
+    batches.pause_s = 0.03
+    monkeypatch.setattr(trivia.time, "sleep", sleeps.append)
+    monkeypatch.setattr(trivia.time, "monotonic", lambda: now)
+    for took_s, slept in ((0.029, 1), (0.031, 0)):
+        batches.began_s, sleeps[:] = now - took_s, []
+        batches._sleep()
+        assert len(sleeps) == slept and batches.began_s == now
 
 
 def test_a_batch_ends_with_one_write_and_work_outside_of_a_batch_waits_for_no_end(monkeypatch):
