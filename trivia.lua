@@ -31,6 +31,7 @@ local BOUNDS = {
   MOST_SEATS = 16,              -- of a game: those who left and those who came late count as well
   CLOCK_WRITE_MS = 1000,        -- between writes of a clock
   CLOCK_GAP_MS = 3000,          -- a longer gap between two looks at a clock stops game time
+  WAKE_MS = 100,                -- a primary that wakes has read within it what its sockets held
   KNOWN_ADDRESSES = 8,          -- so many addresses of a user's sign-ins are kept
   TRIM_AT_ONCE = 100,           -- old entries that leave a list in one call
   MOST_PAGES = 8,               -- of candidates that are looked at while some of them are blocked
@@ -64,9 +65,17 @@ local function read_clock(clock)
   return known.lag, known.seen, known.gaps
 end
 
--- Tells whether this primary of a cluster may have been replaced since a moment (ms) without
--- knowing it: it has not heard a replica since. So it is when a primary wakes that hung. It would
--- run what its sockets hold, and the bus of the cluster would carry the events to the new primary.
+-- Returns when the gap was seen first that a clock has now. What a replica said before may be old:
+-- a primary that wakes finds it in its sockets.
+local function woke_at(clock, wall)
+  local known = clocks[clock]
+  known.woke = known.woke or wall
+  return known.woke
+end
+
+-- Tells whether this primary of a cluster may have been replaced without knowing it: it has not
+-- heard a replica since a moment (ms). So it is when a primary wakes that hung. It would run what
+-- its sockets hold, and the bus of the cluster would carry the events to the new primary.
 local function may_be_replaced(since)
   local nodes = redis.pcall('CLUSTER', 'NODES')
   if type(nodes) ~= 'string' then return false end -- it is a single server
@@ -89,10 +98,11 @@ local function game_clock(clock, pending)
   local now = wall - lag
   local is_gap = now < seen or now > seen + BOUNDS.CLOCK_GAP_MS
   if is_gap then
-    if seen > 0 and now > seen and may_be_replaced(seen + lag) then
+    local waits = seen > 0 and call('ZCARD', pending) > 0
+    local since = waits and woke_at(clock, wall) + BOUNDS.WAKE_MS or seen + lag
+    if seen > 0 and now > seen and may_be_replaced(since) then
       error({err = 'TRYAGAIN this primary hung, and may have been replaced'})
     end
-    local waits = seen > 0 and call('ZCARD', pending) > 0
     now, gaps = waits and seen or wall, gaps + 1
   end
   if is_gap or now >= seen + BOUNDS.CLOCK_WRITE_MS then

@@ -952,7 +952,10 @@ def test_a_primary_that_is_killed_or_hangs_stops_its_own_games_only_and_undoes_n
 
 
 def test_a_primary_that_hung_runs_nothing_of_what_its_sockets_held(cluster_server):
-    """The bus of a cluster would carry its events to the node that has taken its place."""
+    """The bus of a cluster would carry its events to the node that has taken its place.
+
+    What its replica said before it took the place is still to be read when the primary wakes.
+    """
     cluster = cluster_server.cluster
     game, worker = "020000000001", "ghost"
     key, deadlines, clock = keys = Keys.game_keys(game)
@@ -974,7 +977,15 @@ def test_a_primary_that_hung_runs_nothing_of_what_its_sockets_held(cluster_serve
         return pubsub
 
     say = lambda node, text: run(node, "relay", f"{worker}.1", "emoji", f'"emoji":"{text}"')
+
+    def speaks(node):
+        with contextlib.suppress(redis.exceptions.TryAgainError):  # until it has heard its replica
+            return say(node, "after") == "ok"
+
     old = cluster.primary_of("{g2}")
+    told = lambda: old.client.execute_command("CLUSTER NODES")  # {address: fields}
+    follows = lambda node: told()[node.address]["master_id"] == cluster.ids[old]
+    replica = next(filter(follows, cluster.nodes))
     with contextlib.closing(listen(old)) as heard:
         assert run(old, "create_game", plan, 90_000, '{"type":"start"}', *seats) == 1
         assert "start" in heard.get_message(timeout=5)["data"]
@@ -985,8 +996,14 @@ def test_a_primary_that_hung_runs_nothing_of_what_its_sockets_held(cluster_serve
     with socket.create_connection(("127.0.0.1", old.port)) as link:
         link.sendall(b"PING\r\n")
         assert link.recv(100) == b"+PONG\r\n"
-        old.process.send_signal(signal.SIGSTOP)
+        replica.process.send_signal(signal.SIGSTOP)
         try:
+            wait_until(lambda: told()[replica.address]["last_ping_sent"] != "0")
+            old.process.send_signal(signal.SIGSTOP)
+        finally:
+            replica.process.send_signal(signal.SIGCONT)
+        try:
+            replica.client.ping()  # before this it has answered the primary
             link.sendall(late)
             wait_until(lambda: cluster.primary_of("{g2}", but=old) is not old, 40)
             new = cluster.primary_of("{g2}", but=old)
@@ -995,7 +1012,7 @@ def test_a_primary_that_hung_runs_nothing_of_what_its_sockets_held(cluster_serve
             old.process.send_signal(signal.SIGCONT)
         assert link.recv(100).startswith((b"-TRYAGAIN", b"-MOVED"))
     wait_until(cluster.is_well, 60)
-    assert say(new, "after") == "ok"
+    wait_until(lambda: speaks(new))
     with contextlib.closing(heard):
         assert "after" in heard.get_message(timeout=5)["data"]
     for one in keys:
