@@ -31,7 +31,7 @@ local BOUNDS = {
   MOST_SEATS = 16,              -- of a game: those who left and those who came late count as well
   CLOCK_WRITE_MS = 1000,        -- between writes of a clock
   CLOCK_GAP_MS = 3000,          -- a longer gap between two looks at a clock stops game time
-  WAKE_MS = 100,                -- a primary that wakes has read within it what its sockets held
+  WAKE_MS = 100,                -- in it a primary that wakes reads what its sockets held, we assume
   KNOWN_ADDRESSES = 8,          -- so many addresses of a user's sign-ins are kept
   TRIM_AT_ONCE = 100,           -- old entries that leave a list in one call
   MOST_PAGES = 8,               -- of candidates that are looked at while some of them are blocked
@@ -65,25 +65,30 @@ local function read_clock(clock)
   return known.lag, known.seen, known.gaps
 end
 
--- Returns when the gap was seen first that a clock has now. What a replica said before may be old:
--- a primary that wakes finds it in its sockets.
-local function woke_at(clock, wall)
-  local known = clocks[clock]
-  known.woke = known.woke or wall
-  return known.woke
+-- When this process ran a function last, and when it woke after it had run none for a while (ms).
+local process = {}
+local function note_run(wall)
+  local ran = process.ran
+  if ran and (wall < ran or wall > ran + BOUNDS.CLOCK_GAP_MS) then process.woke = wall end
+  process.ran = wall
 end
 
--- Tells whether this primary of a cluster may have been replaced without knowing it: it has not
--- heard a replica since a moment (ms). So it is when a primary wakes that hung. It would run what
--- its sockets hold, and the bus of the cluster would carry the events to the new primary.
-local function may_be_replaced(since)
+-- Tells whether this primary of a cluster may have been replaced without knowing it: it has just
+-- woken, and no replica has answered it since. What a replica said before may be old, and still be
+-- in its sockets. It would run what they hold, and the bus of the cluster would carry the events to
+-- the new primary.
+local function may_be_replaced()
+  if not process.woke then return false end
   local nodes = redis.pcall('CLUSTER', 'NODES')
-  if type(nodes) ~= 'string' then return false end -- it is a single server
-  local me = string.match(nodes, '(%x+) %S+ %S*myself')
-  for flags, heard in string.gmatch(nodes, '(%S+) ' .. me .. ' %d+ (%d+) ') do
+  -- A single server gives an error.
+  local me = type(nodes) == 'string' and string.match(nodes, '(%x+) %S+ %S*myself')
+  local lines = '(%S+) ' .. (me or '') .. ' %d+ (%d+) '
+  for flags, heard in string.gmatch(me and nodes or '', lines) do
     local has_failed = string.find(flags, 'fail') and not string.find(flags, 'fail?', 1, true)
-    if not has_failed and tonumber(heard) <= since then return true end
+    local is_old = tonumber(heard) <= process.woke + BOUNDS.WAKE_MS
+    if not has_failed and is_old then return true end
   end
+  process.woke = nil
   return false
 end
 
@@ -94,15 +99,15 @@ end
 -- holds 'LAG TIME GAPS'.
 local function game_clock(clock, pending)
   local wall, precise = wall_clock()
+  note_run(wall)
+  if may_be_replaced() then
+    error({err = 'TRYAGAIN this primary hung, and may have been replaced'})
+  end
   local lag, seen, gaps = read_clock(clock)
   local now = wall - lag
   local is_gap = now < seen or now > seen + BOUNDS.CLOCK_GAP_MS
   if is_gap then
     local waits = seen > 0 and call('ZCARD', pending) > 0
-    local since = waits and woke_at(clock, wall) + BOUNDS.WAKE_MS or seen + lag
-    if seen > 0 and now > seen and may_be_replaced(since) then
-      error({err = 'TRYAGAIN this primary hung, and may have been replaced'})
-    end
     now, gaps = waits and seen or wall, gaps + 1
   end
   if is_gap or now >= seen + BOUNDS.CLOCK_WRITE_MS then
@@ -1756,7 +1761,10 @@ end
 function functions.due_tickets(keys)
   local due, forming, clock = unpack(keys)
   local tickets = call('ZCARD', due)
-  if tickets + call('ZCARD', forming) == 0 then return {{}, {}} end
+  if tickets + call('ZCARD', forming) == 0 then
+    note_run(wall_clock())
+    return {{}, {}}
+  end
   local now = game_clock(clock, tickets > 0 and due or forming)
   return {postpone_due(due, now, 1000, 500), postpone_due(forming, now, TAKE_OVER_MS, 500)}
 end
@@ -2429,7 +2437,10 @@ end
 function functions.advance(keys, args)
   local deadlines, clock = unpack(keys)
   local caller, ahead, most = unpack(args)
-  if #keys == 2 and call('EXISTS', deadlines) == 0 then return {} end
+  if #keys == 2 and call('EXISTS', deadlines) == 0 then
+    note_run(wall_clock())
+    return {}
+  end
   local moment = new_call({'', deadlines, clock}, caller)
   local outcomes = {}
   for i = 3, #keys do
