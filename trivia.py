@@ -338,7 +338,7 @@ WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from W
 DAY_S = 86_400
 LONG_TICK_S = 0.1           # longest pause between two looks for due deadlines
 OTHERS_S = 0.5              # between two looks at the shards of the other workers
-EMPTY_S = 2                 # the same of a shard without games that gets no new ones
+EMPTY_S = 2                 # the same of a shard without games that gets no new ones, at least
 LOBBY_TICK_S = 0.2          # between two looks for due tickets
 HEARTBEAT_S = 1             # between two heartbeats of a worker
 MISSED_HEARTBEATS = 10      # a worker counts as dead after so many heartbeats of the observer
@@ -3197,9 +3197,9 @@ LIBRARY = Library(LIBRARY_FILE)
 
 # ---- client --------------------------------------------------------------------------------------
 # A connection to one node: RESP3, pipelined, one for each worker and node. Commands that are issued
-# in one turn of the event loop leave in one write. Events come back on the same connection, in
-# order with the replies. A command costs 2.4 us of CPU that way, and 15-28 us in pipelines of
-# redis-py. hiredis parses the protocol.
+# in one turn of the event loop, or in one batch of a busy worker, leave in one write. Events come
+# back on the same connection, in order with the replies. A command costs 2.4 us of CPU that way,
+# and 15-28 us in pipelines of redis-py. hiredis parses the protocol.
 #
 # Invariants: a command that a node may have run is not sent again, so nothing runs twice unless its
 # caller sends it again. Callers may, since every function of trivia.lua may run twice. A reply is
@@ -8091,8 +8091,8 @@ class Games(Settlement):
     def _pause_s(self, shard: int, is_empty: bool = False) -> float:
         """Returns the seconds until the next look at a shard in which nothing is due.
 
-        An empty shard gets a game only from a worker that counts the workers differently, for a
-        moment after one has come or gone.
+        An empty shard that should get no games may still get one: from a worker that counts the
+        workers or the primaries differently, or forms a match late. Its first deadline may be late.
         """
         pause_s = self.ahead_ms / 1000 if shard in self.shards else self.others_s
         gets_none = is_empty and shard not in self.chosen
@@ -15104,12 +15104,12 @@ EMBEDDED_ATTEMPTS = 3  # to start: another run's last worker may be stopping the
 class Batches:
     """Makes a busy worker work in batches, as a network card moderates its interrupts.
 
-    After each batch the event loop sleeps until the clock of the host is at a multiple of
-    `pause_s`, unless the batch took longer than that. Meanwhile messages, replies and events
-    gather. Those of one batch share reads, calls of functions and one write to each Redis, which
-    wakes up once for the writes of all workers of a host. A worker or a Redis that wakes up for
-    each message takes half as much CPU again (10,000 players). An event comes later for it, by up
-    to two pauses.
+    After each batch the event loop sleeps until the next multiple of `pause_s` by the clock of the
+    host. A batch that lasts longer is followed by the next one at once. So all workers of a host
+    wake up together, and Redis wakes up once for the writes of all. Meanwhile messages, replies and
+    events gather. Those of one batch share reads, calls of functions and one write to each Redis. A
+    worker or a Redis that wakes up for each message takes half as much CPU again (10,000 players).
+    An event comes later for it, by up to two pauses.
     """
 
     TURNS = 5  # of the event loop in a batch: the calls for a message are made in the third
@@ -15133,7 +15133,7 @@ class Batches:
             self._take_turn()
 
     def at_end(self, work: Callable[[], None]) -> None:
-        """Does work at the end of this batch. Without batches, in the next turn."""
+        """Calls `work` at the end of this batch; in the next turn if there are no batches."""
         if self.is_busy:
             self.last_work.append(work)
         else:
@@ -15155,9 +15155,10 @@ class Batches:
             work()
 
     def _sleep(self) -> None:
-        now_s = time.monotonic()
-        if now_s < self.began_s + self.pause_s:
-            time.sleep(-now_s % self.pause_s)  # it stops the whole event loop, on purpose
+        next_s = self.began_s + self.pause_s - self.began_s % self.pause_s
+        left_s = next_s - time.monotonic()
+        if left_s > 0:
+            time.sleep(left_s)  # it stops the whole event loop, on purpose
         self.began_s = time.monotonic()
         self.turns = 0
 
@@ -15942,10 +15943,10 @@ async def add_headers(request: Request, response: HTTPResponse) -> None:
 # of HTTP, or FRAMES_PER_TURN frames. The rest waits in its backlog, which is at most what uvloop
 # reads at once (256 KiB), because nothing more is read meanwhile. Each frame of a phone is counted.
 #
-# WebSocket has a fast path for what a game consists of: an answer goes to Redis in the turn in
-# which it comes, and an event to the phone in the turn in which Redis tells of it. The fast path
-# takes whole text frames while nothing waits. All others go uvicorn's way, each as a whole, so that
-# its parser is always between two frames.
+# WebSocket has a fast path for what a game consists of: an answer goes to Redis in the turn, or the
+# batch, in which it comes, and an event to the phone in the turn in which Redis tells of it. The
+# fast path takes whole text frames while nothing waits. All others go uvicorn's way, each as a
+# whole, so that its parser is always between two frames.
 
 TEXT_FRAME = 0x81  # first byte of a text that is one frame
 CLOSE_FRAME = 0x08  # opcode

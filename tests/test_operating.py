@@ -290,15 +290,15 @@ def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_one_never(mon
     assert sleeps == pytest.approx([pause - 0.001 for pause in pauses])  # all at the same time
 
 
-def test_a_worker_does_not_sleep_after_a_batch_that_took_longer_than_a_pause(monkeypatch):
-    batches, sleeps, now = trivia.Batches(), [], 100.0
+def test_a_batch_that_passes_the_next_multiple_of_the_pause_is_followed_at_once(monkeypatch):
+    batches, sleeps, now = trivia.Batches(), [], 0.0
     batches.pause_s = 0.03
     monkeypatch.setattr(trivia.time, "sleep", sleeps.append)
     monkeypatch.setattr(trivia.time, "monotonic", lambda: now)
-    for took_s, slept in ((0.029, 1), (0.031, 0)):
-        batches.began_s, sleeps[:] = now - took_s, []
+    for began_s, now, slept in ((0.0, 0.029, 0.001), (0.0, 0.031, None), (0.02, 0.035, None)):
+        batches.began_s, sleeps[:] = began_s, []
         batches._sleep()
-        assert len(sleeps) == slept and batches.began_s == now
+        assert sleeps == ([pytest.approx(slept)] if slept else []) and batches.began_s == now
 
 
 def test_a_batch_ends_with_one_write_and_work_outside_of_a_batch_waits_for_no_end(monkeypatch):
