@@ -15613,7 +15613,7 @@ def allowed_methods(path: str) -> list[str]:
     methods = []
     for route in ROUTES:
         pattern = re.sub(r"{.*?}", "[^/]+", route.path)
-        if re.fullmatch(pattern, path):
+        if re.fullmatch(pattern + "/?", path):
             methods.append(route.method)
     if not methods or "GET" in methods:
         methods += ["GET", "HEAD"]

@@ -547,7 +547,13 @@ def test_head_needs_a_session_where_get_does(attack, victim):
 
 @pytest.mark.parametrize(
     "path, allowed",
-    [("/users/me", ME), (REGISTER, {"POST"}), ("/queues", {"GET"}), ("/users/victim", {"GET"})],
+    [
+        ("/users/me", ME),
+        ("/users/me/", ME),
+        (REGISTER, {"POST"}),
+        ("/queues", {"GET"}),
+        ("/users/victim", {"GET"}),
+    ],
 )
 def test_options_tell_the_methods(attack, path, allowed):
     answer = ask(attack, "OPTIONS", path)
