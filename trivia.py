@@ -12548,7 +12548,9 @@ class Joining(Outlet):
                 if seated == "-":  # since the host has sent them away
                     await self.hub.games.exit(self.game, self.id, True)
             await self._enter(self.game)
-            return await self._show_room()
+            if seated != "stale":  # a newer connection of the player may be elsewhere
+                await self._show_room()
+            return
         if self.state in (State.QUEUED, State.ROOM):
             return await self._join(self.queue, self.code)
         # A join that was refused with `unavailable` may have happened nevertheless.

@@ -791,6 +791,29 @@ def test_what_a_player_says_as_their_game_ends_is_about_that_game():
     assert calls == ["g", "not_playing"]
 
 
+@pytest.mark.parametrize(
+    "seat, sent", [(("g", "ABC234"), ["update", "room"]), (("stale", "-"), ["update"])]
+)
+def test_a_look_shows_no_room_on_a_connection_that_was_replaced(seat, sent):
+    """The newer connection may have left the room."""
+    calls = []
+
+    async def take_back(*who):
+        return seat
+
+    async def send(kind, *about):
+        calls.append(kind)
+
+    one = trivia.Connection.__new__(trivia.Connection)
+    one.hub = SimpleNamespace(lobby=SimpleNamespace(take_back=take_back))
+    one.uid, one.id, one.turn, one.game, one.code = "u", "w.1", 1, "g", "ABC234"
+    one.state = trivia.State.PLAYING
+    one._enter = functools.partial(send, "update")
+    one._show_room = functools.partial(send, "room")
+    asyncio.run(one._ask())
+    assert calls == sent
+
+
 def test_what_a_player_left_is_not_joined_again_by_a_look_that_began_meanwhile():
     calls = []
 
