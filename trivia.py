@@ -4537,7 +4537,7 @@ class Bank:
             await self.load()
 
     def _pool(self, queue: Queue, kinds: dict[tuple, list[int]]) -> list[int]:
-        pool = list(itertools.chain(*fitting(kinds, queue.spec).values()))
+        pool = numbers_for(queue.spec, kinds)
         hidden = {self.ids.get(question) for question in self.reserved}
         free = pool if queue.is_daily else [number for number in pool if number not in hidden]
         # A queue that is newer than the draws may be left with too few: it then takes them all.
@@ -4643,6 +4643,11 @@ def fitting(kinds: Mapping[tuple, Any], spec: dict) -> dict[tuple, Any]:
         if (not categories or category in categories)
         and (not difficulties or difficulty in difficulties)
     }
+
+
+def numbers_for(spec: dict, kinds: Mapping[tuple, list[int]]) -> list[int]:
+    """Returns the questions that a queue may ask, of those that are grouped by kind."""
+    return list(itertools.chain(*fitting(kinds, spec).values()))
 
 
 def shortages(schema: Schema, questions: list[Question]) -> Iterable[Mistake]:
@@ -6416,7 +6421,7 @@ class Draws:
         kinds = self.bank.by_kind(free)
         for queue in self.bank.schema.queues.values():
             if not queue.is_daily:
-                pool = set(itertools.chain(*fitting(kinds, queue.spec).values()))
+                pool = set(numbers_for(queue.spec, kinds))
                 pools[queue.name] = pool
                 spare[queue.name] = len(pool) - queue.spec["rounds"]
         taken: list[int] = []
@@ -15107,9 +15112,9 @@ class Batches:
     """Makes a busy worker work in batches, as a network card moderates its interrupts.
 
     After each batch the event loop sleeps until the next multiple of `pause_s` by the clock of the
-    host. A batch that lasts longer is followed by the next one at once. So all workers of a host
-    wake up together, and Redis wakes up once for the writes of all. Meanwhile messages, replies and
-    events gather. Those of one batch share reads, calls of functions and one write to each Redis. A
+    host. Meanwhile messages, replies and events gather. Those of one batch share reads, calls of
+    functions and one write to each Redis. A batch that lasts longer is followed by the next one at
+    once. All workers of a host wake up together, so Redis wakes up once for the writes of all. A
     worker or a Redis that wakes up for each message takes half as much CPU again (10,000 players).
     An event comes later for it, by up to two pauses.
     """
