@@ -16431,6 +16431,7 @@ class WebSocket(WebSocketsSansIOProtocol):
 # which protocols uvicorn uses, its signals, listening sockets and supervisor.
 
 LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+COLLECTIONS = 5000, 5, 2  # a full collection still comes after 90,000 new objects, as by default
 
 
 def adapt_uvicorn() -> None:
@@ -16505,8 +16506,11 @@ def shorten_collections() -> None:
     With 8,000 players each full collection stopped a worker for a second, and found next to
     nothing. A frozen object that becomes garbage in a cycle stays for a day. The class WebSocket
     leaves no such cycles. Under other servers, only what the start has made is frozen.
+
+    Collections of young objects start later than by default: they took 3 % of the time of a game.
     """
     gc.freeze()
+    gc.set_threshold(*COLLECTIONS)
     server = running_uvicorn()
     if server is None or server.config.ws_protocol_class is not WebSocket:
         return
