@@ -1006,12 +1006,10 @@ end
 -- ARGS longer   streak that replaces it
 -- ARGS ...      name, field, period, default of each leaderboard with a period
 -- Returns one of:
---   {1, 'GAME ...', field, value, ...}  now the user has these fields. The history has no room for
---                                       these games: the caller drops them
---   {0, '', field, value, ...}          it was applied before
---   {0, ''}                             there is no such user
---   {'merged', '', account}             it was applied to a guest before they were merged
---   {'moved', '', account}              it was not: the caller applies it to the account
+--   {1, 'GAME ...'}          the history has no room for these games: the caller drops them
+--   {0, ''}                  it was applied before, or there is no such user
+--   {'merged', '', account}  it was applied to a guest before they were merged
+--   {'moved', '', account}   it was not: the caller applies it to the account
 -- Atomic: the entry in the history says whether it was applied.
 function functions.apply_result(keys, args)
   local user, history, met, merged, seen = unpack(keys)
@@ -1022,9 +1020,7 @@ function functions.apply_result(keys, args)
     if not account then return {0, ''} end
     return {call('ZSCORE', history, game) and 'merged' or 'moved', '', account}
   end
-  if call('ZADD', history, 'NX', ended, game) == 0 then
-    return {0, '', unpack(call('HGETALL', user))}
-  end
+  if call('ZADD', history, 'NX', ended, game) == 0 then return {0, ''} end
   trim(history, ended - keep)
   local dropped = {}
   local excess = math.min(call('ZCARD', history) - most, BOUNDS.TRIM_AT_ONCE)
@@ -1037,7 +1033,7 @@ function functions.apply_result(keys, args)
   dropped = table.concat(dropped, ' ')
   for number in string.gmatch(shown, '%d+') do call('SETBIT', seen, number, 1) end
   if quick ~= '0' then call('HINCRBY', user, ':quick', quick) end
-  if counts == '0' then return {1, dropped, unpack(call('HGETALL', user))} end
+  if counts == '0' then return {1, dropped} end
   for i = 16, #args, 4 do
     local board, field, period, default = 'board:' .. args[i], args[i + 1], args[i + 2], args[i + 3]
     local kept = call('HGET', user, board) or ''
@@ -1054,7 +1050,7 @@ function functions.apply_result(keys, args)
     if (call('HGET', user, ':streak') or '') == streak then
       call('HSET', user, ':streak', longer)
     end
-    return {1, dropped, unpack(call('HGETALL', user))}
+    return {1, dropped}
   end
   call('HINCRBY', user, 'games', 1)
   if wins ~= '0' then call('HINCRBY', user, 'wins', wins) end
@@ -1066,7 +1062,7 @@ function functions.apply_result(keys, args)
   for digest in string.gmatch(others, '%S+') do call('HINCRBY', met, digest, 1) end
   local today = math.floor(call('TIME')[1] / 86400)
   call('EXPIREAT', met, 86400 * (today + 1))
-  return {1, dropped, unpack(call('HGETALL', user))}
+  return {1, dropped}
 end
 
 -- apply_repair: changes what a game gave a player, once, after the key of a question was corrected.

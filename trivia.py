@@ -7081,7 +7081,7 @@ class Game:
         self.wrong: int = state.get("wrong", 0)
         self.reason: str = state.get("reason", "")
         self.ended: int = state.get("ended", 0)
-        self.result: list[dict] | None = json.loads(fields.get("result", "null"))
+        self.result: list[dict] | None = msgspec.json.decode(fields.get("result", "null"))
         marks = plan.get("marks", "").ljust(len(plan["players"]), NO_MARK)
         seats = zip(marks, state["players"], plan["players"], strict=True)
         self.players = [self._player(mark, player, *seat) for mark, player, seat in seats]
@@ -7716,7 +7716,7 @@ class Settlement(GameViews):
         stands = await self.redis.run("fix_result", (key,), dumps(result))
         if stands is None:
             raise Unavailable("a failover has lost the game")
-        return json.loads(stands)
+        return msgspec.json.decode(stands)
 
     def compute_result(self, game: Game, counts: list[bool]) -> list[dict]:
         """Returns for each player {rank, won} and, in a rated game, {rating, change, sigma}.
@@ -7762,6 +7762,7 @@ class Settlement(GameViews):
             if game.is_kept and not player.is_bot
         ]
         commands = [self._apply(game, part[0].uid, *part) for part in parts]
+        commands += [("HGETALL", Keys.user(part[0].uid)) for part in parts]
         event_id = f"game_{game.id}"
         if game.kind != "sandbox":
             event = "game.ended", event_id, self._end_event(game), game.ended
@@ -7770,21 +7771,26 @@ class Settlement(GameViews):
         if game.kind != "sandbox":
             self.users.events.check(event_id, replies.pop())
         people = {}
-        for part, reply in zip(parts, replies, strict=True):
+        outcomes, users = replies[: len(parts)], replies[len(parts) :]
+        for part, outcome, user in zip(parts, outcomes, users, strict=True):
             uid = part[0].uid
-            people[uid] = await self._applied(game, uid, reply, *part)
+            people[uid] = await self._applied(game, uid, user, outcome, *part)
         return people
 
-    async def _applied(self, game: Game, uid: str, reply: list, *part: Any) -> tuple[str, dict]:
-        state, dropped, *fields = reply
+    async def _applied(
+        self, game: Game, uid: str, user: dict, outcome: list, *part: Any
+    ) -> tuple[str, dict]:
+        state, dropped, *more = outcome
         if state == "merged":  # the guest took this result with them into the account
-            return fields[0], await self.users.load(fields[0])
+            return more[0], await self.users.load(more[0])
         if state == "moved":
-            (reply,) = await self.redis.together([self._apply(game, fields[0], *part)])
-            return await self._applied(game, fields[0], reply, *part)
+            account = more[0]
+            commands = [self._apply(game, account, *part), ("HGETALL", Keys.user(account))]
+            outcome, user = await self.redis.together(commands)
+            return await self._applied(game, account, user, outcome, *part)
         for old in dropped.split():
             spawn(self._drop(old, uid))
-        return uid, pairs_to_dict(fields)
+        return uid, user
 
     async def _drop(self, game: str, uid: str) -> None:
         """Notes that a player's history has dropped a game. It is deleted once all have."""
