@@ -1228,9 +1228,11 @@ local function is_alive(search, conn)
   return search.alive[worker]
 end
 
-local function drop_ticket(search, uid)
-  call('ZREM', search.queue, uid)
-  call('ZREM', search.due, search.name .. ' ' .. uid)
+local function drop_tickets(search, uids)
+  local due = {}
+  for i, uid in ipairs(uids) do due[i] = search.name .. ' ' .. uid end
+  call('ZREM', search.queue, unpack(uids))
+  call('ZREM', search.due, unpack(due))
 end
 
 -- Returns a page of the UIDs that a player may be matched with, the best first. Stale tickets among
@@ -1263,11 +1265,11 @@ end
 local function seat_of_ticket(search, uid)
   local seat = read_seat(search.seats, uid)
   if not seat or seat.queue ~= search.name or seat.game ~= '-' then
-    drop_ticket(search, uid)
+    drop_tickets(search, {uid})
     return nil
   end
   if not is_alive(search, seat.conn) then
-    drop_ticket(search, uid)
+    drop_tickets(search, {uid})
     call('HDEL', search.seats, uid)
     return nil
   end
@@ -1318,7 +1320,7 @@ local function take_offered_seat(search, seat)
     local any = is_near and read_blocks(lists, search.hidden, {search.uid, unpack(group)})
     if is_near and not (any and is_hidden(lists, search.uid, group)) then
       call('ZREM', search.bots, offer)
-      drop_ticket(search, search.uid)
+      drop_tickets(search, {search.uid})
       check_party(search.due, seat)
       seat.game, seat.party = game, '-'
       write_seat(search.seats, search.uid, seat)
@@ -1393,7 +1395,7 @@ local function seek(search, seat)
   for _, other in pairs(members) do oldest = math.min(oldest, other.since) end
   local enough = #group >= search.least and search.now - oldest >= search.fill
   if #group < search.most and not enough and not is_due then return nil end
-  for _, uid in ipairs(group) do drop_ticket(search, uid) end
+  drop_tickets(search, group)
   return seat_group(search, group, members, search.least - #group)
 end
 
@@ -1523,7 +1525,6 @@ function functions.join(keys, args)
     conn = conn, turn = turn, queue = search.name, since = since, rating = rating, game = '-',
     party = party,
   }
-  write_seat(seats, uid, seat)
   local match = seek_in_turn(search, seat)
   if match and draw ~= '' then
     call('HSET', attempts, uid, search.new_game)
@@ -1532,6 +1533,7 @@ function functions.join(keys, args)
   if match then return {'matched', match} end
   local offered = take_offered_seat(search, seat)
   if offered then return {'seat', offered} end
+  write_seat(seats, uid, seat)
   local held = math.max(0, since - search.now)
   return {'queued', since + search.wait - search.now, held, party ~= '-' and party or nil}
 end
@@ -1571,7 +1573,7 @@ function functions.check_ticket(keys, args)
   local match = seek_in_turn(search, seat)
   if match then return {'matched', match} end
   if search.now - seat.since < search.wait then return {'waiting'} end
-  drop_ticket(search, search.uid)
+  drop_tickets(search, {search.uid})
   check_party(search.due, seat)
   seat.queue, seat.since, seat.rating = '-', 0, '-'
   write_seat(search.seats, search.uid, seat)
