@@ -12581,6 +12581,8 @@ class Joining(Outlet):
 # phone takes from one allowance, also a ping, a pong or a fragment. A player costs no task and no
 # timer. Only a phone that does not read gets a task and an outbox.
 
+KNOWN_TEXTS = 500  # messages without an id that are parsed once: phones send the same few
+
 
 class Connection(Joining):
     """A player's WebSocket."""
@@ -12708,13 +12710,10 @@ class Connection(Joining):
         self.active_at = self.allowed_at
         if self.excess > limits.message_burst:
             return self.close(CLOSE_TOO_FAST, "too many messages")
+        known = self.hub.known_texts.get(text) if allowed else None
         mark: dict = {}
         try:
-            message = parse_message(text)
-            mark = take_id(message)
-            if not allowed:
-                raise refusal("too_fast")
-            kind, values = self._validate(message)
+            kind, values = known or self._read(text, mark, allowed)
         except Refused as refused:
             return self._refuse_message(refused, mark)
         count("messages", kind)
@@ -12737,6 +12736,18 @@ class Connection(Joining):
         if self.excess:
             self.excess -= 1
         return True
+
+    def _read(self, text: str | bytes, mark: dict, allowed: bool) -> tuple[str, dict]:
+        """Returns the type and the fields of a message. Puts its id into `mark`. Raises Refused."""
+        message = parse_message(text)
+        mark |= take_id(message)
+        if not allowed:
+            raise refusal("too_fast")
+        read = self._validate(message)
+        known = self.hub.known_texts
+        if not mark and len(known) < KNOWN_TEXTS:
+            known[text] = read
+        return read
 
     def _validate(self, message: dict) -> tuple[str, dict]:
         """Returns the type and the fields of a message. Raises Refused."""
@@ -13093,6 +13104,7 @@ class Hub:
         self.sockets: dict[str, Connection] = {}  # by their number, as events name it
         self.count = 0  # the last number
         self.messages = 0  # that came since Server._adapt looked
+        self.known_texts: dict[str, tuple[str, dict]] = {}  # message -> its type and fields
         self.apps: Counter[str] = Counter()  # connections by app and version
         self.told: list[dict] = []  # notices that all sockets have
         self.coming: dict[str, Coming] = {}  # the question that opens next, by game

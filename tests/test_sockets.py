@@ -403,6 +403,13 @@ def test_an_id_that_is_none_is_refused(waiting, mark):
     assert lives(waiting)
 
 
+def test_each_error_has_the_id_of_its_own_message(waiting):
+    marks = [{}, {"id": 1}, {"id": 2}]
+    for mark in [*marks, *marks]:
+        error = waiting.refused("wrong_state", "answer", round=1, choice=0, **mark)
+        assert mark == {name: value for name, value in error.items() if name == "id"}
+
+
 def test_an_id_of_null_is_no_id(waiting):
     waiting.socket.send('{"type":"nothing","id":null}')
     assert "id" not in waiting.expect("error")
