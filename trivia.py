@@ -3228,7 +3228,7 @@ PASSING = (
 )
 FUNCTION_LOST = "ERR Function not found"
 LIBRARY_EXISTS = "already exists"
-TIMED_EACH_S = 0.02  # between two batches whose reply is timed
+TIMED_EACH_S = 0.02  # between two writes whose first reply is timed
 OnReply = Callable[[Any], None]
 CommandPart = str | bytes | int | float
 
@@ -3305,7 +3305,7 @@ class RedisConnection(asyncio.Protocol):
         self.next_wait: asyncio.Task | None = None  # the WAIT that covers what is written now
         self.last_wait: asyncio.Task | None = None
         self.loop = asyncio.get_running_loop()
-        self.soon = nodes and nodes.soon or self.loop.call_soon  # writes what has gathered
+        self.defer = nodes and nodes.defer or self.loop.call_soon  # calls _flush when it is time
         self.reader = hiredis.Reader(
             replyError=hiredis.ReplyError,
             encoding="utf-8",
@@ -3313,14 +3313,14 @@ class RedisConnection(asyncio.Protocol):
             notEnoughData=self.MORE,
         )
         self.transport: asyncio.Transport | None = None
-        self.batch: list[bytes] = []
+        self.unsent: list[bytes] = []  # packed commands that the next write takes
         self.pending: deque[Pending] = deque()
         self.on_events = on_events
         self.closed = self.loop.create_future()
         self.complained_at_s = -60.0
         self.heard_at_s = self.loop.time()
         self.asked_at_s = 0.0
-        self.timed_from_s = 0.0  # one batch at a time is timed; 0 while none is
+        self.timed_from_s = 0.0  # one write at a time is timed; 0 while none is
         self.time_again_s = 0.0
 
     def connection_made(self, transport: Any) -> None:
@@ -3353,23 +3353,23 @@ class RedisConnection(asyncio.Protocol):
             self._queue(pending)
 
     def _queue(self, pending: Pending) -> None:
-        if not self.batch:
-            self.soon(self._flush)
-        self.batch.append(pending[1])
+        if not self.unsent:
+            self.defer(self._flush)
+        self.unsent.append(pending[1])
         self.pending.append(pending)
 
     def _flush(self) -> None:
-        if self.batch and not self.timed_from_s and self.loop.time() >= self.time_again_s:
+        if self.unsent and not self.timed_from_s and self.loop.time() >= self.time_again_s:
             self._time_first_reply()
         if not self.transport.is_closing():
-            self.transport.write(b"".join(self.batch))
-        self.batch.clear()
+            self.transport.write(b"".join(self.unsent))
+        self.unsent.clear()
 
     def _time_first_reply(self) -> None:
-        """Times the batch that is about to leave, until the reply to its first command."""
+        """Times the write that is about to happen, until the reply to its first command."""
         self.timed_from_s = self.loop.time()
         self.time_again_s = self.timed_from_s + TIMED_EACH_S
-        at = len(self.pending) - len(self.batch)
+        at = len(self.pending) - len(self.unsent)
         on_reply, *rest = self.pending[at]
         self.pending[at] = functools.partial(self._on_timed, on_reply), *rest
 
@@ -3465,7 +3465,7 @@ class RedisConnection(asyncio.Protocol):
                 self.transport.abort()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.batch.clear()
+        self.unsent.clear()
         while self.pending:
             on_reply, *_ = self.pending.popleft()
             on_reply(Unavailable("the connection to Redis was lost"))
@@ -3676,7 +3676,7 @@ class Nodes:
         self.pause_s = PROBE_S
         self.backoff_s = 0.0
         self.folder = embedded.folder if embedded else None  # files of a Redis on this host
-        self.soon: Callable | None = None  # when connections write; None: in the next turn
+        self.defer: Callable | None = None  # when connections write; None: in the next turn
 
     # -- who the primaries are
 
@@ -15177,7 +15177,10 @@ class Batches:
     def _do_last_work(self) -> None:
         last_work, self.last_work = self.last_work, []
         for work in last_work:
-            work()
+            try:
+                work()
+            except Exception:  # the rest of the batch must not be lost
+                log.exception("work at the end of a batch failed")
 
     def _sleep(self) -> None:
         next_s = self.began_s + self.pause_s - self.began_s % self.pause_s
@@ -15207,7 +15210,7 @@ class Server:
         self.batches = Batches()
         self.redis = open_redis(self.worker, self._on_events)
         self.redis.may_migrate = True
-        self.redis.soon = self.batches.at_end
+        self.redis.defer = self.batches.at_end
         self.bank = Bank(self.redis, schema)
         self.users = Users(self.redis, schema)
         self.games = Games(self.redis, schema, self.bank, self.users, self.worker)

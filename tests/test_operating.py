@@ -318,6 +318,7 @@ def test_a_batch_ends_with_one_write_and_work_outside_of_a_batch_waits_for_no_en
         assert await after(1) == ["quiet"]
         batches.adapt(trivia.BUSY_RATE)
         batches.at_end(lambda: done.append("first"))
+        batches.at_end(lambda: done[1])  # it raises, and takes nothing with it
         batches.at_end(lambda: done.append("second"))
         assert await after(batches.TURNS - 2) == []
         assert await after(1) == ["first", "second", "slept"]
