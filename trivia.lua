@@ -31,7 +31,7 @@ local BOUNDS = {
   MOST_SEATS = 16,              -- of a game: those who left and those who came late count as well
   CLOCK_WRITE_MS = 1000,        -- between writes of a clock
   CLOCK_GAP_MS = 3000,          -- a longer gap between two looks at a clock stops game time
-  WAKE_MS = 100,                -- in it a primary that wakes reads what its sockets held, we assume
+  WAKE_MS = 100,                -- after it, we assume, a woken primary has read its sockets
   KNOWN_ADDRESSES = 8,          -- so many addresses of a user's sign-ins are kept
   TRIM_AT_ONCE = 100,           -- old entries that leave a list in one call
   MOST_PAGES = 8,               -- of candidates that are looked at while some of them are blocked
@@ -42,10 +42,16 @@ local BOUNDS = {
 
 -- ==== helpers ====================================================================================
 
--- Returns the clock of Redis (ms), and the same as 'SECONDS.MICROSECONDS'.
+-- seen: when this process read its clock last (ms); woke: when it did so after a long pause.
+local process = {}
+
+-- Returns the clock of Redis (ms), and the same as 'SECONDS.MICROSECONDS'. Notes in `process`
+-- whether this process has just woken.
 local function wall_clock()
   local time = call('TIME')
-  local ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  local ms, seen = time[1] * 1000 + math.floor(time[2] / 1000), process.seen
+  if seen and (ms < seen or ms > seen + BOUNDS.CLOCK_GAP_MS) then process.woke = ms end
+  process.seen = ms
   return ms, time[1] .. '.' .. string.sub('00000' .. time[2], -6)
 end
 
@@ -65,31 +71,23 @@ local function read_clock(clock)
   return known.lag, known.seen, known.gaps
 end
 
--- When this process ran a function last, and when it woke after it had run none for a while (ms).
-local process = {}
-local function note_run(wall)
-  local ran = process.ran
-  if ran and (wall < ran or wall > ran + BOUNDS.CLOCK_GAP_MS) then process.woke = wall end
-  process.ran = wall
-end
-
--- Tells whether this primary of a cluster may have been replaced without knowing it: it has just
--- woken, and no replica has answered it since. What a replica said before may be old, and still be
--- in its sockets. It would run what they hold, and the bus of the cluster would carry the events to
--- the new primary.
-local function may_be_replaced()
-  if not process.woke then return false end
+-- Refuses the call (TRYAGAIN) if this is a primary of a cluster that has just woken, until each of
+-- its replicas has answered it since. Meanwhile another node may have taken its place. What a
+-- replica said before may be old, and still be in its sockets. The woken primary would run what
+-- they hold, and the bus of the cluster would carry the events to the new primary.
+local function refuse_if_just_woken()
+  if not process.woke then return end
   local nodes = redis.pcall('CLUSTER', 'NODES')
-  -- A single server gives an error.
-  local me = type(nodes) == 'string' and string.match(nodes, '(%x+) %S+ %S*myself')
-  local lines = '(%S+) ' .. (me or '') .. ' %d+ (%d+) '
-  for flags, heard in string.gmatch(me and nodes or '', lines) do
+  if type(nodes) ~= 'string' then nodes = '' end        -- the error of a single server
+  local me = string.match(nodes, '(%x+) %S+ %S*myself') or ''
+  for flags, heard in string.gmatch(nodes, '(%S+) ' .. me .. ' %d+ (%d+) ') do
     local has_failed = string.find(flags, 'fail') and not string.find(flags, 'fail?', 1, true)
     local is_old = tonumber(heard) <= process.woke + BOUNDS.WAKE_MS
-    if not has_failed and is_old then return true end
+    if not has_failed and is_old then
+      error({err = 'TRYAGAIN this primary hung, and may have been replaced'})
+    end
   end
   process.woke = nil
-  return false
 end
 
 -- Returns game time (ms), the clock of Redis (ms), the same as 'SECONDS.MICROSECONDS', and how
@@ -99,10 +97,7 @@ end
 -- holds 'LAG TIME GAPS'.
 local function game_clock(clock, pending)
   local wall, precise = wall_clock()
-  note_run(wall)
-  if may_be_replaced() then
-    error({err = 'TRYAGAIN this primary hung, and may have been replaced'})
-  end
+  refuse_if_just_woken()
   local lag, seen, gaps = read_clock(clock)
   local now = wall - lag
   local is_gap = now < seen or now > seen + BOUNDS.CLOCK_GAP_MS
@@ -195,9 +190,10 @@ function functions.meet_schema(keys, args)
   local game_days = unpack(args)
   local mine = to_table({unpack(args, 2)})
   for fact, is in pairs(to_table(call('HGETALL', schema))) do
-    -- A worker writes no field that it does not know. But it does not claim values of it either.
-    local is_lost = not mine[fact] and string.match(fact, '^field ')
-    local is_kept = mine[fact] == is or is_lost and not string.match(is, ' unique$')
+    -- A worker does not write a field that it does not know. But it does not claim values of a
+    -- unique one either.
+    local is_unknown = not mine[fact] and string.match(fact, '^field ')
+    local is_kept = mine[fact] == is or is_unknown and not string.match(is, ' unique$')
     if fact ~= 'game_days' and not is_kept and string.sub(is, 1, 1) ~= '?' then
       call('HSET', schema, fact, '?' .. is)
     end
@@ -494,8 +490,8 @@ function functions.open_session(keys, args)
   return {now + ttl, ended, unpack(fields)}
 end
 
--- authenticate: finds the user of a session, also of a banned one. It extends the session at most
--- once a day.
+-- authenticate: finds the user of a session, also of a banned one. It extends the session if that
+-- gains more than a day, or more than a tenth of `ttl`.
 -- KEYS user      the user
 -- ARGS digest    of the session's token
 -- ARGS ttl       seconds that a session lasts
@@ -953,8 +949,7 @@ function functions.create_guest(keys, args)
   return {'created', new, created + ttl}
 end
 
--- withdraw_guest: removes a guest who was to be created, and is refused, as long as they are
--- provisional.
+-- withdraw_guest: removes a provisional guest whose creation is refused.
 -- KEYS user  the guest
 -- ARGS new   `:new` as create_guest wrote it
 -- Returns 1, or 0 if nothing was done.
@@ -1107,8 +1102,8 @@ function functions.apply_repair(keys, args)
   return call('HGETALL', user)
 end
 
--- take_allowance: takes from an allowance of `burst` at once and one more each interval, or gives
--- back to it.
+-- take_allowance: takes from an allowance, or gives back to it. The allowance holds
+-- `burst` at most, and regains one each interval.
 -- Source: the generic cell rate algorithm of ITU-T I.371. The key holds the time at which the
 -- allowance is whole again, and expires then.
 -- KEYS limit     the allowance
@@ -1121,7 +1116,7 @@ function functions.take_allowance(keys, args)
   local limit = unpack(keys)
   local interval, burst, take = tonumber(args[1]), tonumber(args[2]), tonumber(args[3])
   local now = wall_clock()
-  -- More than all is never used up, even if the clock was set back.
+  -- No more than the whole allowance is used up, even if the clock was set back.
   local used = math.max((call('GET', limit) or now) - now, 0)
   used = math.min(used, burst * interval)
   local whole = now + used + take * interval
@@ -1381,7 +1376,7 @@ local function add_opponents(search, found, group, members)
   return skipped
 end
 
--- Looks for opponents. After `patience`, bots take the seats that lack to `least`. Returns the
+-- Looks for opponents. After `patience`, bots fill the game up to `least` players. Returns the
 -- match, or nil if there are too few players.
 local function seek(search, seat)
   local group, members, oldest = {search.uid}, {[search.uid] = seat}, seat.since
@@ -1437,8 +1432,8 @@ local function resume(seats, due, seat, uid, conn, turn, over)
   return {'game', seat.game, seat.party}
 end
 
--- Counts a player out of the game that is over for them, and has their party checked, unless they
--- stay in it.
+-- Counts a player out of the game that is over for them. Has the party of their seat checked,
+-- unless they stay in it: then it is `party`.
 local function leave_behind(seat, playing, due, party)
   if not seat then return end
   if seat.game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
@@ -1494,7 +1489,7 @@ function functions.join(keys, args)
   local conn, rating, over, longest, turn, draw = unpack(args, 12)
   local seats, uid, since, party = search.seats, search.uid, search.now, '-'
   search.draw = draw
-  if draw == '' then since = since + held_back(quits) end     -- else nobody waits for them
+  if draw == '' then since = since + held_back(quits) end     -- daily questions are played alone
   turn = tonumber(turn)
   local seat = read_seat(seats, uid)
   local resumed = resume(seats, search.due, seat, uid, conn, turn, over)
@@ -1629,8 +1624,8 @@ function functions.leave(keys, args)
   return {'left'}
 end
 
--- take_back: gives a connection its seat back, which other workers took for left while its own
--- hung.
+-- take_back: gives a connection its seat back. While its worker hung, others took the player for
+-- gone.
 -- KEYS seats  UID -> what the player does
 -- KEYS due    tickets by the time of their next check
 -- ARGS uid    player
@@ -1653,6 +1648,18 @@ function functions.take_back(keys, args)
   return {seat.game, seat.party}
 end
 
+-- Writes a seat that has left its game or its party. Without both it is idle, or removed if there
+-- is no connection either.
+local function write_left_seat(seats, uid, seat)
+  if seat.game ~= '-' or seat.party ~= '-' then
+    write_seat(seats, uid, seat)
+  elseif seat.conn == '-' then
+    call('HDEL', seats, uid)
+  else
+    write_idle_seat(seats, uid, seat.conn, seat.turn)
+  end
+end
+
 -- Frees a player from a game if they are still in it. They stay in their room. Returns their seat
 -- if it was freed.
 local function free_from_game(seats, playing, due, game, uid)
@@ -1660,14 +1667,8 @@ local function free_from_game(seats, playing, due, game, uid)
   if not seat or seat.game ~= game then return nil end
   call('HINCRBY', playing, seat.queue, -1)
   check_party(due, seat)
-  if seat.party ~= '-' then
-    seat.game = '-'
-    write_seat(seats, uid, seat)
-  elseif seat.conn == '-' then
-    call('HDEL', seats, uid)
-  else
-    write_idle_seat(seats, uid, seat.conn, seat.turn)
-  end
+  seat.game = '-'
+  write_left_seat(seats, uid, seat)
   return seat
 end
 
@@ -1760,7 +1761,7 @@ function functions.due_tickets(keys)
   local due, forming, clock = unpack(keys)
   local tickets = call('ZCARD', due)
   if tickets + call('ZCARD', forming) == 0 then
-    note_run(wall_clock())
+    wall_clock()                -- shows that this process does not hang
     return {{}, {}}
   end
   local now = game_clock(clock, tickets > 0 and due or forming)
@@ -1815,8 +1816,8 @@ end
 -- of a question is repaired, `repair`.
 -- result is JSON. plan and state are packed by `struct`, since cjson takes four times as long: a
 -- head (PLAN, STATE), then a PERSON or a PLAYER for each player. Format 2 had JSON for both, which
--- is still read. `read_...` and `write_...` below are the only parsers and writers. Their Python
--- twins are in the section on keys and format.
+-- is still read. Only `read_...` and `write_...` below parse and write them, and their Python twins
+-- in the section on keys and format.
 --
 -- In memory a game is a table: plan, state, key, id, and what the call has done so far. There each
 -- value has its name: a player who has left has `left` instead of `kept`. `answer` is the choice,
@@ -1975,6 +1976,7 @@ local function write_state(state)
   return text
 end
 
+-- Returns the moment of a call: its times, its caller, and what the call has to send to it.
 local function new_call(keys, caller)
   local now, wall, precise, gaps = game_clock(keys[3], keys[2])
   return {
@@ -1990,8 +1992,8 @@ local function new_game(moment, key, plan, state)
   return game
 end
 
--- A round waits until this time for a player whose seat is kept until `kept`: a phone reconnects at
--- once.
+-- Returns until when a round waits for a player whose seat is kept until `kept`. A phone reconnects
+-- at once.
 local function waits_until(game, kept)
   return kept - game.plan.seat_ms + math.min(GRACE_MS, game.plan.seat_ms)
 end
@@ -2050,7 +2052,7 @@ local function open_if_due(game)
   game.changed = true
 end
 
--- Returns a game, or nil if there is none.
+-- Returns a game, or nil if there is none. Opens no question if the moment has no time.
 local function load(moment, key)
   local plan, state = unpack(call('HMGET', key, 'plan', 'state'))
   if not plan then return nil end
@@ -2262,8 +2264,8 @@ local function was_asked(game, i)
   return game.people[i].first <= game.state.round
 end
 
--- Closes the question early if every player has answered who was asked and is connected, or was a
--- moment ago, and if there is such a player.
+-- Closes the question early if all expected players have answered, and there is one. Expected is
+-- who was asked and is connected, or was a moment ago.
 local function reveal_if_all_answered(game)
   local expected = false
   for i = 1, #game.players do
@@ -2302,7 +2304,7 @@ local function player_with(game, conn)
 end
 
 -- Returns the number of the player with this UID.
-local function seat_of(game, uid)
+local function player_of(game, uid)
   for i, person in ipairs(game.people) do
     if person.uid == uid then return i end
   end
@@ -2417,9 +2419,9 @@ local function advance_one(game)
 end
 
 -- advance: does what is due in games of one shard: gives up seats whose time is over, ends phases.
--- Then it returns which games are due next: a worker names them in its next call. It advances the
--- games of its own shards, and those of other shards only when they are so late that their worker
--- must be dead.
+-- Then it returns which games are due next: the worker names them in its next call. A worker
+-- advances the games of its own shards. It advances those of other shards only when they are so
+-- late that their worker must be dead.
 -- KEYS deadlines  of the shard
 -- KEYS clock      of the shard
 -- KEYS ...        the games
@@ -2436,7 +2438,7 @@ function functions.advance(keys, args)
   local deadlines, clock = unpack(keys)
   local caller, ahead, most = unpack(args)
   if #keys == 2 and call('EXISTS', deadlines) == 0 then
-    note_run(wall_clock())
+    wall_clock()                -- shows that this process does not hang
     return {}
   end
   local moment = new_call({'', deadlines, clock}, caller)
@@ -2521,7 +2523,7 @@ function functions.exit_game(keys, args)
   local moment = new_call(keys, caller)
   local game = load(moment, key)
   if not game then return 'missing' end
-  local i = player_with(game, who) or seat_of(game, who)
+  local i = player_with(game, who) or player_of(game, who)
   local over = game.state.phase == 'end' or game.state.phase == 'settle'
   if not i or over or game.players[i].left then return 'stale' end
   local conn = game.players[i].conn
@@ -2572,8 +2574,8 @@ local function add_late_player(game, person)
   return i
 end
 
--- Puts a player into the seat of a bot before the first question. A `seq` of the others is left
--- out, so that their connections send the whole game. Returns the player's number, or nil.
+-- Puts a player into the seat of a bot before the first question. The others skip a `seq`: this gap
+-- has their connections send the whole game. Returns the player's number, or nil.
 local function replace_bot(game, person)
   if game.state.phase ~= 'start' then return nil end
   for i = 1, #game.players do
@@ -2591,7 +2593,7 @@ local function mark_players(game, changed)
   local marks = {}
   for i = 1, #game.people do marks[i] = string.match(text or '', '%d', i) or '0' end
   for n = 1, #changed, 2 do
-    local i = seat_of(game, changed[n])
+    local i = player_of(game, changed[n])
     if i then marks[i] = changed[n + 1] end
   end
   game.plan.more = cjson.encode({series or 0, draw or false, table.concat(marks)})
@@ -2636,7 +2638,7 @@ function functions.enter_game(keys, args)
   local moment = new_call(keys, caller)
   local game = load(moment, key)
   if not game then return {'missing'} end
-  local i = seat_of(game, uid)
+  local i = player_of(game, uid)
   if not i and (way or '') ~= '' then i = seat_player(game, way, entry, {unpack(args, 7)}) end
   local player = game.players[i]
   if not player or player.left or game.state.phase == 'end' then return {'over'} end
@@ -2731,7 +2733,7 @@ function functions.mute(keys, args)
   local one, other, is = unpack(args)
   local game = load({}, key)
   if not game then return 'missing' end
-  local i, j = seat_of(game, one), seat_of(game, other)
+  local i, j = player_of(game, one), player_of(game, other)
   if not i or not j or game.state.phase == 'end' then return 'over' end
   local pair = math.min(i, j) .. ':' .. math.max(i, j) .. ' '
   local rest = {}
@@ -2779,7 +2781,7 @@ end
 
 -- Puts an account into the seat of the guest who was merged into it; '' erases the player.
 local function replace(game, uid, account)
-  local i = seat_of(game, uid)
+  local i = player_of(game, uid)
   if i and account ~= '' then
     game.people[i].uid = account
   elseif i then
@@ -2849,7 +2851,7 @@ function functions.forget_player(keys, args)
   local key = unpack(keys)
   local uid = unpack(args)
   local game = load({}, key)
-  if not game or not seat_of(game, uid) then return 0 end
+  if not game or not player_of(game, uid) then return 0 end
   local is_over = game.state.phase == 'end'
   for i, person in ipairs(game.people) do   -- an account has two after a game with its guest
     if person.uid == uid then write_erased(game, i, is_over and '' or uid) end
@@ -3132,13 +3134,7 @@ end
 -- Takes a member's seat out of the room.
 local function free_seat(seats, uid, seat)
   seat.party = '-'
-  if seat.game ~= '-' then
-    write_seat(seats, uid, seat)
-  elseif seat.conn == '-' then
-    call('HDEL', seats, uid)
-  else
-    write_idle_seat(seats, uid, seat.conn, seat.turn)
-  end
+  write_left_seat(seats, uid, seat)
 end
 
 local function forget_member(room, member)
@@ -3189,7 +3185,7 @@ local function tidy(room)
 end
 
 -- Reads the room of a call and tidies it.
-local function open_call(keys, args)
+local function open_room(keys, args)
   local seats, key, due, clock = unpack(keys)
   local caller, name, seat_ms, wait_ms = unpack(args)
   local room, now, _, precise = load_room(seats, key), game_clock(clock, due)
@@ -3200,7 +3196,7 @@ local function open_call(keys, args)
   return room
 end
 
--- Sends an event of a party to members of it, but not to one connection.
+-- Sends an event of a room, or of an offer, to members of it, except to one connection.
 local function announce(party, kind, members, body, except)
   local targets = {}
   for _, member in ipairs(members) do
@@ -3296,7 +3292,7 @@ end
 -- Events: room, to the other members; replaced, to an older connection of the player.
 -- Atomic, so that nobody is in two rooms, and no room has too many members.
 function functions.join_room(keys, args)
-  local room, playing, hidden = open_call(keys, args), unpack(keys, 5)
+  local room, playing, hidden = open_room(keys, args), unpack(keys, 5)
   local uid, conn, turn, over, opens, most, late, username, view = unpack(args, 5)
   local seat = read_seat(room.seats, uid)
   turn = tonumber(turn)
@@ -3359,7 +3355,7 @@ end
 -- Events: room, to all members.
 -- Atomic, so that a room plays one game at a time.
 function functions.begin_room(keys, args)
-  local room, playing, forming, workers = open_call(keys, args), unpack(keys, 5)
+  local room, playing, forming, workers = open_room(keys, args), unpack(keys, 5)
   local uid, conn, game, least = unpack(args, 5)
   local host, wrong = host_with(room, uid, conn)
   if not host then return {wrong} end
@@ -3419,7 +3415,7 @@ end
 -- Events: room, to all members; cancelled, to a member who is sent away.
 -- Atomic, so that a former host directs nothing.
 function functions.direct_room(keys, args)
-  local room, playing = open_call(keys, args), unpack(keys, 5)
+  local room, playing = open_room(keys, args), unpack(keys, 5)
   local uid, conn, act, value = unpack(args, 5)
   local host, wrong = host_with(room, uid, conn)
   if not host then return {wrong} end
@@ -3451,7 +3447,7 @@ end
 -- Events: room, to all members; cancelled, to all members of a room that closes.
 -- Atomic, as join_room is.
 function functions.check_room(keys, args)
-  local room = open_call(keys, args)
+  local room = open_room(keys, args)
   if lack_of(room) then
     call('ZREM', room.due, room.queue .. ' room:' .. room.id)
     return reply(room, 'gone')
@@ -3501,7 +3497,7 @@ local function read_offer(keys, args)
   local caller, next_game = unpack(args)
   local fields = to_table(call('HGETALL', key))
   local now, _, precise = game_clock(clock, due)
-  local again = {
+  local offer = {
     seats = seats, key = key, due = due, playing = playing, forming = forming, now = now,
     hidden = hidden, precise = precise, caller = caller, own = {},
     id = string.match(key, '([^:]+)$'),
@@ -3509,103 +3505,103 @@ local function read_offer(keys, args)
     rest = fields.rest, shown = fields.shown, new_game = next_game, agreed = {}, members = {},
     left = math.min(now, fields.left or 0),
   }
-  for _, uid in ipairs(words(fields.agreed)) do again.agreed[uid] = true end
+  for _, uid in ipairs(words(fields.agreed)) do offer.agreed[uid] = true end
   for i, uid in ipairs(words(fields.members)) do
     local seat = read_seat(seats, uid)
-    local is_here = seat and seat.party == again.id and seat.game == '-'
-    again.members[i] = {uid = uid, name = fields['name:' .. uid], seat = seat, is_here = is_here}
-    if not is_here then again.agreed[uid] = nil end
+    local is_here = seat and seat.party == offer.id and seat.game == '-'
+    offer.members[i] = {uid = uid, name = fields['name:' .. uid], seat = seat, is_here = is_here}
+    if not is_here then offer.agreed[uid] = nil end
   end
-  return again
+  return offer
 end
 
 -- Tells the players who has agreed, who is connected, and who will not play again. It does so if
 -- that has changed, but not before the first of them agrees, declines or is away. `left_ms` is 0 if
 -- it is over. The connection `asks` is told in any case.
-local function show_rematch(again, left_ms, asks)
+local function show_rematch(offer, left_ms, asks)
   local agreed, connected, declined, here, conns = {}, {}, {}, {}, {}
-  for _, member in ipairs(again.members) do
+  for _, member in ipairs(offer.members) do
     local name = cjson.encode(member.name)
-    if again.agreed[member.uid] then agreed[#agreed + 1] = name end
+    if offer.agreed[member.uid] then agreed[#agreed + 1] = name end
     if member.is_here then
       here[#here + 1], conns[#conns + 1] = member, member.seat.conn
       if member.seat.conn ~= '-' then connected[#connected + 1] = name end
-    elseif not again.agreed[member.uid] then
+    elseif not offer.agreed[member.uid] then
       declined[#declined + 1] = name
     end
   end
-  local is_news = #agreed + #declined > 0 or #connected < #here or again.shown ~= ''
+  local is_news = #agreed + #declined > 0 or #connected < #here or offer.shown ~= ''
   local body = string.format('"players":[%s],"connected":[%s],"declined":[%s]%s',
     table.concat(agreed, ','), table.concat(connected, ','), table.concat(declined, ','),
-    again.rest)
+    offer.rest)
   local digest = redis.sha1hex(body .. table.concat(conns, ' '))
-  if not is_news or digest == again.shown and left_ms > 0 then
+  if not is_news or digest == offer.shown and left_ms > 0 then
     for i = #here, 1, -1 do
       if here[i].seat.conn ~= asks then table.remove(here, i) end
     end
   end
-  if is_news then again.shown = digest end
-  announce(again, 'rematch', here, string.format(
-    '{"type":"rematch","game":"%s",%s,"expires_ms":%.0f}', again.id, body, left_ms))
+  if is_news then offer.shown = digest end
+  announce(offer, 'rematch', here, string.format(
+    '{"type":"rematch","game":"%s",%s,"expires_ms":%.0f}', offer.id, body, left_ms))
 end
 
-local function close_rematch(again)
-  show_rematch(again, 0)
-  for _, member in ipairs(again.members) do
+local function close_rematch(offer)
+  show_rematch(offer, 0)
+  for _, member in ipairs(offer.members) do
     if member.is_here and member.seat.queue ~= '-' then
       member.seat.party = '-'           -- they wait for another game meanwhile
-      write_seat(again.seats, member.uid, member.seat)
+      write_seat(offer.seats, member.uid, member.seat)
     elseif member.is_here then
-      free_seat(again.seats, member.uid, member.seat)
+      free_seat(offer.seats, member.uid, member.seat)
     end
   end
-  call('DEL', again.key)
-  call('ZREM', again.due, '- rematch:' .. again.id)
+  call('DEL', offer.key)
+  call('ZREM', offer.due, '- rematch:' .. offer.id)
 end
 
 -- Begins the next game of the players who have agreed. Returns the match.
-local function begin_again(again)
+local function begin_rematch(offer)
   local search = {
-    seats = again.seats, due = again.due, playing = again.playing, forming = again.forming,
-    name = again.queue, new_game = again.new_game, now = again.now, again = again.id,
+    seats = offer.seats, due = offer.due, playing = offer.playing, forming = offer.forming,
+    name = offer.queue, new_game = offer.new_game, now = offer.now, again = offer.id,
   }
   local group, members = {}, {}
-  for _, member in ipairs(again.members) do
-    if again.agreed[member.uid] then
+  for _, member in ipairs(offer.members) do
+    if offer.agreed[member.uid] then
       group[#group + 1] = member.uid
-      member.seat.party, member.seat.queue = '-', again.queue
+      member.seat.party, member.seat.queue = '-', offer.queue
       members[member.uid], member.is_here = member.seat, false
     end
   end
   local match = seat_group(search, group, members)
-  close_rematch(again)
+  close_rematch(offer)
   return match
 end
 
 -- Notes in the players' seats that somebody has agreed.
-local function mark_seats(again)
-  for _, member in ipairs(again.members) do
+local function mark_seats(offer)
+  for _, member in ipairs(offer.members) do
     local seat = member.seat
-    if member.is_here and seat.queue == '-' and seat.since ~= again.ends then
-      seat.since = again.ends
-      write_seat(again.seats, member.uid, seat)
+    if member.is_here and seat.queue == '-' and seat.since ~= offer.ends then
+      seat.since = offer.ends
+      write_seat(offer.seats, member.uid, seat)
     end
   end
 end
 
 -- Takes those out who have blocked another player since the game.
-local function part_blocked(again)
+local function part_blocked(offer)
   local lists, here = {}, {}
-  for _, member in ipairs(again.members) do
+  for _, member in ipairs(offer.members) do
     if member.is_here then here[#here + 1] = member.uid end
   end
-  if #here == 0 or not read_blocks(lists, again.hidden, here) then return end
-  for _, member in ipairs(again.members) do
+  if #here == 0 or not read_blocks(lists, offer.hidden, here) then return end
+  for _, member in ipairs(offer.members) do
     local own = {[member.uid] = lists[member.uid]}
     if member.is_here and is_hidden(own, member.uid, here) then
-      member.is_here, again.agreed[member.uid] = false, nil
+      member.is_here, offer.agreed[member.uid] = false, nil
       member.seat.party = '-'
-      write_seat(again.seats, member.uid, member.seat)
+      write_seat(offer.seats, member.uid, member.seat)
     end
   end
 end
@@ -3613,28 +3609,28 @@ end
 -- Begins the next game if all who are there have agreed, or if the time is over and enough of them
 -- have. Ends the offer if too few are there, if the time is over, or if nobody was connected for a
 -- while. Else tells what has changed. Returns the reply.
-local function settle_rematch(again, asks)
-  local here, connected, agreed, is_over = 0, 0, {}, again.ends <= again.now
-  part_blocked(again)
-  for _, member in ipairs(again.members) do
+local function settle_rematch(offer, asks)
+  local here, connected, agreed, is_over = 0, 0, {}, offer.ends <= offer.now
+  part_blocked(offer)
+  for _, member in ipairs(offer.members) do
     if member.is_here then here = here + 1 end
     if member.is_here and member.seat.conn ~= '-' then connected = connected + 1 end
-    if again.agreed[member.uid] then agreed[#agreed + 1] = member.uid end
+    if offer.agreed[member.uid] then agreed[#agreed + 1] = member.uid end
   end
-  if #agreed >= again.least and (#agreed == here or is_over) then
-    return {'matched', again.queue, begin_again(again)}
+  if #agreed >= offer.least and (#agreed == here or is_over) then
+    return {'matched', offer.queue, begin_rematch(offer)}
   end
-  local quits_at = connected == 0 and again.left + GRACE_MS or again.ends
-  if here < again.least or quits_at <= again.now or is_over then
-    close_rematch(again)
-    return {'over', again.queue}
+  local quits_at = connected == 0 and offer.left + GRACE_MS or offer.ends
+  if here < offer.least or quits_at <= offer.now or is_over then
+    close_rematch(offer)
+    return {'over', offer.queue}
   end
-  if #agreed > 0 then mark_seats(again) end
-  show_rematch(again, again.ends - again.now, asks)
-  call('HSET', again.key, 'agreed', table.concat(agreed, ' '), 'shown', again.shown,
-    'left', connected == 0 and again.left or again.ends)
-  call('ZADD', again.due, math.min(quits_at, again.ends), '- rematch:' .. again.id)
-  return {'waiting', again.queue}
+  if #agreed > 0 then mark_seats(offer) end
+  show_rematch(offer, offer.ends - offer.now, asks)
+  call('HSET', offer.key, 'agreed', table.concat(agreed, ' '), 'shown', offer.shown,
+    'left', connected == 0 and offer.left or offer.ends)
+  call('ZADD', offer.due, math.min(quits_at, offer.ends), '- rematch:' .. offer.id)
+  return {'waiting', offer.queue}
 end
 
 -- offer_rematch: frees players from a game, and lets them play it again.
@@ -3694,25 +3690,25 @@ end
 -- Events: rematch, to all.
 -- Atomic, so that the last to agree begins one game.
 function functions.answer_rematch(keys, args)
-  local again, queue = read_offer(keys, args), unpack(keys, 8)
+  local offer, queue = read_offer(keys, args), unpack(keys, 8)
   local uid, conn, accept, name = unpack(args, 3)
-  local member = again.ends > again.now and member_of(again, 'uid', uid)
+  local member = offer.ends > offer.now and member_of(offer, 'uid', uid)
   if not member or not member.is_here or member.seat.conn ~= conn then return {'rematch_over'} end
   local seat = member.seat
   if accept == '1' then
     call('ZREM', queue, uid)
-    call('ZREM', again.due, name .. ' ' .. uid)
-    again.agreed[uid] = true
-    seat.queue, seat.since, seat.rating = '-', again.ends, '-'
+    call('ZREM', offer.due, name .. ' ' .. uid)
+    offer.agreed[uid] = true
+    seat.queue, seat.since, seat.rating = '-', offer.ends, '-'
   else
-    seat.party, member.is_here, again.agreed[uid] = '-', false, nil
+    seat.party, member.is_here, offer.agreed[uid] = '-', false, nil
   end
   if accept == '' then
     member.name = '(erased)'
-    call('HSET', again.key, 'name:' .. uid, member.name)
+    call('HSET', offer.key, 'name:' .. uid, member.name)
   end
-  write_seat(again.seats, uid, seat)
-  return reply(again, settle_rematch(again))
+  write_seat(offer.seats, uid, seat)
+  return reply(offer, settle_rematch(offer))
 end
 
 -- check_rematch: looks whether players still may play again, and tells what has changed.
@@ -3731,13 +3727,13 @@ end
 -- Events: rematch, to all if something has changed, else to that connection.
 -- Atomic, as answer_rematch is.
 function functions.check_rematch(keys, args)
-  local again = read_offer(keys, args)
+  local offer = read_offer(keys, args)
   local id, conn = unpack(args, 3)
-  if not again.queue then
-    call('ZREM', again.due, '- rematch:' .. id)
+  if not offer.queue then
+    call('ZREM', offer.due, '- rematch:' .. id)
     return {'over'}
   end
-  return reply(again, settle_rematch(again, conn))
+  return reply(offer, settle_rematch(offer, conn))
 end
 
 -- ==== reports ====================================================================================

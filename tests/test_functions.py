@@ -371,13 +371,13 @@ def declared(name, kind):
 def unpacked(name, kind):
     """The names that a function's body, or the helper that it calls first, takes from keys or args."""
     body = contract(name)[1]
-    for helper in ("read_search", "open_call", "read_offer"):
+    for helper in ("read_search", "open_room", "read_offer"):
         if f"{helper}(keys, args)" in body:
             found = re.search(rf"local function {helper}\(.*?^end$", SOURCE, re.M | re.S)
             body = found[0] + body
     listed = re.findall(rf"local ([\w, ]+) = (?:\w+\(.*\), )?unpack\({kind}(?:, \d+)?\)", body)
     names = [one.strip() for names in listed for one in names.split(",")]
-    names = [one for one in names if one not in ("room", "again")]
+    names = [one for one in names if one not in ("room", "offer")]
     names += [one for _, one in sorted(re.findall(rf"{kind}\[(\d+)\]()", body))]
     return names
 
