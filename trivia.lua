@@ -462,8 +462,8 @@ end
 -- ARGS field     that was checked: the password, a guest's secret
 -- ARGS proof     value of that field as it was checked
 -- Returns {expiry (s), how many sessions it ended, field, value, ...} with the fields of the user,
--- {0, 0, field, value, ...} for a banned user, who gets no session; or false if the field has
--- changed or the user was erased since it was read, or the guest's creation is not complete.
+-- or {0, 0, field, value, ...} for a banned user, who gets no session. Returns false if the field
+-- has changed since it was read, the user was erased, or the guest's creation is not complete.
 -- Atomic, so that an old password opens no session.
 function functions.open_session(keys, args)
   local user = unpack(keys)
@@ -722,7 +722,7 @@ function functions.apply_merge(keys, args)
     if guest_period < period then guest_gain = 0 end
     if period < guest_period then period, gain = guest_period, 0 end
     if field == 'daily_points' and gain > 0 then guest_gain = 0 end   -- one attempt counts
-    if field == 'rating' then           -- one of both stays, with what was gained on the way to it
+    if field == 'rating' then           -- the better one stays, with what was gained towards it
       value = is_better and given or own
       if is_better and guest_period == period then gain = 0 else guest_gain = 0 end
     end
@@ -1303,8 +1303,8 @@ local function offer_seats(search, count, rating, group)
   call('EXPIRE', search.bots, math.ceil(search.start / 1000) + 1)
 end
 
--- Gives a player the seat of a bot in a game that has not begun, if there is one within the window
--- and no block is between them and the game's players. Returns the game, or nil.
+-- Gives a player the seat of a bot in a game that has not begun. The game must be within their
+-- window, and no block may be between them and its humans. Returns the game, or nil.
 local function take_offered_seat(search, seat)
   if search.patience < 0 or seat.since > search.now then return nil end
   for _, offer in ipairs(call('ZRANGEBYSCORE', search.bots, search.now, '+inf', 'LIMIT', 0, 16)) do
@@ -1481,8 +1481,8 @@ end
 --   {'stale'}              a newer connection of the player is there
 -- Run again by the same connection it changes nothing.
 -- Events: replaced, to an older connection of the player.
--- Atomic, so that nobody is in two games, matched twice, or matched with themselves or with a
--- player between whom and them there is a block.
+-- Atomic, so that nobody is in two games, is matched twice, or meets themselves or a player with
+-- whom there is a block.
 function functions.join(keys, args)
   local search = read_search(keys, args)
   local quits, attempts = unpack(keys, 10)
@@ -3188,7 +3188,8 @@ end
 local function open_room(keys, args)
   local seats, key, due, clock = unpack(keys)
   local caller, name, seat_ms, wait_ms = unpack(args)
-  local room, now, _, precise = load_room(seats, key), game_clock(clock, due)
+  local room = load_room(seats, key)
+  local now, _, precise = game_clock(clock, due)
   room.now, room.precise, room.due, room.caller, room.own = now, precise, due, caller, {}
   room.queue = room.queue or name
   room.seat_ms, room.wait_ms = tonumber(seat_ms), tonumber(wait_ms)
@@ -3610,7 +3611,8 @@ end
 -- have. Ends the offer if too few are there, if the time is over, or if nobody was connected for a
 -- while. Else tells what has changed. Returns the reply.
 local function settle_rematch(offer, asks)
-  local here, connected, agreed, is_over = 0, 0, {}, offer.ends <= offer.now
+  local here, connected, agreed = 0, 0, {}
+  local is_over = offer.ends <= offer.now
   part_blocked(offer)
   for _, member in ipairs(offer.members) do
     if member.is_here then here = here + 1 end

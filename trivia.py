@@ -23,7 +23,7 @@ any other worker.
 
 The way of an answer, section by section:
   protocols    WebSocket.data_received gets the phone's bytes. _take_text unmasks a text and offers
-               it to Connection.take: the fast path. A text that waits behind another one, and
+               it to Connection.take: the fast path. A text that can't be handled at once, and
                any text under another server than uvicorn, comes to Connection.serve by ASGI
   connections  Connection.on_text counts, parses and validates the message. _dispatch refuses it if
                it is illegal in this state. _on_answer passes an answer on
@@ -14878,7 +14878,7 @@ WEB_MANIFEST = "application/manifest+json"
 ACCENT = "#5539e0"
 DARK, LIGHT = "#16132b", "#ffffff"
 MAX_ADDRESSES = 8  # of this server, each with an AsyncAPI document that a worker keeps
-NO_ADDRESS = "http", ""  # the address in the document of all others
+NO_ADDRESS = "http", ""  # stands for all further addresses
 SCRIPT = "text/javascript; charset=utf-8"
 # The files of installed packages that pages load: {file: package, its folder, type}.
 VIEWER_FILES = {
