@@ -184,7 +184,7 @@ end
 -- ARGS game_days  of the worker's schema
 -- ARGS ...        fact, how it is, for each of the worker's facts
 -- Returns the most game_days that there ever were.
--- Atomic, so that an adoption happens before it, and is marked, or after it, and is refused.
+-- Atomic, so that an adoption before it is marked, and one after it is refused.
 function functions.meet_schema(keys, args)
   local schema = unpack(keys)
   local game_days = unpack(args)
