@@ -6164,26 +6164,26 @@ class Boards:
         self.redis = redis
         self.schema = schema
         self.load = load
-        self.periods: set[tuple[str, str]] = set()  # (name, period or '-') that there may be
-        self.add_periods(schema.facts)
+        self.stored: set[tuple[str, str]] = set()  # (name, period or '-') of all that may be stored
+        self.note_stored(schema.facts)
 
-    def add_periods(self, facts: dict[str, str]) -> None:
+    def note_stored(self, facts: dict[str, str]) -> None:
         """Notes the leaderboards of Schema.facts, of this schema or an earlier one."""
         for fact, text in facts.items():
             kind, _, name = fact.partition(" ")
             if kind == "board":
-                self.periods.add((name, text.removeprefix(MISFIT).split(" ")[0]))
+                self.stored.add((name, text.removeprefix(MISFIT).split(" ")[0]))
 
-    def _keys(self, name: str) -> list[str]:
-        period = self.schema.boards[name].get("period", "-")
-        return self.keys(name, period)
+    def _key(self, name: str) -> str:
+        """Returns the key of a leaderboard as it is now."""
+        return self.keys(name, self.schema.boards[name].get("period", "-"))[0]
 
     @staticmethod
     def keys(name: str, period: str) -> list[str]:
-        """Returns the key of a leaderboard; with a period, then the past ones that may exist."""
+        """Returns the present key of a leaderboard, then those of past periods that may exist."""
         if period == "-":
             return [Keys.board(name, "")]
-        step_s = DAY_S * min(PERIOD_DAYS[period], 28)  # a longer one could skip February
+        step_s = DAY_S * min(PERIOD_DAYS[period], 28)  # a longer step could skip February
         now_s = time.time()
         return [Keys.board(name, period_of(period, now_s - back * step_s)) for back in range(4)]
 
@@ -6201,7 +6201,7 @@ class Boards:
         last, base, field = [*user.get(f"board:{name}", "").split(" "), "", ""][:3]
         if last not in periods or not ranked or field not in ("", board["field"]):
             return periods[0], None
-        return last, value - self._number(base) or None
+        return last, (value - self._number(base)) or None
 
     @staticmethod
     def _number(text: str) -> float:
@@ -6222,21 +6222,22 @@ class Boards:
         }
 
     async def refresh(self, uid: str, user: dict) -> dict:
-        """Brings the leaderboards to what the user's fields say. Returns the newest fields.
+        """Writes a user's places on all leaderboards. Returns the newest fields of the user.
 
-        Other workers may do the same with older or newer fields. Each reads the fields again after
-        it wrote, and goes on until they are what it wrote. So whoever writes last has written the
-        newest.
+        Other workers may write places at the same time, by older or newer fields. Each reads the
+        fields again after it has written, and repeats until they give the places that it wrote. So
+        the last write is that of the newest fields.
         """
         for _ in range(10):
-            written, reads = user, ("HGETALL", Keys.user(uid))
-            (user,) = await self.redis.write_then_read([*self.commands(uid, user)], [reads])
+            written = user
+            read = "HGETALL", Keys.user(uid)
+            (user,) = await self.redis.write_then_read([*self.commands(uid, user)], [read])
             if self._is_same(user, written, None):
                 break
         return user
 
     async def check(self, uid: str, written: dict, fields: set[str] | None, newest: dict) -> None:
-        """Does what `refresh` does after it has sent `commands` and read the fields again."""
+        """Writes a user's places again if they have changed since the caller sent `commands`."""
         if not self._is_same(newest, written, fields):
             await self.refresh(uid, newest)
 
@@ -6257,7 +6258,7 @@ class Boards:
 
     async def remove(self, uid: str) -> None:
         """Removes a user from all leaderboards, also from those that schema.yaml had earlier."""
-        keys = [key for board in self.periods for key in self.keys(*board)]
+        keys = [key for board in self.stored for key in self.keys(*board)]
         await asyncio.gather(*(self.redis.call("ZREM", key, uid) for key in keys))
 
     async def fill(self, names: list[str]) -> None:
@@ -6267,9 +6268,10 @@ class Boards:
             users = await asyncio.gather(*map(self.load, uids))
             await asyncio.gather(*map(self.refresh, uids, users))
         for name in names:
-            await self._sweep(self._keys(name)[0])
+            await self._sweep(self._key(name))
 
     async def _sweep(self, key: str) -> None:
+        """Removes erased players from a leaderboard."""
         start = 0
         while uids := await self.redis.call("ZRANGE", key, start, start + SWEPT_AT_ONCE - 1):
             there = await asyncio.gather(
@@ -6283,19 +6285,20 @@ class Boards:
     async def delete(self, name: str, period: str) -> None:
         """Deletes a leaderboard that schema.yaml had earlier."""
         await asyncio.gather(*(self.redis.call("DEL", key) for key in self.keys(name, period)))
-        self.periods.discard((name, period))
+        self.stored.discard((name, period))
 
     async def page(self, name: str, limit: int, offset: int, around: str | None) -> dict:
         """Returns a page: {leaderboard, period, total, entries: [{rank, username, value}]}.
 
-        An entry may also be `provisional`, as its rating. `around` is the UID of a player who comes
-        in the middle of the page.
+        An entry of a rating may also have `provisional`. `around` is the UID of a player who stands
+        in the middle of the page; without a place, they get an empty page.
         """
-        key = self._keys(name)[0]
+        key = self._key(name)
         if around is not None:
-            rank = await self.redis.call("ZREVRANK", key, around)
-            offset = 0 if rank is None else max(0, rank - limit // 2)
-            limit = 0 if rank is None else limit
+            place = await self.redis.call("ZREVRANK", key, around)
+            if place is None:
+                limit = 0
+            offset = max(0, (place or 0) - limit // 2)
         total, rows = await asyncio.gather(
             self.redis.call("ZCARD", key), self._rows(key, offset, limit)
         )
@@ -6346,9 +6349,9 @@ class Boards:
 # `draws:{draws}` once. No restart and no import changes it.
 #
 # Until its day is over, no other queue asks what is drawn, not even in a corrected version. So
-# practice shows nothing ahead of time. A game pays nothing for that: the pools of the other queues
-# leave these questions out. A draw leaves each of them enough for its `rounds`. A worker reads the
-# draws twice a minute. That is soon enough, since they are fixed days ahead.
+# practice shows nothing ahead of time. This costs a game nothing: the pools of the other queues
+# leave these questions out. A draw leaves each other queue enough questions for its `rounds`. A
+# worker reads the draws twice a minute. That is soon enough, since they are fixed days ahead.
 #
 # `join` counts the one attempt as it makes the match. The points count for the day of the draw.
 
@@ -6364,7 +6367,7 @@ class Draws:
         self.bank = bank
         self.queues = [queue for queue in schema.queues.values() if queue.is_daily]
         self.drawn: dict[str, str] = {}  # "QUEUE DAY" -> draw
-        # Seconds from the monotonic clock to that of Redis; before a refresh, to that of this host.
+        # Clock of Redis minus monotonic clock. Before the first refresh: that of this host instead.
         self.ahead_s = time.time() - time.monotonic()
 
     def day(self, ahead: int = 0) -> str:
@@ -6383,10 +6386,11 @@ class Draws:
         self.bank.reserve(frozenset(itertools.chain(*(parse_draw(draw)[1] for draw in draws))))
 
     async def _fix(self, draws: dict[str, str]) -> None:
+        """Stores draws where there is none yet. Reads all draws, and the clock of Redis."""
         first = self.day(-DRAWS_KEPT)
-        now_ms, stand = await self.redis.run("fix_draws", (Keys.draws,), first, *flatten(draws))
+        now_ms, stored = await self.redis.run("fix_draws", (Keys.draws,), first, *flatten(draws))
         self.ahead_s = now_ms / 1000 - time.monotonic()
-        self.drawn = pairs_to_dict(stand)
+        self.drawn = pairs_to_dict(stored)
 
     def _missing(self) -> dict[str, str]:
         drawn = dict(self.drawn)
@@ -6397,7 +6401,7 @@ class Draws:
         return {name: draw for name, draw in drawn.items() if name not in self.drawn}
 
     def _draw(self, queue: Queue, drawn: dict[str, str]) -> str:
-        """Draws questions: those that no draw has first, then those of the oldest days."""
+        """Draws questions. Those that no draw has come first, then those drawn longest ago."""
         asked: dict[str, str] = {}
         for name, draw in drawn.items():
             _, day = name.split(" ")
@@ -6413,7 +6417,7 @@ class Draws:
         return write_draw(self.bank.shuffled(numbers), [ids[number] for number in numbers])
 
     def _spared(self, candidates: list[int], most: int, free: list[int]) -> list[int]:
-        """Takes the first candidates that the other queues can spare, and more if these run out.
+        """Takes the first candidates that the other queues can spare; if they run out, any others.
 
         `free` are all questions that the other queues may ask.
         """
@@ -6426,10 +6430,10 @@ class Draws:
                 spare[queue.name] = len(pool) - queue.spec["rounds"]
         taken: list[int] = []
         for number in candidates:
-            users = [name for name, pool in pools.items() if number in pool]
-            if len(taken) < most and all(spare[name] > 0 for name in users):
+            queues = [name for name, pool in pools.items() if number in pool]
+            if len(taken) < most and all(spare[name] > 0 for name in queues):
                 taken.append(number)
-                for name in users:
+                for name in queues:
                     spare[name] -= 1
         rest = [number for number in candidates if number not in taken]
         return taken + rest[: most - len(taken)]
@@ -6451,21 +6455,21 @@ class Draws:
         after = Streak.parse(before).after(began_s, offset_s).write()
         return {"points": game.players[0].score, "streak": [before, after]}
 
-    def _attempts(self) -> list[str]:
+    def _attempt_keys(self) -> list[str]:
         days = [self.day(ahead) for ahead in (-2, -1, 0, 1)]
         pairs = itertools.product(self.queues, days)
         return [Keys.tried(queue.name, day) for queue, day in pairs]
 
     async def merge(self, guest: str, account: str) -> None:
         """Lets the attempts of a guest count as those of the account."""
-        for key in self._attempts():
+        for key in self._attempt_keys():
             if game := await self.redis.call("HGET", key, guest):
                 await self.redis.call("HSETNX", key, account, game)
                 await self.redis.call("HDEL", key, guest)
 
     async def forget(self, uid: str) -> None:
         """Removes the attempts of a player."""
-        await self.redis.together([("HDEL", key, uid) for key in self._attempts()])
+        await self.redis.together([("HDEL", key, uid) for key in self._attempt_keys()])
 
 
 # ---- codes ---------------------------------------------------------------------------------------
@@ -6504,9 +6508,9 @@ def read_code(text: str, length: int) -> str:
 
 @contextlib.asynccontextmanager
 async def code_tried(allowances: Allowances, network: str, uid: str = "") -> AsyncIterator[None]:
-    """Counts a try of a code, unless the block finds its room or challenge.
+    """Counts a try of a code. Takes the count back if the block raises nothing: the code is right.
 
-    Raises Problem too_many_attempts. The block raises Problem if it finds nothing.
+    Raises Problem too_many_attempts.
     """
     tries = allowances.codes(network, uid)
     await allowances.use(*tries)
@@ -6516,29 +6520,30 @@ async def code_tried(allowances: Allowances, network: str, uid: str = "") -> Asy
 
 # ---- challenges ----------------------------------------------------------------------------------
 # A player makes a challenge and gets a code. They and their friends then play the same questions in
-# the same order, each alone, within `days`. trivia.lua holds every change. A game of it is a game
-# of one player: its clock runs from the first question, whoever is connected. `join_challenge`
-# counts a player in as it begins their game. So each plays once, and sees no question before.
+# the same order, each alone, within `days`. trivia.lua holds every change. Each game of a challenge
+# has one player. Its clock runs from the first question, even while the player is disconnected.
+# `join_challenge` counts a player in as it begins their game. So each plays once, and sees no
+# question before.
 #
-# `reveal` also shows the answers of rivals: of players who played before or play now. The plan of
-# the game has copies of them, since the challenge has another hash tag. They go at the end of the
-# game. After each `reveal` the worker copies the answers of its player: into the challenge, for
-# those who begin later, and into the games of those who play. If a copy is lost, the next one makes
-# up for it; the settlement makes the last one. Copies may come in any order: one with fewer answers
-# changes nothing. A copied answer is shown only once its round has closed. Players of whom one has
-# blocked the other see no answers of each other.
+# `reveal` also shows the answers of rivals: players who played before or play now. The challenge
+# has another hash tag, so the plan of a game holds copies of these answers until the game ends.
+# After each `reveal` the worker copies all answers of its player into the challenge, for games that
+# begin later, and into the games of rivals who play now. The settlement makes a last copy, so a
+# lost one does no harm. Copies may come in any order: one with fewer answers changes nothing. A
+# copied answer is shown only once its round has closed. Players of whom one has blocked the other
+# see no answers of each other.
 #
 # A settlement writes the run into the challenge before the game ends, as often as needed. The
 # result of a challenge is what its runs say: it needs no settlement of its own.
 #
-# `contests:{UID}` lists a player's challenges. It is written first, so it may name a challenge
-# without the player.
+# `contests:{UID}` lists a player's challenges. It is written first, so it may list a challenge that
+# the player is not in.
 
 LISTED_CHALLENGES = 50
 
 
 def write_run(game: Game, score: int, mended: dict[str, str]) -> str:
-    """Writes a player's run of a challenge; `mended` has rounds that a repair has changed."""
+    """Writes a player's run of a challenge. `mended` has the rounds that a repair changes."""
     rounds = game.fields | mended
     answers = [rounds.get(str(number), "-") for number in range(1, len(game.rounds) + 1)]
     return " ".join([game.id, str(score), str(game.ended), *answers])
@@ -6602,8 +6607,8 @@ class Challenges:
     async def _open_to(self, code: str, uid: str) -> dict[str, str]:
         """Returns a challenge. Raises Problem unknown_code if there is none.
 
-        For a player who has blocked its owner, or was blocked by them, there is none either, unless
-        they are in it.
+        It raises the same if the player or the owner has blocked the other, unless the player has
+        begun the challenge.
         """
         fields = await self.redis.call("HGETALL", Keys.contest(code))
         owner = fields.get("owner")
@@ -6613,7 +6618,7 @@ class Challenges:
         return fields
 
     async def _join(self, code: str, person: tuple, why: str) -> list[str]:
-        """Runs join_challenge. For a code that is not known, the reply has `why` as its reason."""
+        """Runs join_challenge. For an unknown code, the reply has the reason `why`."""
         lobby = Keys.seats, Keys.contest(code), Keys.due, Keys.lobby_clock
         keys = *lobby, Keys.playing, Keys.forming
         game = self.redis.new_game_id()
@@ -6666,6 +6671,7 @@ class Challenges:
 
     @staticmethod
     def _runs(fields: dict[str, str]) -> dict[str, Run | None]:
+        """Returns {UID: their run, or None while they play} of a challenge."""
         runs = {name: text for name, text in fields.items() if name.startswith("run:")}
         return {name.removeprefix("run:"): Run.parse(text) for name, text in runs.items()}
 
@@ -11746,7 +11752,7 @@ class StoredSchema:
         names = {fact.partition(" ")[2] for fact in unique}
         now = *self.schema.unique, *self.schema.identities
         self.users.claimed = list(dict.fromkeys([*now, *sorted(names)]))
-        self.users.boards.add_periods(known)
+        self.users.boards.note_stored(known)
         return known
 
     def _new_unique(self, known: dict[str, str]) -> list[str]:
