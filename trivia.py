@@ -6766,17 +6766,18 @@ class Challenges:
 # This section also keeps the list of living workers.
 
 TICKETS_READ = 1000  # tickets that are read at once when a queue is closed
+SILENT_HEARTBEATS = 3  # a worker gets no shards after so many heartbeats of the observer
 
 
 async def hidden_pairs(redis: Redis, uids: list[str]) -> list[tuple[str, str]]:
     """Returns the pairs of users in which one has blocked the other."""
     if len(uids) < 2:
         return []
-    return pairs_hidden(uids, await redis.call("HMGET", Keys.hidden, *uids))
+    return parse_hidden(uids, await redis.call("HMGET", Keys.hidden, *uids))
 
 
-def pairs_hidden(uids: list[str], lists: list[str | None]) -> list[tuple[str, str]]:
-    """Returns the same from what `hidden:{lobby}` has of these users."""
+def parse_hidden(uids: list[str], lists: list[str | None]) -> list[tuple[str, str]]:
+    """Returns hidden_pairs from the value of each user in `hidden:{lobby}`."""
     if not any(lists):
         return []
     pairs = itertools.combinations(uids, 2)
@@ -6784,20 +6785,26 @@ def pairs_hidden(uids: list[str], lists: list[str | None]) -> list[tuple[str, st
     return [(one, other) for one, other in pairs if other in blocked[one] or one in blocked[other]]
 
 
+async def when_formed(look: Callable[..., Awaitable], *args: Any) -> Any:
+    """Returns what a look at a game finds. Waits for a game that another worker is forming."""
+    for _ in range(25):
+        found = await look(*args)
+        if found not in (None, "missing", ["missing"]):
+            break
+        await asyncio.sleep(0.2)
+    return found
+
+
 async def mute(redis: Redis, game: str, one: str, other: str, is_muted: bool) -> None:
     """Sets whether two players of a running game are kept from each other's messages."""
-    rules = one, other, int(is_muted)
-    for _ in range(25):
-        if await redis.run("mute", (Keys.game(game),), *rules) != "missing":
-            return
-        await asyncio.sleep(0.2)  # another worker may be forming it
+    await when_formed(redis.run, "mute", (Keys.game(game),), one, other, int(is_muted))
 
 
 class Lobby:
     """Manages tickets, matches and the presence of workers.
 
-    `form` makes the game of a match. `check_room`, with queue and code, and `check_rematch`, with
-    the last game, do what is due in a room or for players who may play again.
+    `form` makes the game of a match. `check_room` does what is due in a room, `check_rematch` what
+    is due for players who may play a game again.
     """
 
     def __init__(
@@ -6846,11 +6853,15 @@ class Lobby:
     ) -> tuple[str, Any, str]:
         """Takes a connection into a queue; forms a match in the background.
 
-        Returns ('game', id, party), ('queued', {timeout_ms, perhaps delay_ms}, game that may be
-        played again), ('rematch', that game, ''), ('seat', game of a bot whose seat is now theirs,
-        ''), ('full', '', ''), ('played', '', '') for a second attempt, or ('stale', '', '') for a
-        connection that was replaced. `over` is the game that has ended for the player, or ''.
-        `draw` is the day of a daily queue.
+        Returns one of these, filled up with '':
+          'game', id, party
+          'queued', {timeout_ms, perhaps delay_ms}, game that they may play again
+          'rematch', game that they may play again
+          'seat', game in which they take the seat of a bot
+          'full'
+          'played' for a second attempt at daily questions
+          'stale' for a connection that was replaced
+        `over` is the game that has ended for the player, or ''. `draw` is the day of a daily queue.
         """
         keys, search = self._search(queue, uid)
         keys = (*keys, Keys.quits(uid), Keys.tried(queue.name, draw))
@@ -6864,13 +6875,16 @@ class Lobby:
         if outcome == "queued":
             timeout_ms, delay_ms, *again = rest
             times = {"timeout_ms": timeout_ms} | ({"delay_ms": delay_ms} if delay_ms else {})
-            return "queued", times, "".join(again)
+            return "queued", times, again[0] if again else ""
         return (outcome, *rest, "", "")[:3]
 
     async def leave(
         self, queue: str, uid: str, connection: str, gone: bool
     ) -> tuple[str, str | None]:
-        """Gives up a ticket: ('left', None), ('game', id) in a game, or ('stale', None)."""
+        """Gives up a ticket: ('left', None), ('game', id) in a game, or ('stale', None).
+
+        `gone` tells whether the connection is gone.
+        """
         keys = Keys.seats, Keys.queue(queue), Keys.due, Keys.lobby_clock
         outcome, *rest = await self.redis.run("leave", keys, uid, queue, connection, int(gone))
         return outcome, rest[0] if rest else None
@@ -6903,16 +6917,16 @@ class Lobby:
             await asyncio.wait(work, timeout=LOBBY_TICK_S)
 
     async def _check(self, ticket: str) -> None:
-        name, uid = ticket.split(" ")
-        if uid.startswith("rematch:"):
-            return await self.check_rematch(uid.removeprefix("rematch:"))
+        name, owner = ticket.split(" ")
+        kind, _, owner_id = owner.rpartition(":")
+        if kind == "rematch":
+            return await self.check_rematch(owner_id)
         if name not in self.schema.queues:  # workers with another schema.yaml check it
             return
         queue = self.schema.queues[name]
-        kind, _, code = uid.partition(":")
-        if kind == "room" and code:
-            return await self.check_room(queue, code)
-        keys, search = self._search(queue, uid)
+        if kind == "room":
+            return await self.check_room(queue, owner_id)
+        keys, search = self._search(queue, owner_id)
         message = dumps({"type": "cancelled", "queue": name, "reason": "timeout"})
         outcome, *rest = await self.redis.run("check_ticket", keys, *search, message)
         if outcome == "matched":
@@ -6923,7 +6937,7 @@ class Lobby:
     async def heartbeat(self) -> tuple[bool, list[str]]:
         """Shows that this worker lives.
 
-        Returns whether it was known, and the workers found dead, which the caller reaps.
+        Returns whether it was still listed, and the dead workers that the caller reaps.
         """
         silent = {
             worker: beat
@@ -6985,11 +6999,11 @@ class Lobby:
         await self.redis.call("ZREM", Keys.workers, name)
 
     def alive(self) -> list[str]:
-        """Returns the workers that live, in order."""
+        """Returns the workers that were heard lately, in order. They share the shards."""
         others = [
             worker
             for worker, (_, repeats) in self.heartbeats.items()
-            if repeats < 3 and not worker.startswith("dead:")
+            if repeats < SILENT_HEARTBEATS and not worker.startswith("dead:")
         ]
         return sorted([self.worker, *others])
 
@@ -7027,7 +7041,7 @@ class Lobby:
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
 NO_MARK = "0"  # a player's mark in the plan of a game is a sum of these
 GUEST_MARK = 1  # they are a guest
-MET_MARK = 2  # they have no opponent whom they have not met too often today for the game to count
+MET_MARK = 2  # they have met every opponent too often today: the game does not count for them
 MET_BYTES = 6  # of an opponent's digest
 GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
 VOID = "void"  # reason of a game that the operator has called off
@@ -7047,11 +7061,11 @@ class Player:
     strength: list[float]  # [rating, uncertainty] as the game began, if it is rated
     first_round: int  # later than 1 for a player who came late
     is_bot: bool
-    is_guest: bool  # as they took their seat
-    may_count: bool  # whether they have an opponent whom they had not met too often by then
+    is_guest: bool  # as they took their seat: GUEST_MARK
+    may_count: bool  # not MET_MARK
 
 
-RULES = (  # of a game, in the order in which it keeps them
+RULES = (  # the rules of a game, in the order of its plan
     "answer_ms",
     "reveal_ms",
     "seat_ms",
@@ -7095,19 +7109,20 @@ class Game:
 
     @staticmethod
     def _player(mark: str, player: dict, uid: str, name: str, *more: float) -> Player:
+        """`more` are perhaps rating and sigma, the first round, the script of a bot."""
         answer = player.get("answer")
         is_bot = len(more) > 3
         return Player(
-            uid,
-            name,
-            player["score"],
-            player.get("left", False),
-            "conn" in player or is_bot,
-            player["seq"],
-            dict(zip(("choice", "ms", "points"), answer, strict=True)) if answer else None,
-            list(more[:2]),
-            int(more[2]) if len(more) > 2 else 1,
-            is_bot,
+            uid=uid,
+            name=name,
+            score=player["score"],
+            left=player.get("left", False),
+            connected="conn" in player or is_bot,
+            seq=player["seq"],
+            answer=dict(zip(("choice", "ms", "points"), answer, strict=True)) if answer else None,
+            strength=list(more[:2]),
+            first_round=int(more[2]) if len(more) > 2 else 1,
+            is_bot=is_bot,
             is_guest=bool(int(mark) & GUEST_MARK),
             may_count=not int(mark) & MET_MARK,
         )
@@ -7174,7 +7189,7 @@ class Game:
     def numbers_shown(self, player: Player) -> list[str]:
         """Returns the numbers of the questions that were put to a player, as text.
 
-        Of those that came after the last answer of a player who left, only the first one.
+        For a player who left, these end with the first question after their last answer.
         """
         last = self.round
         if player.left:
@@ -7191,8 +7206,8 @@ class Game:
     def counts(self) -> list[bool]:
         """For each player whether the game counts for them.
 
-        It does if it is kept and they have an opponent whom they have not met too often today. A
-        game with bots never counts, nor does a solo game, except for the daily one.
+        It does if it is kept and they have not met every opponent too often today. A game with bots
+        never counts, nor does a solo game, except for the daily one.
         """
         if self.kind == DAILY:
             return [self.is_kept]
@@ -7222,8 +7237,8 @@ class Game:
     def left_early(self, player: Player) -> bool:
         """Tells whether a player who left, or did not come back, is held back from the next match.
 
-        They are if nobody has answered in the game, or if it went on without them and they
-        themselves have not answered.
+        They are if nobody has answered in the game. They also are if the game went on without them
+        and they had not answered.
         """
         if not player.left or self.reason == VOID or self.kind == "sandbox":
             return False
@@ -7269,7 +7284,7 @@ class Game:
 
 
 def to_bytes(text: str | None) -> bytes:
-    """Returns the bytes that the client has read as text."""
+    """Returns the bytes of a reply of Redis, which was decoded as text."""
     return (text or "").encode("utf-8", "surrogateescape")
 
 
@@ -7311,7 +7326,7 @@ def _share_verdicts(on_replies: list[OnReply], reply: list[str] | Exception) -> 
 
 
 class Rematches:
-    """Offers rematches, and takes what players say to them. `form` makes the game of a match."""
+    """Offers rematches, and takes the players' answers. `form` makes the game of a match."""
 
     def __init__(
         self, redis: Redis, schema: Schema, worker: str, form: Callable[[str], Awaitable]
@@ -7355,7 +7370,7 @@ class Rematches:
         return await self._run("answer", game, (Keys.queue(queue),), uid, connection, accept, queue)
 
     async def check(self, game: str, connection: str = "") -> str:
-        """Does what is due in an offer. Tells a connection how the offer stands.
+        """Does what is due in an offer. Tells the connection, if given, how the offer stands.
 
         Returns the queue of the game, or '' if its players may not play it again.
         """
@@ -7423,7 +7438,7 @@ def chance_of_right(share: float, choices: int, advantage: float) -> float:
 
 
 def answer_time(open_ms: int) -> int:
-    """Draws after how many ms a player answers a question that is open for so long."""
+    """Draws the time (ms) that a player takes to answer a question that is open for `open_ms`."""
     median = min(MEDIAN_MS, MEDIAN_SHARE * open_ms)
     return round(max(min(LEAST_MS, median), DICE.lognormvariate(math.log(median), SPREAD)))
 
@@ -7452,7 +7467,7 @@ def new_bots(
 async def bots_for(
     games: Games, queue: Queue, count: int, users: list[dict], quiz: str
 ) -> list[list]:
-    """Returns so many opponents of these users as the plan of a game has them."""
+    """Returns `count` bots to play with these users, as the plan of a game has them."""
     if not count:
         return []
     rating = queue.spec["bots"]["skill"]
@@ -7484,7 +7499,7 @@ class GameViews:
         return found
 
     def question_view(self, game: str, coming: str) -> bytes:
-        """Returns the `question` message, without `seq`, of "ROUND:NUMBER:ORDER:MS" of an event.
+        """Returns the `question` message, without `seq`. `coming` is "ROUND:NUMBER:ORDER:MS".
 
         Raises KeyError for a question that this worker has not read yet.
         """
@@ -7578,7 +7593,10 @@ class GameViews:
         }
 
     def ids_of(self, uid: str, cursor: str, most: int) -> Awaitable[list[str] | None]:
-        """Returns ids of games after a cursor ('': from the newest); None for an unknown cursor."""
+        """Returns ids of games, newest first, from behind a cursor; None if the cursor is unknown.
+
+        The cursor '' stands before the newest.
+        """
         return self.redis.run("history_page", (Keys.history(uid),), cursor, most)
 
 
@@ -7917,11 +7935,11 @@ class Games(Settlement):
         queue = self.schema.queues.get(name)
         if queue is None:
             return
-        users, presences, seen, hidden, marks = await self._people(uids)
+        users, seats, seen, hidden, marks = await self._people(uids)
         series = await self._series(uids, again)
         plan = {"rules": queue.game_rules, "series": series, "marks": marks}
         drawn, rivals = await self._drawn(queue, draw, game, uids[0], seen)
-        people = list(zip(uids, users, presences, strict=True))
+        people = list(zip(uids, users, seats, strict=True))
         bots = await bots_for(self, queue, bot_count, users, drawn["quiz"])
         created = await self._create(game, queue, people, bots, plan | drawn, rivals)
         if created:
@@ -7929,7 +7947,7 @@ class Games(Settlement):
             log.debug("game begins", extra={"game": game})
         for pair in hidden:
             await mute(self.redis, game, *pair, True)
-        self.redis.tell("ZREM", Keys.forming, match)  # if that is lost, it is formed in vain
+        self.redis.tell("ZREM", Keys.forming, match)  # if it is lost, forming again changes nothing
 
     async def _drawn(
         self, queue: Queue, draw: str, game: str, uid: str, seen: list[bytes]
@@ -7982,8 +8000,8 @@ class Games(Settlement):
             **more,
         }
         text = write_plan(queue.name, players=[*seats, *bots], **plan)
-        presences = [presence for *_, presence in people] + [None] * len(bots)
-        connections = self._connections(game, presences)
+        seat_texts = [text for *_, text in people] + [None] * len(bots)
+        connections = self._connections(game, seat_texts)
         return await self._run("create_game", game, text, start_ms, dumps(start), *connections)
 
     def _seat(self, queue: Queue, uid: str, user: dict) -> list:
@@ -8007,7 +8025,7 @@ class Games(Settlement):
         count = len(uids)
         users, seen, met = replies[:count], replies[count : 2 * count], replies[2 * count :]
         marks = self._marks([":guest" in user for user in users], met)
-        return users, seats, list(map(to_bytes, seen)), pairs_hidden(uids, lists), marks
+        return users, seats, list(map(to_bytes, seen)), parse_hidden(uids, lists), marks
 
     @staticmethod
     def _met_command(uid: str, uids: list[str]) -> tuple:
@@ -8036,13 +8054,12 @@ class Games(Settlement):
         may_count = any(number < most and (takes_guests or not guest) for number, guest in pairs)
         return str(GUEST_MARK * is_guest + MET_MARK * (not may_count))
 
-    def _connections(self, game: str, seats: list[str | None]) -> Iterator[str | int]:
+    def _connections(self, game: str, seat_texts: list[str | None]) -> Iterator[str | int]:
         """Yields connection and turn of each player.
 
-        A game that is formed late has a seat, but no connection, for a player who is elsewhere by
-        now.
+        A player who is elsewhere when a game is formed late has a place in it, but no connection.
         """
-        for text in seats:
+        for text in seat_texts:
             seat = Seat.parse(text)
             if seat and seat.game == game:
                 yield from (seat.connection, seat.turn)
@@ -8172,7 +8189,7 @@ class Games(Settlement):
 
     async def exit(self, game: str, who: str, leaving: bool) -> str:
         """Vacates a seat, for a while or for good. Returns the outcome of `exit_game`."""
-        outcome = await self._when_formed(self._run, "exit_game", game, who, int(leaving))
+        outcome = await when_formed(self._run, "exit_game", game, who, int(leaving))
         return self._settle_if_due(game, outcome)
 
     async def stop(self, game: str, reason: str) -> str:
@@ -8221,7 +8238,7 @@ class Games(Settlement):
         """
         late = await self._late_player(queue, game, uid) if way else [""]
         who = uid, connection, turn, way
-        reply = await self._when_formed(self._run, "enter_game", game, *who, *late)
+        reply = await when_formed(self._run, "enter_game", game, *who, *late)
         if reply[0] != "ok":
             return "over" if reply[0] == "missing" else reply[0]
         _, now_ms, plan, state, coming = reply
@@ -8238,9 +8255,7 @@ class Games(Settlement):
 
         Others get a mark if the game counts for them because this player has come.
         """
-        user, game = await asyncio.gather(
-            self.users.load(uid), self._when_formed(self.load, game_id)
-        )
+        user, game = await asyncio.gather(self.users.load(uid), when_formed(self.load, game_id))
         others = [other for other in game.humans if other.uid != uid] if game else []
         uids = [uid, *(other.uid for other in others)]
         met = [self._met_command(uid, uids), *(self._met_command(one, [uid]) for one in uids[1:])]
@@ -8255,15 +8270,6 @@ class Games(Settlement):
             if not other.may_count and not int(mark) & MET_MARK:
                 late += other.uid, mark
         return late
-
-    async def _when_formed(self, look: Callable[..., Awaitable], *args: str | int) -> Any:
-        """Returns what a look at a game finds, which another worker may be forming."""
-        for _ in range(25):
-            found = await look(*args)
-            if found not in (None, "missing", ["missing"]):
-                break
-            await asyncio.sleep(0.2)
-        return found
 
     async def _have_questions(self, game: Game) -> None:
         await self.bank.have(number for number, _ in game.rounds)
