@@ -7612,7 +7612,7 @@ FORGET_S = 120  # the id of a void game is kept so long
 
 
 class Settlement(GameViews):
-    """What a Games does at the end of a game."""
+    """The part of Games that ends games."""
 
     async def settle(self, game: Game) -> None:
         """Applies a game's result to its players, and ends it.
@@ -7631,17 +7631,17 @@ class Settlement(GameViews):
             await self._show_answers(game)  # again: a message about a round may have been lost
             await self.challenges.record(game)
         gone = self._gone(game, people)
-        copies = list(self._changed(game, people))
+        changed = list(self._changed(game, people))
         boards = self.users.boards
         writes = [
             *self._free_commands(game, gone),
             *self._quick_commands(game, people),
-            *itertools.chain(*itertools.starmap(boards.commands, copies)),
+            *itertools.chain(*itertools.starmap(boards.commands, changed)),
         ]
-        reads = [("HGETALL", Keys.user(uid)) for uid, *_ in copies]
+        reads = [("HGETALL", Keys.user(uid)) for uid, *_ in changed]
         users = await self.redis.write_then_read(writes, reads)
-        for (uid, *copied), user in zip(copies, users, strict=True):
-            await boards.check(uid, *copied, user)
+        for (uid, written, fields), newest in zip(changed, users, strict=True):
+            await boards.check(uid, written, fields, newest)
         # The game is finished last. Until then, a settlement that fails is repeated.
         if await self._finish(game, gone):
             await self._count_end(game)
@@ -7664,16 +7664,16 @@ class Settlement(GameViews):
         ]
 
     def _free_commands(self, game: Game, gone: list[str]) -> list[tuple]:
-        """Returns what frees the players of a game, and lets them play it again.
+        """Returns the commands that free the players of a game, and let them play it again.
 
-        It comes before `end`: a player who sees that may agree at once.
+        They are sent before `end`: a player who sees `end` may agree at once.
         """
         terms = self.rematches.terms(game)
         away = set() if self._is_void(game) else {text.split(" ")[0] for text in gone}
         here = [player for player in game.players if not player.left and player.uid not in away]
         commands = [self.rematches.offer(game, terms, here)] if terms else []
-        held = [player for player in game.humans if not terms or player not in here]
-        early = {player.uid: game.left_early(player) for player in held}
+        others = [player for player in game.humans if not terms or player not in here]
+        early = {player.uid: game.left_early(player) for player in others}
         return [*commands, self._release_command(game.id, early)] if early else commands
 
     def _end_event(self, game: Game) -> dict:
@@ -7706,7 +7706,7 @@ class Settlement(GameViews):
 
     @staticmethod
     def _quick_commands(game: Game, people: dict[str, tuple]) -> list[tuple]:
-        """Returns what copies :quick of players to the list that the operator sees."""
+        """Returns the commands that copy :quick of players to the list that the operator sees."""
         changed = []
         for player, (right, wrong) in zip(game.players, game.quick_answers, strict=True):
             account, user = people.get(player.uid, ("", {}))
@@ -7720,9 +7720,10 @@ class Settlement(GameViews):
     def _finish(self, game: Game, gone: list[str]) -> Awaitable[int]:
         """Ends a game. Returns 0 if it has ended before."""
         ttl_s = FORGET_S if self._is_void(game) else self.schema.limits.game_days * DAY_S
-        text = dumps(self.rematches.end_fields(game)).removeprefix('{"ranking":')[:-1]
+        # finish_game itself writes the message up to `"ranking":`.
+        rest = dumps(self.rematches.end_fields(game)).removeprefix('{"ranking":')[:-1]
         keys = Keys.game_keys(game.id)
-        return self.redis.run("finish_game", keys, self.worker, text, ttl_s, *gone)
+        return self.redis.run("finish_game", keys, self.worker, rest, ttl_s, *gone)
 
     async def _count_end(self, game: Game) -> None:
         count("games_ended", game.queue, game.reason)
@@ -7735,12 +7736,12 @@ class Settlement(GameViews):
         log.debug("game ends: %s", game.reason, extra={"game": game.id})
 
     async def _fix_result(self, game: Game, result: list[dict]) -> list[dict]:
-        """Writes the result unless there is one. Returns that which stands. Raises Unavailable."""
+        """Writes the result unless there is one. Returns the stored one. Raises Unavailable."""
         key = Keys.game(game.id)
-        stands = await self.redis.run("fix_result", (key,), dumps(result))
-        if stands is None:
+        stored = await self.redis.run("fix_result", (key,), dumps(result))
+        if stored is None:
             raise Unavailable("a failover has lost the game")
-        return msgspec.json.decode(stands)
+        return msgspec.json.decode(stored)
 
     def compute_result(self, game: Game, counts: list[bool]) -> list[dict]:
         """Returns for each player {rank, won} and, in a rated game, {rating, change, sigma}.
@@ -7778,15 +7779,15 @@ class Settlement(GameViews):
         account for a guest who was merged since the game began.
         """
         boards = self.period_boards(self.counted_at(game))
-        parts = [
+        rows = [  # what `_apply` takes
             (player, part, quick, game.opponents(player), boards)
             for player, part, quick in zip(
                 game.players, game.result, game.quick_answers, strict=True
             )
             if game.is_kept and not player.is_bot
         ]
-        commands = [self._apply(game, part[0].uid, *part) for part in parts]
-        commands += [("HGETALL", Keys.user(part[0].uid)) for part in parts]
+        commands = [self._apply(game, row[0].uid, *row) for row in rows]
+        commands += [("HGETALL", Keys.user(row[0].uid)) for row in rows]
         event_id = f"game_{game.id}"
         if game.kind != "sandbox":
             event = "game.ended", event_id, self._end_event(game), game.ended
@@ -7795,23 +7796,24 @@ class Settlement(GameViews):
         if game.kind != "sandbox":
             self.users.events.check(event_id, replies.pop())
         people = {}
-        outcomes, users = replies[: len(parts)], replies[len(parts) :]
-        for part, outcome, user in zip(parts, outcomes, users, strict=True):
-            uid = part[0].uid
-            people[uid] = await self._applied(game, uid, user, outcome, *part)
+        outcomes, users = replies[: len(rows)], replies[len(rows) :]
+        for row, outcome, user in zip(rows, outcomes, users, strict=True):
+            uid = row[0].uid
+            people[uid] = await self._applied(game, uid, user, outcome, *row)
         return people
 
     async def _applied(
-        self, game: Game, uid: str, user: dict, outcome: list, *part: Any
+        self, game: Game, uid: str, user: dict, outcome: list, *row: Any
     ) -> tuple[str, dict]:
+        """Returns (UID, new fields), those of the account for a guest who was merged."""
         state, dropped, *more = outcome
         if state == "merged":  # the guest took this result with them into the account
             return more[0], await self.users.load(more[0])
         if state == "moved":
             account = more[0]
-            commands = [self._apply(game, account, *part), ("HGETALL", Keys.user(account))]
+            commands = [self._apply(game, account, *row), ("HGETALL", Keys.user(account))]
             outcome, user = await self.redis.together(commands)
-            return await self._applied(game, account, user, outcome, *part)
+            return await self._applied(game, account, user, outcome, *row)
         for old in dropped.split():
             spawn(self._drop(old, uid))
         return uid, user
@@ -7854,7 +7856,7 @@ class Settlement(GameViews):
 
     @staticmethod
     def counted_at(game: Game) -> float:
-        """Returns the time by whose period a game counts on leaderboards (ms).
+        """Returns the time (ms) that decides for which periods of leaderboards a game counts.
 
         A daily game belongs to the day of its questions, even if it ends after midnight.
         """
@@ -7862,12 +7864,15 @@ class Settlement(GameViews):
             return game.ended
         return datetime.fromisoformat(f"{game.draw}T00Z").timestamp() * 1000
 
-    def period_boards(self, ended_ms: float) -> list[Any]:
-        """Returns name, field, period and default of each leaderboard with a period, one by one."""
+    def period_boards(self, at_ms: float) -> list[Any]:
+        """Returns name, field, period and default of each leaderboard with a period, in one list.
+
+        `at_ms` is what `counted_at` returns.
+        """
         found = []
         for name, board in self.schema.boards.items():
             if "period" in board:
-                period = period_of(board["period"], ended_ms / 1000)
+                period = period_of(board["period"], at_ms / 1000)
                 default = self.schema.fields[board["field"]].get("default", 0)
                 found += name, board["field"], period, default
         return found
@@ -7877,8 +7882,8 @@ class Settlement(GameViews):
 # Forms games and asks for their transitions. The section game shows the phases.
 
 GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
-STRANGE_GRACE_MS = 300  # a worker takes over games of other shards that are late by so much
-GUESTS_AS_PAIRS = 5  # a day, pair_games times so many games with guests count
+OTHERS_GRACE_MS = 300  # a worker advances games in shards of other workers once they are so late
+GUESTS_AS_PAIRS = 5  # so many times `pair_games` games against guests count in a day
 # {kind of Redis: seconds between two looks for due games, at least}. A longer pause lets more games
 # share a call: on a cluster there are more shards, with fewer games each.
 TICK_S = {"server": 0.0125, "sentinel": 0.0125, "cluster": 0.05}
@@ -7888,7 +7893,7 @@ MOST_AHEAD_MS = 500
 def look_ahead_ms(queues: Iterable[Queue]) -> int:
     """Returns for how many ms a worker need not look at a shard again.
 
-    What another worker begins meanwhile does not end sooner.
+    A phase that another worker begins meanwhile lasts longer than that.
     """
     phases = "start_seconds", "reveal_seconds", "seat_seconds"
     shortest = min(queue.ms(name) for queue in queues for name in phases)
@@ -7916,7 +7921,7 @@ class Games(Settlement):
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
         self.due: dict[int, list[tuple[float, str]]] = {}  # shard -> games, and when they are due
         self.ahead_ms = look_ahead_ms(schema.queues.values())  # games due so soon are known
-        # shard -> what waits to be sent of answers: on_reply, game, and arguments of each
+        # shard -> answers that wait to be sent: on_reply of each, key of each game, all arguments
         self.answers: dict[int, tuple[list, list, list]] = {}
 
     def _run(self, name: str, game: str, *args: str | int) -> asyncio.Future:
@@ -8042,10 +8047,10 @@ class Games(Settlement):
         return "".join(marks).rstrip(NO_MARK)
 
     def _mark(self, is_guest: bool, guests: list[bool], met: list[str | None]) -> str:
-        """Returns a player's mark. `guests` tells of each opponent whether they are one.
+        """Returns a player's mark. `guests` tells of each opponent whether they are a guest.
 
         `met` has how many games counted today: those against guests, then those against each
-        opponent. Anybody can be a new guest at any time, so guests have a limit together as well.
+        opponent. Anybody can become a new guest, so all guests together have a limit as well.
         """
         with_guests, *games = (int(number or 0) for number in met)
         most = self.schema.limits.pair_games
@@ -8071,8 +8076,8 @@ class Games(Settlement):
     def share(self, alive: list[str]) -> None:
         """Deals the shards to the workers that live.
 
-        The more workers live, the less often each looks at the shards of the others. So all of them
-        together look at a shard equally often.
+        The more workers live, the less often each looks at the shards of the others. So a shard is
+        looked at equally often, however many workers there are.
         """
         shards = set(range(alive.index(self.worker), self.redis.shards, len(alive)))
         chosen = set(self.redis.new_shards)
@@ -8084,8 +8089,9 @@ class Games(Settlement):
     async def advance_due(self) -> float:
         """Advances the games that are due. Returns the seconds until the next look.
 
-        A worker looks at a shard of its own when its next game is due. Now and then it looks at the
-        others, whose worker may be dead. The looks of one turn share one write to each primary.
+        A worker looks at a shard of its own when the next game there is due. Now and then it looks
+        at a shard of another worker, which may be dead. The looks of one turn of the event loop
+        share one write to each primary.
         """
         now_s = asyncio.get_running_loop().time()
         looks = []
@@ -8109,7 +8115,7 @@ class Games(Settlement):
         for at_s, _ in due:
             observe("deadline_lateness_seconds", now_s - at_s)
         keys = *Keys.shard(shard), *(Keys.game(game) for _, game in due)
-        ahead_ms = self.ahead_ms if shard in self.shards else -STRANGE_GRACE_MS
+        ahead_ms = self.ahead_ms if shard in self.shards else -OTHERS_GRACE_MS
         try:
             reply = await self.redis.run("advance", keys, self.worker, ahead_ms, GAMES_AT_ONCE)
         finally:
@@ -8125,8 +8131,9 @@ class Games(Settlement):
     def _pause_s(self, shard: int, is_empty: bool = False) -> float:
         """Returns the seconds until the next look at a shard in which nothing is due.
 
-        An empty shard that should get no games may still get one: from a worker that counts the
-        workers or the primaries differently, or forms a match late. Its first deadline may be late.
+        The pause is long in an empty shard that should get no games. It may still get one, from a
+        worker that counts workers or primaries differently, or that forms a match late. The first
+        deadline of this game may then be late.
         """
         pause_s = self.ahead_ms / 1000 if shard in self.shards else self.others_s
         gets_none = is_empty and shard not in self.chosen
@@ -8136,7 +8143,8 @@ class Games(Settlement):
         """Notes which games of a shard are due next: {game: ms until then}."""
         now_s = asyncio.get_running_loop().time()
         due = self.due[shard] = [(now_s + ms / 1000, game) for game, ms in games.items()]
-        self.look_at_s[shard] = min([now_s + self._pause_s(shard), *(at_s for at_s, _ in due[:1])])
+        look_s = now_s + self._pause_s(shard)
+        self.look_at_s[shard] = min(look_s, due[0][0]) if due else look_s
 
     def _settle_if_due(self, game: str, outcome: Any) -> str:
         """Settles a game in the background if its transition asks for that. Returns its phase."""
@@ -8213,13 +8221,12 @@ class Games(Settlement):
     def _release_command(self, game: str, early: dict[str, bool]) -> tuple:
         """Returns the command that frees players' seats in the lobby from a game.
 
-        `early` is {uid: whether they left before anybody had answered}. Those who did are held back
-        from their next match.
+        `early` is {uid: whether they are held back from their next match}.
         """
         limits = self.schema.limits
         waits_ms = limits.early_exit_seconds * 1000, limits.early_exit_most_seconds * 1000
         keys = Keys.seats, Keys.playing, Keys.due, *map(Keys.quits, early)
-        people = [item for uid, is_early in early.items() for item in (uid, int(is_early))]
+        people = flatten({uid: int(is_early) for uid, is_early in early.items()})
         return run_of("release", keys, game, *waits_ms, *people)
 
     async def give_up_seat(self, game_id: str, uid: str) -> None:
@@ -8251,9 +8258,9 @@ class Games(Settlement):
         return entered
 
     async def _late_player(self, queue: Queue, game_id: str, uid: str) -> list[str]:
-        """Returns a player who comes late as the plan has them (JSON); UID, mark of who gets one.
+        """Returns a late player as the plan has them (JSON), then UID and mark of each new mark.
 
-        Others get a mark if the game counts for them because this player has come.
+        Another player gets a new mark if the game counts for them because of the late player.
         """
         user, game = await asyncio.gather(self.users.load(uid), when_formed(self.load, game_id))
         others = [other for other in game.humans if other.uid != uid] if game else []
