@@ -8299,7 +8299,7 @@ class Rooms:
         self.allowances = games.users.allowances
 
     def _run(self, name: str, queue: Queue, code: str, more: tuple, *args: str | int) -> Awaitable:
-        """Runs a function of rooms; `more` are keys beyond those that all of them take."""
+        """Runs a function of rooms. `more` are the keys that not all of these functions take."""
         keys = Keys.seats, Keys.room(code), Keys.due, Keys.lobby_clock, *more
         rules = self.games.worker, queue.name, queue.ms("seat_seconds"), queue.wait_ms
         return self.redis.run(name, keys, *rules, *args)
@@ -8349,7 +8349,7 @@ class Rooms:
         return queue, reply
 
     async def _refuse(self, why: str, queue: Queue, person: tuple, portrait: tuple) -> list:
-        """Makes the player present, but in no room. The reply refuses for the reason `why`."""
+        """Gives the player a seat in no room. Returns a reply with the reason `why`."""
         reply = await self._join(queue, NO_CODE, person, 0, portrait)
         return [why if part == "unknown_code" else part for part in reply]
 
@@ -8405,7 +8405,7 @@ class Rooms:
             raise refusal(outcome)
 
     async def check(self, queue: Queue, code: str) -> None:
-        """Tidies a room that is due."""
+        """Does what is due in a room."""
         await self._run("check_room", queue, code, ())
 
     # -- views
@@ -8517,9 +8517,9 @@ class PersonalData:
     # -- erasure
 
     async def erase(self, uid: str, reserve: bool = True) -> None:
-        """Erases all that is stored about a player. If it raises, any worker goes on later.
+        """Erases all that is stored about a player. If it raises, any worker completes it later.
 
-        Their names are reserved for a while, so that nobody poses as them, if `reserve`.
+        With `reserve`, their names stay reserved for a while, so that nobody poses as them.
         """
         await self.redis.run_durably("begin_erasure", (Keys.erasures,), uid, ERASURE_MS)
         await self._erase(uid, reserve)
@@ -8571,7 +8571,7 @@ class PersonalData:
     async def withdraw(self, uid: str, erases: bool = False) -> None:
         """Takes a player out of their queue, room, rematch or game, so that nobody waits for them.
 
-        If it `erases`, an offer of a rematch forgets their name as well.
+        With `erases`, an offer of a rematch forgets their name as well.
         """
         for _ in range(WITHDRAWALS):
             seat = await self.lobby.seat_of(uid)
@@ -8683,8 +8683,8 @@ class Chores:
     async def do_due(self) -> float:
         """Does the chores that are due. Returns the seconds until the next look."""
         taken = await self.redis.run("take_chores", self.KEYS, CHORE_LEASE_MS, CHORES_AT_ONCE)
-        tries = (self._do(*taken[i : i + 3]) for i in range(0, len(taken), 3))
-        done = await asyncio.gather(*tries)
+        chores = (self._do(*taken[i : i + 3]) for i in range(0, len(taken), 3))
+        done = await asyncio.gather(*chores)
         return MORE_CHORES_S if sum(done) == CHORES_AT_ONCE else CHORES_S
 
     async def _do(self, chore_id: str, tries: int, text: str) -> bool:
@@ -8694,7 +8694,7 @@ class Chores:
         if kind not in self.handlers:  # a newer worker knows it
             return False
         try:
-            async with asyncio.timeout(CHORE_LEASE_MS / 2000):
+            async with asyncio.timeout(CHORE_LEASE_MS / 2000):  # half of the lease
                 await self.handlers[kind](chore)
         except (Later, Problem, Unavailable, TimeoutError) as error:
             surely_undone = int(isinstance(error, Later))
@@ -8857,9 +8857,9 @@ class Events:
         return run_of("add_event", keys, *what)
 
     @staticmethod
-    def check(event_id: str, is_written: int) -> None:
-        """Tells the operator if an event was not written."""
-        if not is_written:
+    def check(event_id: str, reply: int) -> None:
+        """Logs that an event is not delivered, if the reply of add_event says so."""
+        if not reply:
             count("webhooks", "abandoned")
             log.error("event %s is not delivered: too many wait", event_id)
 
@@ -8879,7 +8879,7 @@ class Events:
     async def _confirm(self, chore: Chore) -> None:
         key, field, text = chore.data["sign"]
         found = await self.redis.call("HGET", key, field)
-        if found == text or text == "*" and found is not None:
+        if found == text or (text == "*" and found is not None):
             what = chore.data["type"], chore.data["id"], chore.data["data"]
             return await self.publish(*what, chore.begun_s * 1000)
         if time.time() < chore.begun_s + EXPECTED_S:
@@ -9001,7 +9001,7 @@ class Blocks:
             keys = Keys.user(other), Keys.blockers(other)
             if not await self.redis.run("note_blocker", keys, uid, int(other in blocked)):
                 await self.redis.call("ZREM", Keys.blocks(uid), other)
-            await self._show_lobby(uid, blocked)
+            await self._write_hidden(uid, blocked)
             blocked = await self._blocked(uid)
             if blocked == written:
                 await self._mute(uid, other)
@@ -9011,13 +9011,13 @@ class Blocks:
     def _blocked(self, uid: str) -> Awaitable[list[str]]:
         return self.redis.call("ZRANGE", Keys.blocks(uid), 0, -1)
 
-    def _show_lobby(self, uid: str, blocked: list[str]) -> Awaitable:
+    def _write_hidden(self, uid: str, blocked: list[str]) -> Awaitable:
         if blocked:
             return self.redis.call("HSET", Keys.hidden, uid, " ".join(blocked))
         return self.redis.call("HDEL", Keys.hidden, uid)
 
     async def _mute(self, uid: str, other: str) -> None:
-        """Tells the running game of two players whether they are muted."""
+        """Mutes two players in their running game, or lifts that, as the blocks say."""
         pairs, seat = await asyncio.gather(
             hidden_pairs(self.redis, [uid, other]), self.redis.call("HGET", Keys.seats, uid)
         )
@@ -9171,15 +9171,15 @@ class Reports:
             answers = parse_round(game.fields.get(str(i), ""))
             question = self.games.bank.questions[number].view(order)
             rounds.append(question | {"correct": order.index("0"), "answers": answers})
-        times = {"queue": game.queue, "ended_ms": game.ended}
-        return times | {"players": players, "rounds": rounds[-TRANSCRIPT_ROUNDS:]}
+        head = {"queue": game.queue, "ended_ms": game.ended}
+        return head | {"players": players, "rounds": rounds[-TRANSCRIPT_ROUNDS:]}
 
     async def of(self, uid: str) -> list[dict]:
         """Returns what a user has reported: [{target, reported_at}]."""
         rows = await self.redis.call("ZRANGE", Keys.reported(uid), 0, -1, "WITHSCORES")
         return [{"target": target, "reported_at": int(when)} for target, when in rows]
 
-    async def _those_of(self, uid: str) -> AsyncIterator[tuple[str, bool]]:
+    async def _naming(self, uid: str) -> AsyncIterator[tuple[str, bool]]:
         """Yields the reports that name a user: (id, whether it is about them)."""
         ids = await self.redis.call("ZRANGE", Keys.named(uid), 0, -1)
         reads = [("HMGET", Keys.report(one), "player", "reporter") for one in ids]
@@ -9196,8 +9196,8 @@ class Reports:
         listed = "ZRANGE", key, start, start + most - 1, *order
         total, ids = await self.redis.together([("ZCARD", key), listed])
         rows = await self.redis.together([("HGETALL", Keys.report(one)) for one in ids])
-        reports = zip(ids, rows, strict=True)
-        return {"total": total, "reports": [self._row(*report) for report in reports if report[1]]}
+        pairs = zip(ids, rows, strict=True)
+        return {"total": total, "reports": [self._row(one, row) for one, row in pairs if row]}
 
     @staticmethod
     def _row(report_id: str, fields: dict) -> dict:
@@ -9216,7 +9216,7 @@ class Reports:
         return self._row(report_id, fields) | attached
 
     async def about(self, kind: str, target: str) -> list[str]:
-        """Returns the open reports about a player or a question."""
+        """Returns the ids of the open reports about a player or a question."""
         ids = await self.redis.call("ZRANGE", Keys.reports, 0, -1)
         found = []
         for start in range(0, len(ids), REPORTS_PORTION):
@@ -9243,8 +9243,8 @@ class Reports:
         await self.redis.call("DEL", Keys.report(report_id))
 
     async def forget(self, uid: str) -> None:
-        """Removes reports about a user who is erased, and their name from their own."""
-        async for report_id, is_about in self._those_of(uid):
+        """Removes reports about a user who is erased. Removes their id and text from their own."""
+        async for report_id, is_about in self._naming(uid):
             if is_about:
                 await self._remove(report_id)
             else:
@@ -9255,7 +9255,7 @@ class Reports:
 
     async def move(self, guest: str, account: str) -> None:
         """Gives an account the reports of and about a guest who is merged into it."""
-        async for report_id, is_about in self._those_of(guest):
+        async for report_id, is_about in self._naming(guest):
             field = "player" if is_about else "reporter"
             await self.redis.run("change_report", (Keys.report(report_id),), field, account)
             await self._note(account, Keys.named(account), report_id)
@@ -9354,10 +9354,11 @@ class Guests:
         raise Problem("unavailable", retry_after=1)
 
     async def _try_enter(self, uid: str, proof: str, address: str) -> tuple[dict | None, bool]:
-        """Lets in a known guest or creates a new one. Without a session, it must be tried again.
+        """Lets in a known guest or creates a new one. Returns what `enter` does.
 
-        All calls leave at once, to any nodes. The first is for a known guest, the others are for a
-        new one. If there is no new guest, what the others did is undone.
+        If it returns no session, the caller must try again. All calls leave at once, to any nodes.
+        The first is for a known guest, the others are for a new one. If no guest is created, what
+        the others did is undone.
         """
         name, secret, begun_s = self.names.new(), new_secret(), time.monotonic()
         made = self.users.allowances.registrations(address)
@@ -9438,7 +9439,7 @@ class Guests:
     async def _secure(self, uid: str, new: str, name: str, claims: dict | None) -> str:
         """Makes the name of a new guest sure. Returns what _complete does.
 
-        With claims that are new, nobody takes the name meanwhile, and nobody has to wait.
+        New claims keep the name from others, so the rest is done in the background.
         """
         if not claims:
             return await self._complete(uid, new, name)
@@ -9460,7 +9461,7 @@ class Guests:
         return name if done else ""
 
     def _new_session(self, uid: str, secret: str, expires: int, name: str) -> dict | None:
-        """Returns the session of a guest who was created under a name: None without one."""
+        """Returns the session of a guest who was created under a name; None if that is ''."""
         if not name:
             return None
         log.info("guest created", extra={"player": uid})
@@ -9779,7 +9780,7 @@ class Provider:
     async def load(self) -> None:
         """Loads the document and the keys, fresh ones if possible. Raises Problem."""
         if not self.known:
-            self.known = json.loads(await self.redis.call("GET", self._cache) or "{}")
+            self.known = json.loads(await self.redis.call("GET", self._cache_key) or "{}")
         if self._age_s() > KEYS_FRESH_S:
             await self._refresh()
         if self._age_s() > KEYS_KEPT_S:
@@ -9801,14 +9802,14 @@ class Provider:
         return found
 
     def _find(self, key_id: Any) -> dict | None:
-        """Returns the key with an id. A token without an id means the only key, if there is one."""
+        """Returns the key with an id. A token without an id means the provider's only key."""
         keys = self.known.get("keys", [])
         if key_id is None:
             return keys[0] if len(keys) == 1 else None
         return next((key for key in keys if key.get("kid") == key_id), None)
 
     @property
-    def _cache(self) -> str:
+    def _cache_key(self) -> str:
         return Keys.provider(self.name)
 
     async def _refresh(self) -> bool:
@@ -9834,7 +9835,7 @@ class Provider:
             return log.warning("provider %s is down: %s", self.name, error)
         finally:
             self.fetching = None
-        await self.redis.call("SET", self._cache, dumps(self.known), "EX", KEYS_KEPT_S)
+        await self.redis.call("SET", self._cache_key, dumps(self.known), "EX", KEYS_KEPT_S)
 
     async def _fetch(self) -> dict:
         """Fetches the document and the keys. Raises OSError or ValueError."""
@@ -10254,9 +10255,9 @@ def is_mail_server(url: str) -> bool:
 
 
 def is_mailable(address: str) -> bool:
-    """Tells whether a mail server takes a text for this one address, and for no other.
+    """Tells whether a mail server reads a text as exactly this address.
 
-    It would take "x:victim@example.org" or "<victim@example.org" for the address of another person,
+    It would read "x:victim@example.org" or "<victim@example.org" as the address of another person,
     and the bounds on mails to that person would not see it.
     """
     return address.isascii() and parseaddr(address) == ("", address)
@@ -10299,7 +10300,7 @@ class Mail:
         return known[0]
 
     async def _send(self, chore: Chore) -> None:
-        """Sends a mail with a new code: {template, uid, to, language}. Raises Later."""
+        """Sends a mail with a new code, by {template, uid, to, language}. Raises Later."""
         uid, template = chore.data["uid"], chore.data["template"]
         user = await self.users.load(uid)
         if not user or self.server is None:
