@@ -10311,8 +10311,8 @@ class Mail:
         to = chore.data["to"]
         if not is_mailable(to):
             return log.warning("mail %s: no such address", template, extra={"player": uid})
-        await self._deliver(to, functools.partial(self._write, chore, user))
-        log.info("mail %s sent", template, extra={"player": uid})
+        if await self._deliver(to, functools.partial(self._write, chore, user)):
+            log.info("mail %s sent", template, extra={"player": uid})
 
     async def _write(self, chore: Chore, user: dict) -> EmailMessage:
         """Makes a code, and returns the mail with it."""
@@ -10340,10 +10340,11 @@ class Mail:
         message.set_content(text.format_map(words))
         return message
 
-    async def _deliver(self, to: str, write: Callable[[], Awaitable[EmailMessage]]) -> None:
-        """Hands a mail to the mail server. Raises Later if it certainly has not taken it.
+    async def _deliver(self, to: str, write: Callable[[], Awaitable[EmailMessage]]) -> bool:
+        """Hands a mail to the mail server. Returns False if it refuses the mail for good.
 
-        The mail is written once the server takes one, so that an outage replaces no code.
+        The mail is written once the server takes one, so that an outage replaces no code. Raises
+        Later if the server certainly has not taken the mail, Unavailable if that is unknown.
         """
         smtp = await imported("aiosmtplib")
         server = self.server
@@ -10361,13 +10362,13 @@ class Mail:
             await client.rcpt(to)
         except (smtp.SMTPException, OSError) as error:
             client.close()
-            self._refuse(error)
-            return
+            return self._give_up(error)
         try:
             message = await write()
             await client.data(message.as_bytes(policy=message.policy.clone(linesep="\r\n")))
+            return True
         except smtp.SMTPResponseException as error:
-            self._refuse(error)
+            return self._give_up(error)
         except smtp.SMTPException as error:  # it may have taken the message
             raise Unavailable(type(error).__name__) from None
         finally:

@@ -1809,9 +1809,12 @@ def test_a_mail_that_is_refused_for_good_is_dropped(frail):
     box, server = frail
     box.stop()
     box.start("refuse")
-    recover(server, server.register()["user"]["username"])
+    player = server.register()
+    recover(server, player["user"]["username"])
     wait_until(lambda: "refuses a mail: 550" in server.log, 30)
     wait_until(lambda: not server.redis.hlen("chores:{chores}"), 30)
+    uid = uid_of(player)
+    assert not [line for line in server.log.splitlines() if "sent" in line and uid in line]
 
 
 def self_signed():
@@ -1834,7 +1837,7 @@ def test_mail_goes_over_tls_with_a_password(tmp_path, mode):
     box = MailBox(mode, tmp_path / "tls.pem")
     scheme = "smtps" if mode == "smtps" else "smtp"
     url = f"{scheme}://me:p%40ss%20word@127.0.0.1:{box.port}?from=game@example.org"
-    sender = types.SimpleNamespace(server=trivia.MailServer.parse(url), _refuse=trivia.Mail._refuse)
+    sender = types.SimpleNamespace(server=trivia.MailServer.parse(url))
 
     async def write():
         message = EmailMessage()
@@ -1842,7 +1845,7 @@ def test_mail_goes_over_tls_with_a_password(tmp_path, mode):
         return message
 
     with contextlib.closing(box):
-        asyncio.run(trivia.Mail._deliver(sender, "to@example.org", write))
+        assert asyncio.run(trivia.Mail._deliver(sender, "to@example.org", write))
         assert box.code("to@example.org") == "123456"
 
 
