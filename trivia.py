@@ -10375,12 +10375,13 @@ class Mail:
             client.close()
 
     @staticmethod
-    def _refuse(error: Exception) -> None:
-        """Raises Later, unless the server refuses this mail for good."""
+    def _give_up(error: Exception) -> bool:
+        """Returns False if the server refuses this mail for good. Otherwise raises Later."""
         code = getattr(error, "code", 0)
-        if code in (501, 550, 551, 553, 554):
-            return log.warning("the mail server refuses a mail: %d", code)
-        raise Later(f"{type(error).__name__} {code or ''}".strip())
+        if code not in (501, 550, 551, 553, 554):
+            raise Later(f"{type(error).__name__} {code or ''}".strip())
+        log.warning("the mail server refuses a mail: %d", code)
+        return False
 
 
 # ---- recovery ------------------------------------------------------------------------------------
@@ -10660,9 +10661,9 @@ class Mended:
 
     game: Game  # with its new scores
     quiz: list[tuple[int, str]]
-    closed: dict[int, str]  # {round: its answers}
+    closed: dict[int, str]  # {corrected round: its answers}
     result: list[dict]
-    wins: list[int]  # difference for each player
+    wins: list[int]  # difference for each player, as in the lists below
     ratings: list[float]
     points: list[int]  # of a daily game
 
@@ -10672,9 +10673,9 @@ class Mended:
         found = zip(self.game.players, self.wins, self.ratings, self.points, strict=True)
         return [[player.uid, *part] for player, *part in found if player.uid and any(part)]
 
-    def hits(self, points: list[int]) -> set[str]:
-        """Returns the ids of the players for whom anything changes. `points` are those before."""
-        scores = zip(self.game.players, points, strict=True)
+    def affected(self, scores_before: list[int]) -> set[str]:
+        """Returns the UIDs of the players for whom anything changes."""
+        scores = zip(self.game.players, scores_before, strict=True)
         moved = {player.uid for player, before in scores if player.uid and player.score != before}
         return moved | {uid for uid, *_ in self.parts}
 
@@ -10689,11 +10690,11 @@ class Repairs:
         chores.handlers["repair"] = self._repair
 
     async def find(self, number: int, since_ms: int) -> tuple[list[Game], int]:
-        """Returns the games that asked a question and ended since then, and how many run."""
+        """Returns the games that asked a question and ended since then, and how many still run."""
         found, running = [], 0
         async for keys in self.redis.scan_keys("game:{g*}:*"):
             for start in range(0, len(keys), REPAIR_PORTION):
-                for game in await self._asking(keys[start : start + REPAIR_PORTION], number):
+                for game in await self._with_question(keys[start : start + REPAIR_PORTION], number):
                     asked = [one for one, _ in game.rounds[: game.round]]
                     if game.phase != "end":
                         running += 1
@@ -10701,10 +10702,11 @@ class Repairs:
                         found.append(game)
         return found, running
 
-    async def _asking(self, keys: list[str], number: int) -> list[Game]:
+    async def _with_question(self, keys: list[str], number: int) -> list[Game]:
+        """Returns those of the games in whose quiz a question is, asked or not."""
         plans = await self.redis.together([("HGET", key, "plan") for key in keys])
-        asked = [parse_quiz(parse_plan(plan)["quiz"]) if plan else [] for plan in plans]
-        named = [key for key, quiz in zip(keys, asked, strict=True) if number in dict(quiz)]
+        quizzes = [parse_quiz(parse_plan(plan)["quiz"]) if plan else [] for plan in plans]
+        named = [key for key, quiz in zip(keys, quizzes, strict=True) if number in dict(quiz)]
         rows = await self.redis.together([("HGETALL", key) for key in named])
         games = zip(named, rows, strict=True)
         return [Game(key.rpartition(":")[2], row) for key, row in games if "plan" in row]
@@ -10712,7 +10714,8 @@ class Repairs:
     def mend(self, game: Game, old: int, new: int, right: Question) -> Mended:
         """Computes a game with the right key; `right` is the corrected question."""
         mended = Game(game.id, game.fields)
-        quiz, closed = self._corrected(game.rounds, old, new, right), {}
+        quiz = self._corrected(game.rounds, old, new, right)
+        closed = {}
         for i, (number, _) in enumerate(game.rounds[: game.round]):
             if number != old:
                 continue
@@ -10780,15 +10783,16 @@ class Repairs:
         done = [await self._mend(game.id, old, new) for game in games]
         if games:
             log.info("games repaired: %s", sum(done))
-        if not all(done) or running and time.time() < chore.begun_s + REPAIR_S:
+        if not all(done) or (running and time.time() < chore.begun_s + REPAIR_S):
             text = f"{running} games run that ask the question, {done.count(False)} are not mended"
             raise Later(text)
 
     async def _mend_quizzes(self, old: int, new: int) -> int:
-        """Corrects what daily queues and challenges ask from now on. Returns how many it was."""
+        """Corrects what daily queues and challenges will ask. Returns how many it changed."""
         right = self.games.bank.questions[new]
 
         async def swap(key: str, field: str, text: str, quiz: str, write: Callable) -> int:
+            """Corrects a field that is still `text`. `quiz` is the part with the questions."""
             after = write_quiz(self._corrected(parse_quiz(quiz), old, new, right))
             if after == quiz:
                 return 0
@@ -10828,7 +10832,7 @@ class Repairs:
         return False
 
     def _plan(self, game: Game, mended: Mended, new: int) -> dict:
-        """Returns the repair of a game, as it is written into it."""
+        """Returns the repair of a game, as `begin_repair` writes it."""
         rounds = {str(n): text for n, text in mended.closed.items()}
         repair = {
             "token": f"{game.id} {new}",
@@ -10887,7 +10891,7 @@ GAME_TEXT = {"type": "string", "pattern": "^[0-9a-z]{12}$", "description": "The 
 REPORT_TEXT = {"type": "string", "pattern": r"^[\w-]{12}$", "description": "The id of a report."}
 FREE_TEXT = {"type": "string", "minLength": 1, "maxLength": 200}
 CLOSED = {"type": "boolean", "description": "true closes, false opens."}
-ENTRY = {"type": "string", "pattern": r"^\d{1,15}-\d{1,9}$", "maxLength": 30}  # of the log
+ENTRY = {"type": "string", "pattern": r"^\d{1,15}-\d{1,9}$", "maxLength": 30}  # of a stream
 
 
 class Change(NamedTuple):
@@ -10914,7 +10918,7 @@ ACTS: dict[str, Act] = {}
 LOOKS: dict[str, Act] = {}
 
 
-def _entry(table: dict[str, Act], required: str, undo: str, fields: dict) -> Callable:
+def _declarer(table: dict[str, Act], required: str, undo: str, fields: dict) -> Callable:
     def declare(method: Callable) -> Callable:
         summary = method.__doc__.split("\n")[0]
         form = Form(fields, required.split())
@@ -10926,12 +10930,12 @@ def _entry(table: dict[str, Act], required: str, undo: str, fields: dict) -> Cal
 
 def act(required: str = "", undo: str = "", **fields: dict) -> Callable:
     """Declares the method below it as an act. `fields` are its arguments."""
-    return _entry(ACTS, required, undo, fields)
+    return _declarer(ACTS, required, undo, fields)
 
 
 def look(required: str = "", **fields: dict) -> Callable:
     """Declares the method below it as a look."""
-    return _entry(LOOKS, required, "", fields)
+    return _declarer(LOOKS, required, "", fields)
 
 
 class Console:
@@ -10972,7 +10976,7 @@ class Console:
         shown = {"players": change.players, "before": change.before, "after": change.after}
         if is_dry:
             return shown
-        entry = await self._begin(who, name, data, change)
+        entry = await self._log_plan(who, name, data, change)
         try:
             found = await change.apply()
         except Problem as problem:
@@ -10984,7 +10988,7 @@ class Console:
             return found
         return {"entry": entry} | shown | (found or {})
 
-    async def _begin(self, who: str, name: str, data: dict, change: Change) -> str:
+    async def _log_plan(self, who: str, name: str, data: dict, change: Change) -> str:
         # The log keeps no name or address of a player, whom an erasure would have to find there.
         kept = {key: value for key, value in data.items() if key != "player"}
         texts = {"args": dumps(kept), "before": dumps(change.before), "after": dumps(change.after)}
@@ -11080,7 +11084,7 @@ class Console:
             "games": page["games"],
         }
 
-    def _fields(
+    def _set_fields(
         self, uid: str, user: dict, changes: dict[str, str | None], then: Callable | None = None
     ) -> Change:
         """Plans a change of stored fields of a user; None removes one. `then(uid)` follows it."""
@@ -11104,7 +11108,7 @@ class Console:
             raise Problem("not_found", NO_PLAYER)
         if {name: user.get(name) for name in after} != after:
             raise Problem("changed_meanwhile")
-        return self._fields(uid, user, before, then)
+        return self._set_fields(uid, user, before, then)
 
     @act(
         "player",
@@ -11120,13 +11124,13 @@ class Console:
         now_ms = await self.redis.time_ms(Keys.user(uid))
         until_ms = now_ms + hours * 3_600_000 if hours else 0
         ban = {":ban": f"{until_ms} {reason}"}
-        return self._announced(self._fields(uid, user, ban, self._expel))
+        return self._announced(self._set_fields(uid, user, ban, self._expel))
 
     @act("player", undo="undo_ban", player=PLAYER_TEXT)
     async def unban(self, player: str) -> Change:
         """Lifts a ban."""
         uid, user = await self._player(player)
-        return self._announced(self._fields(uid, user, {":ban": None}))
+        return self._announced(self._set_fields(uid, user, {":ban": None}))
 
     async def undo_ban(self, uid: str, before: dict, after: dict) -> Change:
         """Plans the undoing of `ban` and `unban`."""
@@ -11181,7 +11185,6 @@ class Console:
         """Signs a player out on all devices."""
         uid, user = await self._player(player)
         sessions = sum(name.startswith("session:") for name in user)
-
         apply = functools.partial(self.users.end_sessions, uid)
         return Change(1, {"sessions": sessions}, {"sessions": 0}, apply, uid)
 
@@ -11189,7 +11192,7 @@ class Console:
     async def reset_rating(self, player: str) -> Change:
         """Gives a player the rating of a new one."""
         uid, user = await self._player(player)
-        return self._fields(uid, user, {"rating": None, ":sigma": None}, self._refresh)
+        return self._set_fields(uid, user, {"rating": None, ":sigma": None}, self._refresh)
 
     async def undo_rating(self, uid: str, before: dict, after: dict) -> Change:
         """Plans the undoing of `reset_rating`."""
@@ -11402,7 +11405,7 @@ class Console:
 PIECES = re.compile(r"\s+\|\s+")  # between wrong answers
 ROWS_LISTED = 100
 LEAST_SHOWN = 20  # with fewer answers, the lists do not judge a question
-WORSE_BY = 5  # percentage points by which those who fail a question are better
+BETTER_BY = 5  # percentage points by which those who fail a question are better
 QUESTION_ID = {"type": "string", "pattern": f"^{ITEM_ID.pattern}$", "maxLength": 64}
 QUESTION_TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_QUESTION_TEXT}
 LISTS = {  # {list of the console: whether a question is on it, by its sums and flags}
@@ -11410,7 +11413,7 @@ LISTS = {  # {list of the console: whether a question is on it, by its sums and 
     "nobody_right": lambda sums, flags: sums.shown >= LEAST_SHOWN and not sums.right,
     "everybody_right": lambda sums, flags: sums.shown >= LEAST_SHOWN and sums.right == sums.shown,
     "better_players_fail": lambda sums, flags: (
-        sums.shown >= LEAST_SHOWN and sums.better_fail_by >= WORSE_BY
+        sums.shown >= LEAST_SHOWN and sums.better_fail_by >= BETTER_BY
     ),
 }
 
@@ -11565,7 +11568,7 @@ class QuestionConsole(Console):
         wins, points = 0, 0
         for game in games:
             mended = repairs.mend(game, number, -1, new)
-            players |= mended.hits([player.score for player in game.players])
+            players |= mended.affected([player.score for player in game.players])
             wins += sum(map(abs, mended.wins))
             points += sum(map(abs, mended.points))
 
@@ -11762,6 +11765,7 @@ class StoredSchema:
         return await self._shared_values(known, self._new_unique(known))
 
     async def _read(self) -> dict[str, str]:
+        """Reads the stored facts. Notes which claims and leaderboards may be stored."""
         known = await self.redis.call("HGETALL", Keys.schema)
         unique = {fact for fact, text in known.items() if text.endswith(" unique")}
         names = {fact.partition(" ")[2] for fact in unique}
@@ -11806,9 +11810,10 @@ class StoredSchema:
         return mistakes
 
     async def _shared(self, names: list[str], across: bool) -> list[tuple[str, list[str]]]:
-        """Returns [(field, its players)] of each value that players share, also across fields.
+        """Returns [(field, players)] of each value that players share.
 
-        It keeps 8 bytes of each value in memory.
+        With `across`, also of a value that they have in different fields. It keeps 8 bytes of each
+        value in memory.
         """
         digests = array.array("Q")
         async for portion in self._values():
@@ -11847,7 +11852,7 @@ class StoredSchema:
     async def adopt(self, is_new: bool = False) -> None:
         """Makes stored data fit, if all living workers agree and this one is the first of them.
 
-        In a store that is new there is none: its fields, buckets and boards are empty.
+        In a new store (`is_new`) no data has to fit.
         """
         known = await self._read()
         known.pop("game_days", None)  # only rises; see meet_schema
@@ -11899,7 +11904,7 @@ class StoredSchema:
             await self.users.boards.fill([fact.partition(" ")[2] for fact in changed])
 
     def _has_new_type(self, fact: str, before: str) -> bool:
-        """Tells whether the first word of a known fact has changed: a type, a period."""
+        """Tells whether the first word of a known fact has changed: its type or period."""
         return before.partition(" ")[0] not in ("", self.schema.facts[fact].partition(" ")[0])
 
     async def _tell_unreadable(self, name: str) -> None:
@@ -11972,7 +11977,7 @@ class Migration:
         old = f"format {self.redis.format}"
         try:
             await self._refuse_old_workers(old, "SHARDNUMSUB", "worker:{{lobby}}:{}")
-        except Fatal:  # perhaps those are of this format, and one of them has just migrated
+        except Fatal:  # perhaps these workers have this format, and one has just migrated the data
             if await self.redis.call("GET", Keys.format) != str(FORMAT):
                 raise
         await self.redis.call("SET", Keys.format, FORMAT)
@@ -12003,7 +12008,7 @@ class Migration:
                 await self.redis.call("HSETNX", Keys.fingerprints, question_id, question_id)
 
     async def _migrate_game(self, key: str) -> bool:
-        """Returns whether the game had the old form."""
+        """Migrates a game that has the old form. Returns whether it had."""
         game = key.rpartition(":")[2]
         old = await self.redis.call("HGETALL", key)
         if "rules" in old:
