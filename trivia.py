@@ -6527,11 +6527,11 @@ async def code_tried(allowances: Allowances, network: str, uid: str = "") -> Asy
 #
 # `reveal` also shows the answers of rivals: players who played before or play now. The challenge
 # has another hash tag, so the plan of a game holds copies of these answers until the game ends.
-# After each `reveal` the worker copies all answers of its player into the challenge, for games that
-# begin later, and into the games of rivals who play now. The settlement makes a last copy, so a
-# lost one does no harm. Copies may come in any order: one with fewer answers changes nothing. A
-# copied answer is shown only once its round has closed. Players of whom one has blocked the other
-# see no answers of each other.
+# After each `reveal` the worker copies all answers of its player into the challenge, for later
+# games, and into the games of rivals who play now. The settlement makes a last copy, so a lost one
+# does no harm. Copies may come in any order: one with fewer answers changes nothing. A copied
+# answer is shown only once its round has closed. Players of whom one has blocked the other see no
+# answers of each other.
 #
 # A settlement writes the run into the challenge before the game ends, as often as needed. The
 # result of a challenge is what its runs say: it needs no settlement of its own.
@@ -7389,15 +7389,15 @@ class Rematches:
 
 
 # ---- bots ----------------------------------------------------------------------------------------
-# Opponents for a player whom nobody joins in time. A bot is a seat of a game with a script: time
-# and choice of its answer to each question, drawn when the game is formed. trivia.lua gives the
-# answer when its time has come, by the function that judges phones. So a bot is no process and no
-# task, it outlives any worker, and it knows nothing of what the others answer.
+# Opponents for a player whom nobody joins in time. A bot is a seat of a game with a script. The
+# script is drawn when the game is formed: time and choice of the answer to each question.
+# trivia.lua gives an answer when its time has come, by the function that judges phones. So a bot is
+# no process and no task, it outlives any worker, and it knows nothing of what the others answer.
 #
 # Right or wrong: item response theory, the three-parameter logistic model (Birnbaum, 1968). The
 # chance to guess is 1 / choices. The difficulty of a question follows from the share of players who
-# got it right. The skill is a rating. LOGIT_POINTS fits the model to that of the ratings: in games
-# of ten questions the stronger player wins as often as the ratings predict, within 5 %.
+# got it right. The skill is a rating. LOGIT_POINTS fits the model to the ratings: in games of ten
+# questions the stronger player wins as often as the ratings predict, within 5 %.
 #
 # Time: a lognormal distribution, which fits human response times (van der Linden, 2006).
 
@@ -8240,8 +8240,8 @@ class Games(Settlement):
     ) -> Game | str:
         """Brings a connection into a game. Returns the game, 'over' for this player, or 'stale'.
 
-        `way` says how a player of the queue gets a seat that they do not have yet: "late" adds one
-        to a game that has begun, "bot" takes that of a bot before the first question.
+        `way` says how a player without a seat gets one: "late" adds a seat to a game that has
+        begun, "bot" takes that of a bot before the first question. Both need `queue`.
         """
         late = await self._late_player(queue, game, uid) if way else [""]
         who = uid, connection, turn, way
@@ -9538,8 +9538,8 @@ class Guests:
 # A guest who signs in with the identity of an account can be merged into that account. It gets
 # their games, questions seen and wins, and keeps the higher rating. Guest and account have
 # different hash tags. So `begin_merge` first moves the guest, in one step, to `merged:{UID}`, where
-# nothing changes them. Any worker can repeat what follows until it is complete: the numbers are
-# added once (`merges:{UID}` of the account says so), all else may be written twice.
+# nothing changes them. Any worker can repeat what follows until it is complete. `merges:{UID}` of
+# the account sees to it that numbers are added once. All else may be written twice.
 #
 # Invariants: a merge that has begun is completed, because its chore was written before. A game of
 # the guest that is settled later is applied to the account (see apply_result).
@@ -10191,9 +10191,8 @@ class Identities:
 # provider that is down delays it, and the death of a worker does not lose it. The code in it is
 # made when it is sent, so its time begins then, and no queue holds it.
 #
-# Invariants: a mail is sent a second time only if it is unknown whether the mail server took it,
-# because that server or the worker died at that moment. A code is neither logged nor stored in
-# plain text.
+# Invariants: a mail is sent a second time only if the mail server or the worker died as the server
+# was to take it. A code is neither logged nor stored in plain text.
 
 MAIL_SECONDS = 10  # the mail server counts as down when it is silent for so long
 MAIL_DAYS = 1  # for which a mail is tried
