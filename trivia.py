@@ -6175,7 +6175,7 @@ class Boards:
                 self.stored.add((name, text.removeprefix(MISFIT).split(" ")[0]))
 
     def _key(self, name: str) -> str:
-        """Returns the key of a leaderboard as it is now."""
+        """Returns the key of a leaderboard, that of its present period."""
         return self.keys(name, self.schema.boards[name].get("period", "-"))[0]
 
     @staticmethod
@@ -6483,7 +6483,7 @@ class Draws:
 CODE_LETTERS = "CDFHJKMNPRTVWXY256789"
 ROOM_CODE_LENGTH = 6
 CHALLENGE_CODE_LENGTH = 8  # there are more of them than rooms, and they last for days
-NO_CODE = "-"  # stands for a code that is not looked up
+NO_CODE = "-"  # names no room and no challenge
 DIGITS_AS_LETTERS = str.maketrans("256789", "ZSGTBG")
 
 
@@ -9509,7 +9509,7 @@ class Guests:
             await asyncio.gather(*(self._erase(*item) for item, seat in seated if not seat))
 
     async def _is_idle(self, uid: str, user: dict, now_ms: int) -> bool:
-        """Tells whether a guest has expired. Otherwise sets when they are checked again."""
+        """Tells whether a guest has expired. If not, updates their place in the list of guests."""
         if user and ":guest" not in user:
             await self.redis.call("ZREM", Keys.guests, uid)
             return False
