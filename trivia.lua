@@ -3487,7 +3487,7 @@ end
 --   name:UID of each member
 --
 -- As for rooms, the seats decide: a player may play again while `party` of their seat is the game.
--- The seat's queue is '-', unless they wait in one meanwhile. Once somebody has agreed, `since` is
+-- The seat's queue is '-', unless they wait in one meanwhile. Once a player has agreed, `since` is
 -- `ends`: then a player who reconnects is not taken into a queue.
 --
 -- Events: 'rematch GAME TIME - NUMBER:0 ...\nMESSAGE' to all members, when something has changed.
@@ -3579,7 +3579,7 @@ local function begin_rematch(offer)
   return match
 end
 
--- Notes in the players' seats that somebody has agreed.
+-- Notes in the players' seats that a player has agreed.
 local function mark_seats(offer)
   for _, member in ipairs(offer.members) do
     local seat = member.seat
@@ -3823,7 +3823,7 @@ end
 --   quiz     as games have it
 --   most     players
 --   ends     nobody can begin later (ms)
---   keep     seconds for which it stays after that, once somebody has begun
+--   keep     seconds for which it stays after that, once a player has begun
 --   run:UID  'GAME' while the player plays, then 'GAME SCORE ENDED ANSWER ANSWER ...'; an answer is
 --            'CHOICE:MS:POINTS' or '-'
 --   live:UID 'ANSWER ANSWER ...' so far, while the player plays
