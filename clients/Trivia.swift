@@ -1607,7 +1607,7 @@ public struct RevealMessage: Codable, Equatable, Sendable {
 }
 
 /// The whole game as this player sees it. It is the reply to `check`, the first message after a
-/// reconnect, and tells that somebody has taken the seat of a bot.
+/// reconnect, and tells that another player has taken the seat of a bot.
 public struct UpdateMessage: Codable, Equatable, Sendable {
     public var game: String
     /// The `seq` of the last message that this snapshot includes.

@@ -1474,7 +1474,7 @@ class RevealMessageAnswers {
 }
 
 /// The whole game as this player sees it. It is the reply to `check`, the first message after a
-/// reconnect, and tells that somebody has taken the seat of a bot.
+/// reconnect, and tells that another player has taken the seat of a bot.
 class UpdateMessage extends ServerMessage {
   const UpdateMessage({required this.game, required this.seq, required this.queue, required this.players, required this.connected, required this.rounds, required this.round, required this.phase, required this.leftMs, required this.scores, this.totalMs, this.lives, this.series, this.question, this.choice, this.answered, this.correct, this.answers});
 

@@ -553,7 +553,7 @@ export interface RevealMessage {
 
 /**
  * The whole game as this player sees it. It is the reply to `check`, the first message after a
- * reconnect, and tells that somebody has taken the seat of a bot.
+ * reconnect, and tells that another player has taken the seat of a bot.
  */
 export interface UpdateMessage {
   type: "update";
