@@ -2712,17 +2712,17 @@ class Schema:
 # ---- keys and format -----------------------------------------------------------------------------
 # How data is addressed and written in Redis. The key table at the head of this module describes it.
 # Each positional format has one writer and one parser: here, or in trivia.lua, which owns seats and
-# games. A change of anything in this section that stored data depends on needs a new FORMAT and a
-# migration. A worker reads `format:{lobby}` as it connects. It migrates data of an older format. If
-# the format is newer, it refuses to start.
+# games. A change of a stored format needs a new FORMAT and a migration. A worker reads
+# `format:{lobby}` as it connects. It migrates data of an older format. If the format is newer, it
+# refuses to start.
 #
 # To add a key: a name here, a row in the key table, a pattern in the ACL of redis.conf.
 
 FORMAT = 4
 READABLE = 2, 3  # in 2 games are JSON; workers of 3 open each question by a call
 RESTORABLE = *READABLE, FORMAT  # backups of other formats are refused
-# Tags g0, g1, ... of games. A game's id names its tag, so that the number can be raised. New games
-# use a few tags of each primary: see Redis.spread. The others cost next to nothing.
+# How many hash tags g0, g1, ... games have. A game's id names its tag, so that the number can be
+# raised. New games use a few tags of each primary: see Redis.spread. The others cost little.
 SHARDS = {"server": 4, "sentinel": 4, "cluster": 64}
 MAX_SHARDS = 256
 UNIQUE_BUCKETS = 2048
@@ -2731,13 +2731,13 @@ GAME_ID = re.compile(r"[0-9a-z]{12}")
 GAME_ID_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 UID_BYTES = 9  # 72 bits; accounts of format 1 have 48
 SECRET_LENGTH = 32  # characters of a token behind the UID
-RECENT_S = 900  # a session is recent for so long
+RECENT_S = 900  # a session is recent for so long after its start
 ERASED_NAME = "(erased)"
 MISFIT = "?"  # in front of a fact in `schema:{lobby}`: some stored data may not fit it
 
 
 def digest(text: str, size: int = 16) -> str:
-    """Returns a one-way digest, in base64, of so many bytes. A random token needs no slow hash."""
+    """Returns a one-way digest of `size` bytes in base64. A random token needs no slow hash."""
     raw = hashlib.blake2b(text.encode(), digest_size=size).digest()
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
@@ -2838,7 +2838,7 @@ class Keys:
     @staticmethod
     @functools.lru_cache(1 << 14)
     def shard_of(game: str) -> int:
-        """Returns the shard of a game. Its id begins with it."""
+        """Returns the shard of a game, with which its id begins."""
         return int(game[:2], 36)
 
     @staticmethod
@@ -2855,12 +2855,12 @@ class Keys:
     @staticmethod
     @functools.cache
     def shard(shard: int) -> tuple[str, str]:
-        """Returns deadlines and clock of the games of a shard."""
+        """Returns the keys of a shard: deadlines, clock."""
         return f"deadlines:{{g{shard}}}", f"clock:{{g{shard}}}"
 
     @staticmethod
     def board(name: str, period: str) -> str:
-        """Returns a leaderboard, or one period of it."""
+        """Returns the key of a leaderboard, or of one period of it."""
         return f"board:{{{name}}}:{period}" if period else f"board:{{{name}}}"
 
     @staticmethod
@@ -2909,7 +2909,7 @@ def split_token(token: str) -> tuple[str, str] | None:
 
 
 class Seat(NamedTuple):
-    """What a player does, as read from `seats:{lobby}`; trivia.lua writes it."""
+    """What a player does, as `seats:{lobby}` has it; trivia.lua writes it."""
 
     connection: str
     turn: int
@@ -2939,7 +2939,7 @@ class Match(NamedTuple):
     uids: list[str]
     again: str  # the game that they play again, or ''
     draw: str  # the day or the challenge whose questions they play; '' for questions of their own
-    bots: int  # how many play too
+    bots: int  # how many bots play too
 
     @classmethod
     def parse(cls, text: str) -> Match:
@@ -3074,11 +3074,12 @@ def _write_player(player: dict) -> bytes:
 
 
 def parse_state(text: str | bytes) -> dict:
-    """Parses the state of a game: phase, round, deadline, players, and once it ends reason, ended.
+    """Parses the state of a game: phase, round, deadline, players, spent, wrong.
 
-    Before it ends, it has gaps: how many game time had when `start` or `reveal` began.
-    `spent` and `wrong` are 0 unless the game has `total_seconds` or `lives`. A player has turn,
-    seq, score, and if they apply conn, kept, left, answer (choice, ms, points).
+    A game that ends also has reason and ended. Any other has gaps: how many gaps game time had had
+    when `start` or `reveal` began. `spent` and `wrong` are 0 unless the game has `total_seconds` or
+    `lives`. A player has turn, seq, score, and if they apply conn, kept, left, answer (choice, ms,
+    points).
     """
     packed = Packed(text)
     if packed.is_json:
@@ -3132,7 +3133,7 @@ class Run(NamedTuple):
 
 
 def write_draw(quiz: str, ids: list[str]) -> str:
-    """Writes the questions of a day, with the ids by which later versions of them are known."""
+    """Writes the questions of a day, with their ids, which later versions of them keep."""
     return dumps([quiz, ids])
 
 
@@ -3210,7 +3211,7 @@ class Unavailable(Exception):
     """Redis can't be reached or can't do it now. Whether the command ran may be unknown."""
 
 
-# Errors of a node that has not run the command: another node has the slot, or will have it soon.
+# Errors of a node that has not run the command: another node has the slot now or soon.
 REDIRECTIONS = ("MOVED ", "ASK ", "TRYAGAIN")
 REDIRECTION = re.compile(r"(MOVED|ASK) (\d{1,5}) (.*):(\d{1,5})")
 # Errors of Redis that pass: it starts, is a replica or busy, or has no memory or disk left.
@@ -3228,7 +3229,7 @@ PASSING = (
 )
 FUNCTION_LOST = "ERR Function not found"
 LIBRARY_EXISTS = "already exists"
-TIMED_EACH_S = 0.02  # between two writes whose first reply is timed
+TIMED_EACH_S = 0.02  # at least so long between two writes whose first reply is timed
 OnReply = Callable[[Any], None]
 CommandPart = str | bytes | int | float
 
@@ -3272,7 +3273,7 @@ class Replies:
             self.future.set_result(self.replies)
 
     def take(self, place: int, reply: Any) -> None:
-        """Takes the reply to a command. An exception is that of all."""
+        """Takes the reply to one command. An exception fails the Future at once."""
         self.replies[place] = reply
         self.missing -= 1
         if isinstance(reply, Exception):
@@ -3301,7 +3302,7 @@ class RedisConnection(asyncio.Protocol):
         self.nodes = nodes
         self.channels: set[str] = set()  # those that it is subscribed to
         self.durable = self  # the connection for what replicas must have: see Redis.run_durably
-        self.is_second = False  # whether this is the durable one of another
+        self.is_durable = False  # whether it is the durable connection beside another
         self.next_wait: asyncio.Task | None = None  # the WAIT that covers what is written now
         self.last_wait: asyncio.Task | None = None
         self.loop = asyncio.get_running_loop()
@@ -3405,7 +3406,7 @@ class RedisConnection(asyncio.Protocol):
             self.channels.add(channel)
             if self.pending:  # the command has no other reply
                 self._resolve(push)
-        elif kind == "sunsubscribe":  # another node has its slot now
+        elif kind == "sunsubscribe":  # another node has the channel's slot now
             self.channels.discard(channel)
             self._tell_nodes()
 
@@ -3450,8 +3451,8 @@ class RedisConnection(asyncio.Protocol):
     async def probe(self) -> None:
         """Sends a silent peer a PING. Drops it after SILENT_S of silence.
 
-        That is a fence: once another node has taken its place, what a node still acknowledges is
-        undone. So its connection must be gone by then. A node that is only slow keeps it.
+        That is a fence: a failover undoes what the old primary still acknowledges. Its connection
+        must be gone by then. A node that is only slow keeps its connection.
         """
         now_s = self.loop.time()
         if now_s < self.heard_at_s + PROBE_S:
@@ -3496,12 +3497,12 @@ def _ignore_reply(reply: Any) -> None:
 # without a restart.
 #
 # Invariants: a command that a node refused with MOVED, ASK or TRYAGAIN did not run. Only such a
-# command is sent again, for REDIRECT_S at most. With SILENT_S, each command has a reply or an error
-# within 6 s. A command for a primary that is away fails at once; the other primaries go on. A
-# channel is subscribed on the primary of its slot. `on_return` tells whose events may have been
-# missed.
+# command is sent again, for REDIRECT_S at most. Each command has a reply or an error within 6 s,
+# since a silent connection is dropped. A command for a primary that is away fails at once; the
+# other primaries go on. A channel is subscribed on the primary of its slot. `on_return` tells whose
+# events may have been missed.
 #
-# To add a word to REDIS_URL: WORDS, and a field of Place.
+# To add a word to REDIS_URL: URL_WORDS, and a field of Place.
 
 SLOTS = 16384
 MAX_WANTED = 64  # nodes without slots, to which redirections lead
@@ -3511,12 +3512,12 @@ RETRY_S = 0.02  # shortest pause before a command that was refused twice is sent
 OPEN_S = 1  # a node of several must connect and greet within this time
 FOLLOW_S = {"server": float("inf"), "sentinel": 1, "cluster": 2}  # between looks for the primaries
 MAX_PAUSE_S = {"server": 2, "sentinel": 0.5, "cluster": 0.5}  # between attempts to reconnect
-WORDS = {  # {kind: what may stand behind the ? of REDIS_URL}
+URL_WORDS = {  # {kind: parameters that may follow the ? of REDIS_URL}
     "server": ("db", "username", "password", "replicas", "shards"),
     "sentinel": ("db", "replicas", "shards", "sentinel_username", "sentinel_password"),
     "cluster": ("replicas", "shards"),
 }
-TLS_WORDS = ("ssl_ca_certs",)  # what also may stand there with rediss
+TLS_WORDS = ("ssl_ca_certs",)  # those that may also follow with rediss
 URL_FORMS = (
     "expected unix://PATH, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,.../NAME or "
     "redis+cluster://HOST:PORT,..., or rediss for TLS, with %2F for / in a password"
@@ -3539,10 +3540,10 @@ class Place(NamedTuple):
     login: tuple[str, ...] = ()  # user and password
     db: int = 0
     name: str = ""  # of the primary that the Sentinels watch
-    replicas: int = 0  # that must have a change of an account before it is acknowledged
+    replicas: int = 0  # how many must have a change of an account before it is acknowledged
     shards: int = SHARDS["server"]  # over which new games are spread
     sentinel_login: tuple[str, ...] = ()
-    text: str = ""  # the URL without user, password and words, for messages
+    text: str = ""  # the URL without user, password and parameters, for messages
 
     @property
     def is_socket(self) -> bool:
@@ -3581,7 +3582,7 @@ class Place(NamedTuple):
             addresses = (path,)
         else:
             addresses = tuple(cls._address(host, kind) for host in hosts.split(","))
-        known = WORDS[kind] + TLS_WORDS * (scheme == "rediss")
+        known = URL_WORDS[kind] + (TLS_WORDS if scheme == "rediss" else ())
         unknown = [word for word in words if word not in known]
         if unknown:
             expected = ", ".join(known)
@@ -3728,25 +3729,25 @@ class Nodes:
                 link.transport.abort()
 
     async def _ask_sentinels(self) -> str:
-        """Returns the address of the primary. The newest configuration of a Sentinel counts.
+        """Returns the address of the primary, by the Sentinel with the newest configuration.
 
-        A primary that is being replaced does not count: what it takes is lost.
+        Raises Unavailable while a primary is being replaced: what it takes then is lost.
         """
-        asked = await asyncio.gather(*map(self._ask_sentinel, self.place.addresses))
-        answers = [one for one in asked if isinstance(one, dict)]
+        replies = await asyncio.gather(*map(self._ask_sentinel, self.place.addresses))
+        answers = [reply for reply in replies if isinstance(reply, dict)]
         if not answers:
-            for error in asked:
+            for error in replies:
                 if isinstance(error, Fatal):
                     raise error
-            raise Unavailable("no Sentinel answers: " + "; ".join(map(str, asked)))
-        newest = max(answers, key=lambda one: int(one["config-epoch"]))
-        flags = {flag for one in answers for flag in one["flags"].split(",")}
+            raise Unavailable("no Sentinel answers: " + "; ".join(map(str, replies)))
+        newest = max(answers, key=lambda answer: int(answer["config-epoch"]))
+        flags = set(",".join(answer["flags"] for answer in answers).split(","))
         if flags & {"o_down", "failover_in_progress"}:
             raise Unavailable(f"{newest['ip']}:{newest['port']} is down; its Sentinels replace it")
         return f"{newest['ip']}:{newest['port']}"
 
     async def _ask_sentinel(self, address: str) -> dict[str, str] | BaseException:
-        """Returns what a Sentinel knows of the primary; Unavailable or Fatal if nothing."""
+        """Returns what a Sentinel knows of the primary, or else Unavailable or Fatal."""
         link = self.sentinels.get(address)
         try:
             async with asyncio.timeout(OPEN_S):
@@ -3794,7 +3795,7 @@ class Nodes:
                 await self._greet(link)
                 if self.place.replicas:
                     link.durable = await self.open_link(address, self)
-                    link.durable.is_second = True
+                    link.durable.is_durable = True
                     await self._log_in(link.durable, self.place.login, MODES[self.place.kind])
                     await self._select(link.durable)
         except (hiredis.ReplyError, Unavailable, TimeoutError, Fatal) as error:
@@ -3826,7 +3827,10 @@ class Nodes:
     async def _log_in(
         self, link: RedisConnection, login: tuple[str, ...], mode: str, role: str = ""
     ) -> None:
-        """Signs in, and checks that this is the kind of server that was expected. Raises Fatal."""
+        """Signs in, and checks that the server has the expected version, mode and role.
+
+        Raises Fatal, or Unavailable for another role.
+        """
         expected = "expected Redis 7.0 or Valkey 8 or later"
         name = self._named(link.address)
         try:
@@ -3845,15 +3849,16 @@ class Nodes:
 
     async def _load_library(self, link: RedisConnection) -> None:
         try:
-            # When its memory is full, Redis refuses even to load what is there.
+            # When its memory is full, Redis refuses to load even a library that it has.
             if not await link.call("FUNCTION", "LIST", "LIBRARYNAME", LIBRARY.name):
                 await link.call("FUNCTION", "LOAD", LIBRARY.text)
         except hiredis.ReplyError as error:
             text = str(error)
             if LIBRARY_EXISTS in text:
                 return
-            remedy = "use the user trivia of redis.conf" if text.startswith("NOPERM") else ""
-            remedy = remedy or "expected Redis 7.0 or Valkey 8 or later, with functions"
+            remedy = "expected Redis 7.0 or Valkey 8 or later, with functions"
+            if text.startswith("NOPERM"):
+                remedy = "use the user trivia of redis.conf"
             name = self._named(link.address)
             raise Fatal(f"{name}: can't load trivia.lua: {text}; {remedy}") from None
 
@@ -3866,10 +3871,10 @@ class Nodes:
     async def _align(self, is_start: bool = False) -> set[str]:
         """Brings connections, slots and subscriptions in line with the primaries.
 
-        Returns the tags whose channels were subscribed anew. Raises Unavailable or Fatal.
+        Returns the tags whose channels it subscribed to anew. Raises Unavailable or Fatal.
         """
         if self.embedded:
-            if self.disk_is_full():  # it would start, and exit at its first write
+            if self.disk_is_full():  # Redis would start, and exit at its first write
                 raise Unavailable(f"{self.place.text}: {self._full_disk()}")
             await asyncio.to_thread(self.embedded.start)
         rows = await self._find_primaries()
@@ -3909,7 +3914,7 @@ class Nodes:
             )
 
     def _drop_links(self) -> None:
-        """Closes what leads to no primary, or is broken."""
+        """Closes connections that are broken, or lead neither to a primary nor to a wanted node."""
         now_s = asyncio.get_running_loop().time()
         self.wanted = {one: until_s for one, until_s in self.wanted.items() if now_s < until_s}
         for address, link in list(self.links.items()):
@@ -3929,9 +3934,9 @@ class Nodes:
         self.only = None if self.place.kind == "cluster" else slots[0]
 
     async def subscribe(self) -> set[str]:
-        """Subscribes to the channels where they are missing. Returns the tags of these.
+        """Subscribes to the channels that lack a subscription. Returns their tags.
 
-        Raises Unavailable, or Fatal if the user may not read one.
+        Raises Unavailable, or Fatal if the user may not read a channel.
         """
         missing = []
         for channel, tag in self.channels.items():
@@ -3954,7 +3959,7 @@ class Nodes:
         self.trouble.set()
 
     def redirect(self, link: RedisConnection, error: str, pending: Pending) -> None:
-        """Sends a command that a node refused to the node that it names, or again later."""
+        """Sends a refused command again: to the node that the refusal names, or later."""
         on_reply, packed, is_function, since_s = pending
         waited_s = link.loop.time() - since_s if since_s else 0.0
         if waited_s > REDIRECT_S:
@@ -3969,7 +3974,7 @@ class Nodes:
         elif target is not None and not since_s:
             target.resend(again)
         else:
-            self._send_later(link.loop, link.is_second, again)
+            self._send_later(link.loop, link.is_durable, again)
 
     def _target(self, link: RedisConnection, error: str) -> RedisConnection | None:
         """Returns the connection to the node that a redirection names, if there is one."""
@@ -3986,24 +3991,24 @@ class Nodes:
             return None
         if kind == "MOVED":
             self.slots[int(slot)] = target
-        if link.is_second:
-            # An ASK says nothing of the next command on this connection, which is WAIT.
+        if link.is_durable:
+            # An ASK would not redirect the next command on this connection, which is WAIT.
             return target.durable if kind == "MOVED" else None
         return target if target is not link else None
 
-    def _send_later(self, loop: Any, is_second: bool, pending: Pending) -> None:
+    def _send_later(self, loop: Any, is_durable: bool, pending: Pending) -> None:
         waited_s = loop.time() - pending[3]
         if waited_s > REDIRECT_S:
             return pending[0](Unavailable("no node takes the command"))
         pause_s = max(RETRY_S, waited_s / 2)
-        loop.call_later(pause_s, self._send_again, loop, is_second, pending)
+        loop.call_later(pause_s, self._send_again, loop, is_durable, pending)
 
-    def _send_again(self, loop: Any, is_second: bool, pending: Pending) -> None:
+    def _send_again(self, loop: Any, is_durable: bool, pending: Pending) -> None:
         link = self.slots[slot_of_packed(pending[1])]
-        if is_second:
+        if is_durable:
             link = link.durable
         if link.closed.done():
-            self._send_later(loop, is_second, pending)
+            self._send_later(loop, is_durable, pending)
         else:
             link.resend(pending)
 
@@ -4080,14 +4085,14 @@ class Nodes:
 
 
 # ---- Redis ---------------------------------------------------------------------------------------
-# Runs the commands of the rest of the module. Each goes to the primary of its key. What concerns
-# the whole store goes to all primaries.
+# Runs the commands of the rest of the module. Each goes to the primary of its key. A command
+# without a key goes to all primaries.
 #
 # Invariants: a command has its first key behind its name. All keys of a function share a tag. A
-# worker has checked the format of the data before it reads any of it.
+# worker checks the format of the data before it reads any of it.
 
 WAIT_MS = 1000  # replicas must have a change within this time
-LOBBY_SHARE = 0.1  # of all that Redis does for games, the lobby's part: matches, seats, presence
+LOBBY_SHARE = 0.1  # the lobby's part of the work of Redis for games: matches, seats, presence
 
 
 def run_of(name: str, keys: tuple[str, ...], *args: CommandPart) -> tuple:
@@ -4105,8 +4110,8 @@ class Redis(Nodes):
         super().__init__(place, on_events, self._check_data, embedded)
         self.worker = worker
         self.shards = self.place.shards  # tags of games that this worker serves
-        self.new_shards = [0]  # that a new game may have; each heartbeat sets them
-        self.weights = [1.0]  # how often it has each of them
+        self.new_shards = [0]  # shards of new games; each heartbeat sets them
+        self.weights = [1.0]  # how often a new game gets each of them
         if worker:
             self.channels = Keys.channels(worker, self.shards)
         self.may_migrate = False  # whether this process may migrate data of an older format
@@ -4120,11 +4125,11 @@ class Redis(Nodes):
         text = await self.call("GET", Keys.format)
         if text is None:
             if await self.call("EXISTS", Keys.bank):  # format 1 had no such key
-                self.format = self._welcome(1)
+                self.format = self._accept_older(1)
                 return
             self.is_new = await self.call("SET", Keys.format, FORMAT, "NX") is not None
         elif text in map(str, READABLE):
-            self.format = self._welcome(int(text))
+            self.format = self._accept_older(int(text))
             return
         elif text != str(FORMAT):
             raise Fatal(
@@ -4133,7 +4138,7 @@ class Redis(Nodes):
             )
         self.format = FORMAT
 
-    def _welcome(self, old: int) -> int:
+    def _accept_older(self, old: int) -> int:
         """Returns an older format if its data may be migrated, or raises Fatal."""
         if self.may_migrate:
             return old
@@ -4178,7 +4183,7 @@ class Redis(Nodes):
         """Sends commands that write, then some that read. Returns the replies to the latter.
 
         One connection keeps this order. The primaries of a cluster don't: there the reads leave
-        when everything is written.
+        after the replies to the writes.
         """
         if self.only is None:
             await self.together(writes)
@@ -4196,15 +4201,16 @@ class Redis(Nodes):
         self.at(keys[0]).send(on_reply, run_of(name, keys, *args), is_function=True)
 
     def spread(self, shards: int, workers: int) -> None:
-        """Chooses the shards of new games, for so many living workers.
+        """Chooses the shards of new games, for this number of living workers.
 
-        There are as many as workers, since games of one shard share calls. Each primary has equally
-        many of them, one at least; one that is away has none. That of the lobby gets fewer games.
-        Each worker advances about equally many of these shards: see Games.share.
+        There are about as many as workers, since games of one shard share calls. Each primary that
+        can be reached has the same number of them, at least one. The primary of the lobby gets
+        fewer games. Each worker advances about as many of them as any other: see Games.share.
         """
         links = [(shard, self.at(Keys.shard(shard)[0])) for shard in range(shards)]
-        parts: dict[str, list[int]] = {}
-        for shard, link in [one for one in links if one[1].is_open] or links:
+        reachable = [(shard, link) for shard, link in links if link.is_open]
+        parts: dict[str, list[int]] = {}  # address of a primary -> its shards
+        for shard, link in reachable or links:
             parts.setdefault(link.address, []).append(shard)
         lobby = self.at(Keys.seats).address
         each = math.ceil(workers / len(parts))
@@ -4235,8 +4241,8 @@ class Redis(Nodes):
         """Runs a function whose changes must survive a failover, such as those of accounts.
 
         With `replicas` in REDIS_URL it waits until so many replicas have them. Raises Unavailable
-        if they don't have them within WAIT_MS. Games don't wait, and have a connection of their
-        own: WAIT holds up all commands behind it.
+        if they don't have them within WAIT_MS. Games don't wait, and use another connection: WAIT
+        blocks all commands behind it.
         """
         link = self.at(keys[0]).durable
         reply = await link.call(*run_of(name, keys, *args), is_function=True)
@@ -4271,7 +4277,7 @@ class Redis(Nodes):
         return await link.call("WAIT", self.place.replicas, WAIT_MS)
 
     async def scan(self, key: str) -> AsyncIterator[tuple[str, str]]:
-        """Yields (field, value) of a hash. It reads portions: redis.conf allows 32 MB at once."""
+        """Yields (field, value) of a hash. It reads portions: redis.conf bounds what may wait."""
         cursor = ""
         while cursor != "0":
             cursor, rows = await self.call("HSCAN", key, cursor or "0", "COUNT", 1000)
@@ -4302,12 +4308,10 @@ class Redis(Nodes):
 
     async def info(self) -> dict[str, dict[str, str]]:
         """Returns what INFO says on each primary: {address: {name: value}}; {} if it is away."""
-        links = [self.links.get(address) for address in sorted(self.primaries)]
-        texts = await asyncio.gather(
-            *(link.call("INFO") for link in links if link), return_exceptions=True
-        )
         found: dict[str, dict[str, str]] = {address: {} for address in sorted(self.primaries)}
-        for link, text in zip(filter(None, links), texts, strict=True):
+        links = [self.links[address] for address in found if address in self.links]
+        texts = await asyncio.gather(*(link.call("INFO") for link in links), return_exceptions=True)
+        for link, text in zip(links, texts, strict=True):
             if isinstance(text, hiredis.ReplyError):
                 raise text
             if isinstance(text, str):
@@ -4318,7 +4322,7 @@ class Redis(Nodes):
     async def drop_unused_libraries(self) -> None:
         """Deletes the libraries of versions that no living worker runs.
 
-        A worker that just starts may lose its library here; its next call loads it again.
+        A worker that has just started may lose its library here; its next call loads it again.
         """
         versions = await self.call("HVALS", Keys.libraries)
         used = {version.partition(" ")[0] for version in versions} | {LIBRARY.digest}
