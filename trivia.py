@@ -4356,9 +4356,9 @@ DICE = secrets.SystemRandom()  # nobody can foresee its draws from earlier ones
 
 
 def new_dice() -> random.Random:
-    """Returns dice for many draws, such as those of a game. Each draw of DICE asks the OS.
+    """Returns fast dice for many draws, such as those of a game: DICE asks the OS at each draw.
 
-    Their seed is too long to be guessed. Who foresees their draws has seen 20,000 bits of them.
+    Nobody can guess their seed. To foresee their draws takes 20,000 bits of earlier ones.
     """
     return random.Random(secrets.randbits(256))
 
@@ -4369,7 +4369,7 @@ MAX_LISTED_ORDERS = 5  # up to so many choices, all orders are listed: 1.4 us a 
 
 
 def fold(value: str) -> str:
-    """Returns the form in which unique values are compared: without case and Unicode forms."""
+    """Returns the form in which unique values are compared: NFKC, without letter case."""
     return unicodedata.normalize("NFKC", value).casefold()
 
 
@@ -4387,8 +4387,8 @@ TYPOGRAPHY = str.maketrans("‘’‚‛“”„‟‐‑‒–—−", "''''\"
 
 
 def appearance(text: str) -> str:
-    """Returns what a reader sees of a text. Two texts that look the same give the same."""
-    if not (text.isascii() and text.isprintable()):  # as nearly all are
+    """Returns what a reader sees of a text, the same for two texts that look the same."""
+    if not (text.isascii() and text.isprintable()):  # nearly all texts are
         text = unicodedata.normalize("NFC", _UNSEEN.sub("", text)).replace(BLANK_BRAILLE, " ")
     return " ".join(text.split())
 
@@ -4493,7 +4493,7 @@ class Bank:
         self.is_in_use = False  # whether load() has begun to read it
 
     async def load(self) -> None:
-        """Reads the whole bank. The ids come first, so that each number that they name is there."""
+        """Reads the whole bank: the ids first, so that it then has each number that they name."""
         self.is_in_use = True
         ids = {}
         async for question_id, entry in self.redis.scan(Keys.ids):
@@ -4529,7 +4529,7 @@ class Bank:
         self.pools = {name: self._pool(queue, kinds) for name, queue in queues}
 
     def by_kind(self, numbers: Iterable[int]) -> dict[tuple, list[int]]:
-        """Groups questions by their kind: of 704 there are 48, and queues choose among these."""
+        """Groups questions by kind. Queues choose among kinds: there are 48 for 704 questions."""
         kinds = defaultdict(list)
         for number in numbers:
             kinds[self.questions[number].kind].append(number)
@@ -4542,9 +4542,11 @@ class Bank:
 
     def _pool(self, queue: Queue, kinds: dict[tuple, list[int]]) -> list[int]:
         pool = numbers_for(queue.spec, kinds)
-        hidden = {self.ids.get(question) for question in self.reserved}
-        free = pool if queue.is_daily else [number for number in pool if number not in hidden]
-        # A queue that is newer than the draws may be left with too few: it then takes them all.
+        if queue.is_daily:
+            return pool
+        hidden = {self.ids.get(question_id) for question_id in self.reserved}
+        free = [number for number in pool if number not in hidden]
+        # Draws that are older than a queue may leave it too few questions: it then takes them all.
         return free if len(free) >= queue.spec["rounds"] else pool
 
     @property
@@ -4569,7 +4571,8 @@ class Bank:
         outcomes = []
         for start in range(0, len(questions), BANK_PORTION):
             portion = questions[start : start + BANK_PORTION]
-            outcomes += await self.redis.together([_put_call(one, mode) for one in portion])
+            calls = [_put_call(question, mode) for question in portion]
+            outcomes += await self.redis.together(calls)
         if any(kind in ("added", "changed") for kind, *_ in outcomes):
             await self.tell_workers()
         return outcomes
@@ -4594,15 +4597,15 @@ class Bank:
         await self.redis.call("HSET", Keys.bank, name, file_digest)
 
     def pick(self, queue: str, seen: list[bytes]) -> list[int]:
-        """Returns numbers of questions for a game that none of its players has seen.
+        """Returns the numbers of the questions for a game.
 
-        When those run out, it takes the ones that the fewest of the players have seen.
+        It takes questions that none of the players has seen, then those that the fewest have seen.
         """
         pool = self.pools[queue]
         rounds = self.schema.queues[queue].spec["rounds"]
         dice = new_dice()
         picked = set()
-        for _ in range(rounds * 4):  # enough while most are unseen
+        for _ in range(rounds * 4):  # draws enough while most questions are unseen
             number = dice.choice(pool)
             if not times_seen(number, seen):
                 picked.add(number)
@@ -4638,7 +4641,7 @@ def all_orders(choices: int) -> list[str]:
 
 
 def fitting(kinds: Mapping[tuple, Any], spec: dict) -> dict[tuple, Any]:
-    """Returns those kinds of questions that a queue may ask, with what belongs to each."""
+    """Returns the kinds of questions that a queue may ask, with their values in `kinds`."""
     categories = spec.get("categories")
     difficulties = spec.get("difficulties")
     return {
@@ -4650,7 +4653,7 @@ def fitting(kinds: Mapping[tuple, Any], spec: dict) -> dict[tuple, Any]:
 
 
 def numbers_for(spec: dict, kinds: Mapping[tuple, list[int]]) -> list[int]:
-    """Returns the questions that a queue may ask, of those that are grouped by kind."""
+    """Returns the questions that a queue may ask, out of {kind: questions}."""
     return list(itertools.chain(*fitting(kinds, spec).values()))
 
 
@@ -4671,9 +4674,9 @@ def shortages(schema: Schema, questions: list[Question]) -> Iterable[Mistake]:
 
 
 def least_to_draw(schema: Schema, counts: Mapping[tuple, int]) -> int:
-    """Returns how many of its questions a daily queue needs, so that all others keep enough.
+    """Returns how many questions a daily queue needs, so that all other queues keep enough.
 
-    `counts` has how many there are of each kind.
+    `counts` says how many of its questions are of each kind.
     """
     least = 0
     for queue in schema.queues.values():
@@ -4684,7 +4687,7 @@ def least_to_draw(schema: Schema, counts: Mapping[tuple, int]) -> int:
 
 
 def missing_categories(schema: Schema, questions: list[Question]) -> Iterable[Mistake]:
-    """Yields the categories of queues of which there is no question."""
+    """Yields the categories of queues for which the bank has no question."""
     known = sorted({question.category for question in questions})
     for name, queue in schema.queues.items():
         for index, category in enumerate(queue.spec.get("categories", ())):
@@ -4785,16 +4788,16 @@ def _items_of(file: Path) -> tuple[list, list[str]]:
 
 def _unknown_item_keys(items: list) -> list[str]:
     """Names each unknown key once, with the first item that has it."""
-    first_seen = {}
-    counts: Counter[str] = Counter()
+    places = defaultdict(list)  # key -> numbers of the items that have it
     for number, item in enumerate(items, 1):
-        for key in item.keys() - set(ITEM_KEYS) if isinstance(item, dict) else ():
-            first_seen.setdefault(key, number)
-            counts[key] += 1
+        keys = item if isinstance(item, dict) else ()
+        for key in keys:
+            if key not in ITEM_KEYS:
+                places[key].append(number)
     remarks = []
-    for key, number in sorted(first_seen.items(), key=lambda row: row[1]):
-        more = f" and {counts[key] - 1} more" if counts[key] > 1 else ""
-        remarks.append(_unknown_key(f"item {number}{more}", key, ITEM_KEYS))
+    for key, (first, *others) in places.items():
+        more = f" and {len(others)} more" if others else ""
+        remarks.append(_unknown_key(f"item {first}{more}", key, ITEM_KEYS))
     return remarks
 
 
@@ -4834,14 +4837,13 @@ def _text(item: dict, key: str) -> str:
 
 
 def _refuse_look_alikes(answers: list[str]) -> None:
-    seen: dict[str, str] = {}
+    by_look: dict[str, str] = {}
     for answer in answers:
-        look_of_it = appearance(answer)
-        other = seen.get(look_of_it)
-        seen[look_of_it] = answer
-        if other is not None:
-            pair = f"{json.dumps(other)} and {json.dumps(answer)}"  # escapes what can't be seen
+        look = appearance(answer)
+        if look in by_look:  # json.dumps escapes what can't be seen
+            pair = f"{json.dumps(by_look[look])} and {json.dumps(answer)}"
             raise ValueError(f"two of its answers are the same or look the same: {pair}")
+        by_look[look] = answer
 
 
 def _item_id(value: Any) -> str:
@@ -4963,9 +4965,9 @@ class Importer:
         by_text: dict[str, list] = {}
         known = set(self.bank.ids)
         for question_id, number in self.bank.ids.items():
-            there = self.bank.questions[number]
-            known.add(there.digest)
-            by_text.setdefault(there.folded_text, []).append((question_id, there.choices[0]))
+            stored = self.bank.questions[number]
+            known.add(stored.digest)
+            by_text.setdefault(stored.folded_text, []).append((question_id, stored.choices[0]))
         found = {}
         for number, question in self.file.questions.items():
             others = by_text.get(question.folded_text)
@@ -5036,16 +5038,16 @@ def _differences(row: str, question: Question, form: str) -> str:
 # counts to the sums in Redis every few seconds. So an answer costs nothing. The last counts of a
 # worker die with it. An edited question has a new number, and so begins anew.
 #
-# A question with `difficulty: auto` has a rating, as players have. In rated games that count, each
-# answer moves it: the more, the less likely the answer was (Elo's expectation) and the more
-# uncertain the rating still is. Its variance falls with each answer, as in Glicko. A day moves it
-# by LEVEL_A_DAY at most.
+# A question with `difficulty: auto` has a rating, as players have. Each answer in a rated game that
+# counts moves it. A less likely answer (Elo's expectation) moves it more, and so does a more
+# uncertain rating. Its variance falls with each answer, as in Glicko. A day moves it by LEVEL_A_DAY
+# at most.
 
 TIME_BOUNDS_MS = (700, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11_000, 16_000)
 TIMES = len(TIME_BOUNDS_MS) + 1
 COUNTED_AT_ONCE = 25  # questions whose sums one call adds: 1 ms of Redis
-PAUSE_S = 0.03  # for each question, so that additions take a thousandth of the time of Redis
-MOST_PAUSE_S = 60  # a worker that dies takes no more of its counts along
+PAUSE_S = 0.03  # after each question, so that additions take a thousandth of the time of Redis
+MOST_PAUSE_S = 60  # a worker that dies loses the counts of this time at most
 LEVELS_S = 60  # between two looks at the levels of questions
 LEVEL_START = 1500, 350  # rating and uncertainty of a new question
 LEVEL_LEAST_SIGMA = 60  # uncertainty that always stays, so that a rating never stops moving
@@ -5055,7 +5057,7 @@ MOST_FLAGS = 200  # players who flagged a question that are remembered
 
 
 def level_of(text: str) -> str:
-    """Returns the difficulty for an entry of `levels:{bank}`; '' is that of a new question."""
+    """Returns the difficulty for an entry of `levels:{bank}`; a new question has the entry ''."""
     rating = float(text.split(" ")[0]) if text else LEVEL_START[0]
     if rating < EASY_BELOW:
         return "easy"
@@ -5066,9 +5068,9 @@ def level_of(text: str) -> str:
 class QuestionSums:
     """Sums over all answers to a question, as `stats:{bank}` has them, separated by spaces.
 
-    `rest_right` adds up, over the players who were right, how many percent of the other questions
-    of their game they had right; `rest_wrong` the same over those who were not. So they tell
-    whether better players fail the question.
+    A player's rest is the percentage of the other questions of their game that they had right.
+    `rest_right` sums it over the players who were right here, `rest_wrong` over all others. The two
+    tell whether better players fail the question.
     """
 
     shown: int = 0
@@ -5079,14 +5081,14 @@ class QuestionSums:
 
     @classmethod
     def parse(cls, text: str) -> QuestionSums:
-        """Parses what `add` has added up."""
+        """Parses what Redis has added up from texts of __str__."""
         if not text:
             return cls()
         shown, right, wrong, *rest = map(int, text.split())
         return cls(shown, right, wrong, rest[:TIMES], rest[TIMES:])
 
     def add(self, rest: int, answer: dict | None, choice: int) -> None:
-        """Counts one more player; `choice` counts from the right one."""
+        """Counts one more player. `choice` is 0 for the right one, -1 for no answer."""
         self.shown += 1
         if choice == 0:
             self.rest_right += rest
@@ -5117,7 +5119,7 @@ class QuestionSums:
 
     @property
     def better_fail_by(self) -> float:
-        """By how many percentage points of the other questions those who fail it are better."""
+        """How many percentage points higher the average rest is of those who fail the question."""
         wrong = self.shown - self.right
         if not wrong or not self.right:
             return 0.0
@@ -5131,7 +5133,7 @@ class QuestionStatistics:
         self.redis = redis
         self.bank = bank
         self.sums: dict[int, QuestionSums] = {}
-        self.results: dict[int, list[str]] = {}  # "RATING:1" for each right answer, else 0
+        self.results: dict[int, list[str]] = {}  # "RATING:1" for a right answer, "RATING:0" else
 
     def count(self, game: Game) -> None:
         """Counts the rounds of a game that has ended. It takes some 10 us a round."""
@@ -5140,8 +5142,8 @@ class QuestionStatistics:
             if player.is_bot:
                 continue
             mine = [
-                (*put, answers[seat])
-                for put, answers in played[player.first_round - 1 :]
+                (*question, answers[seat])
+                for question, answers in played[player.first_round - 1 :]
                 if seat < len(answers) and (answers[seat] or not player.left)
             ]
             rates = bool(player.strength) and game.result[seat].get("counts", True)
@@ -5163,7 +5165,7 @@ class QuestionStatistics:
                 self.results.setdefault(number, []).append(result)
 
     async def add_up(self) -> float:
-        """Adds what was counted to the sums in Redis; what a call that fails has is lost.
+        """Adds what was counted to the sums in Redis. A call that fails loses its counts.
 
         Returns the seconds until the next time: the more questions, the longer.
         """
@@ -5188,13 +5190,13 @@ class QuestionStatistics:
 # Hashes passwords with argon2id in a few threads, and bounds how often passwords may be tried.
 #
 # Invariants: each address has an equal share of the hashing threads, however much it asks for.
-# Whether a try is allowed depends only on the address and on what the caller typed, never on the
-# account behind it. Each allowed try costs the same work, with or without an account. So neither
-# the answer nor its time tells who has an account, or which private value belongs to whom.
+# Whether a try is allowed depends only on the address and on what the caller typed, not on the
+# account. Each allowed try costs the same work, with or without an account. So neither the answer
+# nor its time tells who has an account, or which private value belongs to whom.
 
 
 def address_digest(address: str) -> str:
-    """Returns what allowances and accounts keep of an address."""
+    """Returns the digest by which allowances and accounts know an address."""
     return digest(address, 6)
 
 
@@ -5220,7 +5222,7 @@ class Passwords:
         self.queue = queue
         self.waiting = 0
         self.lanes: dict[str, deque[HashJob]] = {}  # by address, in the order of their turns
-        # Nobody has a password with this random digest. To hash one would take 30 ms of each start.
+        # No password has this random digest. To hash a random password takes 30 ms of each start.
         salt, digest = (base64.b64encode(os.urandom(size)).decode().strip("=") for size in (16, 32))
         hasher = self.hasher
         cost = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
@@ -5243,7 +5245,7 @@ class Passwords:
         return await job.done
 
     def _make_room(self, lane_length: int) -> None:
-        """Drops the last job of the longest lane. Raises Problem if that would not be fairer."""
+        """Drops the last job of the longest lane. Raises Problem if no other lane is longer."""
         text = "Too many sign-ins at once; try again shortly."
         problem = Problem("unavailable", text, retry_after=2)
         longest = max(self.lanes.values(), key=len)
@@ -5271,19 +5273,19 @@ class Passwords:
         _set_reply(done, running.exception() or running.result())
 
     async def hash(self, password: str, address: str) -> str:
-        """Returns the hash to keep."""
+        """Returns the hash of a password."""
         return await self._run(address, self.hasher.hash, normalized(password))
 
     async def verify(self, kept: str | None, password: str, address: str) -> int:
         """Returns 0 if the password is wrong, 1 if it is right, 2 if its hash is outdated as well.
 
-        Without an account (None) it takes as long.
+        `kept` is the hash; None for no account, which takes the same time.
         """
         right = await self._run(address, self._verify, kept, password)
         return 0 if kept is None else right
 
     def _verify(self, kept: str | None, password: str) -> int:
-        """Tries each form of the password. A hash of version 1 is of the form that was typed."""
+        """Tries each Unicode form of the password: version 1 hashed the form that was typed."""
         forms = normalized(password), password, normalized(password, "NFD")
         kept = kept or self.hash_of_nobody
         for form in dict.fromkeys(forms):
@@ -5358,7 +5360,7 @@ class Allowances:
         return Allowance(key, self.limits.registration_seconds * 1000, self.limits.registrations)
 
     def renames(self, uid: str) -> Allowance:
-        """Bounds how often a user takes another name, and so how many are reserved for them."""
+        """Bounds how often a user changes names, and so how many are reserved for them."""
         return Allowance(Keys.limit("rename", uid), *RENAMES)
 
     def codes(self, network: str, uid: str = "") -> list[Allowance]:
@@ -5439,9 +5441,9 @@ class PasswordGuard:
         """Returns what Passwords.verify says of the user; {} stands for no such account.
 
         `name` is what the caller typed. The addresses of earlier sign-ins are exempt from the
-        shared allowances, so that no stranger can use these up for the owner. To hide this, a
-        password is hashed even if a shared allowance is used up; unless it is right and the address
-        is exempt, the answer is the same.
+        shared allowances, so that no stranger can use these up for the owner. To hide which
+        addresses are exempt, it hashes the password even if a shared allowance is used up. Only
+        the right password from an exempt address is accepted then.
         """
         typed = digest(fold(name), 9)
         here = address_digest(address)
@@ -5483,7 +5485,7 @@ class PasswordGuard:
 
 def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
     """Returns the problem of a caller who must wait."""
-    return Problem("too_many_attempts", errors=errors, retry_after=-(-wait_ms // 1000))
+    return Problem("too_many_attempts", errors=errors, retry_after=math.ceil(wait_ms / 1000))
 
 
 # ---- claims --------------------------------------------------------------------------------------
@@ -5500,7 +5502,7 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
 # name that can't be registered again either. A value that was given up stays reserved for
 # name_hold_days: its user can take it back, nobody else can.
 
-NOBODY = "-"  # stands for a UID
+NOBODY = "-"  # stands in place of a UID
 
 
 class Claims:
@@ -5518,7 +5520,8 @@ class Claims:
     async def find(self, value: str, *fields: str) -> str:
         """Returns the UID of the user with the value in one of the fields, or NOBODY.
 
-        It takes as many trips either way, and so as long. Without fields, it looks at all.
+        It makes the same number of trips either way, so that its time does not tell. Without
+        fields, it looks at all.
         """
         owner = await self._owner(value)
         return owner if value in await self._owned(owner, fields or self.fields) else NOBODY
@@ -5565,19 +5568,20 @@ class Claims:
         void = ""
         give_up_s = time.monotonic() + 2 * CLAIM_MS / 1000
         while time.monotonic() < give_up_s:
-            outcome, *held = await self._claim_once(value, uid, void)
+            outcome, *claim = await self._claim_once(value, uid, void)
             if outcome == "claimed":
-                return held[0]
+                return claim[0]
             if outcome == "reserved":
                 raise name_taken([field])
             if outcome == "pending":
                 await asyncio.sleep(CLAIM_PAUSE_S)
                 continue
-            void = held[0]
-            if value in await self._owned(void.split(" ")[0], self.fields):
+            (held,) = claim
+            if value in await self._owned(held.split(" ")[0], self.fields):
                 # If the owner's registration died before it could confirm the claim, this does it.
-                await self.redis.run_durably("settle_claim", (Keys.unique(value),), value, void, 1)
+                await self.redis.run_durably("settle_claim", (Keys.unique(value),), value, held, 1)
                 raise name_taken([field])
+            void = held
         raise Problem("unavailable", retry_after=1)
 
     async def try_claim(self, name: str, uid: str) -> dict[str, str]:
@@ -5587,7 +5591,7 @@ class Claims:
         return {value: claim[0]} if outcome == "claimed" else {}
 
     def _claim_once(self, value: str, uid: str, void: str = "") -> Awaitable[list[str]]:
-        """Returns what `claim` of trivia.lua says."""
+        """Returns what `claim` of trivia.lua says. It may replace the claim `void`."""
         keys = Keys.unique(value), Keys.reserved(value)
         operation = secrets.token_urlsafe(3)
         return self.redis.run_durably("claim", keys, value, uid, operation, CLAIM_MS, void)
@@ -5640,8 +5644,8 @@ class Claims:
     async def settle(self, uid: str, claims: dict[str, str]) -> bool:
         """Confirms the claims on values that the user has now, and releases the others.
 
-        Returns whether all still stood. A later operation of the same user makes its own claim
-        first, and then nothing is done here.
+        Returns whether all still stood. It leaves a value on which a later operation of the user
+        has made its own claim.
         """
         if not claims:
             return True
@@ -5655,7 +5659,7 @@ class Claims:
         return all(await asyncio.gather(*calls))
 
     async def reserve(self, values: Iterable[str], keeper: str) -> None:
-        """Reserves values that are about to be given up, for a user, or for NOBODY."""
+        """Reserves values that are about to be given up: for a user, or if NOBODY, for none."""
         if self.hold_s:
             calls = (
                 self.redis.run_durably("reserve", (Keys.reserved(value),), keeper, self.hold_s)
@@ -5711,7 +5715,7 @@ def is_confirmed(user: dict) -> bool:
 
 
 def ban_of(user: dict) -> dict | None:
-    """Returns {until_ms, reason} of a banned user, with 0 for a ban that has no end, or None."""
+    """Returns {until_ms, reason} of a banned user, or None. A ban without end has until_ms 0."""
     until_ms, _, reason = user.get(":ban", "").partition(" ")
     if not until_ms or 0 < int(until_ms) <= time.time() * 1000:
         return None
@@ -5768,8 +5772,8 @@ class Users:
     async def counted(self, address: str) -> AsyncIterator[None]:
         """Counts a registration, or a change of names, from an address.
 
-        One that is refused because a name is taken counts as a refusal only, so that refusals keep
-        nobody at the same address from a free name. Raises Problem if there were too many.
+        If a name is taken, it counts as a refusal only, so that refusals keep nobody at the same
+        address from a free name. Raises Problem if there were too many.
         """
         tries = self.allowances.registration_tries(address)
         made = self.allowances.registrations(address)
@@ -5831,7 +5835,7 @@ class Users:
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
 
     def expect_player(self, uid: str, is_guest: bool, field: str) -> Awaitable:
-        """Announces the event of a new guest or account. The user gets the field as it happens."""
+        """Announces the event of a new guest or account. It happens once the user has `field`."""
         event = f"{'guest' if is_guest else 'account'}_{uid}"
         data = {"player": uid, "guest": is_guest}
         return self.events.expect("player.registered", event, data, Keys.user(uid), field)
@@ -5841,13 +5845,13 @@ class Users:
     ) -> dict:
         """Signs in the user who has all names of a registration, if the password is theirs.
 
-        Else raises Problem FIELD_taken. It takes as long if the names belong to several users, so
-        that the time does not tell which email belongs to which username.
+        Raises Problem FIELD_taken otherwise. It takes the same time if the names belong to several
+        users, so that the time does not tell which email belongs to which username.
         """
         owners = set(taken.values())
         uid = owners.pop() if len(owners) == 1 else NOBODY
         user = await self.load(uid)
-        # Names that look free are theirs only if a failover has lost the claims on them.
+        # Names that look free belong to the user only if a failover has lost the claims on them.
         lost = {name: value for name, value in names.items() if name not in taken}
         if not lost.items() <= self.claims.values_of(user).items():
             raise name_taken(taken)
@@ -5890,14 +5894,14 @@ class Users:
     async def change(
         self, uid: str, user: dict, token: str, data: dict, password: str | None, address: str
     ) -> dict:
-        """Changes fields of an account. Returns all that are stored then. Raises Problem.
+        """Changes fields of an account. Returns all fields that are stored then. Raises Problem.
 
-        A new name takes the password, if there is one.
+        A new name needs the password, if there is one.
         """
         given = [name for name in self.claims.fields if name in data]
         moved = [name for name in given if data[name] != user.get(name, "")]
         if password is None and moved and "password" in user:
-            raise Problem("invalid", errors={"password": [f"A new {moved[0]} takes the password."]})
+            raise Problem("invalid", errors={"password": [f"A new {moved[0]} needs the password."]})
         if moved and "password" not in user:
             check_recent(token)
         if password is not None and not given:
@@ -5910,7 +5914,7 @@ class Users:
 
     def _password_help(self) -> str:
         names = " or ".join(self.claims.fields)
-        return f"Only a new {names} takes it. POST /auth/password sets another password."
+        return f"Only a new {names} needs it. POST /auth/password sets another password."
 
     async def _rename(self, uid: str, user: dict, data: dict, address: str) -> dict:
         renames = self.allowances.renames(uid)
@@ -5928,10 +5932,10 @@ class Users:
     async def apply_change(
         self, uid: str, user: dict, data: dict, more: dict[str, str] | None = None
     ) -> dict:
-        """Changes fields, again if another change interferes. Returns all that are stored then.
+        """Changes fields, and tries again if another change interferes. Raises Problem.
 
-        `more` has further changes, ready to be stored, of fields that the user must have: "\\0"
-        removes one. Raises Problem.
+        `more` has further changes as `store` takes them, of fields that the user must have. Returns
+        all fields that are stored then.
         """
         stored = {name: self.schema.stored(name, value) for name, value in data.items()}
         changes = {name: "\0" if text is None else text for name, text in stored.items()}
@@ -5954,9 +5958,11 @@ class Users:
         released = await self.claims.claims_of(uid, lost)
         claims = await self.claims.claim(gained, uid)
         await self.claims.reserve(lost, uid)  # first, or a worker that dies here leaves them free
-        is_rename = bool(data.keys() & set(self.claims.fields))
-        same = {name: user.get(name, "") for name in self.claims.fields if is_rename}
-        same |= {name: user[name] for name in changes.keys() & {":guest"}}
+        same = {}
+        if data.keys() & set(self.claims.fields):
+            same = {name: user.get(name, "") for name in self.claims.fields}
+        if ":guest" in changes:
+            same[":guest"] = user[":guest"]
         is_done = await self.store(uid, same, changes, claims)
         await self.claims.settle(uid, claims)
         if is_done:
@@ -5966,7 +5972,7 @@ class Users:
     async def reserve_names(self, user: dict) -> None:
         """Reserves the names of a user who is erased: nobody may take them for name_hold_days.
 
-        Digests keep them, which nothing links with the person.
+        Only digests of the names are kept, and nothing links them with the person.
         """
         await self.claims.reserve(self.claims.values_of(user).values(), NOBODY)
 
@@ -5998,7 +6004,7 @@ class Users:
     async def open_session(self, uid: str, proof: tuple[str, str], address: str) -> dict | None:
         """Opens a session: {token, expires_at, user}.
 
-        `proof` is (field, value) of what was checked. Returns None if the user has another value by
+        `proof` is (field, value) of what was checked. Returns None if the user has another value
         now. Raises Problem banned.
         """
         secret = new_secret()
@@ -6088,7 +6094,7 @@ class Users:
     async def change_password(
         self, uid: str, user: dict, token: str, old: str, new: str, address: str
     ) -> None:
-        """Sets a new password and ends all other sessions. A lost reply does no harm."""
+        """Sets a new password and ends all other sessions. May be repeated after a lost reply."""
         if await self.guard.check_session(uid, user, token, old, address):
             kept = await self.passwords.hash(new, address)
         elif await self.passwords.verify(user.get("password"), new, address):
@@ -6141,8 +6147,8 @@ class Users:
 def check_recent(token: str) -> None:
     """Raises Problem unless the session is recent, so that a stolen token takes no account away.
 
-    It replaces the password for users who have none and change how they sign in. A guest's phone
-    signs in again by its secret.
+    Users without a password need a recent session to change how they sign in. A guest's phone signs
+    in again by its secret.
     """
     if not is_recent(token):
         raise Problem("sign_in_again")
