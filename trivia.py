@@ -10,7 +10,7 @@
     python trivia.py restore FILE    puts a backup where there is no data yet
     python trivia.py repair          cuts off a damaged end of the files of Redis
     python trivia.py erase UID       has a running server erase an account, as after a restore
-    python trivia.py user NAME reset is short for ops reset_code player=NAME: a code for a password
+    python trivia.py user NAME reset prints a code for a new password: ops reset_code player=NAME
     python trivia.py ops NAME        looks or acts as an operator; ops --help lists the names
 
 schema.yaml declares users, leaderboards, queues, messages and limits. Routes, validation, storage
@@ -41,10 +41,9 @@ The way of an answer, section by section:
   connections  Connection.on_event checks `seq` and adds it. After a gap it asks for a snapshot
   outlets      Outlet.write has WebSocket.write, of the protocols, write the frame at once. A phone
                that does not read gets an outbox
-A question opens without a call: the events before it name it, and Hub.expect has each worker show
-it in time. Any other deadline begins at Games.advance_due, which every worker runs. It calls
-`advance`, whose events take the same way back to the phones. A busy worker does all this in
-batches: see Batches.
+A question opens without a call to Redis: an earlier event names it, and Hub.expect shows it at its
+time. Every worker runs Games.advance_due for all other deadlines. It calls `advance`, whose events
+take the same way back to the phones. A busy worker does all this in batches: see Batches.
 
 Keys. The text in braces is the hash tag. All keys of one function share it, so that on a cluster
 they share a node. Times are ms since 1970 by the clock of Redis, unless a unit says otherwise. Game
@@ -95,13 +94,11 @@ time may lag behind that clock.
     reports:{reports}    zset    id of a report -> when it came                   closed
     handled:{reports}    zset    id of a report that is closed -> when            30 days later
     report:{reports}:REF hash    at (ms), reason, reporter (UID), player (UID)    30 days after it
-                                 or question (id); what was sent: text, game;     was closed
-                                 once it is closed: outcome;
-                                 what the server adds: name (username, or text
-                                 of the question), shown (of the player, JSON),
-                                 transcript (of the game, JSON: queue,
-                                 ended_ms, players (reporter, player or ""),
-                                 rounds)
+                                 or question (id), text, game, name (username,    was closed
+                                 or text of the question), shown (of the
+                                 player, JSON), transcript (of the game, JSON:
+                                 queue, ended_ms, players (reporter, player or
+                                 ""), rounds); outcome, once it is closed
     blocks:{UID}         zset    UID of a player whom the user has blocked ->     lifted, erased
                                  when (s)
     blockers:{UID}       zset    UID of a player who has blocked the user ->      lifted, erased
@@ -312,8 +309,7 @@ from websockets.frames import apply_mask
 # ---- settings ------------------------------------------------------------------------------------
 # The environment variables that an operator sets, and the constants that tune the server.
 # Everything else about the service is in schema.yaml. Each constant here can be changed freely
-# between two starts. A constant that says how data is stored is not a setting: such constants are
-# in the section on keys and format.
+# between two starts. Constants of stored formats are in the section on keys and format.
 #
 # To add a variable: read it here, and check its value in check_environment.
 
@@ -338,16 +334,16 @@ WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from W
 DAY_S = 86_400
 LONG_TICK_S = 0.1           # longest pause between two looks for due deadlines
 OTHERS_S = 0.5              # between two looks at the shards of the other workers
-EMPTY_S = 2                 # the same of a shard without games that gets no new ones, at least
+EMPTY_S = 2                 # at least so long between two looks at a shard that should stay empty
 LOBBY_TICK_S = 0.2          # between two looks for due tickets
 HEARTBEAT_S = 1             # between two heartbeats of a worker
-MISSED_HEARTBEATS = 10      # a worker counts as dead after so many heartbeats of the observer
+MISSED_HEARTBEATS = 10      # a silent worker is dead after so many heartbeats of its observer
 METRICS_S = 2               # between two additions of a worker's counts to the sums in Redis
 SWEEP_S = 3                 # between two looks for connections that are idle or do not read
 WHOLE_COLLECTION_S = DAY_S  # between two garbage collections that include frozen objects
 CALL_SECONDS = 5            # Redis must connect, greet or stop within this time
 PROBE_S = 0.5               # silence after which a connection to Redis gets a PING
-SILENT_S = 3                # silence after which it is dropped; below any cluster-node-timeout
+SILENT_S = 3                # silence that drops the connection; below any cluster-node-timeout
 MIN_DISK = 1024 * 1024      # bytes; with less free, the disk of Redis counts as full
 MAX_DEPTH = 950             # nesting of brackets in JSON
 MAX_DIGITS = 4000           # digits of an integer in JSON
@@ -360,8 +356,8 @@ ADMISSION_SECONDS = 5       # a handshake waits so long for a slot; then it gets
 DRAIN_SECONDS = 5           # a worker that stops closes its connections within this time
 DRAIN_PAUSE_S = 0.002       # pause between two of these closes, if DRAIN_SECONDS allows it
 BUSY_RATE = 100             # messages per second that make a worker handle them in batches
-BATCH_S = 0.005             # from one batch to the next, times the number of primaries of Redis
-MOST_BATCH_S = 0.03         # the same at most: that of six primaries
+BATCH_S = 0.005             # from one batch to the next, for each primary of Redis
+MOST_BATCH_S = 0.03         # from one batch to the next, at most
 PIECE_BYTES = 4096          # HTTP of one connection that is parsed in one turn of the event loop
 FRAMES_PER_TURN = 16        # frames of one WebSocket that are handled in one turn of the loop
 MAX_FRAME_BYTES = 64 * 1024     # a longer WebSocket message closes with 1009
@@ -369,15 +365,15 @@ MAX_FRAGMENTS = 64          # parts of a message that are kept apart
 CLOSE_SECONDS = 3           # a phone that was told to close must answer within this time
 DEAF_PAUSE_S = 0.01         # pause between two turns of a WebSocket that was told to close
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
-HEAD_SECONDS = 10           # time for them to arrive
-LINGER_SECONDS = 1          # a refused HTTP connection is read on for so long
+HEAD_SECONDS = 10           # the request line and headers must arrive within this time
+LINGER_SECONDS = 1          # the server goes on reading a refused HTTP connection for so long
 BACKLOG = 65_535            # connections that may wait in the kernel; net.core.somaxconn limits it
 ACCEPTS_PER_TURN = 16       # connections that a worker accepts in one turn of its event loop
 CONNECT_ALLOWANCE = 100, 200    # ms, times: a player connects 200 times at once, then per 100 ms
 REGISTRATION_TRIES = 20     # tries to register, for each account that an address may make
 EXPORT_ALLOWANCE = 60_000, 10   # a player exports their data 10 times, then once per minute
 CODE_ALLOWANCE = 6_000, 10      # a player tries 10 unknown codes, then one per 6 s
-NETWORK_CODE_ALLOWANCE = 3_000, 60      # the same for all who share a network
+NETWORK_CODE_ALLOWANCE = 3_000, 60      # a network tries 60 unknown codes, then one per 3 s
 ROOM_ALLOWANCE = 60_000, 20     # a player opens 20 rooms, then one per minute
 FLAG_ALLOWANCE = 60_000, 20     # a player flags 20 questions, then one per minute
 STRANGER_ALLOWANCE = 60_000, 20     # acts that a stranger tries: 20 are logged, then one per minute
@@ -386,7 +382,7 @@ CHALLENGE_ALLOWANCE = 600_000, 20   # a player makes 20 challenges, then one per
 NETWORK_TIMES = 20          # a network may do 20 times what a player may: flags, rooms, ...
 MERGE_ALLOWANCE = 86_400_000, 10    # an account takes up 10 guests, then one per day
 RENAMES = 86_400_000, 5     # a player changes names 5 times, then once per day
-CLAIM_MS = 3000             # a claim on a unique value that is not stored yet lasts so long
+CLAIM_MS = 3000             # a claim on a unique value is new for so long: see the section claims
 CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
 # fmt: on
 
@@ -411,9 +407,9 @@ PROBLEMS = {
     "bad_merge_token": (401, "The merge token is wrong, used up or too old. Sign in again."),
     "bad_code": (403, "The code is wrong, used up or too old."),
     "banned": (403, "The account is banned."),
-    "forbidden": (403, "This takes a token of TRIVIA_OPS_ACT_TOKEN."),
+    "forbidden": (403, "This needs a token of TRIVIA_OPS_ACT_TOKEN."),
     "wrong_password": (403, "The password is wrong."),
-    "sign_in_again": (403, "Sign in again first: this takes a session of the last 15 minutes."),
+    "sign_in_again": (403, "Sign in again first: this needs a session of the last 15 minutes."),
     "origin_refused": (403, "Pages of this origin may not call this server."),
     "not_found": (404, "The resource does not exist."),
     "method_not_allowed": (405, "The resource does not support this method."),
@@ -436,9 +432,9 @@ PROBLEMS = {
     "too_large": (413, "The body is too large."),
     "unsupported_media_type": (415, "The body must be JSON: Content-Type: application/json."),
     "invalid": (422, "Some fields are invalid."),
-    "app_too_old": (426, "This version of the app is too old. Get a new one."),
+    "app_too_old": (426, "This version of the app is too old. Update the app."),
     "upgrade_required": (426, "This path is for WebSockets: Upgrade: websocket."),
-    "malformed_code": (422, "A code has six letters and digits, that of a challenge eight."),
+    "malformed_code": (422, "A code has six letters and digits, or eight for a challenge."),
     "yourself": (422, "This can't be done to yourself."),
     "too_many_attempts": (429, "Too many attempts. Try again later."),
     "head_too_large": (431, "The request line and the headers are too large."),
@@ -452,7 +448,7 @@ PROBLEMS = {
     "internal": (500, "Something went wrong on the server."),
     "unavailable": (503, "The server can't do this now; try again shortly."),
 }
-WAITING = (  # they say after how many seconds to try again: Retry-After
+WAITING = (  # responses with these codes may have Retry-After
     "too_many_attempts",
     "unavailable",
     "guests_full",
@@ -471,7 +467,7 @@ class Problem(SanicException):
     """Refuses an HTTP request with a stable code.
 
     `errors` is {field: [what is wrong]}, `retry_after` is in seconds. `name` replaces the code that
-    the client sees, for example `username_taken` for `taken`. `more` has further members.
+    the client sees, for example `username_taken` for `taken`. `more` is added to the body.
     """
 
     def __init__(
@@ -539,10 +535,10 @@ def check_environment() -> None:
     token_is_fine = not OPS_TOKEN or re.fullmatch(r"[\x21-\x7e]{16,}", OPS_TOKEN) is not None
     token_found = f"{len(OPS_TOKEN)} characters"  # never the secret itself
     _expect("TRIVIA_OPS_TOKEN", token_is_fine, token_found, "16 or more, without spaces")
-    acting = ACT_TOKENS.split()
-    fine = all(re.fullmatch(r"[\w.@-]{1,40}:[\x21-\x7e]{16,}", one) for one in acting)
+    named_token = re.compile(r"[\w.@-]{1,40}:[\x21-\x7e]{16,}")
+    tokens_are_fine = all(map(named_token.fullmatch, ACT_TOKENS.split()))
     expected = "NAME:TOKEN, separated by spaces, each token of 16 characters or more"
-    _expect("TRIVIA_OPS_ACT_TOKEN", fine, f"{len(ACT_TOKENS)} characters", expected)
+    _expect("TRIVIA_OPS_ACT_TOKEN", tokens_are_fine, f"{len(ACT_TOKENS)} characters", expected)
     mail_is_fine = not MAIL or is_mail_server(MAIL)
     expected = "smtp(s)://user:password@host:port?from=ADDRESS"  # never the value: it has a secret
     _expect("TRIVIA_MAIL", mail_is_fine, f"{len(MAIL)} characters", expected)
@@ -657,7 +653,7 @@ CONTEXT: contextvars.ContextVar[Mapping] = contextvars.ContextVar(
     "log context", default=types.MappingProxyType({})
 )
 IDS = ("request", "connection", "player", "game", "worker")
-# uvicorn and Sanic log refused handshakes and bad bytes of clients, so that anybody could fill the
+# Lines of uvicorn and Sanic about refused handshakes and bad bytes: they let any client fill the
 # log. The last pattern is uvicorn's access log: it contains addresses, and names in paths.
 NOISE = re.compile(
     "without completing handshake|Invalid UTF-8|Invalid HTTP request|upgrade request"
@@ -892,14 +888,15 @@ def gauges(
 #
 # A text is read as people read it: compatibility forms (NFKC), characters that look like a letter
 # (words/alike.txt), accents and invisible characters make no difference. Digits and symbols may
-# stand for letters, letters may be repeated, and separators may stand between them. A word counts
-# where it is a whole word: Scunthorpe, Hancock and Assad are names. Only a word that is written
-# *word* in its file counts anywhere. With separators between its letters, a word counts only from
-# the start of a word to the end of one: F_U_C_K, but not Marc_Unter.
+# stand for letters, letters may be repeated, and separators may stand between them.
+#
+# An entry `word` is found only as a whole word: Scunthorpe, Hancock and Assad are names. The entry
+# `word*` is found at the start of words, `*word` at their end, `*word*` anywhere. With separators
+# between its letters, a word must start and end where words do: F_U_C_K, but not Marc_Unter.
 
 WORD_FOLDER = HERE / "words"
 LANGUAGES = sorted(file.stem for file in WORD_FOLDER.glob("??.txt"))
-_STAND_INS = {  # what else may stand for a letter
+_STAND_INS = {  # {letter: characters that may stand for it}
     "a": "4@",
     "b": "8",
     "e": "3€",
@@ -912,7 +909,7 @@ _STAND_INS = {  # what else may stand for a letter
     "u": "v",
     "z": "2",
 }
-_SYMBOLS = "@€$!|+*#"  # those that may stand for a letter; all others separate
+_SYMBOLS = "@€$!|+*#"  # symbols that may stand for a letter; all others separate words
 _EDGE = f"[ {_SYMBOLS}]"
 _GAP = "[ !|+*#]"
 _CASE_CHANGE = re.compile("(?<=[a-z])(?=[A-Z])")
@@ -921,6 +918,7 @@ _TOKEN = re.compile(f"{_IN_TOKEN}+")
 _OUTER_DIGITS = re.compile(rf"(?<!{_IN_TOKEN})\d+|\d+(?!{_IN_TOKEN})")
 _REPEATED = re.compile(r"(.)(?: *\1){2,}")
 _LIGATURES = str.maketrans({"æ": "ae", "œ": "oe", "þ": "th"})
+_NO_LETTER = "\N{LATIN LETTER GLOTTAL STOP}"  # a letter of no refused word
 FILTER_LISTS = ("words", "allowed", "reserved")  # of `filter` in schema.yaml
 
 
@@ -986,7 +984,7 @@ def _letters(word: str, gaps: bool, masked: bool) -> str:
     """
     parts = []
     for position, letter in enumerate(word, 1):
-        # A number at the end is a number: Ana1.
+        # A 1 at the end is a number, no letter: Ana1.
         part = _letter(letter, position < len(word) or letter not in "il")
         if not gaps and word[position : position + 1] != letter:
             part += "+"
@@ -997,7 +995,7 @@ def _letters(word: str, gaps: bool, masked: bool) -> str:
 
 
 def _word_pattern(entry: str) -> str:
-    """Returns the pattern of a word, word*, *word or *word*, or =word for the whole text."""
+    """Returns the pattern of an entry: word, word*, *word, *word*, or =word for the whole text."""
     word = _folded(_plain(entry.strip("*="))).replace(" ", "")
     if entry.startswith("="):
         return f"^[ 0-9]*{_letters(word, True, False)}[ 0-9]*$"
@@ -1015,11 +1013,12 @@ def _words_pattern(entries: Iterable[str]) -> Any:
     options.never_capture = True
     options.max_mem = 64 << 20  # bytes, with RE2's cache
     options.log_errors = False
-    return re2.compile("|".join(map(_word_pattern, entries)) or r"[^\s\S]", options)
+    nothing = r"[^\s\S]"  # an empty pattern would match every text
+    return re2.compile("|".join(map(_word_pattern, entries)) or nothing, options)
 
 
 class Words:
-    """Knows the words that are refused. A name takes 0.1 ms, 500 characters up to 10 ms."""
+    """Finds refused words. Takes 0.1 ms for a name, up to 10 ms for 500 characters."""
 
     def __init__(self, languages: tuple, words: tuple, allowed: tuple, reserved: tuple) -> None:
         listed = itertools.chain(*map(read_words, languages))
@@ -1042,7 +1041,7 @@ class Words:
     def _finds(self, pattern: Any, text: str) -> bool:
         for reading in _readings(text):
             for allowed in self.allowed:
-                reading = reading.replace(allowed, "\N{LATIN LETTER GLOTTAL STOP}")
+                reading = reading.replace(allowed, _NO_LETTER)
             if pattern.search(reading):
                 return True
         return False
@@ -1060,8 +1059,9 @@ def words_of(tree: dict) -> Words:
 
 # ---- fields and forms ----------------------------------------------------------------------------
 # Makes marshmallow schemas out of the fields that schema.yaml declares. Everything that a client
-# sends passes a Form. A form is strict: a value must have the JSON type of its field, and is kept
-# as it was sent. A text is never read as a number.
+# sends passes a Form. A form is strict: a value must have the JSON type of its field. A text is
+# never read as a number. Values are kept as they were sent, but 3.0 becomes 3 in an integer, and a
+# password becomes NFC.
 #
 # The checks of a value run in turn and stop at the first failure. The length of a text comes before
 # its pattern, so that a pattern never sees an overlong text.
@@ -1070,7 +1070,7 @@ def words_of(tree: dict) -> Words:
 # plain_test can't obey it as well, plain_test must return None for such a field.
 
 EXACT = 2**53  # bound of numbers without minimum or maximum; a double is exact up to it
-INT32 = 2**31  # generated clients read an integer that reaches this only with `format: int64`
+INT32 = 2**31  # integers that can reach this need `format: int64` in generated clients
 TEXT_LENGTH = 255  # bound of texts without maxLength
 READ_ONLY = "This field is read-only."
 MAX_NORMALIZED = 1000  # characters of a password that is normalized
@@ -1212,7 +1212,7 @@ _OPTIONAL_WEB_ADDRESS = re.compile(f"({WEB_ADDRESS})?")
 def zone_names() -> frozenset[str]:
     """Returns the names of all time zones, such as Europe/Berlin, as the package tzdata lists them.
 
-    A look at the files of the system takes 10 ms of each start.
+    zoneinfo.available_timezones() would search the host's files: 10 ms of each start.
     """
     folder = importlib.util.find_spec("tzdata").submodule_search_locations[0]
     return frozenset(Path(folder, "zones").read_text("ascii").split())
@@ -1232,7 +1232,7 @@ FORMATS = {  # a format that is not listed here is documented, but not checked
 
 
 def _bounds(rule: dict) -> tuple[float, float]:
-    """Returns the least and the greatest number that a numeric field accepts."""
+    """Returns the least and the greatest number that a field accepts."""
     return rule.get("minimum", -EXACT), rule.get("maximum", EXACT)
 
 
@@ -1269,9 +1269,9 @@ def _text_checks(rule: dict) -> list[Callable]:
 def compile_pattern(pattern: str) -> Any:
     """Compiles a pattern of schema.yaml. Raises re.error, re2.error and others if it is wrong.
 
-    RE2 takes a time that is linear in the text, so that no pattern and text can stop the worker: at
-    most 0.2 s for 4,000 characters. Python's `re` takes exponential time for ^([a-z]+ ?)+$. `re`
-    must accept the pattern too: RE2 reads some mistakes, such as a{99999999999}, as plain text.
+    RE2 takes linear time, at most 0.2 s for 4,000 characters, so that no text stops a worker.
+    Python's `re` takes exponential time for ^([a-z]+ ?)+$. It must still accept the pattern: RE2
+    reads some mistakes, such as a{99999999999}, as plain text.
     """
     re.compile(pattern)
     options = re2.Options()
@@ -1351,7 +1351,7 @@ class Form:
 
     @functools.cached_property
     def _schema(self) -> marshmallow.Schema:
-        """The form for marshmallow, made at its first use: there are 60 forms."""
+        """The form for marshmallow. It is made at its first use, since there are some 60 forms."""
         fields = {
             name: make_field(rule, name in self.required, _word_checks(name, rule, self._words))
             for name, rule in self.rules.items()
@@ -1426,10 +1426,10 @@ def sent_rule(rule: dict) -> dict:
 
 
 # ---- schema file ---------------------------------------------------------------------------------
-# FILE_SCHEMA is the form of schema.yaml as JSON Schema, which editors can use too. CrossChecks
-# checks what JSON Schema can't express.
+# FILE_SCHEMA is the form of schema.yaml as JSON Schema. editor_schema makes one for editors from
+# it. CrossChecks checks what JSON Schema can't express.
 #
-# To add a setting: FILE_SCHEMA allows it; a check across several settings goes into CrossChecks.
+# To add a setting: allow it in FILE_SCHEMA. A check across several settings goes into CrossChecks.
 
 _TEXT = {"type": "string"}
 _INTEGER = {"type": "integer"}
@@ -1440,17 +1440,17 @@ _SCALAR = _NUMBER_OF_FIELD | {"type": ["string", "number", "boolean"]}
 _NAMES = {"type": "array", "items": _TEXT, "uniqueItems": True}
 _NAME = {"pattern": "^[a-z][a-z0-9_]{0,31}$"}
 DIFFICULTIES = ["easy", "medium", "hard"]
-AUTO = "auto"  # difficulty of a question that is found out in play
+AUTO = "auto"  # difficulty of a question that is rated by how players answer it
 LAB_QUEUE = "lab"
 ROOM = "room"  # `match` of a queue of private rooms
 CHALLENGE = "challenge"  # `match` of a queue in which friends play at different times
 DAILY = "daily"  # `draw` of a queue with the same questions for everybody
 STREAK = "streak"  # a field of users: days in a row
-DAILY_POINTS = "daily_points"  # a field of users: points in daily games
+DAILY_POINTS = "daily_points"  # a field of users: their points in daily games
 
 
 def _whole(least: int, greatest: int) -> dict:
-    """Describes a whole number. It takes a bound: a mistyped number could mean "never"."""
+    """Describes an integer. It is bounded, since a mistyped number could mean "never"."""
     return {"type": "integer", "minimum": least, "maximum": greatest}
 
 
@@ -1475,9 +1475,9 @@ def _list_of(items: dict) -> dict:
 
 
 def _named(values: dict, known: dict | None = None, maybe: dict | None = None, **more: Any) -> dict:
-    """Describes entries by name. Those in `known` are required, those in `maybe` are not.
+    """Describes a mapping from names to `values`.
 
-    The server itself uses both.
+    The server itself uses the names in `known` and `maybe`. Those in `known` are required.
     """
     known = known or {}
     return {
@@ -1549,7 +1549,7 @@ _POINTS = _whole(0, 1_000_000)
 _RATING_POINTS = {"type": "number", "minimum": 0, "maximum": 1_000_000}
 _SKILL = {"type": ["number", "string"], "pattern": "^near$", "minimum": 0, "maximum": 10_000}
 _RATING_QUEUE_RULE = {"if": _with({}, match="rating"), "then": {"required": ["window", "widen"]}}
-_BY_CODE = {"enum": [ROOM, CHALLENGE]}  # `match` of queues that do not fill up
+_BY_CODE = {"enum": [ROOM, CHALLENGE]}  # `match` of queues whose games players join by a code
 _PLAYER_RANGE_RULE = {
     "if": {
         "properties": {"players": {"type": "object"}, "match": {"not": _BY_CODE}},
@@ -1760,7 +1760,7 @@ LIMITS_WITH_DEFAULT = {
     "early_exit_most_seconds": _whole(1, 86_400) | {"default": 600},
 }
 LIMIT_DEFAULTS = {name: rule["default"] for name, rule in LIMITS_WITH_DEFAULT.items()}
-# A * at an end of a word lets it count within longer words.
+# A * at an end of a word stands for any letters there.
 _FILTER_WORDS = _NAMES | {"items": _TEXT | {"pattern": r"^\*?[^\s*=]{2,60}\*?$"}, "maxItems": 2000}
 FILTER = _object(
     languages=_NAMES | {"items": {"enum": LANGUAGES}},
@@ -1954,7 +1954,7 @@ def _optional(rule: Any) -> Any:
     dropped = CONDITIONS | {"required"}
     kept = {word: _optional(value) for word, value in rule.items() if word not in dropped}
     properties = rule.get("properties", {}).items()
-    kept["properties"] = {name: _or_null(one) for name, one in properties}
+    kept["properties"] = {name: _or_null(value) for name, value in properties}
     if isinstance(rule.get("additionalProperties"), dict):
         kept["additionalProperties"] = _or_null(rule["additionalProperties"])
     return kept
@@ -2168,14 +2168,16 @@ class CrossChecks:
         yield from self._missing_messages(REMATCH_MESSAGES, again, "rematch_seconds")
 
     def _missing_messages(self, paths: list, queues: list[str], key: str) -> Iterable[Mistake]:
-        for path in paths if queues else ():
-            *above, name = "messages", *path
+        if not queues:
+            return
+        for *parents, name in paths:
+            above = "messages", *parents
             if name not in self._children(*above) and self._fine(*above, name):
                 expected = f"this key, since the queue {queues[0]} has `{key}`"
                 yield (*above, name), "nothing", expected
 
     def _mails(self) -> Iterable[Mistake]:
-        """Checks that mails go to an address, contain a code, and name only words that exist."""
+        """Checks that users have an address, and that mails have a code and known {words}."""
         mails = self._children("sign_in", "recovery", "mails")
         is_unique = self._children("users", "fields").get("email", {}).get("unique")
         if mails and not is_unique and self._fine("users", "fields", "email"):
@@ -2189,13 +2191,13 @@ class CrossChecks:
         """Checks that pictures come from a field with addresses that all may see."""
         name = self._children("page").get("pictures")
         fields = self._children("users", "fields")
-        fitting = [one for one, rule in fields.items() if _has_pictures(rule)]
-        if name is not None and name not in fitting and self._fine("users", "fields", name):
-            expected = "a field of format uri that is not private: " + ", ".join(fitting)
+        possible = [field for field, rule in fields.items() if _has_pictures(rule)]
+        if name is not None and name not in possible and self._fine("users", "fields", name):
+            expected = "a field of format uri that is not private: " + ", ".join(possible)
             yield ("page", "pictures"), shorten(name), expected
 
     def _guest_names(self) -> Iterable[Mistake]:
-        """Checks that generated names are usernames."""
+        """Checks that generated names are valid usernames."""
         names = self._children("sign_in").get("names")
         rule = self._children("users", "fields").get("username")
         if names is None or rule is None or separator_of(names, rule) is not None:
@@ -2205,13 +2207,13 @@ class CrossChecks:
         yield ("sign_in", "names"), shorten(names), expected
 
     def _guest_words(self) -> Iterable[Mistake]:
-        """Checks that names are generated from words which are not refused."""
+        """Checks that the filter accepts each word of which names are generated."""
         names = self._children("sign_in", "names")
         if not names or not self._fine("filter"):
             return
         words = words_of(self.tree)
         if words.accepts_name(" ".join(itertools.chain(*names.values()))):
-            return  # one look at all of them takes a tenth of the time
+            return  # to check them in one text takes a tenth of the time
         for name, listed in names.items():
             for index, word in enumerate(listed):
                 if not words.accepts_name(word):
@@ -2220,10 +2222,11 @@ class CrossChecks:
 
     def _limits(self) -> Iterable[Mistake]:
         limits = LIMIT_DEFAULTS | self._children("limits")
-        first, most = limits["early_exit_seconds"], limits["early_exit_most_seconds"]
-        if first > most:
-            expected = f"at most early_exit_most_seconds, {most}"
-            yield ("limits", "early_exit_seconds"), shorten(first), expected
+        first_s = limits["early_exit_seconds"]
+        most_s = limits["early_exit_most_seconds"]
+        if first_s > most_s:
+            expected = f"at most early_exit_most_seconds, {most_s}"
+            yield ("limits", "early_exit_seconds"), shorten(first_s), expected
 
 
 def _mail_mistakes(path: tuple, mail: dict[str, str]) -> Iterable[Mistake]:
@@ -2376,8 +2379,8 @@ def _refusal(key: str, value: Any, rule: dict) -> str:
 # Days in a row on which a player played the daily questions, by the clock of their phone.
 #
 # Neither a flight nor a change of clocks breaks a streak. It goes on if the player plays again
-# before the next day has ended, here or where they played last. Within 36 hours it goes on in any
-# case. A day counts once. A player who flies west and has the same date twice loses nothing.
+# before the next day has ended, here or where they last played. Within 36 hours it always goes on.
+# A day counts once. A player who flies west and has the same date twice loses nothing.
 
 STREAK_GRACE_S = 36 * 3600
 
@@ -2408,7 +2411,7 @@ class Streak(NamedTuple):
         return " ".join(map(str, self))
 
     def stands(self, now_s: int, offset_s: int) -> bool:
-        """Tells whether a game at this time continues the streak."""
+        """Tells whether the streak is unbroken: a game at this time would continue it."""
         here = (now_s + offset_s) // DAY_S
         there = (now_s + self.offset_s) // DAY_S
         in_time = now_s - self.played_s <= STREAK_GRACE_S
@@ -2427,10 +2430,10 @@ class Streak(NamedTuple):
 # The tree of schema.yaml, ready for use: forms, queues, limits, and how a user is stored and shown.
 # Redis keeps each field of a user as text, and leaves out a field that has its default.
 
-SOLO_WAIT_MS = 10_000  # a game of one player begins at once, unless its worker dies forming it
+SOLO_WAIT_MS = 10_000  # how long a solo player waits if the worker that forms their game dies
 ROOM_WAIT_MS = 3_600_000  # a room without `wait_seconds` closes when nothing happens for so long
-SIGMA = 500  # uncertainty of a new player's rating: that of two in three players is within it
-PROVISIONAL_SIGMA = 300  # with more, a rating is called provisional
+SIGMA = 500  # uncertainty of a new player's rating: its standard deviation, in points
+PROVISIONAL_SIGMA = 300  # a rating with more uncertainty is provisional
 
 
 def whole(value: float) -> int:
@@ -2439,7 +2442,7 @@ def whole(value: float) -> int:
 
 
 def provisional(sigma: float) -> dict[str, bool]:
-    """Returns what goes with a rating of this uncertainty: {provisional: True}, or {}."""
+    """Returns the mark of a rating with this uncertainty: {provisional: True}, or {}."""
     return {"provisional": True} if sigma > PROVISIONAL_SIGMA else {}
 
 
@@ -2465,8 +2468,8 @@ def _read_boolean(text: str) -> bool:
     return text == "1"
 
 
-# {type: function from the text in Redis to the value}. The field may have had another type when the
-# text was written. ValueError: the text can't be read as this one.
+# {type: function from the text in Redis to the value}. It raises ValueError if the text is no value
+# of the type: the field may have had another type when the text was written.
 _FROM_TEXT = {
     "string": str,
     "integer": _read_integer,
@@ -2525,10 +2528,10 @@ class Queue:
 
     @functools.cached_property
     def match_rules(self) -> tuple:
-        """What matchmaking in Redis needs.
+        """The arguments that matchmaking in Redis takes.
 
-        That is min, max, fill ms, wait ms, window (-1: fifo), widen, ms until bots come (-1: none),
-        start ms.
+        They are min, max, fill ms, wait ms, window (-1: fifo), widen, ms until bots come (-1:
+        none), start ms.
         """
         bots = self.spec.get("bots")
         return (
@@ -2595,6 +2598,7 @@ class Schema:
         self.queues = {name: Queue(name, spec) for name, spec in tree["queues"].items()}
         self.origins = _origins(tree.get("origins", []))
         self.sign_in: dict[str, dict] = tree.get("sign_in", {})
+        self.ranks_guests = self.sign_in.get("guests", {}).get("leaderboards", False)
         self.title: str = tree.get("title", "Trivia")
         self.page: dict[str, str] = tree.get("page", {})
         self.words = words_of(tree)
@@ -2642,7 +2646,7 @@ class Schema:
 
     def is_ranked(self, stored: dict[str, str]) -> bool:
         """Tells whether a user may appear on leaderboards."""
-        return ":guest" not in stored or self.sign_in.get("guests", {}).get("leaderboards", False)
+        return ":guest" not in stored or self.ranks_guests
 
     def value(self, stored: dict[str, str], name: str) -> Any:
         """Returns the value of a field from the text in Redis, or its default."""
@@ -2659,7 +2663,7 @@ class Schema:
         return round(value, 3) if name == "rating" else value
 
     def streak_of(self, stored: dict[str, str]) -> Streak:
-        """Returns the streak of a user that stands now."""
+        """Returns the streak of a user; an empty one if it is broken."""
         streak = Streak.parse(stored.get(":streak", ""))
         now_s = int(time.time())
         return streak if streak.stands(now_s, self.offset_of(stored, now_s)) else Streak()
@@ -2684,11 +2688,10 @@ class Schema:
         for name, rule in self.fields.items():
             facts[f"field {name}"] = rule["type"] + (" unique" if rule.get("unique") else "")
         facts |= {f"field {name}": "string unique" for name in self.identities}
-        guests = self.sign_in.get("guests", {}).get("leaderboards", False)
         for name, board in self.boards.items():
             rule = self.fields[board["field"]]
             parts = board.get("period", "-"), board["field"], rule["type"], rule.get("default", "-")
-            facts[f"board {name}"] = " ".join(map(str, (*parts, guests)))
+            facts[f"board {name}"] = " ".join(map(str, (*parts, self.ranks_guests)))
         return facts
 
     @functools.cached_property
