@@ -145,8 +145,8 @@ time may lag behind that clock.
     libraries:{lobby}    hash    worker -> digests of its trivia.lua and of       its death
                                  Schema.facts
     schema:{lobby}       hash    name of a fact of Schema.facts -> the fact that  never
-                                 all stored data fits, behind "?" if some may
-                                 not; game_days -> the most there ever was
+                                 all stored data fits, with "?" in front if some
+                                 may not fit it; game_days -> the highest ever
     shards:{lobby}       hash    worker -> number of game tags that it serves;    its death
                                  most -> the highest number there was
     clock:{lobby}        string  "LAG TIME GAPS": ms by which tickets lag behind  never
@@ -180,7 +180,7 @@ time may lag behind that clock.
     levels:{bank}        hash    number -> "RATING SIGMA DAY START" of a          never
                                  question with `difficulty: auto`
     retired:{bank}       hash    id of a question that is in no new game -> 1     restored
-    flagged:{bank}       zset    number -> players who have flagged a question    never
+    flagged:{bank}       zset    number -> how many players have flagged it       never
     flags:{bank}:NUMBER  hash    digest of a player who has flagged it -> 1       never
     metrics:{metrics}    hash    "METRIC LABEL ..." -> sum of all workers         never
     loads:{metrics}      hash    worker -> "CONNECTIONS BYTES CPU-SECONDS"        its death
@@ -559,8 +559,8 @@ def _expect(variable: str, fine: bool, found: str, expected: str) -> None:
 # ---- JSON ----------------------------------------------------------------------------------------
 # Strict JSON as in RFC 8259, for everything that comes from outside. Python's own decoder also
 # takes NaN, half surrogate pairs and a key that is given twice; this section refuses them.
-# parse_json says what is wrong. read_message is its fast path for the messages of a game: where
-# the two could differ, it falls back to parse_json.
+# parse_json says what is wrong. read_message is its fast path for the messages of a game. It falls
+# back to parse_json where the two could differ.
 
 _encode = msgspec.json.Encoder().encode
 _encode_any = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -2885,7 +2885,7 @@ def new_uid() -> str:
 
 
 def new_game_id(shard: int) -> str:
-    """Returns the id of a new game: its shard in two digits of base 36, ten random characters."""
+    """Returns the id of a new game: its shard in two digits of base 36, then 50 random bits."""
     random_part = "".join([GAME_ID_LETTERS[byte % 32] for byte in secrets.token_bytes(10)])
     high, low = divmod(shard, 36)
     return f"{GAME_ID_LETTERS[high]}{GAME_ID_LETTERS[low]}{random_part}"
@@ -3079,8 +3079,8 @@ def _write_player(player: dict) -> bytes:
 def parse_state(text: str | bytes) -> dict:
     """Parses the state of a game: phase, round, deadline, players, spent, wrong.
 
-    A game that ends also has reason and ended. Any other has gaps: how many gaps game time had had
-    when `start` or `reveal` began. `spent` and `wrong` are 0 unless the game has `total_seconds` or
+    A game that ends also has reason and ended. Any other has gaps: those in game time before its
+    `start` or `reveal` began. `spent` and `wrong` are 0 unless the game has `total_seconds` or
     `lives`. A player has turn, seq, score, and if they apply conn, kept, left, answer (choice, ms,
     points).
     """
@@ -3285,8 +3285,8 @@ class Replies:
             _set_reply(self.future, self.replies)
 
 
-# A command whose reply is to come: on_reply, the packed command, whether it is a function, and when
-# a node first refused to run it, or 0. A plain tuple: each answer makes one.
+# A command that waits for its reply: on_reply, the packed command, whether it is a function, and
+# when a node first refused it, or 0. A plain tuple, since each answer makes one.
 Pending = tuple[OnReply, bytes, bool, float]
 
 
@@ -3830,10 +3830,7 @@ class Nodes:
     async def _log_in(
         self, link: RedisConnection, login: tuple[str, ...], mode: str, role: str = ""
     ) -> None:
-        """Signs in, and checks that the server has the expected version, mode and role.
-
-        Raises Fatal, or Unavailable for another role.
-        """
+        """Signs in, and checks version, mode and role. Raises Fatal; Unavailable for a replica."""
         expected = "expected Redis 7.0 or Valkey 8 or later"
         name = self._named(link.address)
         try:
@@ -4208,7 +4205,7 @@ class Redis(Nodes):
 
         There are about as many as workers, since games of one shard share calls. Each primary that
         can be reached has the same number of them, at least one. The primary of the lobby gets
-        fewer games. Each worker advances about as many of them as any other: see Games.share.
+        fewer games. All workers advance about equally many of these shards: see Games.share.
         """
         links = [(shard, self.at(Keys.shard(shard)[0])) for shard in range(shards)]
         reachable = [(shard, link) for shard, link in links if link.is_open]
@@ -4280,7 +4277,7 @@ class Redis(Nodes):
         return await link.call("WAIT", self.place.replicas, WAIT_MS)
 
     async def scan(self, key: str) -> AsyncIterator[tuple[str, str]]:
-        """Yields (field, value) of a hash. It reads portions: redis.conf bounds what may wait."""
+        """Yields (field, value) of a hash. It reads portions: redis.conf limits waiting replies."""
         cursor = ""
         while cursor != "0":
             cursor, rows = await self.call("HSCAN", key, cursor or "0", "COUNT", 1000)
@@ -4946,10 +4943,10 @@ class Importer:
 
     async def run(self) -> Importer:
         """Puts the questions, and returns itself."""
-        answers = self._other_answers()
+        conflicts = self._conflicts()
         if self.update:
-            for number, others in answers.items():
-                self.refused[number] = f"{others}. To correct it, give this item that id"
+            for number, conflict in conflicts.items():
+                self.refused[number] = f"{conflict}. To correct it, give this item that id"
         questions = {
             number: question
             for number, question in self.file.questions.items()
@@ -4959,12 +4956,12 @@ class Importer:
         outcomes = await self.bank.put(list(questions.values()), mode)
         for (number, question), outcome in zip(questions.items(), outcomes, strict=True):
             self._note(number, question, outcome)
-            if outcome[0] == "added" and number in answers:
-                self.remarks[number] = f"{answers[number]}. The bank has both now"
+            if outcome[0] == "added" and number in conflicts:
+                self.remarks[number] = f"{conflicts[number]}. The bank has both now"
         return self
 
-    def _other_answers(self) -> dict[int, str]:
-        """Finds items without an id whose text the bank has, but with another right answer."""
+    def _conflicts(self) -> dict[int, str]:
+        """Describes items without an id whose text the bank has with another right answer."""
         by_text: dict[str, list] = {}
         known = set(self.bank.ids)
         for question_id, number in self.bank.ids.items():
@@ -4975,7 +4972,7 @@ class Importer:
         for number, question in self.file.questions.items():
             others = by_text.get(question.folded_text)
             if others and not question.id and question.digest not in known:
-                found[number] = _answers_differ(number, question.choices[0], others)
+                found[number] = _conflict(number, question.choices[0], others)
         return found
 
     def _note(self, number: int, question: Question, outcome: list) -> None:
@@ -5017,7 +5014,7 @@ class Importer:
             print(f"  {line}")
 
 
-def _answers_differ(number: int, answer: str, others: list[tuple[str, str]]) -> str:
+def _conflict(number: int, answer: str, others: list[tuple[str, str]]) -> str:
     shown = [f"{shorten(other)} (id {other_id})" for other_id, other in others[:3]]
     return (
         f"item {number}: the right answers differ: here {shorten(answer)}, but a question of this "
@@ -5049,7 +5046,7 @@ def _differences(row: str, question: Question, form: str) -> str:
 TIME_BOUNDS_MS = (700, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11_000, 16_000)
 TIMES = len(TIME_BOUNDS_MS) + 1
 COUNTED_AT_ONCE = 25  # questions whose sums one call adds: 1 ms of Redis
-PAUSE_S = 0.03  # after each question, so that additions take a thousandth of the time of Redis
+PAUSE_S = 0.03  # for each question added, so that this takes a thousandth of the time of Redis
 MOST_PAUSE_S = 60  # a worker that dies loses the counts of this time at most
 LEVELS_S = 60  # between two looks at the levels of questions
 LEVEL_START = 1500, 350  # rating and uncertainty of a new question
@@ -5122,7 +5119,7 @@ class QuestionSums:
 
     @property
     def better_fail_by(self) -> float:
-        """How many percentage points higher the average rest is of those who fail the question."""
+        """By how many percentage points the average rest of those who fail it is higher."""
         wrong = self.shown - self.right
         if not wrong or not self.right:
             return 0.0
@@ -5193,9 +5190,11 @@ class QuestionStatistics:
 # Hashes passwords with argon2id in a few threads, and bounds how often passwords may be tried.
 #
 # Invariants: each address has an equal share of the hashing threads, however much it asks for.
-# Whether a try is allowed depends only on the address and on what the caller typed, not on the
-# account. Each allowed try costs the same work, with or without an account. So neither the answer
-# nor its time tells who has an account, or which private value belongs to whom.
+# Unless the password is right, whether a try is allowed depends only on the address and on what the
+# caller typed. Each allowed try costs the same work, with or without an account. So neither the
+# answer nor its time tells who has an account, or which private value belongs to whom.
+
+WRONG, RIGHT, OUTDATED = 0, 1, 2  # of a password; outdated: right, but its hash is outdated
 
 
 def address_digest(address: str) -> str:
@@ -5218,18 +5217,18 @@ class Passwords:
     longest lane loses its last job. So an address with very many requests delays nobody else.
     """
 
-    def __init__(self, queue: int) -> None:
+    def __init__(self, max_waiting: int) -> None:
         self.hasher = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
         self.idle = max(1, (os.cpu_count() or 2) // 2)  # threads
         self.threads = ThreadPoolExecutor(self.idle, "argon2", self._yield_to_games)
-        self.queue = queue
+        self.max_waiting = max_waiting  # jobs
         self.waiting = 0
         self.lanes: dict[str, deque[HashJob]] = {}  # by address, in the order of their turns
         # No password has this random digest. To hash a random password takes 30 ms of each start.
-        salt, digest = (base64.b64encode(os.urandom(size)).decode().strip("=") for size in (16, 32))
+        salt, hashed = (base64.b64encode(os.urandom(size)).decode().strip("=") for size in (16, 32))
         hasher = self.hasher
         cost = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
-        self.hash_of_nobody = f"$argon2id$v=19${cost}${salt}${digest}"
+        self.hash_of_nobody = f"$argon2id$v=19${cost}${salt}${hashed}"
 
     @staticmethod
     def _yield_to_games() -> None:
@@ -5239,7 +5238,7 @@ class Passwords:
 
     async def _run(self, address: str, work: Callable, *arguments: str) -> Any:
         """Runs the work in a thread, when the turn of the address comes. Raises Problem."""
-        if self.waiting >= self.queue:
+        if self.waiting >= self.max_waiting:
             self._make_room(len(self.lanes.get(address, ())))
         job = HashJob(work, arguments, asyncio.get_running_loop().create_future())
         self.lanes.setdefault(address, deque()).append(job)
@@ -5280,12 +5279,12 @@ class Passwords:
         return await self._run(address, self.hasher.hash, normalized(password))
 
     async def verify(self, kept: str | None, password: str, address: str) -> int:
-        """Returns 0 if the password is wrong, 1 if it is right, 2 if its hash is outdated as well.
+        """Returns whether a password with the hash `kept` is WRONG, RIGHT or OUTDATED.
 
-        `kept` is the hash; None for no account, which takes the same time.
+        Without an account, `kept` is None. It takes the same time then.
         """
-        right = await self._run(address, self._verify, kept, password)
-        return 0 if kept is None else right
+        verdict = await self._run(address, self._verify, kept, password)
+        return WRONG if kept is None else verdict
 
     def _verify(self, kept: str | None, password: str) -> int:
         """Tries each Unicode form of the password: version 1 hashed the form that was typed."""
@@ -5295,8 +5294,8 @@ class Passwords:
             with contextlib.suppress(argon2.exceptions.VerificationError):
                 self.hasher.verify(kept, form)
                 is_old = form != forms[0] or self.hasher.check_needs_rehash(kept)
-                return 2 if is_old else 1
-        return 0
+                return OUTDATED if is_old else RIGHT
+        return WRONG
 
 
 class Allowance(NamedTuple):
@@ -5492,17 +5491,17 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
 
 
 # ---- claims --------------------------------------------------------------------------------------
-# Unique values. A player signs in by any of them, so all unique fields share one name space: no two
-# players have the same value, in whatever fields. A claim in a bucket gives a value to a user. The
-# bucket has another hash tag than the user. So an operation claims a value, writes the user, then
-# confirms the claim.
+# Unique values. A player signs in by any of them, so all unique fields share one name space. Each
+# value has one owner, in whatever field. A claim in a bucket gives a value to a user. The bucket
+# has another hash tag than the user. So an operation claims a value, writes the user, then confirms
+# the claim.
 #
 # Invariants: a claim names its operation. It is confirmed, replaced or released only as it was
 # read, so that no operation acts on the claim of another. Nothing is claimed until all values look
 # free, so that a refused caller keeps no value from others. While a claim is new (CLAIM_MS), others
 # wait. After that it counts only if its user has the value. Replicas have a claim before its user
-# is written, or a new guest let in. Otherwise a failover may leave a user who can't sign in by a
-# name that can't be registered again either. A value that was given up stays reserved for
+# is written, or a new guest is let in. Otherwise a failover could lose the claim and keep the user,
+# who could then not sign in by the name. A value that was given up stays reserved for
 # name_hold_days: its user can take it back, nobody else can.
 
 NOBODY = "-"  # stands in place of a UID
@@ -5662,7 +5661,7 @@ class Claims:
         return all(await asyncio.gather(*calls))
 
     async def reserve(self, values: Iterable[str], keeper: str) -> None:
-        """Reserves values that are about to be given up: for a user, or if NOBODY, for none."""
+        """Reserves values that are about to be given up. Only the UID `keeper` may take them."""
         if self.hold_s:
             calls = (
                 self.redis.run_durably("reserve", (Keys.reserved(value),), keeper, self.hold_s)
@@ -6084,7 +6083,7 @@ class Users:
                 raise Problem("bad_credentials")
             session = await self.open_session(uid, ("password", user["password"]), address)
         log.info("signed in", extra=_player(uid))
-        if right > 1:
+        if right == OUTDATED:
             spawn(self._rehash(uid, user["password"], password, address))
         return session
 

@@ -919,7 +919,7 @@ def test_a_full_hashing_queue_takes_no_try_from_an_allowance(server):
     name, here = unique_name(), stranger()
 
     async def refuse(users):
-        users.passwords.queue = 1
+        users.passwords.max_waiting = 1
         users.passwords.idle = 0
         jobs_of(users.passwords, "somewhere")
         for _ in range(20):
