@@ -2234,12 +2234,11 @@ def _mail_mistakes(path: tuple, mail: dict[str, str]) -> Iterable[Mistake]:
     for part, text in mail.items():
         try:
             words = {word for _, word, _, _ in Formatter().parse(text) if word is not None}
-            wrong = words - set(MAIL_WORDS)
         except ValueError:
-            words, wrong = set(), {"{"}
-        if wrong:
+            words = {"{"}  # one brace without the other
+        if wrong := words - set(MAIL_WORDS):
             expected = "only " + ", ".join(f"{{{word}}}" for word in MAIL_WORDS)
-            yield (*path, part), shorten(sorted(wrong)[0]), expected
+            yield (*path, part), shorten(min(wrong)), expected
         named |= words
     if "code" not in named:
         yield (*path, "text"), "no {code}", "{code} where the code goes"
