@@ -3350,8 +3350,9 @@ class RedisConnection(asyncio.Protocol):
 
     def resend(self, pending: Pending) -> None:
         """Sends a command that another node refused."""
+        on_reply, *_ = pending
         if self.closed.done():
-            pending[0](Unavailable("Redis is not connected"))
+            on_reply(Unavailable("Redis is not connected"))
         else:
             self._queue(pending)
 
@@ -3996,14 +3997,16 @@ class Nodes:
         return target if target is not link else None
 
     def _send_later(self, loop: Any, is_durable: bool, pending: Pending) -> None:
-        waited_s = loop.time() - pending[3]
+        on_reply, _, _, since_s = pending
+        waited_s = loop.time() - since_s
         if waited_s > REDIRECT_S:
-            return pending[0](Unavailable("no node takes the command"))
+            return on_reply(Unavailable("no node takes the command"))
         pause_s = max(RETRY_S, waited_s / 2)
         loop.call_later(pause_s, self._send_again, loop, is_durable, pending)
 
     def _send_again(self, loop: Any, is_durable: bool, pending: Pending) -> None:
-        link = self.slots[slot_of_packed(pending[1])]
+        _, packed, _, _ = pending
+        link = self.slots[slot_of_packed(packed)]
         if is_durable:
             link = link.durable
         if link.closed.done():
