@@ -6578,7 +6578,7 @@ class Challenges:
         queue = self.schema.queues.get(name)
         if queue is None or not queue.is_challenge:
             known = [name for name, queue in self.schema.queues.items() if queue.is_challenge]
-            text = f"Must be a queue with match: challenge: {', '.join(known) or 'there is none'}."
+            text = f"Must be a queue of challenges: {', '.join(known) or 'there is none'}."
             raise Problem("invalid", errors={"queue": [text]})
         await self.users.allowances.use(*self.users.allowances.challenges(uid, address))
         seen = to_bytes(await self.redis.call("GET", Keys.seen(uid)))
@@ -6893,15 +6893,13 @@ class Lobby:
         return (outcome, *rest, "", "")[:3]
 
     async def leave(
-        self, queue: str, uid: str, connection: str, gone: bool
+        self, queue: str, uid: str, connection: str, disconnected: bool
     ) -> tuple[str, str | None]:
-        """Gives up a ticket: ('left', None), ('game', id) in a game, or ('stale', None).
-
-        `gone` tells whether the connection is gone.
-        """
+        """Gives up a ticket: ('left', None), ('game', id) in a game, or ('stale', None)."""
         keys = Keys.seats, Keys.queue(queue), Keys.due, Keys.lobby_clock
-        outcome, *rest = await self.redis.run("leave", keys, uid, queue, connection, int(gone))
-        return outcome, rest[0] if rest else None
+        what = uid, queue, connection, int(disconnected)
+        outcome, *game = await self.redis.run("leave", keys, *what)
+        return outcome, game[0] if game else None
 
     def take_back(self, uid: str, connection: str, turn: int) -> Awaitable[list[str]]:
         """Takes back a seat that was given up while this worker hung.
@@ -7607,10 +7605,7 @@ class GameViews:
         }
 
     def ids_of(self, uid: str, cursor: str, most: int) -> Awaitable[list[str] | None]:
-        """Returns ids of games, newest first, from behind a cursor; None if the cursor is unknown.
-
-        The cursor '' stands before the newest.
-        """
+        """Returns ids of games, newest first, after a cursor or ''; None if it is unknown."""
         return self.redis.run("history_page", (Keys.history(uid),), cursor, most)
 
 
@@ -7879,10 +7874,7 @@ class Settlement(GameViews):
         return datetime.fromisoformat(f"{game.draw}T00Z").timestamp() * 1000
 
     def period_boards(self, at_ms: float) -> list[Any]:
-        """Returns name, field, period and default of each leaderboard with a period, in one list.
-
-        `at_ms` is what `counted_at` returns.
-        """
+        """Returns [name, field, period, default, name, ...] of the leaderboards with a period."""
         found = []
         for name, board in self.schema.boards.items():
             if "period" in board:
@@ -8875,7 +8867,7 @@ class Events:
         """Logs that an event is not delivered, if the reply of add_event says so."""
         if not reply:
             count("webhooks", "abandoned")
-            log.error("event %s is not delivered: too many wait", event_id)
+            log.error("event %s is not delivered: too many deliveries wait", event_id)
 
     async def expect(
         self, kind: str, event_id: str, data: dict, key: str, field: str, text: str | None = "*"
@@ -11931,7 +11923,7 @@ class StoredSchema:
         if uids:
             kind = self.schema.fields[name]["type"]
             named = ", ".join(uids[:MAX_NAMED])
-            text = "users.fields.%s: %d stored values are no %s and give way to the default: %s"
+            text = "users.fields.%s: %d stored values are no %s; these players get the default: %s"
             log.warning(text, name, len(uids), kind, named)
 
     async def _drop(self, fact: str, text: str) -> None:

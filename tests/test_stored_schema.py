@@ -218,7 +218,7 @@ def test_answers_are_as_documented_whatever_was_stored(story):
 
 
 def test_the_log_says_whose_value_a_new_type_can_not_hold(story):
-    expected = "users.fields.steps: 1 stored values are no integer and give way to the default"
+    expected = "users.fields.steps: 1 stored values are no integer; these players get the default"
     assert f"{expected}: {uid_of(story.bob)}" in story.second.log
     assert "wide" not in story.second.log
 
