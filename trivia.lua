@@ -1834,7 +1834,7 @@ end
 -- that receives nothing is dead, and its players have lost their connection: so `user_exit` may
 -- follow any event.
 
-local DROPPED = -1
+local DROPPED = -1              -- `turn` of a player, after `end`: see above
 local PACKED = 1                -- the first byte of a packed text
 local PLAN = '>BIIIIIIHBc0Bc0Bc0Hc0Ic0B'
 local PERSON = '>Bc0Hc0ddHBHc0'
@@ -2589,9 +2589,9 @@ end
 
 -- Writes marks of players into the plan: {UID, mark, ...}.
 local function mark_players(game, changed)
-  local series, draw, text = more_of(game.plan)
+  local series, draw, old = more_of(game.plan)
   local marks = {}
-  for i = 1, #game.people do marks[i] = string.match(text or '', '%d', i) or '0' end
+  for i = 1, #game.people do marks[i] = string.match(old or '', '%d', i) or '0' end
   for n = 1, #changed, 2 do
     local i = player_of(game, changed[n])
     if i then marks[i] = changed[n + 1] end
@@ -3622,8 +3622,8 @@ local function settle_rematch(offer, asks)
   if #agreed >= offer.least and (#agreed == here or is_over) then
     return {'matched', offer.queue, begin_rematch(offer)}
   end
-  local quits_at = connected == 0 and offer.left + GRACE_MS or offer.ends
-  if here < offer.least or quits_at <= offer.now or is_over then
+  local over_at = connected == 0 and offer.left + GRACE_MS or offer.ends
+  if here < offer.least or over_at <= offer.now or is_over then
     close_rematch(offer)
     return {'over', offer.queue}
   end
@@ -3631,7 +3631,7 @@ local function settle_rematch(offer, asks)
   show_rematch(offer, offer.ends - offer.now, asks)
   call('HSET', offer.key, 'agreed', table.concat(agreed, ' '), 'shown', offer.shown,
     'left', connected == 0 and offer.left or offer.ends)
-  call('ZADD', offer.due, math.min(quits_at, offer.ends), '- rematch:' .. offer.id)
+  call('ZADD', offer.due, math.min(over_at, offer.ends), '- rematch:' .. offer.id)
   return {'waiting', offer.queue}
 end
 

@@ -12483,7 +12483,7 @@ class Joining(Outlet):
         return await self.hub.users.rating_of(self.uid)
 
     async def _enter(self, game_id: str, way: str = "") -> None:
-        """Enters a game and sends `update`. Events that arrive meanwhile come after it.
+        """Enters a game, then sends `update`, or `start` in the seat of a bot. Buffers events.
 
         `way` says how a player without a seat gets one: see Games.enter.
         """
@@ -13138,7 +13138,7 @@ class Hub:
         self.wire_of = wire_of
         self.loop = asyncio.get_running_loop()
         self.sockets: dict[str, Connection] = {}  # by their number, as events name it
-        self.count = 0  # the last number
+        self.last_number = 0  # of a connection
         self.messages = 0  # that came since Server._adapt looked
         self.known_texts: dict[str, tuple[str, dict]] = {}  # message -> its type and fields
         self.apps: Counter[str] = Counter()  # connections by app and version
@@ -13170,8 +13170,8 @@ class Hub:
         await connection.serve(receive)
 
     def _add(self, admission: Admission, ratings: dict[str, float], send: Callable) -> Connection:
-        self.count += 1
-        connection = Connection(self, str(self.count), admission, ratings, send)
+        self.last_number += 1
+        connection = Connection(self, str(self.last_number), admission, ratings, send)
         self.sockets[connection.number] = connection
         if connection.app:
             self.apps[connection.app] += 1
