@@ -356,12 +356,12 @@ ADMISSION_SECONDS = 5       # a handshake waits so long for a slot; then it gets
 DRAIN_SECONDS = 5           # a worker that stops closes its connections within this time
 DRAIN_PAUSE_S = 0.002       # pause between two of these closes, if DRAIN_SECONDS allows it
 BUSY_RATE = 100             # messages per second that make a worker handle them in batches
-BATCH_S = 0.005             # from one batch to the next, for each primary of Redis
+BATCH_S = 0.005             # from one batch to the next, times the number of primaries of Redis
 MOST_BATCH_S = 0.03         # from one batch to the next, at most
 PIECE_BYTES = 4096          # HTTP of one connection that is parsed in one turn of the event loop
 FRAMES_PER_TURN = 16        # frames of one WebSocket that are handled in one turn of the loop
 MAX_FRAME_BYTES = 64 * 1024     # a longer WebSocket message closes with 1009
-MAX_FRAGMENTS = 64          # parts of a message that are kept apart
+MAX_FRAGMENTS = 64          # fragments of a WebSocket message that are kept before they are joined
 CLOSE_SECONDS = 3           # a phone that was told to close must answer within this time
 DEAF_PAUSE_S = 0.01         # pause between two turns of a WebSocket that was told to close
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
@@ -459,7 +459,7 @@ WAITING = (  # responses with these codes may have Retry-After
     "maintenance",
     "reports_full",
 )
-# No player gets these.
+# Only operators get these.
 OPERATOR_CODES = ("forbidden", "no_undo", "changed_meanwhile", "too_few_questions")
 
 
@@ -2562,7 +2562,7 @@ class Queue:
 
     @functools.cached_property
     def bounds(self) -> dict[str, int]:
-        """What ends a game before its last question: {total_ms, lives}, without what is not set."""
+        """What ends a game before its last question: those of {total_ms, lives} that are set."""
         bounds = {"total_ms": self.ms("total_seconds"), "lives": self.spec.get("lives", 0)}
         return {name: value for name, value in bounds.items() if value}
 
@@ -3512,7 +3512,7 @@ MAX_WANTED = 64  # nodes without slots, to which redirections lead
 WANTED_S = 10  # a connection to such a node is kept for so long
 REDIRECT_S = 2.5  # a refused command is sent again for so long
 RETRY_S = 0.02  # shortest pause before a command that was refused twice is sent again
-OPEN_S = 1  # a node of several must connect and greet within this time
+OPEN_S = 1  # a Sentinel, or one of several nodes, must connect and greet within this time
 FOLLOW_S = {"server": float("inf"), "sentinel": 1, "cluster": 2}  # between looks for the primaries
 MAX_PAUSE_S = {"server": 2, "sentinel": 0.5, "cluster": 0.5}  # between attempts to reconnect
 URL_WORDS = {  # {kind: parameters that may follow the ? of REDIS_URL}
@@ -4832,7 +4832,8 @@ def _text(item: dict, key: str) -> str:
     value = item.get(key)
     text = value.strip() if isinstance(value, str) else ""
     if not appearance(text) or len(text) > MAX_QUESTION_TEXT:
-        found = shorten(value) if appearance(text) else json.dumps(value)  # shows what is not seen
+        # json.dumps escapes what can't be seen.
+        found = shorten(value) if appearance(text) else json.dumps(value)
         expected = f"a text of 1 to {MAX_QUESTION_TEXT} characters that can be seen"
         raise ValueError(f"{key}: found {found[:60]}; expected {expected}")
     return text
@@ -5334,7 +5335,7 @@ class Allowances:
         await asyncio.gather(*(self.change(allowance, -1) for allowance in allowances))
 
     def change(self, allowance: Allowance, take: int) -> Awaitable[int]:
-        """Takes so many, or gives them back if negative. Returns 0, or the ms to wait."""
+        """Takes `take` acts, or gives them back if it is negative. Returns 0, or the ms to wait."""
         key, interval_ms, burst = allowance
         return self.redis.run("take_allowance", (key,), interval_ms, burst, take)
 
