@@ -5135,8 +5135,9 @@ class QuestionStatistics:
     def __init__(self, redis: Redis, bank: Bank) -> None:
         self.redis = redis
         self.bank = bank
-        self.sums: dict[int, QuestionSums] = {}
-        self.results: dict[int, list[str]] = {}  # "RATING:1" for a right answer, "RATING:0" else
+        self.sums: defaultdict[int, QuestionSums] = defaultdict(QuestionSums)
+        # By question: "RATING:1" for each right answer, "RATING:0" for any other.
+        self.results: defaultdict[int, list[str]] = defaultdict(list)
 
     def count(self, game: Game) -> None:
         """Counts the rounds of a game that has ended. It takes some 10 us a round."""
@@ -5159,13 +5160,9 @@ class QuestionStatistics:
         others = max(1, len(mine) - 1)
         for (number, _, answer), choice in zip(mine, choices, strict=True):
             is_right = choice == 0
-            sums = self.sums.get(number)
-            if sums is None:
-                sums = self.sums[number] = QuestionSums()
-            sums.add(round(100 * (right - is_right) / others), answer, choice)
+            self.sums[number].add(round(100 * (right - is_right) / others), answer, choice)
             if rates and self.bank.questions[number].difficulty == AUTO:
-                result = f"{player.strength[0]:.0f}:{is_right:d}"
-                self.results.setdefault(number, []).append(result)
+                self.results[number].append(f"{player.strength[0]:.0f}:{is_right:d}")
 
     async def add_up(self) -> float:
         """Adds what was counted to the sums in Redis. A call that fails loses its counts.
