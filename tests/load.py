@@ -1,51 +1,62 @@
-"""Plays real games against a trivia server, by the thousand, and measures what its host carries.
+"""Plays thousands of real games against a trivia server, and measures the server and its host.
 
     python tests/load.py --players 20000 --think 4 --ramp 60 --minutes 5 http://127.0.0.1:8000
-    python tests/load.py --players 1000,5000,20000 --seed-accounts --json sweep.json --plot sweep.png
-    python tests/load.py --queue friends --room 8 --players 2000 --seed-accounts      # private rooms of eight
-    python tests/load.py --queue rated --rematch            # who has played together plays again
-    python tests/load.py --plot sweep.png sweep.json        # shows and draws an earlier run again
-    python tests/load.py --guard --seed-accounts            # has an answer become more costly? See the end of this text
+    python tests/load.py --players 1000,5000 --seed-accounts --json sweep.json --plot sweep.png
+    python tests/load.py --queue friends --room 8 --players 2000     # private rooms of eight
+    python tests/load.py --queue rated --rematch                     # players agree to rematches
+    python tests/load.py --plot sweep.png sweep.json                 # shows an earlier run again
+    python tests/load.py --guard --seed-accounts                     # the guard, see below
 
-Players are registered (or taken from --accounts FILE, or put into the Redis of a server on this host by --seed-accounts),
-connect to /game/QUEUE, answer at random after a think time, play again after each game, and reconnect when their connection
-drops, as a phone would. In a queue with `match: room` the first player of each --room opens a room and tells the others its
-code; when all are in, the game begins, and after its end the next one. A queue with `bots` may fill games with them: with
---players 1 it must. Each process holds up to 5,000 of them; on loopback each has a source address of its own (127.0.0.1,
-127.0.0.2, ...), for one address has only about 28,000 ports. With several numbers of players each is a step: more of them
-connect within the ramp, then all are measured for so many minutes.
+Players are new, or come from --accounts FILE. --seed-accounts writes them straight to the Redis of
+a server on this host. Each player connects to /game/QUEUE, answers at random after a think time,
+and plays again after each game. When the connection drops, the player reconnects, as a phone does.
 
-What is measured, in ms, after the ramp of each step:
+In a queue with `match: room` the first player of each --room opens a room and tells the others its
+code. The game begins when all players are in the room, and the next game follows its end. A queue
+with `bots` may fill games with bots; with --players 1 it must.
 
-    delivery    from sending `answer` until `answered` is with an opponent, or, for the answer that closes the question, until
-                the `reveal` is. The players of a game may be in different processes; all read the same clock (CLOCK_MONOTONIC),
-                and note in shared memory when they sent and received. Left out are answers of players who lost their
-                connection meanwhile: the share of answers that was measured is said.
-    lateness    arrival of `question` against its due time, which the `reveal` (or `start`) before announced to the same
-                player. What is early counts as 0.
-    skew        between the first and the last player of a game whom a `question` or a `reveal` reached.
-    match       from asking for a game until `start`; in a room, from `begin` until it is with the host.
+Each process holds up to 5,000 players. On loopback each process connects from an address of its
+own (127.0.0.1, 127.0.0.2, ...), because one address has only about 28,000 ports. --players with
+several numbers makes several steps. In each step more players connect during the ramp. Then the
+figures are taken for --minutes.
 
-And with the ramp: errors by kind;
+Measured in ms, after the ramp of each step:
 
-    connect     from opening a connection until it is accepted;
-    filled      from opening a room until all are in it;
-    begun       from then until the `start` of its first game is with the host;
+    delivery    from sending `answer` until an opponent has `answered`, or `reveal` if the answer
+                closes the question. The players of a game may be in different processes. All
+                processes read the same clock (CLOCK_MONOTONIC) and write the times of sending and
+                receiving to shared memory. Answers of players who lost their connection meanwhile
+                are left out; `measured_share` is the share of the answers that is measured.
+    lateness    arrival of `question` after the time that the `reveal` (or `start`) before it
+                announced to the same player. An early question counts as 0.
+    skew        between the first and the last player of a game to receive a `question` or `reveal`.
+    match       from asking for a game until `start`; in a room, from `begin` until the host
+                receives `start`.
+
+Measured with the ramp included: errors by kind, and
+
+    connect     from opening a connection until the server accepts it;
+    filled      from opening a room until all its players are in it;
+    begun       from then until the host receives the `start` of the first game;
     away        from the loss of a connection until the first `queued` or `update` on the next.
 
-A game is lost when it had a `start` or an `update` but its player saw no `end`, and the server has no record of its end
-either; with a record, it ended while he was away. Games that still go on at the end of the run are not lost.
+A game is lost when a player saw its `start` or an `update` but no `end`, and the server has no
+record of its end. With a record, the game ended while the player was away. Games that still run at
+the end are not lost.
 
-On the server's own host the CPU and the memory of its processes are read too: the one that listens on the port, its
-descendants and its Redis. Percentiles are exact to 2 %. When the load tool itself was too slow for its figures to be the
-server's, it says so. To draw it takes matplotlib, which is not among the requirements.
+On the server's own host the tool also reads the CPU and memory of the server's processes: the one
+that listens on the port, its descendants and its Redis. Percentiles are exact to 2 %. The tool says
+so when it was too slow itself to measure the server. --plot needs matplotlib, which is not among
+the requirements.
 
-The exit code is 0 when there were no errors and no game was lost. Connections closed with 1012 (the server restarts) are not
-errors, so that a rolling restart can be measured: start this, then restart the server.
+The exit code is 0 when there were no errors and no game was lost. Close code 1012 (the server
+restarts) is not an error. So a rolling restart can be measured: start this tool, then restart the
+server.
 
-The guard: CPU per answer depends on the machine and on what else it does. What an answer costs in comparison to a message that
-a bare uvicorn echoes, beside it and in the same seconds, depends much less on it. --guard measures both, with the options in
-tests/load_guard.json, and the exit code is 1 when the ratio is more than 15 % above the one that is kept there.
+The guard: the CPU time of an answer depends on the machine and on its other work. Its ratio to the
+CPU time of a message that a bare uvicorn echoes, on the same machine in the same seconds, depends
+on them much less. --guard measures both, with the options in tests/load_guard.json. The exit code
+is 1 when the ratio is more than 15 % above the ratio in that file.
 """
 
 from __future__ import annotations
@@ -93,31 +104,28 @@ from rich.live import Live
 from rich.progress import track
 from rich.table import Table
 
-# ---- settings -----------------------------------------------------------------------------------------------
-# What is not worth an option.
+# ---- settings ------------------------------------------------------------------------------------
+# Constants without an option on the command line.
 
 ROOT = Path(__file__).resolve().parent.parent
 GUARD_FILE, GUARD_LIMIT = Path(__file__).with_name("load_guard.json"), 1.15
 PLAYERS_A_PROCESS = 5_000
 REGISTRATIONS = 16  # at a time; the server hashes a password in about 25 ms of CPU
-SEEDINGS = 200  # at a time
+SEEDINGS = 200  # accounts written to Redis at a time
 TIMEOUT_S = 15  # of an HTTP request and of a handshake
-REST_S = 1.0  # between two games of a player, at most
-PATIENCE_S = 5  # a server that is silent for so long beyond what is due has lost the player
-LAG_S, LAG_LIMIT_MS, CPU_LIMIT = (
-    0.1,
-    20,
-    0.9,
-)  # our own timer, and from where on we do not trust ourselves
-TOO_LATE_MS = 500  # who comes back to a question that ends so soon leaves it
-LINE_S = 5  # between the lines of progress when there is no terminal
-ECHOES, ECHO_S = 200, 0.5  # connections to the echo, and how often each sends
+REST_S = 1.0  # longest pause of a player between two games
+PATIENCE_S = 5  # silence beyond what is due, after which the server has lost the player
+# Interval of the tool's own timer, and the lag and CPU share above which its figures are not valid.
+LAG_S, LAG_LIMIT_MS, CPU_LIMIT = (0.1, 20, 0.9)
+TOO_LATE_MS = 500  # a player who returns to a question with less time left does not answer it
+LINE_S = 5  # seconds between lines of progress without a terminal
+ECHOES, ECHO_S = 200, 0.5  # connections to the echo server, mean seconds between their messages
 MIB = 2**20
 
 CLOSE_RESTART, CLOSE_TRY_LATER = 1012, 1013
 CLOSE_LOST = 1006  # the connection ended without a code
 REFUSED_FOR_GOOD = {401, 403, 404, 4401, 4409}  # statuses and close codes
-EXPECTED = f"close {CLOSE_RESTART}"  # the one kind that is no error
+EXPECTED = f"close {CLOSE_RESTART}"  # the only kind that is not an error
 
 monotonic = time.monotonic
 
@@ -126,19 +134,19 @@ class Fatal(SystemExit):
     """Ends the program with one line."""
 
 
-# ---- measures -----------------------------------------------------------------------------------------------
-# What is counted, and how durations are kept: they add up, whatever their number.
+# ---- measures ------------------------------------------------------------------------------------
+# Counters and histograms. Two of them can be added; the memory does not grow with the count.
 
 
 class Histogram(Counter):
     """Durations, counted in steps of 2 %."""
 
     def add(self, seconds: float) -> None:
-        """Counts one; what is negative counts as 0."""
+        """Counts one duration; a negative one counts as 0."""
         self[int(50 * math.log(max(1.0, seconds * 1e6)))] += 1
 
     def quantile_ms(self, share: float) -> float | None:
-        """The duration that a share of them does not exceed, in ms; None if there are none."""
+        """Returns the duration in ms that this share does not exceed; None without durations."""
         wanted = share * self.total()
         for step in sorted(self):
             wanted -= self[step]
@@ -147,7 +155,7 @@ class Histogram(Counter):
         return None
 
     def summary(self) -> dict:
-        """As it is reported."""
+        """Returns the figures of the report."""
         quantiles = {"p50": 0.5, "p99": 0.99, "p999": 0.999, "max": 1}
         return {name: self.quantile_ms(share) for name, share in quantiles.items()} | {
             "count": self.total()
@@ -155,7 +163,7 @@ class Histogram(Counter):
 
 
 class Tally:
-    """What happened to some players in some time."""
+    """Counts what happened to a group of players in a period."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()  # answers, measured, rounds, reconnects, timeouts
@@ -164,11 +172,11 @@ class Tally:
         self.started: set[str] = set()  # games
         self.ended: dict[str, str] = {}  # game -> reason
         self.missed: set[tuple[str, str]] = set()  # (game, token) of players who saw no end
-        self.states: Counter[str] = Counter()  # at its end: how many players are in which
-        self.cpu_s = 0.0  # until then, of their process
+        self.states: Counter[str] = Counter()  # players by state, at the end of the period
+        self.cpu_s = 0.0  # CPU time of their process, at the end of the period
 
     def add(self, other: Tally) -> None:
-        """Adds what happened to others, or at another time."""
+        """Adds another group or another period."""
         for name, histogram in other.times.items():
             self.times[name].update(histogram)
         for name in ("counts", "errors", "started", "ended", "missed"):
@@ -176,15 +184,16 @@ class Tally:
 
 
 class Board:
-    """Who sent or received what of which round when: shared by all processes, since a game's players may be in several.
+    """Stores when each player sent or received what in which round, in shared memory.
 
-    A player writes what is his alone, the time before the round; who reads it was told of it by the server, later.
+    The players of a game may be in several processes. A player writes only their own cells, and
+    writes the time before the round. Readers read later, after a message of the server.
     """
 
     QUESTION, ANSWER, REVEAL = range(3)
 
     def __init__(self, memory: Any) -> None:
-        """Memory of six doubles a player."""
+        """Takes shared memory of six doubles a player."""
         self.cells, self.half, self.players = (
             memoryview(memory).cast("B").cast("d"),
             len(memory) // 2,
@@ -192,27 +201,28 @@ class Board:
         )
 
     def note(self, what: int, player: int, round_id: float, at: float) -> None:
-        """Notes that it happened to a player; round 0: that it did not."""
+        """Stores that something happened to a player in a round; round 0 clears it."""
         cell = what * self.players + player
         self.cells[cell] = at
         self.cells[self.half + cell] = round_id
 
     def when(self, what: int, player: int, round_id: float) -> float:
-        """When it happened to a player in this round; 0 if it did not."""
+        """Returns when it happened to a player in this round; 0 if it did not."""
         cell = what * self.players + player
         return self.cells[cell] if self.cells[self.half + cell] == round_id else 0.0
 
 
-# ---- player -------------------------------------------------------------------------------------------------
-# One player and his connection, driven by what arrives; at most one timer each. States:
+# ---- player --------------------------------------------------------------------------------------
+# A player and their connection. Arriving messages drive it, and at most one timer. States:
 #
-#   new --> away --connected--> joining --queued--> waiting --start--> playing --end--> resting --join--> joining
+#   new -> away -connected-> joining -queued-> waiting -start-> playing -end-> resting -join->
+#   joining
 #
-# and from each back to `away` when the connection is lost, or to `gone` when the server does not want him back.
+# A lost connection leads from any state to `away`; a final refusal by the server leads to `gone`.
 
 
 class Message(msgspec.Struct, gc=False):
-    """What is read of a server's message; the rest is skipped."""
+    """The fields of a server's message that the tool reads; the decoder skips all others."""
 
     type: str
     game: str = ""
@@ -241,7 +251,7 @@ decode = msgspec.json.Decoder(Message).decode
 
 
 class Player(WSListener):
-    """One player."""
+    """Plays games on one connection after another."""
 
     __slots__ = (
         "crowd",
@@ -282,19 +292,19 @@ class Player(WSListener):
         )
         self.due_at = self.asked_at = self.lost_at = self.alive_at = 0.0
         self.others: list[int] = []  # the numbers of the opponents
-        self.unheard: list[int] = []  # ... of whose answer he has not been told
-        self.game_id = self.round_id = 0.0  # for the board, of the round with its game
-        self.whole = False  # he missed nothing of this round
+        self.unheard: list[int] = []  # opponents of whom no `answered` has come
+        self.game_id = self.round_id = 0.0  # numbers for the board; round_id includes the game
+        self.whole = False  # this player has missed nothing of the round
         self.full_at = 0.0  # of a host: when the room was full, until its first game
 
     @property
     def room(self) -> int:
-        """The number of his room, if rooms are played."""
+        """The number of the player's room, if the queue has rooms."""
         return self.number // self.crowd.plan.room
 
     @property
     def is_host(self) -> bool:
-        """Whether he is the one who opens his room and begins its games."""
+        """Whether this player opens the room and begins its games."""
         return self.number % self.crowd.plan.room == 0
 
     def _become(self, state: str) -> None:
@@ -303,7 +313,7 @@ class Player(WSListener):
         self.state = state
 
     def _set_timer(self, delay_s: float = 0, work: Callable | None = None, *args: Any) -> None:
-        """Does something later, or nothing, instead of what was to be done."""
+        """Replaces the timer; without work only cancels it."""
         if self.timer is not None:
             self.timer.cancel()
         self.timer = self.crowd.loop.call_later(delay_s, work, *args) if work else None
@@ -345,7 +355,10 @@ class Player(WSListener):
             )
 
     def _lost(self, kind: str, code: int) -> None:
-        """Counts an error, and connects again: at once after a restart, else after pauses that grow, unlike the others'."""
+        """Counts an error and connects again.
+
+        Connects at once after a restart of the server, else after a random, growing pause.
+        """
         self.crowd.tally.errors[kind] += 1
         if code in REFUSED_FOR_GOOD:
             self._miss()
@@ -362,7 +375,7 @@ class Player(WSListener):
         self.connect_soon(pause_s)
 
     def drop_if_silent(self, now: float) -> None:
-        """Gives up a connection on which the server has forgotten us."""
+        """Drops a connection on which the server has lost the player."""
         if (
             self.transport
             and self.state != "resting"
@@ -402,7 +415,7 @@ class Player(WSListener):
         self.seq = message.seq
 
     def _back(self, now: float) -> None:
-        """The server knows him again."""
+        """Counts a reconnection: the server knows the player again."""
         self.attempts = 0
         if self.lost_at:
             self.crowd.tally.times["away"].add(now - self.lost_at)
@@ -416,14 +429,13 @@ class Player(WSListener):
             self.game_id = zlib.crc32(self.game.encode()) * 1000.0
             self.crowd.tally.started.add(self.game)
             names = {player["username"] for player in message.players} - {self.name}
-            self.others = [
-                numbers[name] for name in names if name in numbers
-            ]  # not those who are none of us
+            # Only opponents that this tool plays have a number.
+            self.others = [numbers[name] for name in names if name in numbers]
         self.seq = message.seq
         self._become("playing")
 
     def _miss(self) -> None:
-        """Whatever game he was in, he will see no end of it."""
+        """Notes that the player sees no end of their game."""
         if self.game:
             self.crowd.tally.missed.add((self.game, self.token))
             self.game = ""
@@ -447,7 +459,7 @@ class Player(WSListener):
                 self._begin()
 
     def _begin(self) -> None:
-        """Begins a game of the room; a moment after the last one, which has its ranking to be looked at."""
+        """Begins a game of the room, with a pause after the last game to look at its ranking."""
         self._set_timer(random.uniform(0, REST_S) if self.game_id else 0, self._say_begin)
 
     def _say_begin(self) -> None:
@@ -456,7 +468,7 @@ class Player(WSListener):
             self._send(b'{"type":"begin"}')
 
     def _on_start(self, message: Message, now: float) -> None:
-        if self.is_host:  # so is everybody outside of rooms
+        if self.is_host:  # true for every player of a queue without rooms
             self.crowd.tally.times["match"].add(now - self.asked_at)
         if self.full_at:
             self.crowd.tally.times["begun"].add(now - self.full_at)
@@ -503,7 +515,7 @@ class Player(WSListener):
             self.crowd.tally.counts["measured"] += 1 / len(self.others)
 
     def _note_skew(self, what: int, now: float) -> None:
-        """The last one whom it reaches finds the others' times on the board."""
+        """Adds the skew when the last player of the game has received the message."""
         board, round_id = self.crowd.board, self.round_id
         board.note(what, self.number, round_id, now)
         times = [board.when(what, other, round_id) for other in self.others]
@@ -516,9 +528,8 @@ class Player(WSListener):
         self.crowd.tally.counts["rounds"] += 1 / (len(self.others) + 1)
         if self.whole and message.round == self.round:
             self._note_skew(Board.REVEAL, now)
-            if (
-                len(message.answers) == len(self.others) + 1
-            ):  # else it was not an answer that caused it
+            # Without an answer of each player, the deadline caused the reveal.
+            if len(message.answers) == len(self.others) + 1:
                 for number in self.unheard:
                     self._note_delivery(number, now)
 
@@ -586,73 +597,74 @@ HANDLERS = {
 }
 
 
-# ---- crowd --------------------------------------------------------------------------------------------------
-# A process of players. Each number that comes through its pipe says how many of all players are to play from now on, and is
-# answered with a report; STOP is the last.
+# ---- crowd ---------------------------------------------------------------------------------------
+# A process of players. It receives numbers through its pipe. Each number says how many of all
+# players play from now on, and the crowd answers it with a report. STOP is the last number.
 
 STOP = -1
 
 
 class Target(NamedTuple):
-    """Where the server is."""
+    """The address of the server."""
 
     scheme: str
-    name: str  # of the host, as the certificate has it
-    address: str  # its address, so that nobody has to ask for it again
+    name: str  # of the host, as in its certificate
+    address: str  # its IP address, so that the name is resolved only once
     port: int
-    insecure: bool  # any certificate will do
+    insecure: bool  # accept any certificate
 
     def tls(self) -> ssl.SSLContext | None:
-        """How to check certificates; None without TLS."""
+        """Returns the TLS context that checks certificates; None without TLS."""
         if self.scheme == "http":
             return None
         return ssl._create_unverified_context() if self.insecure else ssl.create_default_context()
 
     def websocket(self, queue: str) -> str:
-        """The URL of a queue."""
+        """Returns the WebSocket URL of a queue."""
         address = f"[{self.address}]" if ":" in self.address else self.address
         return f"{self.scheme.replace('http', 'ws')}://{address}:{self.port}/game/{queue}"
 
 
 class Plan(NamedTuple):
-    """What a crowd is to do."""
+    """What one crowd has to do."""
 
     target: Target
     queue: str
     address: str  # to connect from, or ''
-    accounts: list[tuple[str, str]]  # (username, token) of all players; of which ours are ...
-    ours: list[int]  # by number
-    rooms: bool  # the queue has private rooms; of ...
-    room: int  # ... so many players; outside of rooms 1
-    rematch: bool  # agree to play again, where that may be
+    accounts: list[tuple[str, str]]  # (username, token) of all players
+    ours: list[int]  # indexes in `accounts` of this crowd's players
+    rooms: bool  # the queue has private rooms
+    room: int  # players of a room; 1 without rooms
+    rematch: bool  # agree to rematches
     think_s: float
     ramp_s: float
-    silence_s: float  # how long the server may say nothing
+    silence_s: float  # longest silence of the server
     numbers: dict[str, int]  # username -> number of the player
-    echo_port: int  # of the guard's echo; 0: none, or others talk to it
+    echo_port: int  # of the guard's echo server; 0 without the guard, and in other crowds
 
 
 class Crowd:
-    """The players of a process. In the first one there are also the clients of the guard's echo."""
+    """The players of one process. The first crowd also holds the clients of the guard's echo."""
 
     def __init__(self, plan: Plan, board: Board, pipe: Any) -> None:
         self.plan, self.board, self.pipe = plan, board, pipe
         self.loop, self.stopped = asyncio.get_running_loop(), asyncio.Event()
         self.tally, self.stopping, self.tasks = Tally(), False, set()
         self.players = [Player(self, number, *plan.accounts[number]) for number in plan.ours]
-        self.codes: dict[int, asyncio.Future[str]] = {}  # of rooms
+        self.codes: dict[int, asyncio.Future[str]] = {}  # code of each room
         self.states, self.started, self.asked = Counter(new=len(self.players)), 0, 0
         self.url, tls = plan.target.websocket(plan.queue), plan.target.tls()
+        # Without TLS aiofastnet would cost 10 % more CPU.
         self.options = {
             "websocket_handshake_timeout": TIMEOUT_S,
             "read_buffer_init_size": 2048,
             "use_aiofastnet": bool(tls),
-        }  # which takes a tenth more without TLS
+        }
         if tls:
             self.options |= {"ssl_context": tls, "server_hostname": plan.target.name}
 
     async def run(self) -> None:
-        """Plays until told to stop."""
+        """Plays until STOP arrives."""
         self.loop.add_reader(self.pipe.fileno(), self._on_command)
         self._beat(monotonic())
         for _ in range(ECHOES if self.plan.echo_port else 0):
@@ -660,14 +672,14 @@ class Crowd:
         await self.stopped.wait()
 
     async def code_for(self, player: Player) -> str:
-        """The code of a player's room, as soon as it is known; '' for a host who is to open it, and without rooms."""
+        """Waits for the code of a player's room; '' for a host who opens it, and without rooms."""
         if not self.plan.rooms:
             return ""
         known = self.codes.setdefault(player.room, self.loop.create_future())
         return await known if known.done() or not player.is_host else ""
 
     def join_message(self, player: Player) -> bytes:
-        """The message by which a player asks for a game; into his room, if rooms are played."""
+        """Returns the message that asks for a game, in the player's room if the queue has rooms."""
         known = self.codes.get(player.room) if self.plan.rooms else None
         return (
             b'{"type":"join","code":"%b"}' % known.result().encode()
@@ -676,12 +688,12 @@ class Crowd:
         )
 
     def know_code(self, room: int, code: str) -> None:
-        """Lets the others in, the first time that the code of a room is seen."""
+        """Stores the code of a room at its first sight, so that its other players can join."""
         if not self.codes[room].done():
             self.codes[room].set_result(code)
 
     async def open(self, player: Player, code: str) -> None:
-        """A connection of a player. On loopback each room is in a network of its own, as friends are."""
+        """Opens a connection of a player. On loopback each room has a network of its own."""
         url, factory = f"{self.url}?code={code}" if code else self.url, None
         if address := self.plan.address:
             if self.plan.rooms:
@@ -693,14 +705,14 @@ class Crowd:
         )
 
     def spawn(self, work: Callable) -> None:
-        """Starts a task and keeps it."""
+        """Starts a task and keeps a reference to it."""
         task = self.loop.create_task(work())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     @staticmethod
     def _socket(address: str, _: Any) -> socket.socket:
-        """A socket with a source address; its port is chosen when it connects, so that more of them are free."""
+        """Makes a socket with a source address. The port is chosen late: so more are free."""
         one = socket.socket(socket.AF_INET)
         one.setsockopt(socket.IPPROTO_IP, getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24), 1)
         one.bind((address, 0))
@@ -714,7 +726,7 @@ class Crowd:
     def _on_command(self) -> None:
         try:
             command = self.pipe.recv()
-        except (EOFError, OSError):  # nobody listens any more
+        except (EOFError, OSError):  # the parent process has ended
             command = STOP
         self._leave() if command == STOP else self._play(command)
         report, self.tally = self.tally, Tally()
@@ -742,12 +754,11 @@ class Crowd:
 
 
 def run_crowd(pipe: Any, plan: Plan, memory: Any) -> None:
-    """A process of players, from its start to its end."""
-    logging.getLogger("picows").setLevel(
-        logging.CRITICAL
-    )  # what it has to say is counted as an error
+    """Runs a process of players, from its start to its end."""
+    # The tool counts as errors what picows would log.
+    logging.getLogger("picows").setLevel(logging.CRITICAL)
     raise_file_limit()
-    gc.disable()  # players live as long as we do, and messages are freed without it
+    gc.disable()  # players live as long as the process, and messages make no cycles
 
     async def work() -> None:
         await Crowd(plan, Board(memory), pipe).run()
@@ -756,7 +767,7 @@ def run_crowd(pipe: Any, plan: Plan, memory: Any) -> None:
 
 
 class Child:
-    """A process of ours, and the pipe to it."""
+    """A child process and the pipe to it."""
 
     def __init__(self, work: Callable, *args: Any) -> None:
         context = multiprocessing.get_context("spawn")
@@ -766,23 +777,24 @@ class Child:
         theirs.close()
 
     def ask(self, what: Any) -> None:
-        """Sends it something; whether it still lives turns out when it should answer."""
+        """Sends something. A dead child shows when its answer is read."""
         with contextlib.suppress(OSError):
             self.pipe.send(what)
 
     def end(self) -> None:
-        """Ends it, if it did not by itself."""
+        """Waits for the process to end, and kills it after 1 s."""
         self.pipe.close()
         self.process.join(1)
         self.process.kill()
 
 
-# ---- echo ---------------------------------------------------------------------------------------------------
-# What the guard compares with: uvicorn, as trivia.serve() runs it, with nothing behind it. Its clients are in the first crowd.
+# ---- echo ----------------------------------------------------------------------------------------
+# The reference of the guard: uvicorn with the options of trivia.serve() and an application that
+# only echoes. Its clients are in the first crowd.
 
 
 def run_echo(pipe: Any) -> None:
-    """Tells its port, and goes on until the pipe is closed."""
+    """Sends its port, and runs until the pipe is closed."""
 
     async def echo(scope: dict, receive: Callable, send: Callable) -> None:
         await receive()
@@ -790,7 +802,7 @@ def run_echo(pipe: Any) -> None:
         while (message := await receive())["type"] == "websocket.receive":
             await send({"type": "websocket.send", "text": message["text"]})
 
-    os.setsid()  # Ctrl-C is not for it, but it goes when we do
+    os.setsid()  # Ctrl-C does not reach it; it exits when the parent closes the pipe
     threading.Thread(target=lambda: (pipe.poll(None), os._exit(0)), daemon=True).start()
     listener = socket.create_server(("127.0.0.1", 0), backlog=ECHOES)
     pipe.send(listener.getsockname()[1])
@@ -812,7 +824,7 @@ def run_echo(pipe: Any) -> None:
 
 
 class EchoClient(WSListener):
-    """Sends an answer, again and again: some time after the one before has come back."""
+    """Sends a message, and a pause after each echo the next one."""
 
     def __init__(self, crowd: Crowd) -> None:
         self.crowd = crowd
@@ -831,8 +843,8 @@ class EchoClient(WSListener):
             self.on_ws_connected(transport)
 
 
-# ---- accounts -----------------------------------------------------------------------------------------------
-# The little that is asked over HTTP (the queues, accounts, what became of a game), and how accounts are made.
+# ---- accounts ------------------------------------------------------------------------------------
+# The HTTP requests (queues, accounts, records of games), and two ways to make accounts.
 
 
 def call(
@@ -843,7 +855,10 @@ def call(
     token: str = "",
     address: str = "",
 ) -> tuple[int, dict]:
-    """Status and answer of a request; a server on this host believes the `address`. Raises OSError."""
+    """Returns status and body of a request. Raises OSError.
+
+    A server on this host takes `address` as the client's address.
+    """
     kind, options = (
         (http.client.HTTPSConnection, {"context": tls})
         if (tls := target.tls())
@@ -866,7 +881,7 @@ def call(
 
 
 def many(work: Callable, items: list) -> Iterable:
-    """The results of work(item), done for some at a time."""
+    """Yields the results of work(item); REGISTRATIONS run at a time."""
     with ThreadPoolExecutor(REGISTRATIONS) as pool:
         try:
             yield from pool.map(work, items)
@@ -875,7 +890,7 @@ def many(work: Callable, items: list) -> Iterable:
 
 
 def read_queue(target: Target, name: str) -> dict:
-    """The rules of a queue. Raises Fatal if there is no such server or queue."""
+    """Returns the rules of a queue. Raises Fatal if there is no such server or queue."""
     where = f"{target.scheme}://{target.name}:{target.port}/queues"
     try:
         status, answer = call(target, "GET", "/queues")
@@ -887,17 +902,18 @@ def read_queue(target: Target, name: str) -> dict:
         if queue["name"] == name:
             return queue
     raise Fatal(
-        f"--queue: found {name}; expected one of {', '.join(queue['name'] for queue in answer['queues'])}"
+        f"--queue: found {name}; expected one of "
+        f"{', '.join(queue['name'] for queue in answer['queues'])}"
     )
 
 
 def new_user(name: str) -> dict:
-    """What a player registers with."""
+    """Returns the body of a registration."""
     return {"username": name, "email": f"{name}@example.org", "password": secrets.token_urlsafe(12)}
 
 
 def register(target: Target, name: str) -> tuple[str, str]:
-    """Registers a player: (username, token). Raises Fatal."""
+    """Registers a player; returns (username, token). Raises Fatal."""
     address = str(ipaddress.IPv4Address(0x0A000000 + secrets.randbelow(2**24)))  # of a phone
     status, answer = call(target, "POST", "/auth/register", new_user(name), address=address)
     if status != 201:
@@ -908,14 +924,18 @@ def register(target: Target, name: str) -> tuple[str, str]:
 def ensure_accounts(
     options: argparse.Namespace, target: Target, host: Host, console: Console
 ) -> list[tuple[str, str]]:
-    """(username, token) of as many players as are wanted: from the file, and new ones, which are added to it. Raises Fatal."""
+    """Returns (username, token) of as many players as are wanted. Raises Fatal.
+
+    Reads the file of accounts first, then makes the missing ones and adds them to the file.
+    """
     accounts, file, run = [], options.accounts, secrets.token_hex(4)
     if file:
         file.seek(0)
         accounts = [tuple(line.split()) for line in file][: max(options.players)]
     if accounts and call(target, "GET", "/users/me", token=accounts[0][-1])[0] != 200:
         raise Fatal(
-            f"--accounts: the server does not know the tokens in {file.name}; remove it, to register anew"
+            f"--accounts: the server does not know the tokens in {file.name}; "
+            "remove it, to register anew"
         )
     names = [f"load{run}-{number}" for number in range(max(options.players) - len(accounts))]
     made = (
@@ -933,11 +953,10 @@ def ensure_accounts(
 
 
 def seeded(host: Host, names: list[str]) -> Iterable[tuple[str, str]]:
-    """Accounts, made in the server's Redis by its own code; only that one password is hashed for all of them."""
+    """Makes accounts in the server's Redis with the server's code, and hashes only one password."""
     schema = host.folder / host.environment.get("TRIVIA_SCHEMA", ROOT / "schema.yaml")
-    os.environ.update(
-        REDIS_URL=host.redis_url, TRIVIA_SCHEMA=str(schema), TRIVIA_LOG="warning"
-    )  # read as it is imported
+    # trivia.py reads these variables when it is imported.
+    os.environ.update(REDIS_URL=host.redis_url, TRIVIA_SCHEMA=str(schema), TRIVIA_LOG="warning")
     sys.path.insert(0, str(ROOT))
     trivia = importlib.import_module("trivia")
     with asyncio.Runner() as runner:
@@ -963,29 +982,29 @@ def seeded(host: Host, names: list[str]) -> Iterable[tuple[str, str]]:
         runner.run(store.close())
 
 
-# ---- host ---------------------------------------------------------------------------------------------------
-# What the server uses, when it is on this host: CPU and memory of its processes and of its Redis.
+# ---- host ----------------------------------------------------------------------------------------
+# CPU and memory of the server's processes and its Redis, when they run on this host.
 
 
 class Usage(NamedTuple):
-    """What has been used up to a moment, and is held at it."""
+    """The resources used up to a moment (CPU, counters), or held at it (memory, files)."""
 
     at: float
-    cpu_s: dict[str, float]  # by process, Redis among them
-    memory: dict[str, int]  # bytes, likewise
-    files: dict[str, int]  # how many are open; each connection is one
-    redis: dict[str, int]  # its counters
-    own_cpu_s: list[float]  # of our processes
-    echo_cpu_s: float  # of the guard's echo
+    cpu_s: dict[str, float]  # by process, Redis included
+    memory: dict[str, int]  # bytes, by process
+    files: dict[str, int]  # open files by process; each connection is one
+    redis: dict[str, int]  # the counters of Redis
+    own_cpu_s: list[float]  # of each process of this tool
+    echo_cpu_s: float  # of the guard's echo server
 
 
 class Host:
-    """The process that listens on a port and its descendants, also those that come later, and their Redis."""
+    """Watches the process that listens on a port, its present and later descendants, and Redis."""
 
     def __init__(self, address: str, port: int, redis_url: str | None) -> None:
         self.address, self.port = address, port
         self.processes: dict[str, psutil.Process] = {}  # those that live
-        self.cpu_s: dict[str, float] = {}  # of those that lived, too
+        self.cpu_s: dict[str, float] = {}  # of processes that have ended, too
         self.root, self.environment, self.folder = None, {}, Path()
         with contextlib.suppress(psutil.Error, AttributeError):
             self.root = self._find()
@@ -1008,14 +1027,14 @@ class Host:
         process = min(map(psutil.Process, pids), key=psutil.Process.create_time, default=None)
         with contextlib.suppress(psutil.Error):
             while process and any(map(self._listens, process.parent().net_connections())):
-                process = process.parent()  # a socket that several hold is told of one of them only
+                process = process.parent()  # the system names only one owner of a shared socket
         return process
 
     def _listens(self, connection: Any) -> bool:
         return connection.status == psutil.CONN_LISTEN and connection.laddr.port == self.port
 
     def cpu(self) -> dict[str, float]:
-        """The CPU seconds used so far, by process; one that has ended keeps what it had."""
+        """Returns the CPU seconds used so far, by process, those that have ended included."""
         self.processes.clear()
         with contextlib.suppress(psutil.Error, AttributeError):
             for process in [self.root, *self.root.children(recursive=True)]:
@@ -1025,7 +1044,7 @@ class Host:
         return self.cpu_s.copy()
 
     def _see(self, pid: int, role: str) -> None:
-        """Notes what a process has used, unless it is another program, such as a Redis that the server started."""
+        """Stores the CPU time of a process, if its program fits its role (Redis or not)."""
         with contextlib.suppress(psutil.Error):
             process, name = psutil.Process(pid), f"{role} {pid}"
             is_redis = process.name().startswith(("valkey", "redis"))
@@ -1035,7 +1054,7 @@ class Host:
                 self.cpu_s[name], self.processes[name] = cpu_of(process), process
 
     def usage(self, own_cpu_s: list[float], echo_cpu_s: float) -> Usage:
-        """All that there is to know."""
+        """Reads everything at this moment."""
         cpu_s, counters, at, memory, files = self.cpu(), self.counters(), monotonic(), {}, {}
         for name, process in self.processes.items():
             with contextlib.suppress(psutil.Error):
@@ -1043,7 +1062,7 @@ class Host:
         return Usage(at, cpu_s, memory, files, counters, own_cpu_s, echo_cpu_s)
 
     def counters(self) -> dict[str, int]:
-        """Redis's own, with the number of calls of each command as `calls:NAME`; {} without a Redis."""
+        """Returns Redis's counters, and its calls of each command as `calls:NAME`; {} if none."""
         found: Counter[str] = Counter()
         for info in self.infos("everything"):
             for name, counter in COUNTERS.items():
@@ -1054,7 +1073,7 @@ class Host:
         return dict(found)
 
     def description(self) -> dict:
-        """What figures of this host depend on; {} when the server is elsewhere."""
+        """Describes what the figures of this host depend on; {} when the server is elsewhere."""
         if not self.root:
             return {}
         cpu, server = (
@@ -1076,14 +1095,14 @@ class Host:
         }
 
     def infos(self, section: str) -> list[dict]:
-        """What each Redis says about itself; [] when one can't be asked."""
+        """Returns the INFO of each Redis; [] when one does not answer."""
         try:
             return [store.info(section) for store in self.stores]
         except redis.RedisError:
             return []
 
 
-COUNTERS = {  # what is reported of Redis: its name there
+COUNTERS = {  # name in the report -> name in INFO
     "commands": "total_commands_processed",
     "bytes_in": "total_net_input_bytes",
     "bytes_out": "total_net_output_bytes",
@@ -1092,7 +1111,7 @@ COUNTERS = {  # what is reported of Redis: its name there
 
 
 def clients_of(url: str) -> list[redis.Redis]:
-    """A client of the Redis of a URL, or of each primary of a cluster."""
+    """Returns a client of the Redis at a URL, or of each primary of a cluster."""
     scheme, _, rest = url.partition("+cluster://")
     if not rest:
         return [redis.Redis.from_url(url, socket_timeout=1)]
@@ -1107,50 +1126,49 @@ def clients_of(url: str) -> list[redis.Redis]:
 
 
 def cpu_of(process: psutil.Process) -> float:
-    """The CPU seconds that a process has used."""
+    """Returns the CPU seconds that a process has used."""
     times = process.cpu_times()
     return times.user + times.system
 
 
-# ---- run ----------------------------------------------------------------------------------------------------
-# Starts the crowds, asks each second how they fare, and takes the steps.
+# ---- run -----------------------------------------------------------------------------------------
+# Starts the crowds, asks each second for their reports, and runs the steps.
 
 
 class Step:
-    """So many players: their ramp, and the time over which figures are taken."""
+    """A number of players: their ramp, and the period of its figures."""
 
     def __init__(self, players: int, begin: Usage) -> None:
         self.players, self.ramped = players, False
-        self.all, self.measured = Tally(), Tally()  # with the ramp, and without
-        self.begin = self.end = begin  # of what is measured
+        self.all, self.measured = Tally(), Tally()  # with the ramp, and without it
+        self.begin = self.end = begin  # of the measured period
         self.states: Counter[str] = Counter()
 
 
 class Run:
-    """One run, from the start of its crowds to the last of their reports."""
+    """A run, from the start of its crowds to their last reports."""
 
     def __init__(
         self, options: argparse.Namespace, plans: list[Plan], host: Host, echo: Child | None
     ) -> None:
         self.options, self.host, self.echo = options, host, echo
+        # The crowds inherit this: they end when STOP arrives.
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(
-                number, signal.SIG_IGN
-            )  # which the crowds inherit: they end when we say so
+            signal.signal(number, signal.SIG_IGN)
         memory = multiprocessing.get_context("spawn").RawArray("d", 6 * len(plans[0].accounts))
         self.crowds = [Child(run_crowd, plan, memory) for plan in plans]
-        self.reports = [Tally() for _ in plans]  # the last of each crowd
+        self.reports = [Tally() for _ in plans]  # the last report of each crowd
         self.total, self.second = Tally(), Tally()
         self.counting = [self.total, self.second]  # the tallies to which reports are added
         self.target, self.interrupted = 0, False
-        self._ask()  # they answer when they are ready
+        self._ask()  # the crowds answer when they are ready
         self.first = self._usage()
         self.sampled_at, self.cpu_before = self.first.at, self.first.cpu_s
         self.steps: list[Step] = []
         self.samples: list[dict] = []
 
     def play(self, show: Callable) -> None:
-        """Takes all steps; Ctrl-C ends it."""
+        """Runs all steps; Ctrl-C ends the run."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._interrupt)
         for players in self.options.players:
@@ -1162,7 +1180,7 @@ class Run:
             child.end()
 
     def _interrupt(self, *_: Any) -> None:
-        """Ends the run soon, but not in the midst of a report; a second time, at once."""
+        """Ends the run after the current report; a second signal ends it at once."""
         self.interrupted = True
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -1185,7 +1203,7 @@ class Run:
             show(self._sample())
 
     def _ask(self) -> None:
-        """Takes a report of each crowd."""
+        """Takes a report from each crowd."""
         for crowd in self.crowds:
             crowd.ask(self.target)
         for number, crowd in enumerate(self.crowds):
@@ -1199,7 +1217,7 @@ class Run:
                 tally.add(self.reports[number])
 
     def states(self) -> Counter[str]:
-        """How many players are in which state."""
+        """Counts the players by state."""
         return sum((report.states for report in self.reports), Counter())
 
     def _usage(self) -> Usage:
@@ -1209,7 +1227,7 @@ class Run:
         )
 
     def _sample(self) -> dict:
-        """What the last second was like."""
+        """Returns the figures of the last second."""
         now, cpu_s, second = monotonic(), self.host.cpu(), self.second
         passed_s, delivery = now - self.sampled_at, second.times["delivery"]
         sample = {
@@ -1229,12 +1247,12 @@ class Run:
         return sample
 
 
-# ---- figures ------------------------------------------------------------------------------------------------
-# What --json writes. The table on the screen has the same names.
+# ---- figures -------------------------------------------------------------------------------------
+# The output of --json. The table on the screen has the same names.
 
 
 def players_by_state(states: Counter[str]) -> dict[str, int]:
-    """How many players have a connection, play, and want to."""
+    """Counts the players who are connected, playing, and waiting for a game."""
     waiting = states["joining"] + states["waiting"]
     return {
         "connected": states["playing"] + states["resting"] + waiting,
@@ -1244,17 +1262,17 @@ def players_by_state(states: Counter[str]) -> dict[str, int]:
 
 
 def wrong(errors: Counter[str]) -> Counter[str]:
-    """The errors without what a rolling restart brings with it."""
+    """Returns the errors without those that a rolling restart causes."""
     return +Counter({kind: count for kind, count in errors.items() if kind != EXPECTED})
 
 
 def ratio(amount: float, count: float, digits: int = 1) -> float | None:
-    """Amount by count; None when there is nothing to divide by."""
+    """Divides amount by count; None when count is 0."""
     return round(amount / count, digits) if count else None
 
 
 def figures_of(run: Run, target: Target, rounds: int) -> dict:
-    """All figures of a run. The server is asked about games whose end a player did not see."""
+    """Returns all figures of a run. Asks the server about games whose end a player did not see."""
 
     def has_record(game_and_token: tuple[str, str]) -> bool:
         game, token = game_and_token
@@ -1280,7 +1298,7 @@ def figures_of(run: Run, target: Target, rounds: int) -> dict:
 
 
 def step_figures(step: Step, first: Usage, rounds: int) -> dict:
-    """The figures of a step."""
+    """Returns the figures of a step."""
     tally, seconds = step.measured if step.ramped else step.all, step.end.at - step.begin.at
     answers, times = tally.counts["answers"], tally.times
     return {
@@ -1315,7 +1333,7 @@ def step_figures(step: Step, first: Usage, rounds: int) -> dict:
 
 
 def server_figures(first: Usage, step: Step, seconds: float, answers: int) -> dict:
-    """What the processes of the server and its Redis used, in all and each."""
+    """Returns the CPU that the server's processes and Redis used, in total and each."""
 
     def cpu(used_s: float) -> dict:
         return {"cores": ratio(used_s, seconds, 3), "us_per_answer": ratio(1e6 * used_s, answers)}
@@ -1330,7 +1348,7 @@ def server_figures(first: Usage, step: Step, seconds: float, answers: int) -> di
 
 
 def memory_figures(name: str, first: Usage, end: Usage) -> dict:
-    """Memory of a process that still lives; of one that did before the first player connected, also for each connection."""
+    """Returns the memory of a live process; if it is older than the players, by connection too."""
     if name not in end.memory:
         return {}
     memory = {"mib": round(end.memory[name] / MIB, 1)}
@@ -1345,12 +1363,12 @@ def memory_figures(name: str, first: Usage, end: Usage) -> dict:
 
 
 def cpu_used(step: Step) -> dict[str, float]:
-    """The CPU seconds within a step, by process."""
+    """Returns the CPU seconds used within a step, by process."""
     return {name: used - step.begin.cpu_s.get(name, 0.0) for name, used in step.end.cpu_s.items()}
 
 
 def redis_figures(first: dict, begin: dict, end: dict, answers: int, games: float) -> dict:
-    """What Redis did; a game counts by the share of its rounds, for few may have begun and ended meanwhile."""
+    """Returns what Redis did. A game counts by its share of rounds: few may begin and end here."""
     if not end:
         return {}
     used = {name: count - begin.get(name, 0) for name, count in end.items()}
@@ -1371,7 +1389,7 @@ def redis_figures(first: dict, begin: dict, end: dict, answers: int, games: floa
 
 
 def own_figures(step: Step, tally: Tally, seconds: float) -> dict:
-    """How busy we were ourselves, the busiest process of players and all of us."""
+    """Returns how busy this tool was: its busiest process of players, and all its processes."""
     used_s = [
         now - before for now, before in zip(step.end.own_cpu_s, step.begin.own_cpu_s, strict=True)
     ]
@@ -1390,7 +1408,7 @@ def own_figures(step: Step, tally: Tally, seconds: float) -> dict:
 
 
 def guard_figures(step: Step, tally: Tally) -> dict:
-    """What an answer costs in comparison to the echo's messages; {} without the guard."""
+    """Returns what an answer costs, in messages of the echo server; {} without the guard."""
     if not tally.counts["echoes"] or not tally.counts["answers"]:
         return {}
     answer_us = 1e6 * sum(cpu_used(step).values()) / tally.counts["answers"]
@@ -1403,12 +1421,12 @@ def guard_figures(step: Step, tally: Tally) -> dict:
     }
 
 
-# ---- show ---------------------------------------------------------------------------------------------------
-# The summary, the progress while it runs, and the plot.
+# ---- show ----------------------------------------------------------------------------------------
+# The summary, the progress during a run, and the plot.
 
 
 def print_figures(figures: dict, console: Console) -> None:
-    """The summary: a column for each step."""
+    """Prints the summary: a column for each step."""
     table, columns = (
         Table(show_header=False),
         [step | step["processes"] for step in figures["steps"]],
@@ -1426,14 +1444,14 @@ def print_figures(figures: dict, console: Console) -> None:
     )
     if any(step["load_tool"]["overloaded"] for step in figures["steps"]):
         console.print(
-            "The load tool was held up itself: the latencies are the tool's, not the server's. Use more --processes, "
-            "fewer --players, or a host with more cores.",
+            "The load tool was held up itself: the latencies are the tool's, not the server's. "
+            "Use more --processes, fewer --players, or a host with more cores.",
             style="bold",
         )
 
 
 def in_words(value: Any) -> str:
-    """A figure, or some with their names."""
+    """Formats a figure, or several figures with their names."""
     if isinstance(value, dict):
         return (
             "  ".join(f"{in_words(one)} {name}" for name, one in value.items() if one is not None)
@@ -1443,7 +1461,7 @@ def in_words(value: Any) -> str:
 
 
 def play_shown(run: Run, console: Console) -> None:
-    """Plays, and shows how it goes: a table in a terminal, else a line now and then."""
+    """Plays, and shows the progress: a table in a terminal, else a line every LINE_S seconds."""
 
     def show(sample: dict) -> None:
         table = Table(*sample)
@@ -1457,7 +1475,7 @@ def play_shown(run: Run, console: Console) -> None:
 
 
 def plot(figures: dict, file: Any) -> None:
-    """Latency and CPU against the number of players: of the steps as lines, of each second as dots."""
+    """Draws latency and CPU against the number of players: lines by step, dots by second."""
     from matplotlib.figure import Figure
 
     steps, samples, drawn = (
@@ -1521,11 +1539,11 @@ def plot(figures: dict, file: Any) -> None:
     drawn.savefig(file)
 
 
-# ---- command line -------------------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line. Exits with a message when it makes no sense."""
+    """Parses the command line. Exits with a message when it is not valid."""
     parser = argparse.ArgumentParser(
         prog="load.py",
         description=__doc__.partition("\n")[0],
@@ -1537,7 +1555,8 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         nargs="?",
         default="http://127.0.0.1:8000",
         metavar="URL",
-        help="the server (default: %(default)s), or the JSON file of an earlier run, to show it again",
+        help="the server (default: %(default)s), "
+        "or the JSON file of an earlier run, to show it again",
     )
     add(
         "--players",
@@ -1612,24 +1631,24 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def private_file(name: str) -> Any:
-    """A file that nobody else can read, for tokens."""
+    """Opens a file of tokens that no other user can read."""
     return open(os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600), "a+")
 
 
 def ascending(text: str) -> list[int]:
-    """Numbers of players."""
+    """Parses numbers of players."""
     return sorted(map(int, text.split(",")))
 
 
 def raise_file_limit() -> int:
-    """Allows this process as many open files as it may have, and returns how many."""
+    """Raises this process's limit of open files to the hard limit, and returns it."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     return most
 
 
 def read_target(url: str, insecure: bool) -> Target:
-    """Where the server is. Raises Fatal."""
+    """Returns the address of the server. Raises Fatal."""
     try:
         parts = urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
@@ -1638,15 +1657,16 @@ def read_target(url: str, insecure: bool) -> Target:
         ]
     except (KeyError, ValueError, TypeError, OSError) as error:
         raise Fatal(f"{url}: expected http://HOST:PORT or https://HOST:PORT ({error})") from None
+    # min() prefers IPv4.
     return Target(
         parts.scheme, parts.hostname, min(addresses, key=lambda one: ":" in one), port, insecure
-    )  # rather IPv4
+    )
 
 
 def make_plans(
     options: argparse.Namespace, target: Target, rules: dict, accounts: list, echo_port: int
 ) -> list[Plan]:
-    """What each process is to do; the players, or their rooms, are dealt out like cards."""
+    """Returns what each process has to do. Players, or whole rooms, go to the processes in turn."""
     count, numbers = options.processes, {name: number for number, (name, _) in enumerate(accounts)}
     silences = (rules.get(f"{what}_seconds", 0) for what in ("wait", "start", "answer", "reveal"))
     silence_s = PATIENCE_S + max(TIMEOUT_S, *silences)
@@ -1672,7 +1692,7 @@ def make_plans(
 
 
 def room_size(options: argparse.Namespace, rules: dict) -> int:
-    """Players of a room; 1 in a queue without rooms. Raises Fatal."""
+    """Returns the players of a room; 1 in a queue without rooms. Raises Fatal."""
     if rules.get("match") != "room":
         if options.room:
             raise Fatal(f"--room: queue {options.queue} has no rooms")
@@ -1715,29 +1735,28 @@ def measure(options: argparse.Namespace, console: Console) -> dict:
 
 
 def is_worse(figures: dict, kept: float) -> bool:
-    """Says what the guard found."""
+    """Prints the ratio of the guard. Returns whether it is above the limit."""
     found = figures["steps"][-1]["guard"]["echoes_per_answer"]
     worse = found > GUARD_LIMIT * kept
     print(
-        f"guard: an answer costs {found} echoes, {found / kept - 1:+.0%} to the {kept} kept in {GUARD_FILE.name}: "
-        + ("too much" if worse else "fine")
+        f"guard: an answer costs {found} echoes, {found / kept - 1:+.0%} to the {kept} "
+        f"kept in {GUARD_FILE.name}: " + ("too much" if worse else "fine")
     )
     return worse
 
 
 def main() -> None:
-    """python tests/load.py."""
+    """Runs the command line."""
     options, console = read_options(), Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
     if options.plot:
-        importlib.import_module("matplotlib")  # which fails now, and not after the run
+        importlib.import_module("matplotlib")  # fails now if missing, not after the run
     kept = json.loads(GUARD_FILE.read_text()) if options.guard else {"options": {}}
     vars(options).update(kept["options"])
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(
-            number, signal.default_int_handler
-        )  # also when started in the background by a shell
+        # A shell starts background programs with SIGINT ignored.
+        signal.signal(number, signal.default_int_handler)
     again = Path(options.url).is_file()
     figures = json.loads(Path(options.url).read_text()) if again else measure(options, console)
     print_figures(figures, console)
