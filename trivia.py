@@ -6433,13 +6433,10 @@ class Draws:
 
         `free` are all questions that the other queues may ask.
         """
-        pools, spare = {}, {}
         kinds = self.bank.by_kind(free)
-        for queue in self.bank.schema.queues.values():
-            if not queue.is_daily:
-                pool = set(numbers_for(queue.spec, kinds))
-                pools[queue.name] = pool
-                spare[queue.name] = len(pool) - queue.spec["rounds"]
+        others = [queue for queue in self.bank.schema.queues.values() if not queue.is_daily]
+        pools = {queue.name: set(numbers_for(queue.spec, kinds)) for queue in others}
+        spare = {queue.name: len(pools[queue.name]) - queue.spec["rounds"] for queue in others}
         taken: list[int] = []
         for number in candidates:
             queues = [name for name, pool in pools.items() if number in pool]
@@ -9364,7 +9361,9 @@ class Guests:
         The first is for a known guest, the others are for a new one. If no guest is created, what
         the others did is undone.
         """
-        name, secret, begun_s = self.names.new(), new_secret(), time.monotonic()
+        name = self.names.new()
+        secret = new_secret()
+        begun_s = time.monotonic()
         made = self.users.allowances.registrations(address)
         (session, ban), created, claims, _, guests, wait_ms = await asyncio.gather(
             self._open(uid, proof, address),
@@ -11667,8 +11666,8 @@ class ReportConsole(QuestionConsole):
             if not await self.server.reports.handle(reports, outcome):
                 raise Problem("changed_meanwhile")
 
-        before, after = {"reports": reports}, {"outcome": outcome or "open", "reports": reports}
-        return Change(players, before, after, apply, target)
+        before = {"reports": reports}
+        return Change(players, before, before | {"outcome": outcome or "open"}, apply, target)
 
     async def undo_close(self, target: str, before: dict, after: dict) -> Change:
         """Plans the undoing of `close_report`."""
