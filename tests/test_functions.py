@@ -1,5 +1,8 @@
-"""Functions: what each returns, writes and publishes, also when run twice or by many; the key table;
-any order."""
+"""The functions of trivia.lua: what each returns, writes and publishes.
+
+Most run twice, or by several callers at once. The key table is compared with what a played game
+stores. Two state machines run the functions in random order.
+"""
 
 import asyncio
 import contextlib
@@ -53,7 +56,7 @@ from trivia import LIBRARY, Keys
 
 QUIZ = "7:0123 8:1032 9:10"  # the right choices are 0, 1 and 1
 RIGHT = {1: 0, 2: 1, 3: 1}
-NOBODY = ""  # runs a script, so that all events are published
+NOBODY = ""  # a caller that is no worker, so that all events are published
 ANSWER_MS, REVEAL_MS, SEAT_MS, TURN = 60_000, 20_000, 30_000, 3
 LOBBY = (
     Keys.seats,
@@ -95,7 +98,7 @@ def without_events(reply, convert):
 class Store(Node):
     """A cluster of one node, in which functions run.
 
-    It refuses keys and channels of more than one tag, also those that a function was not given.
+    It refuses a function that uses keys or channels of several hash tags.
     """
 
     def __init__(self):
@@ -155,7 +158,7 @@ class Store(Node):
         return self.call("release", (*keys, Keys.quits(uid)), game, *held, uid, early)
 
     def due(self, keys, ahead=0, most=500):
-        """What `advance` says of the games of a shard: {game: ms until it is due}."""
+        """What `advance` returns about the games of a shard: {game: ms until it is due}."""
         outcomes, *found = self.call("advance", keys, NOBODY, ahead, most)
         assert outcomes == []
         return trivia.pairs_to_dict(found)
@@ -240,7 +243,7 @@ def module_store():
 
 @pytest.fixture
 def store(module_store):
-    """An empty store, with all scripts loaded."""
+    """An empty store, with all functions loaded."""
     module_store.client.flushall()
     return module_store
 
@@ -251,7 +254,7 @@ def question_in(coming):
 
 
 class Worker:
-    """What subscribes as a worker does, and shows that it lives."""
+    """Subscribes to the channels of a worker, and sends its heartbeats."""
 
     def __init__(self, store, name=None):
         self.store, self.id, self.numbers = store, name or secrets.token_hex(3), itertools.count(1)
@@ -270,9 +273,12 @@ class Worker:
         return f"{self.id}.{next(self.numbers)}"
 
     def events(self):
-        """What was published since the last call: (kind, game, {connection: seq}, body), in order."""
+        """Returns what was published since the last call, in order.
+
+        An event is (kind, game, {connection: seq}, body).
+        """
         found, mark = [], secrets.token_hex(8)
-        # It comes behind all that was published before.
+        # The mark arrives after everything that was published before it.
         self.store.client.spublish(self.channels[0], mark)
         while (message := self.pubsub.get_message(timeout=10))["data"] != mark:
             head, body = message["data"].split("\n", 1)
@@ -287,12 +293,12 @@ class Worker:
         return found + self._shown_now()
 
     def expect(self, game, coming, seqs):
-        """Notes the question that comes next, "WAIT:ROUND:NUMBER:ORDER:MS"."""
+        """Notes the next question of these connections, "WAIT:ROUND:NUMBER:ORDER:MS"."""
         question = question_in(coming)
         self.coming |= {(game, conn): (seq + 1, question) for conn, seq in seqs.items()}
 
     def _shown_before(self, game, coming, seqs):
-        """The question that all were shown before an event that counts it, as an event."""
+        """Yields, as an event, the question whose `seq` a later event counts."""
         given = {conn: self.coming.get((game, conn), (seq, "")) for conn, seq in seqs.items()}
         new = question_in(coming)
         if any(its < seqs[conn] and question != new for conn, (its, question) in given.items()):
@@ -308,7 +314,7 @@ class Worker:
         return {key[1]: self.coming.pop(key)[0] for key in known}
 
     def _shown_now(self):
-        """The questions that Redis has open by now, as events."""
+        """Returns, as events, the questions that are open in Redis now."""
         shown = []
         for game, question in {(game, text) for (game, _), (_, text) in self.coming.items()}:
             state = stored_game(self.store.client, game).get("state", {"phase": ""})
@@ -321,13 +327,13 @@ class Worker:
 
     def die(self):
         self.pubsub.close()
-        # The server has to notice that the connection is gone.
+        # Redis has to notice that the connection is closed.
         wait_until(lambda: not self.store.client.pubsub_shardnumsub(self.channels[0])[0][1])
 
 
 @pytest.fixture
 def workers(store):
-    """Makes workers that listen."""
+    """Makes workers that are subscribed."""
     made = []
 
     def make():
@@ -347,12 +353,12 @@ def worker(workers):
 # ---- contracts
 
 SOURCE = (ROOT / "trivia.lua").read_text("utf-8")
-KINDS = set(re.findall(r"^    ([a-z]+):\{", trivia.__doc__, re.M))  # what keys begin with
+KINDS = set(re.findall(r"^    ([a-z]+):\{", trivia.__doc__, re.M))  # the first word of each key
 FUNCTIONS = re.findall(r"^function functions\.(\w+)\(", SOURCE, re.M)
 
 
 def contract(name):
-    """The comment in front of a function, and its body."""
+    """Returns the comment in front of a function, and its body."""
     before, _, after = SOURCE.partition(f"\nfunction functions.{name}(")
     assert after, name
     comment = []
@@ -369,7 +375,10 @@ def declared(name, kind):
 
 
 def unpacked(name, kind):
-    """The names that a function's body, or the helper that it calls first, takes from keys or args."""
+    """Returns the names that a function takes from keys or args.
+
+    The function may do so itself, or call a helper first that does.
+    """
     body = contract(name)[1]
     for helper in ("read_search", "open_room", "read_offer"):
         if f"{helper}(keys, args)" in body:
@@ -394,7 +403,7 @@ def test_a_function_takes_the_keys_and_arguments_of_its_contract(name):
     body = contract(name)[1]
     keys = [key for key in declared(name, "KEYS") if key != "..."]
     taken = unpacked(name, "keys")
-    # Game functions hand `keys` on to new_call, which takes the deadlines and the clock.
+    # Game functions pass `keys` to new_call, which takes the deadlines and the clock.
     assert keys[: len(taken)] == taken
     assert len(keys) == len(taken) or "new_call(keys" in body or "new_call({'', " in body
     for argument in declared(name, "ARGS"):
@@ -414,7 +423,7 @@ def test_a_function_touches_only_keys_that_it_is_given():
     assert set(named) == {"CLUSTER", "PUBSUB"}, named
 
 
-def test_the_python_around_each_function_passes_what_its_contract_declares(played):
+def test_the_server_calls_each_function_with_the_keys_and_arguments_of_its_contract(played):
     seen = set()
     for full_name, keys, arguments in played.calls:
         name = full_name.removesuffix(f"_{LIBRARY.digest}")
@@ -429,7 +438,7 @@ def test_the_python_around_each_function_passes_what_its_contract_declares(playe
     assert set(FUNCTIONS) - seen <= {"begin_format"} | SIGN_IN | CONSOLE
 
 
-# What test_sign_in.py calls: it has a provider of identities and a mail server.
+# Functions that test_sign_in.py calls: it has an OpenID provider and a mail server.
 SIGN_IN = {
     "apply_merge",
     "begin_merge",
@@ -444,7 +453,7 @@ SIGN_IN = {
     "unlink_identity",
     "withdraw_guest",
 }
-# What test_console.py calls.
+# Functions that test_console.py calls.
 CONSOLE = {
     "handle_report",
     "replay_event",
@@ -501,7 +510,7 @@ def test_luacheck_finds_nothing():
     assert done.returncode == 0, done.stdout
 
 
-def test_the_codes_of_an_answer_have_texts():
+def test_each_code_of_a_refused_answer_has_a_text():
     codes = re.search(r"'ok', or the code of what is wrong: (.*?)\. Then", SOURCE, re.S)
     names = re.findall(r"\w+_\w+", codes[1])
     assert len(names) == 5 and set(names) <= trivia.REFUSALS.keys()
@@ -510,7 +519,7 @@ def test_the_codes_of_an_answer_have_texts():
 # ---- the library
 
 
-def test_a_new_user_is_written_only_where_there_is_none(store):
+def test_a_new_user_is_written_only_if_the_key_is_free(store):
     key = Keys.user("u1")
     create = lambda name, until=2**50: store.run(
         "create_user", (key,), "s", 1000, "addr", until, "username", name
@@ -523,7 +532,7 @@ def test_a_new_user_is_written_only_where_there_is_none(store):
     assert int(fields[":created"]) + 1000 == outcomes[first] and fields[":from"] == "addr"
 
 
-def test_a_guest_is_created_once_and_is_provisional_until_their_name_is_sure(store):
+def test_a_guest_is_created_once_and_is_provisional_until_their_name_is_claimed(store):
     key, merged = Keys.user("u1"), Keys.merged("u1")
     create = lambda name: store.run(
         "create_guest", (key, merged), "s", 1000, "addr", 5000, "proof", name
@@ -548,7 +557,8 @@ def test_a_guest_is_created_once_and_is_provisional_until_their_name_is_sure(sto
     }
     enter = lambda: store.run("open_session", (key,), "t", 9, 9, "addr", ":guest", "proof")
     assert enter() is None
-    for late in (store.now() - 1, store.now() + 60_000):  # it is over, or the clock was set back
+    # The time for the creation is over, or the clock was set back.
+    for late in (store.now() - 1, store.now() + 60_000):
         store.client.hset(key, ":new", late)
         assert create("other") == ["abandoned", str(late), name]
     assert withdraw(new) == 0 and store.client.exists(key)
@@ -562,7 +572,7 @@ def test_a_guest_is_created_once_and_is_provisional_until_their_name_is_sure(sto
     assert [withdraw(new) for _ in range(2)] == [1, 0] and not store.client.exists(key)
 
 
-def test_a_format_is_written_once_and_empties_what_it_is_given(store):
+def test_a_format_is_written_once_and_deletes_the_given_keys(store):
     old = "old:{lobby}"
     store.client.set(old, 1)
     assert store.run("begin_format", (Keys.format, old), 2) == 1
@@ -572,13 +582,13 @@ def test_a_format_is_written_once_and_empties_what_it_is_given(store):
     assert store.client.get(Keys.format) == "2" and store.client.exists(old)
 
 
-def test_metrics_are_added(store):
+def test_metrics_of_calls_are_added_up(store):
     for _ in range(2):
         assert store.run("add_metrics", (Keys.metrics,), "a", 1, "b x", 0.5) == 2
     assert store.client.hgetall(Keys.metrics) == {"a": "2", "b x": "1"}
 
 
-def test_a_server_gets_lost_functions_again_without_a_restart(make_server):
+def test_a_server_loads_lost_functions_again_without_a_restart(make_server):
     server = make_server()
     ann, bob = server.pair()
     server.redis.function_flush()
@@ -589,7 +599,7 @@ def test_a_server_gets_lost_functions_again_without_a_restart(make_server):
     assert server.register()["user"]["games"] == 0
 
 
-def test_a_library_goes_when_no_living_worker_names_it(make_server):
+def test_a_library_is_deleted_when_no_living_worker_uses_it(make_server):
     server = make_server()
     for name in ("aaaaaaaa", "bbbbbbbb"):
         text = (ROOT / "trivia.lua").read_text("utf-8").replace("DIGEST", name)
@@ -620,7 +630,7 @@ def rows(store):
     return [store.client.hgetall(key) for key in BANK]
 
 
-def test_a_question_is_added_found_again_and_corrected(store):
+def test_a_question_is_added_once_and_corrected_by_an_update(store):
     def put(digest, text, mode="add", given=""):
         return store.run("put_question", BANK, digest, given, text, mode)
 
@@ -629,14 +639,14 @@ def test_a_question_is_added_found_again_and_corrected(store):
     assert put("a", "one") == put("b", "two", "update", "x") == put("b", "two") == ["duplicate"]
     before = rows(store)
     assert before == [{"0": "one", "1": "two"}, {"a": "a", "b": "x"}, {"a": "0 a", "x": "1 b"}]
-    # Nothing is changed without an update, nor into a question that is there.
+    # A question changes only by an update, and not into one that exists already.
     assert put("a", "one!") == ["differs", "a", "one"]
     assert put("c", "three", given="x") == ["differs", "x", "two"]
     for mode in ("add", "update", "ship"):
         assert put("a", "one", mode, "x") == ["taken", "a"]
         assert put("b", "two", mode, "y") == ["taken", "x"]
     assert rows(store) == before
-    # A correction is a new row, and the old one stays.
+    # A correction adds a row, and the old row stays.
     assert put("c", "three", "update", "x") == ["changed", "x", "two"]
     assert put("c", "three", "update", "x") == put("c", "three") == ["duplicate"]
     assert put("a", "one!", "update") == ["changed", "a", "one"]
@@ -647,13 +657,13 @@ def test_a_question_is_added_found_again_and_corrected(store):
     ]
 
 
-def test_a_made_up_id_still_names_a_question_whose_answer_was_corrected(store):
+def test_a_question_without_a_given_id_keeps_its_id_when_it_is_corrected(store):
     def put(digest, text, mode="add", given=""):
         return store.run("put_question", BANK, digest, given, text, mode)
 
     assert put("a", "wrong") == ["added"]
     assert put("b", "right", "update", "a") == ["changed", "a", "wrong"]
-    for mode in ("add", "update", "ship"):  # the old file again must not bring the mistake back
+    for mode in ("add", "update", "ship"):  # the old file must not bring the mistake back
         assert put("a", "wrong", mode) == ["differs", "a", "right"]
     assert put("b", "right") == ["duplicate"]
     assert len(rows(store)[0]) == 2
@@ -670,7 +680,7 @@ def test_a_shipped_question_is_corrected_unless_the_operator_has_edited_it(store
     assert rows(store)[2] == {"a": "2 c", "b": "3 d edited"}
 
 
-def test_questions_put_at_once_get_a_number_each(store):
+def test_questions_that_are_added_at_once_get_a_number_each(store):
     outcomes = at_once(
         12,
         lambda i: [
@@ -703,7 +713,7 @@ def standing(store):
     return store.client.hget(CLAIM_KEY, "ann")
 
 
-def test_a_claim_is_one_users_until_it_is_void(store):
+def test_a_claim_belongs_to_one_user_until_it_expires(store):
     outcome, text = claim(store, "u1")
     assert outcome == "claimed" and text == standing(store)
     uid, operation, until = text.split(" ")
@@ -711,14 +721,14 @@ def test_a_claim_is_one_users_until_it_is_void(store):
     assert claim(store, "u2") == ["pending"] == claim(store, "u2", "u1")
     store.client.hset(CLAIM_KEY, "ann", f"u1 op {store.now() - 1}")
     assert claim(store, "u2") == ["held", standing(store)]
-    assert claim(store, "u2", "u1 op 123") == ["held", standing(store)]  # not what stands there
+    assert claim(store, "u2", "u1 op 123") == ["held", standing(store)]  # not the stored claim
     assert claim(store, "u2", standing(store))[0] == "claimed" and standing(store).startswith("u2 ")
     assert store.client.ttl(CLAIM_KEY) == -1
 
 
 @pytest.mark.parametrize("before", ["u1 old", "u1 old 5", "u1 old 9999999999999"])
-def test_a_users_later_claim_takes_the_place_of_his_earlier_one(store, before):
-    """So that the earlier operation does not release what the later one needs, nor somebody else replace it."""
+def test_a_later_claim_of_a_user_replaces_their_earlier_one(store, before):
+    """The earlier operation can't release it then, and no other user can replace it."""
     store.client.hset(CLAIM_KEY, "ann", before)
     outcome, text = claim(store, "u1", operation="new")
     assert outcome == "claimed" and text.startswith("u1 new ") and standing(store) == text
@@ -729,8 +739,8 @@ def test_a_users_later_claim_takes_the_place_of_his_earlier_one(store, before):
     assert claim(store, "u2", before) == ["pending"]
 
 
-def test_a_confirmed_claim_is_replaced_by_who_names_it_only(store):
-    """Whose user is gone, or has another value now; the caller has looked."""
+def test_a_confirmed_claim_is_replaced_only_by_a_call_that_names_it(store):
+    """The caller has checked that the user is erased, or has another value now."""
     store.client.hset(CLAIM_KEY, "ann", "u2 op")
     assert (
         claim(store, "u3")
@@ -739,7 +749,7 @@ def test_a_confirmed_claim_is_replaced_by_who_names_it_only(store):
         == ["held", "u2 op"]
     )
     assert claim(store, "u3", "u2 op")[0] == "claimed" and standing(store).startswith("u3 ")
-    # What the second of two has looked at stands there no more.
+    # The claim that the second caller has checked is replaced already.
     assert claim(store, "u4", "u2 op") == ["pending"]
 
 
@@ -763,7 +773,7 @@ def test_a_value_that_a_user_gave_up_is_reserved_for_them(store, void):
 
 
 @pytest.mark.parametrize("void", ["", "u0 op 5", "u0 op"])
-def test_of_claims_made_at_once_one_wins(store, void):
+def test_of_several_claims_at_once_one_wins(store, void):
     if void:
         store.client.hset(CLAIM_KEY, "ann", void)
     outcomes = [outcome[0] for outcome in at_once(12, lambda i: claim(store, f"u{i + 1}", void))]
@@ -814,7 +824,7 @@ def test_a_session_is_opened_only_for_a_user_with_the_password_that_was_checked(
     assert open_session(store, "s") and sessions(store, key) == {"s"}
 
 
-def test_a_session_ends_what_expired_and_what_is_beyond_the_number(store):
+def test_a_new_session_ends_expired_sessions_and_the_oldest_beyond_the_limit(store):
     now = int(store.client.time()[0])
     key = make_user(store, **{"session:old": now - 1, "session:a": now + 10, "session:b": now + 20})
     expires, ended, *_ = open_session(store, "new")
@@ -828,7 +838,7 @@ def test_a_session_ends_what_expired_and_what_is_beyond_the_number(store):
     assert sessions(store, key) == {"newest"}
 
 
-def test_sessions_opened_at_once_keep_to_the_number(store):
+def test_sessions_that_are_opened_at_once_keep_to_the_limit(store):
     key = make_user(store)
     assert all(at_once(12, lambda i: open_session(store, f"s{i}", most=5)))
     assert len(sessions(store, key)) == 5
@@ -848,7 +858,7 @@ def test_sessions_opened_at_once_keep_to_the_number(store):
         (2_592_000 - 86_500, 2_592_000, True, True),
     ],
 )
-def test_a_session_is_found_and_made_longer_once_a_day(store, left, ttl, found, renewed):
+def test_a_session_is_found_and_extended_once_a_day(store, left, ttl, found, renewed):
     now = int(store.client.time()[0])
     key = make_user(store, wins=3, **({} if left is None else {"session:s": now + left}))
     fields = store.run("authenticate", (key,), "s", ttl, 0)
@@ -874,7 +884,7 @@ def test_each_connection_of_a_user_gets_the_next_turn(store):
     )
 
 
-def test_a_change_of_a_user_writes_and_removes_fields_and_ends_no_session(store):
+def test_a_change_of_a_user_sets_and_removes_fields_and_ends_no_session(store):
     key = make_user(store, avatar="x", wins=1, **{"session:a": 1, "session:b": 2})
     for _ in range(2):
         assert store.run("change_user", (key,), 0, "", "avatar", "\0", "email", "e") == 1
@@ -902,7 +912,7 @@ def test_all_sessions_of_a_user_end_and_nothing_else(store):
         assert sessions(store, key) == set() and store.client.hget(key, "password") == "p"
 
 
-def test_of_changes_made_at_once_from_one_state_one_is_made(store):
+def test_of_several_changes_at_once_from_the_same_state_one_is_made(store):
     key = make_user(store, avatar="a")
     outcomes = at_once(
         12, lambda i: store.run("change_user", (key,), 1, "", "avatar", "a", "avatar", f"a{i}")
@@ -924,7 +934,7 @@ def test_of_changes_made_at_once_from_one_state_one_is_made(store):
         ([], 1),
     ],
 )
-def test_a_user_who_has_changed_since_he_was_read_is_not_changed(store, read, done):
+def test_a_user_who_has_changed_since_they_were_read_is_not_changed(store, read, done):
     key = make_user(store, avatar="a", **{"session:s": 1})
     before = store.client.hgetall(key)
     assert store.run("change_user", (key,), len(read) // 2, "", *read, "wins", "9") == done
@@ -932,19 +942,19 @@ def test_a_user_who_has_changed_since_he_was_read_is_not_changed(store, read, do
     assert store.client.hget(key, "wins") == ("9" if done == 1 else None)
 
 
-def test_a_change_of_names_is_not_made_once_their_claims_may_be_replaced(store):
+def test_a_unique_field_is_not_changed_after_its_claim_has_expired(store):
     key = make_user(store)
     late = store.run("change_user", (key,), 0, store.now() - 1, "username", "u2")
     assert late == -1 and store.client.hget(key, "username") == "u1"
     assert store.run("change_user", (key,), 0, store.now() + 9999, "username", "u2") == 1
 
 
-def test_a_user_who_is_gone_is_not_changed(store):
+def test_a_user_who_does_not_exist_is_not_changed(store):
     assert store.run("change_user", (Keys.user("u1"),), 0, "", "avatar", "x") == 0
     assert not store.client.exists(Keys.user("u1"))
 
 
-def test_a_user_is_erased_and_their_unique_values_stay_until_they_are_released(store):
+def test_an_erased_users_unique_values_are_kept_until_they_are_released(store):
     key, erased = make_user(store, avatar="x", email="e", **{"session:a": 1}), Keys.erased("u1")
     names = "username", "email", "nick"
     outcomes = at_once(4, lambda i: store.run("erase_user", (key, erased), *names))
@@ -954,7 +964,7 @@ def test_a_user_is_erased_and_their_unique_values_stay_until_they_are_released(s
     assert store.run("erase_user", (key, erased), *names) == []
 
 
-def test_an_erasure_is_handed_out_when_its_worker_must_be_dead_and_to_one_worker(store):
+def test_an_overdue_erasure_is_handed_to_one_other_worker(store):
     later, keys = 30_000, (Keys.erasures,)
     assert store.run("begin_erasure", keys, "u1", later) == 1
     assert store.run("due_erasures", keys, later, 10) == []
@@ -966,7 +976,7 @@ def test_an_erasure_is_handed_out_when_its_worker_must_be_dead_and_to_one_worker
     ) == ["u1", "u2", "u3"]
 
 
-def test_a_history_is_read_in_pages_which_a_new_game_does_not_shift(store):
+def test_a_new_game_does_not_shift_the_pages_of_a_history(store):
     key = Keys.history("u1")
     store.client.zadd(key, {f"g{i}": i for i in range(5)})
     assert store.run("history_page", (key,), "", 2) == ["g4", "g3"]
@@ -978,7 +988,7 @@ def test_a_history_is_read_in_pages_which_a_new_game_does_not_shift(store):
     assert store.run("history_page", (Keys.history("u2"),), "", 2) == []
 
 
-def test_old_games_leave_a_history_some_at_a_time(store):
+def test_old_games_are_removed_from_a_history_a_hundred_at_a_time(store):
     make_user(store)
     store.client.zadd(Keys.history("u1"), {f"g{i}": i for i in range(250)})
     for left in (151, 52, 3, 4):
@@ -1052,13 +1062,13 @@ def test_a_result_is_applied_once(store):
     ]
 
 
-def test_a_result_of_an_unrated_game_moves_no_rating_and_a_defeat_no_wins(store):
+def test_an_unrated_game_moves_no_rating_and_a_defeat_adds_no_win(store):
     key = make_user(store)
     assert apply(store, "g1") == 1
     assert store.client.hgetall(key) == {"username": "u1", "password": "hash", "games": "1"}
 
 
-def test_a_result_that_does_not_count_only_enters_the_history(store):
+def test_a_result_that_does_not_count_is_only_added_to_the_history(store):
     key = make_user(store)
     boards = ("wins", "wins", "2026-W01", 0)
     for _ in range(2):
@@ -1079,7 +1089,7 @@ def test_opponents_are_counted_once_a_game_until_midnight(store):
     assert ends % 86_400 == 0 and 0 <= ends - store.now() / 1000 <= 86_400
 
 
-def test_a_result_marks_the_questions_that_were_put_to_the_player_once(store):
+def test_a_result_marks_once_which_questions_the_player_was_shown(store):
     make_user(store)
     for shown in ("3 64", "5"):
         apply(store, "g1", shown=shown)
@@ -1095,34 +1105,30 @@ def test_quick_answers_add_up(store):
     assert store.client.hget(key, ":quick") == "-1"
 
 
-def test_a_result_for_an_erased_user_leaves_nothing(store):
+def test_a_result_of_an_erased_user_stores_nothing(store):
     assert apply(store, "g1", boards=("wins", "wins", "2026-W01", 0)) == 0
     assert store.client.dbsize() == 0
 
 
-def test_a_result_applied_at_once_by_many_counts_once(store):
+def test_a_result_that_many_apply_at_once_counts_once(store):
     key = make_user(store)
     assert sum(at_once(12, lambda i: apply(store, "g1", wins=1, change=3, sigma=400))) == 1
     assert store.client.hmget(key, "games", "wins", "rating") == ["1", "1", "1503"]
 
 
-def test_the_history_keeps_the_games_of_so_long(store):
+def test_the_history_keeps_games_for_a_limited_time(store):
     make_user(store)
     for game, ended in (("a", 1000), ("b", 1500), ("c", 1500), ("d", 2499)):
         assert apply(store, game, ended, keep=1500) == 1
     history = lambda: store.client.zrange(Keys.history("u1"), 0, -1)
     assert history() == ["a", "b", "c", "d"]
     assert apply(store, "e", 2500, keep=1500) == 1 and history() == ["b", "c", "d", "e"]
-    assert apply(store, "d", 5000, keep=1500) == 0 and history() == [
-        "b",
-        "c",
-        "d",
-        "e",
-    ]  # applied before
+    # This result was applied before.
+    assert apply(store, "d", 5000, keep=1500) == 0 and history() == ["b", "c", "d", "e"]
     assert apply(store, "f", 9000, keep=1500) == 1 and history() == ["f"]
 
 
-def test_the_history_keeps_so_many_games_and_names_the_others(store):
+def test_the_history_keeps_a_limited_number_of_games_and_names_the_dropped_ones(store):
     key = make_user(store)
     named = []
     for i in range(1, 6):
@@ -1144,7 +1150,7 @@ def test_a_late_result_of_an_old_game_is_applied_once(store):
     assert store.client.hget(key, "games") == "2"
 
 
-def test_a_board_remembers_the_value_at_the_beginning_of_its_period(store):
+def test_a_board_keeps_the_value_from_the_start_of_its_period(store):
     key = make_user(store, wins=7)
 
     def board(game, period):
@@ -1175,13 +1181,13 @@ def test_a_board_remembers_the_value_at_the_beginning_of_its_period(store):
         ("2026-W01 3 wins", "2026-W02 7 wins"),
         ("2026-W02 3 wins", "2026-W02 3 wins"),
         ("2026-W03 3 wins", "2026-W03 3 wins"),
-        ("2026-W02 3", "2026-W02 3"),  # as format 1 has it
+        ("2026-W02 3", "2026-W02 3"),  # the form of format 1
         ("2026-W02 3 games", "2026-W02 7 wins"),
         ("2026-12 3 wins", "2026-W02 7 wins"),
         ("2026-12-31 3 wins", "2026-W02 7 wins"),
     ],
 )
-def test_a_board_of_another_field_or_period_begins_anew(store, kept, left):
+def test_a_board_starts_again_for_another_field_or_a_later_period(store, kept, left):
     key = make_user(store, wins=7, **({"board:b": kept} if kept else {}))
     assert apply(store, "g", wins=1, boards=("b", "wins", "2026-W02", 0)) == 1
     assert store.client.hget(key, "board:b") == left
@@ -1194,7 +1200,7 @@ def meet(store, days, facts):
     return store.run("meet_schema", (Keys.schema,), days, *trivia.flatten(facts))
 
 
-def test_a_schema_that_differs_marks_what_it_can_not_keep_true(store):
+def test_a_different_schema_marks_the_facts_that_it_can_not_keep_true(store):
     assert meet(store, 30, MINE) == 30
     assert store.client.hgetall(Keys.schema) == {"game_days": "30"}
     gone = {"field gone": "string", "field lost": "string unique", "board gone": "- x"}
@@ -1223,7 +1229,7 @@ def test_a_schema_that_differs_marks_what_it_can_not_keep_true(store):
         ({"w1": "l s"}, "?string", 0),
     ],
 )
-def test_stored_data_is_adopted_when_all_agree_and_nothing_has_changed(
+def test_a_schema_is_adopted_when_all_workers_agree_and_no_fact_has_changed(
     store, versions, before, done
 ):
     store.client.hset(Keys.libraries, mapping=versions)
@@ -1238,12 +1244,12 @@ def limit(store, take=1, interval=1000, burst=3, who="u1"):
     return store.run("take_allowance", (Keys.limit("login", who),), interval, burst, take)
 
 
-def test_an_allowance_is_used_up_comes_back_and_expires(store):
+def test_an_allowance_is_used_up_refilled_and_expires(store):
     key = Keys.limit("login", "u1")
     assert [limit(store, interval=60_000) for _ in range(3)] == [0, 0, 0]
     wait = limit(store, interval=60_000)
     assert 50_000 < wait <= 60_000
-    assert 170_000 < store.client.pttl(key) <= 180_000  # the refused one took nothing
+    assert 170_000 < store.client.pttl(key) <= 180_000  # the refused call took nothing
     assert limit(store, -1, interval=60_000) == 0 and limit(store, interval=60_000) == 0
     for _ in range(5):
         assert limit(store, -1, interval=60_000) == 0
@@ -1252,7 +1258,7 @@ def test_an_allowance_is_used_up_comes_back_and_expires(store):
     assert limit(store) == 0 and 2_000 >= store.client.pttl(key) > 0
 
 
-def test_an_allowance_taken_at_once_by_many_is_not_exceeded(store):
+def test_an_allowance_is_not_exceeded_by_calls_at_once(store):
     assert at_once(16, lambda i: limit(store, interval=100_000, burst=5)).count(0) == 5
 
 
@@ -1268,7 +1274,7 @@ def lobby_keys(name):
 
 
 def turn_of(conn):
-    """Connections have their turns in the order in which they are first asked for here."""
+    """Returns the turn of a connection: 1 for the first that is asked for, then 2, 3..."""
     return _turns.setdefault(conn, len(_turns) + 1)
 
 
@@ -1315,7 +1321,7 @@ def seat(store, uid):
 
 
 def waited(store, uid, ms, name="q"):
-    """Makes a ticket so much older."""
+    """Makes a ticket older by so many ms."""
     old = seat(store, uid)
     since = int(old.since) - ms
     store.client.hset(
@@ -1329,7 +1335,7 @@ def no_tickets(store):
     return not store.client.exists(Keys.queue("q")) and not store.client.exists(Keys.due)
 
 
-def test_the_second_to_join_is_matched_with_the_first(store, worker):
+def test_the_second_player_to_join_is_matched_with_the_first(store, worker):
     first, second = worker.connection(), worker.connection()
     outcome, left, _ = join(store, "u1", first)
     assert outcome == "queued" and left == 60_000
@@ -1348,7 +1354,7 @@ def test_the_second_to_join_is_matched_with_the_first(store, worker):
     assert worker.events() == []
 
 
-def test_joining_again_with_the_same_connection_changes_nothing(store, worker):
+def test_a_repeated_join_by_the_same_connection_changes_nothing(store, worker):
     conn = worker.connection()
     join(store, "u1", conn)
     waited(store, "u1", 5000)
@@ -1365,7 +1371,7 @@ def test_joining_again_with_the_same_connection_changes_nothing(store, worker):
     assert worker.events() == []
 
 
-def test_a_newer_connection_takes_ticket_and_place_of_the_older(store, workers):
+def test_a_newer_connection_takes_over_the_ticket_of_the_older(store, workers):
     one, two = workers(), workers()
     old, new = one.connection(), two.connection()
     join(store, "u1", old)
@@ -1378,7 +1384,7 @@ def test_a_newer_connection_takes_ticket_and_place_of_the_older(store, workers):
     assert leave(store, "u1", new, 1) == ["left"] and no_tickets(store) and not seat(store, "u1")
 
 
-def test_an_older_connection_that_comes_late_takes_nothing_from_a_newer(store, workers):
+def test_an_older_connection_that_joins_late_takes_nothing_from_a_newer(store, workers):
     one, two = workers(), workers()
     old, new = one.connection(), two.connection()
     assert turn_of(old) < turn_of(new)
@@ -1414,19 +1420,19 @@ def test_the_seat_keeps_the_turn_of_its_connection(store, worker):
     assert check_ticket(store, "u1") == ["timeout"] and turn() == third
 
 
-def test_a_ticket_in_another_queue_goes_with_its_connection(store, worker):
+def test_a_player_who_joins_another_queue_loses_their_old_ticket(store, worker):
     old, new = worker.connection(), worker.connection()
     join(store, "u1", old, name="other")
     join(store, "u1", new)
     assert seat(store, "u1").queue == "q"
-    # Not matched by the ticket that is still there, but for a moment.
+    # The old ticket is still in the queue, but matches no player.
     assert join(store, "u2", worker.connection(), name="other")[0] == "queued"
     assert store.client.zrange(Keys.queue("other"), 0, -1) == ["u2"]
     assert leave(store, "u1", old, 1, "other") == ["stale"] and seat(store, "u1").conn == new
     assert join(store, "u3", worker.connection())[0] == "matched"
 
 
-def test_a_game_in_progress_is_returned_to_whatever_queue_is_asked_for(store, workers):
+def test_a_player_in_a_game_returns_to_it_whichever_queue_they_join(store, workers):
     one, two = workers(), workers()
     join(store, "u1", one.connection())
     _, match = join(store, "u2", one.connection())
@@ -1443,14 +1449,14 @@ def test_a_game_in_progress_is_returned_to_whatever_queue_is_asked_for(store, wo
 
 
 def leave_early(store, uid, conn, early=1):
-    """A player is released from a game that they left before anybody had answered."""
+    """Releases a player from a game that they left before any player had answered."""
     game = trivia.new_game_id(3)
     store.client.hset(Keys.seats, uid, f"{conn} {turn_of(conn)} q 0 1500 {game}")
     assert release(store, uid, game, early) == 1
     assert release(store, uid, game, early) == 0
 
 
-def test_who_leaves_games_early_is_held_back_longer_each_time(store, worker):
+def test_a_player_who_leaves_games_early_waits_longer_each_time(store, worker):
     conn = worker.connection()
     for wait in (5000, 10_000, 20_000, 20_000):
         leave_early(store, "u1", conn)
@@ -1462,12 +1468,12 @@ def test_who_leaves_games_early_is_held_back_longer_each_time(store, worker):
         assert leave(store, "u1", conn) == ["left"] and no_tickets(store)
         assert join(store, "u1", conn, name="other")[2] > 0, "another queue does not help"
         leave(store, "u1", conn, name="other")
-    store.client.delete(Keys.quits("u1"))  # as it does by itself
+    store.client.delete(Keys.quits("u1"))  # it would expire by itself
     leave_early(store, "u1", conn)
     assert join(store, "u1", conn)[2] <= 5000
 
 
-def test_who_leaves_later_or_is_another_player_is_not_held_back(store, worker):
+def test_a_player_who_leaves_later_does_not_wait(store, worker):
     conns = worker.connection(), worker.connection()
     leave_early(store, "u1", conns[0])
     leave_early(store, "u2", conns[1], early=0)
@@ -1475,7 +1481,7 @@ def test_who_leaves_later_or_is_another_player_is_not_held_back(store, worker):
 
 
 @pytest.mark.parametrize("rules", [FIFO, (2, 2, 0, 60_000, 100, 0, *NO_BOTS)])
-def test_who_is_held_back_is_matched_when_their_time_has_come(store, worker, rules):
+def test_a_player_who_is_held_back_is_matched_after_their_wait(store, worker, rules):
     conns = worker.connection(), worker.connection()
     leave_early(store, "u1", conns[0])
     assert join(store, "u1", conns[0], rules)[0] == "queued"
@@ -1487,12 +1493,12 @@ def test_who_is_held_back_is_matched_when_their_time_has_come(store, worker, rul
     assert check_ticket(store, "u1", rules)[0] == "matched" and no_tickets(store)
 
 
-def test_a_clock_that_is_set_back_holds_nobody_back_for_longer(store, worker):
+def test_no_player_is_held_back_longer_after_the_clock_was_set_back(store, worker):
     store.client.set(Keys.quits("u1"), f"1 5000 {store.now() + 3_600_000}")
     assert join(store, "u1", worker.connection())[2] == 5000
 
 
-def test_a_full_queue_takes_nobody_more(store, worker):
+def test_a_full_queue_refuses_more_players(store, worker):
     rules = (2, 2, 0, 60_000, 0, 0, *NO_BOTS)
     conn = worker.connection()
     assert [
@@ -1512,18 +1518,18 @@ def test_a_full_queue_takes_nobody_more(store, worker):
 
 
 @pytest.mark.parametrize("same", [True, False])
-def test_who_waits_in_a_full_queue_may_join_it_again(store, worker, same):
+def test_a_player_who_waits_in_a_full_queue_may_join_it_again(store, worker, same):
     conn = worker.connection()
     join(store, "u1", conn, longest=1)
     assert join(store, "u1", conn if same else worker.connection(), longest=1)[0] == "queued"
     assert seat(store, "u1").queue == "q"
 
 
-def test_fifo_takes_who_has_waited_longest(store, worker):
+def test_a_fifo_queue_matches_the_players_who_have_waited_longest(store, worker):
     rules = (3, 3, 0, 60_000, -1, 0, *NO_BOTS)
     for i in range(2):
         join(store, f"u{i}", worker.connection(), rules)
-    for i in range(2, 5):  # a game of three would be formed, so they stand there by hand
+    for i in range(2, 5):  # join would form a game of three, so these tickets are written by hand
         store.client.hset(
             Keys.seats, f"u{i}", f"{worker.connection()} 1 q {store.now() - 1000 * i} 1500 -"
         )
@@ -1552,7 +1558,7 @@ def test_the_nearest_rating_in_the_window_is_matched(store, worker, ratings, min
     assert (outcome == "matched" and match.split(" ")[3:]) == ([opponent] if opponent else False)
 
 
-def test_the_window_widens_with_waiting(store, worker):
+def test_the_rating_window_widens_while_a_player_waits(store, worker):
     join(store, "u1", worker.connection(), NEAR, rating=1500)
     join(store, "u2", worker.connection(), NEAR, rating=1700)
     assert check_ticket(store, "u1", NEAR) == ["waiting"]
@@ -1562,11 +1568,11 @@ def test_the_window_widens_with_waiting(store, worker):
     assert check_ticket(store, "u1", NEAR)[0] == "matched" and no_tickets(store)
 
 
-def test_players_of_one_rating_are_in_a_match_once(store, worker):
+def test_players_with_the_same_rating_are_in_a_match_once_each(store, worker):
     rules, rating = (
         (3, 3, 0, 60_000, 100, 0, *NO_BOTS),
         "1512.12345678999",
-    )  # Lua writes it with fourteen digits
+    )  # Lua writes it with 14 digits
     assert [
         join(store, uid, worker.connection(), rules, rating=rating)[0] for uid in ("u1", "u2")
     ] == ["queued"] * 2
@@ -1575,7 +1581,7 @@ def test_players_of_one_rating_are_in_a_match_once(store, worker):
     ) == ["u1", "u2", "u3"]
 
 
-def test_a_group_starts_when_it_is_full_or_the_least_have_waited(store, worker):
+def test_a_group_starts_when_it_is_full_or_enough_players_have_waited(store, worker):
     rules = (2, 4, 5000, 60_000, -1, 0, *NO_BOTS)
     assert [join(store, f"u{i}", worker.connection(), rules)[0] for i in range(3)] == ["queued"] * 3
     assert check_ticket(store, "u1", rules) == ["waiting"]
@@ -1591,11 +1597,11 @@ def test_a_group_starts_when_it_is_full_or_the_least_have_waited(store, worker):
 
 
 def hang(store, worker):
-    store.client.zrem(Keys.workers, worker.id)  # which the others do that have heard nothing of it
+    store.client.zrem(Keys.workers, worker.id)  # as other workers do without its heartbeat
 
 
 @pytest.mark.parametrize("lose", [lambda store, worker: worker.die(), hang])
-def test_nobody_is_matched_with_a_connection_of_a_lost_worker(store, workers, lose):
+def test_no_player_is_matched_with_a_connection_of_a_lost_worker(store, workers, lose):
     lost, alive = workers(), workers()
     join(store, "u1", lost.connection())
     lose(store, lost)
@@ -1606,7 +1612,7 @@ def test_nobody_is_matched_with_a_connection_of_a_lost_worker(store, workers, lo
     assert join(store, "u3", alive.connection())[1].split(" ")[2:] == ["u3", "u2"]
 
 
-def test_tickets_of_a_lost_worker_hold_nobody_up_for_long(store, workers):
+def test_tickets_of_a_lost_worker_do_not_block_the_queue_for_long(store, workers):
     lost, alive = workers(), workers()
     rules = (100, 100, 0, 60_000, -1, 0, *NO_BOTS)
     for i in range(60):
@@ -1619,7 +1625,7 @@ def test_tickets_of_a_lost_worker_hold_nobody_up_for_long(store, workers):
 
 
 @pytest.mark.parametrize("state", ["no seat", "other queue", "in a game", "dead"])
-def test_a_ticket_that_stands_for_nobody_is_gone(store, workers, state):
+def test_a_ticket_without_a_waiting_player_is_removed(store, workers, state):
     alive, lost = workers(), workers()
     join(store, "u1", (lost if state == "dead" else alive).connection())
     if state == "no seat":
@@ -1637,7 +1643,7 @@ def test_a_ticket_that_stands_for_nobody_is_gone(store, workers, state):
     )
 
 
-def test_a_ticket_that_waited_too_long_is_cancelled_with_a_message(store, worker):
+def test_a_ticket_that_times_out_is_cancelled_with_a_message(store, worker):
     conn = worker.connection()
     join(store, "u1", conn)
     assert check_ticket(store, "u1") == ["waiting"]
@@ -1649,15 +1655,15 @@ def test_a_ticket_that_waited_too_long_is_cancelled_with_a_message(store, worker
     assert check_ticket(store, "u1") == ["gone"] and worker.events() == []
 
 
-def test_a_ticket_is_looked_at_ever_later_and_at_its_end(store, worker):
+def test_a_ticket_is_checked_at_growing_intervals_and_at_its_end(store, worker):
     join(store, "u1", worker.connection())
-    for ms, later in ((0, 1000), (8000, 3000), (48_000, 4000)):  # the last one: its end
+    for ms, later in ((0, 1000), (8000, 3000), (48_000, 4000)):  # the last check is at its end
         waited(store, "u1", ms)
         assert check_ticket(store, "u1") == ["waiting"]
         assert later - 300 < store.client.zscore(Keys.due, "q u1") - store.now() <= later + 10
 
 
-def test_leaving_a_queue_keeps_the_connection_or_not(store, worker):
+def test_a_player_who_leaves_a_queue_keeps_their_seat_while_they_are_connected(store, worker):
     conn = worker.connection()
     for gone in (0, 1):
         join(store, "u1", conn)
@@ -1667,7 +1673,7 @@ def test_leaving_a_queue_keeps_the_connection_or_not(store, worker):
     assert leave(store, "u9", conn, 1) == ["stale"] and not store.client.exists(Keys.seats)
 
 
-def test_leaving_tells_of_a_game_and_a_lost_connection_is_forgotten(store, worker):
+def test_leave_names_the_players_game_and_forgets_a_lost_connection(store, worker):
     conn = worker.connection()
     join(store, "u1", conn)
     game = join(store, "u2", worker.connection())[1].split(" ")[0]
@@ -1698,7 +1704,7 @@ def test_players_who_join_at_once_are_each_matched_once(store, worker, rules):
     assert store.client.hgetall(Keys.playing) == {"q": "24"}
 
 
-def test_a_player_who_joins_at_once_with_many_connections_is_not_matched_with_himself(
+def test_a_player_who_joins_with_many_connections_at_once_is_not_matched_with_themselves(
     store, worker
 ):
     conns = [worker.connection() for _ in range(16)]
@@ -1709,7 +1715,7 @@ def test_a_player_who_joins_at_once_with_many_connections_is_not_matched_with_hi
     assert len(worker.events()) == outcomes.count("queued") - 1
 
 
-def test_the_holder_of_a_connection_is_told_to_look_at_its_session(store, worker):
+def test_the_worker_of_a_connection_is_told_to_check_its_session(store, worker):
     conn = worker.connection()
     join(store, "u1", conn)
     assert [store.run("revoke", (Keys.seats,), uid) for uid in ("u1", "nobody")] == [1, 1]
@@ -1720,7 +1726,7 @@ def due_tickets(store):
     return store.run("due_tickets", (Keys.due, Keys.forming, Keys.lobby_clock))
 
 
-def test_what_is_due_in_the_lobby_is_handed_out_once(store):
+def test_due_tickets_and_matches_are_handed_out_once(store):
     assert due_tickets(store) == [[], []] and not store.client.exists(Keys.lobby_clock)
     now = store.now()
     store.client.zadd(Keys.due, {"q u1": now - 5, "q u2": now + 60_000})
@@ -1737,15 +1743,15 @@ def test_new_games_get_tags_that_all_living_workers_serve(store):
     assert beat("a", 4) == [4, 4]
     assert beat("b", 64) == [64, 4]
     assert beat("a", 64) == [64, 64]
-    assert beat("c", 8) == [64, 8]  # it has just started; it serves all when it has heard of them
+    assert beat("c", 8) == [64, 8]  # c has just started: it serves 8 tags until it learns of 64
     assert beat("b", 64) == [64, 8]
     store.client.zrem(Keys.workers, "c")
     store.client.hdel(Keys.shards, "a", "c")
-    assert beat("b", 64) == [64, 64], "what is not known of is no reason to wait"
-    assert beat("b", 4) == [64, 4], "the games of all tags there ever were are served"
+    assert beat("b", 64) == [64, 64], "a worker without an entry is not waited for"
+    assert beat("b", 4) == [64, 4], "games of all tags that were ever used are served"
 
 
-def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, workers):
+def test_a_heartbeat_lists_all_workers_and_reaps_a_silent_one_once(store, workers):
     one, two = workers(), workers()
     known, dead, beats = one.beat()
     assert (known, dead) == (1, []) and set(beats[::2]) == {one.id, two.id}
@@ -1753,12 +1759,14 @@ def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, 
     assert 0 <= store.now() - int(beats[one.id]) < 5000
     store.client.zadd(Keys.workers, {"dead": 5, "back": 6})
     outcomes = at_once(2, lambda i: (one, two)[i].beat("dead", "5", "back", "5", "nobody", "5"))
-    assert sorted(outcome[1] for outcome in outcomes) == [[], ["dead"]], "who beats again is alive"
+    assert sorted(outcome[1] for outcome in outcomes) == [[], ["dead"]], (
+        "a worker that beats again is alive"
+    )
     assert set(store.client.zrange(Keys.workers, 0, -1)) == {"dead:dead", "back", one.id, two.id}
     mark = int(store.client.zscore(Keys.workers, "dead:dead"))
     assert one.beat("dead", "5")[1] == one.beat("dead:dead", str(mark - 1))[1] == []
     assert two.beat("dead:dead", str(mark))[1] == ["dead"], (
-        "whose burial the other one did not finish"
+        "the other worker did not finish to reap it"
     )
     store.client.zrem(Keys.workers, one.id)
     assert one.beat()[0] == 0 and one.beat()[0] == 1
@@ -1767,7 +1775,7 @@ def test_a_heartbeat_tells_all_and_buries_whoever_is_taken_for_dead_once(store, 
 # ---- blocks
 
 
-def test_a_report_is_there_once_and_there_are_only_so_many(store):
+def test_a_report_is_stored_once_and_their_number_is_limited(store):
     add = lambda report, *more: store.run(
         "add_report", (Keys.report(report), Keys.reports), report, 2, "reason", "name", *more
     )
@@ -1784,7 +1792,7 @@ def test_a_report_is_there_once_and_there_are_only_so_many(store):
     assert store.client.hgetall(Keys.report("r1")).keys() == {"at", "reason", "a"}
 
 
-def test_only_so_many_reports_of_a_user_are_remembered(store):
+def test_the_number_of_noted_reports_of_a_user_is_limited(store):
     keys = Keys.user("u1"), Keys.reported("u1")
     assert store.run("note_report", keys, "player a", 2) == 0 and not store.client.exists(keys[1])
     store.client.hset(keys[0], "username", "n1")
@@ -1794,13 +1802,13 @@ def test_only_so_many_reports_of_a_user_are_remembered(store):
 
 
 def hide(store, *pairs):
-    """The first of each pair blocks the second."""
+    """Makes the first player of each pair block the second."""
     for one, other in pairs:
         known = store.client.hget(Keys.hidden, one) or ""
         store.client.hset(Keys.hidden, one, f"{known} {other}".strip())
 
 
-def test_a_user_blocks_only_so_many_and_nobody_who_is_gone_is_noted(store):
+def test_the_number_of_blocks_is_limited_and_an_erased_user_has_none(store):
     store.client.hset(Keys.user("u1"), "username", "n1")
     block = lambda other, uid="u1": store.run("block", (Keys.user(uid), Keys.blocks(uid)), other, 2)
     assert [block(other) for other in ("a", "b", "c", "a")] == ["ok", "ok", "full", "ok"]
@@ -1815,7 +1823,7 @@ def test_a_user_blocks_only_so_many_and_nobody_who_is_gone_is_noted(store):
     assert not any(store.client.exists(Keys.blockers(uid)) for uid in ("u1", "u9"))
 
 
-def test_a_block_at_once_by_many_keeps_its_bound(store):
+def test_blocks_at_once_keep_to_the_limit(store):
     store.client.hset(Keys.user("u1"), "username", "n1")
     keys = Keys.user("u1"), Keys.blocks("u1")
     assert at_once(12, lambda i: store.run("block", keys, f"o{i}", 5)).count("ok") == 5
@@ -1823,7 +1831,7 @@ def test_a_block_at_once_by_many_keeps_its_bound(store):
 
 @pytest.mark.parametrize("pair", [("u1", "u2"), ("u2", "u1")])
 @pytest.mark.parametrize("rules", [FIFO, NEAR])
-def test_players_of_whom_one_blocked_the_other_are_not_matched(store, worker, pair, rules):
+def test_players_are_not_matched_if_one_has_blocked_the_other(store, worker, pair, rules):
     hide(store, pair)
     conns = {uid: worker.connection() for uid in ("u1", "u2", "u3")}
     for uid in ("u1", "u2"):
@@ -1834,7 +1842,7 @@ def test_players_of_whom_one_blocked_the_other_are_not_matched(store, worker, pa
     assert outcome == "matched" and len(set(match.split(" ")[2:]) & {"u1", "u2"}) == 1
 
 
-def test_a_group_has_no_two_of_whom_one_blocked_the_other(store, worker):
+def test_a_group_has_no_two_players_if_one_has_blocked_the_other(store, worker):
     hide(store, ("u2", "u3"), ("u5", "u1"))
     rules = 4, 4, 0, 60_000, -1, 0, *NO_BOTS
     outcomes = [join(store, f"u{i}", worker.connection(), rules) for i in range(1, 8)]
@@ -1844,8 +1852,8 @@ def test_a_group_has_no_two_of_whom_one_blocked_the_other(store, worker):
 
 
 @pytest.mark.parametrize("rules", [FIFO, NEAR])
-def test_a_crowd_that_has_blocked_a_player_keeps_nobody_else_from_them(store, worker, rules):
-    """The crowd has blocked each other as well, so that it stands at the head of the queue."""
+def test_a_player_whom_a_crowd_has_blocked_is_matched_with_other_players(store, worker, rules):
+    """The players of the crowd have blocked each other too, so they stay first in the queue."""
     crowd = [f"c{i:02}" for i in range(40)]
     hide(store, *itertools.permutations(crowd, 2), *((one, "victim") for one in crowd))
     for one in crowd:
@@ -1856,17 +1864,17 @@ def test_a_crowd_that_has_blocked_a_player_keeps_nobody_else_from_them(store, wo
     assert outcome == "matched" and set(match.split(" ")[2:]) == {"friend", "victim"}
 
 
-def test_there_is_no_room_for_whom_its_host_has_blocked(store, worker):
+def test_a_player_whom_the_host_has_blocked_finds_no_room(store, worker):
     ann, bob, eve = (worker.connection() for _ in range(3))
     hide(store, ("u1", "u2"), ("u3", "u1"), ("u2", "u3"))
     join_room(store, "u1", ann, opens=1)
     for uid, conn in (("u2", bob), ("u3", eve)):
         assert join_room(store, uid, conn)[:2] == ["refused", "unknown_code"]
     store.client.delete(Keys.hidden)
-    hide(store, ("u2", "u3"))  # not the host: both were invited
+    hide(store, ("u2", "u3"))  # neither is the host, and both were invited
     assert [join_room(store, *who)[0] for who in (("u2", bob), ("u3", eve))] == ["room"] * 2
     hide(store, ("u1", "u2"))
-    assert join_room(store, "u2", bob)[0] == "room"  # who is in it stays
+    assert join_room(store, "u2", bob)[0] == "room"  # a member stays
 
 
 # ---- rooms
@@ -1917,7 +1925,7 @@ def room_view(reply):
 
 
 def room_events(worker):
-    """The rooms that a worker was told: [(connections, connected players)]."""
+    """Returns the room events of a worker: [(connections, connected players)]."""
     told = []
     for kind, code, targets, text in worker.events():
         assert (kind, code) == ("room", CODE) and set(targets.values()) == {0}
@@ -1929,7 +1937,7 @@ def room_events(worker):
 
 @pytest.fixture
 def room(store, worker):
-    """A room of a host and a guest: connections by player."""
+    """A room with a host and a guest: {player: connection}."""
     conns = {uid: worker.connection() for uid in ("u1", "u2")}
     join_room(store, "u1", conns["u1"], opens=1)
     join_room(store, "u2", conns["u2"])
@@ -1938,7 +1946,7 @@ def room(store, worker):
 
 
 def whole(store):
-    """All that the store holds, but for the clock and the time of the last event in a room."""
+    """Returns all that the store holds, without the clock and the last time of each room."""
     content = {}
     for key in store.client.scan_iter():
         if store.client.type(key) == "hash":
@@ -1949,7 +1957,7 @@ def whole(store):
     return content
 
 
-def test_a_room_is_opened_once_and_shown_to_all_who_are_in_it(store, worker):
+def test_a_room_is_opened_once_and_shown_to_all_its_members(store, worker):
     ann, bob = worker.connection(), worker.connection()
     view = room_view(join_room(store, "u1", ann, opens=1))
     assert view == {
@@ -1981,7 +1989,7 @@ def test_a_room_is_opened_once_and_shown_to_all_who_are_in_it(store, worker):
         ("kicked", "kicked"),
     ],
 )
-def test_a_room_that_can_not_be_joined_says_why_and_stays_as_it_is(
+def test_a_refused_join_of_a_room_says_why_and_does_not_change_the_room(
     store, worker, room, state, code
 ):
     if state == "unknown":
@@ -2015,7 +2023,7 @@ def test_players_who_join_at_once_fill_a_room_and_no_more(store, worker):
     assert len(show_room(store)["players"]) == 4
 
 
-def test_a_room_begins_one_game_of_those_who_are_connected(store, workers):
+def test_a_room_begins_one_game_of_its_connected_members(store, workers):
     here, lost = workers(), workers()
     conns = {"u1": here.connection(), "u2": here.connection(), "u3": lost.connection()}
     for number, (uid, conn) in enumerate(conns.items()):
@@ -2039,12 +2047,12 @@ def test_a_room_begins_one_game_of_those_who_are_connected(store, workers):
     assert store.client.hgetall(Keys.playing) == {"q": "2"}
     assert show_room(store)["state"] == "playing"
     assert [release(store, uid, game) for uid in ("u1", "u2")] == [1, 1]
-    assert store.client.zscore(Keys.due, f"q room:{CODE}") == 0  # so that all are told at once
+    assert store.client.zscore(Keys.due, f"q room:{CODE}") == 0  # all members are told at once
     assert show_room(store)["state"] == "waiting" and check_room(store) == "open"
     assert begin_room(store, "u1", conns["u1"])[0] == "matched"
 
 
-def test_a_member_who_is_away_is_kept_for_a_while_and_the_host_followed(store, worker, room):
+def test_a_disconnected_member_is_kept_for_a_while_then_a_host_is_replaced(store, worker, room):
     assert leave(store, "u1", room["u1"], 1) == ["left"]
     assert check_room(store) == "open"
     assert room_events(worker) == [({room["u2"]}, ["name u2"])]
@@ -2060,7 +2068,7 @@ def test_a_member_who_is_away_is_kept_for_a_while_and_the_host_followed(store, w
     assert not store.client.exists(Keys.seats) and not store.client.exists(Keys.due)
 
 
-def test_a_member_who_comes_back_takes_the_place_of_their_older_connection(store, worker, room):
+def test_a_member_who_reconnects_replaces_their_older_connection(store, worker, room):
     newer = worker.connection()
     assert room_view(join_room(store, "u2", newer))["connected"] == ["name u1", "name u2"]
     assert worker.events() == [("replaced", "-", {room["u2"]: 0}, "")]
@@ -2070,7 +2078,7 @@ def test_a_member_who_comes_back_takes_the_place_of_their_older_connection(store
 
 
 @pytest.mark.parametrize("where", ["a queue", "another room"])
-def test_who_goes_elsewhere_is_out_of_the_room(store, worker, room, where):
+def test_a_member_who_joins_a_queue_or_another_room_leaves_the_room(store, worker, room, where):
     conn = worker.connection()
     if where == "a queue":
         join(store, "u2", conn)
@@ -2083,7 +2091,7 @@ def test_who_goes_elsewhere_is_out_of_the_room(store, worker, room, where):
     assert show_room(store)["players"] == [{"username": "name u1"}]
 
 
-def test_a_room_in_which_nothing_happens_closes_and_tells_its_members(store, worker, room):
+def test_an_idle_room_closes_and_tells_its_members(store, worker, room):
     assert check_room(store, wait_ms=0) == "gone"
     text = '{"type":"cancelled","queue":"q","reason":"timeout"}'
     told = sorted(worker.events(), key=str)
@@ -2092,13 +2100,13 @@ def test_a_room_in_which_nothing_happens_closes_and_tells_its_members(store, wor
     assert check_room(store) == "gone" and not store.client.exists(Keys.due)
 
 
-def test_a_room_that_plays_does_not_close(store, worker, room):
+def test_a_room_whose_members_play_does_not_close(store, worker, room):
     begin_room(store, "u1", room["u1"])
     store.client.hset(Keys.room(CODE), "since", 1)
     assert check_room(store) == "open" and show_room(store)["state"] == "playing"
 
 
-def test_a_host_directs_a_room_and_nobody_else_does(store, worker, room):
+def test_only_the_host_directs_a_room(store, worker, room):
     before = whole(store)
     assert direct_room(store, "u2", room["u2"], "lock", "1") == ["not_host"]
     assert direct_room(store, "u1", room["u2"], "lock", "1") == ["not_in_room"]
@@ -2112,7 +2120,7 @@ def test_a_host_directs_a_room_and_nobody_else_does(store, worker, room):
     assert show_room(store)["locked"] is True
 
 
-def test_who_is_sent_away_is_out_of_the_game_and_stays_out_of_the_room(store, worker, room):
+def test_a_kicked_player_leaves_the_game_and_can_not_rejoin_the_room(store, worker, room):
     game = begin_room(store, "u1", room["u1"])[1].split(" ")[0]
     worker.events()
     reply = direct_room(store, "u1", room["u1"], "kick", "name u2")
@@ -2123,19 +2131,21 @@ def test_who_is_sent_away_is_out_of_the_game_and_stays_out_of_the_room(store, wo
     assert join_room(store, "u2", room["u2"]) == ["refused", "kicked", "-"]
 
 
-def test_who_joins_a_playing_room_enters_its_game_if_the_queue_says_so(store, worker, room):
+def test_a_player_who_joins_a_playing_room_enters_its_game_if_the_queue_allows_it(
+    store, worker, room
+):
     game = begin_room(store, "u1", room["u1"])[1].split(" ")[0]
     waits, plays = worker.connection(), worker.connection()
     assert join_room(store, "u3", waits, most=5)[0] == "room" and seat(store, "u3").game == "-"
     assert join_room(store, "u4", plays, most=5, late=1) == ["game", game, CODE]
     assert seat(store, "u4").game == game and store.client.hgetall(Keys.playing) == {"q": "3"}
     assert join_room(store, "u4", plays, most=5, late=1) == ["game", game, CODE]
-    # Who has left the game waits for the next one.
+    # A player who has left the game waits for the next one.
     assert join_room(store, "u4", plays, most=5, late=1, over=game)[0] == "room"
     assert store.client.hgetall(Keys.playing) == {"q": "2"}
 
 
-def test_events_of_a_room_for_the_worker_that_runs_the_function_come_with_the_reply(store, workers):
+def test_room_events_for_the_calling_worker_come_with_its_reply(store, workers):
     here, other = workers(), workers()
     conns = [here.connection(), other.connection(), here.connection()]
     for number, conn in enumerate(conns):
@@ -2164,7 +2174,7 @@ def offers(store):
 
 
 def filled(store, worker, rules=FILLED, rating=1500):
-    """The game of a player whom nobody joined in time, with a bot."""
+    """Returns the game with a bot of a player whom no other player joined in time."""
     join(store, "u1", worker.connection(), rules, rating=rating)
     waited(store, "u1", 5001)
     outcome, match = check_ticket(store, "u1", rules)
@@ -2172,7 +2182,7 @@ def filled(store, worker, rules=FILLED, rating=1500):
     return match.split(" ")[0]
 
 
-def test_bots_fill_a_game_when_a_player_has_waited_so_long(store, worker):
+def test_bots_fill_a_game_after_a_player_has_waited_for_the_set_time(store, worker):
     join(store, "u1", worker.connection(), TRIO_FILLED)
     waited(store, "u1", 4500)
     assert check_ticket(store, "u1", TRIO_FILLED) == ["waiting"] and offers(store) == []
@@ -2185,7 +2195,7 @@ def test_bots_fill_a_game_when_a_player_has_waited_so_long(store, worker):
     assert store.client.zrange(Keys.forming, 0, -1) == [match] and no_tickets(store)
 
 
-def test_a_human_who_comes_before_the_start_takes_the_seat_of_a_bot_once(store, worker):
+def test_a_human_who_joins_before_the_start_takes_the_seat_of_a_bot_once(store, worker):
     game = filled(store, worker)
     conn = worker.connection()
     assert join(store, "u2", conn, FILLED) == ["seat", game] and offers(store) == []
@@ -2194,7 +2204,7 @@ def test_a_human_who_comes_before_the_start_takes_the_seat_of_a_bot_once(store, 
     assert join(store, "u3", worker.connection(), FILLED)[0] == "queued"
 
 
-def test_a_seat_of_a_bot_is_offered_within_the_window_and_until_the_start(store, worker):
+def test_the_seat_of_a_bot_is_offered_within_the_rating_window_and_before_the_start(store, worker):
     filled(store, worker, NEAR_FILLED)
     assert join(store, "u2", worker.connection(), NEAR_FILLED, rating=1601)[0] == "queued"
     store.client.zadd(Keys.bots("q"), dict.fromkeys(offers(store), store.now() - 1))
@@ -2218,12 +2228,12 @@ def bot_game(store, conn):
 
 
 def pass_time(store, game, left_ms):
-    """Makes the phase end after so many ms, and advances the game. Returns its outcome."""
+    """Lets the phase end in so many ms, and advances the game. Returns the outcome."""
     change_state(store.client, game, deadline=store.now() + left_ms)
     return store.run("advance", Keys.game_keys(game), NOBODY)
 
 
-def test_a_bot_answers_by_the_function_of_phones_when_its_time_has_come(store, worker):
+def test_a_bot_answers_like_a_phone_when_its_time_has_come(store, worker):
     conn = worker.connection()
     game = bot_game(store, conn)
     at = lambda: store.client.zscore(Keys.game_keys(game)[1], game) - store.now()
@@ -2245,14 +2255,14 @@ def test_a_bot_answers_by_the_function_of_phones_when_its_time_has_come(store, w
     answers = json.loads(body)["answers"]
     assert (reply, kind) == (["ok"], "reveal") and answers["Bot Ada"]["points"] in (148, 149)
     assert 600 <= answers["Bot Ada"]["ms"] < 3000 and answers["n1"]["points"] == 0
-    # The second answer comes after the time for it: the question ends without it.
+    # The bot's second answer would come after the deadline: the question ends without it.
     pass_time(store, game, -1)
     assert at() > 50_000
     answer(2, 0)
     assert pass_time(store, game, 20_000) == "question"
     assert pass_time(store, game, -1) == "reveal"
     assert json.loads(worker.events()[-1][3])["answers"].keys() == {"n1"}
-    # Who leaves leaves nobody behind.
+    # The game ends: only a bot is left in it.
     assert store.call("exit_game", keys, "", conn, 1)[0] == "settle"
     assert stored_game(store.client, game)["state"]["reason"] == "abandoned"
     assert store.call("finish_game", keys, "", "[]", 60) == 1
@@ -2276,7 +2286,7 @@ def test_the_seat_of_a_bot_is_taken_before_the_first_question_only(store, worker
     plan = trivia.parse_plan(reply[2])
     assert (plan["players"][1], plan["marks"]) == (["u2", "name u2", 1400, 90], "12")
     ((kind, _, targets, _),) = worker.events()
-    assert targets == {ann: heard + 2}  # the gap makes it ask for the game
+    assert targets == {ann: heard + 2}  # the gap makes the connection ask for the game
     assert enter("u3", worker.connection()) == ["over"] and enter("u2", bob)[0] == "ok"
     late = bot_game(store, ann)
     pass_time(store, late, -1)
@@ -2300,22 +2310,22 @@ def clock_of(store, key):
 
 @pytest.mark.parametrize("key, pending, look", CLOCKS)
 @pytest.mark.parametrize("jump_ms", [-3_600_000, -1000, 3_600_000, 4000])
-def test_time_stands_still_while_the_clock_is_set_or_nothing_runs(
+def test_game_time_pauses_while_the_clock_is_set_or_no_function_runs(
     store, key, pending, look, jump_ms
 ):
-    """As the clock would jump now, it has jumped since it was last seen."""
+    """The test can't set the clock: it changes the time at which the clock was last read."""
     store.client.zadd(pending, {"q later": store.now() - jump_ms + 2000})
     seen = store.now() - jump_ms
     store.client.set(key, f"0 {seen}")
-    assert look(store) in ([], [[], []]), "nothing came due by that"
+    assert look(store) in ([], [[], []]), "the jump made nothing due"
     lag, last = clock_of(store, key)
     assert last == seen and 0 <= lag - jump_ms < 1000
     look(store)
-    assert 0 <= clock_of(store, key)[0] - lag < 5, "from there it goes on"
+    assert 0 <= clock_of(store, key)[0] - lag < 5, "time goes on from there"
 
 
 @pytest.mark.parametrize("key, pending, look", CLOCKS)
-def test_a_steady_clock_is_written_once_a_second_and_keeps_its_lag(store, key, pending, look):
+def test_a_steady_clock_is_stored_once_a_second_and_keeps_its_lag(store, key, pending, look):
     now = store.now()
     store.client.zadd(pending, {"q later": now + 3_600_000})
     look(store)
@@ -2333,8 +2343,8 @@ def test_a_steady_clock_is_written_once_a_second_and_keeps_its_lag(store, key, p
 
 
 @pytest.mark.parametrize(("lag_ms", "ahead_ms"), [(5000, -100_000), (0, 100_000)])
-def test_a_new_game_on_an_empty_shard_begins_on_the_clock_of_redis(store, worker, lag_ms, ahead_ms):
-    """Also if the clock was set back meanwhile: game time would jump there at the next call."""
+def test_a_new_game_on_an_empty_shard_starts_at_the_time_of_redis(store, worker, lag_ms, ahead_ms):
+    """So it does after the clock was set back: else game time would jump at the next call."""
     game = trivia.new_game_id(3)
     store.client.set(Keys.game_keys(game)[2], f"{lag_ms} {store.now() + ahead_ms}")
     store.run(
@@ -2357,10 +2367,10 @@ def test_a_new_game_on_an_empty_shard_begins_on_the_clock_of_redis(store, worker
     assert 0 <= store.now() + 3000 - deadline < 2000
 
 
-def test_an_answer_given_as_the_clock_is_set_back_counts_with_the_time_it_took(store, worker, game):
+def test_an_answer_while_the_clock_is_set_back_is_timed_correctly(store, worker, game):
     game.to_round(1)
     lag, last = clock_of(store, game.keys[2])
-    # The clock jumps an hour back: all that is stored is an hour ahead of it.
+    # The clock jumps an hour back: all stored times are an hour ahead of it.
     game.set(deadline=int(game.deadline) + 3_600_000)
     store.client.set(game.keys[2], f"0 {last + 3_600_000}")
     assert game.answer(1, 0) == "ok"
@@ -2369,8 +2379,8 @@ def test_an_answer_given_as_the_clock_is_set_back_counts_with_the_time_it_took(s
 
 
 @pytest.mark.parametrize("phase", ["start", "reveal"])
-def test_a_question_that_was_to_open_is_open_after_a_gap_of_the_clock(store, worker, phase):
-    """Its workers may have shown it, and nothing told Redis: it must not be taken back."""
+def test_a_question_that_was_due_to_open_is_open_after_a_gap_of_the_clock(store, worker, phase):
+    """Workers show a question without a call to Redis, so it must not be taken back."""
     game = Play(store, [worker.connection(), worker.connection()])
     rounds = 1
     if phase == "reveal":
@@ -2378,10 +2388,12 @@ def test_a_question_that_was_to_open_is_open_after_a_gap_of_the_clock(store, wor
         rounds = 2
     assert game.phase == phase and untouched(game, game.advance) == phase
     _, last = clock_of(store, game.keys[2])
-    store.client.set(game.keys[2], f"-3600000 {last} 1")  # nothing has run for an hour
+    store.client.set(game.keys[2], f"-3600000 {last} 1")  # no function has run for an hour
     assert game.answer(1, 0, rounds) == "ok"
     assert (game.phase, int(game.round)) == ("question", rounds)
-    assert 0 <= int(game.deadline) - last - ANSWER_MS < 2000, "from now on they have all their time"
+    assert 0 <= int(game.deadline) - last - ANSWER_MS < 2000, (
+        "the players get the full time from now on"
+    )
     assert store.client.zscore(game.deadlines, game.id) == int(game.deadline)
 
 
@@ -2389,14 +2401,14 @@ def test_a_question_that_was_to_open_is_open_after_a_gap_of_the_clock(store, wor
 
 
 class Play:
-    """A game on the store."""
+    """A game in the store."""
 
     def __init__(self, store, conns, on_exit="forfeit", quiz=QUIZ):
         self.store, self.conns, self.id = store, list(conns), trivia.new_game_id(3)
         self.caller = NOBODY
         self.key, self.deadlines, _ = self.keys = Keys.game_keys(self.id)
         rules = f"{ANSWER_MS} {REVEAL_MS} {SEAT_MS} 100 50 {on_exit} rated"
-        # The turn says that they came with their third connection.
+        # The turn says that each player has their third connection.
         people = [x for i, conn in enumerate(self.conns, 1) for x in (f"u{i}", f"n{i}", conn, TURN)]
         start = json.dumps({"type": "start", "game": self.id})
         self.creation = ("q", rules, quiz, 3000, start, *people)
@@ -2420,7 +2432,7 @@ class Play:
         return self.run("advance")
 
     def next(self):
-        """The phase after this one, whose deadline passes."""
+        """Lets the deadline of this phase pass. Returns the next phase."""
         self.set(deadline=self.store.now())
         return self.advance()
 
@@ -2443,31 +2455,31 @@ class Play:
         return self.run("finish_game", ranking, 1000, erased)
 
     def phase_ms(self):
-        """Until the phase ends."""
+        """Returns for how many ms the phase lasts."""
         return int(self.deadline) - self.store.now()
 
     def left_ms(self):
-        """Until somebody has to look."""
+        """Returns the ms until the game is due to be advanced."""
         return self.store.client.zscore(self.deadlines, self.id) - self.store.now()
 
 
 @pytest.fixture
 def game(store, worker):
-    """A game of two on one worker, whose `start` has been read."""
+    """A game of two players on one worker; the event `start` was read."""
     made = Play(store, [worker.connection(), worker.connection()])
     worker.events()
     return made
 
 
 def untouched(game, act):
-    """What act() returns; it may change nothing and publish nothing."""
+    """Returns what act() returns, and asserts that it does not change the game."""
     before = game.snapshot()
     result = act()
     assert game.snapshot() == before
     return result
 
 
-def test_a_result_is_written_once_and_not_without_its_game(store):
+def test_a_result_is_written_once_and_only_if_the_game_exists(store):
     key = Keys.game("000000000001")
     fix = functools.partial(store.call, "fix_result", (key,))
     assert fix("[1]") is None and not store.client.exists(key)
@@ -2506,7 +2518,7 @@ def test_a_game_is_created_once_and_told_to_its_players(store, workers):
 
 
 def test_a_running_game_of_two_takes_less_memory_than_in_version_1(store, worker):
-    """It took 656 bytes there."""
+    """It took 656 bytes in that version."""
     quiz = " ".join(f"{number}:0123" for number in range(691, 701))
     game = Play(store, [worker.connection(), worker.connection()], quiz=quiz)
     people = [x for conn in game.conns for x in (trivia.new_uid(), "a name of 15 ch", conn, TURN)]
@@ -2525,7 +2537,7 @@ def test_a_running_game_of_two_takes_less_memory_than_in_version_1(store, worker
     assert store.client.memory_usage(game.key, samples=0) < 656
 
 
-def test_events_for_players_of_the_worker_that_runs_a_script_come_with_its_reply(store, workers):
+def test_game_events_for_the_calling_worker_come_with_its_reply(store, workers):
     one, two = workers(), workers()
     game = Play(store, [one.connection(), two.connection()])
     a, b = game.conns
@@ -2534,7 +2546,7 @@ def test_events_for_players_of_the_worker_that_runs_a_script_come_with_its_reply
     game.caller = one.id
 
     def told(reply, kind, seq, coming="-"):
-        """The value of a reply that brings one event, to the first player."""
+        """Returns the value of a reply that brings one event, for the first player."""
         mark, value, event = reply
         head, body = event.split("\n")
         assert mark == "events" and re.fullmatch(
@@ -2543,8 +2555,8 @@ def test_events_for_players_of_the_worker_that_runs_a_script_come_with_its_reply
         assert json.loads(body)["type"] == kind
         return value
 
-    assert game.next() == "question"  # the worker shows it by itself, with `seq` 2
-    assert game.answer(1, 0) == "ok", "of his own answer he is told nothing"
+    assert game.next() == "question"  # the worker shows it without an event, with `seq` 2
+    assert game.answer(1, 0) == "ok", "a player gets no event about their own answer"
     question = rf"\d+:2:8:1032:{ANSWER_MS}"
     assert told(game.answer(2, 0), "reveal", 3, question) == "ok"
     assert told(game.run("relay", b, "wave", ""), "wave", 4, question) == "ok"
@@ -2563,7 +2575,7 @@ def test_events_for_players_of_the_worker_that_runs_a_script_come_with_its_reply
     assert told(game.run("create_game", *game.creation), "start", 1, first) == 1
 
 
-def test_a_game_created_at_once_by_many_begins_once(store, worker):
+def test_a_game_that_many_create_at_once_begins_once(store, worker):
     game = Play(store, [worker.connection(), worker.connection()])
     store.client.delete(game.key)
     worker.events()
@@ -2572,7 +2584,7 @@ def test_a_game_created_at_once_by_many_begins_once(store, worker):
     ) == 1 and worker.kinds() == ["start"]
 
 
-def test_games_that_are_due_are_told_and_left_as_they_are(store):
+def test_due_games_are_listed_and_not_changed(store):
     (key, _), now = Keys.shard(0), store.now()
     store.client.zadd(key, {f"g{i}": now - i for i in range(40)} | {"later": now + 60_000})
     before = store.client.zrange(key, 0, -1, withscores=True)
@@ -2583,23 +2595,23 @@ def test_games_that_are_due_are_told_and_left_as_they_are(store):
     assert len(store.due(Keys.shard(0), 0, 7)) == 7
 
 
-def test_games_of_other_shards_are_due_only_after_a_grace(store):
+def test_games_of_other_shards_are_due_only_after_a_grace_period(store):
     (key, _), now = Keys.shard(0), store.now()
     store.client.zadd(key, {"long": now - 9000, "just": now})
     assert list(store.due(Keys.shard(0), -8000)) == ["long"]
     assert store.due(Keys.shard(0), -60_000) == {}
 
 
-def test_a_worker_is_told_which_games_will_be_due(store):
+def test_a_worker_is_told_which_games_will_be_due_soon(store):
     key, clock = Keys.shard(0)
     assert store.call("advance", (key, clock), NOBODY, 500, 500) == []
-    assert not store.client.exists(clock), "a shard without games costs no more than this look"
+    assert not store.client.exists(clock), "a shard without games costs only this call"
     store.client.zadd(key, {"soon": store.now() + 60_000, "late": store.now() + 90_000})
     [(game, wait_ms)] = store.due(Keys.shard(0), 60_000).items()
     assert game == "soon" and 0 < wait_ms <= 60_000
 
 
-def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
+def test_a_game_moves_through_its_phases_at_its_deadlines(store, worker, game):
     a, b = game.conns
     assert untouched(game, game.advance) == "start"
     seqs, expected = itertools.count(2), []
@@ -2615,7 +2627,7 @@ def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
         )
         assert untouched(game, game.advance) == "question"
         assert game.next() == "reveal" and REVEAL_MS - 2000 < game.phase_ms() <= REVEAL_MS
-        until = 0 if number == 3 else ANSWER_MS  # nothing but the end needs a look
+        until = 0 if number == 3 else ANSWER_MS  # only the end of the reveal is due by itself
         assert REVEAL_MS - 2000 < game.left_ms() - until <= REVEAL_MS
         expected.append(("reveal", game.id, {a: (n := next(seqs)), b: n}, None))
         assert untouched(game, game.advance) == "reveal"
@@ -2642,21 +2654,21 @@ def test_a_game_goes_through_its_phases_by_its_deadlines(store, worker, game):
     assert game.advance() == game.advance() == "settle" and 1000 < game.left_ms() <= 2000
 
 
-def test_advance_removes_the_deadline_of_a_game_that_is_not_there(store):
+def test_advance_removes_the_deadline_of_a_missing_game(store):
     game = trivia.new_game_id(3)
     keys = Keys.game_keys(game)
     store.client.zadd(keys[1], {game: 1})
     assert store.run("advance", keys, NOBODY) == "missing" and store.client.keys() == [keys[2]]
 
 
-def test_a_deadline_met_by_many_at_once_moves_the_game_once(store, worker, game):
+def test_a_deadline_that_many_process_at_once_advances_the_game_once(store, worker, game):
     for kind, phase in (("question", "question"), ("reveal", "reveal")):
         game.set(deadline=store.now())
         assert set(at_once(8, lambda i: game.advance())) == {phase} and worker.kinds() == [kind]
     assert game.round == "1" and game.log1 == "- "
 
 
-def test_a_seat_is_given_up_when_its_time_is_over(store, worker):
+def test_the_seat_of_an_absent_player_is_given_up_after_its_time(store, worker):
     game = Play(store, [worker.connection() for _ in range(3)], "continue").to_round(1)
     game.exit(1)
     assert game.left_ms() <= SEAT_MS
@@ -2692,7 +2704,7 @@ def test_a_deserted_game_ends_as_its_queue_says(store, worker, on_exit, left, re
         game.exit(i, int(how == "left"))
         game.set(**{f"gone{i}": 1} if how == "expired" else {})
     phase = game.advance()
-    # He who leaves first has ended a forfeit; the other one's leaving does not change that.
+    # In a forfeit the first player who leaves ends the game. The second one changes nothing.
     expected = "forfeit" if how == "left" and on_exit == "forfeit" else reason
     assert (phase == "settle", game.reason) == (bool(expected), expected)
 
@@ -2739,13 +2751,14 @@ def test_an_answer_is_judged(worker, game, round, choice, prepare, code):
 @pytest.mark.parametrize(
     "ago, points", [(0, 150), (ANSWER_MS // 2, 125), (ANSWER_MS - 3000, 102), (-ANSWER_MS, 150)]
 )
-def test_points_fall_with_the_time_that_the_answer_took(store, game, ago, points):
+def test_points_fall_with_the_time_an_answer_takes(store, game, ago, points):
     game.to_round(1).set(deadline=store.now() - ago + ANSWER_MS)
     assert game.answer(1, 0) == "ok"
-    assert 0 <= points - int(game.ans1.split(" ")[2]) <= 4  # 60 s for 50 points: up to 4 s late
+    # 50 points fall within 60 s, and the answer may be up to 4 s late.
+    assert 0 <= points - int(game.ans1.split(" ")[2]) <= 4
 
 
-def test_an_answer_to_a_game_that_is_not_there_is_refused(store):
+def test_calls_for_a_missing_game_are_refused(store):
     keys = Keys.game_keys("00aaaaaaaaaa")
     assert store.run("answer", keys, "w.1", 1, 0, NOBODY) == "not_playing"
     assert store.run("exit_game", keys, "w.1", 0, NOBODY) == "missing"
@@ -2776,7 +2789,7 @@ def test_the_last_answer_reveals_the_round(worker, game):
     assert game.answer(1, 1) == "late_answer"
 
 
-def test_a_call_judges_answers_in_several_games_of_a_shard(store, worker):
+def test_one_call_judges_answers_in_several_games_of_a_shard(store, worker):
     pairs = [[worker.connection(), worker.connection()] for _ in range(2)]
     one, two = [Play(store, pair).to_round(1) for pair in pairs]
     keys = *one.keys[1:], one.key, two.key, Keys.game("03aaaaaaaaaa"), one.key
@@ -2787,7 +2800,7 @@ def test_a_call_judges_answers_in_several_games_of_a_shard(store, worker):
     assert (one.phase, two.phase) == ("reveal", "question")
 
 
-def test_of_answers_given_at_once_the_first_counts(worker, game):
+def test_of_several_answers_at_once_the_first_counts(worker, game):
     game.to_round(1)
     codes = at_once(8, lambda i: game.answer(1, i % 4))
     assert sorted(codes) == ["already_answered"] * 7 + ["ok"]
@@ -2797,24 +2810,24 @@ def test_of_answers_given_at_once_the_first_counts(worker, game):
     ]
 
 
-def test_the_last_two_answers_at_once_reveal_once(worker, game):
+def test_the_last_two_answers_at_once_reveal_the_round_once(worker, game):
     game.to_round(1)
     assert at_once(2, lambda i: game.answer(i + 1, 0)) == ["ok", "ok"]
     assert sorted(worker.kinds()) == ["answered", "question", "reveal"] and game.phase == "reveal"
 
 
 def a_while_later(game, i, ms):
-    """As if so much time had passed since player i lost his connection."""
+    """Lets so many ms pass since player i lost their connection."""
     kept = int(getattr(game, f"gone{i}")) - ms
     game.set(**{f"gone{i}": kept})
 
 
-def test_a_question_waits_a_moment_for_the_only_one_without_an_answer_who_went(worker, game):
+def test_a_question_waits_briefly_when_the_last_unanswered_player_disconnects(worker, game):
     game.to_round(1)
     game.answer(1, 0)
     worker.events()
     assert game.exit(2) == "question" and worker.kinds() == ["user_exit"]
-    assert 1000 < game.left_ms() <= 2000, "by then somebody looks again"
+    assert 1000 < game.left_ms() <= 2000, "the game is advanced again by then"
     a_while_later(game, 2, 900)
     assert game.advance() == "question"
     a_while_later(game, 2, 1100)
@@ -2822,7 +2835,7 @@ def test_a_question_waits_a_moment_for_the_only_one_without_an_answer_who_went(w
     assert 2000 < game.phase_ms() <= REVEAL_MS
 
 
-def test_who_went_and_is_back_in_a_moment_loses_no_round(worker, game):
+def test_a_player_who_reconnects_quickly_loses_no_round(worker, game):
     game.to_round(1)
     game.answer(1, 0)
     game.exit(2)
@@ -2832,14 +2845,14 @@ def test_who_went_and_is_back_in_a_moment_loses_no_round(worker, game):
     assert game.answer(2, 1) == "ok" and game.phase == "reveal" and game.log2.startswith("1:")
 
 
-def test_a_question_closes_when_the_only_one_without_an_answer_leaves_for_good(worker, game):
+def test_a_question_closes_when_the_last_unanswered_player_leaves(worker, game):
     game.set(rules=game.rules.replace("forfeit", "continue"))
     game.to_round(1)
     game.answer(1, 0)
     assert game.exit(2, leaving=1) == "reveal"
 
 
-def test_a_question_that_nobody_sees_stays_open(worker, game):
+def test_a_question_stays_open_while_all_players_are_disconnected(worker, game):
     game.to_round(1)
     game.answer(1, 0)
     assert game.exit(1) == "question" and game.exit(2) == "question"
@@ -2848,9 +2861,7 @@ def test_a_question_that_nobody_sees_stays_open(worker, game):
     assert game.advance() == "question" and game.left_ms() > SEAT_MS - 4000
 
 
-def test_a_question_closes_when_the_only_one_without_an_answer_was_on_a_worker_that_died(
-    store, workers
-):
+def test_a_question_closes_when_the_worker_of_the_last_unanswered_player_dies(store, workers):
     alive, lost = workers(), workers()
     game = Play(store, [alive.connection(), lost.connection()], "continue").to_round(1)
     alive.events()
@@ -2863,7 +2874,7 @@ def test_a_question_closes_when_the_only_one_without_an_answer_was_on_a_worker_t
 
 @pytest.mark.parametrize("leaving", [0, 1])
 @pytest.mark.parametrize("on_exit", ["forfeit", "continue"])
-def test_an_exit_is_told_and_happens_once(store, worker, leaving, on_exit):
+def test_an_exit_happens_once_and_the_opponents_are_told_once(store, worker, leaving, on_exit):
     game = Play(store, [worker.connection() for _ in range(2)], on_exit).to_round(1)
     worker.events()
     ends = leaving and on_exit == "forfeit"
@@ -2898,10 +2909,10 @@ def test_a_player_who_has_left_can_not_leave_again(store, worker):
     assert worker.events() == []
 
 
-def test_an_exit_is_early_until_anybody_has_answered(store, worker):
+def test_an_exit_is_early_until_a_player_has_answered(store, worker):
     game = Play(store, [worker.connection() for _ in range(5)], "continue")
     assert game.exit(1, leaving=1) == "early"
-    game.to_round(2)  # nobody answered in the first one
+    game.to_round(2)  # no player answered in the first round
     assert game.exit(2, leaving=1) == "early"
     game.answer(3, 0)
     assert game.exit(4, leaving=1) == "question"
@@ -2916,7 +2927,7 @@ def test_an_exit_from_a_game_that_is_over_is_stale(worker, game, phase):
 
 
 @pytest.mark.parametrize("reason", ["stopped", "void"])
-def test_a_game_is_stopped_once_and_for_one_reason(worker, game, reason):
+def test_a_game_is_stopped_once_and_keeps_its_reason(worker, game, reason):
     game.to_round(1)
     worker.events()
     assert game.run("stop_game", reason) == "settle"
@@ -2927,7 +2938,7 @@ def test_a_game_is_stopped_once_and_for_one_reason(worker, game, reason):
     assert worker.events() == []
 
 
-def test_ratings_of_questions_find_their_difficulty_within_50_answers(store):
+def test_question_ratings_match_the_true_difficulty_after_50_answers(store):
     dice = random.Random(11)
     true = {str(n): dice.gauss(1500, 300) for n in range(150)}
     rules = *trivia.LEVEL_START, trivia.LEVEL_LEAST_SIGMA, trivia.LEVEL_A_DAY
@@ -2940,7 +2951,7 @@ def test_ratings_of_questions_find_their_difficulty_within_50_answers(store):
                 answers.append(f"{player:.0f}:{right:d}")
             store.call("rate_question", (Keys.levels,), number, *rules, *answers)
         rows = store.client.hgetall(Keys.levels)
-        for number, row in rows.items():  # the next day comes
+        for number, row in rows.items():  # one day passes
             rating, sigma, day, start = row.split(" ")
             assert abs(float(rating) - float(start)) <= trivia.LEVEL_A_DAY + 0.1
             store.client.hset(Keys.levels, number, f"{rating} {sigma} {int(day) - 1} {start}")
@@ -2951,7 +2962,7 @@ def test_ratings_of_questions_find_their_difficulty_within_50_answers(store):
     store.client.delete(Keys.levels)
 
 
-def test_a_flag_counts_once_and_within_bounds(store):
+def test_a_players_flag_counts_once_and_flags_are_limited(store):
     keys = Keys.flags(7), Keys.flagged
     flag = lambda who: store.call("flag_question", keys, 7, who, 3)
     assert [flag(who) for who in "aabcd"] == [1, 0, 1, 1, 0]
@@ -2959,7 +2970,7 @@ def test_a_flag_counts_once_and_within_bounds(store):
     store.client.delete(*keys)
 
 
-def test_sums_of_questions_are_added_place_by_place(store):
+def test_sums_of_a_question_are_added_number_by_number(store):
     for _ in range(2):
         assert store.call("add_stats", (Keys.stats,), 3, "1 0 50 1", 4, "2") == 2
     store.call("add_stats", (Keys.stats,), 4, "1 2 3")
@@ -2967,7 +2978,7 @@ def test_sums_of_questions_are_added_place_by_place(store):
     store.client.delete(Keys.stats)
 
 
-def test_a_part_of_a_repair_is_applied_once_and_a_game_only_as_it_was_read(store):
+def test_a_repair_is_applied_once_and_only_to_the_game_as_it_was_read(store):
     user, mended = Keys.user("u9"), Keys.mended("u9")
     board = "weekly", "wins", "2026-W01", 0
     repair = lambda: store.call(
@@ -2995,7 +3006,7 @@ def test_a_part_of_a_repair_is_applied_once_and_a_game_only_as_it_was_read(store
     repair = trivia.dumps(repair)
     begin = lambda quiz: store.call("begin_repair", (key,), quiz, repair)
     assert [begin("7:10"), begin("7:01"), begin("7:01")] == [0, 1, 0]
-    store.call("forget_player", (key,), "u9")  # it stays erased
+    store.call("forget_player", (key,), "u9")  # the repair must not bring the player back
     assert [store.call("end_repair", (key,), repair) for _ in range(2)] == [1, 0]
     fields = store.client.hgetall(key)
     assert trivia.parse_plan(fields["plan"])["quiz"] == "8:10" and "u9" not in fields["plan"]
@@ -3006,7 +3017,7 @@ def test_a_part_of_a_repair_is_applied_once_and_a_game_only_as_it_was_read(store
         store.client.delete(one)
 
 
-def test_a_switch_is_set_only_as_it_was_read(store):
+def test_a_switch_is_set_only_if_it_is_as_it_was_read(store):
     key = Keys.switches
     assert store.call("swap_field", (key,), "queue q", "", '{"text":"a"}') == 1
     assert store.call("swap_field", (key,), "queue q", "", '{"text":"b"}') == 0
@@ -3024,7 +3035,7 @@ def entered(reply):
     return flat({"plan": reply[2], "state": reply[3]})
 
 
-def test_a_player_comes_back_and_the_others_are_told_once(store, workers):
+def test_the_opponents_are_told_once_that_a_player_returns(store, workers):
     one, two = workers(), workers()
     game = Play(store, [one.connection(), one.connection()]).to_round(1)
     assert entered(untouched(game, lambda: game.enter("u1", game.conns[0])))["phase"] == "question"
@@ -3044,20 +3055,20 @@ def test_a_player_comes_back_and_the_others_are_told_once(store, workers):
     )
     assert untouched(game, lambda: game.enter("u1", again, TURN + 1))[0] == "ok"
     assert one.events() == two.events() == []
-    assert game.left_ms() > SEAT_MS  # the seat's own deadline is gone
+    assert game.left_ms() > SEAT_MS  # the deadline of the empty seat is removed
     game.exit(2)
     assert two.events()[0][2] == {again: int(fields["seq1"]) + 1}
 
 
-def test_a_connection_that_replaces_another_is_not_a_return(worker, game):
+def test_no_return_is_told_when_a_connection_replaces_another(worker, game):
     new = worker.connection()
     assert game.enter("u1", new, TURN + 1)[0] == "ok" and worker.events() == []
-    assert untouched(game, lambda: game.exit(1)) == "stale"  # the older one, late
+    assert untouched(game, lambda: game.exit(1)) == "stale"  # late, from the older connection
     assert (game.conn1, game.turn1) == (new, str(TURN + 1))
 
 
 @pytest.mark.parametrize("newer", ["there", "gone", "entered twice"])
-def test_a_connection_that_was_replaced_cannot_take_the_game_back(worker, game, newer):
+def test_a_replaced_connection_can_not_enter_the_game_again(worker, game, newer):
     new = worker.connection()
     for turn in range(TURN + 1, TURN + (3 if newer == "entered twice" else 2)):
         game.enter("u1", new := worker.connection(), turn)
@@ -3067,12 +3078,11 @@ def test_a_connection_that_was_replaced_cannot_take_the_game_back(worker, game, 
     for turn in (TURN, 0):
         assert untouched(game, lambda: game.enter("u1", game.conns[0], turn)) == ["stale"]
     assert worker.events() == [] and game.enter("u1", new, turn := int(game.turn1))[0] == "ok"
-    assert (
-        game.enter("u2", worker.connection(), TURN)[0] == "ok"
-    )  # each player has turns of his own
+    # Each player has turns of their own.
+    assert game.enter("u2", worker.connection(), TURN)[0] == "ok"
 
 
-def test_of_connections_that_enter_at_once_the_newest_stays(worker, game):
+def test_of_several_connections_that_enter_at_once_the_newest_stays(worker, game):
     conns = [worker.connection() for _ in range(8)]
     outcomes = at_once(8, lambda i: game.enter("u1", conns[i], TURN + 1 + i)[0])
     assert (game.conn1, game.turn1) == (conns[7], str(TURN + 8)) and outcomes[7] == "ok"
@@ -3082,7 +3092,7 @@ def test_of_connections_that_enter_at_once_the_newest_stays(worker, game):
 @pytest.mark.parametrize(
     "uid, prepare", [("stranger", {}), ("u1", {"gone1": "left"}), ("u1", {"phase": "end"})]
 )
-def test_a_game_that_is_over_for_him_lets_nobody_in(worker, game, uid, prepare):
+def test_a_player_for_whom_a_game_is_over_can_not_enter_it(worker, game, uid, prepare):
     game.set(**prepare)
     for turn in (0, TURN, TURN + 1):
         assert (
@@ -3091,7 +3101,7 @@ def test_a_game_that_is_over_for_him_lets_nobody_in(worker, game, uid, prepare):
         )
 
 
-def test_muted_players_get_no_messages_of_each_other_until_they_are_heard_again(worker, game):
+def test_muted_players_get_no_messages_of_each_other_until_they_are_unmuted(worker, game):
     relay = lambda i: game.run("relay", game.conns[i], "emoji", '"emoji":"x"')
     mute = lambda is_muted, *who: game.store.run("mute", (game.keys[0],), *who, is_muted)
     for who in (("u1", "u2"), ("u2", "u1")):
@@ -3129,7 +3139,7 @@ def test_only_a_settled_game_is_finished(worker, game, phase):
 
 
 def as_json(plan, state):
-    """Returns plan and state of a game as format 2 had them."""
+    """Returns plan and state of a game in format 2."""
     players = []
     for player in state["players"]:
         kept = -1 if player.get("left") else player.get("kept", 0)
@@ -3144,7 +3154,7 @@ def as_json(plan, state):
     return [json.dumps(text, separators=(",", ":")) for text in texts]
 
 
-def test_a_game_that_is_json_as_format_2_had_it_goes_on(store, worker, game):
+def test_a_running_game_in_the_json_of_format_2_continues(store, worker, game):
     game.to_round(1)
     game.answer(1, 0)
     texts = store.client.hmget(game.key, "plan", "state")
@@ -3169,14 +3179,14 @@ def test_a_game_that_is_json_as_format_2_had_it_goes_on(store, worker, game):
 
 
 @pytest.mark.parametrize("is_json", [False, True])
-def test_a_rival_is_shown_once_whatever_is_repeated_or_comes_late(store, worker, is_json):
+def test_a_rivals_progress_is_shown_once_even_if_calls_repeat_or_come_late(store, worker, is_json):
     game = Play(store, [worker.connection()]).to_round(1)
     plan = trivia.parse_plan(store.client.hget(game.key, "plan"))
     state = trivia.parse_state(store.client.hget(game.key, "state"))
     show = lambda uid, *answers: store.call(
         "show_rival", game.keys, NOBODY, json.dumps([uid, f"Zoë {uid}", answers])
     )
-    assert untouched(game, lambda: show("z1", "-", "-", "-")) == "over", "it is no challenge"
+    assert untouched(game, lambda: show("z1", "-", "-", "-")) == "over", "the game is no challenge"
     plan |= {"rules": [*plan["rules"][:6], "challenge"], "series": 0, "draw": ["CODE", 5]}
     packed = trivia.write_plan(**plan), trivia.write_state(state)
     texts = as_json(plan, state) if is_json else packed
@@ -3184,7 +3194,7 @@ def test_a_rival_is_shown_once_whatever_is_repeated_or_comes_late(store, worker,
     worker.events()
 
     def told(seq_after, uid, *answers):
-        """The event that a new state of a rival brings, if any; whoever repeats it changes nothing."""
+        """Returns the events of a new state of a rival. A repeated call changes nothing."""
         assert at_once(3, lambda i: show(uid, *answers)) == ["ok"] * 3
         assert untouched(game, lambda: show(uid, *answers)) == "ok"
         assert untouched(game, lambda: show(uid, *"---")) == "ok"
@@ -3192,7 +3202,9 @@ def test_a_rival_is_shown_once_whatever_is_repeated_or_comes_late(store, worker,
         return [(kind, *targets.values()) for kind, _, targets, _ in worker.events()]
 
     seq = int(game.seq1)
-    assert told(seq + 2, "z1", *"---") == [("user_return", seq + 2)], "they have to ask for all"
+    assert told(seq + 2, "z1", *"---") == [("user_return", seq + 2)], (
+        "the player has to ask for a snapshot"
+    )
     assert told(seq + 3, "z1", "0:20:140", "-", "-") == [("answered", seq + 3)]
     assert told(seq + 3, "z1", "0:20:140", "1:9:50", "-") == []
     assert told(seq + 5, "z2", *"---") == [("user_return", seq + 5)]
@@ -3218,7 +3230,7 @@ def test_a_rival_is_shown_once_whatever_is_repeated_or_comes_late(store, worker,
     assert show("z1", *"---") == "over" and not store.client.exists(game.key)
 
 
-def test_answers_in_a_challenge_are_noted_while_it_is_played(store):
+def test_answers_in_a_challenge_are_noted_only_while_the_game_runs(store):
     key, answers = Keys.contest("CODE"), "1:2:3 -"
     note = lambda game, answers: store.call("note_progress", (key,), game, answers)
     assert note("g1", answers) == [] and not store.client.exists(key)
@@ -3237,7 +3249,7 @@ def test_answers_in_a_challenge_are_noted_while_it_is_played(store):
     assert not [name for name in store.client.hkeys(key) if name.startswith("live:")]
 
 
-def test_a_finished_game_keeps_what_is_looked_up_later_and_expires(store, worker, game):
+def test_a_finished_game_keeps_only_what_its_record_needs_and_expires(store, worker, game):
     game.to_round(1)
     game.exit(1, 1)
     worker.events()
@@ -3272,14 +3284,16 @@ def test_a_finished_game_keeps_what_is_looked_up_later_and_expires(store, worker
         ("u u22 xu1 1", ["u1 n1", "u2 n2"]),
     ],
 )
-def test_who_was_erased_during_the_game_is_taken_out_of_it_at_its_end(worker, game, erased, left):
+def test_a_player_who_is_erased_during_a_game_is_removed_from_it_at_its_end(
+    worker, game, erased, left
+):
     game.to_round(1)
     game.exit(1, 1)
     worker.events()
     assert game.finish('[{"player":"n2"}]', erased) == 1
     assert [f"{game.uid1} {game.name1}", f"{game.uid2} {game.name2}"] == left
     ((kind, _, targets, body),) = worker.events()
-    # Until it is over the players know each other by name.
+    # Until the game is over, the players see each other's names.
     assert (
         kind == "end"
         and set(targets) == set(game.conns)
@@ -3288,7 +3302,7 @@ def test_who_was_erased_during_the_game_is_taken_out_of_it_at_its_end(worker, ga
     assert untouched(game, lambda: game.finish("[]", "u1 u2")) == 0
 
 
-def test_a_player_of_a_game_that_is_being_settled_is_taken_out_twice(store, game):
+def test_a_player_is_removed_from_a_game_in_settlement_in_two_steps(store, game):
     game.set(phase="settle")
     assert store.run("forget_player", (game.key,), "u2") == 2
     assert [game.uid2, game.name2] == ["u2", "(erased 2)"]
@@ -3297,7 +3311,7 @@ def test_a_player_of_a_game_that_is_being_settled_is_taken_out_twice(store, game
     assert [game.uid2, game.name2] == ["", "(erased 2)"]
 
 
-def test_a_player_is_taken_out_of_a_game(store, game):
+def test_an_erased_player_is_removed_from_a_finished_game(store, game):
     game.set(phase="end")
     for uid, returned, left in (
         ("nobody", 0, "u2 n2"),
@@ -3310,9 +3324,9 @@ def test_a_player_is_taken_out_of_a_game(store, game):
     assert not store.client.exists(Keys.game("00aaaaaaaaaa"))
 
 
-def test_a_finished_game_is_deleted_once_no_history_holds_it(store, game):
+def test_a_finished_game_is_deleted_when_no_history_has_it(store, game):
     drop = lambda uid: store.run("drop_game", (game.key,), uid)
-    assert untouched(game, lambda: drop("u1")) == 0  # it runs
+    assert untouched(game, lambda: drop("u1")) == 0  # the game still runs
     game.to_round(1)
     game.exit(1, 1)
     assert game.finish("[]", "") == 1
@@ -3330,10 +3344,10 @@ def test_a_finished_game_does_not_wait_for_players_who_were_erased(store, game):
 
 
 @pytest.mark.parametrize("lost_players", [1, 2])
-def test_players_of_a_worker_that_died_are_told_of_behind_the_event_that_found_it_out(
+def test_exits_of_a_dead_workers_players_follow_the_event_that_revealed_its_death(
     store, workers, lost_players
 ):
-    """Whichever order the script goes through the workers in: each player's events are numbered in order."""
+    """Lua goes through the workers in any order, but each player's events stay in order."""
     for _ in range(4):
         alive, other, lost = workers(), workers(), workers()
         game = Play(
@@ -3358,7 +3372,7 @@ def test_players_of_a_worker_that_died_are_told_of_behind_the_event_that_found_i
 
 
 @pytest.mark.parametrize("lost_players", [1, 2])
-def test_players_of_a_worker_that_died_stay_where_they_are_in_a_game_that_is_being_settled(
+def test_players_of_a_dead_worker_keep_their_seats_in_a_game_in_settlement(
     store, workers, lost_players
 ):
     alive, lost = workers(), workers()
@@ -3376,7 +3390,10 @@ def test_players_of_a_worker_that_died_stay_where_they_are_in_a_game_that_is_bei
 
 
 def parse_table(text):
-    """{pattern: (type, lives until)} of the table in the docstring; a row goes on in lines without a pattern."""
+    """Parses the key table: {pattern: [type, content, lives until]}.
+
+    A row continues on lines without a pattern.
+    """
     lines = text.split("    pattern  ", 1)[1].split("\n\n")[0].splitlines()
     kind_at, until_at = (
         ("    pattern  " + lines[0]).index(word) for word in ("type", "lives until")
@@ -3414,12 +3431,14 @@ WORDS = {
     "REF": r"[\w-]{12}",
 }
 CONN, MS = r"([0-9a-f]{10}\.\d+)", r"\d{13}"
-CONTENT = {  # what members and values look like, where the table says more than a name
-    "seats:{lobby}": rf"[\w-]{{12}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) ([0-9a-z]{{12}}|-)( [A-Z0-9]{{6}}| [0-9a-z]{{12}})?",
+CONTENT = {  # MEMBER=VALUE as a regular expression, for each row that says more than a name
+    "seats:{lobby}": rf"[\w-]{{12}}=({CONN}|-) [1-9]\d* ([a-z]+|-) ({MS}|0) ([\d.]+|-) "
+    r"([0-9a-z]{12}|-)( [A-Z0-9]{6}| [0-9a-z]{12})?",
     "due:{lobby}": rf"([a-z]+ ([\w-]{{12}}|room:[A-Z0-9]{{6}})|- rematch:[0-9a-z]{{12}})=({MS}|0)",
     "queue:{lobby}:NAME": rf"[\w-]{{12}}=({MS}|[\d.]+)",
     "workers:{lobby}": rf"(dead:)?[0-9a-f]{{10}}={MS}",
-    "forming:{lobby}": rf"[0-9a-z]{{12}} [a-z]+( [\w-]{{12}})+( rematch:[0-9a-z]{{12}}| draw:[\dA-Z-]+| bots:\d)?={MS}",
+    "forming:{lobby}": r"[0-9a-z]{12} [a-z]+( [\w-]{12})+( rematch:[0-9a-z]{12}| "
+    rf"draw:[\dA-Z-]+| bots:\d)?={MS}",
     "bots:{lobby}:NAME": rf"[0-9a-z]{{12}} [\d.]+ \d( [\w-]{{12}})+={MS}",
     "clock:{lobby}": rf"=\d+ {MS} \d+",
     "clock:{gSHARD}": rf"=\d+ {MS} \d+",
@@ -3459,9 +3478,8 @@ CONTENT = {  # what members and values look like, where the table says more than
     "quick:{metrics}": r"[\w-]{12}=-?\d+",
 }
 USER_FIELDS = (
-    r":created|:turn|:quick|:streak|daily_points|:sigma|:from|:guest|:new|:merge|oidc:[a-z]+|session:[\w-]+|board:[a-z_]+|"
-    + "|".join(trivia.USER_FIELDS)
-    + "|email|avatar"
+    r":created|:turn|:quick|:streak|daily_points|:sigma|:from|:guest|:new|:merge|oidc:[a-z]+|"
+    r"session:[\w-]+|board:[a-z_]+|" + "|".join(trivia.USER_FIELDS) + "|email|avatar"
 )
 
 
@@ -3488,25 +3506,25 @@ PLAYER_FIELDS = {"conn", "turn", "kept", "left", "seq", "score", "answer"}
 
 @functools.cache
 def row_patterns():
-    """{row of the table: regular expression of its keys}."""
+    """Returns {row of the table: regular expression of its keys}."""
     put = lambda row: re.sub("|".join(WORDS), lambda m: WORDS[m[0]], re.escape(row))
     return {row: re.compile(put(row)) for row in TABLE}
 
 
 @functools.cache
 def table_row(key):
-    """The row of the table that documents a key."""
+    """Returns the row of the table that documents a key."""
     found = [row for row, pattern in row_patterns().items() if pattern.fullmatch(key)]
     assert len(found) == 1, f"{key} is documented by {found or 'nothing'}"
     return found[0]
 
 
 def read_store(client):
-    """{key: (type, content as {name: value}, ttl in s)} of everything in a cluster."""
+    """Returns all that a cluster holds: {key: (type, {name: value}, ttl in s)}."""
     keys = list(client.scan_iter(count=1000))
     kinds = pipelined(client, lambda pipe: [pipe.type(key) for key in keys])
     ttls = pipelined(client, lambda pipe: [pipe.ttl(key) for key in keys])
-    kinds = {key: kind for key, kind in zip(keys, kinds) if kind != "none"}  # the others have gone
+    kinds = {key: kind for key, kind in zip(keys, kinds) if kind != "none"}  # others expired
     read = {
         "hash": lambda pipe, key: pipe.hgetall(key),
         "zset": lambda pipe, key: pipe.zrange(key, 0, -1, withscores=True),
@@ -3522,7 +3540,7 @@ def read_store(client):
 
 
 def pipelined(client, ask):
-    """The replies to commands that are sent together."""
+    """Sends commands together. Returns their replies."""
     with client.pipeline() as pipe:
         ask(pipe)
         return pipe.execute()
@@ -3552,7 +3570,10 @@ def call_recorder(nodes):
 
 @pytest.fixture(scope="module")
 def played():
-    """All that players do, on a real server and a cluster of three: what it stores on the way, the functions called."""
+    """Plays all that players can do, on a server and a cluster of three nodes.
+
+    Gives samples of what is stored, the functions that were called, the people and their frames.
+    """
     cluster, server = Cluster(3, 0), None
     try:
         client = cluster.start().client
@@ -3583,10 +3604,10 @@ def played():
         alone = phone(0, "rated")
         alone.expect("queued")
         look("waiting")
-        # A ticket is looked at after a second; make that now.
+        # A ticket is checked after a second. Have it checked now.
         client.zadd(Keys.due, {name: 1 for name in client.zrange(Keys.due, 0, -1)})
         wait_until(lambda: any(name.startswith("check_ticket_") for name, *_ in calls))
-        client.client_kill_filter(_type="pubsub")  # events may be lost
+        client.client_kill_filter(_type="pubsub")  # the worker must cope with lost events
         alone.expect("queued")
         alone.send("leave")
         alone.expect("cancelled", reason="left")
@@ -3721,7 +3742,7 @@ def played():
         look("a guest has expired")
         assert not client.exists(Keys.user(expired))
         assert server.http("DELETE", "/users/me", {}, visitor).status == 204
-        client.delete(Keys.guests)  # the entry of an erased guest goes when it is due
+        client.delete(Keys.guests)  # the entry of an erased guest stays until it is due
         assert (
             server.http("DELETE", "/users/me", {"password": PASSWORD}, people[0]["token"]).status
             == 204
@@ -3743,13 +3764,13 @@ def played():
         cluster.close()
 
 
-def test_every_row_of_the_key_table_was_met_and_every_key_is_documented(played):
+def test_every_row_of_the_key_table_occurs_and_every_key_is_documented(played):
     met = {table_row(key) for sample in played.samples.values() for key in sample}
-    brief = {"forming:{lobby}", "erasures:{lobby}", "erased:{UID}"}  # they last some milliseconds
+    brief = {"forming:{lobby}", "erasures:{lobby}", "erased:{UID}"}  # they exist for some ms
     assert met | brief | SIGN_IN_KEYS | CONSOLE_KEYS == TABLE.keys()
 
 
-def test_keys_have_the_type_and_the_content_that_the_table_says(played):
+def test_keys_have_the_type_and_content_of_the_key_table(played):
     fields = {"user:{UID}": USER_FIELDS, "game:{gSHARD}:ID": GAME_FIELDS}
     fields["room:{lobby}:CODE"] = ROOM_FIELDS
     fields["contest:{lobby}:CODE"] = CONTEST_FIELDS
@@ -3770,7 +3791,7 @@ def test_keys_have_the_type_and_the_content_that_the_table_says(played):
                     )
 
 
-def test_every_field_of_a_game_that_is_documented_was_met(played):
+def test_every_documented_field_of_a_game_occurs(played):
     plans, states, players = set(), set(), set()
     for sample in played.samples.values():
         for key, (_, content, _) in sample.items():
@@ -3786,7 +3807,7 @@ def test_every_field_of_a_game_that_is_documented_was_met(played):
         assert re.search(rf"\b{field}\b", documented), field
 
 
-def test_keys_expire_as_the_table_says_and_no_others(played):
+def test_keys_expire_only_as_the_key_table_says(played):
     for name, sample in played.samples.items():
         for key, (_, content, ttl) in sample.items():
             if ttl == -2:  # it expired while the sample was taken
@@ -3826,7 +3847,7 @@ def test_keys_expire_as_the_table_says_and_no_others(played):
             assert expected, f"{name}: {key} expires in {ttl} s; the table says: {until}"
 
 
-def test_a_user_keeps_only_what_differs_from_the_default(played):
+def test_a_user_stores_only_fields_that_differ_from_their_default(played):
     for sample in played.samples.values():
         for key, (_, content, _) in sample.items():
             if key.startswith("user:"):
@@ -3835,7 +3856,7 @@ def test_a_user_keeps_only_what_differs_from_the_default(played):
                 assert content[":created"].isdigit()
 
 
-def test_nothing_is_left_over_after_everybody_is_gone(played):
+def test_no_lobby_or_deadline_keys_are_left_after_all_players_have_left(played):
     rows = {
         table_row(key): content for key, (_, content, _) in played.samples["all have left"].items()
     }
@@ -3850,7 +3871,7 @@ def test_nothing_is_left_over_after_everybody_is_gone(played):
     assert set(rows["playing:{lobby}"].values()) == {"0"} and len(rows["workers:{lobby}"]) == 1
 
 
-def test_nothing_of_an_erased_user_is_left(played):
+def test_no_data_of_an_erased_user_is_left(played):
     before, after = played.samples["all have left"], played.samples["one is erased"]
     person = played.people[0]
     uid = person["token"][:12]
@@ -3873,15 +3894,15 @@ def test_nothing_of_an_erased_user_is_left(played):
         "metrics:{metrics}",
         "stats:{bank}",
         "draws:{draws}",
-        "events:{events}",  # which knows players by their ids alone
+        "events:{events}",  # names players only by id
         "skew:{GAME}",
         "format:{lobby}",
-        "shards:{lobby}",  # the highest number there was
-        "room:{lobby}:CODE",  # which has closed
+        "shards:{lobby}",  # the highest number of tags so far
+        "room:{lobby}:CODE",  # a closed room
     }
 
 
-def test_phones_are_told_the_right_answer_only_in_the_reveal(played):
+def test_phones_get_the_right_answer_only_in_the_reveal(played):
     kinds = set()
     for frame in itertools.chain(*played.frames):
         kinds.add(frame["type"])
@@ -3914,7 +3935,7 @@ HARMLESS = {
     "player",
     "returns_ms",
     "emoji",
-}  # what may be told while a question is open
+}  # fields that events may have while a question is open
 WEIGHTS = {
     "connect": 4,
     "join_again": 3,
@@ -3945,9 +3966,9 @@ DRAWN = {
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Players, workers and what the scripts do for them, in any order, each of it perhaps twice.
+    """Runs the actions of players and workers in any order, each perhaps twice.
 
-    The actions are drawn by one rule, since hypothesis would leave out some of many rules, and then nothing gets far.
+    One rule draws all actions. With many rules, hypothesis leaves some out, and no game gets far.
     """
 
     store = None
@@ -3956,16 +3977,16 @@ class AnyOrder(RuleBasedStateMachine):
         super().__init__()
         self.store.client.flushall()
         _turns.clear()
-        # Names without chance, so that a failure can be repeated: the order of a Lua table is that of hashes.
+        # Fixed names let a failure be repeated: the order of a Lua table depends on its keys.
         self.names, self.game_ids = (
             map("w{}".format, itertools.count(1)),
             map("{:012}".format, itertools.count(1)),
         )
         self.workers = [Worker(self.store, next(self.names)) for _ in range(2)]
         self.conns = {}  # UID -> (connection, queue)
-        self.retired = []  # (UID, connection, queue) of connections that may still do something late
-        self.heard = {}  # (game, connection) -> last seq it got
-        self.over = {}  # UID -> game that is over for him
+        self.retired = []  # (UID, connection, queue) of old connections, which may act late
+        self.heard = {}  # (game, connection) -> last `seq` that it got
+        self.over = {}  # UID -> game that is over for this player
         self.games, self.applied = {}, set()
         for uid in PEOPLE:
             make_user(self.store, uid)
@@ -4023,12 +4044,12 @@ class AnyOrder(RuleBasedStateMachine):
 
     def join_again(self, drawn):
         if here := self.current_seat(drawn.uid):
-            if here.queue == "-":  # from idle; another queue may be named
+            if here.queue == "-":  # an idle player may choose another queue
                 self.conns[drawn.uid] = here.conn, drawn.queue
             self.join(drawn.uid, drawn.again)
 
     def current_seat(self, uid):
-        """The seat of a player who is connected and knows it."""
+        """Returns the seat of a player, if it belongs to their present connection."""
         here = seat(self.store, uid)
         return here if uid in self.conns and here and here.conn == self.conns[uid][0] else None
 
@@ -4050,7 +4071,7 @@ class AnyOrder(RuleBasedStateMachine):
             over=self.over.get(uid, ""),
             game=next(self.game_ids),
         )
-        assert outcome != ["stale"], "it is his newest"
+        assert outcome != ["stale"], "it is their newest connection"
         return outcome
 
     def enter(self, uid, conn, game):
@@ -4081,14 +4102,14 @@ class AnyOrder(RuleBasedStateMachine):
     def depart(self, uid, conn, queue, gone, exits, again):
         for _ in range(1 + again):
             outcome = leave(self.store, uid, conn, int(gone), queue)
-            # Without `exits` the worker died between the two.
+            # Without `exits` the worker dies between the two calls.
             if outcome[0] == "game" and outcome[1] in self.games and (exits or not gone):
                 phase = self.run("exit_game", Keys.game_keys(outcome[1]), conn, int(not gone))
                 if not gone and phase not in ("settle", "stale"):
                     self.run("release", (Keys.seats, Keys.playing), uid, outcome[1])
 
     def enter_late(self, drawn):
-        """A connection that is gone still comes to its game; it must not stand above a newer one."""
+        """Has an old connection enter its game late. It must not replace a newer one."""
         if self.retired and self.games:
             uid, conn, _ = self.pick(self.retired, drawn.n)
             mine = [game for game, uids in self.games.items() if uid in uids]
@@ -4136,7 +4157,7 @@ class AnyOrder(RuleBasedStateMachine):
                 *people,
                 twice=drawn.again,
             )
-            if not drawn.again:  # else the worker died before it could remove the match
+            if not drawn.again:  # else the worker dies before it removes the match
                 self.store.client.zrem(Keys.forming, match)
 
     # -- games
@@ -4162,7 +4183,7 @@ class AnyOrder(RuleBasedStateMachine):
     def advance(self, drawn):
         if self.games:
             game = self.some_game(drawn)
-            for _ in range(8 if drawn.n % 6 == 1 else 1):  # to its end, or a step
+            for _ in range(8 if drawn.n % 6 == 1 else 1):  # to its end, or by one phase
                 if self.phase(game) != "end" and drawn.n % 6:
                     _, now = clock_of(self.store, Keys.game_keys(game)[2])
                     self.set(game, deadline=now)
@@ -4208,9 +4229,8 @@ class AnyOrder(RuleBasedStateMachine):
             for uid in self.games[game]:
                 self.apply(game, uid, drawn.again)
             self.run("finish_game", Keys.game_keys(game), "[]", 1000, "", twice=drawn.again)
-            for uid in self.games[game][
-                : 8 if drawn.flag else drawn.n % 3
-            ]:  # the worker may die in its midst
+            # The worker may die halfway.
+            for uid in self.games[game][: 8 if drawn.flag else drawn.n % 3]:
                 self.run("release", (Keys.seats, Keys.playing), uid, game, twice=drawn.again)
 
     # -- workers
@@ -4236,7 +4256,7 @@ class AnyOrder(RuleBasedStateMachine):
             worker.beat()
 
     def clock_jumps(self, drawn):
-        """Redis's clock is set an hour forth or back since it was last looked at; no game is late by that, or stuck."""
+        """Sets Redis's clock forward or back by an hour. No game gets late or stuck by that."""
         for key in self.store.client.keys("clock:*"):
             lag, last, gaps = map(int, self.store.client.get(key).split(" "))
             lag += 3_600_000 if drawn.flag else -3_600_000
@@ -4259,7 +4279,10 @@ class AnyOrder(RuleBasedStateMachine):
         self.results_are_applied_once()
 
     def listen(self, *workers, entered=None):
-        """Takes in what was published, and checks it. The snapshot of one who has just entered has his events in it."""
+        """Reads what was published, and checks it.
+
+        A player who has just entered got a snapshot, which includes the events before it.
+        """
         for worker in workers or self.workers:
             for kind, game, targets, body in worker.events():
                 for conn, seq in targets.items() if game != "-" else ():
@@ -4339,7 +4362,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert set(self.store.client.zrange(Keys.history(uid), 0, -1)) == mine
 
 
-def test_whatever_happens_in_whatever_order_nothing_is_lost_or_counted_twice(store):
+def test_random_actions_in_any_order_lose_nothing_and_count_nothing_twice(store):
     AnyOrder.store = store
     run_state_machine_as_test(
         AnyOrder,
@@ -4348,9 +4371,8 @@ def test_whatever_happens_in_whatever_order_nothing_is_lost_or_counted_twice(sto
             stateful_step_count=50,
             deadline=None,
             database=None,
-            phases=[
-                Phase.generate
-            ],  # to shrink a failure may take minutes; add Phase.shrink to look into one
+            # Shrinking a failure may take minutes. Add Phase.shrink to study one.
+            phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         ),
     )
@@ -4378,7 +4400,7 @@ ROOM_CODES, CONTEST_CODE, MOST = ("CDFHJK", "CDFHJM"), "CDFHJKMN", 3
 
 
 class AnyMeeting(RuleBasedStateMachine):
-    """Rooms, rematches, challenges and a queue beside them, in any order, each act perhaps twice."""
+    """Runs rooms, rematches, challenges and a queue in any order, each act perhaps twice."""
 
     store = None
 
@@ -4429,11 +4451,11 @@ class AnyMeeting(RuleBasedStateMachine):
         return trivia.Seat.parse(self.store.client.hget(Keys.seats, uid))
 
     def players_of(self, game):
-        """Those who play a game, which may have ended and not be settled yet."""
+        """Returns the players of a game, which may have ended but not be settled."""
         return self.ended[game] if game in self.ended else self.games[game][0]
 
     def entered(self, uid, reply):
-        if reply[0] == "game":  # back to it, or late to that of a room
+        if reply[0] == "game":  # a player returns to it, or enters the game of a room late
             self.players_of(reply[1]).add(uid)
         assert reply[0] != "stale", "it is their newest connection"
 
@@ -4560,7 +4582,7 @@ class AnyMeeting(RuleBasedStateMachine):
             rules = game, "duel", 20_000, 2, ""
             for _ in range(2):
                 self.store.call("offer_rematch", lobby, *rules, *names)
-        self.over |= dict.fromkeys(uids, game)  # they may play again at once
+        self.over |= dict.fromkeys(uids, game)  # the players may play again at once
         self.ended[game] = uids
         if drawn.flag:
             self.settle(drawn)
@@ -4615,11 +4637,11 @@ class AnyMeeting(RuleBasedStateMachine):
         assert uids <= set(members) and len(members) == len(set(members)) <= MOST
         assert room["host"] in members
         named = {key[5:] for key in room if key.startswith("name:")}
-        assert uids <= named <= set(members)  # a refused call may have removed who is gone
+        assert uids <= named <= set(members)  # a refused call may have removed absent members
         assert self.store.client.zscore(Keys.due, f"q room:{code}") is not None
 
 
-def test_rooms_rematches_and_challenges_hold_in_whatever_order(store):
+def test_random_actions_in_any_order_keep_rooms_rematches_and_challenges_consistent(store):
     AnyMeeting.store = store
     run_state_machine_as_test(
         AnyMeeting,
