@@ -1,29 +1,32 @@
-"""The failure campaign: phones drop, processes die, Redis restarts, operators deploy, and nothing may be lost by it.
+"""The failure campaign: phones drop, processes die, Redis restarts, operators deploy.
 
-    python tests/chaos.py --games 1000 [--players 60] [--workers 4] [--every 1] [--seed N] [--json FILE]
-                          [--faults kill,stop,client-kill,redis-kill,deploy,drop]
-                          [--queues random,rated,party,fill,solo,sprint,daily,den,contest] [--cluster]
+    python tests/chaos.py --games 1000 [--players 60] [--workers 4] [--every 1] [--seed N]
+                          [--json FILE] [--faults kill,stop,client-kill,redis-kill,deploy,drop]
+                          [--queues random,rated,party,fill,solo,sprint,daily,den,contest]
+                          [--cluster]
     python tests/chaos.py registrations --kills 200 [--seed N] [--cluster [--replicas 1]]
 
-The first starts a server of its own, plays games of all kinds on it with phones that behave as phones should (see
-chaos_phones.py), and meanwhile makes a failure about each `--every` seconds, to real processes:
+The first command starts a server of its own. Phones (see chaos_phones.py) play games of all kinds
+on it. About each `--every` seconds a failure hits a real process:
 
     kill           kill -9 of a worker; the supervisor starts another one
-    stop           SIGSTOP of a worker for 1 to 20 s; the supervisor kills one that hangs for too long
+    stop           SIGSTOP of a worker for 1 to 20 s; the supervisor kills one that hangs too long
     client-kill    CLIENT KILL of a worker's connection to Redis
-    redis-kill     kill -9 of Redis, now and then SIGSTOP of it for 1 to 8 s; the workers start it again
-    deploy         SIGHUP to the supervisor: all workers are replaced, one after the other
+    redis-kill     kill -9 of Redis, sometimes SIGSTOP for 1 to 8 s; the workers start it again
+    deploy         SIGHUP to the supervisor, which replaces all workers, one after the other
     drop           a phone loses its TCP connection, or opens a second one beside it
 
-With --cluster the store is a Valkey Cluster of three primaries and three replicas. Then `redis-kill` hits a primary, which
-is started again once its replica has taken its place, now and then `redis-stop` for 8 to 12 s, and there is
+With --cluster the store is a Valkey Cluster of three primaries and three replicas. Then
+`redis-kill` hits a primary, which starts again once its replica has taken its place. Sometimes it
+is a `redis-stop` for 8 to 12 s instead. There is one more kind:
 
-    slots          the slot of the lobby, of games or of the bank moves to another primary, with all that is in it
+    slots          the slot of the lobby, of games or of the bank moves to another primary
 
-Every phone keeps a transcript. When all has come to rest, the CHECKS of chaos_checks.py compare the transcripts and what
-Redis holds: no round, rating or account may be lost, doubled or misjudged. The second command does the same to a stream of
-registrations, changes of password and deletions while Redis is killed again and again. Exit code 1 says that something
-was violated. The order of failures depends on the seed alone; what they hit, also on the scheduling of the machine.
+Every phone keeps a transcript. When the system is idle, the CHECKS of chaos_checks.py compare the
+transcripts with Redis: no round, rating or account may be lost, doubled or wrong. The second
+command kills Redis again and again under a stream of registrations, password changes and
+deletions. Exit code 1 means that a check failed. The order of failures depends on the seed alone.
+What they hit also depends on the scheduling of the machine.
 
 Sections: faults, campaign, registrations, command line.
 """
@@ -59,25 +62,25 @@ from test_end_to_end import free_port, valkeys, workers_of
 
 KINDS = ("kill", "stop", "client-kill", "redis-kill", "deploy", "drop")
 CLUSTER_KINDS = (*KINDS, "slots")
-REST_S = 40  # in which everything must come to rest; the cleanup after a dead worker takes 15
-FREE_S = 35  # in which a name that nobody came to have must be free again
-GIVE_UP = 0.05  # of the registrations that are refused for now are not tried again
-ENOUGH = 100  # wrong accounts, after which no others are looked at
+REST_S = 40  # for everything to become idle; the cleanup after a dead worker takes 15
+FREE_S = 35  # for an unused name to become free again
+GIVE_UP = 0.05  # share of the registrations, refused for now, that are not tried again
+ENOUGH = 100  # wrong accounts, after which the check stops
 
 
 def new_server(workers, on_cluster=False, words=""):
-    """A server with a data folder, or a cluster, of its own."""
+    """Makes a server with a data folder, or a cluster, of its own."""
     command = [sys.executable, "trivia.py", "--port", str(free_port()), "--workers", str(workers)]
     schema = edited_schema(short_games)
     return ClusterServer(schema, command, words=words) if on_cluster else Server(schema, command)
 
 
-# ---- faults -------------------------------------------------------------------------------------------------
+# ---- faults --------------------------------------------------------------------------------------
 
 
 @dataclass
 class Fault:
-    """A failure that was made; `until` it was over, as far as that is to be seen."""
+    """A failure that was made; `until` is the time at which its effect ended."""
 
     kind: str
     at: float
@@ -86,12 +89,12 @@ class Fault:
 
 
 def kinds_of(faults):
-    """The kinds of failures that were made. Now and then Redis hangs instead of being killed."""
+    """Returns the kinds of failures that were made; a hanging Redis counts as a killed one."""
     return {fault.kind.replace("redis-stop", "redis-kill") for fault in faults}
 
 
 class Plan(NamedTuple):
-    """A failure to be made: after a pause, of a kind, at a target and for a length that two numbers from 0 to 1 say."""
+    """A failure to make after a pause. Two numbers from 0 to 1 choose its target and length."""
 
     pause_s: float
     kind: str
@@ -100,7 +103,7 @@ class Plan(NamedTuple):
 
 
 def schedule(seed, kinds, every_s):
-    """The failures to be made, without end; depends on the arguments alone."""
+    """Yields failures without end; they depend on the arguments alone."""
     source = random.Random(seed)
     while True:
         yield Plan(
@@ -112,14 +115,14 @@ def schedule(seed, kinds, every_s):
 
 
 def alive(pid):
-    """Whether a process is there and not a zombie."""
+    """Returns whether a process exists and is not a zombie."""
     with contextlib.suppress(OSError):
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     return False
 
 
 def answers(server):
-    """Whether Redis answers."""
+    """Returns whether Redis answers."""
     with contextlib.suppress(redis.RedisError):
         client = redis.Redis(
             unix_socket_path=str(server.data / "d" / "redis.sock"),
@@ -140,7 +143,7 @@ class Faults:
         self.log, self.stopped, self.tasks = [], set(), set()
 
     async def run(self):
-        """Makes them until cancelled. Those that would leave no worker, or restart two times at once, are left out."""
+        """Makes failures until cancelled, except those that would leave no worker running."""
         for plan in self.plans:
             await asyncio.sleep(plan.pause_s)
             task = asyncio.ensure_future(getattr(self, "_" + plan.kind.replace("-", "_"))(plan))
@@ -152,13 +155,13 @@ class Faults:
         task.cancelled() or task.result()
 
     def let_go(self):
-        """Lets everything that is stopped go on."""
+        """Continues all stopped processes."""
         for pid in self.stopped:
             self._signal(pid, signal.SIGCONT)
         self.stopped.clear()
 
     async def heal(self):
-        """Lets everything go on, and waits until Redis is back and the last deployment done."""
+        """Continues all processes, and waits for Redis and the last deployment."""
         self.let_go()
         if self.tasks:
             await asyncio.wait(self.tasks, timeout=60)
@@ -173,7 +176,7 @@ class Faults:
             fault.until = time.monotonic()
 
     def _victim(self, plan):
-        """A worker, or None while there is only one that could go on without it."""
+        """Chooses a worker; None when it is the only one that runs."""
         running = sorted(workers_of(self.server) - self.stopped)
         return running[int(plan.pick * len(running))] if len(running) > 1 else None
 
@@ -192,7 +195,7 @@ class Faults:
                 await self._hold(pid, 1 + 19 * plan.length)
 
     async def _hold(self, pid, seconds):
-        """Stops a process for so long, or until it is killed or healed."""
+        """Stops a process for so many seconds, or until it is killed or continued."""
         self.stopped.add(pid)
         self._signal(pid, signal.SIGSTOP)
         until = time.monotonic() + seconds
@@ -236,9 +239,8 @@ class Faults:
         old = set(workers_of(self.server))
         with self._logged("deploy", self.server.process.pid):
             self._signal(self.server.process.pid, signal.SIGHUP)
-            until = (
-                time.monotonic() + 40
-            )  # it is given up when a new worker is killed before it serves
+            # A deployment is given up when a new worker is killed before it serves.
+            until = time.monotonic() + 40
             while old & set(filter(alive, workers_of(self.server))) and time.monotonic() < until:
                 await asyncio.sleep(0.2)
 
@@ -250,7 +252,7 @@ class Faults:
 
 
 class ClusterFaults(Faults):
-    """The same for a server on a cluster. One thing at a time happens to its nodes."""
+    """Makes failures for a server on a cluster. Only one at a time hits the cluster's nodes."""
 
     TAGS = ("{lobby}", "{bank}", "{g0}", "{g1}", "{g2}", "{g3}")
 
@@ -273,7 +275,7 @@ class ClusterFaults(Faults):
                     await asyncio.to_thread(client.client_kill_filter, _id=found[0])
 
     async def _redis_kill(self, plan):
-        """Kills a primary, and starts it again when it has been replaced; or stops it for long enough for that."""
+        """Kills a primary and restarts it after its failover; or stops it for as long as that."""
         if self.busy.locked():
             return
         async with self.busy:
@@ -302,13 +304,13 @@ class ClusterFaults(Faults):
                 await asyncio.to_thread(wait_until, self.cluster.is_well, 60)
 
 
-# ---- campaign -----------------------------------------------------------------------------------------------
+# ---- campaign ------------------------------------------------------------------------------------
 
 
 class Campaign:
-    """Phones that play on a server to which failures are made.
+    """Phones that play on a server, under failures.
 
-    It ends when so many games have ended, and each kind of failure was made.
+    It ends when so many games have ended and each kind of failure has been made.
     """
 
     def __init__(self, server, games, players, workers, kinds, every_s, seed, say=print):
@@ -321,11 +323,11 @@ class Campaign:
             say,
         )
         self.kinds, self.plans = kinds, schedule(seed, kinds, every_s)
-        self.queues = QUEUES  # {name: how often it is played, in comparison}
+        self.queues = QUEUES  # {name: relative frequency}
         self.phones, self.faults, self.incidents = [], None, []
 
     async def run(self):
-        """Plays; the Evidence."""
+        """Plays; returns the Evidence."""
         sessions = await asyncio.gather(
             *(asyncio.to_thread(self.server.register) for _ in range(self.players))
         )
@@ -356,7 +358,7 @@ class Campaign:
                 phone.close()
 
     def ended(self):
-        """The ids of all games whose end a phone has seen."""
+        """Returns the ids of all games whose end a phone has seen."""
         return {
             entry.frame["game"]
             for phone in self.phones
@@ -369,7 +371,7 @@ class Campaign:
         return []
 
     async def _until(self, condition, seconds, what):
-        """Waits for a condition, or writes down that it did not come true."""
+        """Waits for a condition; adds an incident if it does not come true."""
         began = time.monotonic()
         while not condition():
             waited = time.monotonic() - began
@@ -405,7 +407,7 @@ class Campaign:
                     f"{phone.name} does not come to rest; he is {phone.state}"
                     f"{excerpt(phone.transcript, phone.transcript[-1].at)}"
                 )
-                phone.note("lost", code=0)  # as far as he is concerned
+                phone.note("lost", code=0)  # the transcript must end with the connection
             life.cancel()
         self.say("all have left; the store comes to rest")
         await self._until(self._at_rest, REST_S, "the store is at rest")
@@ -436,7 +438,7 @@ class Campaign:
 
 
 def summary(evidence, found):
-    """Figures of a campaign."""
+    """Returns the figures of a campaign."""
     games, transcripts = evidence.games, evidence.transcripts.values()
     waits = sorted(
         until - since for transcript in transcripts for since, until in waits_of(transcript)
@@ -490,7 +492,7 @@ def campaign(
     on_cluster=False,
     queues=QUEUES,
 ):
-    """Runs one; (Evidence, violations, summary)."""
+    """Runs a campaign; returns (Evidence, violations, summary)."""
     kinds = kinds or (CLUSTER_KINDS if on_cluster else KINDS)
     server = new_server(workers, on_cluster)
     try:
@@ -504,12 +506,12 @@ def campaign(
     return evidence, found, summary(evidence, found)
 
 
-# ---- registrations ------------------------------------------------------------------------------------------
+# ---- registrations -------------------------------------------------------------------------------
 
 
 @dataclass
 class Account:
-    """What is known of an account: whether it is there (None: may be), and which passwords it may have."""
+    """The known state of an account: `exists` (None: perhaps), and its possible passwords."""
 
     name: str
     exists: bool | None
@@ -529,7 +531,10 @@ class Applicant:
         self.accounts, self.outcomes, self.surprises = [], Counter(), []
 
     def ask(self, what, *request, **options):
-        """The Answer to a request, or None: refused for now, or lost on the way; it may have been done or not."""
+        """Returns the Answer to a request; None when it is refused for now, or lost.
+
+        The server may or may not have done a request without an answer.
+        """
         answer = None
         with contextlib.suppress(OSError, EOFError):
             answer = self.server.http(*request, **options)
@@ -538,17 +543,17 @@ class Applicant:
             self.surprises.append(f"{what}: {answer.status} {answer.body}")
         if answer is not None and answer.status != 503:
             return answer
-        time.sleep(self.random.uniform(0.05, 0.3))  # as a client should, rather than at once
+        time.sleep(self.random.uniform(0.05, 0.3))  # clients should pause before they retry
         return None
 
     def register(self, name, what="register"):
-        """The Answer to a registration, or None."""
+        """Returns the Answer to a registration, or None."""
         email = f"{name}@example.org"
         body = {"username": name, "email": email, "password": PASSWORD}
         return self.ask(what, "POST", "/auth/register", body)
 
     def step(self):
-        """A new account; then perhaps another password, perhaps its deletion."""
+        """Makes an account; then perhaps changes its password, perhaps deletes it."""
         time.sleep(self.random.uniform(0, self.pause_s))
         account = Account(f"c{secrets.token_hex(6)}", None, {PASSWORD})
         self.accounts.append(account)
@@ -564,7 +569,7 @@ class Applicant:
             self.delete(account)
 
     def change_password(self, account):
-        """Asks for a new password, until it is known whether it was set, or it fails three times."""
+        """Asks for a new password, until the server confirms one, at most three times."""
         for new in (f"password {secrets.token_hex(4)}" for _ in range(3)):
             old = self.random.choice(sorted(account.passwords))
             answer = self.ask(
@@ -581,7 +586,7 @@ class Applicant:
                 account.passwords.add(new)
 
     def delete(self, account):
-        """Asks for the deletion of an account once."""
+        """Asks once for the deletion of an account."""
         for password in sorted(account.passwords):
             answer = self.ask(
                 "delete", "DELETE", "/users/me", {"password": password}, token=account.token
@@ -593,7 +598,7 @@ class Applicant:
                 return
 
     def wrong(self, account):
-        """What is wrong with an account, now that all is quiet; None if nothing is."""
+        """Describes what is wrong with an account at rest; None if nothing is."""
         statuses = [
             self.ask("login", "POST", "/auth/login", {"login": account.name, "password": password})
             for password in sorted(account.passwords)
@@ -614,7 +619,10 @@ class Applicant:
         return answer is not None and answer.status == 200
 
     def _is_free(self, name):
-        """Whether a name can be had, perhaps after a while; or, without the patience to wait, will be by itself."""
+        """Returns whether a name is free, perhaps after a wait.
+
+        Without patience a name counts as free when its claim is about to end.
+        """
         until = time.monotonic() + FREE_S
         while (answer := self.register(name, "free name")) is None or answer.status == 409:
             if answer is not None and not self.patient:
@@ -625,7 +633,7 @@ class Applicant:
         return answer.status == 201
 
     def _claim_ends(self, name):
-        """Whether the claims on a name and its address are of a registration under way, and end in half a minute."""
+        """Returns whether a registration under way claims the name, for half a minute at most."""
         with contextlib.closing(self.server.redis) as client:
             claims = [
                 claim.split(" ")
@@ -639,12 +647,14 @@ class Applicant:
 
 
 def kill_redis(server, kills, seed, say):
-    """Kills Redis so many times, about one time each second, each time after it has come back; [what is wrong]."""
+    """Kills Redis so many times, about once a second, each time after it is back.
+
+    Returns a list of what is wrong.
+    """
     source = random.Random(seed)
     for i in range(1, kills + 1):
-        time.sleep(
-            source.uniform(0.2, 1.2)
-        )  # not waiting for anything: this is when the next one is due
+        # This waits for nothing: it is the pause before the next kill.
+        time.sleep(source.uniform(0.2, 1.2))
         for pid in valkeys(server):
             os.kill(pid, signal.SIGKILL)
         until = time.monotonic() + 30
@@ -658,7 +668,10 @@ def kill_redis(server, kills, seed, say):
 
 
 def cut_off_replica(cluster, node, seconds):
-    """Takes the replica of a primary away for a while; returns it, stopped. It lacks what the primary took meanwhile."""
+    """Cuts off the replica of a primary, so that it misses what the primary writes.
+
+    Returns the replica, which is stopped.
+    """
     port = node.client.info("replication")["slave0"]["port"]
     replica = next(one for one in cluster.nodes if one.port == port)
     replica.kill(signal.SIGSTOP)
@@ -668,9 +681,10 @@ def cut_off_replica(cluster, node, seconds):
 
 
 def kill_primaries(server, kills, seed, say):
-    """Kills a primary of a cluster so many times, each time after all is well again; [what is wrong].
+    """Kills a primary of a cluster so many times, each time after the cluster is well again.
 
-    Each second time its replica had been cut off: then all is lost that the primary took alone.
+    Each second time its replica was cut off before: then the primary's last writes are lost.
+    Returns a list of what is wrong.
     """
     source, cluster = random.Random(seed), server.cluster
     for i in range(1, kills + 1):
@@ -692,7 +706,7 @@ def kill_primaries(server, kills, seed, say):
 def registrations(
     kills, seed=None, applicants=6, patient=True, pause_s=0, say=print, on_cluster=False, replicas=0
 ):
-    """Kills Redis under a stream of registrations; (violations, {outcome: how often})."""
+    """Kills Redis under a stream of registrations; returns (violations, {outcome: count})."""
     server = new_server(2, on_cluster, f"?replicas={replicas}")
     kill = kill_primaries if on_cluster else kill_redis
     seeds, going = (f"{seed} {i}" for i in range(applicants)), [True]
@@ -725,7 +739,7 @@ def registrations(
 
 
 def check_accounts(people):
-    """Looks at all accounts at rest; [(name of the check, what)]."""
+    """Checks all accounts at rest; returns [(name of the check, what is wrong)]."""
     with ThreadPoolExecutor(32) as pool:
         looks = [(person, account) for person in people for account in person.accounts]
         found = pool.map(lambda pair: pair[0].wrong(pair[1]), looks)
@@ -736,11 +750,11 @@ def check_accounts(people):
     ]
 
 
-# ---- command line -------------------------------------------------------------------------------------------
+# ---- command line --------------------------------------------------------------------------------
 
 
 def options_of(arguments):
-    """The parsed command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("command", nargs="?", choices=("games", "registrations"), default="games")
     parser.add_argument(
@@ -793,7 +807,7 @@ def options_of(arguments):
 
 
 def main(arguments=None):
-    """Runs what was asked for; exits with 1 if anything was violated."""
+    """Runs a command; exits with 1 if a check failed."""
     options = options_of(arguments)
     print(f"seed {options.seed}", flush=True)
 

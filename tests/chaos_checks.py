@@ -1,7 +1,8 @@
-"""What the failure campaign looks at when all has come to rest, and what must be true of it.
+"""The checks of the failure campaign, and the evidence that they read when the system is idle.
 
-The evidence is plain data: what Redis holds, and the transcripts of the phones. Each check yields what violates the sentence
-that is its name, with what is needed to find out why.
+The evidence is plain data: the content of Redis, and the transcripts of the phones. The name of
+each check is a sentence. The check yields what violates the sentence, with the details to find out
+why.
 
 Sections: evidence, checks of games, checks of ways to play, checks of phones and store.
 """
@@ -30,16 +31,15 @@ from chaos_phones import (
 )
 from conftest import ROOT
 
-MARGIN_S = 3  # how much longer than the longest phase a phone may hear nothing
-MOST_WAIT_S = (
-    15  # how long a phone may be without a connection, failures of Redis and workers aside
-)
-# Keys that are there only while somebody plays or waits.
+MARGIN_S = 3  # a phone may receive nothing for so much longer than the longest phase
+# Longest time of a phone without a connection, besides failures of Redis and workers.
+MOST_WAIT_S = 15
+# Keys that exist only while players play or wait.
 BUSY = "(seats|queue|due|forming|deadlines|rematch|bots):"
 
 
 def outage(faults, since, until, kinds=("stop", "redis-kill", "redis-stop")):
-    """For how long within a time failures of these kinds lasted, in s, with a second to get over each."""
+    """Returns how long failures of these kinds lasted within a period, plus 1 s after each."""
     return sum(
         max(0.0, min(fault.until + 1, until) - max(fault.at, since))
         for fault in faults
@@ -47,8 +47,8 @@ def outage(faults, since, until, kinds=("stop", "redis-kill", "redis-stop")):
     )
 
 
-# ---- evidence -----------------------------------------------------------------------------------------------
-# All that the checks look at, as plain data: Redis as it is at rest, and the transcripts.
+# ---- evidence ------------------------------------------------------------------------------------
+# All data of the checks: Redis when it is idle, and the transcripts.
 
 
 @dataclass
@@ -59,18 +59,18 @@ class Seat:
     name: str
     score: int
     left: bool  # for good, before the end
-    first: int  # the round with which they came
+    first: int  # the round in which the player came
     is_bot: bool
-    log: list  # of each round (choice, ms, points), or None
+    log: list  # (choice, ms, points) of each round, or None
 
 
 def shown(rating):
-    """A rating as players see it."""
+    """Rounds a rating as players see it."""
     return math.floor(rating + 0.5)
 
 
 def read_answer(text):
-    """(choice, ms, points) of 'CHOICE:MS:POINTS', or None for '-'."""
+    """Parses 'CHOICE:MS:POINTS' to (choice, ms, points), and '-' to None."""
     return None if text == "-" else tuple(map(int, text.split(":")))
 
 
@@ -99,7 +99,7 @@ class Stored:
 
     @staticmethod
     def _seat(i, rounds, player, uid, name, *more):
-        """The row of a round ends with the last one who was there."""
+        """Makes a seat. The row of a round ends with the last player who was there."""
         log = [read_answer(row[i]) if i < len(row) else None for row in rounds]
         first, is_bot = more[2] if len(more) > 2 else 1, len(more) > 3
         return Seat(uid, name, player["score"], player.get("left", False), first, is_bot, log)
@@ -110,13 +110,13 @@ class Stored:
 
     @property
     def is_whole(self):
-        """Whether each question was put that had to be: all, unless lives or the clock were used up."""
+        """Whether all questions were asked, or the game's lives or its time were used up."""
         return len(self.seats[0].log) == len(self.right) or (
             self.rules.get("lives", 0) == self.wrong > 0 or self.rules.get("total_ms", 0) > 0
         )
 
     def wins(self):
-        """{name: games that the player has won} of a series, with this one."""
+        """Returns {name: games that the player has won} of a series, this game included."""
         ranks = [part["rank"] for part in self.result]
         before = self.series or [0] * len(self.seats)
         alone = ranks.count(1) == 1
@@ -126,12 +126,12 @@ class Stored:
         }
 
     def points(self, number, choice, ms):
-        """What an answer is worth, by the formula of the documents."""
+        """Returns the points of an answer, by the documented formula."""
         right = self.right[number - 1 : number] == [choice]
         return self.correct + self.speed * (self.answer_ms - ms) // self.answer_ms if right else 0
 
     def answers(self, number):
-        """The answers of a round, as `reveal` shows them."""
+        """Returns the answers of a round, as `reveal` shows them."""
         return {
             seat.name: dict(zip(("choice", "ms", "points"), seat.log[number - 1]))
             for seat in self.seats
@@ -139,7 +139,7 @@ class Stored:
         }
 
     def scores(self, number):
-        """The scores after so many rounds, of those who were there."""
+        """Returns the scores after so many rounds, of the players who were there."""
         return {
             seat.name: sum(answer[2] for answer in seat.log[:number] if answer)
             for seat in self.seats
@@ -147,7 +147,7 @@ class Stored:
         }
 
     def ranking(self):
-        """The ranking as `end` shows it."""
+        """Returns the ranking as `end` shows it."""
         rows = []
         for seat, part in zip(self.seats, self.result):
             row = {"player": seat.name, "score": seat.score, "rank": part["rank"]}
@@ -162,16 +162,16 @@ class Stored:
 
 @dataclass
 class Evidence:
-    """What is left of a campaign."""
+    """The result of a campaign."""
 
     store: dict  # key -> {field: value}, {member: score}, {id: entry} or text
     types: dict  # key -> type
     ttls: dict  # key -> s, -1 for none
-    workers: int  # how many must be running
+    workers: int  # how many must run
     transcripts: dict  # name -> [Entry]
     faults: list
     log: str = ""  # of the server
-    incidents: list = field(default_factory=list)  # what went wrong with the campaign itself
+    incidents: list = field(default_factory=list)  # failures of the campaign itself
 
     @functools.cached_property
     def games(self):
@@ -193,18 +193,18 @@ class Evidence:
         return {uid: fields.get("username") for uid, fields in self.users.items()}
 
     def entries(self, *types):
-        """(name of the phone, entry) of all frames of these types that came in."""
+        """Yields (name of the phone, entry) of all received frames of these types."""
         for name, transcript in self.transcripts.items():
             for entry in received(transcript, *types):
                 yield name, entry
 
     def of(self, kind):
-        """{key: value} of the keys of a kind."""
+        """Returns {key: value} of the keys of a kind."""
         return {key: value for key, value in self.store.items() if key.startswith(f"{kind}:")}
 
     @functools.cached_property
     def kept(self):
-        """The ended games, but for those in which nobody answered, which are soon forgotten."""
+        """The ended games, without those that no player answered: they expire soon."""
         ttls = {key.split(":")[-1]: ttl for key, ttl in self.ttls.items()}
         return [
             game
@@ -213,7 +213,7 @@ class Evidence:
         ]
 
     def ended(self, uid):
-        """[(game, seat, part of the result)] of a user's ended games."""
+        """Returns [(game, seat, part of the result)] of a user's ended games."""
         return [
             (game, seat, part)
             for game in self.kept
@@ -223,9 +223,9 @@ class Evidence:
 
 
 def read_store(client):
-    """(store, types, ttls) of a Redis."""
+    """Reads a Redis; returns (store, types, ttls)."""
     types = {key: client.type(key) for key in client.scan_iter(count=1000)}
-    types = {key: kind for key, kind in types.items() if kind != "none"}  # it has just expired
+    types = {key: kind for key, kind in types.items() if kind != "none"}  # expired meanwhile
     read = {
         "hash": client.hgetall,
         "zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
@@ -240,7 +240,7 @@ def read_store(client):
 
 
 def key_table(text):
-    """[(pattern as a regular expression, type, pattern)] of the table in the docstring of trivia.py."""
+    """Parses the key table in trivia.py's docstring: [(regular expression, type, pattern)]."""
     rows = re.findall(r"^    (\w+:\{.+?) +(hash|zset|string|stream) ", text, re.MULTILINE)
     return [
         (
@@ -252,7 +252,7 @@ def key_table(text):
     ]
 
 
-# ---- checks of games ----------------------------------------------------------------------------------------
+# ---- checks of games -----------------------------------------------------------------------------
 
 
 def points_are_those_of_the_formula_and_add_up_to_the_score(evidence):
@@ -263,11 +263,17 @@ def points_are_those_of_the_formula_and_add_up_to_the_score(evidence):
                     not 0 <= answer[1] <= game.answer_ms
                     or answer[2] != game.points(number, *answer[:2])
                 ):
-                    yield f"game {game.id}, {seat.name}, round {number}: {answer}; right are {game.right}"
+                    yield (
+                        f"game {game.id}, {seat.name}, round {number}: {answer}; "
+                        f"right are {game.right}"
+                    )
             if seat.score != sum(answer[2] for answer in seat.log if answer):
                 yield f"game {game.id}, {seat.name}: score {seat.score} of {seat.log}"
             if game.reason == "finished" and not game.is_whole:
-                yield f"game {game.id}, {seat.name}: finished, {len(game.right)} rounds, but {seat.log}"
+                yield (
+                    f"game {game.id}, {seat.name}: finished, {len(game.right)} rounds, "
+                    f"but {seat.log}"
+                )
 
 
 def what_the_phones_saw_is_what_is_stored(evidence):
@@ -278,13 +284,14 @@ def what_the_phones_saw_is_what_is_stored(evidence):
             for key, expected in expectation(game, entry.frame, rivals).items():
                 if not is_shown(key, entry.frame[key], expected, game, rivals):
                     yield (
-                        f"game {game.id}, {name}, {entry.frame['type']}: {key} is {entry.frame[key]}, stored "
-                        f"{expected}{excerpt(evidence.transcripts[name], entry.at)}"
+                        f"game {game.id}, {name}, {entry.frame['type']}: "
+                        f"{key} is {entry.frame[key]}, stored {expected}"
+                        f"{excerpt(evidence.transcripts[name], entry.at)}"
                     )
 
 
 def expectation(game, frame, rivals):
-    """What a frame must say, {key: value}, as far as the stored game and the runs of rivals tell."""
+    """Returns what a frame must say, {key: value}, by the stored game and the rivals' runs."""
     if frame["type"] == "end":
         return {"reason": game.reason, "ranking": game.ranking()}
     number, revealed = frame["round"], frame["type"] == "reveal" or frame["phase"] == "reveal"
@@ -303,23 +310,24 @@ def expectation(game, frame, rivals):
 
 
 def scores_of(rivals, number):
-    """The scores of rivals after so many rounds."""
+    """Returns the scores of rivals after so many rounds."""
     return {
         name: sum(answer[2] for answer in log[:number] if answer) for name, log in rivals.items()
     }
 
 
 def is_older(score, expected, log):
-    """Whether a player had a score before the one that is expected, after some rounds."""
+    """Returns whether a player had a score after some round before the expected one."""
     sums = itertools.accumulate((answer[2] if answer else 0 for answer in log), initial=0)
     return score < expected and score in sums
 
 
 def is_shown(key, shown, expected, game, rivals):
-    """Whether a value is what is expected.
+    """Returns whether a frame's value agrees with the expected value.
 
-    With nothing may be shown: a bot, whose seat has been taken since, and who has just come. May be missing: who came
-    before the first question, with nothing, and of a challenge who had not answered yet. So they may have fewer points.
+    A frame may also show a bot without points, whose seat a player has taken since, and a player
+    without points who has just come. A frame may leave out a player without points who came before
+    the first question. Rivals of a challenge may be missing, or show an older score.
     """
     if key not in ("scores", "answers"):
         return shown == expected
@@ -335,7 +343,7 @@ def is_shown(key, shown, expected, game, rivals):
 
 
 def rivals_of(evidence, game):
-    """{name: answers by round} of those who have played the challenge of a game, but for its player."""
+    """Returns {name: answers by round} of the other players of a game's challenge."""
     runs = runs_of(evidence.store.get(f"contest:{{lobby}}:{game.draw}", {}))
     own = {seat.uid for seat in game.seats}
     return {
@@ -346,7 +354,7 @@ def rivals_of(evidence, game):
 
 
 def runs_of(fields):
-    """{UID: Run, or None while it goes on} of a challenge."""
+    """Returns {UID: Run, or None while it goes on} of a challenge."""
     runs = {name[4:]: text for name, text in fields.items() if name.startswith("run:")}
     return {uid: trivia.Run.parse(text) for uid, text in runs.items()}
 
@@ -373,7 +381,7 @@ def an_acknowledged_answer_counts_once_and_as_sent(evidence):
     contests = {game.id for game in evidence.games.values() if game.queue == "contest"}
     for _, entry in evidence.entries("answered"):
         frame = entry.frame
-        # Else it is a bot, or in a challenge a rival, who answers in a game of their own.
+        # Bots have no transcript. In a challenge, rivals answer in a game of their own.
         if frame["player"] in asked and frame["game"] not in contests:
             asked[frame["player"]][frame["game"], frame["round"]].acknowledged = "answered"
     seats = {
@@ -391,11 +399,14 @@ def an_acknowledged_answer_counts_once_and_as_sent(evidence):
             evidence.transcripts[name], one, dict(enumerate(seat.log, 1)).get(number)
         ):
             at = one.sent[0].at if one.sent else 0
-            yield f"game {game.id}, {name}, round {number}: {wrong}{excerpt(evidence.transcripts[name], at)}"
+            yield (
+                f"game {game.id}, {name}, round {number}: {wrong}"
+                f"{excerpt(evidence.transcripts[name], at)}"
+            )
 
 
 def judge(transcript, asked, stored):
-    """What is wrong with the stored answer of a round, or None."""
+    """Describes what is wrong with the stored answer of a round; None if nothing is."""
     refusals = [asked.refused.get(entry.frame["id"]) for entry in asked.sent]
     choices = [entry.frame["choice"] for entry in asked.sent]
     if stored is None:
@@ -415,9 +426,9 @@ def judge(transcript, asked, stored):
 
 
 def excused(transcript, sent):
-    """Whether an answer may have been lost on its way: its connection did not last until after the round's reveal.
+    """Returns whether an answer may be lost: its connection ended before or soon after the reveal.
 
-    While it lasts there is no excuse: what the server can't do, it says.
+    On a connection that stays open, the server acknowledges or refuses each answer.
     """
     later = [
         entry for entry in transcript if entry.connection == sent.connection and entry.at >= sent.at
@@ -453,7 +464,7 @@ def results_are_applied_exactly_once(evidence):
 
 
 def sums_of(ended):
-    """What a user's fields must be after these games."""
+    """Returns the values of a user's fields after these games."""
     others = [part for game, _, part in ended if game.queue != "daily"]
     daily = [part for game, _, part in ended if game.queue == "daily"]
     return {
@@ -465,13 +476,13 @@ def sums_of(ended):
 
 
 def games_of(evidence, queue):
-    """The games of a queue that phones were shown."""
+    """Returns the games of a queue that phones were shown."""
     shown = evidence.entries("start", "update")
     return {entry.frame["game"] for _, entry in shown if entry.frame["queue"] == queue}
 
 
 def answered_games(evidence):
-    """The games in which a phone saw an answer by somebody who plays in it."""
+    """Yields the games in which a phone saw an answer by a player of the game."""
     alone = games_of(evidence, "contest")
     for name, entry in evidence.entries("answered", "reveal", "update"):
         frame = entry.frame
@@ -499,10 +510,13 @@ def no_started_game_is_lost(evidence):
                 or game.phase != "end"
                 or name not in [seat.name for seat in game.seats]
             ):
-                yield f"game {entry.frame['game']}, {name}: {game and game.fields}{excerpt(transcript, entry.at)}"
+                yield (
+                    f"game {entry.frame['game']}, {name}: {game and game.fields}"
+                    f"{excerpt(transcript, entry.at)}"
+                )
 
 
-# ---- checks of ways to play -----------------------------------------------------------------------------------
+# ---- checks of ways to play ----------------------------------------------------------------------
 
 
 def bots_change_nothing_and_are_on_no_leaderboard(evidence):
@@ -533,7 +547,10 @@ def a_day_has_one_try_and_the_same_questions_for_everybody(evidence):
     counted = Counter(game for attempts in days.values() for game in attempts.values())
     for name, games in tries.items():
         if len(games) > len(days) or any(counted[game] != 1 for game in games):
-            yield f"{name} has played the games {games} of {len(days)} days; the attempts are {counted}"
+            yield (
+                f"{name} has played the games {games} of {len(days)} days; "
+                f"the attempts are {counted}"
+            )
     for game in evidence.games.values():
         if game.queue == "daily":
             quizzes[game.draw].add(game.quiz)
@@ -564,7 +581,10 @@ def a_challenge_is_played_once_by_each_and_settles_once(evidence):
     for game in evidence.kept:
         run = runs_of(contests.get(game.draw, {})).get(game.seats[0].uid)
         if game.queue == "contest" and (run is None or run.game != game.id):
-            yield f"game {game.id} of {game.seats[0].name} is not that of challenge {game.draw}: {run}"
+            yield (
+                f"game {game.id} of {game.seats[0].name} is not that of challenge {game.draw}: "
+                f"{run}"
+            )
     made = [
         entry.frame["code"]
         for each in evidence.transcripts.values()
@@ -576,7 +596,7 @@ def a_challenge_is_played_once_by_each_and_settles_once(evidence):
 
 
 def wrong_run(run, evidence, uid, code):
-    """What is wrong with the run of a player in a challenge, or None."""
+    """Describes what is wrong with a player's run in a challenge; None if nothing is."""
     if code not in evidence.store.get(f"contests:{{{uid}}}", {}):
         return "it is not in the player's list"
     if run is None:
@@ -609,7 +629,7 @@ def a_rematch_is_one_game_of_those_who_agreed(evidence):
 
 
 def rematches(transcripts):
-    """(name, game, entry of the first message of its rematch) of each phone that had agreed and stayed."""
+    """Yields (name, game, first entry of its rematch) of each phone that agreed and stayed."""
     for name, transcript in transcripts.items():
         agreed, current = "", 0
         for entry in transcript:
@@ -643,7 +663,10 @@ def rooms_hold_together(evidence):
             if entry.frame["type"] == "room":
                 room = entry.frame["code"]
                 if room in banned:
-                    yield f"{name} is in a room again from which they were sent away{excerpt(transcript, entry.at)}"
+                    yield (
+                        f"{name} is in a room again from which they were sent away"
+                        f"{excerpt(transcript, entry.at)}"
+                    )
             elif entry.frame["reason"] == "kicked":
                 banned.add(room)
     for key, fields in evidence.of("room").items():
@@ -672,7 +695,7 @@ def lives_end_a_solo_game(evidence):
             yield f"game {game.id}: {wrong} of {lives} lives: {game.fields}"
 
 
-# ---- checks of phones and store -------------------------------------------------------------------------------
+# ---- checks of phones and store ------------------------------------------------------------------
 
 
 def no_message_of_a_game_is_missing_or_twice(evidence):
@@ -686,7 +709,7 @@ def no_message_of_a_game_is_missing_or_twice(evidence):
 
 
 def disorder(entries):
-    """[(game, entry, what is wrong)] with the `seq` of the messages on one connection."""
+    """Returns [(game, entry, what is wrong)] of the `seq` of messages on one connection."""
     wrong, last, hole = [], {}, None
     for entry in entries:
         game, seq = entry.frame["game"], entry.frame["seq"]
@@ -706,7 +729,8 @@ def no_phone_hears_nothing_for_too_long(evidence):
             allowed = expected_s + MARGIN_S + outage(evidence.faults, since, until)
             if until - since > allowed:
                 yield (
-                    f"{name} heard nothing for {until - since:.1f} s, at most {allowed:.1f} s are allowed"
+                    f"{name} heard nothing for {until - since:.1f} s, "
+                    f"at most {allowed:.1f} s are allowed"
                     f"{excerpt(transcript, since, 6, until - since + 4)}"
                 )
 
@@ -715,14 +739,14 @@ SAME = object()
 
 
 class Patience:
-    """For how long a phone may hear nothing, after each entry of its transcript."""
+    """Computes how long a phone may receive nothing, after each entry of its transcript."""
 
     def __init__(self):
         self.waits = self.asked = self.playing = False
-        self.room = ""  # state of the room that the phone is in
+        self.room = ""  # state of the phone's room
 
     def after(self, entry):
-        """Seconds; None: nothing must come; SAME: it is no news."""
+        """Returns seconds; None: no message is due; SAME: the entry changes nothing."""
         if entry.way in ("lost", "try"):
             self.__init__()
             return None
@@ -734,7 +758,7 @@ class Patience:
         return seconds
 
     def _in_a_game(self, frame):
-        """Any message of a game; what phones say is no news."""
+        """Handles any other message of a game; a phone's own message changes nothing."""
         return SAME if "id" in frame else ANSWER_S
 
     def _in_pong(self, frame):
@@ -749,7 +773,7 @@ class Patience:
         return SAME if self.waits else REMATCH_S
 
     def _out_leave(self, frame):
-        self.room = ""  # whether the answer is `cancelled` or `end`
+        self.room = ""  # both for an answer `cancelled` and `end`
         return SAME
 
     def _in_error(self, frame):
@@ -789,7 +813,7 @@ class Patience:
 
 
 def silences(transcript):
-    """[(since, until, the longest that is to be expected)] of a phone that is connected, and to which something must come."""
+    """Returns [(since, until, longest expected)] of the times when a message was due."""
     found, since, expected_s, current, patience = [], None, 0, 0, Patience()
     for entry in transcript:
         current = max(current, entry.connection)
@@ -803,7 +827,7 @@ def silences(transcript):
 
 @functools.cache
 def documented_keys():
-    """The table of keys in the docstring of trivia.py."""
+    """Returns the key table in the docstring of trivia.py."""
     module = ast.parse((ROOT / "trivia.py").read_text("utf-8"))
     return key_table(ast.get_docstring(module, clean=False))
 
@@ -854,12 +878,15 @@ def nobody_waits_long_without_a_connection(evidence):
         for since, until in waits_of(transcript):
             allowed = MOST_WAIT_S + outage(evidence.faults, since, until)
             if until - since > allowed:
-                yield f"{name} was away for {until - since:.1f} s{excerpt(transcript, since, 2, until - since + 2)}"
+                yield (
+                    f"{name} was away for {until - since:.1f} s"
+                    f"{excerpt(transcript, since, 2, until - since + 2)}"
+                )
 
 
 def nobody_is_signed_out_or_replaced_by_an_older_connection(evidence):
     for name, transcript in evidence.transcripts.items():
-        newest = 0  # the last connection for which there is no newer one, not even an attempt at it
+        newest = 0  # the last connection; 0 while the phone tries to open a newer one
         for entry in transcript:
             newest = {"open": entry.connection, "try": 0}.get(entry.way, newest)
             code = entry.way == "lost" and entry.frame["code"]
@@ -877,7 +904,7 @@ def everything_comes_to_rest(evidence):
 
 
 def the_server_logs_no_traceback(evidence):
-    # Helper processes of a worker that is killed may end with one.
+    # Helper processes of a killed worker may end with a traceback.
     for found in re.finditer(
         r"Traceback \(most recent call last\)(?!:\n  File \"<string>\")", evidence.log
     ):
@@ -911,5 +938,5 @@ CHECKS = [
 
 
 def violations(evidence):
-    """[(name of the check, what)] of all checks."""
+    """Runs all checks; returns [(name of the check, what is wrong)]."""
     return [(check.__name__, what) for check in CHECKS for what in check(evidence)]
