@@ -1,8 +1,9 @@
 """The phones of the failure campaign: what they play, how they behave, and what they write down.
 
-A phone plays game after game in all ways that there are: it waits in queues, plays alone, with bots and the questions of the
-day, opens rooms and joins those of others, makes challenges and takes them, agrees to a rematch, declines it or says nothing.
-It does what a phone should, now and then what it should not, and keeps a transcript of all.
+A phone plays game after game in every way there is. It waits in queues; it plays alone, with bots,
+and the questions of the day. It opens and joins rooms, and makes and accepts challenges. It agrees
+to a rematch, declines it or says nothing. It does what a phone should, sometimes what it should
+not, and keeps a transcript of everything.
 
 Sections: games, transcripts, phones.
 """
@@ -21,9 +22,9 @@ from typing import NamedTuple
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-# ---- games --------------------------------------------------------------------------------------------------
+# ---- games ---------------------------------------------------------------------------------------
 
-# How often phones play in each queue, in comparison.
+# Relative frequency of each queue.
 QUEUES = {
     "random": 3,
     "rated": 3,
@@ -37,13 +38,10 @@ QUEUES = {
 }
 MATCHED = ("random", "rated", "party", "fill")
 SHIPPED = {"fill": "random", "sprint": "solo", "den": "friends", "contest": "challenge"}
-ANSWER_S, SHORT_S, SEAT_S = (
-    3,
-    0.3,
-    10,
-)  # an answer; the start and a reveal; how long an empty seat is kept
-REMATCH_S, BOTS_S = 4, 1  # to agree to a rematch; until bots come
-WAIT_S = 20  # in a queue; and in a room in which nothing happens
+# Time for an answer; for the start and a reveal; and for which an empty seat is kept.
+ANSWER_S, SHORT_S, SEAT_S = (3, 0.3, 10)
+REMATCH_S, BOTS_S = 4, 1  # time to agree to a rematch; time until bots come
+WAIT_S = 20  # longest wait in a queue, and in a room in which nothing happens
 LIVES, SPRINT_S, MOST_FRIENDS = 2, 5, 4
 NOT_NOW = {  # refusals of a join after which a phone plays something else
     "already_played",
@@ -62,7 +60,7 @@ NOT_NOW = {  # refusals of a join after which a phone plays something else
 
 
 def short_games(tree):
-    """Edits schema.yaml: quick games of all kinds, of which some end by forfeit and some go on."""
+    """Edits schema.yaml: short games of all kinds; an exit ends some and not others."""
     tree["queues"] = {name: dict(tree["queues"][SHIPPED.get(name, name)]) for name in QUEUES}
     queues = tree["queues"]
     for spec in queues.values():
@@ -91,7 +89,7 @@ def short_games(tree):
     tree["limits"].update(pair_games=3, early_exit_seconds=1, early_exit_most_seconds=4)
 
 
-# ---- transcripts --------------------------------------------------------------------------------------------
+# ---- transcripts ---------------------------------------------------------------------------------
 
 
 class Entry(NamedTuple):
@@ -99,15 +97,19 @@ class Entry(NamedTuple):
 
     at: float  # s, monotonic
     connection: int  # of this phone, from 1
-    way: str  # try (to connect), refused {status}, open, in (a frame), out (a frame), made {code}, lost {code}
+    # try (to connect), refused {status}, open, in (frame), out (frame), made {code}, lost {code}
+    way: str
     frame: dict
 
     def __str__(self):
-        return f"{self.at:.3f} #{self.connection} {self.way} {json.dumps(self.frame, ensure_ascii=False)[:300]}"
+        return (
+            f"{self.at:.3f} #{self.connection} {self.way} "
+            f"{json.dumps(self.frame, ensure_ascii=False)[:300]}"
+        )
 
 
 def received(transcript, *types):
-    """The entries of frames of these types (or all) that came in."""
+    """Returns the entries of received frames of these types (default: all)."""
     return [
         entry
         for entry in transcript
@@ -116,7 +118,7 @@ def received(transcript, *types):
 
 
 def excerpt(transcript, at, before_s=4, after_s=4):
-    """What a phone saw around a moment, for people."""
+    """Formats what a phone saw around a moment."""
     return "".join(
         f"\n      {entry}" for entry in transcript if at - before_s <= entry.at <= at + after_s
     )
@@ -124,16 +126,16 @@ def excerpt(transcript, at, before_s=4, after_s=4):
 
 @dataclass
 class Asked:
-    """What a player sent as answers in one round, and what he heard of it."""
+    """The answers that a player sent in one round, and the server's reactions."""
 
     sent: list = field(default_factory=list)  # entries
     refused: dict = field(default_factory=dict)  # id of a message -> error code
-    acknowledged: str = ""  # by what
-    intime: list = field(default_factory=list)  # those sent that no excuse is left for
+    acknowledged: str = ""  # how the server acknowledged an answer
+    intime: list = field(default_factory=list)  # entries sent 0.5 s or more before the deadline
 
 
 def answers_of(transcript):
-    """{(game, round): Asked} of one phone; acknowledgements by others are not in it."""
+    """Returns {(game, round): Asked} of one phone, without acknowledgements that others got."""
     asked, by_id, closes = defaultdict(Asked), {}, {}
     for entry in transcript:
         frame, key = entry.frame, (entry.frame.get("game"), entry.frame.get("round"))
@@ -157,12 +159,15 @@ ARRIVED = ("update", "queued", "room", "rematch", "start", "end")
 
 
 def is_arrival(frame):
-    """Whether a frame tells a phone that has connected where its player is."""
+    """Returns whether a frame tells a new connection where its player is."""
     return frame["type"] in ARRIVED or frame.get("code") in NOT_NOW
 
 
 def waits_of(transcript):
-    """[(since, until)] of the times without a connection: from its loss until the server says where the player is."""
+    """Returns [(since, until)] of the times without a connection.
+
+    Each lasts until the server says where the player is.
+    """
     waits, since, current = [], None, 0
     for entry in transcript:
         if entry.way == "open":
@@ -175,34 +180,34 @@ def waits_of(transcript):
     return waits
 
 
-# ---- phones -------------------------------------------------------------------------------------------------
+# ---- phones --------------------------------------------------------------------------------------
 
 
 class Crowd:
-    """What phones tell each other: the codes of rooms and of challenges."""
+    """The codes of rooms and challenges that phones tell each other."""
 
     def __init__(self):
         self.codes = {"den": deque(maxlen=6), "contest": deque(maxlen=10)}
 
     def tell(self, queue, code):
-        """Lets the others know a code."""
+        """Tells the other phones a code."""
         if code not in self.codes[queue]:
             self.codes[queue].append(code)
 
     def forget(self, code):
-        """Nobody gets in by this code."""
+        """Removes a code that is not valid."""
         for codes in self.codes.values():
             if code in codes:
                 codes.remove(code)
 
     def some(self, queue, source):
-        """A code of a queue, or ''."""
+        """Returns a code of a queue, or ''."""
         codes = self.codes.get(queue)
         return source.choice(codes) if codes else ""
 
 
 class Wire:
-    """A player's connections, one after the other, and the transcript of all that goes over them."""
+    """A player's connections, one after the other, and the transcript of all of them."""
 
     def __init__(self, server, session, seed, fickle, crowd, queues):
         self.server, self.token, self.name = server, session["token"], session["user"]["username"]
@@ -215,7 +220,7 @@ class Wire:
     # -- connections
 
     async def live(self):
-        """Keeps connected until retired and at rest."""
+        """Stays connected until retired and idle."""
         pause = 0.05
         while not (self.retiring and self.state == "idle"):
             before = self.connection
@@ -225,7 +230,10 @@ class Wire:
                 await asyncio.sleep(pause * self.random.uniform(0.5, 1))
 
     async def _visit(self):
-        """One connection, until it ends or is left for a second one; its close code, or 1000 if another is due."""
+        """Runs a connection until it ends, or until a second one replaces it.
+
+        Returns its close code, or 1000 if another connection is due.
+        """
         self.note("try")
         try:
             socket = await connect(
@@ -249,7 +257,7 @@ class Wire:
         return await self._until_whim(socket, reader)
 
     def _url(self):
-        """Where the phone connects to: mostly where it was before, to a room also without its code."""
+        """Returns the URL to connect to: mostly the last one, to a room also without its code."""
         if self.random.random() < 0.15:
             self.where = self._choose()
         queue, code = self.where
@@ -259,7 +267,7 @@ class Wire:
         return f"ws://127.0.0.1:{self.server.port}/game/{queue}{query}"
 
     def _choose(self):
-        """What to play next: (queue, code, or '' for a new room or challenge)."""
+        """Chooses what to play: (queue, code, or '' for a new room or challenge)."""
         queue = self.random.choices([*self.queues], [*self.queues.values()])[0]
         joins = self.random.random() < 0.75
         return queue, self.crowd.some(queue, self.random) if joins else ""
@@ -271,7 +279,7 @@ class Wire:
         await asyncio.wait({reader, whim}, timeout=after_s, return_when=asyncio.FIRST_COMPLETED)
         whim.cancel()
         if not reader.done() and self.random.random() < 0.3:
-            return 1000  # a second connection, while the first is there
+            return 1000  # opens a second connection beside the first
         if not reader.done():
             socket.transport.abort()
         return await reader
@@ -287,7 +295,7 @@ class Wire:
         return socket.close_code or 1006
 
     def note(self, way, number=None, **frame):
-        """Writes something into the transcript."""
+        """Writes an entry to the transcript."""
         self.transcript.append(Entry(time.monotonic(), number or self.connection, way, frame))
 
     def _spawn(self, work):
@@ -306,7 +314,7 @@ class Wire:
     # -- out
 
     def say(self, kind, after_s=0.0, when=lambda: True, **values):
-        """Sends a message on this connection, after a moment, if it is still the current one and `when` holds."""
+        """Sends a message after a pause, if the connection is still current and `when` holds."""
         message = {"type": kind, "id": next(self.ids)} | values
         self._spawn(self._say(self.socket, self.connection, message, after_s, when))
 
@@ -323,9 +331,10 @@ class Wire:
 
 
 class Phone(Wire):
-    """A player who plays game after game until told to retire.
+    """Plays game after game until told to retire.
 
-    `state` is away (until the server says where the player is), idle, queued, room, playing, or again (a rematch may come).
+    `state` is away (until the server says where the player is), idle, queued, room, playing, or
+    again (a rematch may come).
     """
 
     def __init__(self, *args):
@@ -346,7 +355,7 @@ class Phone(Wire):
         self.game, self.seq = frame["game"], frame["seq"]
 
     def _is(self, *states):
-        """A condition: that the phone is in one of these states."""
+        """Returns a condition: the phone is in one of these states."""
         return lambda: self.state in states
 
     # -- from one game to the next
@@ -360,7 +369,7 @@ class Phone(Wire):
             self._play_on()
 
     def _play_on(self):
-        """Plays something else, or is at rest."""
+        """Plays something else, or ends if retired."""
         self.state, self.room, self.agreed, self.round = "idle", {}, False, None
         if self.retiring:
             self._spawn(self.socket.close())
@@ -376,7 +385,7 @@ class Phone(Wire):
         self.say("join", self.random.uniform(0, 0.3), self._is("idle"), **fields)
 
     async def _challenge(self):
-        """Makes a challenge; its code, or '' if it was refused or the reply was lost."""
+        """Makes a challenge; returns its code, or '' if it was refused or the reply was lost."""
         request = "POST", "/challenges", {"queue": "contest"}, self.token
         with contextlib.suppress(OSError, EOFError, http.client.HTTPException):
             call = asyncio.to_thread(self.server.http, *request)
@@ -414,7 +423,7 @@ class Phone(Wire):
             self._play_on()
 
     def _is_in_vain(self, kind, code):
-        """Whether the phone left what it was not in any more."""
+        """Returns whether a retiring phone tried to leave something that it had left already."""
         return self.retiring and (kind, code) == ("leave", "wrong_state")
 
     def _say_again(self, refused):
@@ -437,7 +446,7 @@ class Phone(Wire):
     def _on_question(self, frame):
         self.round = (frame["game"], frame["round"])
         if self.random.random() < 0.01:
-            self.room = {}  # which they leave too, also if the game ends by that
+            self.room = {}  # the player leaves the room too
             return self.say("leave", when=self._is("playing"))
         if self.random.random() < 0.02:
             self._direct(self._is("playing"))
@@ -452,7 +461,7 @@ class Phone(Wire):
                 self._answer(len(frame["question"]["choices"]))
 
     def _answer(self, count, twice=False):
-        """Answers the open question; always with the same choice, unless it tries another right behind it."""
+        """Answers the open question with one choice, or also tries another one right after it."""
         asked = self.round
         choice = self.choices.setdefault(asked, self.random.randrange(count))
         after_s = self.random.choice(
@@ -490,7 +499,7 @@ class Phone(Wire):
         will = self.random.choices(("agree", "decline", "silent"), (6, 2, 2))[0]
         if will != "silent":
             self.say("rematch", after_s, undecided, accept=will == "agree")
-        if will != "agree":  # who agrees waits to be told
+        if will != "agree":  # a phone that agrees waits for the server
             pause_s = after_s + 0.1 if will == "decline" else left_s + 0.5
             self._spawn(self._later(pause_s, self._play_on, undecided))
 
@@ -516,7 +525,7 @@ class Phone(Wire):
             self._stay()
 
     def _stay(self):
-        """Waits in a room for a game, as a host or as a guest, but not for ever."""
+        """Waits in a room for a game, as a host or as a guest, for a limited time."""
         room = self.room
         still = lambda: self.state == "room" and self.room is room
         if self.retiring:
@@ -528,7 +537,7 @@ class Phone(Wire):
             self.say("begin", self.random.uniform(0.1, 1.5), still)
 
     def _direct(self, when):
-        """Says what a host may say; some who are none try it too."""
+        """Sends a message of a host; sometimes without being the host."""
         others = [player["username"] for player in self.room.get("players", ())]
         others = [name for name in others if name != self.name]
         is_host = self.room.get("host") == self.name

@@ -1,4 +1,4 @@
-"""What the tests share: real servers (`uvicorn trivia:app` on the embedded Redis), and phones that talk to them."""
+"""Shared by the tests: real servers (`uvicorn trivia:app` with the embedded Redis), and phones."""
 
 import contextlib
 import fcntl
@@ -38,7 +38,7 @@ from websockets.sync.client import connect
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 gc.disable()  # until the tests are collected
-# Hundreds of servers start in the tests; none shall compile trivia.py anew.
+# The tests start hundreds of servers; the cached bytecode of trivia.py saves each a compilation.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -49,12 +49,12 @@ ROOT = Path(trivia.__file__).resolve().parent
 SHIPPED = (ROOT / "schema.yaml").read_text("utf-8")
 PASSWORD = "correct horse"
 FAST = {"start_seconds": 0.1, "answer_seconds": 5, "reveal_seconds": 0.1, "rounds": 3}
-# In memory where that is to be had: each write waits for the disk, and a busy one would be what the tests measure. The path
-# must be short, since a UNIX socket is put there.
+# In memory if possible: on a busy disk the tests would measure the disk.
+# The path must be short, because a UNIX socket is put there.
 FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else "/tmp"
 _names = itertools.count(1)
 
-# They begin first, since each file stays with one process, and these wait for much.
+# The longest files, which start first. Each file stays in one process.
 LONG = [
     "test_cluster",
     "test_failures",
@@ -75,10 +75,11 @@ LONG = [
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config):
-    """Has each process of pytest-xdist count its reruns itself.
+    """Makes each process of pytest-xdist count its reruns itself.
 
-    pytest-rerunfailures 16.7 asks the first process over TCP about each test: with Nagle's algorithm it waits 45 ms for the
-    answer. That serves to run tests again whose process has crashed, which `--dist loadfile` does not allow.
+    pytest-rerunfailures 16.7 asks the first process over TCP about each test: with Nagle's
+    algorithm each answer takes 45 ms. Its purpose is to repeat tests whose process has crashed,
+    which `--dist loadfile` does not allow.
     """
     if hasattr(config, "workerinput"):
         config.failures_db.sock.close()
@@ -87,9 +88,9 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection(session):
-    """In a fresh clone one process of pytest-xdist compiles the tests, while the others wait, and read what it has written.
+    """Lets one process of pytest-xdist compile the tests of a fresh clone, while the others wait.
 
-    No garbage is looked for in what is imported and collected: nearly all of it stays to the end.
+    The garbage collector is off during imports and collection: nearly all objects stay to the end.
     """
     with open(__file__) as lock:
         if hasattr(session.config, "workerinput"):
@@ -104,7 +105,7 @@ def pytest_collection(session):
 
 
 def shared_fixtures(item):
-    """What a test shares with others of its file, mostly servers: {name: definition}."""
+    """Returns the module fixtures of a test, mostly servers: {name: definition}."""
     found = {name: item._fixtureinfo.name2fixturedefs.get(name) for name in item.fixturenames}
     return {name: one[-1] for name, one in found.items() if one and one[-1].scope == "module"}
 
@@ -114,9 +115,9 @@ last_users = {}  # definition of a shared fixture -> the last test that uses it
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """The longest files first. Within a file, the tests that share a server come together.
+    """Sorts the longest files first, and puts the tests of a file that share a server together.
 
-    A server that waits for its next test takes 2 % of a core. So each starts late, and ends early.
+    An idle server takes 2 % of a core. So each server starts late and ends early.
     """
     files, ranks = {}, {}
     for item in items:
@@ -136,14 +137,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item):
-    """Ends what no later test shares."""
+    """Ends fixtures that no later test shares."""
     for fixture in reversed(shared_fixtures(item).values()):
         if last_users[fixture] is item:
             fixture.finish(item._request)
 
 
 def wait_until(condition, seconds=10):
-    """The first true value of condition(); fails the test if there is none in time."""
+    """Returns the first true value of condition(); fails the test after so many seconds."""
     start = time.monotonic()
     while True:
         begun = time.monotonic()
@@ -152,12 +153,12 @@ def wait_until(condition, seconds=10):
         if time.monotonic() > start + seconds:
             pytest.fail(f"not in {seconds} s: {condition}")
         took, waited = time.monotonic() - begun, begun - start
-        # What costs much is checked less often, and what takes long too, to a twentieth of that.
+        # Conditions that are costly, or true only after a long time, are checked less often.
         time.sleep(max(0.02, 3 * took, waited / 20))
 
 
 def at_once(count, act):
-    """What act(0), act(1), ... return when so many threads call it at the same moment."""
+    """Calls act(0), act(1), ... in so many threads at the same moment; returns the results."""
     barrier = threading.Barrier(count)
 
     def run(i):
@@ -168,42 +169,44 @@ def at_once(count, act):
         return list(pool.map(run, range(count)))
 
 
-# yaml.safe_load and yaml.safe_dump, in C: in Python they take 0.15 s for schema.yaml, and the tests use them hundreds of times.
+# In C: pure Python takes 0.15 s for schema.yaml, and the tests use them hundreds of times.
 from_yaml = functools.partial(yaml.load, Loader=yaml.CSafeLoader)
 as_yaml = functools.partial(yaml.dump, Dumper=yaml.CSafeDumper, allow_unicode=True, sort_keys=False)
 
 
-# The tests call main() hundreds of times, and to make its parser takes 3 ms.
+# The tests call main() hundreds of times, and making its parser takes 3 ms.
 trivia.command_line = functools.cache(trivia.command_line)
 
 
-# The tree of schema.yaml, a new one each time: to read YAML takes ten times as long.
+# Makes a new tree of schema.yaml each time. Reading the YAML would take ten times as long.
 shipped_tree = functools.partial(pickle.loads, pickle.dumps(from_yaml(SHIPPED)))
 
 
 def edited_schema(edit=lambda tree: None, **queue):
-    """The text of schema.yaml with short games, changed by edit(tree); keywords go into every queue."""
+    """Returns schema.yaml with short games, changed by edit(tree); keywords go into every queue."""
     tree = shipped_tree()
     for spec in tree["queues"].values():
         is_matched = spec["players"] != 1 and spec.get("match") not in ("room", "challenge")
         shared = queue.keys() & spec.keys() - {"players", "match", "rated", "on_exit"}
-        spec.pop("bots", None)  # who waits alone shall wait
+        spec.pop("bots", None)  # so that a player who waits alone gets no bots
         spec.update(FAST | (queue if is_matched else {key: queue[key] for key in shared}))
-    tree["limits"]["registrations"] = 100_000  # the tests have one address
+    tree["limits"]["registrations"] = 100_000  # all tests use one address
     edit(tree)
     return as_yaml(tree)
 
 
 def check(file, text=None):
-    """What `check` says of a file: '' if it is fine. Anything but a message and exit code 1 fails the test."""
+    """Runs `check` on a file and returns its message; '' if the file is valid.
+
+    Fails the test unless the message comes with exit code 1.
+    """
     if text is not None:
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
     try:
         trivia.main(["check", str(file)])
     except SystemExit as stop:
-        assert isinstance(stop.code, str) and stop.code, (
-            stop.code
-        )  # Python prints it to stderr and exits with 1
+        # Python prints a text to stderr and exits with 1.
+        assert isinstance(stop.code, str) and stop.code, stop.code
         return stop.code
     return ""
 
@@ -219,7 +222,7 @@ class Answer:
         return json.loads(self.body)
 
     def refused(self, status, code):
-        """Checks that it is a problem of RFC 9457, and returns it."""
+        """Checks that this is a problem of RFC 9457, and returns it."""
         assert (self.status, self.json.get("code")) == (status, code), (self.status, self.body)
         assert self.headers["content-type"] == "application/problem+json"
         assert {"type", "title", "status", "detail", "code"} <= self.json.keys() and self.json[
@@ -229,7 +232,10 @@ class Answer:
 
 
 class Valkey:
-    """A Redis of a test's own, on the shipped redis.conf; it can be made to fail. `client` may do everything."""
+    """A Redis of one test, on the shipped redis.conf, that the test may kill.
+
+    `client` has all permissions.
+    """
 
     def __init__(self, *options, program=None):
         self.folder = Path(tempfile.mkdtemp(prefix="v-", dir=FOLDER))
@@ -274,7 +280,7 @@ class Valkey:
 
 
 def clock_of(file):
-    """The environment of a program whose clock is ahead by the seconds that a file has: '+5'."""
+    """Returns the environment of a program whose clock is ahead by a file's seconds: '+5'."""
     library = Path(importlib.util.find_spec("libfaketime").submodule_search_locations[0])
     return {
         "LD_PRELOAD": str(library / "vendor/libfaketime/src/libfaketime.so.1"),
@@ -285,12 +291,12 @@ def clock_of(file):
 
 
 def trivia_py(*words, env=None, cwd=ROOT):
-    """What a command of trivia.py has returned and printed: {returncode, stdout, stderr}."""
+    """Runs a command of trivia.py; returns {returncode, stdout, stderr}."""
     return forks.run([sys.executable, ROOT / "trivia.py", *words], env=env, cwd=cwd)
 
 
 def redis_at(path):
-    """A client that gives up at once. It does not say who it is: that is four fifths of a connection's cost."""
+    """Returns a client that does not retry. Without CLIENT SETINFO connecting costs 80 % less."""
     return redis.Redis(
         unix_socket_path=str(path),
         driver_info=None,
@@ -301,7 +307,7 @@ def redis_at(path):
 
 
 class Server:
-    """A running server with its own data folder. `start` and `stop` may be called again and again."""
+    """A server with its own data folder. `start` and `stop` may be called repeatedly."""
 
     def __init__(
         self, schema=None, command=None, workers=1, env=None, data=None, pass_fds=(), afresh=False
@@ -330,7 +336,7 @@ class Server:
     def start(self, wait=True):
         self.log_file.write_text("")
         with open(self.log_file, "ab") as log, open(os.devnull) as nothing:
-            # A session of its own, so that all its workers can be ended together.
+            # The session of its own lets close() end all workers together.
             self.process = forks.start(
                 self.command,
                 cwd=ROOT,
@@ -369,7 +375,7 @@ class Server:
             self.process.wait(30)
 
     def close(self):
-        """Stops everything, the embedded Redis too, and removes the data."""
+        """Stops everything, the embedded Redis included, and removes the data."""
         try:
             if self.process is not None:
                 if self.process.poll() is None:
@@ -394,7 +400,7 @@ class Server:
         return redis_at(self.data / "d" / "redis.sock")
 
     def http(self, method, path, body=None, token=None, headers=None, raw=None):
-        """One request; `raw` is a body in bytes instead of JSON."""
+        """Sends a request; `raw` is a body in bytes instead of JSON."""
         data = raw if raw is not None else None if body is None else json.dumps(body).encode()
         head = {} if data is None else {"Content-Type": "application/json"}
         head |= {"Authorization": f"Bearer {token}"} if token else {}
@@ -408,7 +414,7 @@ class Server:
             return Answer(error.code, error.headers, error.read().decode())
 
     def register(self, name=None, **fields):
-        """A new player: {token, expires_at, user}."""
+        """Registers a new player: {token, expires_at, user}."""
         name = name or unique_name()
         answer = self.http(
             "POST",
@@ -419,11 +425,11 @@ class Server:
         return answer.json
 
     def phone(self, name=None, queue="random", session=None, **options):
-        """A new player's phone, connected to a queue."""
+        """Returns a new player's phone, connected to a queue."""
         return Phone(self, session or self.register(name), queue, **options)
 
     def pair(self, queue="random"):
-        """Two phones in a game that has just begun, past their `start`."""
+        """Returns two phones in a game that has just begun, after their `start`."""
         phones = self.phone(queue=queue), self.phone(queue=queue)
         for phone in phones:
             phone.expect("start")
@@ -431,9 +437,9 @@ class Server:
 
 
 def loop_seconds(server):
-    """The CPU time of the event loop of a server without further workers.
+    """Returns the CPU time of a server's event loop; the server must have one worker.
 
-    What others wait for a long turn of it, it takes; a busy machine adds nothing.
+    A long turn of the loop, for which others wait, shows in it. A busy machine adds nothing.
     """
     pid = server.process.pid
     fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -441,7 +447,7 @@ def loop_seconds(server):
 
 
 def stored_game(client, game):
-    """A game as Redis holds it: {plan, state, result, rounds by number}; {} if there is none."""
+    """Returns a game as Redis holds it: {plan, state, result, rounds by number}; {} if none."""
     keys = client.keys(f"game:*:{game}")
     if not keys:
         return {}
@@ -453,7 +459,7 @@ def stored_game(client, game):
 
 
 def change_state(client, game, **changes):
-    """Changes the state of a game behind the server's back."""
+    """Changes the state of a game in Redis, without the server."""
     [key] = client.keys(f"game:*:{game}")
     state = trivia.parse_state(client.hget(key, "state")) | changes
     client.hset(key, "state", trivia.write_state(state))
@@ -464,7 +470,7 @@ def unique_name():
 
 
 class Phone:
-    """A player's WebSocket. `frames` holds everything it ever got."""
+    """A player's WebSocket. `frames` holds every frame that it has received."""
 
     def __init__(
         self, server, session, queue="random", headers=None, subprotocols=None, connected=True
@@ -485,7 +491,7 @@ class Phone:
             close_timeout=2,
             ping_interval=None,
         )
-        self.socket = context.__enter__()  # a phone outlives the block that connected it
+        self.socket = context.__enter__()  # stays open until close()
         return self
 
     def send(self, kind, **fields):
@@ -497,7 +503,10 @@ class Phone:
         return frame
 
     def expect(self, kind, seconds=15, **fields):
-        """The next message of a type (and with these values); others before it are passed over, but for an error."""
+        """Returns the next message of a type (and with these values); skips others before it.
+
+        Any other `error` fails the test.
+        """
         deadline = time.monotonic() + seconds
         passed = []
         while (left := deadline - time.monotonic()) > 0:
@@ -512,7 +521,7 @@ class Phone:
         pytest.fail(f"{self.name}: no {kind} {fields} in {seconds} s, but {passed}")
 
     def refused(self, expected, kind=None, **fields):
-        """Sends a message (or not) and expects the error with a code about it."""
+        """Sends a message, if given, and expects an error with this code."""
         if kind is not None:
             self.send(kind, **fields)
         error = self.expect("error")
@@ -527,15 +536,15 @@ class Phone:
         assert self.socket.protocol.close_code == code, self.socket.protocol.close_code
 
     def drop(self):
-        """Lets go of the connection without a goodbye."""
-        with contextlib.suppress(OSError):  # it may be gone already
-            self.socket.socket.shutdown(socket.SHUT_RDWR)  # the client's thread closes it, and ends
+        """Ends the connection without a close frame."""
+        with contextlib.suppress(OSError):  # it may be closed already
+            self.socket.socket.shutdown(socket.SHUT_RDWR)  # the client's thread ends and closes it
 
     def close(self):
         self.socket.close()
 
     def play(self, choose=lambda question: 0):
-        """Answers every question till the end; returns `end`."""
+        """Answers every question until the end; returns `end`."""
         while (frame := self.receive())["type"] != "end":
             if frame["type"] == "question":
                 self.send("answer", round=frame["round"], choice=choose(frame))
@@ -543,7 +552,7 @@ class Phone:
 
 
 def play_all(phones, choose=lambda question: 0):
-    """Plays a game on all phones at once; their `end` messages."""
+    """Plays a game on all phones at once; returns their `end` messages."""
     ends = [None] * len(phones)
 
     def run(i):
@@ -562,7 +571,7 @@ def play_all(phones, choose=lambda question: 0):
 def server():
     """A server that the tests of one file share; they must not disturb each other's players.
 
-    Not for the whole session: ten minutes of waiting cost it as much as thirty starts.
+    It does not live for the whole session: ten idle minutes cost as much as thirty starts.
     """
     running = Server()
     try:
@@ -573,7 +582,7 @@ def server():
 
 @pytest.fixture
 def make_server():
-    """Makes servers of a test's own, and ends them with it."""
+    """Makes servers for one test, and ends them with it."""
     made = []
 
     def make(*args, start=True, **options):
@@ -586,13 +595,13 @@ def make_server():
 
 
 def beside_of(server):
-    """A worker that is to start on the store of a server, with its schema; stop_alone ends it."""
+    """Makes a worker for the store of a server, with its schema; stop_alone ends it."""
     url = f"unix://{server.data / 'd' / 'redis.sock'}"
     return Server((server.data / "schema.yaml").read_text("utf-8"), env={"REDIS_URL": url})
 
 
 def stop_alone(server):
-    """Ends a worker, and leaves the store to the others."""
+    """Ends a worker, and keeps the store for the others."""
     server.stop(signal.SIGKILL)
     shutil.rmtree(server.data)
 
@@ -619,15 +628,13 @@ CHROMIUM_FLAGS = [
 
 
 def debian_program(name, package):
-    """Where a program is, which is installed if need be and if we may; skips the test where there is none."""
-    find = functools.partial(
-        shutil.which, name, path=os.environ["PATH"] + ":/usr/sbin"
-    )  # which Debian's users lack
+    """Returns the path of a program, and installs it if root; skips the test without it."""
+    # The PATH of Debian's users lacks /usr/sbin.
+    find = functools.partial(shutil.which, name, path=os.environ["PATH"] + ":/usr/sbin")
     if not find() and os.geteuid() == 0 and shutil.which("apt-get"):
         with open(Path(tempfile.gettempdir()) / "trivia-tests.lock", "w") as lock:
-            fcntl.flock(
-                lock, fcntl.LOCK_EX
-            )  # one of the test processes installs it, while the others wait
+            # One of the test processes installs it, while the others wait.
+            fcntl.flock(lock, fcntl.LOCK_EX)
             for command in (
                 (["update"], ["install", "-y", "--no-install-recommends", package])
                 if not find()
@@ -646,9 +653,9 @@ def debian_program(name, package):
 
 
 def npm_install(cache, *packages):
-    """The folder node_modules with packages of npm, installed once into pytest's cache; skips the test without npm.
+    """Returns a folder node_modules with npm packages, cached by pytest; skips without npm.
 
-    A package that another one brings too is there once, in our version: compilers are large.
+    A package that other packages depend on exists once, in our version: compilers are large.
     """
     folder = Path(cache.mkdir("npm")) / re.sub(r"\W+", "-", "_".join(packages))
     if not (folder / "done").exists():
@@ -667,7 +674,7 @@ def npm_install(cache, *packages):
 
 
 def chromium_program():
-    """Where Chromium is: best without windows, where a new context takes a tenth of the CPU."""
+    """Returns the path of Chromium, best without windows: a new context takes 90 % less CPU."""
     with contextlib.suppress(pytest.skip.Exception):
         return debian_program("chromium-headless-shell", "chromium-headless-shell")
     return debian_program("chromium", "chromium")
@@ -675,7 +682,7 @@ def chromium_program():
 
 @pytest.fixture(scope="module")
 def chromium():
-    """A headless browser. Not for the whole session: Playwright keeps an event loop running in this thread."""
+    """A headless browser of one module. Playwright keeps an event loop running in this thread."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=chromium_program(), args=CHROMIUM_FLAGS

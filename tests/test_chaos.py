@@ -1,4 +1,4 @@
-"""The failure campaign in small, and that its checks can fail: each is shown evidence that was tampered with."""
+"""The failure campaign in small. Each of its checks must fail on evidence with a known mistake."""
 
 import copy
 import itertools
@@ -38,11 +38,11 @@ RANKING = [
 ]
 
 
-# ---- small runs
+# ---- small campaigns
 
 
 def test_games_survive_failures_of_all_kinds():
-    # The first six failures of this seed are of six kinds.
+    # The first six failures of this seed are of six different kinds.
     one, found, figures = chaos.campaign(10, players=12, workers=2, every_s=1.5, seed="tests 482")
     assert found == [], one.faults
     assert figures["games"] >= 10 and figures["answers"] > 40, figures
@@ -52,7 +52,7 @@ def test_games_survive_failures_of_all_kinds():
 
 
 def test_games_survive_failures_of_all_kinds_on_a_cluster():
-    # The first seven failures of this seed are of seven kinds.
+    # The first seven failures of this seed are of seven different kinds.
     one, found, figures = chaos.campaign(
         10, players=12, workers=2, every_s=1.5, seed="tests 31261", on_cluster=True
     )
@@ -80,7 +80,7 @@ def test_the_schedule_depends_on_the_seed_alone():
 
 
 def transcript(name, other, choice):
-    """What a phone saw of a game of one round; it began at 100 s."""
+    """Returns what a phone saw of a game of one round that began at 100 s."""
     game = {"game": GAME}
     answers = {
         "ann": {"choice": 2, "ms": 300, "points": 145},
@@ -118,12 +118,12 @@ def transcript(name, other, choice):
 
 
 def as_read(packed):
-    """Bytes as the clients of Redis in these tests return them."""
+    """Decodes bytes as the Redis clients of these tests do."""
     return packed.decode("utf-8", "surrogateescape")
 
 
 def pack(flat):
-    """A game as Redis keeps it, from {name: text} with the fields of player I as nameI."""
+    """Returns a game as Redis keeps it, from {name: text}; player I has the fields nameI, ..."""
     *numbers, on_exit, kind = flat["rules"].split()
     rules = [*map(int, numbers), on_exit, kind]
     people = [[flat[f"uid{i}"], flat[f"name{i}"]] for i in (1, 2)]
@@ -142,7 +142,7 @@ def pack(flat):
 
 
 def evidence():
-    """Of one game, in which everything is as it should be."""
+    """Returns the evidence of one game without mistakes."""
     result = [
         {"rank": 1, "won": True, "rating": 1600.5, "change": 100.5, "sigma": 480},
         {"rank": 2, "won": False, "rating": 1399.5, "change": -100.5, "sigma": 480},
@@ -202,7 +202,7 @@ def evidence():
 
 
 def stored(key, **values):
-    """Tampering with a hash or sorted set of the store; None removes a field."""
+    """Changes fields of a hash or sorted set of the store; None removes a field."""
 
     def tamper(one):
         fields = one.store.setdefault(key, {})
@@ -219,7 +219,7 @@ def stored(key, **values):
 
 
 def replan(**values):
-    """Tampering with the plan of the game."""
+    """Changes the plan of the game."""
 
     def tamper(one):
         plan = trivia.parse_plan(one.store[KEY]["plan"]) | values
@@ -229,18 +229,18 @@ def replan(**values):
 
 
 def room(name, at, **values):
-    """Tampering by adding a `room` to a transcript, which is right but for these values."""
+    """Adds a `room` frame to a transcript, valid except for these values."""
     right = {"code": "ABCDEF", "host": "bob", "players": PAIR, "connected": ["ann"]}
     return seen(name, at, "in", type="room", **right | {"state": "waiting"} | values)
 
 
 def without(key):
-    """Tampering by removing a key."""
+    """Removes a key."""
     return lambda one: one.store.pop(key)
 
 
 def frame(name, kind, **values):
-    """Tampering with a frame of a transcript."""
+    """Changes a frame of a transcript."""
 
     def tamper(one):
         next(
@@ -251,7 +251,7 @@ def frame(name, kind, **values):
 
 
 def seen(name, at, way, connection=1, **values):
-    """Tampering by adding an entry to a transcript, at its time."""
+    """Adds an entry to a transcript, sorted by time."""
 
     def tamper(one):
         one.transcripts[name] = sorted(
@@ -262,7 +262,7 @@ def seen(name, at, way, connection=1, **values):
 
 
 def unseen(*kinds):
-    """Tampering by removing frames of these types from all transcripts."""
+    """Removes the frames of these types from all transcripts."""
 
     def tamper(one):
         one.transcripts = {
@@ -274,7 +274,7 @@ def unseen(*kinds):
 
 
 def fault(kind, at, until):
-    """Not tampering: an excuse."""
+    """Adds a failure, which can excuse a delay."""
     return lambda one: one.faults.append(Fault(kind, at, until, "7"))
 
 
@@ -525,7 +525,7 @@ AWAY = [seen("ann", 110.1, "try"), seen("ann", 130, "open", 2)]
         (RESTS, [incident]),
     ],
 )
-def test_tampering_is_seen(check, tampering):
+def test_each_check_finds_its_kind_of_violation(check, tampering):
     one = evidence()
     for tamper in tampering:
         tamper(one)
@@ -540,7 +540,7 @@ def test_tampering_is_seen(check, tampering):
             seen("ann", 109, "try"),
             seen("ann", 109.1, "open", 2),
             seen("ann", 109.2, "lost", code=4409),
-        ],  # he replaced it
+        ],  # a newer connection of the same player replaces the first
         [
             seen("ann", 108, "in", seq=8, **MOVED),
             seen(
@@ -574,15 +574,14 @@ def test_tampering_is_seen(check, tampering):
             seen("ann", 103, "in", type="cancelled", reason="left"),
         ],
         [
-            seen(
-                "bob", 100.8, "out", type="answer", id=9, game=GAME, round=1, choice=3
-            ),  # refused, then sent again
+            # Refused for now, then sent again.
+            seen("bob", 100.8, "out", type="answer", id=9, game=GAME, round=1, choice=3),
             seen("bob", 100.85, "in", type="error", id=9, code="unavailable"),
         ],
     ],
     ids=["none", "replaced", "hole", "outage", "rematch", "room", "refused"],
 )
-def test_what_is_excused_is_no_violation(excuses):
+def test_an_excused_irregularity_is_no_violation(excuses):
     one = evidence()
     for excuse in excuses:
         excuse(one)
@@ -607,12 +606,12 @@ def test_an_answer_may_be_lost_only_with_an_excuse(excuse):
     assert not list(COUNTS(one))
 
 
-def test_every_check_is_seen_to_fail():
-    cases = test_tampering_is_seen.pytestmark[0].args[1]
+def test_every_check_has_a_case_in_which_it_fails():
+    cases = test_each_check_finds_its_kind_of_violation.pytestmark[0].args[1]
     assert {check for check, _ in cases} == set(chaos_checks.CHECKS)
 
 
-def test_figures_tell_what_happened():
+def test_the_summary_counts_games_rounds_answers_and_failures():
     one = evidence()
     fault("kill", 1, 2)(one)
     figures = chaos.summary(one, [("a", "x"), ("a", "y")])
@@ -628,7 +627,7 @@ def test_figures_tell_what_happened():
 
 
 class Told:
-    """A server that answers with these statuses, by path."""
+    """A stub server: it answers with these statuses, by path."""
 
     def __init__(self, **statuses):
         self.statuses = statuses
@@ -653,7 +652,9 @@ class Told:
         (None, 401, 422, 401, "can't be had"),
     ],
 )
-def test_an_account_is_there_or_gone(monkeypatch, exists, login, register, me, wrong):
+def test_an_account_must_be_usable_or_its_name_free(
+    monkeypatch, exists, login, register, me, wrong
+):
     monkeypatch.setattr(chaos, "FREE_S", 0)
     person = Applicant(Told(login=login, register=register, me=me), "", True)
     person.accounts.append(Account("ann", exists, {PASSWORD}))
@@ -661,13 +662,13 @@ def test_an_account_is_there_or_gone(monkeypatch, exists, login, register, me, w
     assert [wrong in what for _, what in found] == [True] if wrong else not found
 
 
-def test_of_many_wrong_accounts_enough_are_told():
+def test_the_check_of_accounts_stops_after_enough_wrong_ones():
     person = Applicant(Told(login=401), "", True)
     person.accounts = [Account("ann", True, {PASSWORD})] * 3 * chaos.ENOUGH
     assert len(chaos.check_accounts([person])) == chaos.ENOUGH
 
 
-def test_an_answer_that_is_no_refusal_for_now_is_told():
+def test_an_unexpected_status_of_a_registration_is_reported():
     person = Applicant(Told(register=500), "", True)
     person.step()
     person.server.statuses["register"] = 409
@@ -678,7 +679,7 @@ def test_an_answer_that_is_no_refusal_for_now_is_told():
 # ---- the command line
 
 
-def test_violations_end_the_program_with_1(monkeypatch, capsys, tmp_path):
+def test_a_run_with_violations_exits_with_1(monkeypatch, capsys, tmp_path):
     one = evidence()
     monkeypatch.setattr(
         chaos, "campaign", lambda *_: (one, [("a_check", "what was seen")], {"games": 1})
@@ -694,7 +695,7 @@ def test_violations_end_the_program_with_1(monkeypatch, capsys, tmp_path):
     assert json.loads((tmp_path / "all.json").read_text())["transcripts"].keys() == {"ann", "bob"}
 
 
-def test_no_violations_end_it_with_0(monkeypatch, capsys):
+def test_a_run_without_violations_exits_with_0(monkeypatch, capsys):
     monkeypatch.setattr(chaos, "registrations", lambda *_, **__: ([], Counter(accounts=3)))
     with pytest.raises(SystemExit) as ended:
         chaos.main(["registrations", "--kills", "1"])
