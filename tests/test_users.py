@@ -1,4 +1,4 @@
-"""Accounts: registration, sessions, passwords, changes, erasure, export, past games, leaderboards."""
+"""Accounts: registration, sessions, passwords, changes, erasure, export, games, leaderboards."""
 
 import asyncio
 import contextlib
@@ -52,7 +52,7 @@ def small_limits(tree):
 
 @pytest.fixture(scope="module")
 def small():
-    """A server with small limits, which the tests of this file share; they leave nobody in a queue."""
+    """A server with small limits for the tests of this file. Each test leaves the queues empty."""
     running = Server(edited_schema(small_limits, rounds=1))
     try:
         yield running.start()
@@ -62,7 +62,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def crowd():
-    """A server of two workers, where nobody plays."""
+    """A server with two workers, on which no test plays a game."""
     running = Server(workers=2)
     try:
         yield running.start()
@@ -72,7 +72,7 @@ def crowd():
 
 @pytest.fixture(scope="module")
 def resident(server):
-    """A player to whom nothing must happen."""
+    """A player whom no test may change."""
     return server.register(avatar="https://example.org/resident")
 
 
@@ -84,9 +84,9 @@ def raw_redis(server):
 
 
 def store(server):
-    """All that is in Redis about players: {key: content} in bytes.
+    """Returns what Redis holds about players: {key: content} in bytes.
 
-    What the operator's backend is told comes a little later, and is left out.
+    Leaves out the question bank. Leaves out events and chores too, as they end a little later.
     """
     link = raw_redis(server)
     apart = b"{bank}", b"{events}", b"{chores}"
@@ -106,7 +106,7 @@ def store(server):
 
 
 def mentions(server, *words):
-    """The keys in whose name or content one of the words stands."""
+    """Returns the keys whose name or content contains one of the words."""
     return [
         key.decode()
         for key, content in store(server).items()
@@ -123,13 +123,13 @@ def email_of(session):
 
 
 def stranger():
-    """An address on loopback that nobody used yet."""
+    """Returns an address on loopback that no test has used yet."""
     n = next(_addresses)
     return f"127.{os.getpid() % 200 + 20}.{n // 250}.{n % 250 + 1}"
 
 
 def call_from(server, address, method, path, body=None, token=None):
-    """A request from an address."""
+    """Sends a request from an address."""
     link = http.client.HTTPConnection(
         "127.0.0.1", server.port, timeout=30, source_address=(address, 0)
     )
@@ -159,7 +159,7 @@ def signed_out(server, *tokens):
 
 
 def win(server, winner, loser, queue="random"):
-    """A game that the loser gives up; its id. Both are out of the queue afterwards."""
+    """Plays a game that the loser leaves. Returns its id once the result is applied."""
     phones = [Phone(server, session, queue) for session in (winner, loser)]
     game, _ = (phone.expect("start")["game"] for phone in phones)
     phones[0].expect("question")
@@ -175,23 +175,23 @@ def win(server, winner, loser, queue="random"):
 
 
 def typed(name):
-    """What allowances keep of the name that was typed."""
+    """Returns the digest of a typed name, as it stands in the keys of allowances."""
     return trivia.digest(trivia.fold(name), 9)
 
 
 def tries_key(name, address):
-    """The allowance of tries to sign in by a name from an address."""
+    """Returns the key of the allowance for sign-ins by a name from an address."""
     return trivia.Keys.limit("login", f"{typed(name)}:{trivia.address_digest(address)}")
 
 
 def session_key(session):
-    """The allowance of passwords that are tried within a session."""
+    """Returns the key of the allowance for checks of the password within a session."""
     secret = trivia.digest(session["token"][12:], 6)
     return trivia.Keys.limit("session", f"{uid_of(session)}:{secret}")
 
 
 def use_up(server, key, ms=10_000_000):
-    """Leaves nothing of an allowance."""
+    """Uses up an allowance."""
     server.redis.set(key, int(time.time() * 1000) + ms, px=ms)
 
 
@@ -210,7 +210,7 @@ def listed(server, name):
 # -- registration
 
 
-def test_registration_signs_in(server):
+def test_a_registration_signs_the_player_in(server):
     name = unique_name()
     session = server.register(name, avatar="https://example.org/a.png")
     assert session["user"] == me(server, session["token"]).json
@@ -263,7 +263,7 @@ def test_an_email_is_taken_in_any_letter_case_and_unicode_form(server, mine, the
     assert set(problem["errors"]) == {"email"}
 
 
-def test_both_taken_values_are_named(server, resident):
+def test_a_refusal_names_both_values_that_are_taken(server, resident):
     taken = resident["user"]
     problem = server.http(
         "POST",
@@ -323,7 +323,7 @@ def test_a_refused_registration_leaves_the_other_value_free(server, resident, cl
         ("nonsense", True),
     ],
 )
-def test_registration_refuses_a_wrong_field(server, field, value):
+def test_a_registration_with_an_invalid_field_is_refused(server, field, value):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD} | {field: value}
     problem = server.http("POST", "/auth/register", body).refused(422, "invalid")
@@ -332,7 +332,7 @@ def test_registration_refuses_a_wrong_field(server, field, value):
 
 
 @pytest.mark.parametrize("missing", ["username", "email", "password"])
-def test_registration_requires(server, missing):
+def test_a_registration_without_a_required_field_is_refused(server, missing):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
     del body[missing]
@@ -363,15 +363,15 @@ def simultaneous(server, count=30):
     assert mentions(server, f"{name}.") == mentions(server, email_of(winner))
 
 
-def test_of_simultaneous_registrations_of_one_name_one_succeeds(server):
+def test_only_one_of_simultaneous_registrations_of_a_name_succeeds(server):
     simultaneous(server)
 
 
-def test_of_simultaneous_registrations_at_two_workers_one_succeeds(crowd):
+def test_only_one_of_simultaneous_registrations_at_two_workers_succeeds(crowd):
     simultaneous(crowd)
 
 
-# -- registrations that are repeated
+# -- repeated registrations
 
 
 def test_a_registration_whose_reply_was_lost_can_be_repeated(server):
@@ -395,7 +395,7 @@ def test_the_same_registration_sent_several_times_at_once_makes_one_account(crow
 
 
 @pytest.mark.parametrize("mine", [True, False])
-def test_a_repeated_registration_takes_the_password_of_the_one_account(server, mine):
+def test_a_refused_registration_costs_one_hash_whoever_owns_the_names(server, mine):
     one, other, here = server.register(), server.register(), stranger()
     names = {"username": one["user"]["username"], "email": email_of(one if mine else other)}
     password = WRONG if mine else PASSWORD
@@ -408,13 +408,13 @@ def test_a_repeated_registration_takes_the_password_of_the_one_account(server, m
             await users.register(names | {"password": password}, here)
         return len(seen)
 
-    assert inside(server, hashes) == 1  # either way, so that the time tells nothing
-    # It is no way around the allowances of sign-in.
+    assert inside(server, hashes) == 1  # in both cases, so that timing tells nothing
+    # A repeated registration counts against the allowances of sign-in.
     use_up(server, tries_key(names["username"], here))
     register_from(server, here, **names, password=PASSWORD).refused(429, "too_many_attempts")
 
 
-def test_a_registration_with_only_some_names_of_an_account_is_refused(server):
+def test_a_registration_with_only_the_username_or_email_of_an_account_is_refused(server):
     user = server.register()["user"]
     for field in ("username", "email"):
         problem = register_from(server, stranger(), **{field: user[field]})
@@ -439,7 +439,7 @@ def test_a_repeated_registration_restores_a_claim_that_a_failover_lost(server, f
 
 
 def test_no_user_is_written_before_a_replica_has_the_claims(server, monkeypatch):
-    """Else a failover could lose a claim and keep the user."""
+    """Otherwise a failover could lose a claim and keep the user."""
     monkeypatch.setattr(trivia, "WAIT_MS", 20)
     name, written = unique_name(), []
 
@@ -454,7 +454,7 @@ def test_no_user_is_written_before_a_replica_has_the_claims(server, monkeypatch)
     assert written == ["claim"]
 
 
-# -- claims of registrations that died
+# -- claims of unfinished registrations
 
 
 def claim(server, value, content):
@@ -462,14 +462,14 @@ def claim(server, value, content):
 
 
 def claimed(server, value):
-    """The UID of a confirmed claim."""
+    """Returns the UID of a confirmed claim, or None."""
     held = server.redis.hget(trivia.Keys.unique(trivia.fold(value)), trivia.fold(value))
     assert held is None or len(held.split(" ")) == 2, held
     return held and held.split(" ")[0]
 
 
 @pytest.mark.parametrize("field", ["username", "email"])
-def test_a_claim_without_a_user_makes_others_wait_and_then_is_free(server, field):
+def test_a_claim_without_a_user_makes_others_wait_until_it_expires(server, field):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
     expires = time.time() + 1.5
@@ -479,8 +479,8 @@ def test_a_claim_without_a_user_makes_others_wait_and_then_is_free(server, field
     assert claimed(server, body[field]) == uid_of(session.json)
 
 
-def test_a_claim_that_is_renewed_again_and_again_is_not_called_taken(server):
-    """It is of users who never get the name, so that the caller may try again."""
+def test_a_name_whose_claim_is_always_renewed_is_unavailable_but_not_taken(server):
+    """The claims belong to users who never get the name, so the caller may try again."""
     name, on = unique_name(), threading.Event()
 
     def renew():
@@ -500,8 +500,8 @@ def test_a_claim_that_is_renewed_again_and_again_is_not_called_taken(server):
 
 
 @pytest.mark.parametrize("way", ["registration", "change"])
-def test_nobody_keeps_a_free_name_by_asking_for_it_with_one_that_is_taken(server, way):
-    """Such a request claims nothing."""
+def test_a_request_for_a_free_and_a_taken_value_claims_neither(server, way):
+    """Otherwise a player could reserve free names with refused requests."""
     taken, name, mine = server.register()["user"], unique_name(), server.register()
     writes = []
 
@@ -524,9 +524,7 @@ def test_nobody_keeps_a_free_name_by_asking_for_it_with_one_that_is_taken(server
 @pytest.mark.parametrize("field", ["username", "email"])
 @pytest.mark.parametrize("whose", ["nobody", "a user with another value"])
 @pytest.mark.parametrize("how", ["registration", "change"])
-def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(
-    server, resident, field, whose, how
-):
+def test_a_confirmed_claim_is_free_if_no_user_has_the_value(server, resident, field, whose, how):
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
     claim(server, body[field], ("deadUID0" if whose == "nobody" else uid_of(resident)) + " op")
@@ -545,7 +543,7 @@ def test_a_confirmed_claim_without_a_user_who_has_the_value_is_free(
 
 
 @pytest.mark.parametrize("held", ["deadUID0 op 1", "deadUID0 op"])
-def test_of_simultaneous_registrations_of_a_void_claim_one_succeeds(server, held):
+def test_only_one_of_simultaneous_registrations_of_a_void_claim_succeeds(server, held):
     name = unique_name()
     claim(server, name, held)
     statuses = at_once(
@@ -562,11 +560,11 @@ def test_of_simultaneous_registrations_of_a_void_claim_one_succeeds(server, held
 
 
 @pytest.mark.parametrize("field", ["username", "email"])
-def test_a_claim_of_a_user_who_exists_counts_even_if_it_was_never_confirmed(server, field):
+def test_an_unconfirmed_claim_counts_if_its_user_exists(server, field):
     session = server.register()
     value = session["user"][field]
     claim(server, value, f"{uid_of(session)} op {int(time.time() * 1000) - 1}")
-    assert login(server, value).status == 200  # the player does not notice
+    assert login(server, value).status == 200  # the player notices nothing
     body = {
         "username": unique_name(),
         "email": f"{unique_name()}@example.org",
@@ -577,9 +575,9 @@ def test_a_claim_of_a_user_who_exists_counts_even_if_it_was_never_confirmed(serv
 
 
 def inside(server, act, words="", is_cheap=True):
-    """What act(users) returns, run by a worker of its own in this process, with these words in its REDIS_URL.
+    """Runs act(users) in a worker of its own, in this process, and returns the result.
 
-    It hashes at the least cost, as the servers do, if `is_cheap`.
+    Appends `words` to its REDIS_URL. Hashes at the least cost, as the servers do, if `is_cheap`.
     """
 
     async def run():
@@ -619,7 +617,7 @@ def fcall(server, name, keys, *args):
         lambda user: {"login": "\uff50" + user["username"][1:]},
     ],
 )
-def test_signing_in_by(server, by):
+def test_a_player_signs_in_by_username_or_email_in_any_spelling(server, by):
     session = server.register()
     answer = server.http("POST", "/auth/login", by(session["user"]) | {"password": PASSWORD})
     assert answer.status == 200 and answer.json["user"] == session["user"]
@@ -630,11 +628,11 @@ def test_signing_in_by(server, by):
 @pytest.mark.parametrize(
     "fields", [{}, {"login": "anna", "username": "anna"}, {"username": "a", "email": "b"}]
 )
-def test_signing_in_takes_one_name(server, fields):
+def test_a_sign_in_takes_exactly_one_name(server, fields):
     server.http("POST", "/auth/login", fields | {"password": PASSWORD}).refused(422, "invalid")
 
 
-def test_a_ban_that_has_ended_by_the_clock_of_the_worker_alone_opens_no_session(
+def test_a_ban_that_has_ended_only_by_the_worker_s_clock_still_refuses_a_session(
     server, monkeypatch
 ):
     session = server.register()
@@ -686,7 +684,7 @@ def test_a_hash_is_computed_whether_or_not_there_is_an_account(known):
     )
 
 
-def test_passwords_are_kept_as_argon2id(server):
+def test_passwords_are_stored_as_argon2id(server):
     name, secret = unique_name(), "a very particular secret"
     body = {"username": name, "email": f"{name}@example.org", "password": secret}
     session = inside(server, lambda users: users.register(body, stranger()), is_cheap=False)
@@ -711,14 +709,14 @@ def test_a_password_is_hashed_again_when_the_parameters_have_changed(server):
 @pytest.mark.parametrize(
     "password", [PASSWORD + " ", " " + PASSWORD, PASSWORD.upper(), PASSWORD[:-1], "", "x" * 4000]
 )
-def test_a_password_that_is_nearly_right_is_wrong(server, resident, password):
+def test_a_password_that_is_almost_right_is_refused(server, resident, password):
     login(server, resident["user"]["username"], password, stranger()).refused(
         401, "bad_credentials"
     )
 
 
 @pytest.mark.parametrize("password", ["x" * 128, "пароль пароль", "🐎🔋📎🐎🔋📎🐎🔋", "        "])
-def test_any_characters_make_a_password(server, password):
+def test_a_password_may_have_any_characters(server, password):
     session = server.register(password=password)
     assert login(server, session["user"]["username"], password).status == 200
 
@@ -728,7 +726,7 @@ MIXED = f"{NFC.split()[0]} {NFD.split()[1]}"
 
 
 @pytest.mark.parametrize("first", [NFC, NFD, MIXED])
-def test_one_password_is_the_same_on_all_keyboards(server, first):
+def test_a_password_is_the_same_in_every_unicode_form(server, first):
     session = server.register(password=first)
     name = session["user"]["username"]
     for typed_password in (NFC, NFD, MIXED):
@@ -739,8 +737,8 @@ def test_one_password_is_the_same_on_all_keyboards(server, first):
 
 
 @pytest.mark.parametrize("old", [NFC, NFD, MIXED])
-def test_a_hash_of_the_form_that_was_typed_still_opens_the_account(server, old):
-    """Version 1 hashed what was typed. Of a mixture, only that."""
+def test_a_password_hash_of_version_1_still_signs_in(server, old):
+    """Version 1 hashed the password as typed. A mix of forms matches only as it was typed."""
     session = server.register()
     kept = trivia.Passwords(1).hasher.hash(old)
     server.redis.hset(trivia.Keys.user(uid_of(session)), "password", kept)
@@ -755,7 +753,7 @@ def is_hash_of(server, session, password):
         return argon2.PasswordHasher().verify(kept, password)
 
 
-def test_the_length_of_a_password_is_that_of_its_composed_form(server):
+def test_the_length_of_a_password_counts_composed_characters(server):
     body = {"username": unique_name(), "email": f"{unique_name()}@example.org"}
     short = unicodedata.normalize("NFD", "é" * 7)
     server.http("POST", "/auth/register", body | {"password": short}).refused(422, "invalid")
@@ -767,10 +765,10 @@ def test_the_length_of_a_password_is_that_of_its_composed_form(server):
 
 
 def locked_out(server, name, address):
-    """Tries wrong passwords until there is a 429."""
+    """Tries wrong passwords until the server answers 429."""
     answers = [login(server, name, WRONG, address) for _ in range(11)]
     codes = [answer.status for answer in answers]
-    # On a slow machine an allowance may have come back meanwhile.
+    # On a slow machine the allowance may have gained a try meanwhile.
     while codes[-1] == 401 and len(codes) < 20:
         answers.append(login(server, name, WRONG, address))
         codes.append(answers[-1].status)
@@ -785,18 +783,18 @@ def test_failed_logins_are_throttled(server, known):
     answer = locked_out(server, name, here)
     answer.refused(429, "too_many_attempts")
     assert 1 <= int(answer.headers["retry-after"]) <= 10
-    # Neither the right password nor another way of writing the name helps.
+    # The right password and another spelling of the name are refused as well.
     login(server, name.upper(), PASSWORD, here).refused(429, "too_many_attempts")
-    # Another account from here, and this account from elsewhere, are not concerned.
+    # Another account from here, and this name from elsewhere, are not throttled.
     assert login(server, server.register()["user"]["username"], PASSWORD, here).status == 200
     assert login(server, name, PASSWORD, stranger()).status == (200 if known else 401)
 
 
-def test_a_stranger_cannot_lock_the_player_out(server):
+def test_an_attacker_cannot_lock_the_player_out(server):
     name, home = unique_name(), stranger()
     server.register(name)
     assert login(server, name, PASSWORD, home).status == 200
-    # Very many tries from everywhere have used up what the name as a whole is allowed.
+    # Tries from many addresses have used up the allowance of the name.
     use_up(server, trivia.Keys.limit("account", typed(name)))
     login(server, name, PASSWORD, stranger()).refused(429, "too_many_attempts")
     assert login(server, name, PASSWORD, home).status == 200
@@ -813,21 +811,21 @@ def test_tries_from_many_addresses_use_up_the_account_s_allowance(server):
     assert 3 * 2000 - 5000 < left <= 3 * 2000
 
 
-def test_a_throttled_login_gets_one_more_try_after_a_while(server):
+def test_a_throttled_login_gets_one_more_try_per_interval(server):
     session, here = server.register(), stranger()
     name = session["user"]["username"]
     locked_out(server, name, here)
     key = tries_key(name, here)
-    # The interval has passed: the allowance is whole again after nine more of them.
+    # One interval has passed. Nine more would restore the whole allowance.
     server.redis.set(key, int(time.time() * 1000) + 9 * 10_000, px=100_000)
     login(server, name, WRONG, here).refused(401, "bad_credentials")
     server.redis.set(key, int(time.time() * 1000) + 9 * 10_000, px=100_000)
     assert login(server, name, PASSWORD, here).status == 200
-    # The right password makes the allowance whole.
+    # The right password restores the whole allowance.
     assert not server.redis.exists(key)
 
 
-def test_refused_tries_from_one_address_lock_the_name_nowhere_else(server):
+def test_refused_tries_from_one_address_throttle_the_name_nowhere_else(server):
     name, here, home = unique_name(), stranger(), stranger()
     session = server.register(name)
     locked_out(server, name, here)
@@ -846,11 +844,11 @@ def test_refused_tries_from_one_address_lock_the_name_nowhere_else(server):
     assert change.status == 204
 
 
-def test_a_shared_address_that_is_used_up_is_open_to_who_signed_in_there_before(server):
+def test_a_player_who_signed_in_from_a_throttled_address_before_signs_in_there_again(server):
     known, newcomer, school = server.register(), server.register(), stranger()
     name = known["user"]["username"]
     assert login(server, name, PASSWORD, school).status == 200
-    for _ in range(trivia_known_addresses() - 1):  # others meanwhile
+    for _ in range(trivia_known_addresses() - 1):  # other addresses meanwhile
         assert login(server, name, PASSWORD, stranger()).status == 200
     key = trivia.Keys.limit("address", trivia.address_digest(school))
     use_up(server, key)
@@ -869,7 +867,7 @@ def trivia_known_addresses():
     return int(re.search(r"KNOWN_ADDRESSES = (\d+)", text)[1])
 
 
-def test_only_so_many_addresses_of_a_user_are_kept(server):
+def test_the_known_addresses_of_a_user_are_bounded(server):
     session = server.register()
     key = trivia.Keys.user(uid_of(session))
     homes = [stranger() for _ in range(trivia_known_addresses() + 2)]
@@ -880,15 +878,15 @@ def test_only_so_many_addresses_of_a_user_are_kept(server):
     assert server.redis.hget(key, ":from") == " ".join(kept)
 
 
-def test_a_throttled_username_does_not_tell_which_email_is_theirs(server):
-    """Nor an email the username: what is counted is what was typed."""
+def test_throttling_of_a_username_does_not_reveal_its_email(server):
+    """Nor does an email reveal its username: the server counts what was typed."""
     session, here = server.register(), stranger()
     name, email = session["user"]["username"], email_of(session)
     locked_out(server, name, here)
     use_up(server, trivia.Keys.limit("account", typed(name)))
     for guess in (email, f"{unique_name()}@example.org", unique_name()):
         login(server, guess, WRONG, here).refused(401, "bad_credentials")
-    # Nobody is behind this name, and it is throttled like any other.
+    # No account has this name, and it is throttled like any other.
     nobody = unique_name()
     use_up(server, trivia.Keys.limit("account", typed(nobody)))
     for throttled in (name, nobody):
@@ -897,7 +895,7 @@ def test_a_throttled_username_does_not_tell_which_email_is_theirs(server):
 
 @pytest.mark.parametrize("who", ["an account", "nobody"])
 def test_a_try_costs_one_hash_even_when_a_shared_allowance_is_used_up(server, who):
-    """Else the time would tell whether the address is exempt, and so who has an account."""
+    """Otherwise timing would tell whether the address is exempt, and so whether the user exists."""
     name, here = unique_name(), stranger()
     if who == "an account":
         server.register(name)
@@ -915,7 +913,7 @@ def test_a_try_costs_one_hash_even_when_a_shared_allowance_is_used_up(server, wh
     assert inside(server, hashes) == 1
 
 
-def test_a_full_hashing_queue_takes_no_try_from_an_allowance(server):
+def test_a_try_that_a_full_hashing_queue_refuses_does_not_count(server):
     name, here = unique_name(), stranger()
 
     async def refuse(users):
@@ -935,7 +933,7 @@ def test_a_full_hashing_queue_takes_no_try_from_an_allowance(server):
 
 
 def jobs_of(passwords, *addresses):
-    """Puts a job of each address into the queue; the order in which they were done is in `done`."""
+    """Queues a job for each address. Returns (addresses in the order they are done, jobs)."""
     done = []
     return done, [
         asyncio.ensure_future(passwords._run(address, done.append, address))
@@ -964,9 +962,7 @@ def test_addresses_take_turns_in_the_hashing_queue():
         (4, "abcde" + "f", [5]),
     ],
 )
-def test_a_full_hashing_queue_refuses_the_address_that_waits_for_the_most(
-    queue, addresses, refused
-):
+def test_a_full_hashing_queue_refuses_the_address_with_the_most_jobs(queue, addresses, refused):
     async def act():
         passwords = trivia.Passwords(queue)
         passwords.threads._max_workers = passwords.idle = 1
@@ -978,7 +974,7 @@ def test_a_full_hashing_queue_refuses_the_address_that_waits_for_the_most(
     assert asyncio.run(act()) == refused
 
 
-def test_who_floods_the_hashing_queue_keeps_no_other_address_waiting(server):
+def test_a_flood_of_the_hashing_queue_delays_no_other_address(server):
     *greedy, other = (server.register() for _ in range(7))
     held, flooding, checked = threading.Event(), stranger(), []
 
@@ -1015,7 +1011,7 @@ def test_who_floods_the_hashing_queue_keeps_no_other_address_waiting(server):
 
 @pytest.fixture(scope="module")
 def strict():
-    """A server with the shipped allowance of registrations, but a small one."""
+    """A server with a small allowance of registrations for each address."""
 
     def edit(tree):
         tree["limits"] |= {"registrations": 20, "registration_seconds": 60}
@@ -1033,7 +1029,7 @@ def register_from(server, address, **fields):
     return call_from(server, address, "POST", "/auth/register", body)
 
 
-def test_one_address_makes_only_so_many_accounts(strict):
+def test_registrations_from_one_address_are_bounded(strict):
     here = stranger()
     answers = at_once(24, lambda i: register_from(strict, here))
     assert sorted(answer.status for answer in answers) == [201] * 20 + [429] * 4
@@ -1043,7 +1039,7 @@ def test_one_address_makes_only_so_many_accounts(strict):
     assert register_from(strict, stranger()).status == 201
 
 
-def test_a_list_of_emails_cannot_be_tried_by_registering(strict):
+def test_a_list_of_emails_cannot_be_checked_by_registering(strict):
     here, taken = stranger(), strict.register()["user"]
     mark = len(strict.log)
     codes = []
@@ -1053,13 +1049,13 @@ def test_a_list_of_emails_cannot_be_tried_by_registering(strict):
         codes.append(register_from(strict, here, **names, password=WRONG).status)
     assert codes == [409] * 5 + [429] * 25
     assert strict.log[mark:].count("name refused: username_taken") == 5
-    # When it is used up, a free email gets the same answer as a taken one.
-    # Refusals keep nobody at this address from names that are free.
+    # Once the allowance is used up, a free email gets the same answer as a taken one.
+    # Registrations of free names from this address still succeed.
     assert register_from(strict, here).status == 201
 
 
 def test_tries_to_register_from_one_address_are_bounded(strict):
-    """Else one who uses up the refusals could tell a taken email by its 429 without end."""
+    """Otherwise each 429 for used-up refusals would still reveal a taken email."""
     here, taken = stranger(), strict.register()["user"]["email"]
     key = trivia.Keys.limit("try", trivia.address_digest(here))
     register_from(strict, here, email=taken).refused(409, "email_taken")
@@ -1069,7 +1065,7 @@ def test_tries_to_register_from_one_address_are_bounded(strict):
         register_from(strict, here, email=email).refused(429, "too_many_attempts")
 
 
-def test_a_registration_that_is_invalid_takes_no_allowance(strict):
+def test_an_invalid_registration_uses_up_no_allowance(strict):
     here = stranger()
     for _ in range(25):
         register_from(strict, here, password="short").refused(422, "invalid")
@@ -1086,7 +1082,7 @@ def test_simultaneous_wrong_passwords_are_throttled_too(server):
     "method, path, more",
     [("POST", "/auth/password", {"new_password": "another horse"}), ("DELETE", "/users/me", {})],
 )
-def test_guessing_the_password_from_within_a_session_is_throttled(server, method, path, more):
+def test_guesses_of_the_password_within_a_session_are_throttled(server, method, path, more):
     session, here = server.register(), stranger()
     codes = []
     while 429 not in codes and len(codes) < 20:
@@ -1108,10 +1104,10 @@ def test_guessing_the_password_from_within_a_session_is_throttled(server, method
 # -- sessions
 
 
-def test_tokens_are_kept_as_digests_only(server):
+def test_tokens_are_stored_as_digests_only(server):
     session = server.register()
     token = session["token"]
-    assert mentions(server, uid_of(session))  # the search does find what is there
+    assert mentions(server, uid_of(session))  # the search finds what is stored
     assert not mentions(server, token) and not mentions(server, token[12:])
     files = [path.read_bytes() for path in (server.data / "d").rglob("*") if path.is_file()]
     assert any(uid_of(session).encode() in content for content in files)
@@ -1159,13 +1155,13 @@ def test_the_end_of_a_session_closes_its_socket(small, end):
 
 
 @pytest.mark.parametrize("way", ["login", "repeated registration"])
-def test_the_socket_of_a_session_that_was_pushed_out_is_closed(small, way):
+def test_a_session_that_newer_ones_replace_loses_its_socket(small, way):
     session = small.register()
     user = session["user"]
     phone = Phone(small, session, "rated")
     phone.expect("queued")
-    with contextlib.closing(phone):  # a repetition would meet it in the queue, and play with it
-        # Ends first, but not by a day: then the check behind `queued` would extend it.
+    with contextlib.closing(phone):  # a rerun would meet this phone in the queue
+        # It ends first, but less than a day early: else the check after `queued` extends it.
         small.redis.hset(*session_field(session), int(time.time()) + 30 * 86400 - 3600)
         for _ in range(3):
             if way == "login":
@@ -1181,8 +1177,8 @@ def names_of(user):
     return {name: user[name] for name in ("username", "email")}
 
 
-def test_the_socket_at_another_worker_is_closed_too(crowd):
-    for _ in range(7):  # whichever workers they get
+def test_the_end_of_a_session_closes_its_socket_at_another_worker(crowd):
+    for _ in range(7):  # often enough to meet both workers
         session = crowd.register()
         other = login(crowd, session["user"]["username"]).json
         phone = Phone(crowd, session, "random")
@@ -1191,7 +1187,7 @@ def test_the_socket_at_another_worker_is_closed_too(crowd):
         phone.expect_close(4401)
 
 
-def test_a_session_that_did_not_end_keeps_its_socket(small):
+def test_the_end_of_one_session_leaves_the_socket_of_another_open(small):
     session = small.register()
     other = login(small, session["user"]["username"]).json
     phone = Phone(small, session, "rated")
@@ -1207,13 +1203,13 @@ def session_field(session):
     return trivia.Keys.user(uid_of(session)), f"session:{trivia.digest(session['token'][12:])}"
 
 
-def test_a_session_slides_on_while_it_is_used(server):
+def test_the_use_of_a_session_extends_it(server):
     session = server.register()
     server.redis.hset(*session_field(session), int(time.time()) + 60)
     assert me(server, session["token"]).status == 200
     expires = int(server.redis.hget(*session_field(session)))
     assert abs(expires - time.time() - 30 * 86400) < 60
-    # ... but is not written on each use.
+    # The expiry is not written on each use.
     server.redis.hset(*session_field(session), expires - 3600)
     assert me(server, session["token"]).status == 200
     assert int(server.redis.hget(*session_field(session))) == expires - 3600
@@ -1224,12 +1220,12 @@ def test_an_expired_session_is_refused(server, ago):
     session = server.register()
     server.redis.hset(*session_field(session), int(time.time()) - ago)
     signed_out(server, session["token"])
-    # The next login clears it away.
+    # The next login deletes it.
     login(server, session["user"]["username"])
     assert not server.redis.hexists(*session_field(session))
 
 
-def test_the_session_that_ends_first_makes_room(small):
+def test_a_new_session_replaces_the_one_that_ends_first(small):
     first = small.register()
     sessions = [first] + [login(small, first["user"]["username"]).json for _ in range(2)]
     for days, session in zip((20, 10, 15), sessions):
@@ -1241,7 +1237,7 @@ def test_the_session_that_ends_first_makes_room(small):
     assert all(me(small, sessions[i]["token"]).status == 200 for i in (0, 2, 3))
 
 
-def test_a_player_has_only_so_many_sessions_however_simultaneously_he_signs_in(small):
+def test_simultaneous_sign_ins_keep_the_bound_of_sessions(small):
     session = small.register()
     answers = at_once(8, lambda i: login(small, session["user"]["username"], address=stranger()))
     assert {answer.status for answer in answers} == {200}
@@ -1259,11 +1255,11 @@ def test_a_player_has_only_so_many_sessions_however_simultaneously_he_signs_in(s
         lambda token: token.swapcase(),
     ],
 )
-def test_a_token_that_is_nearly_right_is_refused(server, resident, change):
+def test_a_token_that_is_almost_right_is_refused(server, resident, change):
     signed_out(server, change(resident["token"]))
 
 
-def test_revocation_survives_the_sudden_death_of_server_and_redis(small):
+def test_a_revocation_survives_a_kill_of_server_and_redis(small):
     session, bystander = small.register(), small.register()
     kept = login(small, session["user"]["username"]).json
     assert small.http("POST", "/auth/logout", token=session["token"]).status == 204
@@ -1310,7 +1306,7 @@ def test_a_new_password_ends_the_other_sessions(server):
         ({"password": PASSWORD, "new_password": "battery staple", "username": "x"}, 422, "invalid"),
     ],
 )
-def test_a_change_of_password_that_is_refused_changes_nothing(server, body, status, code):
+def test_a_refused_change_of_password_changes_nothing(server, body, status, code):
     session = server.register()
     other = login(server, session["user"]["username"]).json
     server.http("POST", "/auth/password", body, session["token"]).refused(status, code)
@@ -1329,7 +1325,7 @@ def test_a_change_of_password_whose_reply_was_lost_can_be_repeated(server):
 
 @pytest.mark.parametrize("way", ["is refused", "ends"])
 def test_a_login_under_way_does_not_outlive_the_old_password(server, way):
-    """It is refused if the password changes once it is checked, and its session ends if it is open by then."""
+    """If the password changes after its check, the login fails; a session open by then ends."""
     session = server.register()
     name = session["user"]["username"]
 
@@ -1373,7 +1369,7 @@ def test_a_login_under_way_does_not_outlive_the_old_password(server, way):
 
 
 def patch(server, session, body):
-    """A change, with the password if it takes one."""
+    """Changes the account, with the password if the change requires it."""
     if body.keys() & {"username", "email"}:
         body = {"password": PASSWORD} | body
     return server.http("PATCH", "/users/me", body, session["token"])
@@ -1383,14 +1379,14 @@ NEW_NAMES = [("username", unique_name), ("email", lambda: f"{unique_name()}@exam
 
 
 def heir(server, field, value):
-    """Somebody who registers with a value."""
+    """Registers another player with this value."""
     name = unique_name()
     body = {"username": name, "email": f"{name}@example.org", "password": WRONG} | {field: value}
     return server.http("POST", "/auth/register", body)
 
 
 @pytest.mark.parametrize("field, new", NEW_NAMES)
-def test_a_unique_field_moves_and_the_old_value_becomes_free(small, field, new):
+def test_a_change_of_a_unique_field_frees_the_old_value(small, field, new):
     session, value = small.register(), new()
     old = session["user"][field]
     assert patch(small, session, {field: value}).json == session["user"] | {field: value}
@@ -1402,7 +1398,7 @@ def test_a_unique_field_moves_and_the_old_value_becomes_free(small, field, new):
 
 
 @pytest.mark.parametrize("field, new", NEW_NAMES)
-def test_a_value_that_was_given_up_is_kept_for_its_user(server, field, new):
+def test_the_old_value_of_a_unique_field_is_reserved_for_its_user(server, field, new):
     session, other = server.register(), server.register()
     old = session["user"][field]
     assert patch(server, session, {field: new()}).status == 200
@@ -1414,18 +1410,18 @@ def test_a_value_that_was_given_up_is_kept_for_its_user(server, field, new):
 
 
 @pytest.mark.parametrize("field", ["username", "email"])
-def test_the_names_of_an_erased_account_are_kept_from_all(server, field):
+def test_the_names_of_an_erased_account_are_reserved(server, field):
     session = server.register()
     value = session["user"][field]
     erase(server, session)
     heir(server, field, value).refused(409, f"{field}_taken")
     assert server.redis.get(trivia.Keys.reserved(trivia.fold(value))) == trivia.NOBODY
     assert 29 * 86400 < server.redis.ttl(trivia.Keys.reserved(trivia.fold(value))) <= 30 * 86400
-    server.redis.delete(trivia.Keys.reserved(trivia.fold(value)))  # the days are over
+    server.redis.delete(trivia.Keys.reserved(trivia.fold(value)))  # the days have passed
     assert heir(server, field, value).status == 201
 
 
-def test_a_change_that_dies_midway_leaves_no_name_free(server):
+def test_a_change_that_stops_midway_frees_no_name(server):
     session, name = server.register(), unique_name()
     old = session["user"]["username"]
 
@@ -1460,7 +1456,7 @@ def test_a_change_that_dies_midway_leaves_no_name_free(server):
         ({"password": PASSWORD}, "invalid", {"password"}),
     ],
 )
-def test_a_token_alone_changes_no_name(server, body, code, errors):
+def test_a_change_of_a_name_requires_the_password(server, body, code, errors):
     session = server.register()
     user = session["user"]
     values = {"new": f"{unique_name()}@example.org", "upper": user["username"].upper()}
@@ -1473,7 +1469,7 @@ def test_a_token_alone_changes_no_name(server, body, code, errors):
     assert me(server, session["token"]).json == user
 
 
-def test_a_form_with_unchanged_names_takes_no_password(server):
+def test_a_change_that_repeats_the_names_requires_no_password(server):
     session = server.register()
     names = {name: session["user"][name] for name in ("username", "email")}
     body = names | {"avatar": "https://example.org/a"}
@@ -1481,7 +1477,7 @@ def test_a_form_with_unchanged_names_takes_no_password(server):
     assert answer.json == session["user"] | body
 
 
-def test_a_player_changes_their_names_only_so_often(server):
+def test_changes_of_names_are_throttled(server):
     session = server.register()
     for _ in range(trivia.RENAMES[1]):
         assert patch(server, session, {"username": unique_name()}).status == 200
@@ -1489,7 +1485,7 @@ def test_a_player_changes_their_names_only_so_often(server):
     assert patch(server, session, {"avatar": "https://example.org/a"}).status == 200
 
 
-def test_a_list_of_emails_cannot_be_tried_by_changing_one_s_own(strict):
+def test_a_list_of_emails_cannot_be_checked_by_changes_of_an_account(strict):
     sessions, taken = [strict.register() for _ in range(3)], strict.register()["user"]["email"]
     here, codes, mark = stranger(), [], len(strict.log)
     for i in range(9):
@@ -1500,7 +1496,7 @@ def test_a_list_of_emails_cannot_be_tried_by_changing_one_s_own(strict):
     assert strict.log[mark:].count("name refused: email_taken") == 5
 
 
-def test_the_spelling_of_a_name_changes(server):
+def test_a_player_changes_the_letter_case_of_their_name(server):
     session = server.register()
     name = session["user"]["username"].upper()
     assert patch(server, session, {"username": name}).json["username"] == name
@@ -1513,7 +1509,7 @@ def test_the_spelling_of_a_name_changes(server):
 
 
 @pytest.mark.parametrize("clash, free", [("username", "email"), ("email", "username")])
-def test_a_taken_value_is_refused_and_nothing_changes(server, clash, free):
+def test_a_change_to_a_taken_value_changes_nothing(server, clash, free):
     session, taken, fresh = server.register(), server.register()["user"], unique_name()
     body = {
         clash: taken[clash].upper(),
@@ -1543,7 +1539,7 @@ def test_a_taken_value_is_refused_and_nothing_changes(server, clash, free):
         {"avatar": "data:text/html,x"},
     ],
 )
-def test_a_change_of_what_is_not_his_to_change_is_refused(server, resident, body):
+def test_a_change_with_an_invalid_or_read_only_field_is_refused(server, resident, body):
     before = server.redis.hgetall(trivia.Keys.user(uid_of(resident)))
     problem = patch(server, resident, {"avatar": "https://example.org/a"} | body).refused(
         422, "invalid"
@@ -1552,14 +1548,14 @@ def test_a_change_of_what_is_not_his_to_change_is_refused(server, resident, body
     assert server.redis.hgetall(trivia.Keys.user(uid_of(resident))) == before
 
 
-def test_a_default_is_not_kept(server):
+def test_a_value_equal_to_the_default_is_not_stored(server):
     session = server.register(avatar="https://example.org/a")
     assert patch(server, session, {"avatar": ""}).json["avatar"] == ""
     assert "avatar" not in server.redis.hgetall(trivia.Keys.user(uid_of(session)))
     assert patch(server, session, {}).json == session["user"] | {"avatar": ""}
 
 
-def test_of_simultaneous_changes_of_a_name_only_one_name_stays_taken(small):
+def test_after_simultaneous_changes_of_a_name_only_one_stays_taken(small):
     server, session = small, small.register()
     old, names = session["user"]["username"], [unique_name() for _ in range(5)]
     assert {
@@ -1573,7 +1569,7 @@ def test_of_simultaneous_changes_of_a_name_only_one_name_stays_taken(small):
         server.register(free, email=f"{unique_name()}@example.org")
 
 
-def test_of_simultaneous_changes_to_one_name_one_succeeds(server):
+def test_only_one_of_simultaneous_changes_to_a_name_succeeds(server):
     sessions, name = [server.register() for _ in range(8)], unique_name()
     answers = at_once(8, lambda i: patch(server, sessions[i], {"username": name}))
     assert sorted(answer.status for answer in answers) == [200] + [409] * 7
@@ -1582,7 +1578,7 @@ def test_of_simultaneous_changes_to_one_name_one_succeeds(server):
 
 
 def change(server, session, user, data, prepare=lambda users: None):
-    """A change as a worker makes it who has read the user before."""
+    """Changes an account as a worker does that has read the user earlier."""
 
     async def act(users):
         prepare(users)
@@ -1591,7 +1587,7 @@ def change(server, session, user, data, prepare=lambda users: None):
     return inside(server, act)
 
 
-def test_a_refused_change_does_not_release_a_name_that_another_change_has_given_him(server):
+def test_a_refused_change_frees_no_name_that_another_change_took(server):
     session, other, name = server.register(), server.register(), unique_name()
     before = server.redis.hgetall(trivia.Keys.user(uid_of(session)))
     assert patch(server, session, {"username": name}).status == 200
@@ -1601,7 +1597,7 @@ def test_a_refused_change_does_not_release_a_name_that_another_change_has_given_
     assert login(server, name).status == 200
 
 
-def test_a_name_that_he_takes_back_at_the_same_time_stays_his(server):
+def test_a_player_who_changes_back_at_the_same_time_keeps_the_name(server):
     session, name = server.register(), unique_name()
     old, before = (
         session["user"]["username"],
@@ -1612,7 +1608,7 @@ def test_a_name_that_he_takes_back_at_the_same_time_stays_his(server):
         settle = users.claims.settle
 
         async def settle_later(uid, claims):
-            # It is about to release the old name; now the player has changed back.
+            # The change is about to free the old name. Now the player changes back.
             if trivia.fold(old) in claims:
                 back = await asyncio.to_thread(patch, server, session, {"username": old})
                 assert back.status == 200
@@ -1646,7 +1642,7 @@ def nicks():
 
 @pytest.mark.parametrize("victim_by", ["email", "username"])
 @pytest.mark.parametrize("way", ["registration", "change"])
-def test_no_value_of_one_player_is_a_value_of_another_in_any_field(nicks, victim_by, way):
+def test_a_unique_value_of_a_player_is_taken_in_every_field(nicks, victim_by, way):
     victim = nicks.register()["user"]
     value = victim[victim_by]
     if way == "registration":
@@ -1666,7 +1662,7 @@ def test_a_player_may_have_one_value_in_two_fields(nicks):
     session = nicks.register(name, nick=name)
     body = {"username": new, "password": PASSWORD}
     assert nicks.http("PATCH", "/users/me", body, session["token"]).status == 200
-    assert login(nicks, name).json["user"]["nick"] == name  # the nick still has it
+    assert login(nicks, name).json["user"]["nick"] == name  # the nick still has this value
     heir(nicks, "username", name).refused(409, "username_taken")
     body = {"nick": new, "username": name, "password": PASSWORD}  # swapped
     assert nicks.http("PATCH", "/users/me", body, session["token"]).json["nick"] == new
@@ -1724,7 +1720,7 @@ def test_opponents_see_no_private_field(small):
 
 
 def wait_until_erased(server, session):
-    """Waits until nothing is left of a person; the whole store is read only when that may be so."""
+    """Waits until no trace of a player is left. Reads the whole store only after the erasure."""
     written = lambda: server.redis.zscore(trivia.Keys.erasures, uid_of(session))
     wait_until(lambda: written() is None and not traces(server, session))
 
@@ -1737,7 +1733,7 @@ def wait_until_erased(server, session):
         (None, 415, "unsupported_media_type"),
     ],
 )
-def test_an_erasure_asks_for_the_password(server, resident, body, status, code):
+def test_an_erasure_requires_the_password(server, resident, body, status, code):
     server.http("DELETE", "/users/me", body, resident["token"]).refused(status, code)
     assert me(server, resident["token"]).json == resident["user"]
 
@@ -1748,7 +1744,7 @@ def erase(server, session):
 
 
 def traces(server, session):
-    """Keys that say something of a person. Who tried in vain to sign in lately is gone by itself, soon."""
+    """Returns the keys that mention a player, except allowances, which expire soon."""
     return [
         key
         for key in mentions(server, uid_of(session), session["user"]["username"], email_of(session))
@@ -1756,7 +1752,7 @@ def traces(server, session):
     ]
 
 
-def test_an_erasure_leaves_no_trace_of_the_person(small):
+def test_an_erasure_leaves_no_trace_of_the_player(small):
     ann, bob = small.register(avatar="https://example.org/ann"), small.register()
     name, other = ann["user"]["username"], login(small, email_of(ann)).json
     games = [win(small, ann, bob), win(small, bob, ann, "rated")]
@@ -1779,7 +1775,7 @@ def test_an_erasure_leaves_no_trace_of_the_person(small):
         )
         assert name not in record.body
     assert name not in small.http("GET", "/users/me/games", token=bob["token"]).body
-    # The name begins anew.
+    # Another player can take the name, and starts from zero.
     heir = small.register(name)
     assert heir["user"].items() >= {"wins": 0, "games": 0, "rating": 1500, "avatar": ""}.items()
     assert small.http("GET", "/users/me/games", token=heir["token"]).json == {
@@ -1788,7 +1784,7 @@ def test_an_erasure_leaves_no_trace_of_the_person(small):
     }
 
 
-def test_an_erasure_in_the_midst_of_a_game_leaves_no_trace(small):
+def test_an_erasure_during_a_game_leaves_no_trace(small):
     ann, bob = small.pair()
     game = bob.frames[-1]["game"]
     bob.expect("question")
@@ -1804,7 +1800,7 @@ def test_an_erasure_in_the_midst_of_a_game_leaves_no_trace(small):
     assert record.status == 200 and bob.name in record.body and ann.name not in record.body
 
 
-def test_an_erasure_reaches_every_game(small):
+def test_an_erasure_covers_every_game(small):
     ann, bob = small.register(), small.register()
     games = [win(small, ann, bob) for _ in range(6)]
     assert len(my_games(small, ann, "?limit=3")["games"]) == 3
@@ -1814,7 +1810,7 @@ def test_an_erasure_reaches_every_game(small):
     assert traces(small, ann) == []
 
 
-def test_an_erasure_reaches_last_week_s_leaderboard(small):
+def test_an_erasure_covers_last_week_s_leaderboard(small):
     ann, bob = small.register(), small.register()
     win(small, ann, bob)
     before = trivia.period_of("week", time.time() - 7 * 86400)
@@ -1833,7 +1829,7 @@ def test_a_change_during_an_erasure_leaves_no_trace(small):
     with ThreadPoolExecutor(1) as pool:
         erased = pool.submit(erase, small, session)
         wait_until(lambda: small.redis.exists(guard))
-        # The password is being checked, most often until the change is made.
+        # The check of the password usually lasts until the change is made.
         changes = {"username": new, "email": f"{new}@example.org"}
         try:
             assert change(small, session, before, changes)
@@ -1844,13 +1840,13 @@ def test_a_change_during_an_erasure_leaves_no_trace(small):
     small.register(new)
 
 
-def test_nobody_can_take_the_name_of_an_anonymous_seat(small):
+def test_a_player_cannot_take_the_name_of_an_anonymous_seat(small):
     ann, bob = small.register(), small.register()
     game = win(small, ann, bob)
     erase(small, ann)
     wait_until_erased(small, ann)
     seat = small.http("GET", f"/games/{game}", token=bob["token"]).json["ranking"][0]["player"]
-    # He would be mixed up with it in games that list answers by name.
+    # Games list answers by name, and would confuse the player with this seat.
     small.http(
         "POST",
         "/auth/register",
@@ -1858,7 +1854,7 @@ def test_nobody_can_take_the_name_of_an_anonymous_seat(small):
     ).refused(422, "invalid")
 
 
-def test_a_second_erasure_finds_nobody(server):
+def test_simultaneous_erasures_of_one_account_do_no_harm(server):
     session = server.register()
     statuses = at_once(
         4,
@@ -1871,7 +1867,7 @@ def test_a_second_erasure_finds_nobody(server):
 
 
 def cut_short(server, session, how_far):
-    """Leaves an erasure as a worker leaves it that dies on the way."""
+    """Leaves an erasure unfinished, as a worker does that dies on the way."""
     uid, redis = uid_of(session), server.redis
     if how_far != "written down":
         keys = trivia.Keys.user(uid), trivia.Keys.erased(uid)
@@ -1880,10 +1876,10 @@ def cut_short(server, session, how_far):
         [game, *_] = redis.zrange(trivia.Keys.history(uid), 0, 0)
         fcall(server, "forget_player", (trivia.Keys.game(game),), uid)
         redis.zrem(trivia.Keys.history(uid), game)
-    redis.zadd(trivia.Keys.erasures, {uid: 1})  # its worker must be dead
+    redis.zadd(trivia.Keys.erasures, {uid: 1})  # long overdue, so its worker counts as dead
 
 
-def test_erasures_that_were_cut_short_are_finished_whatever_holds_up_another(small):
+def test_unfinished_erasures_are_finished_even_if_another_one_fails(small):
     bad, bob, games = "-" * 12, small.register(), {}
     small.redis.set(trivia.Keys.history(bad), "no history")
     small.redis.zadd(trivia.Keys.erasures, {bad: 0})  # due before all others
@@ -1907,7 +1903,7 @@ def test_erasures_that_were_cut_short_are_finished_whatever_holds_up_another(sma
 
 def copy_game(server, session, game, count):
     """Gives a player many copies of a game."""
-    redis = raw_redis(server)  # a plan is not text
+    redis = raw_redis(server)  # the plan of a game is binary
     stored = redis.hgetall(trivia.Keys.game(game))
     ids = [f"{game[:2]}{i:010}" for i in range(count)]
     for start in range(0, count, 1000):
@@ -1922,7 +1918,7 @@ def copy_game(server, session, game, count):
 
 @contextlib.contextmanager
 def longest_wait(phone, pause_s=0.1):
-    """Pings meanwhile. Yields a list: what the event loop worked till each pong (s), in order."""
+    """Pings in the background. Yields a list: the event loop's work until each pong (s), sorted."""
     waits, stop = [], threading.Event()
 
     def ping():
@@ -1942,7 +1938,7 @@ def longest_wait(phone, pause_s=0.1):
     waits.sort()
 
 
-def test_5_000_games_are_exported_and_erased_while_others_go_on(small):
+def test_an_export_and_erasure_of_5_000_games_delay_no_other_player(small):
     server = small
     ann, bob = server.register(), server.register()
     games = copy_game(server, ann, win(server, ann, bob), 5_000)
@@ -1974,7 +1970,7 @@ def test_5_000_games_are_exported_and_erased_while_others_go_on(small):
     assert traces(server, ann) == []
 
 
-def test_an_export_breaks_off_visibly_when_redis_goes_away(make_server):
+def test_a_client_sees_that_an_export_is_incomplete_when_redis_fails(make_server):
     server = make_server(edited_schema(rounds=1))
     ann, bob = server.register(), server.register()
     copy_game(server, ann, win(server, ann, bob), 10_000)
@@ -1990,7 +1986,7 @@ def test_an_export_breaks_off_visibly_when_redis_goes_away(make_server):
     assert "response broken off" in server.log and "Traceback" not in server.log
 
 
-def test_exports_again_and_again_are_refused(small):
+def test_exports_are_throttled(small):
     session = small.register()
     statuses = [
         small.http("GET", "/users/me/export", token=session["token"]).status for _ in range(11)
@@ -2001,7 +1997,7 @@ def test_exports_again_and_again_are_refused(small):
 # -- export
 
 
-def test_an_export_holds_everything(small):
+def test_an_export_contains_all_data_of_the_player(small):
     ann, bob = small.pair()
     play_all([ann, bob])
     game = ann.frames[-1]["game"]
@@ -2024,7 +2020,7 @@ def test_an_export_holds_everything(small):
     assert export["questions_seen"] == [questions[0]["text"]]
 
 
-def test_an_export_holds_nothing_of_others(small):
+def test_an_export_contains_no_secrets_and_no_data_of_others(small):
     ann, bob = small.register(), small.register()
     win(small, ann, bob)
     text = small.http("GET", "/users/me/export", token=ann["token"]).body
@@ -2037,7 +2033,7 @@ def test_an_export_holds_nothing_of_others(small):
 
 @pytest.fixture(scope="module")
 def veteran(small):
-    """(session, ids of his games, oldest first, his opponent): one more than are listed, since it is too old."""
+    """Returns (session, game ids, oldest first, opponent). The first game is too old to list."""
     ann, bob = small.register(), small.register()
     games = [win(small, ann, bob) for _ in range(5)]
     age(small, ann, games[0], 30 * 86400)
@@ -2045,7 +2041,7 @@ def veteran(small):
 
 
 def age(server, session, game, seconds):
-    """Makes a game so old in a player's list."""
+    """Makes a game older, by some seconds, in a player's list."""
     server.redis.zincrby(trivia.Keys.history(uid_of(session)), -seconds * 1000, game)
 
 
@@ -2055,7 +2051,7 @@ def my_games(server, session, query=""):
     return answer.json
 
 
-def test_own_games_are_listed_newest_first_and_only_so_many(small, veteran):
+def test_a_player_s_games_are_listed_newest_first_without_those_too_old(small, veteran):
     ann, games, bob = veteran
     page = my_games(small, ann)
     assert [game["id"] for game in page["games"]] == games[:0:-1] and page["cursor"] is None
@@ -2070,7 +2066,7 @@ def test_own_games_are_listed_newest_first_and_only_so_many(small, veteran):
 
 
 @pytest.mark.parametrize("limit", [1, 2, 4, 5, 100])
-def test_a_cursor_walks_all_pages(small, veteran, limit):
+def test_cursors_lead_through_all_pages(small, veteran, limit):
     ann, games, _ = veteran
     seen, query = [], f"?limit={limit}"
     for _ in range(6):
@@ -2083,7 +2079,7 @@ def test_a_cursor_walks_all_pages(small, veteran, limit):
     assert seen == games[:0:-1]
 
 
-def test_games_are_listed_for_game_days(small):
+def test_games_are_listed_for_as_long_as_game_days_says(small):
     ann, bob = small.register(), small.register()
     games = [win(small, ann, bob) for _ in range(2)]
     age(small, ann, games[0], 30 * 86400 - 300)
@@ -2093,7 +2089,7 @@ def test_games_are_listed_for_game_days(small):
     assert all(29 * 86400 < small.redis.ttl(trivia.Keys.game(game)) <= 30 * 86400 for game in games)
 
 
-def test_of_a_players_games_the_newest_are_kept(small):
+def test_only_the_newest_games_of_a_player_are_kept(small):
     ann, bob = small.register(), small.register()
     first = win(small, ann, bob)
     newer = {f"0000000000{i}": time.time() * 1000 + i for i in range(10, 60)}
@@ -2106,7 +2102,7 @@ def test_of_a_players_games_the_newest_are_kept(small):
     assert small.redis.zcard(trivia.Keys.history(uid)) == 50
 
 
-def test_a_game_that_has_expired_is_passed_over(small):
+def test_the_list_of_games_skips_an_expired_game(small):
     ann, bob = small.register(), small.register()
     games = [win(small, ann, bob) for _ in range(3)]
     small.redis.delete(trivia.Keys.game(games[1]))
@@ -2142,7 +2138,7 @@ def test_a_new_game_does_not_shift_the_next_page(small):
         ("?offset=1", "offset"),
     ],
 )
-def test_a_page_that_cannot_be_is_refused(small, veteran, query, field):
+def test_an_invalid_page_of_games_is_refused(small, veteran, query, field):
     answer = small.http("GET", f"/users/me/games{query}", token=veteran[0]["token"])
     assert set(answer.refused(422, "invalid")["errors"]) == {field}
 
@@ -2176,7 +2172,7 @@ def test_a_game_is_shown_to_its_players_only(small, veteran):
         lambda game: "..%2f" + game,
     ],
 )
-def test_a_game_that_is_not_there_is_not_found(small, veteran, spoil):
+def test_an_unknown_game_is_not_found(small, veteran, spoil):
     game = veteran[1][-1] if re.search("[a-z]", veteran[1][-1]) else "abcdefghijkl"
     small.http("GET", f"/games/{spoil(game)}", token=veteran[0]["token"]).refused(404, "not_found")
 
@@ -2194,21 +2190,21 @@ def test_a_running_game_is_not_shown(small):
 
 
 def rank(server, session, rating):
-    """Puts a player on the leaderboard by his rating, as a game would."""
+    """Puts a player on the leaderboard by rating, as a game does."""
     server.redis.hset(trivia.Keys.user(uid_of(session)), mapping={"rating": rating, "games": 1})
     server.redis.zadd(trivia.Keys.board("rating", ""), {uid_of(session): rating})
 
 
 @pytest.fixture(scope="module")
 def ladder(crowd):
-    """A server on whose leaderboard there are seven players, and nobody else: (server, sessions, best first)."""
+    """Returns (server, sessions, best first). Only these 7 players are on its leaderboard."""
     sessions = [crowd.register() for _ in range(7)]
     for place, session in enumerate(sessions):
         rank(crowd, session, 3000.5 - 100 * place)
     return crowd, sessions
 
 
-def test_the_top_of_a_leaderboard(ladder):
+def test_a_leaderboard_starts_with_the_best_players(ladder):
     server, sessions = ladder
     names = [session["user"]["username"] for session in sessions]
     assert board(server, "rating", "?limit=3") == {
@@ -2233,7 +2229,7 @@ def test_the_top_of_a_leaderboard(ladder):
         ("?offset=1000000", []),
     ],
 )
-def test_a_page_of_a_leaderboard(ladder, query, ranks):
+def test_a_leaderboard_is_read_in_pages(ladder, query, ranks):
     page = board(ladder[0], "rating", query)
     assert [entry["rank"] for entry in page["entries"]] == ranks and page["total"] == 7
 
@@ -2248,14 +2244,14 @@ def test_a_page_of_a_leaderboard(ladder, query, ranks):
         (3, 100, [1, 2, 3, 4, 5, 6, 7]),
     ],
 )
-def test_the_page_around_me(ladder, place, limit, ranks):
+def test_a_player_reads_the_page_around_their_rank(ladder, place, limit, ranks):
     server, sessions = ladder
     page = board(server, "rating", f"?around=me&limit={limit}", sessions[place]["token"])
     assert [entry["rank"] for entry in page["entries"]] == ranks
     assert sessions[place]["user"]["username"] in [entry["username"] for entry in page["entries"]]
 
 
-def test_around_me_needs_me(ladder):
+def test_the_page_around_a_player_requires_a_session(ladder):
     server, sessions = ladder
     server.http("GET", "/leaderboards/rating?around=me").refused(401, "not_authenticated")
     server.http("GET", "/leaderboards/rating?around=you", token=sessions[0]["token"]).refused(
@@ -2271,13 +2267,13 @@ def test_an_unknown_leaderboard_is_not_found(ladder, name):
     ladder[0].http("GET", f"/leaderboards/{name}").refused(404, "not_found")
 
 
-def test_a_token_that_is_bad_is_refused_even_where_none_is_needed(ladder):
+def test_a_bad_token_is_refused_even_where_none_is_needed(ladder):
     ladder[0].http("GET", "/leaderboards/rating", token="nonsense").refused(
         401, "not_authenticated"
     )
 
 
-def test_games_move_the_leaderboards(small):
+def test_games_update_the_leaderboards(small):
     ann, bob = small.register(), small.register()
     win(small, ann, bob)
     names = [session["user"]["username"] for session in (ann, bob)]
@@ -2293,13 +2289,13 @@ def test_games_move_the_leaderboards(small):
     assert board(small, "wins")["period"] == trivia.period_of("week", time.time())
 
 
-def test_a_weekly_leaderboard_begins_anew(small):
+def test_a_weekly_leaderboard_starts_from_zero_each_week(small):
     ann, bob = small.register(), small.register()
     name, uid = ann["user"]["username"], uid_of(ann)
     win(small, ann, bob)
     win(small, ann, bob)
     assert listed(small, "wins")[name] == 2
-    # A week goes by: what was this week's is last week's.
+    # A week passes: this week's leaderboard becomes last week's.
     last = trivia.period_of("week", time.time() - 7 * 86400)
     field = small.redis.hget(trivia.Keys.user(uid), "board:wins")
     assert field.split(" ")[1:] == ["0", "wins"]
@@ -2307,14 +2303,14 @@ def test_a_weekly_leaderboard_begins_anew(small):
     small.redis.zrem(trivia.Keys.board("wins", trivia.period_of("week", time.time())), uid)
     assert (
         patch(small, ann, {"avatar": "https://example.org/a"}).status == 200
-    )  # brings leaderboards up to date
+    )  # updates the leaderboards
     assert name not in listed(small, "wins")
     win(small, ann, bob)
     assert listed(small, "wins")[name] == 1
     assert small.http("GET", f"/users/{name}").json["wins"] == 3
 
 
-def test_a_weekly_leaderboard_does_not_stay_for_ever(small):
+def test_a_weekly_leaderboard_expires(small):
     win(small, small.register(), small.register())
     left = small.redis.ttl(trivia.Keys.board("wins", trivia.period_of("week", time.time())))
     assert 7 * 86400 < left <= 14 * 86400
@@ -2331,7 +2327,7 @@ def test_a_weekly_leaderboard_does_not_stay_for_ever(small):
         ("week", "2024-12-29T23:59:59", "2024-12-30T00:00:00"),
     ],
 )
-def test_periods_follow_each_other(kind, before, after):
+def test_a_later_period_sorts_after_an_earlier_one(kind, before, after):
     first, then = (
         trivia.period_of(kind, datetime.fromisoformat(when).replace(tzinfo=UTC).timestamp())
         for when in (before, after)
@@ -2340,7 +2336,7 @@ def test_periods_follow_each_other(kind, before, after):
 
 
 @pytest.mark.parametrize("kind, longest", [("day", 1), ("week", 7), ("month", 31)])
-def test_a_period_is_one_stretch_of_time_and_sorts_as_such(kind, longest):
+def test_periods_have_the_right_length_and_sort_by_time(kind, longest):
     days = [datetime(2024, 1, 1, 12, tzinfo=UTC) + timedelta(days=i) for i in range(1500)]
     periods = [trivia.period_of(kind, day.timestamp()) for day in days]
     assert periods == sorted(periods)
@@ -2384,7 +2380,7 @@ def apply(
 
 @pytest.fixture
 def somebody(server):
-    """The id of a user whom nothing else touches."""
+    """The id of a user whom no other test uses."""
     uid = "t" + unique_name()
     server.redis.hset(
         trivia.Keys.user(uid), mapping={"username": uid, "wins": 5, "board:wins": "2026-W46 3"}
@@ -2408,7 +2404,7 @@ def test_a_result_is_applied_once(server, somebody):
     assert server.redis.hgetall(trivia.Keys.user(somebody)) == applied
 
 
-def test_a_result_in_the_same_week_keeps_where_the_week_began(server, somebody):
+def test_a_result_in_the_same_week_keeps_the_week_s_starting_value(server, somebody):
     assert apply(server, somebody, period="2026-W46") == 1
     assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "board:wins") == [
         "6",
@@ -2416,7 +2412,7 @@ def test_a_result_in_the_same_week_keeps_where_the_week_began(server, somebody):
     ]
 
 
-def test_a_late_result_does_not_bring_back_an_earlier_week(server, somebody):
+def test_a_late_result_does_not_restore_an_earlier_week(server, somebody):
     assert apply(server, somebody, period="2026-W45") == 1
     assert server.redis.hmget(trivia.Keys.user(somebody), "wins", "board:wins") == [
         "6",
@@ -2434,13 +2430,13 @@ def test_an_unrated_defeat_counts_as_a_game_only(server, somebody):
     ]
 
 
-def test_games_are_remembered_for_so_long(server, somebody):
+def test_a_player_s_list_drops_games_older_than_the_limit(server, somebody):
     for i in range(5):
         assert apply(server, somebody, game=f"g{i}", ended=1000 + i, keep=3) == 1
     assert server.redis.zrange(trivia.Keys.history(somebody), 0, -1) == ["g2", "g3", "g4"]
 
 
-def test_a_result_of_someone_who_is_gone_makes_nothing(server):
+def test_a_result_of_an_erased_player_writes_nothing(server):
     uid = "t" + unique_name()
     assert apply(server, uid) == 0
     assert not server.redis.exists(trivia.Keys.user(uid)) and not server.redis.exists(
@@ -2448,12 +2444,12 @@ def test_a_result_of_someone_who_is_gone_makes_nothing(server):
     )
 
 
-def test_simultaneous_applications_of_one_result_apply_it_once(server, somebody):
+def test_simultaneous_calls_apply_a_result_once(server, somebody):
     assert sorted(at_once(8, lambda i: apply(server, somebody))) == [0] * 7 + [1]
     assert server.redis.hget(trivia.Keys.user(somebody), "wins") == "6"
 
 
-# -- who may call
+# -- authentication
 
 
 @pytest.mark.parametrize(
