@@ -1,4 +1,7 @@
-"""Play over real sockets: the order and content of all messages, what is judged how, what a game leaves behind."""
+"""Plays games over real sockets.
+
+Tests the order and content of all messages, how answers are judged, and what a game stores.
+"""
 
 import html
 import json
@@ -22,7 +25,7 @@ from conftest import (
     wait_until,
 )
 
-NEVER = 60  # seconds of a phase that a test does not want to end by itself
+NEVER = 60  # seconds of a phase that must not end by itself in a test
 SEAT_MS = 30_000
 BANK = {
     html.unescape(item["question"]): item
@@ -30,7 +33,7 @@ BANK = {
 }
 IMPORTED = "A category of the tests"
 
-# What this file plays: queues that differ from the standard one of two players in what a test needs.
+# The queues of this file: each differs from STANDARD in what a test needs.
 QUEUES = {
     "duel": {},
     "friendly": {"rated": False},
@@ -67,7 +70,7 @@ STANDARD = {
     "on_exit": "forfeit",
     "seat_seconds": SEAT_MS // 1000,
 }
-KEYS = {  # every key of a message about a game
+KEYS = {  # all keys of each message about a game
     "queued": "queue timeout_ms",
     "start": "game seq queue players rounds starts_ms",
     "question": "game seq round text choices category difficulty answer_ms",
@@ -86,7 +89,7 @@ OPS_TOKEN = "token-of-the-operator"
 
 def add_queues(tree):
     tree["limits"]["pair_games"] = PAIR_GAMES
-    del tree["queues"]["daily"]  # it would keep questions from the other queues
+    del tree["queues"]["daily"]  # it would reserve questions that the other queues need
     tree["queues"] |= {name: STANDARD | changes for name, changes in QUEUES.items()}
     tree["queues"] |= {name: SOLO | changes for name, changes in SOLO_QUEUES.items()}
 
@@ -103,7 +106,7 @@ def hall():
 
 @pytest.fixture
 def sit(hall):
-    """Seats new players at a game of a queue, past their `start`; they are gone after the test."""
+    """Seats new players in a game of a queue, and reads their `start`. Closes them at the end."""
     seated = []
 
     def seat(queue, count=2):
@@ -124,21 +127,21 @@ def sit(hall):
 
 
 def questions(phones, number=1):
-    """The open question of a round, as each of them sees it."""
+    """Returns the open question of a round, as each phone gets it."""
     return [phone.expect("question", round=number) for phone in phones]
 
 
 # A question "WAIT:ROUND:NUMBER:ORDER:MS" that comes soon, and one that comes much later.
 SOON, LATER, NOTHING = "200:2:1:0123:60000", "60000:2:1:0123:60000", "-"
-# Events of trivia.lua (kind, `seq`, question that comes), and what the phone gets of them.
+# Events of trivia.lua as (kind, `seq`, next question), and the frames that the phone gets.
 QUESTIONS_TO_COME = [
     ([("react", 3, SOON)], ["react 3", "question 4"]),
     ([("react", 3, SOON), ("react", 4, SOON)], ["react 3", "react 4", "question 5"]),
-    # The second event counts the question: this worker is late to show it.
+    # The second event counts the question: this worker was late to show it.
     ([("react", 3, LATER), ("react", 5, NOTHING)], ["react 3", "question 4", "react 5"]),
-    # The second one does not: there will be none.
+    # The second event does not count it: the question never opens.
     ([("react", 3, SOON), ("end", 4, NOTHING)], ["react 3", "end 4"]),
-    # An event is lost in between, and no question is shown in place of it.
+    # An event is lost between the two, and no question is shown in its place.
     ([("react", 3, LATER), ("react", 5, LATER)], ["react 3", "update 2"]),
 ]
 
@@ -156,7 +159,7 @@ def publish(hall, phone, kind, seq, coming):
 
 
 @pytest.mark.parametrize(("events", "gets"), QUESTIONS_TO_COME)
-def test_a_worker_shows_a_question_by_itself_where_its_seq_belongs(hall, sit, events, gets):
+def test_a_worker_shows_a_question_in_the_order_of_seq(hall, sit, events, gets):
     ann, bob = sit("duel")
     questions([ann, bob])
     shown = len(ann.frames)
@@ -168,8 +171,8 @@ def test_a_worker_shows_a_question_by_itself_where_its_seq_belongs(hall, sit, ev
     assert frames == gets
 
 
-def test_a_player_gets_the_whole_game_when_a_question_was_shown_before_its_time(hall, sit):
-    """An event that came first in Redis comes behind the question, and has its `seq`."""
+def test_a_player_gets_a_snapshot_if_a_question_was_shown_too_early(hall, sit):
+    """An event that is older in Redis arrives after the question, and has the same `seq`."""
     ann, bob = sit("duel")
     questions([ann, bob])
     publish(hall, ann, "react", 3, "1:2:1:0123:60000")
@@ -179,7 +182,7 @@ def test_a_player_gets_the_whole_game_when_a_question_was_shown_before_its_time(
 
 
 def answer_all(phones, number=1, choice=0):
-    """All answer the question of a round; their `reveal`s."""
+    """Has all phones answer the question of a round. Returns their `reveal`s."""
     questions(phones, number)
     for phone in phones:
         phone.send("answer", round=number, choice=choice)
@@ -187,7 +190,7 @@ def answer_all(phones, number=1, choice=0):
 
 
 def play_again(phones):
-    """All join the queue again that they have played; their `start`s."""
+    """Has all phones join the queue of their last game again. Returns their `start`s."""
     for phone in phones:
         phone.send("join")
     return [phone.expect("start") for phone in phones]
@@ -207,7 +210,7 @@ def check(phone):
 
 
 def state(hall, phone):
-    """What the store holds about a player's game and seat. A question that is due is open."""
+    """Returns what Redis holds about a player's game and seat. A question that is due is open."""
     seat = hall.redis.hget("seats:{lobby}", phone.token[:12])
     game = stored_game(hall.redis, phone.game)
     if game:
@@ -233,7 +236,7 @@ def me(hall, phone):
 
 
 def assert_contiguous(phone):
-    """`seq` counts a player's messages without a gap; an `update` carries that of the last one."""
+    """Checks that `seq` has no gaps, and that an `update` carries the `seq` of the last message."""
     last = 0
     for frame in phone.frames:
         if frame["type"] == "update":
@@ -245,7 +248,7 @@ def assert_contiguous(phone):
 
 
 def assert_no_secret(phone):
-    """No frame tells the right answer of a round before its `reveal` does, nor what others chose."""
+    """Checks that no frame tells right answers or choices of others before the `reveal`."""
     revealed = 0
     for frame in phone.frames:
         kind = frame["type"]
@@ -277,7 +280,7 @@ def assert_no_secret(phone):
 # ---- a whole game
 
 
-def test_all_messages_of_a_whole_game_come_in_order_and_complete(sit):
+def test_all_messages_of_a_game_are_complete_and_in_order(sit):
     ann, bob = sit("duel")
     start = ann.frames[-1]
     assert (
@@ -357,10 +360,10 @@ def test_choices_are_shuffled(hall, sit):
     places = [
         frame["correct"] for ann, _ in games for frame in ann.frames if frame["type"] == "reveal"
     ]
-    assert len(places) == 12 and len(set(places)) > 1  # by chance equal once in 4 million runs
+    assert len(places) == 12 and len(set(places)) > 1  # all equal in 1 of 4 million runs
 
 
-def test_the_questions_are_those_of_the_bank(sit):
+def test_the_questions_come_from_the_bank(sit):
     ann, bob = sit("duel")
     play_all([ann, bob])
     for asked in (frame for frame in ann.frames if frame["type"] == "question"):
@@ -374,12 +377,12 @@ def test_the_questions_are_those_of_the_bank(sit):
 
 
 @pytest.mark.parametrize(("queue", "answer_ms"), [("sprint", 400), ("duel", NEVER * 1000)])
-def test_points_follow_the_scoring_of_the_queue(sit, queue, answer_ms):
+def test_points_are_computed_by_the_scoring_of_the_queue(sit, queue, answer_ms):
     ann, bob = sit(queue)
     asked, _ = questions([ann, bob])
     ann.send("answer", round=1, choice=right(asked))
     bob.expect("answered")
-    time.sleep(0.05)  # so that the two times differ; how much does not matter
+    time.sleep(0.05)  # makes the two times differ by at least 50 ms
     bob.send("answer", round=1, choice=right(asked))
     answers = ann.expect("reveal")["answers"]
     for row in answers.values():
@@ -401,7 +404,7 @@ def test_eight_players_play_one_game(sit):
     )
     for row in ranking:
         assert row["rank"] == 1 + sum(other["score"] > row["score"] for other in ranking)
-        assert row.keys() == {"player", "score", "rank"}  # the queue is not rated
+        assert row.keys() == {"player", "score", "rank"}  # the queue is unrated
     for phone in phones:
         assert_contiguous(phone)
         assert_no_secret(phone)
@@ -409,8 +412,8 @@ def test_eight_players_play_one_game(sit):
         assert phone.name not in others and max(map(others.count, others), default=0) <= 2
 
 
-def test_a_connection_that_joined_but_never_entered_is_gone_with_its_worker(hall, sit):
-    """Its worker died between the two; the connection before it stands in the game, and is gone too."""
+def test_a_player_whose_worker_dies_before_they_enter_the_game_can_return(hall, sit):
+    """Its worker died between the two steps. The game still names the player's last connection."""
     ann, bob = sit("stubborn")
     uid = ann.token[:12]
     _, turn, *rest = hall.redis.hget("seats:{lobby}", uid).split(" ")
@@ -423,7 +426,7 @@ def test_a_connection_that_joined_but_never_entered_is_gone_with_its_worker(hall
     assert bob.expect("user_return")["player"] == ann.name
 
 
-def test_join_on_the_same_socket_plays_again(sit):
+def test_a_join_on_the_same_socket_starts_another_game(sit):
     phones = sit("duel")
     first = play_all(phones)
     starts = play_again(phones)
@@ -434,11 +437,11 @@ def test_join_on_the_same_socket_plays_again(sit):
     assert [end["reason"] for end in play_all(phones)] == ["finished", "finished"]
 
 
-def test_join_without_a_queue_means_the_one_played_before(hall, sit):
+def test_a_join_without_a_queue_uses_the_last_queue(hall, sit):
     ann, bob = sit("stubborn")
     ann.close()
     bob.expect("user_exit")
-    ann.connect("duel")  # resumes the game, whatever the route says
+    ann.connect("duel")  # resumes the game, although the route names another queue
     assert ann.expect("update")["queue"] == "stubborn"
     ann.send("leave")
     assert ann.expect("cancelled") == {"type": "cancelled", "queue": "stubborn", "reason": "left"}
@@ -449,7 +452,7 @@ def test_join_without_a_queue_means_the_one_played_before(hall, sit):
 # ---- the end of a question
 
 
-def test_a_question_is_revealed_as_soon_as_all_connected_have_answered(sit):
+def test_a_question_is_revealed_as_soon_as_all_connected_players_have_answered(sit):
     ann, bob = sit("duel")
     began = time.monotonic()
     answer_all([ann, bob])
@@ -458,13 +461,13 @@ def test_a_question_is_revealed_as_soon_as_all_connected_have_answered(sit):
     bob.expect("question", round=2)
     ann.send("answer", round=2, choice=0)
     bob.expect("answered")
-    bob.drop()  # and with him the one who was waited for
+    bob.drop()  # the only player who has not answered
     assert ann.expect("user_exit")["player"] == bob.name
     assert ann.expect("reveal", round=2)["answers"].keys() == {ann.name}
     assert time.monotonic() - began < NEVER / 2
 
 
-def test_the_deadline_reveals_what_somebody_did_not_answer(sit, capsys):
+def test_a_question_without_all_answers_is_revealed_at_its_deadline(sit, capsys):
     ann, bob = sit("sprint")
     late = []
     for number in (1, 2):
@@ -474,15 +477,16 @@ def test_the_deadline_reveals_what_somebody_did_not_answer(sit, capsys):
         reveal = ann.expect("reveal", round=number)
         late.append(time.monotonic() - opened - 0.4)
         assert reveal["answers"].keys() == {ann.name} and reveal["scores"][bob.name] == 0
-    with capsys.disabled():  # the figure is of interest, also when the test passes
+    with capsys.disabled():  # prints the delay also when the test passes
         print(
-            f"\n  revealed {', '.join(f'{seconds * 1000:.0f}' for seconds in late)} ms after the deadline"
+            f"\n  revealed {', '.join(f'{seconds * 1000:.0f}' for seconds in late)} "
+            "ms after the deadline"
         )
     assert all(-0.3 < seconds < 1 for seconds in late)
     assert ann.expect("end")["reason"] == "finished"
 
 
-def test_a_game_goes_on_when_nobody_answers(sit):
+def test_a_game_continues_when_no_player_answers(sit):
     ann, bob = sit("sprint")
     end = ann.expect("end")
     reveals = [frame for frame in ann.frames if frame["type"] == "reveal"]
@@ -528,9 +532,7 @@ REFUSED = [  # (queue, phase, fields of the answer, code)
 
 
 @pytest.mark.parametrize(("queue", "phase", "fields", "code"), REFUSED)
-def test_an_answer_that_does_not_fit_is_refused_without_effect(
-    hall, sit, queue, phase, fields, code
-):
+def test_an_invalid_answer_is_refused_without_effect(hall, sit, queue, phase, fields, code):
     ann, bob = sit(queue)
     if phase == "question":
         questions([ann, bob])
@@ -545,14 +547,14 @@ def test_an_answer_that_does_not_fit_is_refused_without_effect(
 def test_an_answer_after_the_deadline_is_refused_even_if_the_reveal_is_late(hall, sit):
     ann, bob = sit("duel")
     questions([ann, bob])
-    # Long ago; but it stays in the list of deadlines as one to come.
+    # The deadline has passed, but the list of deadlines still has a later one.
     change_state(hall.redis, ann.game, deadline=1)
     before = state(hall, ann)
     ann.refused("late_answer", "answer", round=1, choice=0)
     assert state(hall, ann) == before
 
 
-def test_an_answer_after_the_end_is_refused(hall, sit):
+def test_an_answer_after_the_end_of_the_game_is_refused(hall, sit):
     ann, bob = sit("duel")
     play_all([ann, bob])
     wait_until(lambda: hall.redis.hget("seats:{lobby}", ann.token[:12]).endswith(" -"))  # released
@@ -561,7 +563,7 @@ def test_an_answer_after_the_end_is_refused(hall, sit):
     assert state(hall, ann) == before
 
 
-def test_a_late_answer_to_a_round_that_is_over_is_refused_in_the_next(hall, sit):
+def test_a_late_answer_to_the_last_round_is_refused(hall, sit):
     ann, bob = sit("duel")
     answer_all([ann, bob])
     questions([ann, bob], 2)
@@ -573,7 +575,7 @@ def test_a_late_answer_to_a_round_that_is_over_is_refused_in_the_next(hall, sit)
 # ---- check
 
 
-def test_check_before_the_first_question_tells_the_start(sit):
+def test_check_before_the_first_question_repeats_what_start_told(sit):
     ann, bob = sit("slow_start")
     update, start = check(ann), ann.frames[-2]
     assert (
@@ -594,7 +596,7 @@ def test_check_before_the_first_question_tells_the_start(sit):
     assert not {"question", "choice", "correct", "answers"} & update.keys()
 
 
-def test_check_during_a_question_is_enough_to_go_on(sit):
+def test_check_during_a_question_returns_all_that_a_phone_needs_to_continue(sit):
     ann, bob = sit("duel")
     asked, _ = questions([ann, bob])
     update = check(ann)
@@ -620,7 +622,7 @@ def test_check_during_a_question_is_enough_to_go_on(sit):
     assert ann.expect("reveal")["seq"] == again["seq"] + 1
 
 
-def test_check_during_a_reveal_tells_what_the_reveal_told(sit):
+def test_check_during_a_reveal_repeats_what_reveal_told(sit):
     ann, bob = sit("slow_reveal")
     asked, _ = questions([ann, bob])
     ann.send("answer", round=1, choice=right(asked))
@@ -649,7 +651,7 @@ def test_check_changes_nothing(hall, sit):
 @pytest.mark.parametrize(
     ("queue", "phase"), [("slow_start", "start"), ("duel", "question"), ("slow_reveal", "reveal")]
 )
-def test_who_reconnects_gets_the_update_first_and_opponents_see_it(sit, queue, phase):
+def test_a_player_who_reconnects_gets_an_update_first_and_opponents_are_told(sit, queue, phase):
     ann, bob = sit(queue)
     if phase != "start":
         questions([ann, bob])
@@ -683,7 +685,7 @@ def test_who_reconnects_gets_the_update_first_and_opponents_see_it(sit, queue, p
     assert ann.expect("emoji")["seq"] == update["seq"] + 1
 
 
-def test_a_game_is_finished_after_a_reconnect_with_the_update_alone(sit):
+def test_the_update_after_a_reconnect_is_enough_to_finish_the_game(sit):
     ann, bob = sit("duel")
     questions([ann, bob])
     ann.close()
@@ -700,7 +702,7 @@ def test_a_game_is_finished_after_a_reconnect_with_the_update_alone(sit):
     assert_contiguous(bob)
 
 
-def test_who_was_away_keeps_his_answer_and_can_not_give_another(sit):
+def test_a_player_who_reconnects_keeps_their_answer_and_can_not_give_another(sit):
     ann, bob = sit("duel")
     asked, _ = questions([ann, bob])
     ann.send("answer", round=1, choice=right(asked))
@@ -712,7 +714,7 @@ def test_who_was_away_keeps_his_answer_and_can_not_give_another(sit):
     ann.refused("already_answered", "answer", round=1, choice=wrong(asked))
 
 
-def test_who_never_comes_back_forfeits_to_the_other(hall, sit):
+def test_a_player_who_never_reconnects_forfeits_the_game(hall, sit):
     ann, bob = sit("brief_seat")
     asked, _ = questions([ann, bob])
     bob.send("answer", round=1, choice=right(asked))
@@ -735,7 +737,7 @@ def test_who_never_comes_back_forfeits_to_the_other(hall, sit):
     assert_contiguous(bob)
 
 
-def test_a_forfeit_is_lost_even_by_who_leads(sit):
+def test_a_player_who_leads_loses_if_they_forfeit(sit):
     ann, bob = sit("duel")
     asked, _ = questions([ann, bob])
     ann.send("answer", round=1, choice=right(asked))
@@ -750,7 +752,7 @@ def test_a_forfeit_is_lost_even_by_who_leads(sit):
     assert end["ranking"][1]["score"] > end["ranking"][0]["score"] == 0
 
 
-def test_the_others_play_on_when_one_never_comes_back(hall, sit):
+def test_the_other_players_continue_when_a_player_never_reconnects(hall, sit):
     ann, bob, cleo = sit("trio_brief", 3)
     questions([ann, bob, cleo])
     ann.drop()
@@ -761,18 +763,18 @@ def test_the_others_play_on_when_one_never_comes_back(hall, sit):
         end["reason"] == "finished"
         and {row["player"]: row["rank"] for row in end["ranking"]}[ann.name] == 3
     )
-    ann.connect()  # his seat is gone, so he is a newcomer to the queue
+    ann.connect()  # Ann has no seat any more, so they join the queue
     assert ann.receive()["type"] == "queued"
 
 
 def play_on(phones, number):
-    """Answers the open question of a round and all that follow; the `end`."""
+    """Answers the open question of a round and all later ones. Returns the `end`."""
     for phone in phones:
         phone.send("answer", round=number, choice=0)
     return play_all(phones)[0]
 
 
-def test_everybody_away_does_not_stop_the_game(hall, sit):
+def test_a_game_ends_by_itself_when_all_players_are_disconnected(hall, sit):
     ann, bob = sit("brief_seat")
     questions([ann, bob])
     ann.drop()
@@ -787,7 +789,7 @@ def test_everybody_away_does_not_stop_the_game(hall, sit):
 # ---- leaving
 
 
-def test_leaving_a_game_of_two_ends_it_for_both(hall, sit):
+def test_a_player_who_leaves_a_game_of_two_ends_it_for_both(hall, sit):
     ann, bob = sit("duel")
     questions([ann, bob])
     ann.send("leave")
@@ -806,7 +808,7 @@ def test_leaving_a_game_of_two_ends_it_for_both(hall, sit):
         phone.expect("queued")
 
 
-def test_leaving_a_game_of_three_lets_the_others_play_on(hall, sit):
+def test_the_other_players_continue_when_a_player_leaves_a_game_of_three(hall, sit):
     ann, bob, cleo = sit("trio", 3)
     questions([ann, bob, cleo])
     bob.send("answer", round=1, choice=0)
@@ -821,11 +823,11 @@ def test_leaving_a_game_of_three_lets_the_others_play_on(hall, sit):
     ends = play_all([bob, cleo])
     assert ends[0]["reason"] == "finished" and ends[0]["ranking"][-1]["player"] == ann.name
     ann.send("ping")
-    assert ann.receive()["type"] == "pong"  # and no message of the game in between
+    assert ann.receive()["type"] == "pong"  # no message of the game comes before it
     wait_until(lambda: me(hall, ann)["games"] == 1)
 
 
-def test_who_leaves_before_anybody_has_answered_is_held_back_though_the_others_play_on(hall, sit):
+def test_a_player_who_leaves_before_any_answer_has_to_wait(hall, sit):
     ann, bob, cleo = sit("trio", 3)
     questions([ann, bob, cleo])
     held = lambda phone: hall.redis.exists(trivia.Keys.quits(phone.token[:12]))
@@ -840,13 +842,13 @@ def test_who_leaves_before_anybody_has_answered_is_held_back_though_the_others_p
 
 
 @pytest.mark.parametrize("returns", [True, False])
-def test_who_drops_before_they_have_answered_and_stays_away_is_held_back_too(hall, sit, returns):
+def test_a_player_who_disconnects_before_they_answer_has_to_wait(hall, sit, returns):
     ann, bob, cleo = sit("trio_brief", 3)
     questions([ann, bob, cleo])
     bob.send("answer", round=1, choice=0)
     ann.drop()
     bob.expect("user_exit", returns_ms=0)
-    if returns:  # while the game goes on
+    if returns:  # while the game still runs
         ann.connect(queue="trio")
         assert ann.expect("queued")["delay_ms"] > 0
     for phone in (bob, cleo):
@@ -856,7 +858,7 @@ def test_who_drops_before_they_have_answered_and_stays_away_is_held_back_too(hal
     assert not held(bob)
 
 
-def test_who_left_may_play_elsewhere_while_the_others_go_on(hall, sit):
+def test_a_player_who_left_may_play_another_game_while_the_first_one_continues(hall, sit):
     ann, bob, cleo = sit("trio", 3)
     ann.send("leave")
     ann.expect("cancelled")
@@ -875,7 +877,7 @@ def test_who_left_may_play_elsewhere_while_the_others_go_on(hall, sit):
     wait_until(lambda: len(hall.http("GET", "/users/me/games", token=ann.token).json["games"]) == 2)
 
 
-def test_the_last_one_plays_on_alone_where_the_queue_says_continue(sit):
+def test_the_last_player_continues_alone_if_the_queue_says_continue(sit):
     ann, bob = sit("stubborn")
     questions([ann, bob])
     ann.send("leave")
@@ -884,7 +886,7 @@ def test_the_last_one_plays_on_alone_where_the_queue_says_continue(sit):
     assert play_on([bob], 1)["ranking"][0]["player"] == bob.name
 
 
-def test_a_game_that_everybody_leaves_is_abandoned(hall, sit):
+def test_a_game_that_all_players_leave_is_abandoned(hall, sit):
     phones = sit("trio", 3)
     questions(phones)
     phones[0].send("answer", round=1, choice=0)
@@ -919,7 +921,7 @@ def test_an_emoji_reaches_the_opponents_only_and_names_its_player(sit):
     ann.refused("invalid_message", "emoji", emoji="x")
 
 
-# ---- what a game leaves behind
+# ---- what a game stores
 
 
 def test_a_rated_game_moves_the_ratings(hall, sit):
@@ -937,7 +939,7 @@ def test_a_rated_game_moves_the_ratings(hall, sit):
     assert rows[ann.name]["rating_change"] == 158  # as the README says
 
 
-def test_ratings_are_whole_numbers_and_provisional_while_they_are_uncertain(hall, sit):
+def test_shown_ratings_are_whole_numbers_and_provisional_while_they_are_uncertain(hall, sit):
     ann, bob = sit("duel")
     for phone, rating, sigma in ((ann, "1700.4", "299.9"), (bob, "1699.5", "300.1")):
         user = f"user:{{{phone.token[:12]}}}"
@@ -947,7 +949,7 @@ def test_ratings_are_whole_numbers_and_provisional_while_they_are_uncertain(hall
     told = {player["username"]: player for player in ann.expect("update")["players"]}
     end = win(ann, bob)
     record = hall.http("GET", f"/games/{end['game']}", token=ann.token).json
-    for rows in (end["ranking"], record["ranking"]):  # with the strengths at the start
+    for rows in (end["ranking"], record["ranking"]):  # from the ratings at the start
         assert all(row["provisional"] is True for row in rows)
         assert [type(row[key]) for row in rows for key in ("rating", "rating_change")] == [int] * 4
     for phone in (ann, bob):
@@ -960,7 +962,7 @@ def test_ratings_are_whole_numbers_and_provisional_while_they_are_uncertain(hall
         assert told[phone.name]["rating"] == 1700
 
 
-def test_players_whose_shown_ratings_are_equal_share_a_rank(hall):
+def test_players_with_equal_shown_ratings_share_a_rank(hall):
     people = [hall.register() for _ in range(3)]
     ratings = ("90000.4", "89999.5", "89999.4")
     for person, rating in zip(people, ratings, strict=True):
@@ -979,7 +981,7 @@ def test_players_whose_shown_ratings_are_equal_share_a_rank(hall):
 
 
 def win(ann, bob):
-    """Ann knows everything, and Bob nothing; the `end`."""
+    """Ann answers all questions right, and Bob all wrong. Returns the `end`."""
     for number in (1, 2, 3):
         asked, _ = questions([ann, bob], number)
         ann.send("answer", round=number, choice=right(asked))
@@ -998,7 +1000,7 @@ def test_a_draw_between_newcomers_moves_no_rating_and_is_no_win(hall, sit):
     ]
 
 
-def test_an_unrated_game_moves_no_rating_but_counts(hall, sit):
+def test_an_unrated_game_counts_but_moves_no_rating(hall, sit):
     ann, bob = sit("friendly")
     end = win(ann, bob)
     assert all(row.keys() == {"player", "score", "rank"} for row in end["ranking"])
@@ -1006,7 +1008,7 @@ def test_an_unrated_game_moves_no_rating_but_counts(hall, sit):
     assert me(hall, bob).items() >= {"rating": 1500, "wins": 0, "games": 1}.items()
 
 
-def test_wins_games_history_and_boards_follow_a_game(hall, sit):
+def test_a_game_updates_wins_games_history_and_boards(hall, sit):
     ann, bob = sit("duel")
     end = win(ann, bob)
     assert me(hall, ann).items() >= {"wins": 1, "games": 1}.items()
@@ -1036,30 +1038,30 @@ def test_wins_games_history_and_boards_follow_a_game(hall, sit):
 
 
 def board(hall, name, phone):
-    """A player's value on a leaderboard, or None."""
+    """Returns a player's value on a leaderboard, or None."""
     entries = hall.http("GET", f"/leaderboards/{name}?around=me&limit=5", token=phone.token).json[
         "entries"
     ]
     return next((entry["value"] for entry in entries if entry["username"] == phone.name), None)
 
 
-def test_a_game_is_no_record_before_its_end(hall, sit):
+def test_a_game_has_no_record_before_its_end(hall, sit):
     ann, bob = sit("duel")
     questions([ann, bob])
     hall.http("GET", f"/games/{ann.game}", token=ann.token).refused(404, "not_found")
 
 
-def test_the_export_does_not_tell_questions_to_come(hall, sit):
+def test_the_export_does_not_name_questions_of_later_rounds(hall, sit):
     ann, bob = sit("slow_reveal")
     asked, _ = questions([ann, bob])
     told = hall.http("GET", "/users/me/export", token=ann.token).json
     assert set(told["questions_seen"]) <= {asked["text"]}, (
-        "it tells the questions of rounds that have not begun"
+        "the export names questions of later rounds"
     )
     assert told["games"] == []
 
 
-def test_a_result_that_is_applied_again_counts_once(hall, sit):
+def test_a_result_that_is_applied_twice_counts_once(hall, sit):
     ann, bob = sit("duel")
     win(ann, bob)
     people = [phone.token[:12] for phone in (ann, bob)]
@@ -1076,7 +1078,7 @@ def test_a_result_that_is_applied_again_counts_once(hall, sit):
 
     before = store()
     [key] = hall.redis.keys(f"game:*:{ann.game}")
-    # As if a worker had died after it applied the result, before it ended the game.
+    # The state after a worker has applied the result and died before it ended the game.
     ended = stored_game(hall.redis, ann.game)["state"]
     seats = [player | {"seq": 9, "turn": 1} for player in ended["players"]]
     change_state(hall.redis, ann.game, phase="settle", deadline=0, players=seats)
@@ -1086,7 +1088,7 @@ def test_a_result_that_is_applied_again_counts_once(hall, sit):
     assert store() == before
 
 
-def test_a_player_who_is_erased_in_mid_game_leaves_no_name_in_its_record(hall, sit):
+def test_a_player_who_is_erased_during_a_game_is_not_named_in_its_record(hall, sit):
     ann, bob = sit("stubborn")
     questions([ann, bob])
     erase(hall, ann)
@@ -1120,7 +1122,7 @@ def say_nothing(phones):
         ("sprint", say_nothing, "finished"),
     ],
 )
-def test_a_game_in_which_nobody_answered_counts_for_nothing(hall, sit, queue, act, reason):
+def test_a_game_without_answers_does_not_count(hall, sit, queue, act, reason):
     phones = sit(queue)
     act(phones)
     ends = [phone.expect("end") for phone in phones]
@@ -1138,8 +1140,8 @@ def test_a_game_in_which_nobody_answered_counts_for_nothing(hall, sit, queue, ac
     assert state(hall, phones[0])[0]["result"][0].keys() >= {"counts"}
 
 
-def test_games_with_the_same_opponent_count_so_often_a_day(hall, sit):
-    """PAIR_GAMES are allowed here."""
+def test_a_limited_number_of_games_a_day_with_the_same_opponent_count(hall, sit):
+    """PAIR_GAMES of them count in this schema."""
     ann, bob = sit("duel")
     for game in range(PAIR_GAMES + 1):
         if game:
@@ -1154,7 +1156,7 @@ def test_games_with_the_same_opponent_count_so_often_a_day(hall, sit):
     assert board(hall, "wins", ann) == PAIR_GAMES
     page = hall.http("GET", "/users/me/games?limit=100", token=ann.token).json
     assert len(page["games"]) == PAIR_GAMES + 1
-    ann.send("join")  # with somebody else it counts
+    ann.send("join")  # a game with another player counts
     cleo = hall.phone(queue="duel")
     ann.expect("start")
     assert all("counts" not in row for row in win(ann, cleo)["ranking"])
@@ -1162,7 +1164,7 @@ def test_games_with_the_same_opponent_count_so_often_a_day(hall, sit):
     cleo.close()
 
 
-def test_games_with_guests_count_so_often_a_day_however_many_guests_there_are(hall, sit):
+def test_a_limited_number_of_games_a_day_with_guests_count(hall, sit):
     ann = hall.phone(queue="duel")
     met = trivia.Keys.met(ann.token[:12])
     for played in (0, PAIR_GAMES * trivia.GUESTS_AS_PAIRS):
@@ -1192,7 +1194,7 @@ def test_the_questions_of_a_game_are_marked_as_seen_when_it_ends(hall, sit):
         assert hall.redis.bitcount(key) == 3
 
 
-def test_who_left_a_game_that_went_on_has_not_seen_what_came_then(hall, sit):
+def test_questions_after_a_player_left_are_not_marked_as_seen_for_them(hall, sit):
     ann, bob, eve = sit("trio", 3)
     answer_all([ann, bob, eve])
     questions([ann, bob, eve], 2)
@@ -1203,7 +1205,7 @@ def test_who_left_a_game_that_went_on_has_not_seen_what_came_then(hall, sit):
     assert marked == [3, 3, 2]
 
 
-def test_no_question_is_marked_as_seen_in_a_game_that_ends_before_the_first(hall, sit):
+def test_a_game_that_ends_before_its_first_question_marks_none_as_seen(hall, sit):
     phones = sit("slow_start")
     leave_in_start(phones)
     for phone in phones:
@@ -1211,8 +1213,8 @@ def test_no_question_is_marked_as_seen_in_a_game_that_ends_before_the_first(hall
         assert not hall.redis.exists(f"seen:{{{phone.token[:12]}}}")
 
 
-def test_right_answers_in_inhuman_time_are_shown_to_the_operator_only(hall, sit):
-    hall.redis.delete("quick:{metrics}")  # ten are shown, and other tests are as quick
+def test_right_answers_in_inhuman_time_are_shown_only_to_the_operator(hall, sit):
+    hall.redis.delete("quick:{metrics}")  # only ten players are listed, and other tests add some
     ann, bob = sit("duel")
     for number in (1, 2, 3):
         asked, _ = questions([ann, bob], number)
@@ -1245,14 +1247,14 @@ def metrics(hall):
 
 
 def expected_changes(ratings, ranks):
-    """The changes of ratings by the model, from the strengths at the beginning, as they are shown."""
+    """Returns the rating changes that the model predicts from the ratings at the start."""
     before = [trivia.RATINGS.rating(rating, trivia.SIGMA) for rating in ratings]
     after = trivia.RATINGS.rate([[one] for one in before], ranks=ranks)
     return [math.floor(new.mu + 0.5) - old.mu for old, (new,) in zip(before, after)]
 
 
 def strong(hall, queue):
-    """A strong player who waits in a queue; the first who was there is seated first."""
+    """Returns a strong player who waits in a queue. The first player to wait is seated first."""
     phone = hall.phone(queue=queue, connected=False)
     hall.redis.hset(f"user:{{{phone.token[:12]}}}", mapping={"rating": "2400", "games": "9"})
     return phone.connect()
@@ -1262,7 +1264,7 @@ def erase(hall, phone):
     assert hall.http("DELETE", "/users/me", {"password": PASSWORD}, phone.token).status == 204
 
 
-def test_who_erases_themselves_in_mid_game_leaves_it_at_once_as_the_player_they_were(hall):
+def test_a_player_who_erases_themselves_during_a_game_forfeits_with_their_rating_at_the_start(hall):
     ann = strong(hall, "duel")
     bob = hall.phone(queue="duel")
     asked, _ = questions([ann, bob])
@@ -1278,7 +1280,7 @@ def test_who_erases_themselves_in_mid_game_leaves_it_at_once_as_the_player_they_
     bob.close()
 
 
-def test_a_player_who_is_erased_while_others_play_on_is_rated_as_they_were(hall):
+def test_an_erased_player_still_counts_with_their_rating_when_the_others_finish(hall):
     ann = strong(hall, "trio_rated")
     others = [hall.phone(queue="trio_rated") for _ in range(2)]
     answer_all([ann, *others])
@@ -1295,7 +1297,7 @@ def test_a_player_who_is_erased_while_others_play_on_is_rated_as_they_were(hall)
         phone.close()
 
 
-def test_who_is_erased_while_disconnected_keeps_no_seat(hall, sit):
+def test_a_player_who_is_erased_while_disconnected_loses_their_seat(hall, sit):
     ann, bob = sit("duel")
     asked, _ = questions([ann, bob])
     bob.send("answer", round=1, choice=right(asked))
@@ -1307,7 +1309,7 @@ def test_who_is_erased_while_disconnected_keeps_no_seat(hall, sit):
     assert hall.redis.hget("seats:{lobby}", ann.token[:12]) is None
 
 
-def test_players_in_games_are_counted_and_counted_off(hall, sit):
+def test_a_queue_shows_how_many_players_are_in_its_games(hall, sit):
     def playing():
         return {row["name"]: row["playing"] for row in hall.http("GET", "/queues").json["queues"]}[
             "octet"
@@ -1323,7 +1325,7 @@ def test_players_in_games_are_counted_and_counted_off(hall, sit):
 # ---- the bank
 
 
-def test_questions_and_the_order_of_choices_do_not_follow_from_a_seed():
+def test_the_choice_of_questions_and_their_order_do_not_depend_on_a_seed():
     bank = trivia.Bank(None, trivia.Schema(trivia.read_schema(ROOT / "schema.yaml")))
     questions = trivia.read_question_file(trivia.QUESTION_FILE).questions.values()
     bank.questions = dict(enumerate(questions))
@@ -1338,7 +1340,7 @@ def test_questions_and_the_order_of_choices_do_not_follow_from_a_seed():
     assert "math.random" not in (ROOT / "trivia.lua").read_text("utf-8")
 
 
-def test_questions_do_not_repeat_until_the_bank_runs_low_and_then_there_are_enough(sit):
+def test_questions_do_not_repeat_until_all_questions_were_asked(sit):
     phones, seen = sit("narrow"), []
     pool = {
         text
@@ -1361,7 +1363,7 @@ def test_questions_do_not_repeat_until_the_bank_runs_low_and_then_there_are_enou
 # -- solo
 
 
-def test_a_player_alone_plays_a_whole_game_with_the_same_messages(hall, sit):
+def test_a_solo_game_has_the_same_messages_as_other_games(hall, sit):
     [ann] = sit("alone", 1)
     end = ann.play(right)
     assert [frame["type"] for frame in ann.frames] == [
@@ -1383,7 +1385,7 @@ def test_a_player_alone_plays_a_whole_game_with_the_same_messages(hall, sit):
     ann.expect("start")
 
 
-def test_a_solo_game_is_resumed_after_a_drop_and_waits_for_nobody(sit):
+def test_a_solo_game_is_resumed_after_a_disconnect(sit):
     [ann] = sit("alone", 1)
     ann.expect("question")
     ann.drop()
@@ -1402,7 +1404,7 @@ def test_a_solo_game_that_the_player_leaves_is_abandoned(hall, sit):
     assert ann.expect("end")["reason"] == "abandoned"
 
 
-def test_survival_ends_with_the_last_life_and_says_how_many_are_left(sit):
+def test_a_survival_game_counts_lives_and_ends_with_the_last(sit):
     [ann] = sit("survival", 1)
     assert ann.frames[-1]["lives"] == 2
     lives = []
@@ -1424,13 +1426,13 @@ def test_a_question_without_an_answer_takes_a_life(sit):
     assert ann.expect("end")["ranking"][0]["score"] == 0
 
 
-def test_a_speed_run_has_one_clock_that_runs_while_a_question_is_open(sit):
+def test_the_clock_of_a_speed_run_runs_only_while_a_question_is_open(sit):
     [ann] = sit("speed_run", 1)
     assert ann.frames[-1]["total_ms"] == 1500
     left = 1500
     for number in range(1, 4):
         question = ann.expect("question", round=number)
-        assert question["answer_ms"] == left  # and not the 60 s of the queue
+        assert question["answer_ms"] == left  # not the 60 s of the queue
         if number == 2:
             time.sleep(0.2)
             assert 0 < check(ann)["total_ms"] <= left - 200
@@ -1459,7 +1461,7 @@ def item(text, category=IMPORTED, difficulty="hard", **changes):
     } | changes
 
 
-def test_a_running_server_takes_up_imported_questions(hall, sit, tmp_path):
+def test_a_running_server_uses_imported_questions(hall, sit, tmp_path):
     mark = secrets.token_hex(4)
     old = next(iter(BANK))
     items = [item(f"{mark} &ldquo;{n}&rdquo; &amp; co?") for n in "abc"]
@@ -1482,9 +1484,8 @@ def test_a_running_server_takes_up_imported_questions(hall, sit, tmp_path):
         f"item {n}" for n in range(4, 11)
     ]
     phones = sit("growing")
-    for game in range(
-        3
-    ):  # 12 that came with the server and 3 new ones: after 3 games of 5 all were asked
+    # 3 games of 5 questions ask all 12 questions of the server and the 3 new ones.
+    for game in range(3):
         if game:
             play_again(phones)
         play_all(phones)
