@@ -1,9 +1,10 @@
-"""Floods a trivia server with one thing, as fast as one process can, to see what it does to those who play.
+"""Floods a trivia server with requests of one kind, to see the effect on other players.
 
     python tests/flood.py frames http://127.0.0.1:8000 --seconds 20 --clients 50
 
-Run it beside `tests/load.py` and compare the delivery times of the two with and without. It prints, once a second and in
-all, what the server let through and what it refused, by HTTP status, close code or error code.
+One process sends as fast as it can. Run it beside `tests/load.py`, and compare the delivery times
+with and without the flood. It prints each second, and at the end, what the server accepted and
+refused, by HTTP status, close code or error code.
 """
 
 import argparse
@@ -22,7 +23,7 @@ PASSWORD = "correct horse"
 
 
 class Flood:
-    """Some clients that all do the same, again and again, and count what becomes of it."""
+    """Clients that repeat one action and count its outcomes."""
 
     def __init__(self, url):
         self.url, self.seen, self.until = url, Counter(), 0.0
@@ -30,12 +31,13 @@ class Flood:
         self.port = int(port or 80)
 
     async def http(self, method, path, body, address="127.0.0.1"):
-        """The status and the body of one request on a connection of its own."""
+        """Sends one request on a connection of its own; returns status and body."""
         reader, writer = await asyncio.open_connection(self.host, self.port)
         try:
             data = json.dumps(body).encode()
             writer.write(
-                f"{method} {path} HTTP/1.0\r\nHost: {self.host}\r\nContent-Type: application/json\r\n"
+                f"{method} {path} HTTP/1.0\r\nHost: {self.host}\r\n"
+                "Content-Type: application/json\r\n"
                 f"X-Forwarded-For: {address}\r\nContent-Length: {len(data)}\r\n\r\n".encode()
                 + data
             )
@@ -45,7 +47,7 @@ class Flood:
             writer.close()
 
     async def register(self, address="127.0.0.1"):
-        """The outcome, and the token of a new account or None."""
+        """Registers an account; returns the status, and its token or None."""
         name = f"f{secrets.token_hex(6)}"
         status, answer = await self.http(
             "POST",
@@ -64,7 +66,7 @@ class Flood:
             close_timeout=1,
         )
 
-    # -- what the clients do, over and over
+    # -- the actions of the clients
 
     async def registrations(self, token):
         self.seen[(await self.register())[0]] += 1
@@ -98,7 +100,7 @@ class Flood:
         await self._send(token, lambda: ['{"type":"leave"}', '{"type":"join"}'])
 
     async def _send(self, token, frames):
-        """Sends as fast as the connection takes it, and again on the next one when it is closed."""
+        """Sends as fast as the connection takes it, until the server closes it."""
         try:
             async with self.socket(token) as socket:
                 reading = asyncio.create_task(self._count(socket))
@@ -106,7 +108,7 @@ class Flood:
                     for frame in frames():
                         await socket.send(frame)
                         self.seen["sent"] += 1
-                    await asyncio.sleep(0)  # a send by itself gives nobody else a turn
+                    await asyncio.sleep(0)  # a send alone does not yield to other tasks
                 await reading
         except ConnectionClosed:
             await reading
@@ -120,7 +122,7 @@ class Flood:
                 self.seen[frame.get("code", frame["type"])] += 1
         self.seen[f"closed {socket.close_code}"] += 1
 
-    # -- the whole
+    # -- the run
 
     async def client(self, act, token):
         while time.monotonic() < self.until:

@@ -1,11 +1,15 @@
-"""Starts Python programs for the tests by a fork, which costs half of a fresh start: most of one is the import of packages.
+"""Starts Python programs for the tests by a fork, at half the cost of a fresh start.
 
-A template process imports the packages that trivia.py imports, but not trivia.py, and forks for each program. The fork
-gets its own folder, environment, streams and session, reads trivia.py as any process does, and ends with its own code.
-Its workers are forks in the same way.
-What the interpreter reads as it starts can't be changed in a fork: a program that needs it otherwise starts afresh.
+Most of a fresh start is the import of packages. A template process imports the packages of
+trivia.py, but not trivia.py itself, and forks for each program. The fork gets its own folder,
+environment, streams and session. It runs trivia.py as any process does, and ends with its own exit
+code. Its workers are forks in the same way.
 
-One thing is not as in a fresh start: argon2 has its least cost, since the tests register players by the thousand.
+The interpreter reads some settings only at its start. A program with other values of them starts
+afresh.
+
+One thing differs from a fresh start: argon2 runs at its least cost, because the tests register
+thousands of players.
 """
 
 import atexit
@@ -35,10 +39,10 @@ from pathlib import Path
 import argon2
 
 ROOT = Path(__file__).resolve().parent.parent
-# What the interpreter or the loader reads of the environment, once.
+# Prefixes of the variables that the interpreter or the loader reads once, at the start.
 AT_START = ("LANG", "LC_", "LD_", "MALLOC_", "PYTHON", "TZ")
 SERVERS = ("uvicorn", "daphne", "hypercorn", "sanic")
-# uvicorn imports these as its server starts, and asyncio and sanic as they serve.
+# Modules that uvicorn imports when its server starts, and asyncio and sanic when they serve.
 LATER = [
     "encodings.idna",
     "multiprocessing.spawn",
@@ -52,11 +56,11 @@ LATER = [
     "uvicorn.supervisors",
 ]
 
-# ---- the side of the tests
+# ---- in the process of the tests
 
 
 class Fork:
-    """A program that runs in a fork; it has what the tests use of subprocess.Popen."""
+    """A program that runs in a fork; it has the methods of subprocess.Popen that the tests use."""
 
     def __init__(self, command, **how):
         self.args, self.returncode, self._lock = command, None, threading.Lock()
@@ -92,7 +96,7 @@ class Fork:
 
 
 class Template:
-    """The process that forks, and the line to it."""
+    """The process that forks, and the socket to it."""
 
     def __init__(self):
         self.line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -103,11 +107,11 @@ class Template:
                 [sys.executable, __file__, str(theirs.fileno()), "-" * 300],
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C is for pytest, which ends it with the line
+                start_new_session=True,  # Ctrl-C does not reach it; it ends when the socket closes
             )
 
     def fork(self, command, *, cwd, env, stdin, stdout, stderr, own_session, pass_fds=()):
-        """The pid of a program, and the file that will tell how it has ended."""
+        """Forks; returns the pid of the program, and a file that will hold its wait status."""
         status, theirs = os.pipe()
         order = {"words": list(map(str, command[1:])), "cwd": str(cwd), "env": env}
         order |= {"own_session": own_session, "numbers": [0, 1, 2, *pass_fds]}
@@ -126,9 +130,10 @@ def the_template():
 
 
 def fits(command, env):
-    """Whether a fork of the template can be this program: trivia.py or an ASGI server in the same Python, as it was started.
+    """Returns whether a fork can be this program.
 
-    A program after `-c` may also be what uses trivia, or what ends in a call of os.execv.
+    It can be trivia.py or an ASGI server, in the same Python with the same settings of its start. A
+    program after `-c` must use trivia, or end in a call of os.execv.
     """
 
     def at_start(environment):
@@ -145,7 +150,10 @@ def fits(command, env):
 
 
 def run(command, *, cwd=ROOT, env=None, merged=False, timeout=60):
-    """What subprocess.run returns, with the text that the program has printed. `merged` puts both streams into stdout."""
+    """Runs a program like subprocess.run, and captures its output as text.
+
+    `merged` puts both streams into stdout.
+    """
     env = dict(os.environ) if env is None else env
     command = list(map(str, command))
     with contextlib.ExitStack() as stack:
@@ -164,7 +172,7 @@ def run(command, *, cwd=ROOT, env=None, merged=False, timeout=60):
 
 
 def start(command, *, cwd, env, stdin, stdout, stderr, own_session, pass_fds=(), afresh=False):
-    """Starts a program, by a fork where that is the same; never if it shall start afresh."""
+    """Starts a program, by a fork if a fork fits and `afresh` is false."""
     if afresh or not fits(command, env):
         files = {"stdin": stdin, "stdout": stdout, "stderr": stderr, "pass_fds": pass_fds}
         how = files | {"start_new_session": own_session}
@@ -174,13 +182,14 @@ def start(command, *, cwd, env, stdin, stdout, stderr, own_session, pass_fds=(),
     return Fork(command, cwd=cwd, env=env, **how)
 
 
-# ---- the side of the template
+# ---- in the template process
 
 
 def warm_up():
-    """Imports the packages and checks the schema once. What they keep of it, as compiled patterns, each fork has.
+    """Imports the packages and checks the schema once.
 
-    Each fork still runs trivia.py for itself, but its compiled text is read once for all.
+    Each fork inherits the caches of the packages, such as compiled patterns. Each fork runs
+    trivia.py itself, but its code is read only once.
     """
     loader = importlib.machinery.SourceFileLoader
     loader.get_code = functools.cache(loader.get_code)
@@ -195,7 +204,7 @@ def warm_up():
 
 
 def serve(line):
-    """Forks until the tests have ended. Returns in each fork, with its order and its files."""
+    """Forks until the tests end. Returns in each fork, with its order and its files."""
     ends, (awake, alarm) = {}, os.pipe()
     os.set_blocking(alarm, False)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
@@ -218,7 +227,7 @@ def serve(line):
 
 
 def tell_ends(ends):
-    """Takes in the forks that have ended, and tells the tests how."""
+    """Reaps the forks that have ended, and tells the tests their wait status."""
     while ends:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if not pid:
@@ -229,7 +238,7 @@ def tell_ends(ends):
 
 
 def settle(order, files):
-    """Makes a fork what a new process is: its files, signals, session, folder and environment, and nothing else."""
+    """Gives a fork the files, signals, session, folder and environment of a new process."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if order["own_session"]:
@@ -251,7 +260,7 @@ def settle(order, files):
 
 
 def show_command(words):
-    """Has `ps` and /proc show another command line, in the memory of the first one."""
+    """Makes `ps` and /proc show another command line, in the memory of the first one."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     begin, end = int(fields[45]), int(fields[46])
     line = b"\0".join(word.encode() for word in words)
@@ -259,14 +268,14 @@ def show_command(words):
 
 
 def execute(program, words):
-    """Stands for os.execv, by which a program becomes trivia.py."""
+    """Replaces os.execv, by which a program becomes trivia.py."""
     show_command(words)
     become(words[1:])
     sys.exit()
 
 
 def spawn_by_fork(spawn, program, words, files):
-    """Stands for multiprocessing.util.spawnv_passfds, by which a supervisor starts its workers."""
+    """Replaces multiprocessing.util.spawnv_passfds, by which a supervisor starts its workers."""
     if b"spawn_main" not in b" ".join(map(os.fsencode, words)):
         return spawn(program, words, files)
     if pid := os.fork():
@@ -281,7 +290,7 @@ def spawn_by_fork(spawn, program, words, files):
         words = list(map(os.fsdecode, words))
         show_command(words)
         sys.modules["__main__"] = types.ModuleType("__main__")
-        sys.modules.pop("trivia", None)  # a worker reads it for itself
+        sys.modules.pop("trivia", None)  # a worker imports its own
         sys.argv = words[words.index("-c") :]
         del sys.argv[1]
         exec(words[words.index("-c") + 1], vars(sys.modules["__main__"]))
@@ -294,19 +303,19 @@ def spawn_by_fork(spawn, program, words, files):
 
 
 def close_all_but(files):
-    """Closes what an exec would close."""
+    """Closes the files that an exec would close."""
     kept = sorted({0, 1, 2, *files})
     for last, following in zip(kept, [*kept[1:], 4096]):
         os.closerange(last + 1, following)
 
 
 def hasher_of_least_cost(kind, **_):
-    """Stands for argon2.PasswordHasher."""
+    """Replaces argon2.PasswordHasher."""
     return kind(time_cost=1, memory_cost=8, parallelism=1)
 
 
 def become(words):
-    """Runs what `python WORDS` runs."""
+    """Runs what `python WORDS` would run."""
     if words[0] == "-m":
         sys.path[0] = os.getcwd()
         sys.argv = words[1:]
@@ -328,7 +337,7 @@ if __name__ == "__main__":
     line_to_tests = socket.socket(fileno=int(sys.argv[1]))
     warm_up()
     gc.collect()
-    gc.freeze()  # a collection in a fork need not copy the pages of the packages
+    gc.freeze()  # so that a collection in a fork does not copy the pages of the packages
     my_order, my_files = serve(line_to_tests)
     settle(my_order, my_files)
     become(my_order["words"])

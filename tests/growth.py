@@ -1,14 +1,19 @@
-"""What more primaries change: the CPU of each Redis for an answer, under the same load.
+"""Measures what more primaries change: the CPU of each Redis for an answer, under the same load.
 
-    python tests/growth.py [--primaries 1,3,6] [--turns 3] [--workers 2] [--players 600] [--think 1] [--minutes 0.5] [--json FILE]
+    python tests/growth.py [--primaries 1,3,6] [--turns 3] [--workers 2] [--players 600]
+                           [--think 1] [--minutes 0.5] [--json FILE]
 
-For each number of primaries it starts a server, on one Redis or on a cluster, and tests/load.py beside it: so many players
-who answer at random, in games of ten rounds, as in schema.yaml. It measures each number several times, in turn, since a
-busy machine changes what a wake-up costs; the median counts. It compares the CPU time of the busiest primary, and of all
-of them, with that of one Redis. That one is like the nodes: on TCP, without a disk. Run it on a quiet machine and with many
-answers a second: a node wakes up for each write of a worker, so an answer costs more when fewer share a write. The exit
-code is 1 when an answer takes more than 0.42 times that CPU of the busiest of three primaries, 0.24 times of the busiest of
-six, or 1.2 times of all together.
+For each number of primaries it starts a server on one Redis or on a cluster. tests/load.py plays on
+it: players answer at random in games of ten rounds, as in schema.yaml. It measures each number
+several times, in turn, because a busy machine changes the cost of a wake-up. The median counts.
+
+It compares the CPU time of the busiest primary, and of all primaries together, with the CPU time of
+one Redis. That Redis is like the nodes: on TCP, without a disk. Run it on a quiet machine and with
+many answers a second. A node wakes up for each write of a worker, so an answer costs more when
+fewer answers share a write.
+
+The exit code is 1 when an answer takes more than this share of the CPU of one Redis: 0.42 on the
+busiest of three primaries, 0.24 on the busiest of six, or 1.2 on all primaries together.
 """
 
 import argparse
@@ -24,17 +29,18 @@ from conftest import ROOT, Server, edited_schema
 from nodes import Cluster, ClusterServer, Node
 from test_end_to_end import free_port
 
+# Highest ratio to one Redis: of the busiest primary (by number of primaries), and of all of them.
 MOST_OF_BUSIEST, MOST_OF_ALL = {3: 0.42, 6: 0.24}, 1.2
 
 
 def short_pauses(tree):
-    """Edits schema.yaml: games that ask as often as players can answer."""
+    """Edits schema.yaml: games with the shortest pauses between questions."""
     tree["queues"] = {"random": tree["queues"]["random"]}
     tree["queues"]["random"].update(start_seconds=0.5, reveal_seconds=0.5, rounds=10)
 
 
 def measure(primaries, options):
-    """CPU of each Redis, in us an answer, the greatest first; and the answers a second."""
+    """Returns the CPU of each Redis (us an answer, highest first), and the answers a second."""
     schema = edited_schema(short_pauses)
     command = ["trivia.py", "--port", str(free_port()), "--workers", str(options.workers)]
     command = [sys.executable, *command]
@@ -82,7 +88,7 @@ def main():
 
 
 def compare(turns):
-    """Prints what the busiest and all take, and their ratios to one Redis; 1 if they are too high."""
+    """Prints the cost of the busiest primary and of all; returns 1 if their ratios are too high."""
     medians = {
         count: [statistics.median(amount(each) for each, _ in rows) for amount in (max, sum)]
         for count, rows in turns.items()
@@ -91,7 +97,8 @@ def compare(turns):
     for count, (busiest, total) in medians.items():
         ratios = busiest / medians[1][0], total / medians[1][1]
         print(
-            f"{count}: busiest {busiest:.0f} us ({ratios[0]:.2f}), all {total:.0f} us ({ratios[1]:.2f})"
+            f"{count}: busiest {busiest:.0f} us ({ratios[0]:.2f}), "
+            f"all {total:.0f} us ({ratios[1]:.2f})"
         )
         failed |= ratios[0] > MOST_OF_BUSIEST.get(count, 1) or ratios[1] > MOST_OF_ALL
     return int(failed)

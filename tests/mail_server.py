@@ -9,8 +9,8 @@ from aiosmtpd.smtp import AuthResult
 class Box:
     """Takes mails into a list of (address, mail).
 
-    `mode` may be: take; refuse (550); die after a mail was taken, and before that is said; smtps or starttls,
-    which take a mail over TLS, after a sign-in.
+    `mode` is one of: take; refuse (550); die (after a mail is taken, before the reply); smtps or
+    starttls, which take a mail over TLS after a sign-in.
     """
 
     def __init__(self, taken, mode):
@@ -28,19 +28,19 @@ class Box:
 
 class FreePort(Controller):
     def _trigger_server(self):
-        """Knows the port only now, if any would do."""
+        """Stores the port that the system chose; the parent then connects to it."""
         self.port = self.server.sockets[0].getsockname()[1]
         super()._trigger_server()
 
 
 def controller_of(box, port, certificate):
-    """What starts and stops a mail server on a port, or on any if it is 0."""
+    """Returns the controller of a mail server on a port; port 0 means any free port."""
     options = {}
     if box.mode in ("smtps", "starttls"):
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(certificate)
         options = {"auth_required": True, "authenticator": knows_password}
-        if box.mode == "smtps":  # it is TLS anyway
+        if box.mode == "smtps":  # the connection is TLS from its start
             options |= {"ssl_context": context, "auth_require_tls": False}
         else:
             options |= {"tls_context": context, "require_starttls": True}

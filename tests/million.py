@@ -1,10 +1,10 @@
-"""How long the operator's console takes to find a player among very many.
+"""Measures how long the operator's console takes to find a player among a million.
 
     python tests/million.py --players 1000000 --looks 300
 
-Starts a server of its own, writes the accounts into its Redis as a registration leaves them, and
-looks at players by name, address and id, one after the other. Shown are memory, times, and the CPU
-time of the server, which a busy machine does not lengthen.
+Starts a server of its own, and writes accounts into its Redis as a registration does. Then looks up
+players by name, address and id, one after the other. Prints memory, times, and the CPU time of the
+server, which a busy machine does not lengthen.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from conftest import Server, loop_seconds, trivia
 Keys = trivia.Keys
 
 TOKEN = secrets.token_urlsafe()
-AT_ONCE = 2000  # accounts
+AT_ONCE = 2000  # accounts in one write
 HASH = (
     "$argon2id$v=19$m=8192,t=3,p=1$"
     + "c2FsdHNhbHRzYWx0c2E$"
@@ -29,7 +29,7 @@ HASH = (
 
 
 def account(number):
-    """(UID, fields) of a player."""
+    """Returns (UID, fields) of a player."""
     uid = trivia.digest(f"player {number}", trivia.UID_BYTES)
     fields = {
         "username": f"Player{number}",
@@ -47,7 +47,7 @@ def account(number):
 
 
 def commands(number):
-    """The commands that write a player, and the claims on both values."""
+    """Yields the commands that write a player, and the claims on username and address."""
     uid, fields = account(number)
     yield "HSET", Keys.user(uid), *trivia.flatten(fields)
     for value in (fields["username"].lower(), fields["email"]):
@@ -55,7 +55,7 @@ def commands(number):
 
 
 def seed(client, players):
-    """Writes the accounts."""
+    """Writes the accounts to Redis."""
     connection = client.connection_pool.get_connection()
     for first in range(0, players, AT_ONCE):
         numbers = range(first, min(first + AT_ONCE, players))
@@ -67,7 +67,7 @@ def seed(client, players):
 
 
 def measure(server, texts):
-    """How long each look took (ms)."""
+    """Returns the sorted times of all lookups (ms)."""
     times = []
     for text, uid in texts:
         began = time.perf_counter()
@@ -84,7 +84,7 @@ def main():
     parser.add_argument("--players", type=int, default=1_000_000)
     parser.add_argument("--looks", type=int, default=300, help="for each way to find a player")
     options = parser.parse_args()
-    server = Server(env={"TRIVIA_OPS_ACT_TOKEN": f"ann:{TOKEN}"})  # finds by address, too
+    server = Server(env={"TRIVIA_OPS_ACT_TOKEN": f"ann:{TOKEN}"})  # this token finds by address too
     try:
         server.start()
         began = time.monotonic()
@@ -93,7 +93,8 @@ def main():
         seconds = time.monotonic() - began
         each = used / options.players
         print(
-            f"{options.players:,} players in {seconds:.0f} s; {used / 2**20:,.0f} MiB, {each:.0f} bytes each"
+            f"{options.players:,} players in {seconds:.0f} s; "
+            f"{used / 2**20:,.0f} MiB, {each:.0f} bytes each"
         )
         for way in ("name", "address", "id", "capitals"):
             numbers = random.sample(range(options.players), options.looks)

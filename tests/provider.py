@@ -1,7 +1,9 @@
-"""An OpenID provider for tests: it serves the files of a folder, and notes what is posted to it.
+"""An OpenID provider for tests: it serves the files of a folder, and stores what is posted to it.
 
-python tests/provider.py FOLDER [PORT]: prints its port. A new key is a new jwks.json in FOLDER. In a browser
-it signs in the person of FOLDER/person, with the key of FOLDER/signing.json.
+    python tests/provider.py FOLDER [PORT]
+
+Prints its port. A new jwks.json in FOLDER is a new key. In a browser it signs in the person of
+FOLDER/person, with the key of FOLDER/signing.json.
 """
 
 import html
@@ -26,7 +28,7 @@ class Provider(SimpleHTTPRequestHandler):
             super().do_GET()
 
     def show_sign_in(self, asked):
-        """Shows a page with a link that leads back with an ID token, as the implicit flow has it."""
+        """Shows a page with a link that leads back with an ID token (the implicit flow)."""
         assert asked["response_type"] == "id_token" and "openid" in asked["scope"].split()
         sub = Path(self.directory, "person").read_text()
         signing = json.loads(Path(self.directory, "signing.json").read_text())

@@ -1,10 +1,12 @@
-"""How fast private rooms are opened, filled and begun, without sockets: what Redis and a worker's own code carry.
+"""Measures how fast Redis and a worker's code open, fill and begin private rooms, without sockets.
 
     python tests/rooms_rush.py --rooms 10000 --players 8
 
-One worker's parts run in this process, on a Redis of their own, without connections of phones: 80,000 of them do not fit
-on a small machine. Each player is an account in Redis. `Rooms.join` and `Rooms.begin` do what they do for a phone, and
-each match becomes a game, whose first question is far away: what it takes to play is not of interest here. Shown are calls a second and CPU, of this process and of Redis, of each step.
+The parts of one worker run in this process, on a Redis of their own. No phones connect, because
+80,000 connections do not fit on a small machine. Each player is an account in Redis. `Rooms.join`
+and `Rooms.begin` do what they do for a phone, and each match becomes a game. The first question of
+the games is far away, so that the cost of playing is not measured. Prints calls a second and the
+CPU of this process and of Redis, for each step.
 """
 
 from __future__ import annotations
@@ -22,11 +24,11 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-AT_ONCE = 200  # calls under way
+AT_ONCE = 200  # calls at the same time
 
 
 def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rooms", type=int, default=1000, help="how many (default: %(default)s)")
     parser.add_argument("--players", type=int, default=8, help="of each (default: %(default)s)")
@@ -34,7 +36,7 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 class Rush:
-    """The players of all rooms, and what it took to get them in."""
+    """The players of all rooms, and the measurement of each step."""
 
     def __init__(self, trivia, rooms: int, players: int) -> None:
         self.trivia, self.rooms, self.players = trivia, rooms, players
@@ -60,11 +62,11 @@ class Rush:
         await self._measure("start", self._until_formed, [0])
         print(f"{self.rooms} rooms of {self.players} in {time.monotonic() - began:.1f} s")
         await self.server.stop()
-        self.redis_process.terminate()  # it outlives its workers
+        self.redis_process.terminate()  # the embedded Redis outlives its workers
         self.redis_process.wait(20)
 
     async def _measure(self, name, work, numbers) -> None:
-        """Does work(number) for all, so many at once, and says what it took."""
+        """Calls work(number) for all numbers, AT_ONCE at a time, and prints what it took."""
         began, used, used_by_redis = time.monotonic(), time.process_time(), self._redis_cpu()
         left = iter(numbers)
 
@@ -76,7 +78,8 @@ class Rush:
         passed, count = time.monotonic() - began, len(numbers)
         own, redis = time.process_time() - used, self._redis_cpu() - used_by_redis
         print(
-            f"{name:8} {count:6} in {passed:5.1f} s: {count / passed:7.0f} a second; us of CPU of each: "
+            f"{name:8} {count:6} in {passed:5.1f} s: {count / passed:7.0f} a second; "
+            "us of CPU of each: "
             f"worker {1e6 * own / count:.0f}, Redis {1e6 * redis / count:.0f}",
             flush=True,
         )
@@ -94,7 +97,7 @@ class Rush:
         await self.server.redis.call("HSET", self.trivia.Keys.user(self._uid(number)), *fields)
 
     async def _join(self, number: int) -> None:
-        """Opens a room, or joins that of the host, from a network of the room's own."""
+        """Opens a room, or joins the host's room, from a network of the room's own."""
         room, code = number // self.players, self.codes[number // self.players]
         network = f"10.{room >> 16 & 255}.{room >> 8 & 255}.{room & 255}"
         who = self.trivia.Admission(self.queue, self._uid(number), 1, "", code, network, None)
@@ -115,12 +118,12 @@ class Rush:
 
 
 async def rush(trivia, options: argparse.Namespace) -> None:
-    """Runs one; its parts need a running loop."""
+    """Runs a rush inside a running loop, which its parts need."""
     await Rush(trivia, options.rooms, options.players).run()
 
 
 def main() -> None:
-    """python tests/rooms_rush.py."""
+    """Runs the command line."""
     options = options_of()
     with tempfile.TemporaryDirectory(prefix="rush-") as folder:
         schema = Path(folder, "schema.yaml")

@@ -1,10 +1,11 @@
-"""How fast a crowd is let in, and how fast it is matched when all of it asks in one moment.
+"""Measures how fast a server admits a crowd, and how fast it matches one that joins at once.
 
     python tests/rush.py --players 2000 --times 5 http://127.0.0.1:8000
 
-The server must be on this host: its Redis gets the accounts, as with --seed-accounts of load.py. All players connect at
-once, with their tokens. Whoever gets a game leaves it, and when everybody is idle all join again in the same moment, and
-again. Shown are the time until a number of them was let in or had its `start`, and how many that is a second.
+The server must be on this host: the tool writes the accounts to its Redis, as --seed-accounts of
+load.py does. All players connect at once, with their tokens. Players who get a game leave it. When
+all players are idle, all join again at the same moment, and so on. The table shows the time until a
+share of the players was admitted or had `start`, and the rate.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from rich.table import Table
 
 import load
 
-MOST_S = 60  # that a rush may take
+MOST_S = 60  # longest time of a rush
 LEAVE = b'{"type":"leave"}'
 
 
 class Message(msgspec.Struct):
-    """What we look at in a message."""
+    """The fields of a message that the tool reads."""
 
     type: str
     code: str = ""
 
 
 class Player(WSListener):
-    """One of the crowd."""
+    """A player of the crowd."""
 
     def __init__(self, crowd: Crowd, token: str) -> None:
         self.crowd, self.token = crowd, token
@@ -65,7 +66,7 @@ class Player(WSListener):
         self.crowd.note("idle")
 
     def _on_error(self, message: Message) -> None:
-        if message.code not in ("wrong_state", "not_playing"):  # the other one left first
+        if message.code not in ("wrong_state", "not_playing"):  # the opponent left first
             self.crowd.fail(message.code)
 
 
@@ -73,7 +74,7 @@ DECODER = msgspec.json.Decoder(Message)
 
 
 class Crowd:
-    """All players, and when which of them got how far in the present rush."""
+    """All players, and the times at which they reached each step of the present rush."""
 
     def __init__(self, url: str, queue: str, tokens: list[str]) -> None:
         self.url, self.queue, self.players = url, queue, [Player(self, token) for token in tokens]
@@ -81,7 +82,7 @@ class Crowd:
         self.failed: list[str] = []
 
     def ignore(self, message: Message) -> None:
-        """What does not matter here."""
+        """Ignores a message."""
 
     def fail(self, what: str) -> None:
         self.failed.append(what)
@@ -90,7 +91,7 @@ class Crowd:
         self.times.setdefault(what, []).append(monotonic() - self.begun_at)
 
     async def rush(self, go: object) -> dict[str, list[float]]:
-        """Lets all of them go in one moment, and waits until all are idle again."""
+        """Calls go(player) for all players at once, and waits until all are idle again."""
         self.times, self.begun_at = {}, monotonic()
         await asyncio.gather(*(go(player) for player in self.players))
         async with asyncio.timeout(MOST_S):
@@ -113,7 +114,7 @@ class Crowd:
 
 
 async def play(crowd: Crowd, times: int) -> list[tuple[str, list[float]]]:
-    """The rushes, as (what was reached, when by each)."""
+    """Runs the rushes; returns [(step, times at which players reached it)]."""
     rows = [("connected and in the queue", (await crowd.rush(crowd.connect))["let in"])]
     for number in range(1, times + 1):
         rows.append((f"matched, rush {number}", (await crowd.rush(crowd.join))["matched"]))
@@ -121,7 +122,7 @@ async def play(crowd: Crowd, times: int) -> list[tuple[str, list[float]]]:
 
 
 def main() -> None:
-    """Reads the command line and shows the table."""
+    """Runs the command line and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000")
     parser.add_argument("--players", type=int, default=2000)
@@ -153,7 +154,7 @@ def main() -> None:
             f"{len(times) / times[-1]:,.0f} players",
         )
     console.print(table)
-    os._exit(0)  # without goodbyes
+    os._exit(0)  # without closing the connections
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The forks that stand for fresh processes in the tests: they begin, print and end in the same way."""
+"""The tests run programs in forks. A fork starts, prints and ends like a fresh process."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ from test_end_to_end import UVICORN
 
 
 @pytest.mark.parametrize("words", [["--version"], ["check", "none.yaml"], ["check", "--nothing"]])
-def test_a_command_prints_and_returns_the_same(words, tmp_path):
+def test_a_command_in_a_fork_prints_and_returns_the_same(words, tmp_path):
     command = [sys.executable, ROOT / "trivia.py", *words]
     fresh = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     fork = trivia_py(*words, cwd=tmp_path)
@@ -21,7 +21,7 @@ def test_a_command_prints_and_returns_the_same(words, tmp_path):
     assert shown(fork) == shown(fresh)
 
 
-def test_a_server_has_a_session_of_its_own_and_ends_by_the_signal_that_it_gets(make_server):
+def test_a_server_in_a_fork_has_its_own_session_and_ends_by_the_signal_it_gets(make_server):
     server = make_server(env={"TRIVIA_OPS_TOKEN": "t" * 32})
     pid = server.process.pid
     assert isinstance(server.process, forks.Fork) and server.process.poll() is None
@@ -38,7 +38,7 @@ def test_a_server_has_a_session_of_its_own_and_ends_by_the_signal_that_it_gets(m
     assert server.process.wait(10) == server.process.poll() == -signal.SIGKILL
 
 
-def test_what_the_interpreter_reads_at_its_start_makes_a_fresh_process():
+def test_a_program_with_other_settings_of_the_interpreter_starts_afresh():
     env = dict(os.environ)
     assert forks.fits(UVICORN, env)
     for name in ("PYTHONIOENCODING", "LD_PRELOAD", "LC_ALL"):
