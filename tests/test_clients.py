@@ -1,4 +1,4 @@
-"""The generated clients: they are fresh, they compile, and they play through every fault of the lab."""
+"""The generated clients: they are up to date, compile, and play through every fault of the lab."""
 
 import contextlib
 import functools
@@ -32,11 +32,11 @@ from conftest import (
     wait_until,
 )
 
-TYPESCRIPT = "5.9.3"  # of the npm package
+TYPESCRIPT = "5.9.3"  # version of the npm package
 STRICT = ["--strict", "--noUncheckedIndexedAccess", "--exactOptionalPropertyTypes", "--noEmit"]
 STRICT += ["--target", "es2022", "--lib", "es2022,dom", "--module", "esnext"]
-STRICT += ["--skipLibCheck"]  # the declarations of the compiler itself take as long as all clients
-KOTLIN = "0.19.0.944"  # of the package kotlin-jupyter-kernel, which carries the compiler
+STRICT += ["--skipLibCheck"]  # checking the compiler's declarations doubles the time
+KOTLIN = "0.19.0.944"  # version of the package kotlin-jupyter-kernel, which contains the compiler
 FILES = {
     "typescript": "trivia.ts",
     "kotlin": "Trivia.kt",
@@ -59,7 +59,7 @@ SCRIPTS = [
 ]
 STORE = "https://store.example.org/shop"
 ACT_TOKEN = "a-token-of-an-operator"
-GENERATORS = ["openapi-typescript@7.13.0", "@asyncapi/modelina@5.10.1"]  # packages of npm
+GENERATORS = ["openapi-typescript@7.13.0", "@asyncapi/modelina@5.10.1"]  # npm packages
 MODELINA = """
 import {TypeScriptGenerator} from '@asyncapi/modelina'
 import fs from 'fs'
@@ -69,12 +69,12 @@ const document = JSON.parse(fs.readFileSync(file, 'utf8'))
 const models = await new TypeScriptGenerator(options).generateCompleteModels(document, {exportType: 'named'})
 for (const {modelName, result} of models) fs.writeFileSync(`${folder}/${modelName}.ts`, result)
 """
-NODE = compute_driver_executable()[0]  # of Playwright, which runs TypeScript as it is
+NODE = compute_driver_executable()[0]  # Playwright's Node.js, which runs TypeScript files directly
 
 
 @functools.cache
 def generated(language, schema=None, **env):
-    """The client that the command prints for a schema."""
+    """Returns the client that the command prints for a schema."""
     with tempfile.TemporaryDirectory() as folder:
         if schema is not None:
             file = Path(folder) / "schema.yaml"
@@ -87,13 +87,13 @@ def generated(language, schema=None, **env):
 
 @pytest.fixture(scope="module")
 def npm_modules(request):
-    """The compiler of TypeScript and the generators of types, fetched together: they share it."""
+    """The compiler of TypeScript and the generators of types, installed into one folder."""
     return npm_install(request.config.cache, f"typescript@{TYPESCRIPT}", *GENERATORS)
 
 
 @pytest.fixture(scope="module")
 def tsc(npm_modules):
-    """The compiler of TypeScript."""
+    """Runs the compiler of TypeScript."""
 
     def compile_files(*files_and_options):
         command = [NODE, npm_modules / "typescript" / "lib" / "tsc.js", *STRICT, *files_and_options]
@@ -106,7 +106,7 @@ def tsc(npm_modules):
 
 
 @pytest.mark.parametrize("language", FILES)
-def test_the_client_of_the_shipped_schema_is_fresh(language):
+def test_the_client_of_the_shipped_schema_is_up_to_date(language):
     kept = (ROOT / "clients" / FILES[language]).read_text("utf-8")
     assert kept == generated(language), (
         f"run: python trivia.py client {language} clients/{FILES[language]}"
@@ -118,13 +118,13 @@ def test_every_language_is_tested():
     assert {language: writer.file for language, writer in generate.WRITERS.items()} == FILES
 
 
-def test_an_unknown_language_is_told_in_one_line():
+def test_an_unknown_language_is_refused_with_one_line():
     done = trivia_py("client", "cobol")
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert done.stderr.strip() == 'client: found "cobol"; expected one of ' + ", ".join(FILES)
 
 
-def test_a_client_is_written_to_a_file_or_the_reason_is_told(tmp_path):
+def test_a_client_is_written_to_a_file_or_the_error_is_shown(tmp_path):
     assert trivia_py("client", "typescript", tmp_path / "trivia.ts").returncode == 0
     assert (tmp_path / "trivia.ts").read_text("utf-8") == generated("typescript")
     done = trivia_py("client", "typescript", tmp_path / "no" / "trivia.ts")
@@ -133,7 +133,7 @@ def test_a_client_is_written_to_a_file_or_the_reason_is_told(tmp_path):
 
 @functools.cache
 def own_schema():
-    """A schema with fields, a queue and messages of an operator's own."""
+    """Returns a schema with fields, a queue and messages that an operator has added."""
 
     def edit(tree):
         tree["title"] = "Quiz Night"
@@ -154,7 +154,7 @@ def own_schema():
     return edited_schema(edit)
 
 
-def test_a_client_has_what_the_operator_declares():
+def test_a_client_contains_what_the_operator_declares():
     source = generated("typescript", own_schema())
     assert "A client for Quiz Night" in source
     assert '"late_night"' in source and "buzzIn(fields: BuzzInFields = {})" in source
@@ -165,7 +165,7 @@ def test_a_client_has_what_the_operator_declares():
 
 
 def test_the_typescript_clients_compile_strictly(tsc, tmp_path):
-    """One run of the compiler sees clients of two schemas, and each once more with a mistake."""
+    """Compiles the clients of two schemas, and each again with a mistake, in one run."""
     files, wrong = [], "\nconst wrong: Player = { username: 1 };\n"
     for name, schema in (("shipped", edited_schema()), ("own", own_schema())):
         source = generated("typescript", schema)
@@ -182,7 +182,7 @@ def test_the_typescript_clients_compile_strictly(tsc, tmp_path):
 
 @pytest.mark.parametrize("schema", [edited_schema(), own_schema()], ids=["shipped", "own"])
 @pytest.mark.parametrize("language", GRAMMARS)
-def test_a_client_without_a_compiler_here_is_parsed(language, schema):
+def test_a_client_in_a_language_without_a_compiler_here_is_valid_syntax(language, schema):
     parser = tree_sitter.Parser(tree_sitter.Language(GRAMMARS[language].language()))
     source = generated(language, schema)
     assert not parser.parse(source.encode()).root_node.has_error
@@ -190,7 +190,7 @@ def test_a_client_without_a_compiler_here_is_parsed(language, schema):
 
 
 def readme_app(language, server, player):
-    """The app of the README, for an expression that tells the server, and a player of their own."""
+    """Returns the app of the README, with an expression for the server, and another player."""
     readme = (ROOT / "README.md").read_text("utf-8")
     app = re.search(rf"```{language}\n(.*?)```", readme, re.S)[1]
     assert len(app.splitlines()) <= 10
@@ -199,7 +199,7 @@ def readme_app(language, server, player):
 
 
 def play_apps(*commands):
-    """Runs apps until each has printed the ranking, and checks that they played ten rounds."""
+    """Runs apps until each has printed the ranking, for at most 60 s."""
     with contextlib.ExitStack() as stack:
         apps = [
             stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
@@ -216,7 +216,7 @@ def play_apps(*commands):
 
 @pytest.fixture(scope="module")
 def kotlin(request, lab, tmp_path_factory):
-    """The class path of the compiled Kotlin client and of the app of the README."""
+    """The class path of the compiled Kotlin client and of the README's app."""
     java = shutil.which("java") or pytest.skip("there is no java")
     jars = Path(request.config.cache.mkdir("kotlin")) / KOTLIN
     if not jars.exists():
@@ -237,11 +237,11 @@ def kotlin(request, lab, tmp_path_factory):
         "App.kt": readme_app("kotlin", 'System.getProperty("server")', "linus"),
         "SignIn.kt": ANDROID + snippets("kotlin") + MERGE,
     }
-    # What runs so briefly is not worth the second compiler of the JVM.
+    # For such short runs the second compiler of the JVM costs more than it saves.
     java = [java, "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"]
     digest = hashlib.sha256(json.dumps([KOTLIN, sources]).encode()).hexdigest()
     out = jars.with_name("classes") / digest
-    if not out.exists():  # the compiler takes 20 s, so its classes are kept until a source changes
+    if not out.exists():  # the compiler takes 20 s, so the classes are kept until a source changes
         shutil.rmtree(out.parent, ignore_errors=True)
         for name, text in sources.items():
             (folder / name).write_text(text, "utf-8")
@@ -257,7 +257,7 @@ def kotlin(request, lab, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A server with the lab, and a file of the right answers."""
+    """A server with the lab, and a folder with files of the right answers."""
     questions = trivia.read_question_file(trivia.QUESTION_FILE).questions.values()
     folder = tmp_path_factory.mktemp("clients")
     answers = {one.text: one.choices[0] for one in questions}
@@ -274,7 +274,7 @@ def lab(tmp_path_factory):
 
 
 def check(ends):
-    """Checks that every answer arrived, and that connections were made again where they broke."""
+    """Checks that every answer arrived, and that clients reconnected after each break."""
     assert {end.get("reason") for end in ends.values()} == {"finished"}, ends
     # Four rounds; a right answer gets 100 points, and up to 50 for its speed.
     assert all(450 < end["score"] <= 600 for end in ends.values()), ends
@@ -286,7 +286,7 @@ def check(ends):
     }
 
 
-def test_every_answer_of_the_typescript_client_arrives_whatever_happens_to_the_line(lab):
+def test_every_answer_of_the_typescript_client_arrives_despite_all_faults(lab):
     server, folder = lab
 
     command = [NODE, "tests/clients/play.ts", f"http://127.0.0.1:{server.port}", "lab"]
@@ -297,7 +297,7 @@ def test_every_answer_of_the_typescript_client_arrives_whatever_happens_to_the_l
     check({end["script"]: end for end in ends})
 
 
-def test_every_answer_of_the_kotlin_client_arrives_whatever_happens_to_the_line(lab, kotlin):
+def test_every_answer_of_the_kotlin_client_arrives_despite_all_faults(lab, kotlin):
     server, folder = lab
     url = f"http://127.0.0.1:{server.port}"
     command = [*kotlin, "trivia.PlayKt", url, "lab", folder / "answers.txt", *SCRIPTS]
@@ -307,7 +307,7 @@ def test_every_answer_of_the_kotlin_client_arrives_whatever_happens_to_the_line(
     check({end["script"]: end for end in ends})
 
 
-def test_a_room_of_the_typescript_client_survives_drops_and_stays_after_its_game(lab):
+def test_a_room_of_the_typescript_client_survives_drops_and_lasts_after_its_game(lab):
     server, _ = lab
     command = [NODE, "tests/clients/room.ts", f"http://127.0.0.1:{server.port}"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60)
@@ -315,7 +315,7 @@ def test_a_room_of_the_typescript_client_survives_drops_and_stays_after_its_game
 
 
 def typescript_app(server, folder, player):
-    """The command of the app of the README, in a folder of its own."""
+    """Returns the command of the README's app, in a folder of its own."""
     folder.mkdir()
     (folder / "trivia.ts").write_text(generated("typescript", own_schema()), "utf-8")
     (folder / "app.ts").write_text(readme_app("ts", f'"http://127.0.0.1:{server.port}"', player))
@@ -329,19 +329,19 @@ def check_ten_rounds(server, player):
     assert len(server.http("GET", f"/games/{game['id']}", token=token).json["rounds"]) == 10
 
 
-def test_two_apps_of_ten_lines_from_the_readme_play_ten_rounds(lab, tmp_path):
+def test_two_ten_line_apps_of_the_readme_play_ten_rounds(lab, tmp_path):
     server, _ = lab
     play_apps(*(typescript_app(server, tmp_path / name, name) for name in ("grace", "alan")))
     check_ten_rounds(server, "grace")
 
 
-def test_the_apps_of_the_readme_in_kotlin_and_typescript_meet(lab, kotlin, tmp_path):
+def test_the_kotlin_app_and_the_typescript_app_of_the_readme_play_one_game(lab, kotlin, tmp_path):
     server, _ = lab
     play_apps([*kotlin, "AppKt"], typescript_app(server, tmp_path / "ts", "edsger"))
     check_ten_rounds(server, "linus")
 
 
-# What the snippets of the README take from the libraries of Android, as their documents declare it.
+# The declarations that the README's snippets use from Android's libraries.
 ANDROID = """
 package trivia
 import java.security.MessageDigest
@@ -373,7 +373,7 @@ interface CredentialManager {
 
 
 def snippets(language):
-    """The code of the README about sign-in."""
+    """Returns the README's code about sign-in."""
     text = (ROOT / "README.md").read_text("utf-8")
     part = re.search(r"^### Sign-in on iOS and Android\n(.*?)^### ", text, re.S | re.M)[1]
     found = re.findall(rf"^```{language}\n(.*?)^```", part, re.S | re.M)
@@ -381,7 +381,7 @@ def snippets(language):
     return "\n".join(found)
 
 
-def test_the_swift_of_the_readme_about_sign_in_is_swift():
+def test_the_readmes_swift_code_about_sign_in_is_valid_syntax():
     parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_swift.language()))
     code = snippets("swift")
     assert not parser.parse(code.encode()).root_node.has_error
@@ -397,14 +397,14 @@ fun merged(trivia: Trivia, error: TriviaException): String? =
 """
 
 
-def test_the_kotlin_of_the_readme_about_sign_in_compiles(kotlin):
+def test_the_readmes_kotlin_code_about_sign_in_compiles(kotlin):
     classes = Path(kotlin[-1].partition(":")[0])
     assert (classes / "trivia" / "SignInKt.class").exists()
 
 
 @pytest.fixture
 def shop(lab):
-    """A token, while apps named `shop` must be newer than the clients say that they are."""
+    """A player's token, while apps named `shop` must be newer than the clients' version."""
     server, _ = lab
     token = server.register()["token"]
     url = "/ops/act/version"
@@ -419,14 +419,14 @@ def shop(lab):
 OUTDATED = f"app_too_old {STORE} outdated {STORE}"
 
 
-def test_the_typescript_client_leads_from_an_app_that_is_too_old_to_the_store(lab, shop):
+def test_the_typescript_client_sends_players_of_an_old_app_to_the_store(lab, shop):
     url = f"http://127.0.0.1:{lab[0].port}"
     command = [NODE, "tests/clients/outdated.ts", url, "lab", shop]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=60)
     assert done.stdout.strip() == OUTDATED
 
 
-def test_the_kotlin_client_leads_from_an_app_that_is_too_old_to_the_store(lab, shop, kotlin):
+def test_the_kotlin_client_sends_players_of_an_old_app_to_the_store(lab, shop, kotlin):
     command = [*kotlin, "trivia.PlayKt", f"http://127.0.0.1:{lab[0].port}", "lab", shop]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
     assert done.stdout.strip() == OUTDATED
@@ -435,7 +435,7 @@ def test_the_kotlin_client_leads_from_an_app_that_is_too_old_to_the_store(lab, s
 # ---- other generators
 
 
-def test_types_of_other_generators_fit_what_the_server_says(server, npm_modules, tsc, tmp_path):
+def test_types_of_other_generators_fit_the_servers_messages(server, npm_modules, tsc, tmp_path):
     for name in ("openapi", "asyncapi"):
         text = server.http("GET", f"/docs/{name}.json").body
         (tmp_path / f"{name}.json").write_text(text)
@@ -463,7 +463,7 @@ def model_of(frame):
 
 
 def recorded(server):
-    """What a server says in a game of two: HTTP bodies with the names of their schemas, and frames."""
+    """Returns a server's HTTP bodies, by name of their schema, and frames of a game of two."""
     ann, bob = phones = server.pair()
     ann.send("emoji", emoji="🎉")
     bob.send("answer", round=9, choice=0, id=1)

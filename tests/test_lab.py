@@ -1,4 +1,4 @@
-"""The lab: an opponent of ours, and faults that a script makes happen on a phone's own connection."""
+"""The lab: an opponent that the server plays, and scripted faults on a phone's own connection."""
 
 import importlib.util
 import time
@@ -26,7 +26,7 @@ def lab():
 
 @pytest.fixture
 def enter(lab):
-    """Phones that play in the lab by a script."""
+    """Makes phones that play in the lab by a script."""
     made = []
 
     def enter(script, by="message"):
@@ -48,14 +48,14 @@ def enter(lab):
 
 
 def question(phone, number):
-    """Question `number`; those before it are answered."""
+    """Answers the questions before question `number`, and returns that question."""
     while (frame := phone.expect("question", 20))["round"] < number:
         phone.send("answer", round=frame["round"], choice=0)
     return frame
 
 
 def counted(phone, frames=slice(None)):
-    """The seq of the game's messages, in the order they came."""
+    """Returns the seq of the game's messages, in the order of arrival, without updates."""
     return [
         frame["seq"]
         for frame in phone.frames[frames]
@@ -63,7 +63,7 @@ def counted(phone, frames=slice(None)):
     ]
 
 
-def test_a_whole_game_against_the_opponent_counts_for_nothing(lab, enter):
+def test_a_game_in_the_lab_changes_no_rating_history_or_leaderboard(lab, enter):
     phone = enter("latency=20")
     start = phone.expect("start")
     assert start["queue"] == "lab" and len(start["players"]) == 2
@@ -90,10 +90,12 @@ def test_a_whole_game_against_the_opponent_counts_for_nothing(lab, enter):
         lambda: not lab.redis.exists(f"user:{{{uid}}}", f"seen:{{{uid}}}", f"history:{{{uid}}}")
     )
     phone.send("join")
-    assert phone.expect("start")["game"] != start["game"], "again, with the same script"
+    assert phone.expect("start")["game"] != start["game"], (
+        "a join without a script starts a new game"
+    )
 
 
-def test_two_in_the_lab_do_not_meet_each_other(enter):
+def test_two_players_in_the_lab_do_not_meet_each_other(enter):
     one, two = enter("silent"), enter("silent")
     games = {phone.expect("start")["game"] for phone in (one, two)}
     assert len(games) == 2
@@ -109,16 +111,16 @@ def test_drop_breaks_the_connection_and_the_game_is_resumed(enter):
     update = phone.connect("lab?script=drop@2").expect("update")
     assert update["round"] == 2 and update["phase"] == "question"
     phone.send("answer", round=2, choice=0)
-    assert question(phone, 3)["round"] == 3, "it broke once"
+    assert question(phone, 3)["round"] == 3, "the script drops the connection only once"
 
 
-def test_deploy_sends_the_phone_away(enter):
+def test_deploy_closes_the_connection_with_1012_and_the_game_is_resumed(enter):
     phone = enter("deploy@1")
     phone.expect_close(1012)
     assert phone.connect("lab").expect("update")["round"] == 1
 
 
-def test_a_lost_message_leaves_a_gap_that_check_closes(enter):
+def test_lose_leaves_a_gap_that_check_closes(enter):
     phone = enter("lose@3")
     question(phone, 1)
     phone.send("answer", round=1, choice=0)
@@ -137,7 +139,7 @@ def test_unavailable_refuses_an_answer_once(enter):
     assert phone.expect("reveal")["answers"][phone.name]["choice"] == 1
 
 
-def test_latency_delays_both_ways(enter):
+def test_latency_delays_messages_in_both_directions(enter):
     phone = enter("latency=400")
     phone.expect("start")
     began = time.monotonic()
@@ -146,7 +148,7 @@ def test_latency_delays_both_ways(enter):
     assert time.monotonic() - began >= 0.8
 
 
-def test_duplicate_says_everything_of_the_game_twice(enter):
+def test_duplicate_sends_every_message_of_the_game_twice(enter):
     phone = enter("duplicate")
     question(phone, 1)
     phone.send("answer", round=1, choice=0)
@@ -178,13 +180,13 @@ def test_a_slow_opponent_answers_late(enter):
     assert max(answer["ms"] for answer in answers.values()) > asked["answer_ms"] * 0.7
 
 
-def test_an_opponent_goes_away_and_comes_back(enter):
+def test_an_opponent_leaves_and_returns_by_script(enter):
     phone = enter("away@1")
     gone = phone.expect("user_exit")
     assert gone["returns_ms"] > 0 and phone.expect("user_return")["player"] == gone["player"]
 
 
-def test_an_opponent_leaves_for_good(enter):
+def test_an_opponent_leaves_for_good_by_script(enter):
     phone = enter("leave@1")
     assert phone.expect("user_exit")["returns_ms"] == 0
     phone.send("answer", round=1, choice=0)
@@ -194,12 +196,12 @@ def test_an_opponent_leaves_for_good(enter):
 @pytest.mark.parametrize(
     "script", ["drop", "drop=3", "latency@3", "latency=", "silent@1", "whatever@2", "drop@3&silent"]
 )
-def test_a_script_with_a_mistake_is_refused_with_what_there_is(enter, script):
+def test_an_invalid_script_is_refused_with_the_list_of_words(enter, script):
     error = enter(script).expect("error")
     assert error["code"] == "bad_script" and "latency=MS" in error["message"]
 
 
-def test_a_script_with_a_mistake_in_the_address_leads_into_no_queue(enter):
+def test_an_invalid_script_in_the_address_joins_no_queue(enter):
     phone = enter("whatever@2", by="address")
     assert phone.expect("error")["code"] == "bad_script"
     phone.send("join", script="latency=20", id=1)
@@ -207,7 +209,7 @@ def test_a_script_with_a_mistake_in_the_address_leads_into_no_queue(enter):
     assert [frame["type"] for frame in phone.frames[-4:]] == ["error", "queued", "start"]
 
 
-def test_a_mistake_in_a_join_names_the_message_and_leaves_the_last_script_in_force(enter):
+def test_an_invalid_script_in_a_join_names_the_message_and_keeps_the_last_script(enter):
     phone = enter("silent")
     phone.expect("start")
     phone.send("leave")
@@ -220,7 +222,7 @@ def test_a_mistake_in_a_join_names_the_message_and_leaves_the_last_script_in_for
     assert phone.expect("reveal", 20)["answers"].keys() == {phone.name}
 
 
-def test_a_join_that_the_server_refuses_changes_no_script(enter):
+def test_a_join_that_the_server_refuses_keeps_the_script(enter):
     phone = enter("silent")
     question(phone, 1)
     phone.refused("wrong_state", "join", script="drop@2")
@@ -228,7 +230,7 @@ def test_a_join_that_the_server_refuses_changes_no_script(enter):
     assert question(phone, 2)["round"] == 2
 
 
-def test_an_opponent_erases_the_account_when_the_server_stops(make_server):
+def test_the_account_of_the_opponent_is_erased_when_the_server_stops(make_server):
     server = make_server(edited_schema(), env={"TRIVIA_LAB": "1"})
     phone = server.phone(queue="lab")
     players = phone.expect("start")["players"]
@@ -239,7 +241,7 @@ def test_an_opponent_erases_the_account_when_the_server_stops(make_server):
     server.http("GET", f"/users/{other}").refused(404, "not_found")
 
 
-def test_the_words_are_separated_by_commas_semicolons_or_spaces():
+def test_the_words_of_a_script_are_separated_by_commas_semicolons_or_spaces():
     assert lab_module.parse_script(" drop@3, latency=800;silent ") == {
         "drop": 3,
         "latency": 800,
@@ -248,19 +250,20 @@ def test_the_words_are_separated_by_commas_semicolons_or_spaces():
     assert lab_module.parse_script("") == {}
 
 
-def test_the_documents_list_the_words(lab):
+def test_the_documents_list_the_words_of_a_script(lab):
     described = lab.http("GET", "/docs/asyncapi.json").body
     assert all(word in described for word in lab_module.FAULTS)
 
 
-def test_without_the_variable_there_is_no_lab(server):
+def test_without_the_environment_variable_there_is_no_lab(server):
     assert "lab" not in [queue["name"] for queue in server.http("GET", "/queues").json["queues"]]
     assert "drop@N" not in server.http("GET", "/docs/asyncapi.json").body
     phone = server.phone()
     phone.expect("queued")
     phone.refused("invalid_message", "join", queue="random", script="drop@1")
     phone.close()
-    wait_until(lambda: not server.redis.exists("queue:{lobby}:random"))  # others share this server
+    # The other tests share this server, so the queue must be empty again.
+    wait_until(lambda: not server.redis.exists("queue:{lobby}:random"))
 
 
 @pytest.mark.parametrize(
@@ -279,7 +282,7 @@ def test_without_the_variable_there_is_no_lab(server):
         ),
     ],
 )
-def test_a_lab_that_can_not_be_opened_is_told_in_one_line(tmp_path, value, edit, says):
+def test_a_lab_that_can_not_start_is_refused_with_one_line(tmp_path, value, edit, says):
     (tmp_path / "schema.yaml").write_text(edited_schema(edit), "utf-8")
     schema, data = str(tmp_path / "schema.yaml"), str(tmp_path)
     code, printed = run(UVICORN, TRIVIA_LAB=value, TRIVIA_SCHEMA=schema, TRIVIA_DATA=data)

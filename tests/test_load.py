@@ -1,4 +1,4 @@
-"""The load tool in small: what it measures of a real server, and that it says when something went wrong."""
+"""The load tool in small: its figures of a real server, and its reports of failures."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from conftest import ROOT, edited_schema, wait_until
 
 
 def start(server, *options):
-    """The load tool, playing on a server."""
+    """Starts the load tool on a server."""
     return subprocess.Popen(
         [
             sys.executable,
@@ -28,7 +28,7 @@ def start(server, *options):
     )
 
 
-def test_a_short_run_gives_figures_of_everything(make_server, tmp_path):
+def test_a_short_run_gives_all_figures(make_server, tmp_path):
     server, file = make_server(afresh=True), tmp_path / "figures.json"
     tool = start(
         server,
@@ -71,7 +71,7 @@ def test_a_short_run_gives_figures_of_everything(make_server, tmp_path):
     assert many["load_tool"]["us_per_answer"] > 10 and figures["samples"], many
 
 
-def test_rooms_rematches_and_bots_are_played(make_server, tmp_path):
+def test_the_load_tool_plays_rooms_rematches_and_games_with_bots(make_server, tmp_path):
     def edit(tree):
         tree["queues"]["rated"]["rematch_seconds"] = 5
         bots = {"after_seconds": 0.2, "skill": "near"}
@@ -107,13 +107,13 @@ def test_rooms_rematches_and_bots_are_played(make_server, tmp_path):
     assert "multiples of 3" in refused.communicate(timeout=60)[0] and refused.returncode == 1
 
 
-def test_rooms_are_opened_filled_and_begun_without_sockets():
+def test_the_rush_opens_fills_and_begins_rooms_without_sockets():
     command = [sys.executable, "tests/rooms_rush.py", "--rooms", "3", "--players", "4"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and "3 rooms of 4 in" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_server_that_dies_is_an_error(make_server, tmp_path):
+def test_a_run_on_a_server_that_dies_reports_the_errors_and_exits_with_1(make_server, tmp_path):
     server, file = make_server(afresh=True), tmp_path / "figures.json"
     tool = start(
         server, "--players", "4", "--minutes", "0.03", "--seed-accounts", "--json", str(file)
@@ -125,7 +125,7 @@ def test_a_server_that_dies_is_an_error(make_server, tmp_path):
     assert json.loads(file.read_text())["errors"]["close 1006"] == 4, output
 
 
-def test_the_guard_compares_with_what_is_kept(capsys):
+def test_the_guard_fails_above_the_stored_ratio_and_its_margin(capsys):
     for found, worse in ((11.4, False), (11.6, True)):
         assert load.is_worse({"steps": [{"guard": {"echoes_per_answer": found}}]}, 10.0) == worse
         assert ("too much" in capsys.readouterr().out) == worse
