@@ -1,4 +1,4 @@
-"""Rooms, rematches and bots over real sockets: codes, hosts, who comes late, lost workers."""
+"""Rooms, rematches and bots over real sockets: codes, hosts, late joins, lost workers."""
 
 import math
 import random
@@ -61,7 +61,7 @@ MATCHED = {
     "fill_slow": {"start_seconds": NEVER, **BOT},
     "lonely": {
         "match": "rating",
-        "window": 0,  # nobody is matched with another player
+        "window": 0,  # no player is matched with another one
         "widen": 0,
         "start_seconds": NEVER,
         "bots": {"after_seconds": 2, "skill": "near"},
@@ -91,7 +91,7 @@ def house():
 
 @pytest.fixture
 def phones(house):
-    """Connects new players; they are gone after the test."""
+    """Connects new players, and closes their connections after the test."""
     connected = []
 
     def connect(queue, code="", **options):
@@ -105,7 +105,10 @@ def phones(house):
 
 
 def open_room(phones, queue="den", guests=1):
-    """A host and guests in a new room, all past the `room` that shows the last of them: (code, phones)."""
+    """Opens a room with a host and guests. Returns (code, phones).
+
+    All have read the `room` message that shows the last guest.
+    """
     host = phones(queue)
     code = host.expect("room")["code"]
     everybody = [host]
@@ -121,7 +124,7 @@ def names(room):
 
 
 def begin(everybody):
-    """The host begins; all are past their `start`."""
+    """Has the host begin a game. Returns the `start` of each phone."""
     everybody[0].send("begin")
     return [phone.expect("start") for phone in everybody]
 
@@ -134,7 +137,7 @@ def join_refused(phone, why, code):
 # -- a room from its opening to its second game
 
 
-def test_friends_meet_by_a_code_play_and_are_in_their_room_again(house, phones):
+def test_friends_meet_by_a_code_play_and_return_to_their_room(house, phones):
     host = phones("den")
     first = host.receive()
     code = first["code"]
@@ -166,7 +169,7 @@ def test_friends_meet_by_a_code_play_and_are_in_their_room_again(house, phones):
     wait_until(lambda: house.http("GET", f"/rooms/{code}").status == 410)
 
 
-def test_a_room_is_joined_on_a_socket_that_is_there(phones):
+def test_a_player_joins_a_room_on_a_socket_that_is_already_open(phones):
     code, [host] = open_room(phones, guests=0)
     guest = phones("random")
     guest.expect("queued")
@@ -183,7 +186,7 @@ def test_a_room_is_joined_on_a_socket_that_is_there(phones):
     assert other["code"] != code and other["host"] == guest.name
 
 
-def test_a_link_shows_the_room_before_anybody_joins(house, phones):
+def test_a_link_shows_the_room_to_people_who_have_not_joined(house, phones):
     code, [host, guest] = open_room(phones)
     room = house.http("GET", f"/rooms/{code.lower()}").json
     assert room == {key: value for key, value in guest.frames[-1].items() if key != "type"}
@@ -191,7 +194,7 @@ def test_a_link_shows_the_room_before_anybody_joins(house, phones):
     assert house.http("GET", f"/rooms/{code}").json["state"] == "playing"
 
 
-def test_a_guest_joins_by_link_or_code_on_the_trip_on_which_they_are_made(house, phones):
+def test_a_guest_account_joins_a_room_by_link_or_code_at_once(house, phones):
     code, [host] = open_room(phones, guests=0)
     for way in (f"den?code={code}", f"random?code={code.lower()}", "den"):
         answer = house.http("POST", "/auth/guest", {"secret": secrets.token_urlsafe(32)})
@@ -199,7 +202,7 @@ def test_a_guest_joins_by_link_or_code_on_the_trip_on_which_they_are_made(house,
         preview = house.http("GET", f"/rooms/{code}", token=answer.json["token"])
         assert (preview.status, preview.json["host"]) == (200, host.name)
         guest = phones(way, session=answer.json)
-        if "code" not in way:  # they are in a room of their own, and leave it for the code
+        if "code" not in way:  # the guest is in a room of their own, and has to leave it first
             assert guest.expect("room")["code"] != code
             guest.send("leave")
             guest.expect("cancelled", reason="left")
@@ -217,17 +220,17 @@ def test_a_guest_joins_by_link_or_code_on_the_trip_on_which_they_are_made(house,
 # -- hosts
 
 
-def test_a_host_sends_a_guest_away_who_can_not_come_back(house, phones):
+def test_a_kicked_player_can_not_join_the_room_again(house, phones):
     code, [host, guest, other] = open_room(phones, guests=2)
     host.send("kick", player=guest.name)
     assert guest.expect("cancelled")["reason"] == "kicked"
     assert names(host.expect("room")) == names(other.expect("room")) == [host.name, other.name]
     join_refused(guest, "kicked", code)
-    guest.send("join", queue="den")  # but elsewhere they may play
+    guest.send("join", queue="den")  # the guest may play elsewhere
     guest.expect("room")
 
 
-def test_a_guest_who_is_sent_away_leaves_the_game_too(phones):
+def test_a_kicked_player_also_leaves_the_game(phones):
     _, players = open_room(phones, guests=3)
     host, guest, away, other = players
     begin(players)
@@ -247,7 +250,7 @@ def test_a_guest_who_is_sent_away_leaves_the_game_too(phones):
     guest.expect("room")
 
 
-def test_a_locked_room_lets_nobody_in_but_those_who_are_there(phones):
+def test_a_locked_room_admits_only_its_members(phones):
     code, [host, guest] = open_room(phones)
     host.send("lock", locked=True)
     assert guest.expect("room")["locked"] is True
@@ -262,7 +265,7 @@ def test_a_locked_room_lets_nobody_in_but_those_who_are_there(phones):
     stranger.expect("room")
 
 
-def test_a_host_passes_the_room_and_directs_it_no_more(phones):
+def test_a_host_who_passes_the_room_can_not_direct_it_any_more(phones):
     _, [host, guest] = open_room(phones)
     host.send("pass", player=guest.name)
     assert host.expect("room")["host"] == guest.expect("room")["host"] == guest.name
@@ -276,13 +279,13 @@ def test_a_host_passes_the_room_and_directs_it_no_more(phones):
     begin([guest, host])
 
 
-def test_a_host_who_leaves_is_followed_by_who_came_next(phones):
+def test_the_member_who_joined_next_becomes_host_when_the_host_leaves(phones):
     _, [host, guest, other] = open_room(phones, guests=2)
     host.send("leave")
     assert guest.expect("room")["host"] == other.expect("room")["host"] == guest.name
 
 
-def test_a_host_who_drops_keeps_the_room_for_the_time_of_a_seat(phones):
+def test_a_disconnected_host_stays_host_until_their_seat_expires(phones):
     _, [host, guest] = open_room(phones, "brief")
     host.drop()
     room = guest.expect("room")
@@ -291,7 +294,7 @@ def test_a_host_who_drops_keeps_the_room_for_the_time_of_a_seat(phones):
     assert (room["host"], names(room)) == (guest.name, [guest.name])
 
 
-def test_a_host_who_drops_and_comes_back_is_still_the_host(phones):
+def test_a_host_who_reconnects_is_still_the_host(phones):
     code, [host, guest] = open_room(phones)
     host.drop()
     assert guest.expect("room")["connected"] == [guest.name]
@@ -303,10 +306,10 @@ def test_a_host_who_drops_and_comes_back_is_still_the_host(phones):
     begin([host, guest])
 
 
-# -- what does not work
+# -- what is refused
 
 
-def test_each_wrong_code_has_an_error_of_its_own_and_changes_nothing(house, phones):
+def test_each_kind_of_wrong_code_has_its_own_error_and_changes_nothing(house, phones):
     code, [host, guest] = open_room(phones)
     gone, [leaver] = open_room(phones, guests=0)
     leaver.send("leave")
@@ -327,11 +330,11 @@ def test_each_wrong_code_has_an_error_of_its_own_and_changes_nothing(house, phon
         phones("den", code).expect("room")
     join_refused(stranger, "room_full", code)
     assert house.redis.hget(f"room:{{lobby}}:{code}", "host") == before["host"]
-    stranger.send("join", queue="random")  # and they may do anything else
+    stranger.send("join", queue="random")  # other queues are still open to them
     stranger.expect("queued")
 
 
-def test_a_guest_with_a_wrong_code_stays_in_the_room_where_they_are(phones):
+def test_a_member_who_reconnects_with_a_wrong_code_stays_in_their_room(phones):
     code, [host, guest] = open_room(phones)
     guest.drop()
     guest.connect("den?code=ABC234")
@@ -340,7 +343,7 @@ def test_a_guest_with_a_wrong_code_stays_in_the_room_where_they_are(phones):
     begin([host, guest])
 
 
-def test_what_a_host_can_not_do_is_refused_by_name(phones):
+def test_commands_that_a_host_can_not_give_are_refused_with_a_code(phones):
     _, [host] = open_room(phones, guests=0)
     host.refused("too_few_players", "begin")
     host.refused("no_such_player", "kick", player="nobody")
@@ -354,7 +357,7 @@ def test_what_a_host_can_not_do_is_refused_by_name(phones):
         alone.refused("wrong_state", kind, **fields)
 
 
-def test_whatever_is_refused_leaves_a_room_as_it_is(house, phones):
+def test_refused_commands_do_not_change_a_room(house, phones):
     code, [host, guest, other, last] = open_room(phones, guests=3)
     host.send("kick", player=last.name)
     last.expect("cancelled", reason="kicked")
@@ -378,7 +381,7 @@ def test_whatever_is_refused_leaves_a_room_as_it_is(house, phones):
     for command in commands:
         guest.refused("not_host", **command)
         last.refused("wrong_state", **command)
-    for command in commands[2:]:  # the host of another room
+    for command in commands[2:]:  # sent by the host of another room
         stranger.refused("no_such_player", **command)
     for player in (host.name, stranger.name, "nobody", "x" * 255):
         host.refused("no_such_player", "kick", player=player)
@@ -402,7 +405,7 @@ def test_a_room_plays_one_game_at_a_time(phones):
     host.refused("wrong_state", "begin")
 
 
-def test_a_room_in_which_nothing_happens_closes(house, phones):
+def test_an_idle_room_closes(house, phones):
     code, [host, guest] = open_room(phones, "short")
     for phone in (host, guest):
         assert phone.expect("cancelled") == {
@@ -415,7 +418,7 @@ def test_a_room_in_which_nothing_happens_closes(house, phones):
     host.expect("room")
 
 
-def test_who_joins_elsewhere_leaves_the_room(phones):
+def test_a_member_who_joins_a_queue_or_another_room_leaves_their_room(phones):
     code, [host, guest] = open_room(phones)
     guest.drop()
     guest.connect("random")
@@ -428,10 +431,10 @@ def test_who_joins_elsewhere_leaves_the_room(phones):
     assert names(guest.expect("room")) == [other.name, guest.name]
 
 
-# -- who comes late
+# -- late joins
 
 
-def test_who_comes_during_a_game_plays_from_the_next_question_on(house, phones):
+def test_a_player_who_joins_during_a_game_plays_from_the_next_question(house, phones):
     code, [host, guest] = open_room(phones, "open")
     [game, _] = [start["game"] for start in begin([host, guest])]
     for phone in (host, guest):
@@ -446,7 +449,7 @@ def test_who_comes_during_a_game_plays_from_the_next_question_on(house, phones):
     for phone in (host, guest):
         assert phone.expect("user_return")["player"] == late.name
     late.refused("not_playing", "answer", round=1, choice=0)
-    for phone in (host, guest):  # they do not wait for an answer of the late one
+    for phone in (host, guest):  # the round does not wait for an answer of the late player
         phone.send("answer", round=1, choice=0)
     reveal = late.expect("reveal", round=1)
     assert late.name not in reveal["answers"] and reveal["scores"][late.name] == 0
@@ -482,7 +485,7 @@ def test_who_comes_during_a_game_plays_from_the_next_question_on(house, phones):
         assert phone.expect("room", state="waiting")["host"] == host.name
 
 
-def test_who_comes_before_the_first_question_is_asked_all_of_them(phones):
+def test_a_player_who_joins_before_the_first_question_plays_all_rounds(phones):
     code, [host, guest] = open_room(phones, "slow")
     begin([host, guest])
     late = phones("slow", code)
@@ -490,7 +493,7 @@ def test_who_comes_before_the_first_question_is_asked_all_of_them(phones):
     assert (update["phase"], update["round"], len(update["players"])) == ("start", 0, 3)
 
 
-def test_who_comes_in_the_last_round_waits_in_the_room(phones):
+def test_a_player_who_joins_in_the_last_round_waits_in_the_room(phones):
     code, [host, guest] = open_room(phones, "open")
     begin([host, guest])
     for number in (1, 2):
@@ -510,7 +513,7 @@ def test_who_comes_in_the_last_round_waits_in_the_room(phones):
     begin([host, guest, late])
 
 
-def test_who_comes_during_a_game_without_late_join_waits_in_the_room(phones):
+def test_a_player_who_joins_during_a_game_without_late_join_waits_in_the_room(phones):
     code, [host, guest] = open_room(phones, "den")
     begin([host, guest])
     late = phones("den", code)
@@ -521,10 +524,10 @@ def test_who_comes_during_a_game_without_late_join_waits_in_the_room(phones):
     assert names(begin([host, guest, late])[0]) == [host.name, guest.name, late.name]
 
 
-# -- lost workers, and strangers who guess
+# -- lost workers, and guessed codes
 
 
-def test_a_room_and_its_game_go_over_workers(house, beside, phones):
+def test_the_members_of_a_room_may_be_on_several_workers(house, beside, phones):
     code, [host] = open_room(phones, guests=0)
     guest = beside.phone(queue=f"den?code={code}")
     assert names(host.expect("room")) == names(guest.expect("room")) == [host.name, guest.name]
@@ -539,7 +542,7 @@ def test_a_room_and_its_game_go_over_workers(house, beside, phones):
     guest.close()
 
 
-def test_a_room_survives_the_worker_of_its_host(house, phones):
+def test_a_room_survives_the_death_of_its_hosts_worker(house, phones):
     doomed = beside_of(house).start()
     try:
         host = doomed.phone(queue="brief")
@@ -549,7 +552,7 @@ def test_a_room_survives_the_worker_of_its_host(house, phones):
         begin([host, guest, other])
     finally:
         stop_alone(doomed)
-    for number in (1, 2, 3):  # the game goes on without the host
+    for number in (1, 2, 3):  # the game continues without the host
         for phone in (guest, other):
             phone.expect("question", round=number)
         for phone in (guest, other):
@@ -558,7 +561,7 @@ def test_a_room_survives_the_worker_of_its_host(house, phones):
             phone.expect("reveal", round=number)
     for phone in (guest, other):
         phone.expect("end")
-    # The worker is taken for dead after ten heartbeats; then the time of a seat passes.
+    # The worker is reaped after ten missed heartbeats. The host's seat expires after that.
     room = guest.expect("room", seconds=30, host=guest.name)
     assert names(room) == [guest.name, other.name]
     host.server = house
@@ -569,7 +572,7 @@ def test_a_room_survives_the_worker_of_its_host(house, phones):
     host.close()
 
 
-def test_who_was_sent_away_or_given_up_unheard_is_told_or_taken_back(house, phones):
+def test_a_worker_that_lost_events_corrects_what_its_players_see(house, phones):
     _, [host, guest, other, idle] = open_room(phones, guests=3)
     begin([host, guest, other, idle])
     for phone in (host, guest, other, idle):
@@ -582,9 +585,9 @@ def test_who_was_sent_away_or_given_up_unheard_is_told_or_taken_back(house, phon
         uid = phone.token[:12]
         seats[uid] = client.hget("seats:{lobby}", uid)
         conn, turn, queue, since, rating, game, *room = seats[uid].split()
-        if phone is guest:  # whom the host has kicked
+        if phone is guest:  # as after a kick
             lost = f"{conn} {turn} - 0 - -"
-        else:  # whose worker hung
+        else:  # as after their worker hung
             lost = f"- {turn} {queue} {since} {rating} {game} {' '.join(room)}".strip()
         client.hset("seats:{lobby}", uid, lost)
     client.client_kill_filter(_type="pubsub")
@@ -598,7 +601,7 @@ def test_who_was_sent_away_or_given_up_unheard_is_told_or_taken_back(house, phon
     assert guest.name not in host.expect("reveal")["answers"]
 
 
-def test_whoever_guesses_codes_has_to_wait(house, phones):
+def test_a_player_who_guesses_codes_has_to_wait(house, phones):
     code, _ = open_room(phones, guests=0)
     stranger = phones("den", "ABC234")
     stranger.refused("unknown_code")
@@ -608,10 +611,10 @@ def test_whoever_guesses_codes_has_to_wait(house, phones):
         answers.append(stranger.expect("error")["code"])
     assert answers[:9] == ["unknown_code"] * 9
     assert answers[-1] == "too_many_attempts" and len(set(answers)) == 2
-    join_refused(stranger, "too_many_attempts", code)  # not even the right one is tried
-    friend = phones("den", code)  # who knows the code gets in
+    join_refused(stranger, "too_many_attempts", code)  # a right code is refused too
+    friend = phones("den", code)  # a player who knows the code gets in
     friend.expect("room")
-    for _ in range(6):  # however often they come and go
+    for _ in range(6):  # and may leave and join many times
         friend.send("leave")
         friend.expect("cancelled")
         friend.send("join", code=code)
@@ -628,11 +631,11 @@ def test_a_million_guesses_a_minute_find_less_than_one_of_ten_thousand_rooms(man
     codes = set(many_codes)
     letters = set("".join(codes))
     assert len(codes) > 19_990 and letters == set(trivia.CODE_LETTERS)
-    share = 20_000 / len([*codes])  # so few are refused as rude, that they make no difference
+    share = 20_000 / len([*codes])  # corrects for codes that were drawn twice
     assert 10_000 / (len(letters) ** trivia.ROOM_CODE_LENGTH) * tries * share < 0.1
 
 
-def test_codes_have_no_look_alikes_and_no_rude_words(many_codes):
+def test_codes_have_no_similar_letters_and_no_rude_words(many_codes):
     for pair in ("0O", "1I", "1L", "2Z", "5S", "6G", "8B", "VU", "QO"):
         assert not set(pair) <= set(trivia.CODE_LETTERS), pair
     assert not set("AEIOU") & set(trivia.CODE_LETTERS)
@@ -646,7 +649,7 @@ def test_codes_have_no_look_alikes_and_no_rude_words(many_codes):
 
 
 def meet(phones, queue="again", count=2):
-    """New players who have just played a game to its end: their phones and their `end`s."""
+    """Connects new players, and plays a game to its end. Returns phones and `end`s."""
     players = [phones(queue) for _ in range(count)]
     for phone in players:
         phone.expect("start")
@@ -661,7 +664,7 @@ def seat_of(house, phone):
     return house.redis.hget("seats:{lobby}", phone.token[:12])
 
 
-def test_two_players_play_again_with_one_tap_each_and_see_their_series(house, phones):
+def test_two_players_play_again_with_one_message_each_and_see_their_series(house, phones):
     (ann, bob), ends = meet(phones)
     wins = {row["player"]: int(row["rank"] == 1) for row in ends[0]["ranking"]}
     if sum(wins.values()) > 1:
@@ -699,7 +702,7 @@ def test_two_players_play_again_with_one_tap_each_and_see_their_series(house, ph
     wait_until(lambda: house.http("GET", "/users/me", token=ann.token).json["games"] == 3)
 
 
-def test_who_declines_or_joins_elsewhere_is_told_at_once(house, phones):
+def test_the_opponent_is_told_at_once_when_a_player_declines_or_joins_elsewhere(house, phones):
     decline, join = {"kind": "rematch", "accept": False}, {"kind": "join", "queue": "den"}
     for act in (decline, join, join | {"code": "UNKNWN"}, None):
         (ann, bob), ends = meet(phones)
@@ -708,7 +711,7 @@ def test_who_declines_or_joins_elsewhere_is_told_at_once(house, phones):
         ann.expect("rematch", players=[ann.name])
         if act:
             bob.send(**act)
-        else:  # on another connection
+        else:  # Bob joins on another connection
             bob.connect("random")
             bob.expect("queued")
         if act and "code" in act:
@@ -722,7 +725,7 @@ def test_who_declines_or_joins_elsewhere_is_told_at_once(house, phones):
         assert not offer_of(house, ends[0])
 
 
-def test_a_player_who_reconnects_in_between_plays_again(house, beside, phones):
+def test_a_player_who_reconnects_during_the_offer_plays_again(house, beside, phones):
     (ann, bob), ends = meet(phones)
     bob.drop()
     ann.send("rematch", accept=True)
@@ -732,7 +735,7 @@ def test_a_player_who_reconnects_in_between_plays_again(house, beside, phones):
     told = bob.receive()
     assert (told["type"], told["players"]) == ("rematch", [ann.name])
     ann.expect("rematch", connected=ends[0]["ranking"] and told["connected"])
-    ann.drop()  # who has agreed need not stay connected
+    ann.drop()  # a player who has agreed need not stay connected
     bob.expect("rematch", connected=[bob.name])
     bob.send("rematch", accept=True)
     game = bob.expect("start")["game"]
@@ -743,7 +746,7 @@ def test_a_player_who_reconnects_in_between_plays_again(house, beside, phones):
     bob.close()
 
 
-def test_a_player_who_reconnected_before_anybody_agreed_waits_and_may_still_agree(house, phones):
+def test_a_player_who_reconnects_before_the_other_agrees_may_still_agree(house, phones):
     (ann, bob), _ = meet(phones)
     bob.drop()
     told = ann.expect("rematch")
@@ -763,7 +766,7 @@ def test_a_player_who_reconnected_before_anybody_agreed_waits_and_may_still_agre
     assert not house.redis.exists("queue:{lobby}:again")
 
 
-def test_a_player_whose_ticket_ends_may_still_agree(house, phones):
+def test_a_player_whose_ticket_times_out_may_still_agree(house, phones):
     (ann, bob), _ = meet(phones)
     bob.drop()
     ann.expect("rematch")
@@ -782,7 +785,7 @@ def test_a_player_whose_ticket_ends_may_still_agree(house, phones):
         phone.expect("start")
 
 
-def test_a_player_who_has_blocked_the_other_since_the_game_plays_no_more_with_them(house, phones):
+def test_a_player_who_blocks_the_other_after_the_game_declines_the_rematch(house, phones):
     (ann, bob), _ = meet(phones)
     bob.send("rematch", accept=True)
     ann.expect("rematch", players=[bob.name])
@@ -791,7 +794,7 @@ def test_a_player_who_has_blocked_the_other_since_the_game_plays_no_more_with_th
     assert bob.expect("rematch", expires_ms=0)["declined"] == [ann.name]
 
 
-def test_a_player_who_was_matched_elsewhere_meanwhile_declines(phones):
+def test_a_player_who_is_matched_elsewhere_declines_the_rematch(phones):
     (ann, bob), _ = meet(phones)
     bob.drop()
     bob.connect()
@@ -816,7 +819,7 @@ def test_the_time_for_a_rematch_ends(house, phones):
     assert seat_of(house, ann).split(" ")[2:] == ["-", "0", "-", "-"]
 
 
-def test_of_three_players_those_who_agree_play_on(phones):
+def test_of_three_players_the_two_who_agree_play_again(phones):
     (ann, bob, cid), ends = meet(phones, "trio", 3)
     assert "series" not in ends[0]
     ann.send("rematch", accept=True)
@@ -829,7 +832,7 @@ def test_of_three_players_those_who_agree_play_on(phones):
     cid.refused("rematch_over", "rematch", accept=True)
 
 
-def test_nobody_can_agree_to_what_is_not_offered(phones):
+def test_no_player_can_agree_to_a_rematch_that_is_not_offered(phones):
     alone = phones("random")
     alone.refused("rematch_over", "rematch", accept=True)
     alone.send("leave")
@@ -846,7 +849,7 @@ def test_nobody_can_agree_to_what_is_not_offered(phones):
     host.refused("rematch_over", "rematch", accept=True)
 
 
-def test_a_rematch_survives_the_worker_of_a_player(house, phones):
+def test_a_rematch_survives_the_death_of_a_players_worker(house, phones):
     doomed = beside_of(house).start()
     try:
         ann, bob = doomed.phone(queue="again"), phones("again")
@@ -867,7 +870,7 @@ def test_a_rematch_survives_the_worker_of_a_player(house, phones):
     ann.close()
 
 
-def test_players_who_all_leave_leave_nothing(house, phones):
+def test_an_offer_is_deleted_when_all_its_players_have_left(house, phones):
     (ann, bob), ends = meet(phones)
     for phone in (ann, bob):
         phone.close()
@@ -875,9 +878,9 @@ def test_players_who_all_leave_leave_nothing(house, phones):
     assert not offer_of(house, ends[0])
 
 
-def test_an_erased_player_leaves_no_name_in_a_room_and_in_an_offer(house, phones):
+def test_an_erased_player_is_not_named_in_a_room_or_an_offer(house, phones):
     code, [host, guest, other] = open_room(phones, guests=2)
-    other.drop()  # whose seat is kept for a while
+    other.drop()  # the seat is kept for a while
     host.expect("room", connected=[host.name, guest.name])
     (ann, bob, cid), ends = meet(phones, "trio", 3)
     waiting = phones("fill_slow")
@@ -905,7 +908,7 @@ def bots_of(rows):
     return [row for row in rows if row.get("bot")]
 
 
-def test_a_player_whom_nobody_joins_plays_a_bot_that_says_so_and_moves_nothing(house, phones):
+def test_a_player_without_an_opponent_plays_a_bot_and_the_game_does_not_count(house, phones):
     ann = phones("fill")
     start = ann.expect("start")
     (view,) = bots_of(start["players"])
@@ -933,9 +936,7 @@ def test_a_player_whom_nobody_joins_plays_a_bot_that_says_so_and_moves_nothing(h
     assert not house.redis.keys("*bot1*")
 
 
-def test_who_waits_for_a_bot_waits_a_second_longer_at_most_also_when_a_worker_dies(
-    house, beside, phones
-):
+def test_a_bot_comes_at_most_a_second_late_even_when_a_worker_dies(house, beside, phones):
     people = [house.register() for _ in range(15)]
     for number, person in enumerate(people):
         user = trivia.Keys.user(person["token"][:12])
@@ -975,7 +976,7 @@ def test_a_human_takes_the_seat_of_a_bot_and_the_game_counts(house, beside, phon
     start = ann.expect("start")
     assert len(bots_of(start["players"])) == 1
     key = trivia.Keys.game(start["game"])
-    house.redis.rename(key, f"{key}:aside")  # as if the other worker still formed it
+    house.redis.rename(key, f"{key}:aside")  # as while another worker still forms the game
     bob = beside.phone(queue="fill_slow")
     assert bob.receive()["type"] == "queued"
     house.redis.rename(f"{key}:aside", key)
@@ -991,7 +992,7 @@ def test_a_human_takes_the_seat_of_a_bot_and_the_game_counts(house, beside, phon
     bob.close()
 
 
-def test_a_game_with_a_bot_survives_the_worker_of_its_player(house, phones):
+def test_a_game_with_a_bot_survives_the_death_of_its_players_worker(house, phones):
     doomed = beside_of(house).start()
     try:
         ann = doomed.phone(queue="fill_long")
@@ -1006,7 +1007,7 @@ def test_a_game_with_a_bot_survives_the_worker_of_its_player(house, phones):
     ann.close()
 
 
-def test_whoever_leaves_a_bot_alone_ends_the_game(phones):
+def test_a_player_who_leaves_a_bot_alone_ends_the_game(phones):
     ann = phones("fill_long")
     ann.expect("question")
     ann.expect("reveal")
@@ -1022,13 +1023,13 @@ NO_SUMS = trivia.QuestionSums.parse("")
 
 @pytest.fixture
 def dice(monkeypatch):
-    """Draws that are the same each time."""
+    """Seeds the bots' random numbers, so that each run draws the same."""
     monkeypatch.setattr(trivia, "DICE", random.Random(2026))
     return trivia.DICE
 
 
 def human_score(dice, questions, rating):
-    """The points of a human, who takes their time in another way than bots."""
+    """Returns the points of a human. Their answer times are distributed unlike those of bots."""
     points = 0
     for question in questions:
         share = trivia.share_right(question, NO_SUMS)
@@ -1050,7 +1051,7 @@ def bot_score(questions, rating):
 
 
 def share_won(dice, rating, skill, games=2000):
-    """How many of their games a player of a rating wins against bots; a draw is half a game."""
+    """Returns the share of games that a player wins against bots. A draw counts as half a game."""
     won = 0
     for _ in range(games):
         quiz = [
@@ -1063,27 +1064,27 @@ def share_won(dice, rating, skill, games=2000):
 
 
 @pytest.mark.parametrize("rating", [300, 900, 1500, 2100, 2700])
-def test_games_against_a_bot_whose_skill_is_near_are_even(dice, rating):
+def test_a_player_wins_half_of_their_games_against_bots_of_their_skill(dice, rating):
     assert 0.45 < share_won(dice, rating, rating) < 0.55
 
 
 @pytest.mark.parametrize("gap", [-600, -300, -100, 100, 300, 600])
-def test_against_a_bot_of_a_given_rating_a_player_wins_as_often_as_ratings_predict(dice, gap):
-    scale = math.sqrt(2) * trivia.RATINGS.beta  # of PlackettLuce for two certain ratings
+def test_a_player_wins_as_often_against_a_bot_as_the_ratings_predict(dice, gap):
+    scale = math.sqrt(2) * trivia.RATINGS.beta  # PlackettLuce for two ratings without uncertainty
     predicted = 1 / (1 + math.exp(-gap / scale))
     assert abs(share_won(dice, 1500 + gap / 2, 1500 - gap / 2) - predicted) < 0.05
 
 
-def test_statistics_take_the_place_of_the_difficulty_of_a_question():
+def test_statistics_of_a_question_replace_its_difficulty():
     question = trivia.Question("?", tuple("abcd"), "c", "easy")
     assert trivia.share_right(question, NO_SUMS) == 0.75
     sums = trivia.QuestionSums(shown=980, choices=[98, 882])
     assert trivia.share_right(question, sums) == (15 + 98) / 1000
 
 
-def test_bots_take_their_time_as_people_do(dice):
+def test_bots_answer_as_fast_as_people(dice):
     times = sorted(trivia.answer_time(15_000) for _ in range(4000))
     assert 3800 < times[2000] < 4200 and 2200 < times[600] < 2600 and times[0] >= 800
-    assert 6300 < times[3400] < 7200 and times[-1] > 15_000  # once in a while nobody answers
+    assert 6300 < times[3400] < 7200 and times[-1] > 15_000  # bots sometimes answer too late
     hasty = sorted(trivia.answer_time(1000) for _ in range(4000))
     assert 380 < hasty[2000] < 420
