@@ -1,4 +1,4 @@
-"""Challenges over real sockets: the same questions for friends, each when they like; lost workers."""
+"""Challenges over real sockets: friends play the same questions, each at a time they choose."""
 
 import contextlib
 import secrets
@@ -90,13 +90,13 @@ def is_state(frame):
 
 
 def has_come(phone, is_it):
-    """Waits until a phone has got a frame that is meant."""
+    """Waits until a phone has a frame for which is_it(frame) is true."""
     while not any(map(is_it, phone.frames)):
         phone.receive()
 
 
 def finished(house, code, session, count):
-    """The challenge once so many have finished it."""
+    """Waits until so many players have finished the challenge. Returns the challenge."""
 
     def look():
         view = show(house, code, session)
@@ -105,10 +105,10 @@ def finished(house, code, session, count):
     return wait_until(look)
 
 
-# -- from one to the other
+# -- games of friends
 
 
-def test_the_repair_of_a_wrong_key_moves_runs_and_what_is_asked_later(house):
+def test_the_repair_of_a_wrong_answer_key_corrects_scores_and_later_games(house):
     ann, bob = house.register(), house.register()
     code = make(house, ann)
     first = play(house, ann, code, lambda question: 0)
@@ -147,7 +147,7 @@ def test_the_repair_of_a_wrong_key_moves_runs_and_what_is_asked_later(house):
     wait_until(lambda: score() == before, 40)
 
 
-def test_friends_play_the_same_questions_and_see_an_answer_after_their_own(house):
+def test_friends_play_the_same_questions_and_see_others_answers_after_their_own(house):
     ann = house.register()
     code = make(house, ann)
     link = show(house, code)
@@ -157,9 +157,9 @@ def test_friends_play_the_same_questions_and_see_an_answer_after_their_own(house
     assert len(frames(first, "start")[0]["players"]) == 1
     finished(house, code, ann, 1)
 
-    bob = guest_of(house)  # who has just installed the app
+    bob = guest_of(house)  # a guest, as in an app that was just installed
     typed = f"{code[:4]}-{code[4:]}".lower()
-    second = enter(house, bob, typed, "solo")  # the queue of the challenge counts
+    second = enter(house, bob, typed, "solo")  # joins the queue of the challenge
     start = second.expect("start")
     assert [player["username"] for player in start["players"]] == [second.name, first.name]
     for before in frames(first, "question"):
@@ -191,7 +191,7 @@ def test_friends_play_the_same_questions_and_see_an_answer_after_their_own(house
     assert (me["games"], me["wins"], me["rating"]) == (0, 0, 1500)
 
 
-def test_a_player_who_comes_back_sees_the_rivals_too(house):
+def test_a_player_who_reconnects_sees_their_rivals(house):
     ann, bob = house.register(), house.register()
     code = make(house, ann, "solemn")
     first = enter(house, ann, code)
@@ -222,7 +222,7 @@ def test_friends_who_play_at_the_same_time_see_each_other_live(house, beside):
     first.send("answer", round=1, choice=2)
     of_first = first.expect("reveal", round=1)
     assert of_first["answers"].keys() == {first.name}
-    update = second.expect("update")  # since a rival has come
+    update = second.expect("update")  # a rival has appeared
     assert [player["username"] for player in update["players"]] == [second.name, first.name]
     assert (update["phase"], update["scores"][first.name]) == ("question", 0)
     assert "answers" not in update and first.name not in update["answered"]
@@ -241,7 +241,7 @@ def test_friends_who_play_at_the_same_time_see_each_other_live(house, beside):
     assert reveal["scores"][first.name] == of_first["scores"][first.name]
     update = first.expect("update")
     assert [player["username"] for player in update["players"]] == [first.name, second.name]
-    for phone in (first, second):  # who is sent an `update` may get no `question`
+    for phone in (first, second):  # an `update` may take the place of the `question`
         has_come(phone, lambda frame: is_state(frame) and frame["round"] == 2)
     second.send("answer", round=2, choice=1)
     of_second = second.expect("reveal", round=2)
@@ -256,7 +256,7 @@ def test_friends_who_play_at_the_same_time_see_each_other_live(house, beside):
     reveal = first.expect("reveal", round=2)
     assert reveal["answers"][second.name] == of_second["answers"][second.name]
     assert reveal["scores"][second.name] == of_second["scores"][second.name]
-    late = enter(house, house.register(), code)  # who begins now knows what they have answered
+    late = enter(house, house.register(), code)  # a later player sees the answers so far
     late.expect("question", round=1)
     late.send("answer", round=1, choice=0)
     answers = late.expect("reveal", round=1)["answers"]
@@ -274,7 +274,7 @@ def test_friends_who_play_at_the_same_time_see_each_other_live(house, beside):
     second.close()
 
 
-def test_an_answer_is_shown_to_who_has_given_theirs_a_moment_before(house):
+def test_an_answer_is_shown_to_a_rival_who_has_just_answered(house):
     ann, bob = house.register(), house.register()
     code = make(house, ann, "patient")
     first, second = enter(house, ann, code), enter(house, bob, code)
@@ -291,7 +291,7 @@ def test_an_answer_is_shown_to_who_has_given_theirs_a_moment_before(house):
         phone.close()
 
 
-def test_players_of_whom_one_blocked_the_other_do_not_see_each_other(house, beside):
+def test_players_do_not_see_each_other_if_one_has_blocked_the_other(house, beside):
     ann, bob, cid = house.register(), house.register(), house.register()
     path = f"/users/{cid['user']['username']}/block"
     assert house.http("PUT", path, token=bob["token"]).status == 204
@@ -332,7 +332,7 @@ def test_each_refusal_has_its_code_and_changes_nothing(house):
     join_refused(friend, "challenge_played", code)
     stranger = house.phone(session=eve, queue="pair")
     stranger.refused("code_needed")
-    join_refused(stranger, "challenge_full", code)  # the place of the owner is kept
+    join_refused(stranger, "challenge_full", code)  # one place is reserved for the owner
     join_refused(stranger, "unknown_code", "CDFHJKMN")
     join_refused(stranger, "malformed_code", "CDFHJKM")
     assert stored(house, code) == before
@@ -348,11 +348,11 @@ def test_each_refusal_has_its_code_and_changes_nothing(house):
     before = stored(house, old)
     join_refused(stranger, "expired_code", old)
     assert stored(house, old) == before and show(house, old)["state"] == "finished"
-    stranger.send("join", queue="solo")  # the socket goes on
+    stranger.send("join", queue="solo")  # the socket stays usable
     stranger.expect("start", queue="solo")
 
 
-def test_a_challenge_of_a_player_who_is_blocked_looks_like_an_unknown_code(house):
+def test_the_challenge_of_a_blocked_player_looks_like_an_unknown_code(house):
     ann, bob, cid = house.register(), house.register(), house.register()
     code = make(house, ann)
     phone = play(house, bob, code)
@@ -365,7 +365,7 @@ def test_a_challenge_of_a_player_who_is_blocked_looks_like_an_unknown_code(house
     join_refused(stranger, "unknown_code", code)
     house.http("GET", f"/challenges/{code}", token=cid["token"]).refused(404, "unknown_code")
     assert stored(house, code) == before
-    join_refused(phone, "challenge_played", code)  # who is in it stays in it
+    join_refused(phone, "challenge_played", code)  # a player of the challenge stays in it
     assert show(house, code, bob)["players"][0]["player"] == phone.name
     path = f"/users/{ann['user']['username']}/block"
     assert house.http("DELETE", path, token=cid["token"]).status == 204
@@ -373,7 +373,7 @@ def test_a_challenge_of_a_player_who_is_blocked_looks_like_an_unknown_code(house
     stranger.expect("start")
 
 
-def test_routes_refuse_what_is_no_challenge(house):
+def test_routes_refuse_invalid_challenges_and_codes(house):
     ann = house.register()
     for queue in ("solo", "nowhere"):
         refused = house.http("POST", "/challenges", {"queue": queue}, ann["token"])
@@ -388,7 +388,7 @@ def test_routes_refuse_what_is_no_challenge(house):
     assert {view["code"] for view in listed} == {answer.json["code"] for answer in made[:20]}
 
 
-def test_who_guesses_codes_of_challenges_has_to_wait(house):
+def test_a_player_who_guesses_codes_of_challenges_has_to_wait(house):
     code = make(house, house.register())
     guesser = house.phone(queue="random")
     guesser.send("leave")
@@ -406,7 +406,7 @@ def test_who_guesses_codes_of_challenges_has_to_wait(house):
 # -- the clock
 
 
-def test_the_clock_runs_for_a_player_who_is_away(house):
+def test_the_clock_of_a_challenge_runs_while_the_player_is_disconnected(house):
     ann = house.register()
     code = make(house, ann, "quick")
     phone = enter(house, ann, code)
@@ -426,16 +426,16 @@ def test_the_clock_runs_for_a_player_who_is_away(house):
     join_refused(back, "own_challenge", code)
 
 
-# -- at once, and with lost workers
+# -- concurrent players, and lost workers
 
 
-def test_many_at_once_get_the_places_that_there_are_each_once(house):
+def test_a_challenge_admits_no_more_players_than_it_has_places_for(house):
     ann = house.register()
     code = make(house, ann, "pair")
     people = [house.register() for _ in range(3)]
 
     def join(i):
-        with contextlib.suppress(ConnectionClosed):  # replaced by the other one
+        with contextlib.suppress(ConnectionClosed):  # replaced by their other connection
             enter(house, people[i // 2], code).receive()
 
     at_once(6, join)
@@ -446,7 +446,7 @@ def test_many_at_once_get_the_places_that_there_are_each_once(house):
     wait_until(lambda: house.redis.keys(f"game:*:{runs[f'run:{uid}']}"))
 
 
-def test_two_who_finish_at_once_on_two_workers_have_one_result(house, beside):
+def test_players_who_finish_at_once_on_two_workers_have_one_result_each(house, beside):
     ann, bob = house.register(), house.register()
     code = make(house, ann, "pair")
     phones = [enter(house, ann, code), enter(beside, bob, code)]
@@ -473,8 +473,8 @@ def test_two_who_finish_at_once_on_two_workers_have_one_result(house, beside):
         phone.close()
 
 
-def test_a_run_survives_the_worker_on_which_it_is_played(house):
-    """The worker dies in mid-game, and another one at the end of a game."""
+def test_a_game_of_a_challenge_survives_the_death_of_its_worker(house):
+    """One of its players is in mid-game, the other at the end of their game."""
     ann, bob = house.register(), house.register()
     code = make(house, ann, "solemn")
     doomed = beside_of(house).start()
@@ -488,7 +488,7 @@ def test_a_run_survives_the_worker_on_which_it_is_played(house):
         last = other.expect("reveal", round=3)
     finally:
         stop_alone(doomed)
-    view = finished(house, code, bob, 1)  # another worker settles it
+    view = finished(house, code, bob, 1)  # another worker settles the game
     assert view["players"][0] == {
         "player": other.name,
         "state": "finished",
@@ -506,10 +506,10 @@ def test_a_run_survives_the_worker_on_which_it_is_played(house):
     assert frames(back, "reveal")[-1]["answers"][other.name] == last["answers"][other.name]
 
 
-# -- whose it is
+# -- merged and erased players
 
 
-def test_a_guest_who_is_merged_brings_their_challenges(house):
+def test_a_merged_guest_keeps_their_challenges(house):
     ann, guest, account = house.register(), guest_of(house), house.register()
     code, own = make(house, ann), make(house, guest)
     play(house, guest, code)
@@ -525,7 +525,7 @@ def test_a_guest_who_is_merged_brings_their_challenges(house):
     assert show(house, code)["players"][0]["player"] == account["user"]["username"]
 
 
-def test_an_erased_player_leaves_nothing_in_a_challenge(house):
+def test_an_erased_player_is_removed_from_their_challenges(house):
     ann, bob = house.register(), house.register()
     code = make(house, ann)
     play(house, bob, code)

@@ -46,7 +46,7 @@ def me(house, phone):
 
 
 def right_choice(house, question):
-    """The right answer, which the bank knows: that of the latest version of the question."""
+    """Returns the right choice by the latest version of a question in the bank."""
     bank = {
         n: json.loads(row)
         for n, row in house.redis.hgetall(trivia.Keys.bank).items()
@@ -74,7 +74,7 @@ def act(house, name, dry=False, **arguments):
 # -- a day
 
 
-def test_the_repair_of_a_wrong_key_moves_daily_points_boards_and_what_is_asked_later(house):
+def test_the_repair_of_a_wrong_answer_key_corrects_daily_points_boards_and_later_games(house):
     ann, bob = house.phone(queue="daily"), house.phone(queue="daily")
     first = ann.play(lambda question: right_choice(house, question))
     bob.play(lambda question: (right_choice(house, question) + 1) % len(question["choices"]))
@@ -82,7 +82,7 @@ def test_the_repair_of_a_wrong_key_moves_daily_points_boards_and_what_is_asked_l
     listed = house.http("GET", f"/ops/look/questions?{urlencode({'text': text})}", token=ACTS)
     [question] = [row for row in listed.json["questions"] if row["text"] == text]
     key, wrong = choices[right_choice(house, {"text": text, "choices": choices})], None
-    wrong = choices[(choices.index(key) + 1) % len(choices)]  # which bob has chosen
+    wrong = choices[(choices.index(key) + 1) % len(choices)]  # Bob's choice
     points = {phone: me(house, phone)["daily_points"] for phone in (ann, bob)}
     assert points[ann] >= 300 and points[bob] == 0
     change = {"question": question["id"], "right": wrong}
@@ -100,7 +100,7 @@ def test_the_repair_of_a_wrong_key_moves_daily_points_boards_and_what_is_asked_l
     late = house.phone(queue="daily")
     late.play(lambda question: question["choices"].index(wrong) if question["text"] == text else 0)
     reveal = next(frame for frame in late.frames if frame["type"] == "reveal")
-    assert reveal["answers"][late.name]["points"] >= 100, "who plays later is asked the right key"
+    assert reveal["answers"][late.name]["points"] >= 100, "later games use the repaired key"
     assert questions_of(late)[0][0] == text
     act(house, "undo", entry=entry)
     wait_until(lambda: me(house, ann)["daily_points"] == points[ann], 40)
@@ -108,7 +108,7 @@ def test_the_repair_of_a_wrong_key_moves_daily_points_boards_and_what_is_asked_l
     assert me(house, ann)["streak"] == me(house, bob)["streak"] == 1
 
 
-def test_everybody_gets_the_same_questions_once_and_in_the_same_order(house):
+def test_all_players_get_the_same_questions_once_and_in_the_same_order(house):
     phones = [house.phone(queue="daily") for _ in range(3)]
     ends = [phone.play() for phone in phones]
     assert {end["reason"] for end in ends} == {"finished"}
@@ -120,12 +120,12 @@ def test_everybody_gets_the_same_questions_once_and_in_the_same_order(house):
     again = house.phone(session=phones[1].session, queue="daily")
     again.refused("already_played")
     assert (me(house, phones[0]), house.http("GET", "/leaderboards/daily").json) == before
-    again.send("join", queue="solo")  # the socket goes on
+    again.send("join", queue="solo")  # the socket stays usable
     again.expect("start", queue="solo")
     again.send("leave")
 
 
-def test_a_drop_costs_no_attempt_and_an_attempt_counts_from_its_start(house):
+def test_a_player_may_reconnect_to_their_attempt_but_not_start_a_second_one(house):
     phone = house.phone(queue="slow")
     first = phone.expect("question")
     phone.drop()
@@ -135,7 +135,7 @@ def test_a_drop_costs_no_attempt_and_an_attempt_counts_from_its_start(house):
     back.send("leave")
     assert back.expect("end")["reason"] == "abandoned"
     back.refused("already_played", "join")
-    assert me(house, back)["streak"] == 0  # they answered nothing
+    assert me(house, back)["streak"] == 0  # they gave no answer
 
 
 def test_many_joins_at_once_make_one_attempt(house):
@@ -158,7 +158,7 @@ def test_many_joins_at_once_make_one_attempt(house):
     assert [key.split(":")[-1] for key in games] == [tried]
 
 
-def test_it_changes_points_and_streak_and_nothing_else(house):
+def test_a_daily_game_changes_only_points_and_streak(house):
     phone = house.phone(queue="daily")
     end = phone.play(lambda question: right_choice(house, question))
     score = end["ranking"][0]["score"]
@@ -169,7 +169,7 @@ def test_it_changes_points_and_streak_and_nothing_else(house):
 
 
 def test_equal_points_share_a_rank_on_the_board_of_the_day(house):
-    """Whoever finished first."""
+    """It does not matter which player finished first."""
     people = [house.register() for _ in range(4)]
     points = dict(
         zip(
@@ -212,8 +212,8 @@ def test_a_game_that_ends_after_midnight_counts_for_the_day_of_its_questions(hou
     assert not house.redis.zscore(trivia.Keys.board("daily", today()), uid_of(phone))
 
 
-def test_a_game_goes_on_over_midnight_and_counts_once_for_its_own_day(make_server, tmp_path):
-    """The clock of the server and of its Redis is moved to just before midnight UTC."""
+def test_a_game_over_midnight_counts_once_for_the_day_of_its_questions(make_server, tmp_path):
+    """The clocks of the server and its Redis are set to just before midnight UTC."""
     midnight = (time.time() // DAY_S + 1) * DAY_S
     first, second = (
         datetime.fromtimestamp(midnight + shift, UTC).strftime("%Y-%m-%d") for shift in (-1, 0)
@@ -250,7 +250,7 @@ def test_a_game_goes_on_over_midnight_and_counts_once_for_its_own_day(make_serve
     board = server.http("GET", "/leaderboards/daily").json
     assert (board["period"], board["entries"]) == (second, [])
 
-    # A clock that jumps is noticed within DRAWS_S; then one more day is drawn.
+    # The server notices a clock that jumps within DRAWS_S, and then draws one more day.
     wait_until(lambda: server.redis.hlen(trivia.Keys.draws) > drawn, 60)
     ann.send("join", queue="slow")
     ann.expect("question", round=1)
@@ -267,7 +267,7 @@ def test_a_game_goes_on_over_midnight_and_counts_once_for_its_own_day(make_serve
 # -- what is hidden
 
 
-def test_nobody_sees_questions_or_answers_before_they_have_played(house):
+def test_no_player_sees_questions_or_answers_before_they_have_played(house):
     played = house.phone(queue="other")
     game = played.expect("start")["game"]
     assert house.http("GET", f"/games/{game}", token=played.token).status == 404
@@ -291,7 +291,7 @@ def test_nobody_sees_questions_or_answers_before_they_have_played(house):
 
 
 def bank_of(schema):
-    """A bank of the shipped questions, outside of Redis."""
+    """Returns a bank of the shipped questions, without Redis."""
     bank = trivia.Bank(None, schema)
     questions = list(trivia.read_question_file(trivia.QUESTION_FILE).questions.values())
     bank.questions = dict(enumerate(questions))
@@ -300,7 +300,7 @@ def bank_of(schema):
     return bank
 
 
-def test_no_other_queue_asks_what_is_drawn_also_not_a_correction_of_it():
+def test_no_other_queue_asks_a_daily_question_or_its_correction():
     schema = trivia.Schema(trivia.read_schema(ROOT / "schema.yaml"))
     bank = bank_of(schema)
     drawn = random.Random(1).sample(list(bank.ids), 30)
@@ -317,7 +317,7 @@ def test_no_other_queue_asks_what_is_drawn_also_not_a_correction_of_it():
         assert hidden.isdisjoint(bank.pick("solo", [everything_seen]))
 
 
-def test_check_refuses_a_bank_that_the_daily_questions_would_use_up():
+def test_check_refuses_a_bank_with_too_few_questions_for_daily_queues():
     schema = trivia.Schema(trivia.read_schema(ROOT / "schema.yaml"))
     questions = list(trivia.read_question_file(trivia.QUESTION_FILE).questions.values())
     assert not list(trivia.shortages(schema, questions))
@@ -328,8 +328,8 @@ def test_check_refuses_a_bank_that_the_daily_questions_would_use_up():
     assert expected.startswith(f"at least {least}, for 3 days and the rounds of the other queues;")
 
 
-def test_a_draw_leaves_each_other_queue_enough():
-    """Also one of a category that has few more questions than it needs."""
+def test_a_draw_leaves_enough_questions_for_each_other_queue():
+    """This holds for a queue whose category has few questions to spare."""
     tree = trivia.read_schema(ROOT / "schema.yaml")
     bank = bank_of(trivia.Schema(tree))
     category = bank.questions[0].category
@@ -356,7 +356,7 @@ def test_a_draw_leaves_each_other_queue_enough():
 
 
 def with_draws(house, act):
-    """Calls act(draws, bank) beside the server."""
+    """Returns what act(draws, bank) returns. It runs in the test, on the Redis of the server."""
 
     async def run():
         schema = trivia.Schema(trivia.read_schema(house.data / "schema.yaml"))
@@ -372,8 +372,8 @@ def with_draws(house, act):
     return asyncio.run(run())
 
 
-def test_a_day_is_drawn_once_whoever_draws_it(house):
-    """Here a day that no worker has drawn, which many see first."""
+def test_a_day_is_drawn_once_even_if_many_workers_draw_it(house):
+    """Here many workers draw a new day at the same time."""
 
     async def draw(draws, bank):
         await draws.refresh()
@@ -394,7 +394,7 @@ def test_a_day_is_drawn_once_whoever_draws_it(house):
         assert one.isdisjoint(other)
 
 
-def test_old_draws_go_and_the_others_stay(house):
+def test_old_draws_are_deleted_and_later_ones_stay(house):
     house.redis.hset(
         trivia.Keys.draws, mapping={"daily 2001-01-01": '["",[]]', "gone 2999-01-01": '["",[]]'}
     )
@@ -404,7 +404,7 @@ def test_old_draws_go_and_the_others_stay(house):
 
 
 async def _refresh(draws):
-    await draws.refresh()  # which learns the day
+    await draws.refresh()  # learns which day it is
     await draws.refresh()
     return draws.drawn
 
@@ -441,7 +441,7 @@ def test_the_draw_of_a_day_survives_a_restart_and_an_import(house, tmp_path):
     house.phone(session=first.session, queue="other").refused("already_played")
 
 
-def test_an_attempt_of_a_guest_counts_for_the_account_that_they_merge_into(house):
+def test_a_guests_attempt_counts_for_the_account_that_they_merge_into(house):
     phone = house.phone(queue="slow")
     phone.expect("start")
     account = house.register()
@@ -456,7 +456,7 @@ def test_an_attempt_of_a_guest_counts_for_the_account_that_they_merge_into(house
     house.phone(session=account, queue="slow").refused("already_played")
 
 
-def test_an_erased_player_leaves_no_attempt(house):
+def test_the_attempt_of_an_erased_player_is_deleted(house):
     phone, other = house.phone(queue="daily"), house.phone(queue="daily")
     key = trivia.Keys.tried("daily", today())
     for one in (phone, other):
@@ -473,7 +473,7 @@ def test_an_erased_player_leaves_no_attempt(house):
 # -- streaks on a server
 
 
-def test_a_phone_tells_its_zone(house):
+def test_a_phone_sets_the_time_zone_of_its_player(house):
     session = house.register(zone="Pacific/Auckland")
     assert session["user"]["zone"] == "Pacific/Auckland"
     public = house.http("GET", f"/users/{session['user']['username']}").json
@@ -485,7 +485,7 @@ def test_a_phone_tells_its_zone(house):
 
 
 @pytest.mark.parametrize("hours_ago,shown,after", [(20, 5, 6), (80, 0, 1)])
-def test_a_streak_goes_on_or_begins_again(house, hours_ago, shown, after):
+def test_a_streak_continues_or_starts_again(house, hours_ago, shown, after):
     session = house.register()
     played = int(time.time()) - hours_ago * HOUR_S
     streak = trivia.Streak(5, played // DAY_S - (hours_ago == 20), played, 0)
@@ -497,7 +497,7 @@ def test_a_streak_goes_on_or_begins_again(house, hours_ago, shown, after):
     wait_until(lambda: me(house, phone)["streak"] == after)
 
 
-# -- streaks of all journeys
+# -- streaks of travellers
 
 
 ZONES = sorted(trivia.zone_names() - {"Factory", "localtime"})
@@ -508,9 +508,11 @@ def date_at(now_s, offset_s):
 
 
 def journey(dice):
-    """Yields (time, zone, offset) of games: each before the next day has ended, here or there, or 36 hours on.
+    """Yields (time, zone, offset) of games that keep a streak.
 
-    Most are a day apart. Some come as late as they may, after a flight to any zone of the world.
+    Each is at most 36 hours after the one before, or before the end of the next day: by the
+    clock of the last zone, or by that of the new one. Some games are as late as possible, after
+    a flight to any zone of the world.
     """
     now_s = dice.randrange(0, 70 * 365 * DAY_S)
     zone = dice.choice(ZONES)
@@ -520,9 +522,9 @@ def journey(dice):
         if dice.random() < 0.4:
             zone = dice.choice(ZONES)
         until_s = now_s + 36 * HOUR_S
-        if dice.random() < 0.5:  # the end of the next day by the clock of before
+        if dice.random() < 0.5:  # the end of the next day by the clock of the last zone
             until_s = max(until_s, (date_at(now_s, offset_s) + 2) * DAY_S - offset_s - 1)
-        elif dice.random() < 0.5:  # the end of the next day by the clock of now
+        elif dice.random() < 0.5:  # the end of the next day by the clock of the new zone
             next_day = date_at(now_s, offset_s) + 1
             end_s = (next_day + 1) * DAY_S - trivia.utc_offset(zone, now_s + DAY_S) - 1
             if date_at(end_s, trivia.utc_offset(zone, end_s)) <= next_day:
@@ -530,7 +532,7 @@ def journey(dice):
         now_s = dice.choice([until_s, dice.randint(now_s + HOUR_S, until_s)])
 
 
-def test_no_journey_and_no_change_of_clocks_breaks_a_streak():
+def test_travel_and_clock_changes_do_not_break_a_streak():
     """3,000 random journeys through all zones, from 1970 to 2040."""
     dice = random.Random(15)
     visited = set()
@@ -572,12 +574,12 @@ def test_a_missed_day_breaks_a_streak_in_every_zone():
     [
         # Two games on one date are one day.
         ([("2026-03-01T08:00", "Europe/Berlin"), ("2026-03-01T22:00", "Europe/Berlin")], 1),
-        # A day of 23 hours, then one of 25: early on one day, late on the next.
+        # The change of clocks makes a day of 23 hours, or of 25: early, then late the next day.
         ([("2026-03-28T00:05", "Europe/Berlin"), ("2026-03-29T23:55", "Europe/Berlin")], 2),
         ([("2026-10-24T00:05", "Europe/Berlin"), ("2026-10-25T23:55", "Europe/Berlin")], 2),
-        # Samoa left out a date.
+        # Samoa skipped a date.
         ([("2011-12-29T00:10", "Pacific/Apia"), ("2011-12-31T23:50", "Pacific/Apia")], 2),
-        # Over the date line to the east, the same date again; then the next one.
+        # Eastward over the date line: the same date again, then the next one.
         (
             [
                 ("2026-05-05T20:00", "Pacific/Auckland"),
@@ -586,13 +588,13 @@ def test_a_missed_day_breaks_a_streak_in_every_zone():
             ],
             2,
         ),
-        # And to the west, where a date is left out.
+        # Westward over the date line: a date is skipped.
         ([("2026-05-05T20:00", "Pacific/Honolulu"), ("2026-05-07T21:00", "Pacific/Kiritimati")], 2),
         # A whole day without a game.
         ([("2026-05-05T08:00", "Asia/Tokyo"), ("2026-05-07T08:00", "Asia/Tokyo")], 1),
     ],
 )
-def test_days_are_those_of_the_phone(games, days):
+def test_days_of_a_streak_follow_the_time_zone_of_the_phone(games, days):
     streak = trivia.Streak()
     for text, zone in games:
         local = datetime.fromisoformat(text).replace(tzinfo=zoneinfo.ZoneInfo(zone))

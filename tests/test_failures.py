@@ -1,4 +1,4 @@
-"""What fails, made to fail: Redis and its connection, memory and clock, workers that are stopped, replaced or overrun."""
+"""Failures of Redis: connection, memory, disk and clock. Workers that stop or are overloaded."""
 
 import asyncio
 import contextlib
@@ -45,10 +45,10 @@ TRIVIA = [sys.executable, "trivia.py"]
 
 
 class ClockedValkey(Valkey):
-    """One whose clock can be set."""
+    """A Valkey whose clock can be set."""
 
     def start_with_clock(self):
-        """Starts it under libfaketime."""
+        """Starts Valkey under libfaketime."""
         self.clock = self.folder / "clock"
         self.clock.write_text("+0\n")
         return self.start(clock_of(self.clock))
@@ -59,7 +59,10 @@ class ClockedValkey(Valkey):
 
 
 class Link:
-    """The way to a Redis: it can be cut, stay closed, or break when it has carried a certain command there."""
+    """A proxy in front of Redis, whose connections tests cut.
+
+    `closed` refuses new connections. `last_words` is a command after which the connection is cut.
+    """
 
     def __init__(self, target):
         self.target, self.path, self.closed, self.last_words, self.mute = (
@@ -92,10 +95,8 @@ class Link:
         with contextlib.suppress(OSError):
             while (data := source.recv(65536)) and not self.mute:
                 if last := self.last_words is not None and self.last_words in data:
-                    self.last_words, self.mute = (
-                        None,
-                        True,
-                    )  # at once, or the reply may be quicker than the cut
+                    # Mute first: else the reply may be faster than the cut.
+                    self.last_words, self.mute = None, True
                 sink.sendall(data)
                 if last:
                     self.cut()
@@ -117,7 +118,7 @@ SLOW = {"answer_seconds": 60, "rounds": 2, "reveal_seconds": 0.3}
 
 @contextlib.contextmanager
 def server_on(redis, edit=lambda tree: None, **options):
-    """A server on a Redis, or on the way to one."""
+    """Runs a server on a Redis, or on a Link to one."""
     schema = edited_schema(edit, **SLOW | options)
     with contextlib.closing(Server(schema, env={"REDIS_URL": redis.url})) as server:
         yield server.start()
@@ -125,7 +126,7 @@ def server_on(redis, edit=lambda tree: None, **options):
 
 @contextlib.contextmanager
 def two_servers(edit=lambda tree: None):
-    """Two servers on one Redis, the first by way of a link: (one, two, link, Redis)."""
+    """Runs two servers on one Redis, the first through a Link: (one, two, link, Redis)."""
     with contextlib.closing(Valkey().start()) as valkey:
         with contextlib.closing(Link(str(valkey.path))) as link:
             with server_on(link, edit) as one, server_on(valkey, edit) as two:
@@ -134,7 +135,7 @@ def two_servers(edit=lambda tree: None):
 
 @pytest.fixture(scope="module")
 def apart():
-    """Two servers on one Redis; the tests leave their queues empty."""
+    """Two servers on one Redis. Each test must leave their queues empty."""
     with two_servers() as made:
         yield made
 
@@ -147,7 +148,7 @@ def valkey():
 
 @pytest.fixture
 def served(valkey, make_server):
-    """Makes a server on that Valkey."""
+    """Makes a server on the Valkey of the test."""
 
     def make(workers=1, **options):
         valkey.start()
@@ -159,14 +160,14 @@ def served(valkey, make_server):
 
 @pytest.fixture(scope="module")
 def pair():
-    """A server, and its Redis that fails. The tests leave both well."""
+    """A server and its Redis, which tests make fail. Each test must leave both working."""
     with contextlib.closing(Valkey().start()) as valkey, server_on(valkey) as server:
         yield server, valkey
 
 
 @pytest.fixture(scope="module")
 def clocked():
-    """A server, and its Redis whose clock is set."""
+    """A server and its Redis, whose clock tests set."""
 
     def edit(tree):
         tree["queues"]["party"]["wait_seconds"] = 4
@@ -178,7 +179,7 @@ def clocked():
 
 
 def in_question(server, queue="random"):
-    """Two phones at their first question."""
+    """Returns two phones at their first question."""
     phones = server.pair(queue)
     for phone in phones:
         phone.expect("question")
@@ -186,7 +187,7 @@ def in_question(server, queue="random"):
 
 
 def finish(phones):
-    """Both play on to the end, whatever round they are in."""
+    """Has both phones play to the end, from any round. Returns the `end`."""
     for phone in phones:
         phone.send("check")
         if (update := phone.expect("update"))["phase"] == "question" and "choice" not in update:
@@ -199,7 +200,7 @@ def finish(phones):
 
 
 def unseen_ms(valkey, game):
-    """For how long the clock of a game has not been written."""
+    """Returns for how many ms the clock of a game has not been written."""
     lag, last, _ = map(int, valkey.client.get(trivia.Keys.game_keys(game)[2]).split(" "))
     seconds, micros = valkey.client.time()
     return seconds * 1000 + micros // 1000 - lag - last
@@ -209,7 +210,7 @@ def ready(server):
     return server.http("GET", "/health/ready").status == 200
 
 
-# ---- Redis and the way to it
+# ---- Redis and the connection to it
 
 
 @pytest.fixture
@@ -226,7 +227,7 @@ def small_disk():
 
 
 @pytest.mark.parametrize("fsync", ["always", "everysec"])
-def test_a_full_disk_is_named_and_all_goes_on_once_there_is_room(
+def test_a_full_disk_is_reported_and_the_server_recovers_when_there_is_space(
     small_disk, make_server, tmp_path, fsync
 ):
     """With `always` Redis exits at the first write; with `everysec` it refuses writes."""
@@ -253,7 +254,7 @@ def test_a_full_disk_is_named_and_all_goes_on_once_there_is_room(
     assert "Traceback" not in server.log
 
 
-def test_a_worker_that_loses_its_connection_brings_its_players_up_to_date(pair):
+def test_a_worker_that_loses_its_subscription_sends_its_players_updates(pair):
     server, valkey = pair
     waiting = server.phone(queue="rated")
     ann, bob = in_question(server)
@@ -278,7 +279,7 @@ def test_a_worker_that_loses_its_connection_brings_its_players_up_to_date(pair):
     assert waiting.expect("cancelled")["reason"] == "left"
 
 
-def test_while_redis_is_down_all_are_told_at_once_and_time_stands_still(pair):
+def test_while_redis_is_down_requests_fail_at_once_and_game_time_pauses(pair):
     server, valkey = pair
     ann, bob = in_question(server)
     session, (left, *_) = server.register(), (ann.send("check"), ann.expect("update"))[1:]
@@ -297,9 +298,8 @@ def test_while_redis_is_down_all_are_told_at_once_and_time_stands_still(pair):
         server.phone(session=session).receive()
     assert "503" in str(told.value) or "1013" in str(told.value)
     assert server.http("GET", "/health/live").status == 200
-    wait_until(
-        lambda: time.monotonic() - began > 4
-    )  # longer than what the clock of games takes for a hiccup
+    # Game time pauses over gaps of more than 3 s.
+    wait_until(lambda: time.monotonic() - began > 4)
     valkey.start()
     updates = [phone.expect("update", 20) for phone in (ann, bob)]
     assert all(update["left_ms"] > left["left_ms"] - 3500 for update in updates), (
@@ -313,7 +313,7 @@ def test_while_redis_is_down_all_are_told_at_once_and_time_stands_still(pair):
     assert "Traceback" not in server.log
 
 
-def test_while_redis_hangs_all_are_told_and_it_goes_on_by_itself(pair):
+def test_while_redis_hangs_requests_fail_and_the_server_recovers_by_itself(pair):
     server, valkey = pair
     ann, bob = in_question(server)
     valkey.kill(signal.SIGSTOP)
@@ -328,7 +328,7 @@ def test_while_redis_hangs_all_are_told_and_it_goes_on_by_itself(pair):
     assert "Traceback" not in server.log
 
 
-def test_a_redis_that_is_slow_is_not_taken_for_lost_and_a_silent_one_is(valkey, monkeypatch):
+def test_a_connection_to_a_silent_redis_is_closed_but_not_to_a_slow_one(valkey, monkeypatch):
     async def scene():
         redis = trivia.Redis(valkey.url, "", lambda events: None)
         await redis.connect()
@@ -338,7 +338,7 @@ def test_a_redis_that_is_slow_is_not_taken_for_lost_and_a_silent_one_is(valkey, 
         asked_at_s = one.asked_at_s
         await one.call("PING")
         assert asked_at_s and not one.transport.is_closing()
-        monkeypatch.setattr(trivia, "MAX_PENDING", 0)  # it can't even be asked
+        monkeypatch.setattr(trivia, "MAX_PENDING", 0)  # no probe can be sent
         for silent_s, asked_s, dropped in ((2.9, 2.9, False), (9, 1, False), (3.1, 2.1, True)):
             one.heard_at_s, one.asked_at_s = one.loop.time() - silent_s, one.loop.time() - asked_s
             await one.probe()
@@ -348,7 +348,7 @@ def test_a_redis_that_is_slow_is_not_taken_for_lost_and_a_silent_one_is(valkey, 
     asyncio.run(scene())
 
 
-def test_a_worker_that_hung_takes_nobody_for_silent_whose_reply_waits_to_be_read(valkey):
+def test_a_worker_that_hung_reads_waiting_replies_before_it_takes_redis_for_silent(valkey):
     async def scene():
         redis = trivia.Redis(valkey.url, "", lambda events: None)
         await redis.connect()
@@ -363,7 +363,7 @@ def test_a_worker_that_hung_takes_nobody_for_silent_whose_reply_waits_to_be_read
     asyncio.run(scene())
 
 
-def test_a_redis_without_memory_takes_nothing_and_the_games_wait(served, valkey):
+def test_a_redis_without_memory_refuses_writes_and_games_pause(served, valkey):
     server = served(answer_seconds=8)
     ann, bob = in_question(server)
     code = server.phone(queue="friends").expect("room")["code"]
@@ -372,23 +372,22 @@ def test_a_redis_without_memory_takes_nothing_and_the_games_wait(served, valkey)
     server.http("POST", "/auth/register", body).refused(503, "unavailable")
     ann.refused("unavailable", "answer", round=1, choice=0)
     for path in ("/users/me", f"/rooms/{code}"):
-        assert server.http("GET", path, token=ann.token).status == 200, "what is there can be read"
+        assert server.http("GET", path, token=ann.token).status == 200, "stored data can be read"
     assert ready(server)
     assert server.log.count("OOM") == 1 and "Traceback" not in server.log, server.log
     frames = len(bob.frames)
-    wait_until(
-        lambda: unseen_ms(valkey, bob.frames[-1]["game"]) > 3500, 20
-    )  # longer than what is taken for a hiccup
+    # Game time pauses over gaps of more than 3 s.
+    wait_until(lambda: unseen_ms(valkey, bob.frames[-1]["game"]) > 3500, 20)
     valkey.client.config_set("maxmemory", 10**9)
     assert server.http("POST", "/auth/register", body).status == 201
     bob.send("check")
     assert bob.expect("update")["phase"] == "question" and len(bob.frames) == frames + 1, (
-        "nothing was said twice"
+        "no message came twice"
     )
     finish([ann, bob])
 
 
-def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(pair):
+def test_a_redis_without_memory_accepts_what_frees_memory_or_protects_an_account(pair):
     server, valkey = pair
     sessions = [server.register() for _ in range(5)]
     phone = server.phone(session=sessions[1])
@@ -399,7 +398,7 @@ def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(p
     code = f"{trivia.code_digest(uid, '123456')} 0 0 {2**50} -"
     valkey.client.hset(trivia.Keys.codes(uid), "reset", code)
     known = trivia.Keys.user(trivia.guest_uid(guest["secret"]))
-    wait_until(lambda: not valkey.client.hexists(known, ":new"))  # their name is sure
+    wait_until(lambda: not valkey.client.hexists(known, ":new"))  # their name is claimed
     most = valkey.client.config_get("maxmemory")["maxmemory"]
     valkey.client.config_set("maxmemory", 1_000_000)
     assert server.http("POST", "/auth/guest", guest).status == 200
@@ -422,7 +421,7 @@ def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(p
         assert server.http("POST", "/auth/login", body).status == status, i
     assert "Traceback" not in server.log
 
-    server.stop()  # and a worker that starts meanwhile serves all of this
+    server.stop()  # a worker that starts without memory does the same
     server.start()
     last = sessions[4]["token"]
     assert server.http("DELETE", "/users/me", {"password": PASSWORD}, last).status == 204
@@ -430,7 +429,7 @@ def test_a_redis_without_memory_takes_what_frees_memory_or_protects_an_account(p
     valkey.client.config_set("maxmemory", most)
 
 
-def test_a_redis_that_became_a_replica_is_left_until_it_is_the_master(pair):
+def test_a_redis_that_became_a_replica_is_not_used_until_it_is_the_master_again(pair):
     server, valkey = pair
     ann, bob = in_question(server)
     valkey.client.replicaof("127.0.0.1", free_port())
@@ -481,7 +480,7 @@ def test_no_acknowledged_account_is_lost_when_redis_is_killed(pair):
         )
 
 
-def test_a_join_whose_reply_is_lost_leaves_nobody_in_a_game_without_knowing(apart):
+def test_a_player_whose_join_reply_is_lost_is_not_left_in_the_queue(apart):
     one, two, link, valkey = apart
     ann = one.phone()
     ann.expect("queued")
@@ -502,7 +501,7 @@ def test_a_join_whose_reply_is_lost_leaves_nobody_in_a_game_without_knowing(apar
     finish([phone for phone in (ann, bob) if phone.expect("question")])
 
 
-def test_who_loses_his_place_in_a_full_queue_while_redis_was_away_is_told_and_may_join_again():
+def test_a_player_who_loses_their_place_during_a_redis_failure_is_told_and_may_join_again():
     with two_servers(lambda tree: tree["limits"].update(queue_length=1)) as servers:
         lose_a_place(*servers)
 
@@ -512,7 +511,7 @@ def lose_a_place(one, two, link, valkey):
     ann.expect("queued")
     link.closed = True
     link.cut()
-    # Nobody listens for her any more, so the next one to look drops her ticket.
+    # No worker listens for Ann any more, so the next check removes their ticket.
     wait_until(lambda: not valkey.client.zcard("queue:{lobby}:random"), 20)
     bob = two.phone()
     bob.expect("queued")
@@ -525,7 +524,7 @@ def lose_a_place(one, two, link, valkey):
     ann.expect("queued")
 
 
-def test_a_session_that_ended_while_redis_was_away_is_found_out(apart):
+def test_a_session_that_ended_during_a_redis_failure_closes_the_socket_afterwards(apart):
     one, two, link, valkey = apart
     ann, mark = one.phone(), len(one.log)
     ann.expect("queued")
@@ -538,12 +537,12 @@ def test_a_session_that_ended_while_redis_was_away_is_found_out(apart):
     wait_until(lambda: not valkey.client.zcard("queue:{lobby}:random"), 20)
 
 
-def test_a_player_whom_a_failure_of_ours_keeps_from_knowing_where_he_stands_is_sent_away(apart):
+def test_a_player_whose_state_can_not_be_read_is_told_to_reconnect(apart):
     one, _, link, valkey = apart
     ann = one.phone(queue="rated")
     ann.expect("queued")
     ann.send("ping", client_ms=1)
-    ann.expect("pong")  # so his arrival is done with
+    ann.expect("pong")  # the server has handled their arrival
     key = f"user:{{{ann.token[:12]}}}"
     valkey.client.rename(key, "kept{x}")
     valkey.client.set(key, "no hash")
@@ -555,7 +554,7 @@ def test_a_player_whom_a_failure_of_ours_keeps_from_knowing_where_he_stands_is_s
     ann.expect("cancelled")
 
 
-def test_who_tries_to_start_without_memory_leaves_no_connections_behind_and_can_be_ended(
+def test_a_worker_that_fails_to_start_without_memory_leaks_no_connections_and_can_be_stopped(
     served, valkey
 ):
     server = served(workers=2)
@@ -563,7 +562,7 @@ def test_who_tries_to_start_without_memory_leaves_no_connections_behind_and_can_
     before = workers_of(server)
     most = len(valkey.client.client_list()) + 2
     valkey.client.config_set("maxmemory", 1_000_000)
-    valkey.client.function_flush()  # which can't be loaded without memory
+    valkey.client.function_flush()  # a library can't be loaded without memory
     os.kill(min(before), signal.SIGKILL)
     wait_until(lambda: server.log.count('"message": "redis: ') >= 5, 40)
     assert len(valkey.client.client_list()) <= most
@@ -571,16 +570,14 @@ def test_who_tries_to_start_without_memory_leaves_no_connections_behind_and_can_
     server.process.wait(20)
 
 
-def test_a_worker_that_starts_while_redis_is_away_waits_and_the_others_live_on(served, valkey):
+def test_a_worker_that_starts_during_a_redis_failure_waits_and_other_workers_stay(served, valkey):
     server = served(workers=2)
     all_workers_up(server, 2)
     before = workers_of(server)
     waiting = phone_on(server, max(before))
     valkey.kill()
     os.kill(min(before), signal.SIGKILL)
-    wait_until(
-        lambda: len(workers_of(server) - before) == 1, 20
-    )  # uvicorn has put another in its place
+    wait_until(lambda: len(workers_of(server) - before) == 1, 20)  # uvicorn has started another
     wait_until(
         lambda: server.log.count('"message": "redis: ') >= 2 and workers_of(server) > {max(before)},
         20,
@@ -597,7 +594,7 @@ def test_a_worker_that_starts_while_redis_is_away_waits_and_the_others_live_on(s
 
 
 @pytest.mark.parametrize("hours", [(1,), (-1,), (-24, 0, 48)])
-def test_a_game_does_not_notice_that_the_clock_is_set(clocked, hours):
+def test_a_game_is_not_affected_when_the_clock_is_set(clocked, hours):
     server, valkey = clocked
     valkey.set_clock(0)
     ann, bob = in_question(server)
@@ -616,13 +613,13 @@ def test_a_game_does_not_notice_that_the_clock_is_set(clocked, hours):
     for phone in (ann, bob):
         phone.expect("question", 5)
     finish([ann, bob])
-    # Nobody was taken for dead, and tickets are still there.
+    # No worker was reaped, and tickets are still there.
     assert "worker is dead" not in server.log
     other = server.phone(queue="rated")
     assert {phone.expect("start", 20)["game"] for phone in (waiting, other)} == {
         waiting.frames[-1]["game"]
     }
-    # And no allowance is used up for hours.
+    # No allowance is blocked by the change of the clock.
     assert (
         server.http("POST", "/auth/login", {"login": ann.name, "password": PASSWORD}).status == 200
     )
@@ -640,7 +637,7 @@ def test_a_ticket_times_out_although_the_clock_was_set_back(clocked):
 # ---- workers that stop
 
 
-def test_a_worker_that_ends_sends_its_players_away_a_few_at_a_time(make_server):
+def test_a_worker_that_stops_tells_its_players_to_reconnect(make_server):
     server = make_server(
         edited_schema(
             answer_seconds=60, wait_seconds=300, players={"min": 8, "max": 8}, fill_seconds=300
@@ -659,8 +656,8 @@ def test_a_worker_that_ends_sends_its_players_away_a_few_at_a_time(make_server):
     assert "Traceback" not in server.log
 
 
-def test_the_pace_of_sending_away_is_bounded_both_ways():
-    """A few go at once, many within DRAIN_SECONDS."""
+def test_a_drain_closes_a_few_connections_at_once_and_many_evenly_over_time():
+    """A few connections close at once, many within about DRAIN_SECONDS."""
 
     async def measure(count):
         schema = SimpleNamespace(limits=SimpleNamespace(send_seconds=5))
@@ -683,14 +680,14 @@ def test_the_pace_of_sending_away_is_bounded_both_ways():
     assert len(closed) == 3 and took < 1
     closed, took = asyncio.run(measure(1000))
     assert len(closed) == 1000 and 1.5 < took < 2 * trivia.DRAIN_SECONDS
-    assert closed[499][0] - closed[0][0] > 0.3 * took, "evenly"
+    assert closed[499][0] - closed[0][0] > 0.3 * took, "not spread evenly"
     assert {(message["type"], message["code"]) for _, message in closed} == {
         ("websocket.close", 1012)
     }
 
 
-def test_a_second_sigterm_does_not_cut_the_goodbyes_short(make_server):
-    """A supervisor repeats to its workers what the terminal or systemd has told all of them already."""
+def test_a_second_sigterm_does_not_cut_the_drain_short(make_server):
+    """Workers get SIGTERM from the terminal or systemd, and again from the supervisor."""
     server = supervised(
         make_server, 1, wait_seconds=300, players={"min": 8, "max": 8}, fill_seconds=300
     )
@@ -706,7 +703,7 @@ def test_a_second_sigterm_does_not_cut_the_goodbyes_short(make_server):
     assert "Traceback" not in server.log
 
 
-def test_a_worker_that_ends_takes_nobody_new():
+def test_a_draining_worker_refuses_new_players():
     async def ask():
         schema = SimpleNamespace(limits=SimpleNamespace(send_seconds=1))
         hub = trivia.Hub("w", None, schema, None, None, None, lambda send: None)
@@ -726,7 +723,7 @@ def test_a_worker_that_ends_takes_nobody_new():
     assert "restarts" in detail and close["code"] == 1012
 
 
-def test_a_question_follows_an_event_that_came_while_the_player_entered_the_game():
+def test_a_question_follows_an_event_that_arrives_while_the_player_enters_the_game():
     """The event has a higher `seq` than the snapshot, and is handled first."""
     written = []
 
@@ -766,8 +763,8 @@ def test_a_question_follows_an_event_that_came_while_the_player_entered_the_game
     ]
 
 
-def test_what_a_player_says_as_their_game_ends_is_about_that_game():
-    """Its handler may begin to run only after the end."""
+def test_a_message_that_arrives_as_a_game_ends_belongs_to_that_game():
+    """The handler of the message may run only after the end."""
     calls = []
 
     async def run():
@@ -794,7 +791,7 @@ def test_what_a_player_says_as_their_game_ends_is_about_that_game():
 @pytest.mark.parametrize(
     "seat, sent", [(("g", "ABC234"), ["update", "room"]), (("stale", "-"), ["update"])]
 )
-def test_a_look_shows_no_room_on_a_connection_that_was_replaced(seat, sent):
+def test_a_check_shows_no_room_on_a_replaced_connection(seat, sent):
     """The newer connection may have left the room."""
     calls = []
 
@@ -814,7 +811,7 @@ def test_a_look_shows_no_room_on_a_connection_that_was_replaced(seat, sent):
     assert calls == sent
 
 
-def test_what_a_player_left_is_not_joined_again_by_a_look_that_began_meanwhile():
+def test_a_player_who_leaves_during_a_resync_does_not_join_again():
     calls = []
 
     async def run():
@@ -865,7 +862,7 @@ def test_what_a_player_left_is_not_joined_again_by_a_look_that_began_meanwhile()
 
 
 def supervised(make_server, workers, **queue):
-    """`python trivia.py` with several workers, all of them up."""
+    """Starts `python trivia.py` with several workers, and waits for all of them."""
     server = make_server(
         edited_schema(**queue),
         command=[*TRIVIA, "--port", str(free_port()), "--workers", str(workers)],
@@ -875,14 +872,14 @@ def supervised(make_server, workers, **queue):
 
 
 def come_back(phone):
-    """Reconnects at once, as 1012 asks for; how long it took until the server spoke."""
+    """Reconnects at once, as close code 1012 asks. Returns the seconds until the first message."""
     began = time.monotonic()
     phone.connect()
     phone.receive()
     return time.monotonic() - began
 
 
-def test_a_worker_that_ends_takes_nobody_new_and_its_players_go_on_with_the_others(make_server):
+def test_players_of_a_stopping_worker_continue_on_another_worker(make_server):
     server = supervised(make_server, 2, answer_seconds=60, rounds=2)
     ending = min(workers_of(server))
     ann, bob = phone_on(server, ending), phone_on(server, max(workers_of(server)))
@@ -895,12 +892,12 @@ def test_a_worker_that_ends_takes_nobody_new_and_its_players_go_on_with_the_othe
     assert come_back(ann) < 5 and ann.frames[-1]["type"] == "update"
     assert bob.expect("user_exit")["player"] == bob.expect("user_return")["player"] == ann.name
     ann.send("answer", round=1, choice=0)
-    # The round has waited for her.
+    # The round has waited for Ann.
     assert bob.expect("reveal")["answers"].keys() == {ann.name, bob.name}
     finish([ann, bob])
 
 
-def test_workers_are_replaced_one_by_one_and_new_rules_hold_for_new_games(make_server):
+def test_workers_are_replaced_one_by_one_and_new_games_follow_the_new_schema(make_server):
     server = supervised(make_server, 2, answer_seconds=60, rounds=2)
     ann, bob = server.pair()
     for phone in (ann, bob):
@@ -921,7 +918,7 @@ def test_workers_are_replaced_one_by_one_and_new_rules_hold_for_new_games(make_s
                 continue
             except ConnectionClosed as closed:
                 assert closed.rcvd.code == 1012
-                # Also by way of a worker whose schema has no such queue any more.
+                # They may reach a worker whose schema does not have their queue any more.
                 waits.append(come_back(phone))
                 assert phone.frames[-1]["type"] == "update" and phone.frames[-1]["rounds"] == 2
     assert len(waits) >= 2 and max(waits) < 5, waits
@@ -936,7 +933,7 @@ def test_workers_are_replaced_one_by_one_and_new_rules_hold_for_new_games(make_s
     assert [me(server, phone)["games"] for phone in (ann, bob)] == [2, 2]
 
 
-def test_a_worker_that_hung_for_long_is_left_by_its_players_and_disturbs_nobody(make_server):
+def test_a_worker_that_hung_for_long_disturbs_no_game_when_it_wakes(make_server):
     server = make_server(edited_schema(answer_seconds=60, rounds=2), workers=2)
     all_workers_up(server, 2)
     hung = min(workers_of(server))
@@ -952,22 +949,24 @@ def test_a_worker_that_hung_for_long_is_left_by_its_players_and_disturbs_nobody(
         bob.send("answer", round=1, choice=0)
         finish([again, bob])
     assert me(server, ann)["games"] == me(server, bob)["games"] == 1
-    with contextlib.suppress(
-        ConnectionClosed, TimeoutError
-    ):  # the old one hears nothing more of the game
+    # The old connection may get some messages of the game, but not its end.
+    with contextlib.suppress(ConnectionClosed, TimeoutError):
         while (frame := ann.receive(2))["type"] != "end":
             assert frame["type"] in ("answered", "question", "reveal", "user_exit", "update"), frame
 
 
-# ---- too much of something
+# ---- overload
 
 
-def test_who_connects_again_and_again_is_slowed_down(make_server):
+def test_a_player_who_connects_too_often_is_slowed_down(make_server):
     server = make_server()
     session = server.register()
 
     def until_refused(**options):
-        """What he is refused with at last. He gets in now and then even so, ten times a second."""
+        """Connects until the player is refused. Returns the response or the close code.
+
+        A refused player may still connect ten times a second.
+        """
         for _ in range(3000):
             try:
                 phone = server.phone(session=session, **options)
@@ -984,16 +983,15 @@ def test_who_connects_again_and_again_is_slowed_down(make_server):
     assert (
         until_refused(headers={}, subprotocols=["trivia.v1", f"bearer.{session['token']}"]) == 4429
     )
-    wait_until(
-        lambda: not server.redis.hexists("seats:{lobby}", session["token"][:12])
-    )  # or the others might meet him
+    # Wait for the player to leave the queue: else Ann or Bob might be matched with them.
+    wait_until(lambda: not server.redis.hexists("seats:{lobby}", session["token"][:12]))
     ann, bob = server.pair()
     finish([ann, bob])
     wait_until(lambda: server.redis.pttl(f"limit:{{connect:{session['token'][:12]}}}") < 19_900, 20)
     server.phone(session=session).expect("queued")
 
 
-def test_of_a_crowd_a_few_get_in_at_a_time_and_the_others_are_told_to_come_again(monkeypatch):
+def test_concurrent_handshakes_are_limited_and_the_excess_gets_a_503(monkeypatch):
     monkeypatch.setattr(trivia, "ADMISSION_SECONDS", 0.05)
     headers = [(b"authorization", b"Bearer t")]
     scope = {"path": "/game/random", "query_string": b"", "headers": headers}
@@ -1036,7 +1034,7 @@ def test_of_a_crowd_a_few_get_in_at_a_time_and_the_others_are_told_to_come_again
     asyncio.run(asyncio.wait_for(scene(), 20))
 
 
-def test_a_timeout_is_named_where_its_error_has_no_text(monkeypatch):
+def test_a_timeout_is_named_even_if_its_error_has_no_text(monkeypatch):
     monkeypatch.setattr(trivia, "CALL_SECONDS", 0.1)
     said = []
     monkeypatch.setattr(trivia.log, "warning", lambda text, *args: said.append(text % args))
@@ -1048,7 +1046,7 @@ def test_a_timeout_is_named_where_its_error_has_no_text(monkeypatch):
         return None
 
     async def scene():
-        with socket.create_server(("127.0.0.1", 0)) as silent:  # it never answers the TLS hello
+        with socket.create_server(("127.0.0.1", 0)) as silent:  # never answers TLS
             address = f"127.0.0.1:{silent.getsockname()[1]}"
             redis = trivia.Redis(f"rediss://{address}", "", lambda events: None)
             with pytest.raises(trivia.Unavailable, match=f"{address}: no answer$"):
