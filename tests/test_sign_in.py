@@ -1,4 +1,7 @@
-"""Sign-in without a password: guests, identities, merges, recovery, on real servers, providers and mail servers."""
+"""Sign-in without a password: guests, identities, merges, recovery.
+
+The tests run real servers, identity providers and mail servers.
+"""
 
 import asyncio
 import base64
@@ -85,7 +88,7 @@ def uid_of(session):
 
 
 def enter(server, secret=None, status=201):
-    """A guest's session."""
+    """Registers or signs in a guest, and returns the session."""
     answer = server.http("POST", "/auth/guest", {"secret": secret or new_secret()})
     assert answer.status == status, answer.body
     return answer.json
@@ -103,7 +106,7 @@ def new_account(**fields):
 # ---- guests -------------------------------------------------------------------------------------
 
 
-def test_a_guest_is_there_with_one_request_and_plays(server):
+def test_a_guest_registers_with_one_request_and_plays(server):
     sessions = [enter(server) for _ in range(2)]
     assert len({session["user"]["username"] for session in sessions}) == 2
     for session in sessions:
@@ -134,7 +137,7 @@ def test_the_same_secret_finds_the_same_guest(server):
     assert uid_of(other) != uid_of(first)
 
 
-def test_of_simultaneous_requests_with_one_secret_one_makes_the_guest(server):
+def test_simultaneous_requests_with_one_secret_make_one_guest(server):
     secret = new_secret()
     answers = at_once(12, lambda i: server.http("POST", "/auth/guest", {"secret": secret}))
     assert {answer.status for answer in answers} == {200, 201}
@@ -142,7 +145,7 @@ def test_of_simultaneous_requests_with_one_secret_one_makes_the_guest(server):
     assert len({uid_of(answer.json) for answer in answers}) == 1
 
 
-def test_the_secret_is_kept_as_a_digest_only(server):
+def test_the_secret_of_a_guest_is_stored_as_a_digest_only(server):
     secret = new_secret()
     enter(server, secret)
     stored = {key: server.redis.dump(key) for key in server.redis.keys("user:*")}
@@ -163,13 +166,13 @@ def test_the_secret_is_kept_as_a_digest_only(server):
         {"secret": "x" * 40, "username": "somebody"},
     ],
 )
-def test_a_wrong_secret_makes_no_guest(server, body):
+def test_an_invalid_secret_makes_no_guest(server, body):
     before = server.redis.zcard("guests:{guests}")
     server.http("POST", "/auth/guest", body).refused(422, "invalid")
     assert server.redis.zcard("guests:{guests}") == before
 
 
-def test_a_guest_changes_the_name_and_it_stays_unique(server):
+def test_a_guest_changes_their_name_and_it_stays_unique(server):
     guest, other = enter(server), enter(server)
     name = f"g{secrets.token_hex(5)}"
     answer = server.http("PATCH", "/users/me", {"username": name}, guest["token"])
@@ -186,7 +189,7 @@ def use_few_names(tree):
 
 
 def take_names(client):
-    """Gives a fifth of the few names to somebody."""
+    """Claims a fifth of the few names for another player."""
     line = client.pipeline(transaction=False)
     for first, second, number in itertools.product(FEW, FEW, range(100, 1000, 5)):
         name = f"{first}-{second}-{number}"
@@ -195,7 +198,7 @@ def take_names(client):
 
 
 def check_claims(client, guests):
-    """Checks that each guest has a name of their own, and none of somebody's; guests: {name: uid}."""
+    """Checks that each guest has a unique name that was free. `guests` is {name: uid}."""
     folded = {name.casefold(): uid for name, uid in guests.items()}
     assert len(folded) == len(guests) and all(int(name[-3:]) % 5 for name in folded)
     for name, uid in folded.items():
@@ -213,12 +216,12 @@ def test_a_guest_whose_name_is_taken_gets_another(make_server):
 
 
 def claims(server):
-    """All claims on unique values; one that is confirmed has two parts."""
+    """Returns all claims on unique values. A confirmed claim has two parts."""
     keys = server.redis.keys("unique:*")
     return [claim for key in keys for claim in server.redis.hvals(key)]
 
 
-def test_a_guest_has_no_password_to_guess_or_change(server):
+def test_a_guest_has_no_password_to_check_or_change(server):
     guest = enter(server)
     login = {"login": guest["user"]["username"], "password": ""}
     server.http("POST", "/auth/login", login).refused(401, "bad_credentials")
@@ -243,7 +246,7 @@ def test_a_guest_is_erased_without_a_password_and_an_account_is_not(server):
 
 
 class SlowLink(Link):
-    """A way to Redis on which everything takes a while, however much is under way."""
+    """A link to Redis that delays each packet, however many are in transit."""
 
     delay_s = 0
 
@@ -262,7 +265,7 @@ class SlowLink(Link):
                 sink.sendall(data)
 
 
-def test_a_guest_takes_one_trip_to_redis(make_server):
+def test_a_guest_registers_or_signs_in_with_one_round_trip_to_redis(make_server):
     with contextlib.closing(Valkey().start()) as valkey:
         with contextlib.closing(SlowLink(str(valkey.path))) as link:
             server = make_server(env={"REDIS_URL": link.url})
@@ -278,7 +281,7 @@ def test_a_guest_takes_one_trip_to_redis(make_server):
 
 
 def abandon(server, guest, until_ms=1):
-    """Has a guest look as if the worker had died that was creating them."""
+    """Makes a guest look as if their worker died during the creation."""
     server.redis.hset(trivia.Keys.user(uid_of(guest)), ":new", until_ms)
 
 
@@ -288,7 +291,7 @@ def claim_of(server, name):
 
 
 @pytest.mark.parametrize("claim", ["own", "new", "missing", "of another"])
-def test_a_guest_whose_creation_was_broken_off_gets_a_name_of_their_own(server, claim):
+def test_a_guest_whose_creation_was_interrupted_gets_a_unique_name(server, claim):
     secret = new_secret()
     guest, other = enter(server, secret), enter(server)
     name = guest["user"]["username"]
@@ -310,7 +313,7 @@ def test_a_guest_whose_creation_was_broken_off_gets_a_name_of_their_own(server, 
     assert me(server, guest).status == 200
 
 
-def test_a_guest_whom_another_request_is_creating_is_waited_for(server):
+def test_a_request_waits_while_another_one_creates_the_same_guest(server):
     secret = new_secret()
     guest = enter(server, secret)
     abandon(server, guest, round(server.redis.time()[0] * 1000) + 2500)
@@ -321,7 +324,7 @@ def test_a_guest_whom_another_request_is_creating_is_waited_for(server):
 
 @pytest.fixture(scope="module")
 def mortal(provider):
-    """A server of two workers and its Redis, which may die. A fifth of all names are taken."""
+    """A server with two workers, and its Redis. Tests kill both. A fifth of all names are taken."""
     valkey = Valkey().start()
     command = [sys.executable, "trivia.py", "--port", "0", "--workers", "2"]
     edit = lambda tree: (use(tree, provider), use_few_names(tree))
@@ -336,7 +339,7 @@ def mortal(provider):
         valkey.close()
 
 
-def test_guests_have_names_of_their_own_whatever_dies_while_they_are_created(mortal):
+def test_guests_get_unique_names_while_workers_and_redis_are_killed(mortal):
     server, valkey = mortal
     insist = lambda _: insist_on_a_guest(server)
     guests = do_under_sudden_deaths(server, valkey, insist, range(24))
@@ -347,7 +350,7 @@ def test_guests_have_names_of_their_own_whatever_dies_while_they_are_created(mor
 
 
 def insist_on_a_guest(server):
-    """Becomes a guest, as an app does that repeats what failed."""
+    """Registers a guest as an app does: it repeats a request that failed."""
     secret, deadline = new_secret(), time.monotonic() + 120
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -362,7 +365,7 @@ def insist_on_a_guest(server):
 # -- bounds
 
 
-def test_new_guests_of_one_address_are_bounded_and_known_ones_still_come_in(make_server):
+def test_new_guests_of_one_address_are_bounded_and_known_ones_still_sign_in(make_server):
     def edit(tree):
         tree["limits"] |= {"registrations": 5, "registration_seconds": 3600}
 
@@ -379,7 +382,7 @@ def test_new_guests_of_one_address_are_bounded_and_known_ones_still_come_in(make
     wait_until(lambda: len(claims(server)) == 5)
 
 
-def test_guests_in_all_are_bounded(make_server):
+def test_the_total_number_of_guests_is_bounded(make_server):
     def edit(tree):
         tree["sign_in"]["guests"]["most"] = 7
 
@@ -414,7 +417,9 @@ def test_an_upgrade_keeps_everything(server):
     assert user["nickname"] == "Nick" and user["email"] == account["email"]
     same = ("rating", "games", "wins", "created_at")
     assert {key: user[key] for key in same} == {key: before[key] for key in same}
-    phones[0].send("answer", round=question["round"], choice=0)  # the socket and the game go on
+    phones[0].send(
+        "answer", round=question["round"], choice=0
+    )  # the socket stays open and the game continues
     phones[1].expect("answered")
     again = play_all(phones)
     games = server.http("GET", "/users/me/games", token=guest["token"]).json["games"]
@@ -462,14 +467,14 @@ def test_an_upgrade_to_a_taken_value_changes_nothing(server, clash):
         {"guest": False},
     ],
 )
-def test_an_upgrade_obeys_the_rules_of_a_registration(server, change):
+def test_an_upgrade_follows_the_rules_of_a_registration(server, change):
     guest = enter(server)
     answer = server.http("POST", "/auth/upgrade", new_account(**change), guest["token"])
     assert list(answer.refused(422, "invalid")["errors"]) == list(change)
     assert me(server, guest).json == guest["user"]
 
 
-def test_of_simultaneous_upgrades_of_one_guest_one_counts(server):
+def test_only_one_of_simultaneous_upgrades_of_a_guest_succeeds(server):
     guest = enter(server)
     wanted = [new_account() for _ in range(6)]
     answers = at_once(6, lambda i: server.http("POST", "/auth/upgrade", wanted[i], guest["token"]))
@@ -486,12 +491,12 @@ def test_of_simultaneous_upgrades_of_one_guest_one_counts(server):
 
 
 def make_due(server, uid, days_ago):
-    """Moves the creation of a guest into the past, and has them checked now."""
+    """Moves the creation of a guest into the past, and makes the check for expiry due."""
     server.redis.hset(f"user:{{{uid}}}", ":created", int(time.time()) - days_ago * 86400)
     server.redis.zadd("guests:{guests}", {uid: 1})
 
 
-def test_a_guest_who_does_not_play_expires_and_leaves_nothing(make_server):
+def test_a_guest_who_does_not_play_expires_and_leaves_no_data(make_server):
     server = make_server(edited_schema(widen, seat_seconds=60, answer_seconds=60))
     gone, fresh, busy, rival, waiting = (enter(server) for _ in range(5))
     phones = [Phone(server, busy, "random"), Phone(server, rival, "random")]
@@ -522,7 +527,7 @@ def test_a_guest_who_does_not_play_expires_and_leaves_nothing(make_server):
         phone.close()
 
 
-def test_guests_are_off_where_they_are_not_declared(make_server):
+def test_guests_are_off_unless_the_schema_declares_them(make_server):
     server = make_server(edited_schema(lambda tree: tree.pop("sign_in")))
     for path in ("/auth/guest", "/auth/upgrade"):
         server.http("POST", path, {"secret": new_secret()}).refused(404, "not_found")
@@ -585,12 +590,12 @@ def test_check_says_what_is_wrong_with_guests(tmp_path, guests, names, words):
 
 @functools.cache
 def rsa_key(name):
-    """A key that has this name at every provider: it takes 0.1 s to make one."""
+    """Returns the key of this name, the same for every provider. A new key takes 0.1 s."""
     return rsa.generate_private_key(65537, 2048)
 
 
 class OpenId:
-    """A provider of identities as a process, and what it signs with."""
+    """An identity provider in a process of its own, and its signing keys."""
 
     def __init__(self):
         self.folder = Path(tempfile.mkdtemp(prefix="oidc-", dir=FOLDER))
@@ -633,7 +638,7 @@ class OpenId:
         self.name = names[0]
 
     def let_in(self, sub):
-        """Has a browser that asks for it sign in as this person."""
+        """Makes the provider sign in the next browser as this person."""
         form = Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
         key = self.keys[self.name].private_bytes(*form).decode()
         signing = {"issuer": self.issuer, "kid": self.name, "key": key}
@@ -641,7 +646,7 @@ class OpenId:
         (self.folder / "person").write_text(sub)
 
     def token(self, sub=None, key=None, alg="RS256", kid=None, drop=(), **claims):
-        """(id_token, nonce) for a person."""
+        """Returns (id_token, nonce) for a person."""
         now, nonce = int(time.time()), secrets.token_hex(16)
         claims = {
             "iss": self.issuer,
@@ -686,7 +691,7 @@ def use(tree, provider):
 
 @pytest.fixture(scope="module")
 def club(provider, mailbox):
-    """A server that takes the identities of the provider, and sends mail: it has all routes."""
+    """A server with an identity provider and mail, so it has all routes."""
     env = {"TRIVIA_SECRET_ACME": "client-secret"}
     edit = lambda tree: (use(tree, provider), page(tree))
     env |= {"TRIVIA_MAIL": mailbox.url}
@@ -709,8 +714,8 @@ def sign_in(server, provider, sub, session=None, **claims):
     return answer.json
 
 
-def test_of_simultaneous_first_sign_ins_one_makes_the_account(club, provider):
-    """The first requests of a server: they also import what verifies tokens, at the same time."""
+def test_simultaneous_first_sign_ins_make_one_account(club, provider):
+    """The first requests to a server also import the verification of tokens, simultaneously."""
     sub = secrets.token_hex(8)
     tokens = [provider.token(sub) for _ in range(8)]
     answers = at_once(8, lambda i: present(club, tokens[i]))
@@ -730,7 +735,7 @@ def test_an_identity_makes_an_account_once_and_signs_in_again(club, provider):
     assert other.status == 201 and uid_of(other.json) != uid_of(first.json)
 
 
-def test_a_verified_address_becomes_that_of_the_account_if_it_is_free(club, provider):
+def test_an_account_gets_the_verified_address_of_its_identity_if_it_is_free(club, provider):
     email = f"{secrets.token_hex(6)}@example.org"
     user = sign_in(club, provider, None, email=email, email_verified=True)["user"]
     assert user["email"] == email
@@ -741,7 +746,7 @@ def test_a_verified_address_becomes_that_of_the_account_if_it_is_free(club, prov
 
 
 @pytest.mark.parametrize("hashed", [False, True])
-def test_a_nonce_may_be_hashed_by_the_app(club, provider, hashed):
+def test_the_app_may_hash_the_nonce(club, provider, hashed):
     nonce = secrets.token_hex(16)
     given = hashlib.sha256(nonce.encode()).hexdigest() if hashed else nonce
     token, _ = provider.token(nonce=given)
@@ -762,7 +767,7 @@ def unsigned(provider):
 
 
 def signed_with_the_public_key(provider):
-    """HS256, by hand: PyJWT itself refuses to make it."""
+    """Signs by hand with HS256, as PyJWT refuses to do it."""
     public = provider.keys[provider.name].public_key()
     secret = public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     token, nonce = provider.token()
@@ -847,7 +852,7 @@ def stranger_jwk():
 
 
 def twice(*algorithms):
-    """A header with a key that comes twice."""
+    """Returns a header that has the key `alg` several times."""
     return "{" + ",".join(f'"alg":"{one}"' for one in algorithms) + ',"kid":"x"}'
 
 
@@ -857,7 +862,7 @@ def encoded(part):
 
 
 def signed(provider, header, key=None, claims=None):
-    """A token with more headers, or other claims, than PyJWT itself would make."""
+    """Returns a signed token with headers or claims that PyJWT would not write."""
     valid, nonce = provider.token()
     if claims is not None:
         claims = encoded(claims)
@@ -869,13 +874,13 @@ def signed(provider, header, key=None, claims=None):
 
 
 def headed(header):
-    """A token with any header: claims, or a text."""
+    """Returns a token with any header, given as fields or as text."""
     header = header if isinstance(header, str) else json.dumps(header)
     return f"{encoded(header)}.e30.AAAA", "n" * 20
 
 
 def crafted(provider, **claims):
-    """A token that PyJWT itself refuses to make."""
+    """Returns a signed token with claims that PyJWT refuses to write."""
     nonce, now = secrets.token_hex(16), int(time.time())
     claims = {
         "iss": provider.issuer,
@@ -910,7 +915,7 @@ def test_a_replayed_token_is_refused(club, provider):
 
 
 def test_an_oversized_token_is_refused(club, provider):
-    """Whoever has signed it."""
+    """The size alone decides: the token is valid and its signature is right."""
     token, nonce = provider.token(padding="x" * 6200)
     assert 8192 < len(token) < 16000
     refused = present(club, (token, nonce)).refused(422, "invalid")
@@ -930,7 +935,7 @@ def test_an_oversized_token_is_refused(club, provider):
         ({"id_token": "x", "nonce": "n" * 16, "sub": "y"}, 422),
     ],
 )
-def test_a_wrong_body_is_refused(club, body, status):
+def test_a_sign_in_by_identity_with_an_invalid_body_is_refused(club, body, status):
     assert club.http("POST", "/auth/oidc/acme", body).status == status
 
 
@@ -954,8 +959,8 @@ def test_tokens_and_subjects_are_neither_stored_nor_logged(club, provider):
 # -- keys
 
 
-def test_keys_are_rotated_and_an_outage_is_survived(make_server):
-    """At two workers, one of which starts in the outage."""
+def test_the_server_follows_rotated_keys_and_survives_an_outage_of_the_provider(make_server):
+    """The server is also restarted during the outage."""
     own = OpenId()
     try:
         server = make_server(edited_schema(lambda tree: use(tree, own)))
@@ -963,7 +968,9 @@ def test_keys_are_rotated_and_an_outage_is_survived(make_server):
         own.rotate("k2", "k1")
         old = own.keys["k1"]
         make_fetchable(server)
-        assert present(server, own.token()).status == 201  # k2, unknown so far
+        assert (
+            present(server, own.token()).status == 201
+        )  # signed with k2, which the server does not know yet
         assert present(server, own.token(key=old, kid="k1")).status == 201
         own.stop()
         assert present(server, own.token()).status == 201
@@ -1033,7 +1040,7 @@ def test_a_provider_that_answers_nonsense_counts_as_down(make_server, provider):
 # -- linking
 
 
-def test_a_guest_links_an_identity_and_keeps_everything(club, provider):
+def test_a_guest_who_links_an_identity_keeps_everything(club, provider):
     secret, sub = new_secret(), secrets.token_hex(8)
     guest = enter(club, secret)
     rival = enter(club)
@@ -1047,13 +1054,13 @@ def test_a_guest_links_an_identity_and_keeps_everything(club, provider):
     assert sign_in(club, provider, sub, again)["token"] == again["token"]
     club.http("POST", "/auth/guest", {"secret": secret}).refused(409, "has_account")
     assert club.redis.zscore("guests:{guests}", uid_of(guest)) is None
-    phones[0].send("join")  # the socket goes on
+    phones[0].send("join")  # the socket stays open
     phones[0].expect("queued")
     for phone in phones:
         phone.close()
 
 
-def test_unlinking_leaves_a_way_in(club, provider):
+def test_the_last_way_to_sign_in_cannot_be_unlinked(club, provider):
     sub, other = secrets.token_hex(8), secrets.token_hex(8)
     session = sign_in(club, provider, sub)
     unlink = lambda one: club.http("DELETE", "/auth/oidc/acme", token=one["token"])
@@ -1065,7 +1072,7 @@ def test_unlinking_leaves_a_way_in(club, provider):
     assert [unlink(account).status for _ in range(2)] == [204, 204]
     fresh = present(club, provider.token(other))
     assert fresh.status == 201 and uid_of(fresh.json) != uid_of(account)
-    sign_in(club, provider, None, account)  # another one can take its place
+    sign_in(club, provider, None, account)  # another identity can replace it
 
 
 def test_an_identity_of_another_account_is_refused(club, provider):
@@ -1076,7 +1083,7 @@ def test_an_identity_of_another_account_is_refused(club, provider):
     assert uid_of(sign_in(club, provider, sub)) == uid_of(owner)
 
 
-def test_of_simultaneous_links_of_one_identity_one_succeeds(club, provider):
+def test_only_one_of_simultaneous_links_of_an_identity_succeeds(club, provider):
     sub, guests = secrets.token_hex(8), [enter(club) for _ in range(6)]
     tokens = [provider.token(sub) for _ in guests]
     answers = at_once(6, lambda i: present(club, tokens[i], guests[i]))
@@ -1085,7 +1092,7 @@ def test_of_simultaneous_links_of_one_identity_one_succeeds(club, provider):
     assert uid_of(sign_in(club, provider, sub)) == uid_of(guests[won])
 
 
-def test_an_erasure_forgets_the_identity_and_revokes_its_token(club, provider):
+def test_an_erasure_deletes_the_identity_and_revokes_its_token(club, provider):
     sub = secrets.token_hex(8)
     session = present(club, provider.token(sub), code="code-1").json
     field = f"user:{{{uid_of(session)}}}"
@@ -1099,7 +1106,7 @@ def test_an_erasure_forgets_the_identity_and_revokes_its_token(club, provider):
     for form in (exchange, revoked):
         assert (form["client_id"], form["client_secret"]) == ("app.ios", "client-secret")
     assert revoked["token"] == "refresh-1"
-    # Who was merged before they were told of is awaited for a while.
+    # An announced event stays until it happens or is given up.
     left = lambda: [one for one in club.redis.hkeys("chores:{chores}") if "event " not in one]
     wait_until(lambda: not left())
     assert not [key for key in club.redis.keys("*") if uid_of(session) in key]
@@ -1127,7 +1134,7 @@ def test_check_says_what_is_wrong_with_a_provider(tmp_path, spec, words):
 
 
 def offer(server, provider, sub, guest):
-    """The refusal of an identity that has an account, with its offer to merge."""
+    """Presents an identity that has an account. Returns the refusal, with its offer to merge."""
     refused = present(server, provider.token(sub), guest).refused(409, "identity_taken")
     assert {"merge", "guest", "account"} <= refused.keys()
     return refused
@@ -1143,7 +1150,7 @@ def numbers(server, session):
 
 
 def add_past(server, session, wins, games, rating, week, gained, seen, prefix, field=" wins"):
-    """Gives a player a past: games that have ended, a rating, a week, questions seen."""
+    """Gives a player past games, a rating, wins of a week and questions seen. Returns the games."""
     uid, link = uid_of(session), server.redis
     fields = {"wins": wins, "games": games, "rating": rating, ":sigma": 100 + wins}
     if week:
@@ -1158,7 +1165,7 @@ def add_past(server, session, wins, games, rating, week, gained, seen, prefix, f
     return set(history)
 
 
-def test_a_guest_is_merged_with_all_that_they_have(club, provider):
+def test_a_merge_moves_all_data_of_the_guest_to_the_account(club, provider):
     sub, secret = secrets.token_hex(8), new_secret()
     account = sign_in(club, provider, sub)
     guest, rival = enter(club, secret), enter(club)
@@ -1191,12 +1198,12 @@ def test_a_guest_is_merged_with_all_that_they_have(club, provider):
     assert merge(club, refused["merge"]).status == 200  # its reply may have been lost
     assert me(club, merged.json).json == user
     assert club.redis.zscore("guests:{guests}", uid_of(guest)) is None
-    # Who was merged before they were told of is awaited for a while.
+    # An announced event stays until it happens or is given up.
     left = lambda: [one for one in club.redis.hkeys("chores:{chores}") if "event " not in one]
     wait_until(lambda: not left())
 
 
-def test_a_merge_moves_blocks_and_reports_of_and_against_the_guest(club, provider):
+def test_a_merge_moves_blocks_and_reports_by_and_against_the_guest(club, provider):
     sub = secrets.token_hex(8)
     account, guest = sign_in(club, provider, sub), enter(club)
     victim, judge = enter(club), enter(club)
@@ -1227,10 +1234,11 @@ def test_a_merge_moves_blocks_and_reports_of_and_against_the_guest(club, provide
 
 WEEK = trivia.period_of("week", time.time())
 PAST = "2020-W01"
-MERGED_BOARDS = [  # guest (wins, week, gained), account (the same), gained afterwards; of the account: field
+# (guest's wins, week, gain), the same of the account, expected gain, field that it stores
+MERGED_BOARDS = [
     ((5, WEEK, 2), (10, WEEK, 3), 5, " wins"),
-    ((5, WEEK, 2), (10, WEEK, 3), 5, ""),  # as version 1 wrote it
-    ((5, WEEK, 2), (10, WEEK, 3), 2, " games"),  # the leaderboard has another field since
+    ((5, WEEK, 2), (10, WEEK, 3), 5, ""),  # as version 1 stored it
+    ((5, WEEK, 2), (10, WEEK, 3), 2, " games"),  # the leaderboard now has another field
     ((5, WEEK, 2), (10, PAST, 3), 2, " wins"),
     ((5, PAST, 2), (10, WEEK, 3), 3, " wins"),
     ((5, WEEK, 5), (0, "", 0), 5, " wins"),
@@ -1239,7 +1247,7 @@ MERGED_BOARDS = [  # guest (wins, week, gained), account (the same), gained afte
 
 
 @pytest.mark.parametrize("guest_past, account_past, gained, field", MERGED_BOARDS)
-def test_a_merge_counts_within_the_week_what_was_won_in_it(
+def test_a_merge_adds_up_the_wins_of_this_week(
     club, provider, guest_past, account_past, gained, field
 ):
     sub = secrets.token_hex(8)
@@ -1275,7 +1283,7 @@ def test_a_lower_rating_of_the_guest_changes_nothing(club, provider):
     assert me(club, account).json["rating"] == 1450
 
 
-def test_a_merge_waits_for_the_end_of_the_guest_s_game(club, provider):
+def test_a_merge_is_refused_until_the_guest_s_game_ends(club, provider):
     sub = secrets.token_hex(8)
     account, guest, rival = sign_in(club, provider, sub), enter(club), enter(club)
     token = offer(club, provider, sub, guest)["merge"]
@@ -1290,7 +1298,7 @@ def test_a_merge_waits_for_the_end_of_the_guest_s_game(club, provider):
     phones[1].close()
 
 
-def test_simultaneous_merges_of_one_guest_merge_once(club, provider):
+def test_simultaneous_merges_of_one_guest_have_the_effect_of_one(club, provider):
     sub = secrets.token_hex(8)
     account, guest = sign_in(club, provider, sub), enter(club)
     add_past(club, guest, 3, 7, 1700, "", 0, [1, 2, 3], "4")
@@ -1301,11 +1309,11 @@ def test_simultaneous_merges_of_one_guest_merge_once(club, provider):
 
 
 @pytest.mark.parametrize("token", ["", "x", "x" * 44, "x" * 64, "é" * 44])
-def test_a_wrong_merge_token_is_refused(club, token):
+def test_an_invalid_merge_token_is_refused(club, token):
     merge(club, token).refused(401, "bad_merge_token")
 
 
-def test_a_merge_token_ends_with_what_it_was_given_for(club, provider):
+def test_a_merge_token_is_refused_when_replaced_expired_or_void(club, provider):
     sub = secrets.token_hex(8)
     account, guest = sign_in(club, provider, sub), enter(club)
     old = offer(club, provider, sub, guest)["merge"]
@@ -1318,11 +1326,11 @@ def test_a_merge_token_ends_with_what_it_was_given_for(club, provider):
     merge(club, new).refused(401, "bad_merge_token")  # too old
     club.redis.hset(user, ":merge", stored)
     assert club.http("POST", "/auth/upgrade", new_account(), guest["token"]).status == 200
-    merge(club, new).refused(401, "bad_merge_token")  # not a guest any more
+    merge(club, new).refused(401, "bad_merge_token")  # no guest any more
     assert me(club, guest).status == me(club, account).status == 200
 
 
-def test_who_is_banned_or_has_taken_up_many_guests_merges_none(club, provider):
+def test_a_banned_guest_is_not_merged_and_merges_into_one_account_are_bounded(club, provider):
     sub = secrets.token_hex(8)
     account, guest = sign_in(club, provider, sub), enter(club)
     token = offer(club, provider, sub, guest)["merge"]
@@ -1330,7 +1338,7 @@ def test_who_is_banned_or_has_taken_up_many_guests_merges_none(club, provider):
     club.redis.hset(user, ":ban", "0 cheating")
     merge(club, token).refused(403, "banned")
     keys = [user, trivia.Keys.merged(uid_of(guest))]
-    begin = trivia.LIBRARY.function("begin_merge")  # the ban may come after that was looked at
+    begin = trivia.LIBRARY.function("begin_merge")  # the ban may come after its check
     assert club.redis.fcall(begin, 2, *keys, club.redis.hget(user, ":merge").split(" ")[0]) == 0
     club.redis.hdel(user, ":ban")
     taken = trivia.Keys.limit("merge", trivia.digest(uid_of(account), 9))
@@ -1344,7 +1352,7 @@ def test_who_is_banned_or_has_taken_up_many_guests_merges_none(club, provider):
     assert merge(club, token).status == 200  # its reply may have been lost
 
 
-def test_an_erased_account_gets_no_merge(club, provider):
+def test_no_guest_is_merged_into_an_erased_account(club, provider):
     sub = secrets.token_hex(8)
     account, guest = sign_in(club, provider, sub), enter(club)
     token = offer(club, provider, sub, guest)["merge"]
@@ -1353,7 +1361,7 @@ def test_an_erased_account_gets_no_merge(club, provider):
     assert not [key for key in club.redis.keys("*") if uid_of(account) in key]
 
 
-def test_an_account_that_is_erased_after_a_merge_leaves_nothing(club, provider):
+def test_an_account_that_is_erased_after_a_merge_leaves_no_data(club, provider):
     sub = secrets.token_hex(8)
     account, guest, rival = sign_in(club, provider, sub), enter(club), enter(club)
     play_all([Phone(club, guest, "random"), Phone(club, rival, "random")])
@@ -1366,13 +1374,13 @@ def test_an_account_that_is_erased_after_a_merge_leaves_nothing(club, provider):
             assert uid_of(account) not in plan and uid_of(guest) not in plan
 
 
-# -- sudden death
+# -- merges while workers and Redis are killed
 
 MERGES = int(os.environ.get("TRIVIA_TEST_MERGES", "24"))
 
 
-def test_merges_under_sudden_deaths_lose_and_double_nothing(mortal, provider):
-    """Workers and Redis are killed again and again, while guests are merged, two into each account."""
+def test_merges_lose_and_double_nothing_while_workers_and_redis_are_killed(mortal, provider):
+    """Two guests are merged into each account, while workers and Redis are killed repeatedly."""
     server, valkey = mortal
     wait_until(lambda: server.http("GET", "/health/ready").status == 200, 30)
     others, guests = set(valkey.client.keys("user:*")), valkey.client.zcard("guests:{guests}")
@@ -1390,7 +1398,7 @@ def test_merges_under_sudden_deaths_lose_and_double_nothing(mortal, provider):
     jobs = [token for _, _, tokens in people for token in tokens]
     do_under_sudden_deaths(server, valkey, lambda token: insist(server, token), jobs)
     for chore in left_to_do(valkey.client):
-        valkey.client.zadd("due:{chores}", {chore: 1})  # the leases of dead workers are over
+        valkey.client.zadd("due:{chores}", {chore: 1})  # the leases of dead workers have expired
     wait_until(lambda: not left_to_do(valkey.client), 90)
     for account, past, _ in people:
         key, uid = f"user:{{{uid_of(account)}}}", uid_of(account)
@@ -1405,7 +1413,7 @@ def test_merges_under_sudden_deaths_lose_and_double_nothing(mortal, provider):
 
 
 def left_to_do(client):
-    """The chores of merges. Those that tell of guests who are gone are given up later."""
+    """Returns the chores of merges. Announced events of merged guests are given up later."""
     return [chore for chore in client.hkeys("chores:{chores}") if not chore.startswith("event ")]
 
 
@@ -1418,7 +1426,7 @@ def add_past_at(client, session, wins, games, prefix):
 
 
 def insist(server, token):
-    """Merges, as an app does that repeats what failed; the guest's secret is another way to see."""
+    """Merges as an app does: it repeats a request that failed."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with contextlib.suppress(OSError, http.client.HTTPException):
@@ -1431,19 +1439,22 @@ def insist(server, token):
 
 
 def do_under_sudden_deaths(server, valkey, work, things):
-    """What work(thing) returns for all, eight at the same time; a worker or Redis dies in the midst of each eight."""
+    """Calls work(thing) for all, eight at the same time, and returns the results.
+
+    Kills a worker or Redis during each eight.
+    """
     dice, done, deaths = random.Random(7), [], itertools.cycle(("worker", "Redis", "worker"))
     with ThreadPoolExecutor(8) as pool:
         for start in range(0, len(things), 8):
             futures = [pool.submit(work, thing) for thing in things[start : start + 8]]
-            time.sleep(dice.uniform(0, 0.03))  # any moment of the work
+            time.sleep(dice.uniform(0, 0.03))  # to hit any moment of the work
             if next(deaths) == "Redis":
                 valkey.kill()
                 valkey.start()
             else:
                 os.kill(dice.choice(sorted(wait_until(lambda: workers_of(server)))), signal.SIGKILL)
             done += [future.result() for future in futures]
-    assert len(things) > 16, "both die"
+    assert len(things) > 16, "too few for a kill of a worker and of Redis"
     return done
 
 
@@ -1451,7 +1462,7 @@ def do_under_sudden_deaths(server, valkey, work, things):
 
 
 class MailBox:
-    """A mail server in a thread, and the mails that it has taken."""
+    """A mail server in a thread, and the mails that it has accepted."""
 
     def __init__(self, mode="take", tls=None):
         self.port, self.taken = 0, []
@@ -1470,17 +1481,17 @@ class MailBox:
     close = stop
 
     def mails(self, to):
-        """The mails to an address, as they arrived."""
+        """Returns the mails to an address, in the order of arrival."""
         return [email.message_from_bytes(mail) for address, mail in self.taken if address == to]
 
     def code(self, to, number=1):
-        """The code in the mail of this number to an address."""
+        """Waits for a mail to an address, by its number, and returns the code in it."""
         mail = wait_until(lambda: (found := self.mails(to))[number - 1 :] and found[number - 1], 30)
         return re.search(r"\b\d{6}\b", mail.get_payload(decode=True).decode())[0]
 
 
 def waiting_mails(server):
-    """The ids of the chores that send a mail, or find out whether to."""
+    """Returns the ids of the chores that send a mail, or decide whether to send one."""
     chores = server.redis.hgetall("chores:{chores}").items()
     return [chore for chore, text in chores if re.search(r'"(recover|confirm|mail)",\d', text)]
 
@@ -1499,7 +1510,7 @@ def wrong(code):
     return f"{(int(code) + 1) % 1_000_000:06}"
 
 
-def test_a_forgotten_password_is_set_anew_and_ends_all_sessions(club, mailbox):
+def test_a_reset_of_a_forgotten_password_ends_all_sessions(club, mailbox):
     player = club.register()
     phone = Phone(club, player, "random")
     phone.expect("queued")
@@ -1519,7 +1530,7 @@ def test_a_forgotten_password_is_set_anew_and_ends_all_sessions(club, mailbox):
     login = {"login": to, "password": PASSWORD}
     club.http("POST", "/auth/login", login).refused(401, "bad_credentials")
     assert club.http("POST", "/auth/login", login | {"password": "a new horse"}).status == 200
-    reset(club, to, code, "another horse").refused(403, "bad_code")  # it counts once
+    reset(club, to, code, "another horse").refused(403, "bad_code")  # a code works once
     assert code not in club.log and to not in club.log
     assert code not in str([club.redis.hgetall(key) for key in club.redis.keys("codes:*")])
 
@@ -1531,7 +1542,7 @@ def test_a_mail_is_in_the_language_of_the_phone(club, mailbox):
     assert mailbox.mails(player["user"]["email"])[0]["Subject"].startswith("Dein Code")
 
 
-def test_a_code_survives_five_wrong_tries_and_no_more(club, mailbox):
+def test_a_code_is_void_after_five_wrong_tries(club, mailbox):
     player = club.register()
     name, to = player["user"]["username"], player["user"]["email"]
     recover(club, name)
@@ -1544,7 +1555,7 @@ def test_a_code_survives_five_wrong_tries_and_no_more(club, mailbox):
     assert reset(club, name, mailbox.code(to, 2)).status == 200
 
 
-def test_wrong_codes_of_strangers_leave_the_owner_their_own_tries(club, mailbox):
+def test_wrong_codes_from_unknown_addresses_use_up_no_tries_of_the_owner(club, mailbox):
     player = club.register()
     name, to = player["user"]["username"], player["user"]["email"]
     recover(club, name)
@@ -1558,10 +1569,10 @@ def test_wrong_codes_of_strangers_leave_the_owner_their_own_tries(club, mailbox)
     for _ in range(5):
         from_abroad(wrong(code)).refused(403, "bad_code")
     from_abroad(code).refused(403, "bad_code")
-    assert reset(club, name, code).status == 200  # the player has registered here
+    assert reset(club, name, code).status == 200  # the player registered from here
 
 
-def test_a_code_is_too_old_after_a_quarter_of_an_hour(club, mailbox):
+def test_a_code_expires_after_a_quarter_of_an_hour(club, mailbox):
     player = club.register()
     recover(club, player["user"]["username"])
     code = mailbox.code(player["user"]["email"])
@@ -1574,7 +1585,7 @@ def test_a_code_is_too_old_after_a_quarter_of_an_hour(club, mailbox):
     reset(club, player["user"]["username"], code).refused(403, "bad_code")
 
 
-def test_of_simultaneous_resets_with_one_code_one_counts(club, mailbox):
+def test_only_one_of_simultaneous_resets_with_a_code_succeeds(club, mailbox):
     player = club.register()
     recover(club, player["user"]["username"])
     code = mailbox.code(player["user"]["email"])
@@ -1583,7 +1594,7 @@ def test_of_simultaneous_resets_with_one_code_one_counts(club, mailbox):
     assert sorted(answer.status for answer in answers) == [200, 403, 403, 403]
 
 
-def test_nobody_learns_whether_there_is_an_account(club, mailbox):
+def test_a_recovery_does_not_reveal_whether_an_account_exists(club, mailbox):
     player, guest = club.register(), enter(club)
     unknown = f"{secrets.token_hex(8)}@example.org"
     for login in (player["user"]["email"], unknown, guest["user"]["username"], "\N{SNOWMAN}"):
@@ -1595,9 +1606,11 @@ def test_nobody_learns_whether_there_is_an_account(club, mailbox):
     assert not mailbox.mails(unknown)
 
 
-def test_a_player_gets_only_so_many_mails(club, mailbox):
+def test_recovery_mails_to_a_player_are_bounded(club, mailbox):
     player = club.register()
-    club.redis.hdel(f"user:{{{uid_of(player)}}}", ":from")  # a stranger asks
+    club.redis.hdel(
+        f"user:{{{uid_of(player)}}}", ":from"
+    )  # the request now comes from an unknown address
     for _ in range(8):
         recover(club, player["user"]["username"])
     wait_until(lambda: not waiting_mails(club), 30)
@@ -1618,7 +1631,7 @@ def test_a_player_gets_only_so_many_mails(club, mailbox):
         ("reset", {"login": "x", "code": "123456"}),
     ],
 )
-def test_a_wrong_request_for_recovery_is_refused(club, path, body):
+def test_an_invalid_request_for_recovery_is_refused(club, path, body):
     club.http("POST", f"/auth/{path}", body).refused(422, "invalid")
 
 
@@ -1633,7 +1646,7 @@ def confirm(server, session, code):
     return server.http("POST", "/auth/confirm", {"code": code}, session["token"])
 
 
-def test_an_address_is_confirmed_by_its_code(club, mailbox):
+def test_a_player_confirms_an_address_with_its_code(club, mailbox):
     player = club.register()
     assert me(club, player).json["email_confirmed"] is False
     assert send_confirmation(club, player).status == 202
@@ -1648,7 +1661,7 @@ def test_an_address_is_confirmed_by_its_code(club, mailbox):
     confirm(club, other, code).refused(403, "bad_code")
 
 
-def test_an_unconfirmed_address_goes_to_whoever_proves_it(club, mailbox):
+def test_an_unconfirmed_address_goes_to_the_player_who_confirms_it(club, mailbox):
     squatter, owner = club.register(), club.register()
     address = squatter["user"]["email"]
     assert send_confirmation(club, owner, {"email": address.upper()}).status == 202
@@ -1659,21 +1672,21 @@ def test_an_unconfirmed_address_goes_to_whoever_proves_it(club, mailbox):
     assert me(club, squatter).json["email"] is None
     login = {"login": address, "password": PASSWORD}
     assert uid_of(club.http("POST", "/auth/login", login).json) == uid_of(owner)
-    # It is proved by now: another player gets no mail, and the same answer.
+    # The address is confirmed now: another player gets the same answer, but no mail is sent.
     third = club.register()
     assert send_confirmation(club, third, {"email": address}).status == 202
     wait_until(lambda: not waiting_mails(club))
     assert len(mailbox.mails(address)) == 0
 
 
-def test_strangers_have_only_so_many_mails_sent_to_an_address(club, mailbox):
+def test_mails_that_others_request_to_an_address_are_bounded(club, mailbox):
     address = f"{secrets.token_hex(8)}@example.org"
     for session in [enter(club) for _ in range(8)]:
         assert send_confirmation(club, session, {"email": address}).status == 202
     wait_until(lambda: not waiting_mails(club), 30)
     assert len(mailbox.mails(address)) == 5
     own = club.register(f"o{secrets.token_hex(6)}", email=address)
-    send_confirmation(club, own)  # they do not use up those of its owner
+    send_confirmation(club, own)  # the owner has an allowance of their own
     mailbox.code(address, 6)
 
 
@@ -1689,7 +1702,7 @@ def test_strangers_have_only_so_many_mails_sent_to_an_address(club, mailbox):
         ("é@example.org", False),
     ],
 )
-def test_mail_goes_only_to_an_address_that_is_one(text, is_one):
+def test_mail_goes_only_to_a_valid_address(text, is_one):
     assert trivia.is_mailable(text) is is_one
 
 
@@ -1697,7 +1710,7 @@ def test_mail_goes_only_to_an_address_that_is_one(text, is_one):
 
 
 def stolen(server, session):
-    """A token of the account whose session began long ago, as a thief may have it."""
+    """Returns a token of a session that began long ago, as a thief may have it."""
     secret = base64.urlsafe_b64encode(b"x" * 20 + (int(time.time()) - 1000).to_bytes(4)).decode()
     key = trivia.Keys.user(uid_of(session))
     server.redis.hset(key, f"session:{trivia.digest(secret)}", int(time.time()) + 10_000)
@@ -1713,13 +1726,17 @@ def test_a_stolen_token_links_and_unlinks_no_identity(club, provider):
         theirs = provider.token()
         if not owner["user"]["providers"]:
             present(club, theirs, thief).refused(403, "sign_in_again")
-            assert present(club, theirs, owner).status == 200  # the same token: it was not used up
+            assert (
+                present(club, theirs, owner).status == 200
+            )  # the refusal did not use up the token
         unlink = club.http("DELETE", "/auth/oidc/acme", token=thief["token"])
         unlink.refused(403, "sign_in_again")
         assert me(club, owner).json["providers"] == ["acme"]
 
 
-def test_a_stolen_token_of_an_account_without_a_password_takes_and_erases_nothing(club, provider):
+def test_a_stolen_token_of_an_account_without_a_password_neither_takes_nor_erases_it(
+    club, provider
+):
     owner = sign_in(club, provider, secrets.token_hex(8))
     thief = stolen(club, owner)
     for body in ({"username": f"t{secrets.token_hex(6)}"}, {"email": "t@example.org"}):
@@ -1730,11 +1747,11 @@ def test_a_stolen_token_of_an_account_without_a_password_takes_and_erases_nothin
     assert club.http("PATCH", "/users/me", name, owner["token"]).status == 200
 
 
-def test_a_stolen_token_of_a_guest_takes_and_erases_nothing(club, provider):
+def test_a_stolen_token_of_a_guest_neither_takes_nor_erases_the_guest(club, provider):
     secret, sub = new_secret(), secrets.token_hex(8)
     owner = club.http("POST", "/auth/guest", {"secret": secret}).json
     thief = stolen(club, owner)
-    sign_in(club, provider, sub)  # an account of the thief, into which the guest could be merged
+    sign_in(club, provider, sub)  # an account of the thief, as a target for a merge
     for identity in (provider.token(sub=sub), provider.token()):
         present(club, identity, thief).refused(403, "sign_in_again")
     for method, path, body in [
@@ -1743,14 +1760,14 @@ def test_a_stolen_token_of_a_guest_takes_and_erases_nothing(club, provider):
         ("DELETE", "/users/me", {}),
     ]:
         club.http(method, path, body, thief["token"]).refused(403, "sign_in_again")
-    # A phone that has played for days has the secret, and signs in by it first.
+    # The owner's phone still has the secret, and first signs in again with it.
     again = club.http("POST", "/auth/guest", {"secret": secret})
     assert again.status == 200
     upgrade = club.http("POST", "/auth/upgrade", new_account(), again.json["token"])
     assert upgrade.status == 200
 
 
-def test_a_stolen_token_moves_no_mail_to_another_address(club, mailbox):
+def test_a_stolen_token_cannot_change_the_address_for_mail(club, mailbox):
     owner = club.register()
     thief = stolen(club, owner)
     theirs = f"{secrets.token_hex(8)}@example.org"
@@ -1773,7 +1790,7 @@ def frail():
             yield box, server.start()
 
 
-def test_a_mail_waits_for_a_provider_that_is_down_and_is_sent_once(frail):
+def test_a_mail_waits_for_a_mail_server_that_is_down_and_is_sent_once(frail):
     box, server = frail
     player = server.register()
     box.stop()
@@ -1783,18 +1800,18 @@ def test_a_mail_waits_for_a_provider_that_is_down_and_is_sent_once(frail):
     server.start()
     [chore] = waiting_mails(server)
     box.start()
-    server.redis.zadd("due:{chores}", {chore: 1})  # an hour later
+    server.redis.zadd("due:{chores}", {chore: 1})  # as if the next try were due
     code = box.code(player["user"]["email"])
     wait_until(lambda: not server.redis.hlen("chores:{chores}"), 30)
     assert len(box.mails(player["user"]["email"])) == 1
     assert reset(server, player["user"]["username"], code).status == 200
 
 
-def test_a_mail_server_that_dies_with_a_mail_gets_it_twice_at_most(frail):
+def test_a_mail_server_that_dies_without_a_reply_gets_a_mail_at_most_twice(frail):
     box, server = frail
     player = server.register()
     box.stop()
-    box.start("die")  # it keeps the mail and says nothing
+    box.start("die")  # it stores the mail and dies without a reply
     recover(server, player["user"]["username"])
     to = player["user"]["email"]
     for sent in (1, 2):
@@ -1805,7 +1822,7 @@ def test_a_mail_server_that_dies_with_a_mail_gets_it_twice_at_most(frail):
     assert len(box.mails(to)) == 2 and not server.redis.hlen("chores:{chores}")
 
 
-def test_a_mail_that_is_refused_for_good_is_dropped(frail):
+def test_a_mail_that_the_mail_server_rejects_for_good_is_dropped(frail):
     box, server = frail
     box.stop()
     box.start("refuse")
@@ -1818,7 +1835,7 @@ def test_a_mail_that_is_refused_for_good_is_dropped(frail):
 
 
 def self_signed():
-    """A key and a certificate that nobody knows, in one text."""
+    """Returns a key and its self-signed certificate as one text."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "mail")])
     now = datetime.now(UTC)
@@ -1832,7 +1849,7 @@ def self_signed():
 
 @pytest.mark.parametrize("mode", ["smtps", "starttls"])
 def test_mail_goes_over_tls_with_a_password(tmp_path, mode):
-    """On this host the certificate may be one that the mail server has signed itself."""
+    """The certificate of a mail server on this host may be self-signed."""
     (tmp_path / "tls.pem").write_text(self_signed())
     box = MailBox(mode, tmp_path / "tls.pem")
     scheme = "smtps" if mode == "smtps" else "smtp"
@@ -1864,7 +1881,7 @@ def test_a_password_leaves_this_host_over_tls_only(url, use_tls, start_tls, vali
     assert trivia.MailServer.parse(f"{url}?from=game@example.org").tls == tls
 
 
-def test_without_a_mail_server_the_operator_gives_a_code(server):
+def test_without_a_mail_server_the_operator_creates_the_code(server):
     player = server.register()
     name = player["user"]["username"]
     server.http("POST", "/auth/recover", {"login": name}).refused(503, "no_mail")
@@ -1886,7 +1903,9 @@ def test_without_a_mail_server_the_operator_gives_a_code(server):
     "url",
     ["mail.example.org", "http://h?from=a@b", "smtp://h", "smtp://h?from=a", "smtp://h:x?from=a@b"],
 )
-def test_a_wrong_mail_server_is_refused_at_start_without_its_secret(make_server, url):
+def test_an_invalid_address_of_the_mail_server_stops_the_start_and_its_secret_is_not_logged(
+    make_server, url
+):
     url = url.replace("//h", "//me:secret@h")
     server = make_server(env={"TRIVIA_MAIL": url}, start=False)
     server.start(wait=False).process.wait(20)
@@ -1909,7 +1928,7 @@ def test_check_says_what_is_wrong_with_a_mail(tmp_path, mail, words):
     assert words in said and "sign_in.recovery.mails.en.reset" in said, said
 
 
-def test_the_doctor_tells_where_mail_goes_or_that_there_is_none(monkeypatch):
+def test_the_doctor_reports_the_mail_server_or_that_there_is_none(monkeypatch):
     tree = trivia.read_schema(trivia.SCHEMA_FILE)
     for url, fine, words in (
         ("", False, "TRIVIA_MAIL is not set"),
@@ -1931,7 +1950,7 @@ WRONG_JSON = {
     "an array": b"[]",
     "NaN": b'{"merge":NaN}',
 }
-# The fields of each route, and whether it needs a session.
+# Each route: its fields, and whether it requires a session.
 ROUTES = {
     "guest": (["secret"], False),
     "upgrade": (["username", "email", "password"], True),
@@ -1953,7 +1972,7 @@ def test_the_table_has_all_routes_that_take_a_body(club):
 
 
 @pytest.mark.parametrize("path", ROUTES)
-def test_each_route_refuses_what_registration_refuses(club, path):
+def test_each_route_refuses_invalid_bodies(club, path):
     server, guest = club, enter(club)
     names, needs_session = ROUTES[path]
     token = guest["token"] if needs_session else None
@@ -1978,11 +1997,11 @@ def test_each_route_refuses_what_registration_refuses(club, path):
     assert me(server, guest).json == guest["user"]
 
 
-# ---- the whole way ------------------------------------------------------------------------------
+# ---- the whole journey ---------------------------------------------------------------------------
 
 
 def moved(server, phone, session):
-    """The phone of the same player with another session, in mid-game; the old one is let go."""
+    """Connects a new session of a player during a game. The server closes the old socket."""
     new = Phone(server, session, "rated")
     new.expect("update")
     phone.expect_close(4409)
@@ -1990,7 +2009,7 @@ def moved(server, phone, session):
 
 
 def everything(server, session):
-    """What a player must never lose."""
+    """Returns all data that a player must never lose."""
     token = session["token"]
     export = server.http("GET", "/users/me/export", token=token).json
     games = server.http("GET", "/users/me/games", token=token).json["games"]
@@ -2003,15 +2022,17 @@ def everything(server, session):
 
 
 def finish(phones):
-    """Answers the open question, and plays to the end; returns the game."""
+    """Answers the open question, plays to the end, and returns the game's id."""
     for phone in phones:
         phone.send("answer", round=1, choice=0)
     return play_all(phones)[0]["game"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_player_keeps_everything_on_the_whole_way(make_server, provider, mailbox, workers):
-    """From the installation over reinstall, upgrade, link and sign-in to a merge."""
+def test_a_player_keeps_everything_from_guest_to_account_to_merge(
+    make_server, provider, mailbox, workers
+):
+    """The journey: guest, reinstall, upgrade, link, sign-in on a new phone, merge, recovery."""
     env = {"TRIVIA_MAIL": mailbox.url}
     schema = edited_schema(lambda tree: use(tree, provider), rounds=2, answer_seconds=60)
     server = make_server(schema, workers=workers, env=env)
@@ -2023,7 +2044,7 @@ def test_a_player_keeps_everything_on_the_whole_way(make_server, provider, mailb
     phone = Phone(server, player, "rated")  # and one socket
     phone.expect("question")
     assert time.monotonic() - begun < 3
-    # The app is installed again in mid-game, and the keychain has kept the secret.
+    # The player reinstalls the app during the game. The keychain has kept the secret.
     again = enter(server, secret, 200)
     phone = moved(server, phone, again)
     first = finish([phone, rival])
@@ -2031,7 +2052,7 @@ def test_a_player_keeps_everything_on_the_whole_way(make_server, provider, mailb
     assert kept == everything(server, again)
     assert kept["games"] == {first} and len(kept["seen"]) == 2
     assert kept["user"]["rating"] != 1500 or kept["user"]["wins"] == 0
-    # They become an account, and link an identity, in mid-game; the socket plays on.
+    # The player upgrades and links an identity during a game. The socket stays open.
     for one in (phone, rival):
         one.send("join", queue="rated")
     for one in (phone, rival):
@@ -2041,7 +2062,7 @@ def test_a_player_keeps_everything_on_the_whole_way(make_server, provider, mailb
     sign_in(server, provider, sub, again)
     phone.send("check")
     assert phone.expect("update")["phase"] == "question"
-    # A new phone signs in by the identity, and takes the game over.
+    # A new phone signs in by the identity and takes over the game.
     session = sign_in(server, provider, sub)
     phone = moved(server, phone, session)
     second = finish([phone, rival])
@@ -2051,7 +2072,7 @@ def test_a_player_keeps_everything_on_the_whole_way(make_server, provider, mailb
     assert before["user"]["games"] == 2 and before["user"]["providers"] == ["acme"]
     same = {"created_at", "wins", "games", "rating"}
     assert before["user"].keys() >= same
-    # The app is played as a new guest on a third phone; then the player remembers the account.
+    # On a third phone the player starts as a new guest, then signs in to the account.
     guest = enter(server)
     third_phone = Phone(server, guest, "rated")
     rival.send("join", queue="rated")
@@ -2072,9 +2093,9 @@ def test_a_player_keeps_everything_on_the_whole_way(make_server, provider, mailb
     assert after["user"]["games"] == 3 and after["user"]["wins"] == mine["wins"] + theirs["wins"]
     assert after["user"]["rating"] == max(mine["rating"], theirs["rating"])
     third_phone.expect_close(4401)
-    phone.send("join", queue="rated")  # the socket of the account stays open in all this
+    phone.send("join", queue="rated")  # the account's socket has stayed open
     phone.expect("queued")
-    # The same account by its identity, by its password, and by a forgotten one.
+    # The player signs in by identity, by password, and after a reset of the password.
     assert uid_of(sign_in(server, provider, sub)) == kept["uid"]
     login = {"login": account["email"], "password": PASSWORD}
     assert uid_of(server.http("POST", "/auth/login", login).json) == kept["uid"]
