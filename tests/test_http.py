@@ -1,4 +1,4 @@
-"""Bad input over HTTP, as a hostile client sends it: what is answered, and that nothing happens."""
+"""Bad input over HTTP from a hostile client: the server refuses it, and nothing changes."""
 
 import contextlib
 import json
@@ -14,7 +14,8 @@ from websockets.sync.client import connect
 from conftest import PASSWORD, Answer, Server, edited_schema, unique_name, wait_until
 
 ORIGINS = ["https://play.example.org", "http://127.0.0.1:9999"]
-WRITTEN = ["https://Play.Example.org:443", ORIGINS[1]]  # as somebody may write them
+# The same origins, as an operator may write them.
+WRITTEN = ["https://Play.Example.org:443", ORIGINS[1]]
 REGISTER, LOGIN = "/auth/register", "/auth/login"
 JSON, CHUNKED, CLOSE = (
     b"Content-Type: application/json",
@@ -25,7 +26,7 @@ JSON, CHUNKED, CLOSE = (
 
 @pytest.fixture(scope="module")
 def target():
-    """A server of this file's own, which waits a second for a body and is open to two origins."""
+    """A server of this file, which waits a second for a body and allows two origins."""
 
     def edit(tree):
         tree["limits"]["body_seconds"] = 1
@@ -44,9 +45,10 @@ def victim(target):
 
 
 def store(server):
-    """What is in Redis, but for heartbeats, clocks, allowances, counts, measures and events, which go by themselves."""
+    """Returns what Redis holds, except what changes by itself, such as heartbeats and clocks."""
     path = str(server.data / "d" / "redis.sock")
-    link = redis.Redis(unix_socket_path=path, driver_info=None)  # who says who they are costs more
+    # Without driver_info, the client saves the commands that name it.
+    link = redis.Redis(unix_socket_path=path, driver_info=None)
     keys = [
         key
         for key in link.keys()
@@ -67,7 +69,7 @@ def store(server):
 
 
 def pipelined(link, ask, items):
-    """What Redis answers to ask(pipe, item) of each item, in one trip."""
+    """Calls ask(pipe, item) for each item. Returns the replies of Redis, after one round trip."""
     pipe = link.pipeline(transaction=False)
     for item in items:
         ask(pipe, item)
@@ -76,7 +78,7 @@ def pipelined(link, ask, items):
 
 @pytest.fixture
 def attack(target, victim):
-    """The target; afterwards its store must be as before, its log without an error, and it must still serve."""
+    """The target. Afterwards it must still serve, with the same store and no error in its log."""
     before, read = store(target), len(target.log)
     yield target
     assert target.http("GET", "/users/me", token=victim["token"]).json == victim["user"]
@@ -89,7 +91,7 @@ def attack(target, victim):
 
 
 def request(method, path, *headers, body=None, length=None):
-    """The bytes of a request; a content length that is wrong on purpose may be given."""
+    """Returns the bytes of a request. `length` may be a wrong content length."""
     head = [f"{method} {path} HTTP/1.1".encode("latin-1"), b"Host: 127.0.0.1", *headers]
     if body is not None or length is not None:
         head.append(b"Content-Length: %d" % (len(body) if length is None else length))
@@ -133,7 +135,7 @@ def post(server, path, body, *headers):
 
 
 def new_user(**fields):
-    """A body that would register somebody."""
+    """Returns a body that registers a new player."""
     name = unique_name()
     return json.dumps(
         {"username": name, "email": f"{name}@example.org", "password": PASSWORD} | fields
@@ -141,7 +143,7 @@ def new_user(**fields):
 
 
 def nobody():
-    """A body that would sign in somebody whom there isn't; each another, or they would be throttled."""
+    """Returns a sign-in of an unknown player, each time another one, so that none is throttled."""
     return json.dumps({"login": unique_name(), "password": "x"}).encode()
 
 
@@ -234,7 +236,7 @@ def test_a_huge_number_is_refused(attack, number):
     assert set(post(attack, REGISTER, body).refused(422, "invalid")["errors"]) == {"wins", "avatar"}
 
 
-def test_all_that_is_wrong_is_said_at_once(attack):
+def test_a_refusal_names_all_mistakes_at_once(attack):
     problem = post(attack, REGISTER, b'{"username": "a b", "email": 5, "rating": 1}').refused(
         422, "invalid"
     )
@@ -263,7 +265,7 @@ def test_a_wrong_content_type_is_refused(attack, headers):
 @pytest.mark.parametrize(
     "kind", [b"APPLICATION/JSON", b"application/json; charset=utf-8", b" application/json ;x"]
 )
-def test_a_content_type_is_read_as_http_says(attack, kind):
+def test_a_content_type_may_have_any_letter_case_and_parameters(attack, kind):
     ask(attack, "POST", LOGIN, b"Content-Type: " + kind, body=b"{}").refused(422, "invalid")
 
 
@@ -274,12 +276,12 @@ def test_a_compressed_body_is_refused(attack, coding):
     assert "compressed" in problem["detail"]
 
 
-def test_a_body_that_is_said_to_be_plain_is_taken(attack):
+def test_a_body_with_the_identity_encoding_is_accepted(attack):
     post(attack, LOGIN, b"{}", b"Content-Encoding: Identity").refused(422, "invalid")
 
 
 @pytest.mark.parametrize("method, path", [("POST", REGISTER), ("PATCH", "/users/me")])
-def test_a_field_that_the_server_sets_is_called_read_only(attack, victim, method, path):
+def test_a_field_that_only_the_server_sets_is_refused_as_read_only(attack, victim, method, path):
     body = json.dumps({"rating": 3000, "wins": 1, "created_at": 5, "ratings": 1}).encode()
     token = b"Authorization: Bearer " + victim["token"].encode()
     errors = ask(attack, method, path, JSON, token, body=body).refused(422, "invalid")["errors"]
@@ -288,38 +290,38 @@ def test_a_field_that_the_server_sets_is_called_read_only(attack, victim, method
     assert errors["ratings"] == ["Unknown field."]
 
 
-def test_no_body_is_refused(attack):
+def test_a_request_without_a_body_is_refused(attack):
     post(attack, REGISTER, None).refused(400, "bad_json")
     ask(attack, "POST", REGISTER).refused(415, "unsupported_media_type")
 
 
-# -- bodies that are too big, too short or too slow
+# -- bodies that are too large, too short or too slow
 
 
 def padded(size):
-    """A registration in so many bytes."""
+    """Returns the body of a registration, padded to a size in bytes."""
     body = new_user()
     return body[:-1] + b" " * (size - len(body)) + b"}"
 
 
 @pytest.mark.parametrize("size", [16385, 20_000, 200_000, 1_000_000])
-def test_a_body_that_is_too_big_is_refused(attack, size):
+def test_a_body_that_is_too_large_is_refused(attack, size):
     answer = post(attack, REGISTER, padded(size))
     assert "16384" in answer.refused(413, "too_large")["detail"]
     assert answer.headers["connection"] == "close"
 
 
-def test_the_largest_body_is_taken(target):
+def test_a_body_of_the_maximum_size_is_accepted(target):
     assert post(target, REGISTER, padded(16384)).status == 201
 
 
-def test_a_chunked_body_that_is_too_big_is_refused(attack):
+def test_a_chunked_body_that_is_too_large_is_refused(attack):
     chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
     head = request("POST", REGISTER, JSON, CHUNKED, CLOSE)
     exchange(attack, head + chunk * 5 + b"0\r\n\r\n").refused(413, "too_large")
 
 
-def test_a_chunked_body_is_taken(attack):
+def test_a_chunked_body_is_accepted(attack):
     body = nobody()
     head = request("POST", LOGIN, JSON, CHUNKED, CLOSE)
     chunks = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in (body[:7], body[7:]))
@@ -329,12 +331,12 @@ def test_a_chunked_body_is_taken(attack):
 @pytest.mark.parametrize(
     "method, path", [("GET", "/queues"), ("GET", "/nothing"), ("PUT", "/queues"), ("GET", "/")]
 )
-def test_a_body_that_is_too_big_is_refused_wherever_it_goes(attack, method, path):
+def test_a_body_that_is_too_large_is_refused_at_every_path(attack, method, path):
     ask(attack, method, path, body=b"x" * 20_000).refused(413, "too_large")
 
 
-def test_a_body_that_goes_on_and_on_is_cut_off(attack):
-    """It is not read to its end; the connection may be reset before the refusal is read."""
+def test_a_body_without_end_is_cut_off(attack):
+    """The server stops reading. It may reset the connection before the client reads the refusal."""
     sent = 0
     with socket.create_connection(("127.0.0.1", attack.port), timeout=20) as link:
         link.sendall(request("POST", REGISTER, JSON, length=10**9))
@@ -346,16 +348,16 @@ def test_a_body_that_goes_on_and_on_is_cut_off(attack):
 
 @pytest.mark.parametrize("cut", [1, 20])
 @pytest.mark.parametrize("half", [socket.SHUT_WR, socket.SHUT_RDWR])
-def test_a_truncated_body_is_not_acted_upon(attack, cut, half):
+def test_a_truncated_body_has_no_effect(attack, cut, half):
     body = new_user()
     with socket.create_connection(("127.0.0.1", attack.port), timeout=20) as link:
-        # What is sent is a valid registration; only more was announced.
+        # The bytes are a valid registration, but the content length announces more.
         link.sendall(request("POST", REGISTER, JSON, body=body, length=len(body) + cut))
         link.shutdown(half)
         with contextlib.suppress(ConnectionError):
             while link.recv(4096):
                 pass
-    # Passwords are hashed in turn: when these are, a registration would be done.
+    # Passwords are hashed in order: after these, a registration would be complete.
     for _ in range(2):
         attack.http("POST", LOGIN, json.loads(nobody())).refused(401, "bad_credentials")
     name = json.loads(body)["username"]
@@ -363,21 +365,20 @@ def test_a_truncated_body_is_not_acted_upon(attack, cut, half):
 
 
 @pytest.mark.parametrize("first", [b"", b'{"username":'])
-def test_a_body_that_does_not_come_times_out(attack, first):
+def test_a_body_that_does_not_arrive_times_out(attack, first):
     begun = time.monotonic()
     answer = exchange(attack, request("POST", REGISTER, JSON, body=first, length=500))
     answer.refused(408, "body_timeout")
     assert answer.headers["connection"] == "close" and time.monotonic() - begun > 0.9
 
 
-def test_a_body_that_drips_times_out(attack):
+def test_a_body_that_arrives_byte_by_byte_times_out(attack):
     body = new_user()
     head = request("POST", REGISTER, JSON, length=len(body))
     with socket.create_connection(("127.0.0.1", attack.port), timeout=20) as link:
         link.sendall(head)
-        link.settimeout(
-            0.13
-        )  # so that no byte is on its way when the second is over and the answer comes
+        # So that no byte is in transit when the second ends and the answer arrives.
+        link.settimeout(0.13)
         data = b""
         for i in range(len(body)):
             link.sendall(body[i : i + 1])
@@ -390,13 +391,13 @@ def test_a_body_that_drips_times_out(attack):
     parse(data).refused(408, "body_timeout")
 
 
-def test_a_slow_body_that_comes_in_time_is_taken(attack):
+def test_a_slow_body_that_arrives_in_time_is_accepted(attack):
     body = nobody()
     head = request("POST", LOGIN, JSON, CLOSE, length=len(body))
     exchange(attack, head + body[:5], body[5:], pause=0.2).refused(401, "bad_credentials")
 
 
-def test_who_asks_before_he_sends_a_body_is_told_to_go_on(attack):
+def test_a_client_that_expects_100_continue_gets_it(attack):
     body = nobody()
     with socket.create_connection(("127.0.0.1", attack.port), timeout=20) as link:
         link.sendall(request("POST", LOGIN, JSON, CLOSE, b"Expect: 100-continue", length=len(body)))
@@ -405,8 +406,8 @@ def test_who_asks_before_he_sends_a_body_is_told_to_go_on(attack):
         assert link.recv(4096).startswith(b"HTTP/1.1 401 ")
 
 
-def test_a_connection_goes_on_after_a_refusal(attack):
-    """Two requests in one packet: the first is refused, the second answered."""
+def test_a_connection_stays_open_after_a_refusal(attack):
+    """Of two requests in one packet, the first is refused and the second is answered."""
     first = request("POST", LOGIN, JSON, body=b"{")
     second = request("GET", "/health/live", CLOSE)
     with socket.create_connection(("127.0.0.1", attack.port), timeout=20) as link:
@@ -481,7 +482,9 @@ def test_a_very_long_path_does_no_harm(attack, path):
 @pytest.mark.parametrize(
     "headers", [[], [b"Upgrade: websocket"], [b"Upgrade: h2c", b"Connection: upgrade"]]
 )
-def test_a_game_without_an_upgrade_is_told_which_one_is_needed(attack, path, headers):
+def test_a_game_path_without_an_upgrade_is_refused_with_the_required_protocol(
+    attack, path, headers
+):
     answer = exchange(attack, request("GET", path, *headers, b"Connection: close"))
     answer.refused(426, "upgrade_required")
     assert answer.headers["upgrade"] == "websocket"
@@ -555,13 +558,13 @@ def test_head_needs_a_session_where_get_does(attack, victim):
         ("/users/victim", {"GET"}),
     ],
 )
-def test_options_tell_the_methods(attack, path, allowed):
+def test_options_lists_the_allowed_methods(attack, path, allowed):
     answer = ask(attack, "OPTIONS", path)
     assert (answer.status, answer.body) == (204, "")
     assert set(re.split(", *", answer.headers["allow"])) - {"OPTIONS", "HEAD"} == allowed
 
 
-def test_options_of_an_unknown_path_are_not_found(attack):
+def test_options_of_an_unknown_path_is_not_found(attack):
     ask(attack, "OPTIONS", "/nothing").refused(404, "not_found")
 
 
@@ -582,7 +585,7 @@ def test_options_of_an_unknown_path_are_not_found(attack):
         b"GET /queues HTTP/1.1\r\n" + b"A: b\r\n" * 20_000 + b"\r\n",
     ],
 )
-def test_what_is_not_http_does_no_harm(attack, data):
+def test_input_that_is_not_http_does_no_harm(attack, data):
     with socket.create_connection(("127.0.0.1", attack.port), timeout=20) as link:
         with contextlib.suppress(ConnectionError):
             link.sendall(data)
@@ -638,7 +641,7 @@ def test_what_is_not_http_does_no_harm(attack, data):
         ("&".join(f"k{i}=1" for i in range(50)), {f"k{i}" for i in range(50)}),
     ],
 )
-def test_garbage_in_a_query_is_refused(attack, query, fields):
+def test_an_invalid_query_is_refused(attack, query, fields):
     problem = ask(attack, "GET", f"/leaderboards/wins?{query}").refused(422, "invalid")
     assert set(problem["errors"]) == fields
 
@@ -656,14 +659,14 @@ def test_garbage_in_a_query_is_refused(attack, query, fields):
         "limit=5#around=x",
     ],
 )
-def test_a_fine_query_is_taken(attack, query):
+def test_a_valid_query_is_accepted(attack, query):
     assert ask(attack, "GET", f"/leaderboards/wins?{query}").json["entries"] == []
 
 
 # -- authorization
 
 
-def test_a_session_is_needed(attack, victim):
+def test_a_route_about_the_player_requires_a_valid_token(attack, victim):
     token = victim["token"].encode()
     for value in (
         None,
@@ -693,12 +696,12 @@ def test_a_session_is_needed(attack, victim):
 
 
 @pytest.mark.parametrize("scheme", [b"Bearer ", b"bearer ", b"BEARER ", b"Bearer   "])
-def test_a_scheme_is_read_in_any_letter_case(attack, victim, scheme):
+def test_the_authorization_scheme_may_have_any_letter_case(attack, victim, scheme):
     answer = ask(attack, "GET", "/users/me", b"Authorization: " + scheme + victim["token"].encode())
     assert answer.json == victim["user"]
 
 
-def test_a_token_elsewhere_does_not_count(attack, victim):
+def test_a_token_outside_the_authorization_header_is_ignored(attack, victim):
     token = victim["token"]
     for path, headers in [
         (f"/users/me?token={token}", []),
@@ -731,7 +734,7 @@ def test_an_expired_and_a_revoked_session_are_refused(target):
         ("POST", "/auth/logout", None),
     ],
 )
-def test_nothing_is_done_without_a_session(attack, method, path, body):
+def test_a_request_without_a_session_has_no_effect(attack, method, path, body):
     attack.http(method, path, body).refused(401, "not_authenticated")
     attack.http(method, path, body, token="A" * 40).refused(401, "not_authenticated")
 
@@ -763,7 +766,7 @@ def test_a_strange_header_does_no_harm(attack, victim, header):
     assert answer.status == 200 and answer.json == victim["user"]
 
 
-# -- what a browser must be told
+# -- headers for browsers
 
 
 @pytest.mark.parametrize(
@@ -844,7 +847,7 @@ def test_an_origin_of_the_schema_may_read_answers(attack, victim, origin):
         )
 
 
-def test_an_origin_of_the_schema_may_read_that_a_body_was_too_big(attack):
+def test_an_origin_of_the_schema_may_read_the_refusal_of_a_large_body(attack):
     answer = post(attack, LOGIN, b"x" * 20_000, b"Origin: " + ORIGINS[0].encode())
     answer.refused(413, "too_large")
     assert answer.headers["access-control-allow-origin"] == ORIGINS[0]
@@ -881,7 +884,7 @@ def test_a_preflight_of_an_origin_of_the_schema_is_granted(attack, path, method)
         "null",
     ],
 )
-def test_an_origin_that_is_only_like_one_of_the_schema_may_not(attack, origin):
+def test_an_origin_that_only_resembles_one_of_the_schema_may_not_read_answers(attack, origin):
     for method, path, headers in [("GET", "/queues", []), ("OPTIONS", "/users/me", PREFLIGHT)]:
         assert cors(ask(attack, method, path, f"Origin: {origin}".encode(), *headers)) == {}
 
@@ -890,7 +893,7 @@ def test_an_origin_that_is_only_like_one_of_the_schema_may_not(attack, origin):
 
 
 def dial(server, token, *origin):
-    """The status of a WebSocket handshake, or 101."""
+    """Returns the status of a WebSocket handshake; 101 means accepted."""
     headers = [("Authorization", f"Bearer {token}"), *(("Origin", one) for one in origin)]
     try:
         with connect(
@@ -916,17 +919,17 @@ def dial(server, token, *origin):
         "https://evil.example.org/127.0.0.1",
     ],
 )
-def test_a_socket_from_a_page_of_a_foreign_origin_is_refused(attack, victim, origin):
+def test_a_socket_from_a_page_of_another_origin_is_refused(attack, victim, origin):
     assert dial(attack, victim["token"], origin) == 403
 
 
-def test_a_socket_from_a_page_that_may_is_accepted(attack, victim):
+def test_a_socket_from_an_allowed_page_is_accepted(attack, victim):
     for origin in ([], ORIGINS[:1], ORIGINS[1:], [f"http://127.0.0.1:{attack.port}"]):
         assert dial(attack, victim["token"], *origin) == 101
         wait_until(lambda: not attack.redis.hexists("seats:{lobby}", victim["token"][:12]))
 
 
-def test_a_socket_from_a_foreign_page_is_refused_by_default(server):
+def test_a_socket_from_a_page_of_another_origin_is_refused_by_default(server):
     token = server.register()["token"]
     assert dial(server, token, ORIGINS[0]) == 403
     assert dial(server, token, f"http://127.0.0.1:{server.port}") == 101
