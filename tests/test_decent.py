@@ -1,4 +1,4 @@
-"""Keeping the place decent: blocks, reports, names."""
+"""Moderation: blocks, reports, and the filter of names."""
 
 import json
 import secrets
@@ -21,7 +21,7 @@ REPORTS_PER_DAY = 3
 
 @pytest.fixture(scope="module")
 def town():
-    """A server of two workers, which the tests of this file share; they leave nobody in a queue."""
+    """A server with two workers for the tests of this file. Each test leaves the queues empty."""
 
     def edit(tree):
         tree["limits"] |= {
@@ -69,7 +69,7 @@ def profile(town, of, seen_by=None):
 # -- the list
 
 
-def test_blocks_are_listed_lifted_and_exported(town):
+def test_a_player_lists_removes_and_exports_blocks(town):
     ann, bob, eve = (town.register() for _ in range(3))
     before = int(time.time()) - 2
     for whom in (bob, eve, bob):
@@ -85,7 +85,7 @@ def test_blocks_are_listed_lifted_and_exported(town):
     assert town.redis.hget(Keys.hidden, uid_of(ann)) == uid_of(eve)
 
 
-def test_a_wrong_block_is_refused_by_name(town):
+def test_an_invalid_block_is_refused_with_its_code(town):
     ann = town.register()
     for method in ("PUT", "DELETE"):
         block(town, ann, {"user": {"username": "nobody-here"}}, method).refused(404, "not_found")
@@ -101,7 +101,7 @@ def test_a_wrong_block_is_refused_by_name(town):
     assert len(blocked(town, ann)) == MOST_BLOCKS
 
 
-def test_blocking_again_and_again_is_refused_after_a_while(town):
+def test_blocks_are_throttled(town):
     ann, bob = town.register(), town.register()
     key = Keys.limit("block", uid_of(ann))
     assert block(town, ann, bob).status == 204
@@ -109,11 +109,11 @@ def test_blocking_again_and_again_is_refused_after_a_while(town):
     block(town, ann, bob).refused(429, "too_many_attempts")
 
 
-# -- what follows
+# -- effects of a block
 
 
 @pytest.mark.parametrize("by", [0, 1])
-def test_neither_sees_the_profile_of_the_other(town, by):
+def test_a_block_hides_each_profile_from_the_other_player(town, by):
     people = town.register(), town.register()
     ann, bob = people
     assert block(town, people[by], people[1 - by]).status == 204
@@ -124,7 +124,7 @@ def test_neither_sees_the_profile_of_the_other(town, by):
     assert profile(town, ann, bob).status == profile(town, bob, ann).status == 200
 
 
-def test_a_player_who_was_blocked_may_block_as_well_and_both_must_lift(town):
+def test_a_mutual_block_ends_only_when_both_players_remove_it(town):
     ann, bob = town.register(), town.register()
     assert block(town, ann, bob).status == block(town, bob, ann).status == 204
     assert block(town, ann, bob, "DELETE").status == 204
@@ -133,7 +133,7 @@ def test_a_player_who_was_blocked_may_block_as_well_and_both_must_lift(town):
     assert profile(town, ann, bob).status == 200
 
 
-def test_they_are_not_matched_but_with_others(town):
+def test_a_block_prevents_a_match_of_the_two_but_not_with_others(town):
     ann, bob, eve = (town.register() for _ in range(3))
     assert block(town, ann, bob).status == 204
     phones = [Phone(town, one, "random") for one in (ann, bob)]
@@ -148,7 +148,7 @@ def test_they_are_not_matched_but_with_others(town):
 
 
 def in_room(town, sessions):
-    """Phones of these players in one room: (code, phones), the host's first."""
+    """Puts players into one room. Returns (code, phones), the host's phone first."""
     phones = [Phone(town, sessions[0], "friends")]
     code = phones[0].expect("room")["code"]
     for session in sessions[1:]:
@@ -161,7 +161,7 @@ def in_room(town, sessions):
 
 
 def heard(phone, mark):
-    """From whom a phone gets an emoji before that with a mark."""
+    """Returns the senders of the emojis that a phone receives before a given emoji."""
     found = []
     while (frame := phone.expect("emoji"))["emoji"] != mark:
         found.append(frame["player"])
@@ -169,7 +169,7 @@ def heard(phone, mark):
 
 
 @pytest.mark.parametrize("when", ["before the game", "in the game", "late"])
-def test_they_are_muted_in_a_room_that_both_were_invited_to(town, when):
+def test_a_block_mutes_the_two_players_in_a_room_that_both_joined(town, when):
     host, ann, bob = (town.register() for _ in range(3))
     block_now = lambda: block(town, bob, ann).status == 204
     assert when == "in the game" or block_now()
@@ -200,7 +200,7 @@ def test_they_are_muted_in_a_room_that_both_were_invited_to(town, when):
         phone.close()
 
 
-def test_who_has_blocked_a_host_or_was_blocked_by_them_finds_no_room(town):
+def test_a_block_hides_a_room_from_the_other_player(town):
     host, ann, bob = (town.register() for _ in range(3))
     assert block(town, host, ann).status == block(town, bob, host).status == 204
     code, [phone] = in_room(town, [host])
@@ -215,7 +215,7 @@ def test_who_has_blocked_a_host_or_was_blocked_by_them_finds_no_room(town):
     phone.close()
 
 
-def test_who_has_blocked_the_owner_of_a_challenge_or_was_blocked_by_them_finds_none(town):
+def test_a_block_hides_a_challenge_from_the_other_player(town):
     owner, ann, bob = (town.register() for _ in range(3))
     assert block(town, owner, ann).status == block(town, bob, owner).status == 204
     code = town.http("POST", "/challenges", {"queue": "challenge"}, owner["token"]).json["code"]
@@ -227,7 +227,7 @@ def test_who_has_blocked_the_owner_of_a_challenge_or_was_blocked_by_them_finds_n
     assert town.http("GET", f"/challenges/{code}", token=owner["token"]).json["players"] == []
 
 
-# -- ends
+# -- erasure and recovery
 
 
 def erase(town, session):
@@ -236,14 +236,14 @@ def erase(town, session):
 
 
 def traces(town, uid):
-    """Keys and fields of blocks that name a user."""
+    """Returns the keys and fields of blocks that name a user."""
     found = [key for key in town.redis.keys("block*") if uid in key]
     found += [row for row in town.redis.hgetall(Keys.hidden).items() if uid in " ".join(row)]
     lists = town.redis.keys("blocks:*") + town.redis.keys("blockers:*")
     return found + [key for key in lists if town.redis.zscore(key, uid) is not None]
 
 
-def test_an_erased_account_leaves_no_block_either_way(town):
+def test_an_erasure_deletes_blocks_by_and_against_the_player(town):
     ann, bob, eve = (town.register() for _ in range(3))
     assert block(town, ann, bob).status == block(town, eve, ann).status == 204
     assert len(traces(town, uid_of(ann))) == 6
@@ -251,8 +251,8 @@ def test_an_erased_account_leaves_no_block_either_way(town):
     assert not traces(town, uid_of(ann)) and blocked(town, eve) == []
 
 
-def test_a_worker_that_dies_midway_is_followed_by_another(town):
-    """The truth is written, and nothing that follows from it."""
+def test_another_worker_finishes_a_block_when_its_worker_dies_midway(town):
+    """The list of blocks is written, but nothing that is derived from it."""
     ann, bob = town.register(), town.register()
     town.redis.zadd(Keys.blocks(uid_of(ann)), {uid_of(bob): 1})
     chore = trivia.dumps(["block", 1, {"uid": uid_of(ann), "other": uid_of(bob)}])
@@ -275,7 +275,7 @@ def stored_report(town, answer):
     return town.redis.hgetall(Keys.report(answer.json["id"]))
 
 
-def test_a_report_of_a_player_has_what_they_show_and_the_rounds_of_the_game(town):
+def test_a_report_of_a_player_contains_their_profile_and_the_rounds_of_the_game(town):
     ann, bob = town.register(), town.register(avatar="https://example.org/rude.png")
     phones = [Phone(town, one, "random") for one in (ann, bob)]
     ends = play_all(phones)
@@ -299,7 +299,7 @@ def test_a_report_of_a_player_has_what_they_show_and_the_rounds_of_the_game(town
         phone.close()
 
 
-def test_a_report_of_a_running_game_does_not_wait_for_its_end(town):
+def test_a_report_of_a_running_game_contains_its_rounds_so_far(town):
     ann, bob = town.pair()
     game = ann.expect("question")["game"]
     sent = {"player": bob.name, "reason": "name", "game": game}
@@ -310,7 +310,7 @@ def test_a_report_of_a_running_game_does_not_wait_for_its_end(town):
         phone.close()
 
 
-def test_a_question_is_reported_by_its_text(town):
+def test_a_player_reports_a_question_by_its_text(town):
     ann = town.phone(queue="solo")
     question = ann.expect("question")
     sent = {"question": question["text"], "reason": "outdated", "game": question["game"]}
@@ -321,7 +321,7 @@ def test_a_question_is_reported_by_its_text(town):
     ann.close()
 
 
-def test_a_wrong_report_is_refused_by_name_and_leaves_nothing(town):
+def test_an_invalid_report_is_refused_and_stores_nothing(town):
     ann, bob = town.register(), town.register()
     before = town.redis.zcard(Keys.reports)
     name = name_of(bob)
@@ -349,7 +349,7 @@ def test_a_wrong_report_is_refused_by_name_and_leaves_nothing(town):
     assert not town.redis.exists(Keys.reported(uid_of(ann)))
 
 
-def test_reports_are_bounded_for_a_player_and_in_all(town):
+def test_reports_are_bounded_for_a_player_a_network_and_in_total(town):
     ann = town.register()
     for _ in range(REPORTS_PER_DAY):
         stored_report(town, report(town, ann, player=name_of(town.register()), reason="name"))
@@ -357,7 +357,7 @@ def test_reports_are_bounded_for_a_player_and_in_all(town):
     answer = report(town, ann, player=other, reason="name")
     answer.refused(429, "too_many_attempts")
     assert int(answer.headers["retry-after"]) > 0
-    here = Keys.limit("reports", trivia.address_digest("127.0.0.1"))  # of all at an address
+    here = Keys.limit("reports", trivia.address_digest("127.0.0.1"))  # the allowance of the network
     town.redis.set(here, int(time.time() * 1000) + 86400_000 * trivia.NETWORK_TIMES)
     report(town, town.register(), player=other, reason="name").refused(429, "too_many_attempts")
     town.redis.delete(here)
@@ -367,7 +367,7 @@ def test_reports_are_bounded_for_a_player_and_in_all(town):
     town.redis.zrem(Keys.reports, *fill)
 
 
-def test_an_erased_player_is_in_no_report_and_one_who_reported_has_no_name_there(town):
+def test_an_erasure_deletes_reports_about_the_player_and_their_name_in_own_reports(town):
     ann, bob = town.register(), town.register()
     about = report(town, ann, player=name_of(bob), reason="name", text="private").json["id"]
     by = report(town, bob, player=name_of(ann), reason="picture", text="private").json["id"]
@@ -383,7 +383,7 @@ def test_an_erased_player_is_in_no_report_and_one_who_reported_has_no_name_there
 
 
 @pytest.mark.parametrize("name", ["xX_fuck_Xx", "f.u.c.k", "Sh1t.head", "Admin", "m0derator_1"])
-def test_a_name_that_offends_or_poses_is_refused_everywhere(town, name):
+def test_an_offensive_or_reserved_name_is_refused_everywhere(town, name):
     account = {"email": f"{unique_name()}@example.org", "password": PASSWORD}
     refused = lambda answer: "username" in answer.refused(422, "invalid")["errors"]
     assert refused(town.http("POST", "/auth/register", account | {"username": name}))
@@ -395,7 +395,7 @@ def test_a_name_that_offends_or_poses_is_refused_everywhere(town, name):
     assert refused(town.http("POST", "/auth/upgrade", upgrade, guest["token"]))
 
 
-def test_a_message_with_a_word_that_offends_is_refused(town):
+def test_a_message_with_an_offensive_word_is_refused(town):
     ann, bob = town.pair()
     ann.expect("question")
     error = ann.refused("invalid_message", "say", text="what the f.u.c.k")
