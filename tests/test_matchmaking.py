@@ -1,4 +1,4 @@
-"""Matchmaking: who plays with whom, when, and that nobody is forgotten or in two places."""
+"""Matchmaking: who plays with whom, and when. No player is lost or in two places."""
 
 import contextlib
 import secrets
@@ -33,7 +33,7 @@ from trivia import Keys
 
 DUEL = {"players": 2, "match": "fifo", "wait_seconds": 60}
 NEAR = {"players": 2, "match": "rating", "window": 100, "widen": 0, "wait_seconds": 60}
-QUEUES = {  # each test has one of its own, so that they may run side by side
+QUEUES = {  # each test has a queue of its own, so that tests do not disturb each other
     **{f"duel{i}": DUEL for i in range(10)},
     "lonely": DUEL,
     "left": DUEL | {"start_seconds": 30},
@@ -68,7 +68,7 @@ def schema_with(queues, **limits):
 
 @contextlib.contextmanager
 def running(schema=None, **options):
-    """A server with a queue for each test; it need not end in an orderly way."""
+    """A server with a queue for each test. It is killed at the end, to save time."""
     server = Server(
         schema or schema_with(QUEUES, queue_length=QUEUE_LENGTH, early_exit_seconds=1), **options
     )
@@ -77,7 +77,8 @@ def running(schema=None, **options):
     finally:
         server.kill(signal.SIGKILL)
         server.process.wait(10)
-        if (socket := server.data / "d" / "redis.sock").exists():  # else Redis is another server's
+        # Without a socket here, Redis belongs to another server.
+        if (socket := server.data / "d" / "redis.sock").exists():
             with contextlib.suppress(redis.RedisError):
                 redis.Redis(unix_socket_path=str(socket), retry=Retry(NoBackoff(), 0)).shutdown(
                     nosave=True
@@ -93,20 +94,20 @@ def lobby():
 
 @pytest.fixture(scope="module")
 def beside(lobby):
-    """A second worker on the same data, which a test may stop and let go on."""
+    """A second worker on the same data, which a test may stop and continue."""
     with running(env={"TRIVIA_DATA": str(lobby.data / "d")}) as server:
         yield server
 
 
 @pytest.fixture
 def doomed(lobby):
-    """One more, which a test may kill."""
+    """Another worker on the same data, which a test may kill."""
     with running(env={"TRIVIA_DATA": str(lobby.data / "d")}) as server:
         yield server
 
 
 def enlist(server, rating=None):
-    """A player with a session, written as the server would; a registration costs its hash of a password."""
+    """Writes a player with a session as the server does, without the cost of a password hash."""
     uid, secret, name = secrets.token_urlsafe(9), secrets.token_urlsafe(24), unique_name()
     fields = {
         "username": name,
@@ -120,7 +121,7 @@ def enlist(server, rating=None):
 
 
 def enter(server, queue, rating=None, session=None):
-    """A player's phone, in the queue."""
+    """Connects a player's phone, and waits until it is in the queue."""
     phone = Phone(server, session or enlist(server, rating), queue)
     phone.expect("queued", queue=queue)
     return phone
@@ -138,7 +139,7 @@ def seat(server, phone):
 
 
 def started(*phones):
-    """The `start` that all of them got: of one game, with exactly these players."""
+    """Checks that all phones start one game with exactly these players. Returns its `start`."""
     starts = [phone.expect("start") for phone in phones]
     assert len({start["game"] for start in starts}) == 1
     assert sorted(player["username"] for player in starts[0]["players"]) == sorted(
@@ -157,11 +158,11 @@ def still_waits(server, *phones):
 
 
 def look_now(server, phone):
-    """Has the ticket looked at without waiting for its time, and waits until it was."""
+    """Makes the check of a ticket due, and waits until it was made."""
     ticket = f"{phone.queue} {uid_of(phone)}"
     server.redis.zadd(Keys.due, {ticket: 1})
     wait_until(lambda: server.redis.zscore(Keys.due, ticket) != 1)
-    # BEAT has handed it out; the script that looks at it runs within this time or the ticket is gone.
+    # The heartbeat has handed out the ticket. Now the script checks it, or the ticket is gone.
     wait_until(lambda: (server.redis.zscore(Keys.due, ticket) or 0) != 1)
 
 
@@ -180,7 +181,7 @@ def close(*phones):
 # ---- who is matched
 
 
-def test_whoever_waits_longest_is_matched_first(lobby):
+def test_the_player_who_waits_longest_is_matched_first(lobby):
     first = enter(lobby, "trio")
     second = enter(lobby, "trio")
     third = enter(lobby, "trio")
@@ -192,7 +193,7 @@ def test_whoever_waits_longest_is_matched_first(lobby):
     started(eve, dan)
 
 
-def test_the_start_says_who_plays_what(lobby):
+def test_the_start_message_names_the_players_and_the_rules(lobby):
     ann, bob = enter(lobby, "duel1", rating=1612.5), enter(lobby, "duel1")
     start = started(ann, bob)
     assert start["queue"] == "duel1" and start["rounds"] == 3 and start["starts_ms"] == 100
@@ -203,7 +204,7 @@ def test_the_start_says_who_plays_what(lobby):
     assert all("email" not in player and "password" not in player for player in start["players"])
 
 
-def test_a_group_starts_with_those_who_are_there_when_the_time_to_fill_is_over(lobby):
+def test_a_group_starts_with_the_players_who_wait_when_the_fill_time_ends(lobby):
     began = time.monotonic()
     phones = [enter(lobby, "group") for _ in range(3)]
     started(*phones)
@@ -220,16 +221,16 @@ def test_a_group_of_eight_starts_at_once_and_the_ninth_waits(lobby):
     close(*phones, ninth)
 
 
-def test_fewer_than_the_least_do_not_start_however_long_they_wait(lobby):
+def test_fewer_players_than_the_minimum_never_start(lobby):
     ann, bob = enter(lobby, "three"), enter(lobby, "three")
-    time.sleep(0.4)  # fill_seconds, and a little
+    time.sleep(0.4)  # a little more than fill_seconds
     look_now(lobby, ann)
     look_now(lobby, bob)
     still_waits(lobby, ann, bob)
     started(ann, bob, enter(lobby, "three"))
 
 
-def test_the_nearest_rating_is_matched(lobby):
+def test_a_player_is_matched_with_the_nearest_rating(lobby):
     low, high, far = (
         enter(lobby, "near", 1390),
         enter(lobby, "near", 1530),
@@ -242,7 +243,7 @@ def test_the_nearest_rating_is_matched(lobby):
     close(far)
 
 
-def test_ratings_further_apart_than_the_window_are_not_matched(lobby):
+def test_players_with_ratings_outside_the_window_are_not_matched(lobby):
     ann, bob = enter(lobby, "narrow", 1400), enter(lobby, "narrow", 1500.5)
     look_now(lobby, ann)
     look_now(lobby, bob)
@@ -251,16 +252,16 @@ def test_ratings_further_apart_than_the_window_are_not_matched(lobby):
     close(ann)
 
 
-def test_the_window_widens_while_they_wait(lobby):
+def test_the_window_of_ratings_widens_while_players_wait(lobby):
     ann, bob = enter(lobby, "widening", 1200), enter(lobby, "widening", 1500)
     still_waits(lobby, ann, bob)
     started(ann, bob)
 
 
-# ---- never twice, never with himself, never with the gone
+# ---- one seat for each player
 
 
-def test_a_newer_connection_takes_the_place_of_the_older(lobby):
+def test_a_newer_connection_replaces_the_older_one_in_the_queue(lobby):
     session = enlist(lobby)
     old = enter(lobby, "duel2", session=session)
     since = seat(lobby, old)["since"]
@@ -272,7 +273,7 @@ def test_a_newer_connection_takes_the_place_of_the_older(lobby):
     assert [frame["type"] for frame in old.frames] == ["queued"]
 
 
-def test_two_connections_of_a_player_in_two_queues_are_one_player(lobby):
+def test_a_player_who_connects_to_a_second_queue_leaves_the_first(lobby):
     session = enlist(lobby)
     old = enter(lobby, "duel3", session=session)
     new = enter(lobby, "duel4", session=session)
@@ -285,11 +286,11 @@ def test_two_connections_of_a_player_in_two_queues_are_one_player(lobby):
     close(other)
 
 
-def test_a_late_close_of_the_older_connection_changes_nothing_in_a_game(lobby):
+def test_a_late_close_of_the_older_connection_does_not_affect_the_game(lobby):
     session = enlist(lobby)
     old, bob = enter(lobby, "duel5", session=session), enter(lobby, "duel5")
     old.expect("question"), bob.expect("question")
-    new = Phone(lobby, session, "duel6")  # whichever queue is named: the game goes on
+    new = Phone(lobby, session, "duel6")  # the game goes on, whichever queue the new socket names
     update = new.expect("update")
     assert update["queue"] == "duel5" and sorted(update["connected"]) == sorted(
         (old.name, bob.name)
@@ -303,7 +304,7 @@ def test_a_late_close_of_the_older_connection_changes_nothing_in_a_game(lobby):
     assert lobby.redis.zcard(Keys.history(uid_of(new))) == 1
 
 
-def test_many_connections_of_a_player_at_once_are_one_ticket(lobby):
+def test_many_simultaneous_connections_of_a_player_make_one_ticket(lobby):
     session = enlist(lobby)
     with ThreadPoolExecutor(6) as pool:
         phones = list(
@@ -318,7 +319,7 @@ def test_many_connections_of_a_player_at_once_are_one_ticket(lobby):
             if lobby.redis.zscore(Keys.queue(queue), uid) is not None
         ]
 
-    # The ticket in the other queue goes when its connection has been closed.
+    # The ticket in the other queue is removed when its connection closes.
     wait_until(lambda: tickets() == [(seat(lobby, phones[0]) or {}).get("queue")])
     other = enter(lobby, tickets()[0])
     names = [player["username"] for player in other.expect("start")["players"]]
@@ -327,7 +328,7 @@ def test_many_connections_of_a_player_at_once_are_one_ticket(lobby):
 
 
 @pytest.mark.parametrize("leave", [Phone.close, Phone.drop])
-def test_nobody_is_matched_with_a_connection_that_is_gone(lobby, leave):
+def test_a_player_is_not_matched_with_a_closed_connection(lobby, leave):
     gone = enter(lobby, "duel8")
     leave(gone)
     wait_until(lambda: not seat(lobby, gone))
@@ -336,7 +337,7 @@ def test_nobody_is_matched_with_a_connection_that_is_gone(lobby, leave):
     started(ann, enter(lobby, "duel8"))
 
 
-def test_who_waited_or_played_on_a_worker_that_was_killed_is_gone_and_may_come_back(lobby, doomed):
+def test_players_of_a_killed_worker_lose_their_tickets_and_can_return_to_their_game(lobby, doomed):
     waiting, rated, third = (
         enter(doomed, queue, session=enlist(lobby, 3000)) for queue in ("duel9", "near", "full")
     )
@@ -358,23 +359,21 @@ def test_who_waited_or_played_on_a_worker_that_was_killed_is_gone_and_may_come_b
 
     other.send("answer", round=1, choice=0)
     assert other.expect("user_exit")["player"] == playing.name
-    # Nobody who is connected, or was a moment ago, has still to answer.
+    # All players who are connected have answered.
     assert other.expect("reveal")["answers"].keys() == {other.name}
     back = Phone(lobby, playing.session, "duel10")
     assert back.expect("update")["game"] == game
     other.expect("user_return")
     play_all([back, other])
 
-    # The others miss its heartbeat ten times.
+    # The other workers reap it after ten missed heartbeats.
     wait_until(
         lambda: lobby.redis.zscore(Keys.workers, worker) is None and not seat(lobby, third), 30
     )
     assert lobby.redis.zscore(Keys.queue("full"), uid_of(third)) is None
 
 
-def test_a_connection_on_a_worker_that_hung_does_not_take_the_game_back_from_a_newer_one(
-    lobby, beside
-):
+def test_a_connection_on_a_stopped_worker_does_not_take_the_game_from_a_newer_one(lobby, beside):
     ann, bob = enter(beside, "duel11", session=enlist(lobby)), enter(lobby, "duel11")
     started(ann, bob)
     ann.expect("question"), bob.expect("question")
@@ -392,13 +391,12 @@ def test_a_connection_on_a_worker_that_hung_does_not_take_the_game_back_from_a_n
     play_all([new, bob])
 
 
-def test_a_worker_that_others_took_for_dead_sends_its_players_away(lobby, beside):
+def test_a_worker_that_was_reaped_while_stopped_closes_its_sockets(lobby, beside):
     ann = enter(beside, "lonely", session=enlist(lobby))
     beside.kill(signal.SIGSTOP)
     try:
-        wait_until(
-            lambda: not seat(lobby, ann), 30
-        )  # the others have missed its heartbeat ten times
+        # The other workers reap it after ten missed heartbeats.
+        wait_until(lambda: not seat(lobby, ann), 30)
         assert lobby.redis.zscore(Keys.queue("lonely"), uid_of(ann)) is None
     finally:
         beside.kill(signal.SIGCONT)
@@ -412,7 +410,7 @@ def test_a_worker_that_others_took_for_dead_sends_its_players_away(lobby, beside
 
 
 @pytest.mark.parametrize("queue", ["brief", "briefly"])
-def test_a_ticket_that_found_nobody_is_cancelled_and_the_player_may_join_again(lobby, queue):
+def test_a_ticket_without_a_match_times_out_and_the_player_may_join_again(lobby, queue):
     ann = Phone(lobby, enlist(lobby), queue)
     assert ann.expect("queued") == {"type": "queued", "queue": queue, "timeout_ms": 700}
     assert ann.expect("cancelled") == {"type": "cancelled", "queue": queue, "reason": "timeout"}
@@ -426,7 +424,7 @@ def test_a_ticket_that_found_nobody_is_cancelled_and_the_player_may_join_again(l
     wait_until(lambda: not seat(lobby, ann))
 
 
-def test_who_left_the_queue_is_not_matched(lobby):
+def test_a_player_who_left_the_queue_is_not_matched(lobby):
     ann = enter(lobby, "duel0")
     ann.send("leave")
     ann.expect("cancelled", reason="left")
@@ -438,7 +436,7 @@ def test_who_left_the_queue_is_not_matched(lobby):
     started(ann, bob)
 
 
-def test_after_the_end_one_plays_again_on_the_same_socket_in_any_queue(lobby):
+def test_after_a_game_a_player_joins_any_queue_on_the_same_socket(lobby):
     ann, bob = enter(lobby, "duel1"), enter(lobby, "duel1")
     games = [started(ann, bob)["game"]]
     ann.refused("wrong_state", "join")
@@ -458,7 +456,7 @@ def test_after_the_end_one_plays_again_on_the_same_socket_in_any_queue(lobby):
     ] == list(range(1, 1 + len([frame for frame in ann.frames if frame.get("game") == games[1]])))
 
 
-def test_a_full_queue_takes_nobody_more_but_those_who_are_in_it(lobby):
+def test_a_full_queue_refuses_new_players_but_not_a_reconnection(lobby):
     phones = [enter(lobby, "full", 100 * i) for i in range(QUEUE_LENGTH)]
     late = Phone(lobby, enlist(lobby, 5000), "full")
     late.refused("queue_full")
@@ -473,7 +471,7 @@ def test_a_full_queue_takes_nobody_more_but_those_who_are_in_it(lobby):
     close(*phones, late, again)
 
 
-def test_the_queues_count_who_waits_and_plays_and_come_back_to_zero(lobby):
+def test_the_counts_of_waiting_and_playing_players_are_right_and_return_to_zero(lobby):
     assert counts(lobby, "counted") == (0, 0)
     phones = [enter(lobby, "counted")]
     assert counts(lobby, "counted") == (1, 0)
@@ -489,15 +487,13 @@ def test_the_queues_count_who_waits_and_plays_and_come_back_to_zero(lobby):
     assert counts(lobby, "counted") == (1, 2)
     phones[1].drop()
     phones[2].expect("user_exit", player=phones[1].name)
-    assert counts(lobby, "counted") == (1, 2)  # his seat is kept
+    assert counts(lobby, "counted") == (1, 2)  # their seat is kept
     phones[2].expect("end", reason="forfeit")
     phones[3].close()
     wait_until(lambda: counts(lobby, "counted") == (0, 0))
 
 
-def test_who_leaves_before_the_first_question_waits_longer_each_time_while_others_are_matched(
-    lobby,
-):
+def test_a_player_who_leaves_before_the_first_question_waits_longer_each_time(lobby):
     ann = enter(lobby, "left")
     for wait_ms in (1000, 2000):
         bob = enter(lobby, "left")
@@ -521,10 +517,10 @@ def test_who_leaves_before_the_first_question_waits_longer_each_time_while_other
 # ---- matches
 
 
-def test_a_match_whose_worker_died_is_formed_by_another(lobby):
+def test_another_worker_starts_a_match_whose_worker_died(lobby):
     phones = enter(lobby, "narrow", 5000), enter(lobby, "narrow", 7000)
     game = trivia.new_game_id(3)
-    for phone in phones:  # as the script that matched them leaves it
+    for phone in phones:  # as the matching script leaves them
         place = seat(lobby, phone) | {"game": game}
         lobby.redis.hset(Keys.seats, uid_of(phone), " ".join(place.values()))
         lobby.redis.zrem(Keys.queue("narrow"), uid_of(phone))
@@ -536,7 +532,7 @@ def test_a_match_whose_worker_died_is_formed_by_another(lobby):
     wait_until(lambda: lobby.redis.zscore(Keys.forming, match) is None)
     ends = play_all(phones)
     assert {end["game"] for end in ends} == {game}
-    # Once more, late: the game is there already, and nothing happens.
+    # A late repetition finds the game, and changes nothing.
     lobby.redis.zadd(Keys.forming, {match: 1})
     wait_until(lambda: lobby.redis.zscore(Keys.forming, match) is None)
     assert stored_game(lobby.redis, game)["state"]["phase"] == "end"
@@ -547,8 +543,8 @@ def test_a_match_whose_worker_died_is_formed_by_another(lobby):
     close(*phones)
 
 
-def test_a_match_that_is_formed_late_does_not_take_a_player_out_of_what_he_does_since(lobby):
-    """He left, while no worker could form it, and waits in another queue."""
+def test_a_match_that_starts_late_does_not_take_a_player_out_of_a_queue(lobby):
+    """The player left before a worker started the match, and waits again."""
     ann = enter(lobby, "narrow", 9000)
     bob = enter(lobby, "narrow", 9900)
     game = trivia.new_game_id(3)
@@ -565,7 +561,7 @@ def test_a_match_that_is_formed_late_does_not_take_a_player_out_of_what_he_does_
     close(ann, bob)
 
 
-def test_a_hundred_players_who_join_four_workers_at_once_are_each_matched_once():
+def test_100_players_who_join_four_workers_simultaneously_are_each_matched_once():
     with running(schema_with({"crowd": DUEL}), workers=4) as server:
         wait_until(lambda: server.redis.zcard(Keys.workers) == 4, 40)
         sessions, starts = [enlist(server) for _ in range(100)], [None] * 100
@@ -591,5 +587,5 @@ def test_a_hundred_players_who_join_four_workers_at_once_are_each_matched_once()
             phone.drop()
         wait_until(lambda: counts(server, "crowd") == (0, 0), 30)
         wait_until(lambda: not server.redis.exists(Keys.seats))
-        assert not server.redis.keys(Keys.history("*"))  # nobody has answered
+        assert not server.redis.keys(Keys.history("*"))  # no player has answered
         assert "Traceback" not in server.log
