@@ -949,7 +949,7 @@ def test_a_worker_that_hung_for_long_disturbs_no_game_when_it_wakes(make_server)
         bob.send("answer", round=1, choice=0)
         finish([again, bob])
     assert me(server, ann)["games"] == me(server, bob)["games"] == 1
-    # The old connection may get some messages of the game, but not its end.
+    # The old connection may still get messages that were on the way.
     with contextlib.suppress(ConnectionClosed, TimeoutError):
         while (frame := ann.receive(2))["type"] != "end":
             assert frame["type"] in ("answered", "question", "reveal", "user_exit", "update"), frame

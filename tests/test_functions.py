@@ -84,12 +84,12 @@ GAME_FUNCTIONS = {
 
 
 def value_of(reply):
-    """The phase of a transition that may return {'settle', field, value, ...}."""
+    """Returns the phase of a reply, which may be ['settle', field, value, ...]."""
     return reply[0] if isinstance(reply, list) and reply[0] == "settle" else reply
 
 
 def without_events(reply, convert):
-    """Converts the value of a reply that may bring events."""
+    """Converts the value of a reply, and keeps its events."""
     if isinstance(reply, list) and reply[:1] == ["events"]:
         return ["events", convert(reply[1]), *reply[2:]]
     return convert(reply)
@@ -114,7 +114,7 @@ class Store(Node):
         return self.client.fcall(LIBRARY.function(name), len(keys), *keys, *args)
 
     def run(self, name, keys, *args):
-        """Runs a function; game functions get their caller as the last argument."""
+        """Runs a function. Tests pass the caller of a game function as the last argument."""
         if name in GAME_FUNCTIONS:
             args = args[-1], *args[:-1]
         return getattr(self, f"run_{name}", functools.partial(self.call, name))(keys, *args)
@@ -177,7 +177,7 @@ class Store(Node):
 
 
 def flat(fields):
-    """A stored game as {name: text}, with the fields of player I as nameI; {} if there is none."""
+    """Returns a stored game as {name: text}, or {}. Fields of player I are named nameI."""
     if not fields:
         return {}
     plan, state = trivia.parse_plan(fields["plan"]), trivia.parse_state(fields["state"])
@@ -249,7 +249,7 @@ def store(module_store):
 
 
 def question_in(coming):
-    """The question that an event names, "ROUND NUMBER ORDER MS"; "" if it names none."""
+    """Returns the question that an event names, "ROUND NUMBER ORDER MS", or ""."""
     return coming.partition(":")[2].replace(":", " ")
 
 
@@ -794,7 +794,7 @@ def test_of_several_claims_at_once_one_wins(store, void):
         (None, 0, 0, None),
     ],
 )
-def test_a_claim_is_confirmed_or_released_only_as_it_was_read(
+def test_a_claim_is_confirmed_or_released_only_if_it_is_as_it_was_read(
     store, held, confirm, returned, after
 ):
     if held:
@@ -1462,11 +1462,11 @@ def test_a_player_who_leaves_games_early_waits_longer_each_time(store, worker):
         leave_early(store, "u1", conn)
         outcome, left, held = join(store, "u1", conn)
         assert outcome == "queued" and wait - 2000 < held <= wait and left == held + 60_000
-        assert join(store, "u1", conn)[2] <= held, "to join again does not help"
+        assert join(store, "u1", conn)[2] <= held, "a second join does not shorten the wait"
         assert not store.client.exists(Keys.queue("q"))
         assert wait < store.client.pttl(Keys.quits("u1")) <= wait + 20_000
         assert leave(store, "u1", conn) == ["left"] and no_tickets(store)
-        assert join(store, "u1", conn, name="other")[2] > 0, "another queue does not help"
+        assert join(store, "u1", conn, name="other")[2] > 0, "another queue does not avoid the wait"
         leave(store, "u1", conn, name="other")
     store.client.delete(Keys.quits("u1"))  # it would expire by itself
     leave_early(store, "u1", conn)
@@ -1597,7 +1597,7 @@ def test_a_group_starts_when_it_is_full_or_enough_players_have_waited(store, wor
 
 
 def hang(store, worker):
-    store.client.zrem(Keys.workers, worker.id)  # as other workers do without its heartbeat
+    store.client.zrem(Keys.workers, worker.id)  # other workers do so when they miss its heartbeat
 
 
 @pytest.mark.parametrize("lose", [lambda store, worker: worker.die(), hang])
@@ -2627,7 +2627,7 @@ def test_a_game_moves_through_its_phases_at_its_deadlines(store, worker, game):
         )
         assert untouched(game, game.advance) == "question"
         assert game.next() == "reveal" and REVEAL_MS - 2000 < game.phase_ms() <= REVEAL_MS
-        until = 0 if number == 3 else ANSWER_MS  # only the end of the reveal is due by itself
+        until = 0 if number == 3 else ANSWER_MS  # a question opens without a call
         assert REVEAL_MS - 2000 < game.left_ms() - until <= REVEAL_MS
         expected.append(("reveal", game.id, {a: (n := next(seqs)), b: n}, None))
         assert untouched(game, game.advance) == "reveal"
@@ -3922,7 +3922,7 @@ def test_phones_get_the_right_answer_only_in_the_reveal(played):
     assert {"question", "reveal", "update", "answered"} <= kinds
 
 
-# ---- any order
+# ---- random actions
 
 PEOPLE, QUEUES = (
     [f"p{i}" for i in range(6)],
@@ -4378,7 +4378,7 @@ def test_random_actions_in_any_order_lose_nothing_and_count_nothing_twice(store)
     )
 
 
-# ---- meetings in any order
+# ---- random rooms, rematches and challenges
 
 MEETINGS = {
     "connect": 4,

@@ -413,7 +413,7 @@ def test_eight_players_play_one_game(sit):
 
 
 def test_a_player_whose_worker_dies_before_they_enter_the_game_can_return(hall, sit):
-    """Its worker died between the two steps. The game still names the player's last connection."""
+    """The worker dies between the join and the entry. The game has the older connection."""
     ann, bob = sit("stubborn")
     uid = ann.token[:12]
     _, turn, *rest = hall.redis.hget("seats:{lobby}", uid).split(" ")
@@ -547,7 +547,7 @@ def test_an_invalid_answer_is_refused_without_effect(hall, sit, queue, phase, fi
 def test_an_answer_after_the_deadline_is_refused_even_if_the_reveal_is_late(hall, sit):
     ann, bob = sit("duel")
     questions([ann, bob])
-    # The deadline has passed, but the list of deadlines still has a later one.
+    # The deadline in the game has passed. The list of deadlines still has a later one.
     change_state(hall.redis, ann.game, deadline=1)
     before = state(hall, ann)
     ann.refused("late_answer", "answer", round=1, choice=0)
