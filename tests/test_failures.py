@@ -976,7 +976,7 @@ def test_a_player_who_connects_too_often_is_slowed_down(make_server):
                 return refused.response
             except ConnectionClosed:
                 return phone.socket.protocol.close_code
-        pytest.fail("he is never refused")
+        pytest.fail("the player is never refused")
 
     told = json.loads(until_refused().body)
     assert (told["status"], told["code"]) == (429, "too_many_attempts")

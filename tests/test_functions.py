@@ -4274,7 +4274,7 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def all_is_well(self):
         self.listen()
-        self.nobody_is_in_two_games_or_has_lost_his_ticket()
+        self.nobody_is_in_two_games_or_has_lost_their_ticket()
         self.scores_are_what_the_logs_say()
         self.results_are_applied_once()
 
@@ -4299,7 +4299,7 @@ class AnyOrder(RuleBasedStateMachine):
                 if kind not in ("question", "reveal", "start", "end", "replaced", "cancelled"):
                     assert json.loads(body).keys() <= HARMLESS
 
-    def nobody_is_in_two_games_or_has_lost_his_ticket(self):
+    def nobody_is_in_two_games_or_has_lost_their_ticket(self):
         playing = {}
         for uid, text in self.store.client.hgetall(Keys.seats).items():
             conn, turn, queue, _, _, game = text.split(" ")

@@ -153,7 +153,7 @@ def publish(hall, phone, kind, seq, coming):
     worker, number = connection.split(".")
     seconds, us = redis.time()
     head = f"{kind} {game} {seconds}.{us:06} {coming} {number}:{seq}"
-    body = json.dumps({"type": kind, "game": game, "player": "somebody"})
+    body = json.dumps({"type": kind, "game": game, "player": "bob"})
     channel = f"worker:{{{trivia.Keys.tag(game)}}}:{worker}"
     assert redis.execute_command("SPUBLISH", channel, f"{head}\n{body}") == 1
 
