@@ -12612,7 +12612,7 @@ class Joining(Outlet):
 # phone takes from one allowance, also a ping, a pong or a fragment. A player has no timer here, and
 # a task of their own only while a message waits for Redis, or their phone does not read.
 
-KNOWN_TEXTS = 500  # messages without an id that are parsed once: phones send the same few
+KNOWN_TEXTS = 500  # answers without an id and a game that are parsed once: there are few
 
 
 class Connection(Joining):
@@ -12774,11 +12774,12 @@ class Connection(Joining):
         id_field |= take_id(message)
         if not allowed:
             raise refusal("too_fast")
-        read = self._validate(message)
+        kind, values = self._validate(message)
         known = self.hub.known_texts
-        if not id_field and len(known) < KNOWN_TEXTS:
-            known[text] = read
-        return read
+        is_common = values.keys() == {"round", "choice"} and not id_field
+        if is_common and len(known) < KNOWN_TEXTS:
+            known[text] = kind, values
+        return kind, values
 
     def _validate(self, message: dict) -> tuple[str, dict]:
         """Returns the type and the fields of a message. Raises Refused."""
