@@ -1,4 +1,4 @@
-"""Question files: encodings, what makes two questions or two choices the same, corrections."""
+"""Question files: encodings, equality of questions and of choices, corrections."""
 
 import asyncio
 import base64
@@ -108,7 +108,7 @@ def test_each_encoding_of_an_export_is_decoded(tmp_path, encoding):
     assert [question.as_item() for question in read.questions.values()] == expected
 
 
-PARTLY = [  # an item that is encoded only in part, and the key that is told
+PARTLY = [  # an item that is only partly encoded, and the key in the message
     (encoded(item(), to_base64) | {"correct_answer": "Cardiff!"}, "correct_answer"),
     (item(to_base64("What is the capital of Wales?")), "type"),
     (encoded(item(), to_base64) | {"question": "What is it?"}, "question"),
@@ -149,34 +149,34 @@ def test_a_plain_text_that_looks_encoded_stays_as_it_is(one):
 
 @pytest.mark.parametrize("code, meaning", [(5, "too many requests"), (4, "token"), (1, "too few")])
 @pytest.mark.parametrize("rest", [{"results": []}, {}, {"results": [item()]}])
-def test_an_export_that_holds_an_error_is_an_error(bank, code, meaning, rest):
+def test_an_import_of_an_export_with_an_error_code_fails(bank, code, meaning, rest):
     status, said = bank({"response_code": code} | rest)
     assert status == 1 and f"response_code: found {code} (" in said and meaning in said
     assert not bank.client.exists("ids:{bank}")
 
 
 @pytest.mark.parametrize("data", [[], {"results": []}, {"response_code": 0}, 5, "text", None])
-def test_a_file_without_questions_is_an_error(bank, data):
+def test_an_import_of_a_file_without_questions_fails(bank, data):
     status, said = bank(data)
     assert status == 1 and "found no list of questions; expected [...] or {" in said
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
-def test_a_byte_order_mark_is_taken(tmp_path, encoding):
+def test_a_file_may_have_any_unicode_encoding_and_a_byte_order_mark(tmp_path, encoding):
     file = tmp_path / "new.json"
     file.write_bytes(json.dumps([item("É?")], ensure_ascii=False).encode(encoding))
     [question] = trivia.read_question_file(file).questions.values()
     assert question.text == "É?"
 
 
-def test_a_file_that_is_not_utf8_is_an_error(bank):
+def test_an_import_of_a_file_that_is_not_utf8_fails(bank):
     assert bank(b'["\xe9"]') == (1, "can't be read: it is not valid UTF-8")
 
 
 # ---- items
 
 
-def test_unknown_keys_are_named_and_the_question_is_added(bank):
+def test_an_import_names_unknown_keys_and_adds_the_question(bank):
     items = [item(), item("b?", id="b", dificulty=1), item("c?", tags=[], dificulty=2)]
     status, said = bank({"response_code": 0, "results": items, "token": "x"})
     assert status == 0 and said == counts(added=3) + (
@@ -210,13 +210,13 @@ BAD_ITEMS = [
 
 
 @pytest.mark.parametrize("one, says", BAD_ITEMS)
-def test_a_wrong_item_is_refused_in_words(one, says):
+def test_an_invalid_item_is_refused_with_a_clear_message(one, says):
     with pytest.raises(ValueError) as error:
         trivia.read_item(one)
     assert str(error.value).startswith(says), error.value
 
 
-def test_an_id_is_there_once_in_a_file_and_may_be_a_number(tmp_path):
+def test_an_id_is_unique_in_a_file_and_may_be_a_number(tmp_path):
     file = tmp_path / "new.json"
     file.write_text(json.dumps([item(id=7), item("b?", id="7"), item("c?", id="c:1.x-Y_")]))
     read = trivia.read_question_file(file)
@@ -224,7 +224,7 @@ def test_an_id_is_there_once_in_a_file_and_may_be_a_number(tmp_path):
     assert read.refused == {2: 'item 2: id: found "7", as in item 1'}
 
 
-# ---- what is the same
+# ---- equality of questions and choices
 
 FLAG = "\U0001f3f4"
 ENGLAND = FLAG + "".join(chr(0xE0000 + ord(letter)) for letter in "gbeng") + "\U000e007f"
@@ -270,7 +270,7 @@ def test_choices_are_the_same_when_they_look_the_same(one, other, same):
             continue
         with pytest.raises(ValueError, match="look the same") as error:
             trivia.read_item(item("a?", *pair))
-        assert str(error.value).isascii()  # what can't be seen is shown as an escape
+        assert str(error.value).isascii()  # invisible characters are shown as escapes
 
 
 QUESTIONS = [  # two texts, and whether they are one question if the right answer is the same
@@ -299,19 +299,19 @@ QUESTIONS = [  # two texts, and whether they are one question if the right answe
 
 
 @pytest.mark.parametrize("one, other, same", QUESTIONS, ids=ascii)
-def test_questions_are_the_same_only_if_all_marks_are(one, other, same):
+def test_questions_are_the_same_only_if_all_their_marks_are(one, other, same):
     digests = {trivia.read_item(item(text)).digest for text in (one, other)}
     assert len(digests) == (1 if same else 2)
 
 
-def test_two_sums_are_two_questions_of_the_bank(bank):
+def test_sums_that_differ_only_in_marks_are_different_questions(bank):
     sums = ["(2 + 3) × 4 = ?", "2 + 3 × 4 = ?", "2 + 3 × 4! = ?", "2.3 × 4 = ?"]
     assert bank([item(text) for text in sums]) == (0, counts(added=4))
     assert sorted(row[0] for row in in_bank(bank.client).values()) == sorted(sums)
     assert bank([item(text) for text in sums]) == (0, counts(duplicates=4))
 
 
-def test_which_flag_is_this_may_be_asked_many_times(bank):
+def test_questions_with_the_same_text_but_different_answers_are_different(bank):
     items = [item("Which flag is this?", name, ["none"]) for name in ("Mali", "Peru", "Fiji")]
     assert bank(items) == (0, counts(added=3))
     assert bank(items) == (0, counts(duplicates=3))
@@ -320,7 +320,7 @@ def test_which_flag_is_this_may_be_asked_many_times(bank):
 # ---- duplicates and corrections
 
 
-def test_a_duplicate_that_differs_is_told(bank):
+def test_an_import_reports_a_duplicate_that_differs(bank):
     bank([item(id="wales")])
     status, said = bank([item("WHAT is the capital of Wales?", wrong=["Swansea"])])
     assert (status, said) == (0, counts(duplicates=1) + (
@@ -335,7 +335,7 @@ def test_a_duplicate_that_differs_is_told(bank):
     )
 
 
-def test_another_right_answer_is_told(bank):
+def test_an_import_reports_another_right_answer_to_the_same_text(bank):
     bank([item(right="Swansea", wrong=["Cardiff", "Bath"])])
     [first_id] = in_bank(bank.client)
     differ = (
@@ -349,7 +349,7 @@ def test_another_right_answer_is_told(bank):
     assert (status, said) == (0, counts(added=1) + differ + "The bank has both now\n")
 
 
-def test_an_update_corrects_by_id_and_says_what_changed(bank):
+def test_an_update_corrects_a_question_by_id_and_reports_the_changes(bank):
     wrong = [item("a?"), item(id="wales", right="Swansea", wrong=["Cardiff", "Bath"]), item("b?")]
     right = [item("a?"), item(id="wales", difficulty="medium"), item("c?")]
     assert bank(wrong)[0] == 0
@@ -372,19 +372,19 @@ def test_an_update_corrects_by_id_and_says_what_changed(bank):
     assert bank(right, "--update") == (0, "0 added, 0 changed, 3 duplicates, 0 refused\n")
 
 
-def test_an_item_without_an_id_has_one_that_an_update_can_use(bank):
+def test_an_update_can_use_the_id_that_an_import_generated(bank):
     bank([item(right="Swansea", wrong=["Cardiff"])])
     [made_up] = in_bank(bank.client)
     status, said = bank([item(id=made_up)], "--update")
     assert status == 0 and f"corrected {made_up}: " in said
-    # The file of before does not bring the mistake back.
+    # The earlier file does not restore the mistake.
     for options in ([], ["--update"]):
         status, said = bank([item(right="Swansea", wrong=["Cardiff"])], *options)
         assert f"differs from {made_up} in the bank: correct_answer: " in said
         assert [row[1][0] for row in in_bank(bank.client).values()] == ["Cardiff"]
 
 
-def test_an_update_does_not_make_two_questions_one(bank):
+def test_an_update_never_turns_two_questions_into_one(bank):
     bank([item(id="a"), item("b?", id="b")])
     status, said = bank([item(id="b")], "--update")
     assert status == 1 and "item 1: the bank has this question with the id a" in said
@@ -394,7 +394,7 @@ def test_an_update_does_not_make_two_questions_one(bank):
 # ---- the command
 
 
-def test_a_terminal_of_ascii_does_not_break_the_report(tmp_path):
+def test_the_report_works_on_an_ascii_terminal(tmp_path):
     (tmp_path / "new.json").write_text(json.dumps([item("Água?", difficulty="fácil")]))
     server = Server()
     env = server.env | {"PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0"}
@@ -412,7 +412,7 @@ def test_a_terminal_of_ascii_does_not_break_the_report(tmp_path):
     assert r'item 1: difficulty: found "f\xe1cil"; expected easy' in done.stdout
 
 
-def test_a_correction_reaches_later_games_and_leaves_running_ones_alone(make_server, tmp_path):
+def test_a_correction_applies_to_later_games_and_not_to_running_ones(make_server, tmp_path):
     def narrow(tree):
         tree["queues"]["random"]["categories"] = ["Correction"]
 
@@ -431,7 +431,7 @@ def test_a_correction_reaches_later_games_and_leaves_running_ones_alone(make_ser
     put(mine | {"correct_answer": "Bob", "incorrect_answers": ["Ann"]}, "--update")
     again = server.pair()
     assert sorted(again[0].expect("question")["choices"]) == ["Ann", "Bob"]
-    # The running game shows and judges what it asked.
+    # The running game shows the earlier question and judges by it.
     ann.send("check")
     assert ann.expect("update")["question"]["choices"] == asked["choices"]
     place = asked["choices"].index("Ann")
@@ -443,13 +443,13 @@ def test_a_correction_reaches_later_games_and_leaves_running_ones_alone(make_ser
     assert game["rounds"][0]["choices"] == asked["choices"]
 
 
-def test_the_shipped_questions_have_an_id_each():
+def test_each_shipped_question_has_a_unique_id():
     read = trivia.read_question_file(SHIPPED)
     assert (read.refused, read.remarks) == ({}, [])
     assert len({question.id for question in read.questions.values()}) == len(read.questions) == 704
 
 
-def test_who_plays_for_nothing_rates_no_question():
+def test_a_player_whose_game_does_not_count_does_not_rate_its_questions():
     player = types.SimpleNamespace(is_bot=False, first_round=1, left=False, strength=[1500, 200])
     game = types.SimpleNamespace(
         closed=[trivia.parse_round("0:900:100 1:900:0")],
@@ -464,7 +464,7 @@ def test_who_plays_for_nothing_rates_no_question():
     assert (statistics.sums[7].shown, statistics.sums[7].right) == (2, 1)
 
 
-def test_counts_of_questions_that_were_not_sent_yet_stay_for_the_next_time():
+def test_question_counts_that_could_not_be_sent_are_sent_later():
     sent = []
 
     async def run(name, keys, *args):
