@@ -1,4 +1,4 @@
-"""Data of format 1, as trivia.py 1.0 wrote it, is carried over at the first start."""
+"""The first start migrates data of format 1, as trivia.py 1.0 wrote it."""
 
 import itertools
 import json
@@ -30,7 +30,7 @@ RUNNING = FACTS["running"][0].rpartition(":")[2]
 
 
 def restored(server):
-    """Puts the snapshot into the folder of a server that has not started."""
+    """Copies the snapshot into the folder of a server that has not started. Returns the server."""
     folder = server.data / "d" / "appendonlydir"
     folder.mkdir(parents=True)
     shutil.copy(SNAPSHOT, folder / "appendonly.aof.1.base.rdb")
@@ -41,7 +41,7 @@ def restored(server):
 
 @pytest.fixture(scope="module")
 def migrated(tmp_path_factory):
-    """A server that has started on the snapshot an hour after it was made, with two workers."""
+    """A server with two workers, started on the snapshot an hour after the snapshot was made."""
     clock = tmp_path_factory.mktemp("clock") / "clock"
     clock.write_text(f"{MADE_AT_S + 3600 - time.time():+.0f}\n")
     server = Server(workers=2, env=clock_of(clock), afresh=True)
@@ -57,20 +57,20 @@ def players(migrated, path):
     return {name: migrated.http("GET", path, token=token) for name, token in tokens.items()}
 
 
-def test_the_data_has_the_new_format(migrated):
+def test_a_start_migrates_the_data_to_the_new_format(migrated):
     assert migrated.redis.get("format:{lobby}") == str(trivia.FORMAT)
     games = len(migrated.redis.keys("game:*"))
 
     def told():
         return [int(count) for count in re.findall(r"migrated (\d+) games", migrated.log)]
 
-    # Two workers may migrate the same game. And one may be ready while the other still migrates.
+    # Two workers may migrate the same game. One may be ready while the other still migrates.
     wait_until(lambda: games <= sum(told()))
     assert max(told()) <= games
 
 
 def edited(value, edit):
-    """A value in which each mapping is as `edit` returns it."""
+    """Returns a value with each mapping in it replaced by edit(mapping)."""
     if isinstance(value, list):
         return [edited(one, edit) for one in value]
     if isinstance(value, dict):
@@ -79,17 +79,17 @@ def edited(value, edit):
 
 
 def as_shown(facts):
-    """Facts as they are shown now: ratings are whole numbers."""
+    """Returns facts as the server now shows them: ratings are whole numbers."""
     names = ("rating", "rating_change")
     return edited(facts, lambda row: row | {key: round(row[key]) for key in names if key in row})
 
 
 def without_marks(shown):
-    """What is shown, without the new marks of provisional ratings."""
+    """Returns an answer without the new field `provisional`."""
     return edited(shown, lambda row: {key: row[key] for key in row if key != "provisional"})
 
 
-def test_accounts_and_sessions_are_as_they_were(migrated):
+def test_a_migration_keeps_accounts_and_sessions(migrated):
     found = players(migrated, "/users/me")
     assert found.keys() == FACTS["users"].keys()
     for name, facts in FACTS["users"].items():
@@ -98,7 +98,7 @@ def test_accounts_and_sessions_are_as_they_were(migrated):
         assert float(stored or 1500) == facts["rating"]
 
 
-def test_each_player_can_still_sign_in(migrated):
+def test_each_player_can_still_sign_in_by_username(migrated):
     for name in FACTS["users"]:
         answer = migrated.http("POST", "/auth/login", {"login": name, "password": PASSWORD})
         assert answer.status == 200, (name, answer.body)
@@ -111,7 +111,7 @@ def test_each_player_can_still_sign_in_by_email(migrated):
     assert not list(migrated.redis.scan_iter("unique:{*:*}"))
 
 
-def test_a_value_of_two_players_stays_with_the_first_field_of_the_schema(make_server):
+def test_a_value_of_two_players_goes_to_the_first_field_of_the_schema(make_server):
     def edit(tree):
         tree["users"]["fields"]["nick"] = {"type": "string", "unique": True}
 
@@ -127,7 +127,7 @@ def test_a_value_of_two_players_stays_with_the_first_field_of_the_schema(make_se
     assert "1 players can't sign in by a value that another player has" in server.log
 
 
-def test_finished_games_are_in_the_histories_and_read_as_before(migrated):
+def test_a_migration_keeps_finished_games_and_histories(migrated):
     for name, answer in players(migrated, "/users/me/games").items():
         kept = [game for game in answer.json["games"] if game["id"] != RUNNING]
         assert without_marks(kept) == as_shown(FACTS["games"][name]["games"]), name
@@ -141,16 +141,16 @@ def test_finished_games_are_in_the_histories_and_read_as_before(migrated):
         assert without_marks(answer.json) == as_shown(record)
 
 
-def test_leaderboards_are_as_they_were(migrated):
+def test_a_migration_keeps_the_leaderboards(migrated):
     for name, board in FACTS["boards"].items():
         values = [row["value"] for row in board["entries"]]
-        for row in board["entries"]:  # of equal values one came after the other
+        for row in board["entries"]:  # format 1 gave equal values different ranks
             row["rank"] = 1 + sum(value > row["value"] for value in values)
             row["value"] = round(row["value"])
         assert without_marks(migrated.http("GET", f"/leaderboards/{name}?limit=100").json) == board
 
 
-def test_a_running_game_ends_as_abandoned_and_moves_no_rating(migrated):
+def test_a_running_game_ends_as_abandoned_and_changes_no_rating(migrated):
     for name in ("old4", "old5"):
         token = FACTS["tokens"][name]
         record = migrated.http("GET", f"/games/{RUNNING}", token=token).json
@@ -171,7 +171,7 @@ def test_nothing_of_the_old_format_is_left(migrated):
     assert not redis.zrange("queue:{lobby}:random", 0, -1)
 
 
-def test_each_question_has_an_id_and_none_is_there_twice(migrated):
+def test_each_question_gets_an_id_and_none_is_stored_twice(migrated):
     redis = migrated.redis
     ids, fingerprints = redis.hgetall("ids:{bank}"), redis.hgetall("fingerprints:{bank}")
     shipped = json.loads((ROOT / "questions.json").read_text("utf-8"))
@@ -185,7 +185,7 @@ def test_each_question_has_an_id_and_none_is_there_twice(migrated):
     assert redis.hlen("bank:{bank}") == len(shipped) + 1  # the digest of the file
 
 
-def test_the_players_of_the_snapshot_play_on(migrated):
+def test_the_players_of_the_snapshot_can_play(migrated):
     pair = ("old0", "old6")
     sessions = [{"token": FACTS["tokens"][name], "user": FACTS["users"][name]} for name in pair]
     ends = play_all([migrated.phone(session=session) for session in sessions])
@@ -195,7 +195,7 @@ def test_the_players_of_the_snapshot_play_on(migrated):
 
 
 def start_embedded(server):
-    """Starts only the embedded Redis of a server. Returns a client that may do everything."""
+    """Starts only the embedded Redis of a server. Returns a client with all permissions."""
     code = "import trivia; trivia.EmbeddedRedis(trivia.DATA).start()"
     assert forks.run([sys.executable, "-c", code], env=server.env).returncode == 0
     return redis_at(server.data / "d" / "redis.sock")
@@ -208,7 +208,7 @@ def uid_of(redis, name):
 
 
 def old_settlement(uids):
-    """Returns a game of format 1, won by the first player, whose settlement has begun."""
+    """Returns a game of format 1 that the first player won, with its settlement begun."""
     game = {
         "queue": "random",
         "rules": "5000 100 20000 100 50 forfeit rated",
@@ -229,23 +229,24 @@ def old_settlement(uids):
 
 
 def commands_of(monitor):
-    """Yields what a monitor shows of the commands that Redis runs."""
+    """Yields the commands that Redis runs, as a monitor shows them."""
     for shown in monitor.listen():
         yield shown["command"]
 
 
-def test_a_settlement_that_was_cut_short_is_completed_once(make_server):
+def test_an_interrupted_settlement_is_completed_once(make_server):
     server = restored(make_server(start=False))
     redis = start_embedded(server)
     uids = [uid_of(redis, name) for name in ("old6", "old7")]
     redis.hset("game:{g1}:zz0123456789", mapping=old_settlement(uids))
     redis.zadd("deadlines:{g1}", {"zz0123456789": 1764384002000})
-    redis.zadd(f"history:{{{uids[1]}}}", {"zz0123456789": 1764384001000})  # applied before the end
+    # The second player's result was applied before the interruption.
+    redis.zadd(f"history:{{{uids[1]}}}", {"zz0123456789": 1764384001000})
     with redis.monitor() as monitor:
         server.start()
         redis.echo("started")
         sent = list(itertools.takewhile(lambda text: "started" not in text, commands_of(monitor)))
-    for game in ("zz0123456789", RUNNING):  # what marks the old form goes last
+    for game in ("zz0123456789", RUNNING):  # the key in the old format is deleted last
         histories = [n for n, text in enumerate(sent) if re.match(f"ZADD history.* {game}", text)]
         assert len(histories) == 2
         assert max(histories) < sent.index(f"DEL game:{{g1}}:{game}")
@@ -262,7 +263,7 @@ def test_a_settlement_that_was_cut_short_is_completed_once(make_server):
     assert not redis.exists("deadlines:{g1}")
 
 
-def test_a_migration_that_was_cut_short_begins_again(make_server):
+def test_an_interrupted_migration_starts_again(make_server):
     server = restored(make_server(start=False))
     running = start_embedded(server).hgetall(FACTS["running"][0])
     server.start()
@@ -270,7 +271,7 @@ def test_a_migration_that_was_cut_short_begins_again(make_server):
     redis = start_embedded(server)
     redis.delete("format:{lobby}")
     redis.hset("seats:{lobby}", "nobody", "w.1 1 - 0 - -")
-    redis.hset(FACTS["running"][0], mapping=running)  # it was cut short before the end
+    redis.hset(FACTS["running"][0], mapping=running)  # as if interrupted before its deletion
     for history in redis.scan_iter("history:*"):
         redis.zrem(history, RUNNING)
     server.start()
@@ -303,14 +304,15 @@ def test_a_newer_format_is_refused_in_one_line(make_server):
     assert "Traceback" not in server.log
 
 
-def test_workers_of_the_old_format_that_live_are_named(make_server):
+def test_a_start_is_refused_while_workers_of_format_1_run_and_names_them(make_server):
     server = restored(make_server(start=False))
     redis = start_embedded(server)
     redis.zadd("workers:{lobby}", {"0123456789": 1})
     listener = redis.pubsub()
     listener.subscribe("worker:0123456789")
     listener.get_message(timeout=5)
-    redis.execute_command("ACL SETUSER", "trivia", "-@all", "resetkeys", "+ping")  # of that version
+    # The user as that version left it.
+    redis.execute_command("ACL SETUSER", "trivia", "-@all", "resetkeys", "+ping")
     server.start(wait=False)
     assert server.process.wait(20) != 0
     assert "workers of trivia.py 1.x still run on this data: 0123456789. Stop them" in server.log
@@ -320,7 +322,7 @@ def test_workers_of_the_old_format_that_live_are_named(make_server):
 
 
 @pytest.mark.parametrize("old", ["2", "3"])
-def test_data_of_a_format_that_is_still_read_is_taken_over_unless_a_worker_of_it_lives(
+def test_data_of_formats_2_and_3_is_migrated_only_when_no_worker_of_that_format_runs(
     make_server, old
 ):
     server = make_server()
