@@ -1,5 +1,7 @@
-"""What becomes of stored data when schema.yaml changes between two starts: it is carried over, filled
-anew, or the start is refused."""
+"""Stored data when schema.yaml changes between two starts.
+
+The server migrates the data, fills it again, or refuses to start.
+"""
 
 import contextlib
 import signal
@@ -31,7 +33,8 @@ BEFORE = {
     "motto": {"type": "string", "maxLength": 40},
     "team": {"type": "string"},
     "gone": {"type": "string", "default": ""},
-    "grade": {"type": "integer", "default": 1, "readOnly": True},  # an operator's tool writes it
+    # A tool of the operator writes this field.
+    "grade": {"type": "integer", "default": 1, "readOnly": True},
 }
 AFTER = {
     "nick": {"type": "string", "maxLength": 40, "unique": True},
@@ -48,7 +51,7 @@ AFTER = {
 
 
 def before(tree):
-    """The schema of the first start, and of the third."""
+    """Makes the schema of the first and the third start."""
     tree["users"]["fields"] |= BEFORE
     tree["leaderboards"] |= {
         "grades": {"field": "grade"},
@@ -62,7 +65,7 @@ def before(tree):
 
 
 def after(tree):
-    """The schema of the second start."""
+    """Makes the schema of the second start."""
     tree["users"]["fields"] |= AFTER
     tree["users"]["required"] += ["team"]
     tree["leaderboards"] |= {
@@ -92,7 +95,7 @@ def uid_of(session):
 
 
 def adopted(redis, schema):
-    """Waits until stored data fits a schema."""
+    """Waits until the stored data fits a schema."""
     facts = trivia.Schema(trivia.yaml.safe_load(schema)).facts
 
     def fits():
@@ -127,7 +130,10 @@ def win(server, winner, loser, queue="random"):
 
 @pytest.fixture(scope="module")
 def story():
-    """A server that starts three times: as before, changed, and as before. `seen` holds what each showed."""
+    """A server that starts three times: with schema `before`, `after`, and `before` again.
+
+    `first` and `second` hold what the first two starts showed.
+    """
     server = Server(edited_schema(before))
     try:
         server.start()
@@ -147,7 +153,8 @@ def story():
         first = {name: board(server, name) for name in ("moved", "out", "grades", "daily")}
         server.kill(signal.SIGKILL)  # so that the ticket stays
         server.process.wait(10)
-        server.redis.delete(trivia.Keys.libraries, trivia.Keys.workers)  # they are reaped
+        # As if the workers were reaped.
+        server.redis.delete(trivia.Keys.libraries, trivia.Keys.workers)
 
         restart(server, after)
         second = types.SimpleNamespace(
@@ -207,29 +214,29 @@ def session_of(session):
         ("that is required", "team", None, None),
     ],
 )
-def test_a_field(story, what, name, ann, bob):
+def test_a_changed_field_shows_the_stored_value_or_its_default(story, what, name, ann, bob):
     assert (story.second.ann[name], story.second.bob[name]) == (ann, bob), what
 
 
-def test_answers_are_as_documented_whatever_was_stored(story):
+def test_answers_fit_the_documents_whatever_was_stored(story):
     schema = story.second.documents["components"]["schemas"]["User"]
     for user in (story.second.ann, story.second.bob):
         jsonschema.Draft202012Validator(schema).validate(user)
 
 
-def test_the_log_says_whose_value_a_new_type_can_not_hold(story):
+def test_the_log_names_the_players_whose_values_do_not_fit_the_new_type(story):
     expected = "users.fields.steps: 1 stored values are no integer; these players get the default"
     assert f"{expected}: {uid_of(story.bob)}" in story.second.log
     assert "wide" not in story.second.log
 
 
-def test_a_field_that_was_taken_out_comes_back_with_its_values(story):
+def test_a_field_that_was_removed_and_restored_has_its_earlier_values(story):
     user = me(story.server, story.ann)
     assert user["gone"] == "kept" and user["steps"] == "12" and user["flag"] is True
 
 
-def test_a_field_that_became_unique_can_be_signed_in_with_and_is_taken_once(story):
-    """It is not unique at the third start, so this one is a fourth."""
+def test_a_field_that_became_unique_is_unique_and_signs_players_in(story):
+    """The field is not unique at the third start, so the server starts a fourth time."""
     server = story.server
     restart(server, after)
     login = {"login": "ANN", "password": PASSWORD}
@@ -244,13 +251,13 @@ def test_a_field_that_became_unique_can_be_signed_in_with_and_is_taken_once(stor
     restart(server, before)
 
 
-def test_a_field_that_is_unique_no_more_leaves_no_claims(story):
+def test_a_field_that_stopped_being_unique_leaves_no_claims(story):
     assert story.second.badges == []
     found = story.server.http("POST", "/auth/login", {"login": "B2", "password": PASSWORD})
     assert found.json["user"]["username"] == story.bob["user"]["username"]  # it is unique again
 
 
-def test_nothing_is_left_of_a_player_who_was_erased_meanwhile(story):
+def test_a_player_who_was_erased_between_the_starts_leaves_no_data(story):
     redis, uid = story.server.redis, uid_of(story.eve)
     for key in redis.scan_iter():
         if redis.type(key) == "hash":
@@ -264,7 +271,7 @@ def test_nothing_is_left_of_a_player_who_was_erased_meanwhile(story):
 # ---- leaderboards
 
 
-def test_leaderboards_that_are_new_or_have_changed_are_filled_anew(story):
+def test_new_and_changed_leaderboards_are_filled_from_the_stored_values(story):
     ann, bob, eve = (one["user"]["username"] for one in (story.ann, story.bob, story.eve))
     assert story.first["moved"] == {ann: 1, bob: 2, eve: 1}
     assert story.second.boards["moved"] == story.second.boards["new"]
@@ -274,14 +281,14 @@ def test_leaderboards_that_are_new_or_have_changed_are_filled_anew(story):
     assert story.second.boards["grades"] == {ann: 9, bob: 5, eve: 5}  # by the new default
 
 
-def test_a_leaderboard_with_another_field_or_period_counts_from_now(story):
+def test_a_leaderboard_whose_field_or_period_changed_counts_from_the_change(story):
     games = story.first["daily"]
     assert games[story.bob["user"]["username"]] == 2
     assert max(story.second.daily.values(), default=0) <= 1
     assert story.second.boards["rhythm"] == {}
 
 
-def test_a_leaderboard_that_was_taken_out_and_put_back_is_true(story):
+def test_a_leaderboard_that_was_removed_and_restored_is_correct(story):
     assert story.second.out == 404 and "board:{out}" not in story.second.keys
     players = [story.ann, story.bob]
     wins = {one["user"]["username"]: me(story.server, one)["wins"] for one in players}
@@ -291,7 +298,7 @@ def test_a_leaderboard_that_was_taken_out_and_put_back_is_true(story):
 # ---- queues and limits
 
 
-def test_tickets_of_a_queue_that_was_taken_out_are_dropped(story):
+def test_tickets_of_a_removed_queue_are_dropped(story):
     uid = uid_of(story.waiting.session)
     assert "queue:{lobby}:old" not in story.second.keys
     assert f"old {uid}" not in story.second.due and uid not in story.second.seats
@@ -300,7 +307,7 @@ def test_tickets_of_a_queue_that_was_taken_out_are_dropped(story):
     story.waiting.close()
 
 
-def test_games_and_histories_outlive_a_shorter_time_and_sessions_do_not(story):
+def test_a_shorter_limit_of_days_applies_to_stored_sessions_but_not_to_stored_games(story):
     assert story.second.history == 2
     answer = story.server.http("GET", f"/games/{story.old_game}", token=story.ann["token"])
     assert answer.status == 200
@@ -308,7 +315,7 @@ def test_games_and_histories_outlive_a_shorter_time_and_sessions_do_not(story):
     assert story.server.redis.hget(trivia.Keys.schema, "game_days") == "30"
 
 
-# ---- what is refused
+# ---- refusals
 
 
 def command(server, *words):
@@ -317,7 +324,7 @@ def command(server, *words):
     return done.returncode, done.stdout + done.stderr
 
 
-def test_a_field_can_not_become_unique_while_players_share_a_value(make_server):
+def test_a_field_cannot_become_unique_while_players_share_a_value(make_server):
     server = make_server(edited_schema(before))
     twins = [server.register(nick=nick) for nick in ("Zoë", "ZOË", "zoe")]
     for i in range(24):
@@ -359,7 +366,7 @@ def test_a_field_can_not_become_unique_while_players_share_a_value(make_server):
 # ---- old and new workers side by side
 
 
-def test_old_and_new_workers_side_by_side_destroy_nothing_of_each_other(make_server):
+def test_old_and_new_workers_side_by_side_do_not_harm_each_other_s_data(make_server):
     old_schema, new_schema = edited_schema(before), edited_schema(after)
     with contextlib.closing(Valkey().start()) as valkey:
         old = make_server(old_schema, env={"REDIS_URL": valkey.url})
@@ -370,7 +377,7 @@ def test_old_and_new_workers_side_by_side_destroy_nothing_of_each_other(make_ser
         known = valkey.client.hgetall(trivia.Keys.schema)
         assert known["field nick"] == "?string" and known["board out"].startswith("?- wins")
 
-        # The old one goes on as its schema says.
+        # The old server continues to follow its own schema.
         second = old.register(nick="SAME", badge="X")
         win(old, first, rival, "old")
         body = {"login": "same", "password": PASSWORD}
@@ -391,7 +398,7 @@ def test_old_and_new_workers_side_by_side_destroy_nothing_of_each_other(make_ser
         assert "Traceback" not in new.log + old.log
 
 
-def test_a_reload_with_stored_data_that_does_not_fit_is_refused_and_changes_nothing(make_server):
+def test_a_reload_is_refused_and_changes_nothing_if_stored_data_does_not_fit(make_server):
     command = [sys.executable, "trivia.py", "--port", "0", "--workers", "2"]
     server = make_server(edited_schema(before), command)
     session = server.register(nick="twin")
