@@ -1,4 +1,7 @@
-"""redis.conf: every Redis and Valkey there is loads all of it, and its user `trivia` may do what the server does, and no more."""
+"""redis.conf: each Redis and Valkey accepts the whole file.
+
+Its user `trivia` may do what the server does, and no more.
+"""
 
 import contextlib
 import json
@@ -34,7 +37,7 @@ CONF = [
 ]
 RULES = dict(CONF)["user"].split(" ")
 COMMANDS, KEYS, CHANNELS = ({rule[1:] for rule in RULES if rule[0] == mark} for mark in "+~&")
-# Beside the one that comes along: those that are installed, and those that REDIS_SERVERS names, with ":" between.
+# The bundled program, installed ones, and those in REDIS_SERVERS, separated by ":".
 PROGRAMS = [
     get_binary_path(),
     "redis-server",
@@ -54,7 +57,7 @@ OPERATOR = {
 
 @pytest.fixture(scope="module", params=PROGRAMS, ids=lambda path: Path(path).name)
 def valkey(request):
-    """One on the file as it is, but for the place of the socket."""
+    """A server on the file as it is, except for the path of the socket."""
     if not (program := shutil.which(request.param)):
         pytest.skip(f"there is no {request.param}")
     with contextlib.closing(Valkey(program=program)) as one:
@@ -63,7 +66,7 @@ def valkey(request):
 
 @pytest.fixture
 def app(valkey):
-    """The user `trivia`."""
+    """A client that has logged in as the user `trivia`."""
     valkey.client.acl_log_reset()
     return redis.Redis.from_url(valkey.url, driver_info=None)
 
@@ -90,8 +93,8 @@ def test_every_directive_takes_effect(valkey):
             )
 
 
-def test_no_server_complains_of_it(valkey):
-    """About the host it may."""
+def test_no_server_logs_a_complaint_about_the_file(valkey):
+    """Warnings about the host are allowed."""
     complaints = [
         line
         for line in valkey.log_file.read_text().splitlines()
@@ -101,22 +104,22 @@ def test_no_server_complains_of_it(valkey):
     assert not complaints, complaints
 
 
-def test_only_owner_and_group_reach_the_socket_and_nobody_by_tcp(valkey):
+def test_only_owner_and_group_can_open_the_socket_and_tcp_is_off(valkey):
     assert stat.S_IMODE(valkey.path.stat().st_mode) == 0o770
     assert not psutil.Process(valkey.process.pid).net_connections("inet")
 
 
-def test_each_directive_stands_there_once_and_has_its_reason_above():
+def test_each_directive_occurs_once_below_a_comment_with_its_reason():
     lines = (ROOT / "redis.conf").read_text().splitlines()
     assert len(CONF) == len(dict(CONF))
     for before, line in zip(lines, lines[1:]):
-        assert not line[:1].isalpha() or before, f"{line}: why?"
+        assert not line[:1].isalpha() or before, f"{line}: expected a comment with the reason above"
 
 
-# ---- its user
+# ---- the user of the server
 
 
-def test_the_user_may_run_what_trivia_py_runs_and_what_tells_how_redis_does():
+def test_the_user_may_run_the_commands_of_trivia_py_and_of_monitoring_only():
     text = "".join((ROOT / name).read_text() for name in ("trivia.py", "trivia.lua"))
     words = re.findall(r"""\b(?:p?call|tell)\(\s*(['"])([A-Z]+)\1(?:, \1([A-Z]+)\1)?""", text)
     words += re.findall(r"""\bsend\(_ignore_reply, \((")([A-Z]+)",(?: "([A-Z]+)")?""", text)
@@ -127,14 +130,14 @@ def test_the_user_may_run_what_trivia_py_runs_and_what_tells_how_redis_does():
         else one
         for _, one, two in words
     }
-    # Any client may log in and quit; SHUTDOWN is what `default` is for. SENTINEL is for Sentinels.
-    # TYPE reads a backup, on a server that has no other client.
+    # Any client may log in and quit. The user `default` runs SHUTDOWN. SENTINEL is for Sentinels.
+    # TYPE reads a backup, on a server without other clients.
     runs -= {"HELLO", "AUTH", "QUIT", "SHUTDOWN", "SENTINEL", "TYPE"}
-    runs = runs - {"PUBSUB|"} | {"PUBSUB|NUMSUB"}  # of the migration: a variable there
+    runs = runs - {"PUBSUB|"} | {"PUBSUB|NUMSUB"}  # the migration has a variable in this place
     assert {name.lower() for name in runs} | {"fcall"} | OPERATOR == COMMANDS
 
 
-def test_the_user_reaches_the_keys_and_channels_of_the_key_table():
+def test_the_user_may_use_the_keys_and_channels_of_the_key_table_only():
     table = trivia.__doc__.partition("    pattern ")[2].partition("\n\n")[0]
     patterns = {
         re.sub("[A-Z]+", "*", key) for key in re.findall(r"^    ([a-z]+:?\S*\{\S+)", table, re.M)
@@ -144,7 +147,7 @@ def test_the_user_reaches_the_keys_and_channels_of_the_key_table():
 
 
 def refused(app, *command):
-    """Whether the user may not do that; nothing else must be wrong with it."""
+    """Returns whether Redis refuses a command because the user lacks the permission."""
     try:
         app.execute_command(*command)
     except redis.exceptions.ResponseError as error:
@@ -154,7 +157,7 @@ def refused(app, *command):
     return False
 
 
-def test_the_user_may_do_nothing_else(valkey, app):
+def test_the_user_may_run_no_other_command_and_use_no_other_key(valkey, app):
     for command in (
         "FLUSHALL",
         "FLUSHDB",
@@ -234,16 +237,19 @@ def test_the_user_may_do_nothing_else(valkey, app):
 
 
 def connections(client):
-    """How many there are of the user."""
+    """Counts the connections of the user."""
     return [one["user"] for one in client.client_list()].count("trivia")
 
 
-def test_a_server_logs_in_as_the_user_to_a_redis_of_its_own(server):
+def test_a_server_logs_in_to_its_embedded_redis_as_the_user(server):
     assert connections(server.redis) == 1
 
 
-def test_whole_games_and_all_that_goes_with_them_are_allowed(valkey, app, tmp_path):
-    """Every route, every script, an import, a death: nothing is refused, and every command that is allowed was needed."""
+def test_the_user_may_do_all_that_the_server_needs_and_needs_all_that_it_may(valkey, app, tmp_path):
+    """Every route and script, an import and a reaped worker: Redis refuses none of their commands.
+
+    Every command that the user may run is needed.
+    """
     valkey.client.config_resetstat()
     schema = edited_schema(
         lambda tree: tree["queues"]["party"].update(fill_seconds=0.3), seat_seconds=1, rounds=2
@@ -253,9 +259,8 @@ def test_whole_games_and_all_that_goes_with_them_are_allowed(valkey, app, tmp_pa
     ) as server:
         server.start()
         assert connections(valkey.client) == 1
-        valkey.client.zadd(
-            "workers:{lobby}", {"gone": 1}
-        )  # it never beats: in 10 s it is taken for dead
+        # This worker sends no heartbeat: it is reaped after 10 s.
+        valkey.client.zadd("workers:{lobby}", {"gone": 1})
         valkey.client.function_flush()
         ann, end = play_every_queue(server)
         import_a_question(server, tmp_path)
@@ -276,15 +281,15 @@ def test_whole_games_and_all_that_goes_with_them_are_allowed(valkey, app, tmp_pa
     )
     assert valkey.client.acl_log() == []
     ran = {name.removeprefix("cmdstat_") for name in valkey.client.info("commandstats")}
-    # Those are for another database, a migration, libraries that no worker uses, a Redis that is quiet, and clusters.
+    # These are for another database, migrations, unused libraries, an idle Redis, and clusters.
     rare = {"select", "pubsub|numsub", "ttl", "function|delete", "cluster|slots", "asking", "wait"}
-    # And those are for the console of operators.
+    # These are for the console of operators.
     rare |= {"xdel", "xlen", "xrange", "xrevrange", "persist", "zremrangebyscore"}
     assert COMMANDS - OPERATOR - ran - {"ping", "cluster|nodes"} == rare
 
 
 def play_every_queue(server):
-    """A game in each queue and one that somebody leaves; the phone of the winner, and the end."""
+    """Plays a game in each queue, and one that a player leaves. Returns (winner's phone, `end`)."""
     for queue in ("rated", "party", "random"):
         ann, bob = server.pair(queue)
         ann.send("emoji", emoji="🎉")
@@ -327,7 +332,7 @@ CODED = {"/auth/recover", "/auth/reset", "/auth/confirm", "/auth/confirm/send"}
 
 
 def call_every_route(server, name, game):
-    """Each with a new session, since some end it; an account can be erased once, so that comes last."""
+    """Calls each route with a new session, as some end it. The erasure comes last."""
     query = {"/leaderboards/{name}": "?around=me", "/users/me/games": "?limit=1"}
     account = {
         "username": unique_name(),
@@ -369,7 +374,7 @@ def call_every_route(server, name, game):
             if route.method == "PATCH"
             else bodies.get(route.path)
         )
-        # tests/test_sign_in.py calls those with a mail server, and tests/test_rooms.py this one.
+        # tests/test_sign_in.py and tests/test_rooms.py call these routes.
         if route.path in CODED or "{code}" in route.path:
             continue
         answer = server.http(
