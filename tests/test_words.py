@@ -1,4 +1,4 @@
-"""Words that offend and names that pose as the operator: evasions, innocent names, reserved names."""
+"""The filter of offensive words: evasions, innocent names, reserved names."""
 
 import itertools
 import sys
@@ -14,7 +14,7 @@ import trivia
 WORDS = trivia.words_of({})
 FOREIGN = str.maketrans("aceiopxy", "асеіорху")  # Cyrillic letters that look the same
 DIGITS = str.maketrans("aeiost", "431057")
-# Each disguises a word, in a way that the section `words` names.
+# Ways to disguise a word, as the section `words` lists them.
 DISGUISES = {
     "capitals": str.upper,
     "wide": lambda word: "".join(chr(ord(c) + 0xFEE0) if c.isascii() else c for c in word),
@@ -47,7 +47,7 @@ orospu s1ktir kankerhoer klootz4k fitta 🅵🅤🅒🅚 ⓕⓤⓒⓚ 𝖋𝖚�
 
 
 def generated():
-    """Every disguise of words of every language, some of each."""
+    """Yields disguised words: some words of each language, in each disguise."""
     for number, (name, disguise) in enumerate(DISGUISES.items()):
         for language in trivia.LANGUAGES:
             words = [word for word in trivia.read_words(language) if word.isalpha()]
@@ -88,11 +88,11 @@ def test_five_thousand_innocent_names_are_accepted():
         "support",
     ],
 )
-def test_a_name_that_poses_as_the_operator_is_reserved(name):
+def test_a_name_that_looks_like_an_operator_is_reserved(name):
     assert not WORDS.is_free(name)
 
 
-def test_the_operator_adds_words_and_names_and_allows_some():
+def test_an_operator_adds_words_and_reserved_names_and_allows_words():
     rules = {
         "languages": ["de"],
         "words": ["grue", "*zork*"],
@@ -107,12 +107,12 @@ def test_the_operator_adds_words_and_names_and_allows_some():
 
 
 def test_a_long_text_is_read_in_linear_time():
-    """The work grows with the length of the text only."""
+    """The work grows only with the length of the text."""
     for text in ("a" * 4000, "f u c " * 660, "1a" * 2000, "*" * 4000):
         assert WORDS.accepts(text) in (True, False)
 
 
-def test_every_list_says_its_licence_and_has_each_word_once():
+def test_each_list_of_words_names_its_licence_and_has_no_duplicates():
     for file in (ROOT / "words").glob("*.txt"):
         lines = file.read_text("utf-8").splitlines()
         assert "licence" in " ".join(lines[:3]), file
