@@ -1,4 +1,4 @@
-"""The form of the code: what ruff and the README of the project promise."""
+"""The style of the code: ruff, the sections of trivia.py, and the version."""
 
 import json
 import re
@@ -20,7 +20,7 @@ def test_ruff_finds_nothing(arguments):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_each_section_has_a_name_of_its_own_and_is_short_enough():
+def test_each_section_has_a_unique_name_and_at_most_600_lines():
     sections = re.split(r"^# ---- (.+?) -+$", SOURCE, flags=re.M)[1:]
     names, texts = sections[::2], sections[1::2]
     assert len(set(names)) == len(names) > 25
@@ -28,13 +28,13 @@ def test_each_section_has_a_name_of_its_own_and_is_short_enough():
     assert {name: lines for name, lines in long.items() if lines > MAX_SECTION} == {}
 
 
-def test_the_docstring_names_the_sections():
+def test_the_docstring_lists_all_sections():
     listed = re.search(r"The five parts: (.*?)\.\n", SOURCE, re.S)[1].lower()
     for name in re.findall(r"^# ---- (.+?) -+$", SOURCE, re.M):
         assert name.lower() in re.sub(r"\s+", " ", listed), name
 
 
-def test_the_version_is_that_of_the_changelog(server):
+def test_the_version_is_the_newest_one_of_the_changelog(server):
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
     version = re.search(r"^## \[(\d+\.\d+\.\d+)\]", changelog, re.M)[1]
     command = [sys.executable, "trivia.py", "--version"]
