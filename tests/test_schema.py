@@ -1,4 +1,4 @@
-"""schema.yaml: what `check` says about mistakes, and that an edit of it alone changes what the server does."""
+"""schema.yaml: `check` reports mistakes in it, and an edit of it alone changes the server."""
 
 import functools
 import itertools
@@ -34,15 +34,15 @@ from conftest import (
 )
 
 sys.path.insert(0, str(ROOT))
-import trivia  # noqa: E402 - what `check` does is called here without a new process for each case
+import trivia  # noqa: E402 - runs `check` without a new process for each case
 
-GONE = object()  # stands in an edit for: this key is removed
+GONE = object()  # as a value in an edit: the key is removed
 TEXT = {"type": "string"}
 BOTS = {"after_seconds": 5, "skill": "near"}
 
 
 def changed(edits):
-    """schema.yaml as text after {dotted path: value}, and its tree."""
+    """Applies edits, {dotted path: value}, to schema.yaml. Returns its text and its tree."""
     tree = shipped_tree()
     for path, value in edits.items():
         *above, last = path.split(".")
@@ -57,7 +57,7 @@ def changed(edits):
 
 
 def line_of(text, path):
-    """The line of a path, or of the nearest thing above it, in a file that as_yaml wrote."""
+    """Returns the line of a path, or of its nearest parent, in a file that as_yaml wrote."""
     lines, at = text.split("\n"), 0
     for depth, key in enumerate(path.split(".")):
         if key.isdigit():  # an item of a list, which begins on the line after its name
@@ -75,7 +75,7 @@ def line_of(text, path):
 
 @pytest.fixture(scope="module", autouse=True)
 def questions_are_read_once():
-    """Each check reads the shipped questions, which stay as they are."""
+    """Caches the shipped questions, which each check reads and no test changes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(trivia, "read_question_file", functools.cache(trivia.read_question_file))
         yield
@@ -86,7 +86,7 @@ def file(tmp_path):
     return tmp_path / "schema.yaml"
 
 
-# ---- the command ------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def run(*arguments, **env):
@@ -124,17 +124,17 @@ def test_json_schema_is_valid_and_accepts_the_shipped_schema_but_not_a_mistake()
     assert not validator.is_valid(changed({"queues.party.rouns": 3})[1])
 
 
-def test_missing_file_a_folder_and_a_file_that_is_not_utf8_are_named(tmp_path):
+def test_check_names_a_file_that_it_cannot_read(tmp_path):
     latin = tmp_path / "latin.yaml"
     latin.write_bytes("title: Fußball".encode("latin-1"))
     for file in (tmp_path / "nowhere.yaml", tmp_path, latin):
         assert re.fullmatch(rf"{file}: can't be read: .+", check(file))
 
 
-# ---- mistakes ---------------------------------------------------------------------------------------------------
+# ---- mistakes ------------------------------------------------------------------------------------
 
 X = "users.fields.x"
-MISTAKES = [  # edits, the path of the one mistake, what the message holds
+MISTAKES = [  # edits, the path of the one mistake, what the message contains
     # keys
     ({"limits.conections": 5}, "limits.conections", "expected connections?"),
     ({"queues.party.scorings": {}}, "queues.party.scorings", "expected scoring?"),
@@ -314,14 +314,12 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ({X: {"type": "integer", "unique": True}}, X, '"string"'),
     ({X: {"type": "integer", "minimum": 5, "maximum": 4}}, f"{X}.minimum", "maximum"),
     ({X: TEXT | {"minLength": 9, "maxLength": 8}}, f"{X}.minLength", "maxLength"),
-    (
-        {X: TEXT | {"minLength": 300}},
-        f"{X}.minLength",
-        "255",
-    ),  # what a string without maxLength has
+    # The maxLength of a string that gives none is 255.
+    ({X: TEXT | {"minLength": 300}}, f"{X}.minLength", "255"),
     ({X: {"type": "number", "minimum": math.nan}}, f"{X}.minimum", ""),
     ({X: {"type": "number", "maximum": math.inf}}, f"{X}.maximum", ""),
-    ({X: TEXT | {"enum": ["on", False]}}, f"{X}.enum", "false"),  # YAML reads an unquoted `no` so
+    # YAML reads an unquoted `no` as false.
+    ({X: TEXT | {"enum": ["on", False]}}, f"{X}.enum", "false"),
     ({X: {"type": "integer", "enum": ["a"]}}, f"{X}.enum", '"a"'),
     (
         {X: TEXT | {"enum": ["a"], "default": "b"}},
@@ -360,7 +358,7 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
         f"{X}.default",
         "a value that the field takes",
     ),
-    ({X: TEXT | {"unique": True, "default": "a"}}, X, ""),  # every player would have the same
+    ({X: TEXT | {"unique": True, "default": "a"}}, X, ""),  # all players would have the same value
     ({"users.fields.created_at": {"type": "integer"}}, "users.fields.created_at", ""),
     ({"users.fields.login": TEXT | {"unique": True}}, "users.fields.login", ""),
     (
@@ -369,7 +367,7 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
         "the name of a field",
     ),
     ({"users.required": ["username", "password", "password"]}, "users.required", ""),
-    # what the server itself uses
+    # fields that the server itself uses
     ({"users.fields.username": GONE}, "users.fields.username", "found nothing"),
     ({"users.fields.username.type": "integer"}, "users.fields.username", "string"),
     ({"users.fields.username.unique": False}, "users.fields.username", "true"),
@@ -379,11 +377,8 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     ({"users.fields.username.private": True}, "users.fields.username", ""),
     ({"users.fields.password.writeOnly": GONE}, "users.fields.password", "writeOnly"),
     ({"users.fields.password.readOnly": True}, "users.fields.password", ""),
-    (
-        {"users.fields.password.unique": True},
-        "users.fields.password",
-        "",
-    ),  # its claim would keep it in the clear
+    # Its claim would store it in clear text.
+    ({"users.fields.password.unique": True}, "users.fields.password", ""),
     ({"users.fields.wins.type": "number"}, "users.fields.wins", "integer"),
     ({"users.fields.games": GONE}, "users.fields.games", "found nothing"),
     ({"users.fields.rating.readOnly": GONE}, "users.fields.rating", "readOnly"),
@@ -401,10 +396,12 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
         "a numeric, public field that players can't write: wins, ",
     ),
     ({"leaderboards.new": {}}, "leaderboards.new.field", "found nothing"),
-    (  # players would write themselves to the top
+    # Players could write themselves to the top.
+    (
         {X: {"type": "integer", "default": 0}, "leaderboards.new": {"field": "x"}},
         "leaderboards.new.field",
-        'found "x"; expected a numeric, public field that players can\'t write: wins, games, rating',
+        'found "x"; expected a numeric, public field that players can\'t write: '
+        "wins, games, rating",
     ),
     # origins that no browser sends
     ({"page": {"accent": "blue"}}, "page.accent", "text that matches"),
@@ -425,8 +422,8 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
     (
         {"queues.party.categories": ["History", "Geografy"]},
         "queues.party.categories.1",
-        'found "Geografy", of which the bank has no question; expected Geography?, or add some with '
-        "python trivia.py import FILE",
+        'found "Geografy", of which the bank has no question; expected Geography?, or add some '
+        "with python trivia.py import FILE",
     ),
     (
         {"queues.party.categories": ["History"], "queues.party.rounds": 45},
@@ -471,7 +468,7 @@ MISTAKES = [  # edits, the path of the one mistake, what the message holds
         "string",
     ),
     ({"messages.client.answer.required": ["round"]}, "messages.client.answer.required", "choice"),
-    # What is documented of the server's messages must be JSON Schema, of fields that are there.
+    # The documentation of the server's messages must be JSON Schema about existing fields.
     ({"messages.server.pong.fields.server_ms": 3}, "messages.server.pong.fields.server_ms", "3"),
     (
         {"messages.server.pong.fields.server_ms": {"type": "int"}},
@@ -498,10 +495,10 @@ def title(edits):
 
 
 @pytest.mark.parametrize("edits, path, words", MISTAKES, ids=[title(row[0]) for row in MISTAKES])
-def test_mistake_is_reported_once_with_line_path_and_what_was_expected(file, edits, path, words):
+def test_check_reports_a_mistake_once_with_line_path_and_expectation(file, edits, path, words):
     text, _ = changed(edits)
     said = check(file, text)
-    assert said, "it was found fine"
+    assert said, "check reported no mistake"
     lines = said.split("\n")
     found = re.fullmatch(rf"{re.escape(str(file))}:(\d+): ([^:]+): found .+; expected .+", lines[0])
     assert found, said
@@ -521,7 +518,7 @@ SEVERAL = {
 }
 
 
-def test_all_mistakes_are_reported_at_once_in_the_order_of_lines(file):
+def test_check_reports_all_mistakes_at_once_in_the_order_of_lines(file):
     said = check(file, changed(SEVERAL)[0]).split("\n")
     found = [re.match(r".+?:(\d+): ([^:]+): ", line).groups() for line in said]
     assert sorted(path for _, path in found) == sorted(
@@ -537,7 +534,7 @@ def test_all_mistakes_are_reported_at_once_in_the_order_of_lines(file):
     assert [int(line) for line, _ in found] == sorted(int(line) for line, _ in found)
 
 
-def test_mistake_of_form_does_not_hide_those_of_meaning(file):
+def test_a_mistake_of_form_does_not_hide_a_mistake_of_meaning(file):
     said = check(
         file,
         changed(
@@ -583,7 +580,7 @@ NOT_A_SCHEMA = [  # text, the line, words of the message
 
 
 @pytest.mark.parametrize("text, line, words", NOT_A_SCHEMA, ids=lambda value: str(value)[:24])
-def test_file_that_is_no_schema_gets_a_message_with_a_line_and_no_traceback(
+def test_a_file_that_is_not_a_schema_gets_a_message_with_a_line_and_no_traceback(
     file, text, line, words
 ):
     said = check(file, text)
@@ -593,19 +590,18 @@ def test_file_that_is_no_schema_gets_a_message_with_a_line_and_no_traceback(
     assert first and int(first[1]) == line and words in first[0], said
 
 
-def test_key_that_stands_twice_is_reported_with_the_line_of_the_second(file):
+def test_a_duplicate_key_is_reported_with_the_line_of_the_second(file):
     lines = SHIPPED.split("\n")
     at = lines.index("  random:")
     said = check(
         file, "\n".join([*lines[: at + 1], "    rated: false", *lines[at + 1 :], "title: again"])
     )
     second = at + 1 + next(i for i, line in enumerate(lines[at:], 1) if line == "    rated: true")
-    # The file ends with a line break, and one line was put in before it.
     found = [
         re.fullmatch(rf"{file}:(\d+): ([^:]+): found (.+); expected .+", line).groups()
         for line in said.split("\n")
     ]
-    # The file ends with a line break, and one line was put in before it.
+    # The file ends with a line break, and one line was added before it.
     assert [(int(line), path) for line, path, _ in found] == [
         (second, "queues.random.rated"),
         (len(lines) + 2, "title"),
@@ -613,7 +609,7 @@ def test_key_that_stands_twice_is_reported_with_the_line_of_the_second(file):
     assert all("twice" in what for *_, what in found)
 
 
-def test_lines_count_in_a_file_with_comments_and_windows_line_ends(file):
+def test_line_numbers_are_right_with_comments_and_windows_line_ends(file):
     text = SHIPPED.replace("bad_messages: 20 ", "bad_messages: no ").replace("\n", "\r\n")
     line = 1 + next(i for i, line in enumerate(text.split("\r\n")) if "bad_messages: no" in line)
     assert check(file, text).startswith(
@@ -627,13 +623,14 @@ title: Quizland
 queues:
   rated: null
   party: {rounds: 5}
-  blitz: {players: 1, rounds: 3, start_seconds: 1, answer_seconds: 5, reveal_seconds: 1, seat_seconds: 9,
+  blitz: {players: 1, rounds: 3, start_seconds: 1, answer_seconds: 5, \
+reveal_seconds: 1, seat_seconds: 9,
           scoring: {correct: 10, speed: 0}}
 sign_in: null
 """
 
 
-def test_a_file_may_say_only_what_differs_from_the_shipped_one(file):
+def test_a_file_may_contain_only_what_differs_from_the_shipped_schema(file):
     assert check(file, OWN) == ""
     shipped = shipped_tree()
     queues = shipped["queues"]
@@ -666,11 +663,11 @@ def test_a_file_may_say_only_what_differs_from_the_shipped_one(file):
         ),
     ],
 )
-def test_mistakes_in_a_file_that_extends_the_shipped_one_have_its_lines(file, edit, mistake):
+def test_a_mistake_in_an_extending_file_is_reported_with_the_line_in_that_file(file, edit, mistake):
     assert check(file, OWN.replace(*edit)).startswith(f"{file}:{mistake}")
 
 
-def test_merge_keys_and_aliases_may_be_used(file):
+def test_a_schema_may_use_merge_keys_and_aliases(file):
     text = SHIPPED.replace("  random:\n", "  random: &random\n").replace(
         "  party:\n", "  blitz:\n    <<: *random\n    rounds: 3\n  party:\n"
     )
@@ -716,13 +713,13 @@ def test_merge_keys_and_aliases_may_be_used(file):
     ],
     ids=lambda edits: ", ".join(edits),
 )
-def test_schema_that_is_only_unusual_is_fine_and_can_be_documented(file, edits):
+def test_an_unusual_schema_is_accepted_and_documented(file, edits):
     text, tree = changed(edits)
     assert check(file, text) == ""
     documents_of(tree)
 
 
-def test_a_generated_name_begins_with_a_first_word_wherever_the_file_lists_them():
+def test_a_generated_name_starts_with_a_first_word_whatever_the_order_of_the_lists():
     tree = trivia.read_schema(ROOT / "schema.yaml")
     names = tree["sign_in"]["names"]
     turned = {"second": names["second"], "first": names["first"]}
@@ -731,13 +728,12 @@ def test_a_generated_name_begins_with_a_first_word_wherever_the_file_lists_them(
     assert first in names["first"] and second in names["second"]
 
 
-def test_whole_number_written_with_a_point_means_the_same(file):
+def test_a_whole_number_with_a_decimal_point_is_refused_or_read_as_an_integer(file):
     text, _ = changed(
         {"queues.party.rounds": 3.0, "queues.party.players": 2.0, "limits.connections": 100.0}
     )
-    said = check(
-        file, text
-    )  # JSON Schema takes 3.0 for an integer; range(3.0) in the middle of a game does not
+    # JSON Schema accepts 3.0 as an integer, but range(3.0) would fail during a game.
+    said = check(file, text)
     if not said:
         tree = trivia.read_schema(file)
         assert (
@@ -776,7 +772,7 @@ def numbers_of(schema, path=()):
 NUMBERS = {".".join(path): rule for path, rule in numbers_of(trivia.FILE_SCHEMA)}
 
 
-def test_every_number_that_the_file_may_hold_has_a_maximum():
+def test_every_number_in_the_schema_has_a_maximum():
     limits = trivia.LIMITS | trivia.LIMITS_WITH_DEFAULT
     assert {f"limits.{name}" for name in limits} < NUMBERS.keys()
     assert [path for path, rule in NUMBERS.items() if "maximum" not in rule] == []
@@ -802,7 +798,7 @@ def test_a_huge_number_anywhere_in_the_file_is_a_mistake(file):
 
 # ---- dates and times
 
-RFC_3339 = [  # format, text, whether it is in the grammar of RFC 3339
+RFC_3339 = [  # format, text, whether RFC 3339 allows it
     ("date", "2024-02-29", True),
     ("date", "0000-02-29", True),
     ("date", "9999-12-31", True),
@@ -852,7 +848,7 @@ RFC_3339 = [  # format, text, whether it is in the grammar of RFC 3339
 
 
 @pytest.mark.parametrize("kind, text, valid", RFC_3339)
-def test_dates_and_times_are_those_of_rfc_3339(kind, text, valid):
+def test_dates_and_times_follow_rfc_3339(kind, text, valid):
     form = trivia.Form({"when": TEXT | {"format": kind}})
     if valid:
         assert form.load({"when": text}) == {"when": text}
@@ -862,13 +858,13 @@ def test_dates_and_times_are_those_of_rfc_3339(kind, text, valid):
     assert "RFC 3339, such as 2026-" in refusal.value.messages["when"][0]
 
 
-# ---- any YAML at all --------------------------------------------------------------------------------------------
+# ---- random YAML ---------------------------------------------------------------------------------
 
 FUZZ = {
     "deadline": None,
     "derandomize": True,
     "database": None,
-    "phases": [Phase.generate],  # to shrink a failure takes minutes
+    "phases": [Phase.generate],  # shrinking a failure takes minutes
     "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 }
 SCALARS = (
@@ -924,7 +920,7 @@ FRAGMENTS = st.lists(
 
 
 def documents_of(tree):
-    """Makes the documents of a schema, as the app does at its start; they must be JSON."""
+    """Makes the documents of a schema, as the app does when it starts. They must be JSON."""
     schema = trivia.Schema(tree)
     return [
         json.loads(json.dumps(make(schema), allow_nan=False))
@@ -939,7 +935,7 @@ def test_any_text_gets_a_clear_message(file, text):
 
 
 def paths(tree, path=()):
-    """Every path of a tree."""
+    """Yields every path of a tree."""
     yield path
     for key in (
         tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
@@ -949,7 +945,7 @@ def paths(tree, path=()):
 
 @settings(max_examples=40, **FUZZ)
 @given(data=st.data())
-def test_any_value_anywhere_in_the_schema_gets_a_clear_message_or_makes_good_documents(file, data):
+def test_any_value_in_the_schema_gets_a_clear_message_or_valid_documents(file, data):
     tree = from_yaml(SMALL)
     path = data.draw(st.sampled_from(list(paths(tree))[1:]))
     part = tree
@@ -967,7 +963,7 @@ def test_any_value_anywhere_in_the_schema_gets_a_clear_message_or_makes_good_doc
 
 
 def small_schema():
-    """The shipped schema with one queue and one limit's worth of everything, for speed."""
+    """Returns a smaller copy of the shipped schema, for speed, as YAML."""
     tree = shipped_tree()
     tree["queues"] = {"rated": tree["queues"]["rated"], "party": tree["queues"]["party"]}
     for spec in tree["messages"]["server"].values():
@@ -978,13 +974,13 @@ def small_schema():
 SMALL = small_schema()
 
 
-# ---- the server with a wrong schema -----------------------------------------------------------------------------
+# ---- the server with a wrong schema --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "command", [None, [sys.executable, "trivia.py", "--port", "0"]], ids=["uvicorn", "trivia.py"]
 )
-def test_server_refuses_to_start_with_the_message_of_check_and_no_traceback(make_server, command):
+def test_the_server_refuses_a_wrong_schema_with_the_message_of_check(make_server, command):
     server = make_server(changed(SEVERAL)[0], command, start=False)
     server.start(wait=False)
     assert server.process.wait(40) != 0
@@ -992,7 +988,7 @@ def test_server_refuses_to_start_with_the_message_of_check_and_no_traceback(make
     assert not (server.data / "d" / "redis.sock").exists()
 
 
-def test_server_refuses_to_start_when_a_queue_wants_questions_that_are_not_there(make_server):
+def test_the_server_refuses_to_start_when_the_bank_lacks_questions_for_a_queue(make_server):
     text = changed({"queues.party.categories": ["Astrology"]})[0]
     server = make_server(text, start=False)
     server.start(wait=False)
@@ -1004,7 +1000,7 @@ def test_server_refuses_to_start_when_a_queue_wants_questions_that_are_not_there
     )
 
 
-def test_questions_that_were_imported_count_for_check(make_server, tmp_path):
+def test_check_counts_imported_questions(make_server, tmp_path):
     text = changed({"queues.party.categories": ["Astrology"], "queues.party.rounds": 1})[0]
     server = make_server(text, start=False)
     row = {"category": "Astrology", "difficulty": "hard", "question": "Which sign comes first?"}
@@ -1016,7 +1012,7 @@ def test_questions_that_were_imported_count_for_check(make_server, tmp_path):
 
     found = command("check").stderr.splitlines()
     assert [line.split(": ")[1] for line in found] == ["queues.party", "queues.party.categories.0"]
-    assert not server.data.joinpath("d").exists()  # to check makes nothing
+    assert not server.data.joinpath("d").exists()  # check creates no files
     assert command("import", str(tmp_path / "new.json")).returncode == 0
     assert command("check").returncode == 0
     server.start()
@@ -1028,8 +1024,8 @@ def test_origins_are_compared_as_browsers_send_them():
     assert trivia.Schema(changed({"origins": ["https://a.example", "*"]})[1]).origins == ["*"]
 
 
-# ---- the server with another schema -----------------------------------------------------------------------------
-# No Python is touched between the two starts.
+# ---- the server with another schema --------------------------------------------------------------
+# Only schema.yaml changes between the two starts.
 
 NEW_FIELDS = {
     "color": {
@@ -1073,7 +1069,7 @@ WAVE = {
 
 
 def grow(tree):
-    """The edit of schema.yaml that the tests below are about."""
+    """Edits schema.yaml: the tests below check the effect."""
     tree["limits"]["name_hold_days"] = 0
     tree["users"]["fields"] |= NEW_FIELDS
     tree["leaderboards"] |= {
@@ -1086,7 +1082,10 @@ def grow(tree):
 
 @pytest.fixture(scope="module")
 def grown():
-    """A server that was restarted with more in its schema, and two players of the time before, who have played."""
+    """A server that was restarted with an extended schema, and players from before the restart.
+
+    `old` are two players who have played. `odd` has a value that the new schema does not allow.
+    """
     from conftest import Server
 
     server = Server(
@@ -1115,16 +1114,16 @@ def grown():
 @pytest.mark.parametrize(
     "pattern", ["^([A-Za-z]+ ?)+$", "^(a|a)*$", "^(a*)*$", "(a?){30}a{30}!!", "^(a|b|ab)*c$"]
 )
-def test_no_pattern_and_text_stop_the_worker(pattern):
+def test_no_pattern_and_text_block_the_worker(pattern):
     form = trivia.Form({"x": TEXT | {"pattern": pattern, "maxLength": 4000}})
-    for length in (24, 4000):  # an engine that goes back takes seconds for the first already
+    for length in (24, 4000):  # a backtracking engine takes seconds even for the first
         began = time.process_time()
         with pytest.raises(marshmallow.ValidationError, match="Must match"):
             form.load({"x": "a" * (length - 1) + "!"})
         assert time.process_time() - began < 0.5
 
 
-def test_a_text_that_is_too_long_is_not_matched():
+def test_a_text_that_is_too_long_is_not_matched_with_the_pattern():
     form = trivia.Form({"x": TEXT | {"pattern": "^b$", "maxLength": 3}})
     with pytest.raises(marshmallow.ValidationError) as refused:
         form.load({"x": "aaaa"})
@@ -1187,7 +1186,7 @@ def player_of(server, session, path="/users/me"):
 
 
 @pytest.mark.parametrize("name, value", GOOD, ids=repr)
-def test_new_field_is_accepted_stored_and_served(grown, name, value):
+def test_a_new_field_is_accepted_stored_and_served(grown, name, value):
     server = grown.server
     session = server.register(**{name: value})
     assert session["user"][name] == value and type(session["user"][name]) in (type(value), float)
@@ -1202,7 +1201,7 @@ def test_new_field_is_accepted_stored_and_served(grown, name, value):
 
 
 @pytest.mark.parametrize("name, value", BAD, ids=lambda value: repr(value)[:20])
-def test_new_field_refuses_what_its_rule_does_not_allow(grown, name, value):
+def test_a_new_field_refuses_values_that_break_its_rule(grown, name, value):
     server, new = grown.server, unique_name()
     body = {
         "username": new,
@@ -1219,7 +1218,7 @@ def test_new_field_refuses_what_its_rule_does_not_allow(grown, name, value):
     assert player_of(server, old) == before
 
 
-def test_old_users_have_the_default_of_new_fields_and_keep_what_they_had(grown):
+def test_earlier_users_get_the_defaults_of_new_fields_and_keep_their_values(grown):
     for old in grown.old:
         user = player_of(grown.server, old)
         assert user == old["user"] | DEFAULTS | {
@@ -1234,22 +1233,21 @@ def test_old_users_have_the_default_of_new_fields_and_keep_what_they_had(grown):
         }
 
 
-def test_stored_value_that_the_new_type_can_not_hold_gives_way_to_the_default(grown):
+def test_a_stored_value_that_does_not_fit_the_new_type_is_replaced_by_the_default(grown):
     assert player_of(grown.server, grown.odd)["shoe"] == 40  # it was a string, "wide"
 
 
-def test_default_can_be_chosen_again(grown):
+def test_a_player_can_change_a_field_back_to_its_default(grown):
     session = grown.server.register(color="red", level=7, newsletter=False, motto="mine")
     back = {"color": "green", "level": 1, "newsletter": True, "motto": "hello"}
     assert grown.server.http("PATCH", "/users/me", back, session["token"]).status == 200
     assert back.items() <= player_of(grown.server, session).items()
     kept = grown.server.redis.hgetall("user:{" + session["token"][:12] + "}")
-    assert (
-        "username" in kept and not back.keys() & kept.keys()
-    )  # a default is not stored: it may change
+    # A default is not stored, as it may change.
+    assert "username" in kept and not back.keys() & kept.keys()
 
 
-def test_unique_field_is_taken_once_whatever_its_letter_case(grown):
+def test_a_new_unique_field_is_unique_in_any_letter_case(grown):
     server, number = grown.server, unique_name()
     session = server.register(phone=number)
     name = unique_name()
@@ -1278,12 +1276,11 @@ def test_unique_field_is_taken_once_whatever_its_letter_case(grown):
         )
     assert change(session, unique_name()).status == 200
     assert change(other, number).status == 200
-    assert (
-        server.http("POST", "/auth/register", again | {"phone": ""}).status == 201
-    )  # no value is nobody's
+    # An empty value claims nothing.
+    assert server.http("POST", "/auth/register", again | {"phone": ""}).status == 201
 
 
-def test_private_fields_are_shown_to_their_owner_alone(grown):
+def test_private_fields_are_shown_only_to_their_owner(grown):
     server = grown.server
     owner = server.register(secret="s3cret", phone=unique_name())
     assert player_of(server, owner)["secret"] == "s3cret"
@@ -1307,11 +1304,11 @@ def board(grown, name):
     return {entry["username"]: entry for entry in answer.json["entries"]}, answer.json
 
 
-def test_new_leaderboard_is_served_from_the_field_and_follows_it(grown):
+def test_a_new_leaderboard_follows_its_field(grown):
     server = grown.server
     sessions = [server.register() for _ in range(3)]
     names = [session["user"]["username"] for session in sessions]
-    # Who has finished no game is not on it.
+    # A player without a finished game is not listed.
     assert not set(names) & board(grown, "veterans")[0].keys()
     phones = [server.phone(session=session, queue="blitz") for session in sessions]
     play_all(phones)
@@ -1326,24 +1323,23 @@ def test_new_leaderboard_is_served_from_the_field_and_follows_it(grown):
     assert max(ranks[:2]) < ranks[2]
 
 
-def test_new_leaderboard_with_a_period_counts_from_the_default_of_its_field(grown):
+def test_a_new_leaderboard_with_a_period_counts_from_the_default_of_its_field(grown):
     phones = grown.server.pair()
     end = play_all(phones)[0]
     entries, page = board(grown, "climbers")
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", page["period"])
-    for row in end[
-        "ranking"
-    ]:  # of players who began at the default rating; a gain of nothing is not listed
+    # These players started with the default rating. A gain of zero is not listed.
+    for row in end["ranking"]:
         listed = entries.get(row["player"], {"value": 0})["value"]
         assert listed == pytest.approx(row["rating_change"], abs=0.01)
 
 
-def test_new_leaderboard_has_the_players_of_the_time_before(grown):
+def test_a_new_leaderboard_includes_earlier_players(grown):
     entries, _ = board(grown, "veterans")
     assert {session["user"]["username"] for session in grown.old} <= entries.keys()
 
 
-def test_new_queue_is_listed_with_its_rules_and_can_be_played(grown):
+def test_a_new_queue_is_listed_with_its_rules_and_can_be_played(grown):
     server = grown.server
     listed = {queue["name"]: queue for queue in server.http("GET", "/queues").json["queues"]}
     shipped = shipped_tree()["queues"]
@@ -1364,7 +1360,7 @@ def test_new_queue_is_listed_with_its_rules_and_can_be_played(grown):
     assert refused.value.response.status_code == 404 and b"blitz" in refused.value.response.body
 
 
-def test_new_message_is_validated_and_relayed_to_the_opponents(grown):
+def test_a_new_message_is_validated_and_relayed_to_the_opponents(grown):
     ann, bob = grown.server.pair()
     question = bob.expect("question")
     ann.expect("question")
@@ -1395,7 +1391,7 @@ def test_new_message_is_validated_and_relayed_to_the_opponents(grown):
         "player": ann.name,
     }
     ann.send("ping", client_ms=1)
-    assert ann.receive()["type"] == "pong"  # nothing came back to the sender before it
+    assert ann.receive()["type"] == "pong"  # the sender got nothing back before it
     idle = grown.server.phone(queue="rated")
     idle.expect("queued")
     idle.refused("wrong_state", "nod")
@@ -1444,7 +1440,7 @@ def test_new_fields_boards_queues_and_messages_are_documented(grown):
         assert {"$ref": f"#/channels/game_blitz/messages/{side}.wave"} in operations[action]
 
 
-def test_old_user_without_a_field_that_became_required_still_is_as_documented():
+def test_an_earlier_user_without_a_newly_required_field_fits_the_documents():
     _, tree = changed(
         {
             "users.fields.team": {"type": "string", "maxLength": 20},
