@@ -29,21 +29,19 @@ DISGUISES = {
     "numbered": lambda word: f"{word}99",
     "camel": lambda word: f"Big{word.capitalize()}",
 }
-BY_HAND = (
-    """
-fuck F.U.C.K f_u_c_k fu_ck f-u-c-k fuuuuck FuCk phuck fvck f*ck f#ck f-ck f_ck xXfuckXx ifuckyou fuck1 1fuck mofucka
-sh1t 5hit shi7 $hit sh!t s.h.i.t shiiit sh1t99 123shit shit! BullShit bu11shit_no1 a55hole @sshole as5 ass69 @ss 4ss
-ass4ever BigAss dumb_ass n1gger n1gg3r nniiggger n.i.g.g.e.r NiGgEr ｎｉｇｇｅｒ f4ggot fa66ot_no faggot_123 b!tch b1tch
-B.i.t.c.h c0cksucker c0ck5uck3r suckMyDick suck_my_dick h1tler h1tl3r AdolfHitler heil_hitler n4zi Nazi88 kys k.y.s
-р0rn PornHub p0rnstar w4nker wh0re slut_2000 SLUT tw4t r4pe rapist_joe ped0 pedophile1 cum_slut b00bs t1ts v4gina
-arschl0ch A.r.s.c.h Hurensohn hur3nsohn fick_dich fotze1 w1chser ｓｃｈｅｉｓｓｅ Scheiße p.u.t.a put4 hijo_de_puta c4bron
-m1erda connard_99 enculé 3ncule salop3 c4zzo stronz0 vaffanculo caralh0 kurw4 KURWA_1 хуй х.у.й сука blyat bl_yat
-orospu s1ktir kankerhoer klootz4k fitta 🅵🅤🅒🅚 ⓕⓤⓒⓚ 𝖋𝖚𝖈𝖐 fück fu\u0301ck
-""".replace("bu11shit_no1", "")
-    .replace("fa66ot_no", "")
-    .replace("bl_yat", "")
-    .split()
-)
+EVASIONS = """
+fuck F.U.C.K f_u_c_k fu_ck f-u-c-k fuuuuck FuCk phuck fvck f*ck f#ck f-ck f_ck xXfuckXx
+ifuckyou fuck1 1fuck mofucka sh1t 5hit shi7 $hit sh!t s.h.i.t shiiit sh1t99 123shit shit!
+BullShit a55hole @sshole as5 ass69 @ss 4ss ass4ever BigAss dumb_ass n1gger n1gg3r nniiggger
+n.i.g.g.e.r NiGgEr ｎｉｇｇｅｒ f4ggot faggot_123 b!tch b1tch B.i.t.c.h c0cksucker c0ck5uck3r
+suckMyDick suck_my_dick h1tler h1tl3r AdolfHitler heil_hitler n4zi Nazi88 kys k.y.s р0rn
+PornHub p0rnstar w4nker wh0re slut_2000 SLUT tw4t r4pe rapist_joe ped0 pedophile1 cum_slut
+b00bs t1ts v4gina arschl0ch A.r.s.c.h Hurensohn hur3nsohn fick_dich fotze1 w1chser ｓｃｈｅｉｓｓｅ
+Scheiße p.u.t.a put4 hijo_de_puta c4bron m1erda connard_99 enculé 3ncule salop3 c4zzo stronz0
+vaffanculo caralh0 kurw4 KURWA_1 хуй х.у.й сука blyat orospu s1ktir kankerhoer klootz4k fitta
+🅵🅤🅒🅚 ⓕⓤⓒⓚ 𝖋𝖚𝖈𝖐 fück fu\u0301ck
+"""
+BY_HAND = EVASIONS.split()
 
 
 def generated():
