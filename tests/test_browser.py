@@ -1,5 +1,5 @@
-"""The web client in headless Chromium: whole games in two browser contexts, its looks in each size, and a schema of
-one's own."""
+"""The web client in headless Chromium: whole games in two browsers, its layout in each size, and
+the page of a custom schema."""
 
 import base64
 import contextlib
@@ -33,13 +33,13 @@ from test_sign_in import MailBox, OpenId
 expect.set_options(timeout=20_000)
 
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
-SHOTS = os.environ.get("TRIVIA_SHOTS")  # a folder for screenshots, to look at
-SECONDS = 1000  # Playwright counts in ms
+SHOTS = os.environ.get("TRIVIA_SHOTS")  # a folder to save screenshots in
+SECONDS = 1000  # Playwright's unit is the millisecond
 
 
 @pytest.fixture(scope="module")
 def long_games():
-    """A server whose rounds are long enough to look around in them."""
+    """A server with rounds that last long enough for the tests to inspect them."""
     times = {"answer_seconds": 60, "reveal_seconds": 2, "start_seconds": 1, "rounds": 2}
     times |= {"fill_seconds": 4, "rematch_seconds": 60}
     running = Server(edited_schema(add_constructor, **times))
@@ -50,14 +50,15 @@ def long_games():
 
 
 def add_constructor(tree):
-    """Adds a queue whose name every object of JavaScript has."""
+    """Adds a queue named like a property that every JavaScript object has."""
     tree["queues"]["constructor"] = dict(tree["queues"]["random"])
 
 
 class Tab:
-    """A page of a browser context of its own, with what went wrong in it.
+    """A page in a browser context of its own. Records the errors of the page.
 
-    One test after the other uses it: in a Chromium with windows, a context costs a second of CPU.
+    Tests use the same tabs in turn: in a Chromium with windows, a new context costs a second
+    of CPU.
     """
 
     def __init__(self, chromium, **options):
@@ -73,9 +74,9 @@ class Tab:
         self.page.on("websocket", lambda socket: self.hosts.add(urlsplit(socket.url).netloc))
 
     def open(self, server, viewport, signed_in=None):
-        """Shows the page of a server that the browser has never seen.
+        """Opens the page of a server that the browser has never visited.
 
-        `signed_in` is the name of a new player who was signed in there before, by no form.
+        `signed_in` is the name of a new player. It stores their token first, without a form.
         """
         self.server, self.viewport = server, viewport
         self.name, self.troubles, self.hosts, self.under_way = unique_name(), [], set(), set()
@@ -83,7 +84,7 @@ class Tab:
         origin = f"http://127.0.0.1:{server.port}"
         if signed_in:
             self.name, token = signed_in, server.register(signed_in)["token"]
-            self.page.goto(f"{origin}/icon.svg")  # the token is kept for all of this origin
+            self.page.goto(f"{origin}/icon.svg")  # any page of the origin can store the token
             self.page.evaluate("token => { localStorage.token = token }", token)
         self.page.goto(f"{origin}/")
         if signed_in:
@@ -98,7 +99,7 @@ class Tab:
         return self.page.locator(selector, **options)
 
     def on(self, screen, seconds=30):
-        """Waits for a screen, on which nothing may overflow sideways."""
+        """Waits for a screen, and checks that nothing overflows sideways."""
         expect(self.find("body")).to_have_attribute(
             "data-screen", screen, timeout=seconds * SECONDS
         )
@@ -123,7 +124,7 @@ class Tab:
         self.on("lobby")
 
     def sign_out(self):
-        """Signs out when the lobby is there: what it still asks would be refused, which the browser notes."""
+        """Signs out once the lobby has loaded: the server would refuse later requests."""
         while self.under_way:
             self.page.wait_for_timeout(20)
         self.find("#sign-out").click()
@@ -144,7 +145,7 @@ class Tab:
         expect(self.choice(index)).to_be_disabled()
 
     def leave(self):
-        """Has the browser forget the server, and tells whether the tab is as it was."""
+        """Clears the browser's data of the server, and tells whether the tab can be used again."""
         if self.page.is_closed() or len(self.context.pages) > 1:
             self.context.close()
             return False
@@ -157,13 +158,13 @@ class Tab:
 
 @pytest.fixture(scope="module")
 def free_tabs():
-    """Tabs that no test uses, by their options."""
+    """Tabs that no test uses now, by their options."""
     return defaultdict(list)
 
 
 @pytest.fixture
 def open_tabs(chromium, free_tabs):
-    """Opens tabs; at the end none may have had an error or left the server."""
+    """Opens tabs. At the end it checks that none had an error or a request to another host."""
     used = []
 
     def make(server, viewport=DESKTOP, count=2, signed_in=(), **options):
@@ -189,7 +190,7 @@ def new_names(count=2):
 
 
 def see_first_question(tabs):
-    """Waits until all see the first question of their game."""
+    """Waits until each tab shows the first question of its game."""
     for tab in tabs:
         tab.on("game")
         expect(tab.choice(0)).to_be_enabled()
@@ -203,7 +204,7 @@ def in_game(tabs, queue="random"):
 
 
 def play_round(ann, bob):
-    """Ann answers first, Bob sees it; both see the reveal. Returns whether each was right."""
+    """Ann answers first and Bob sees that, then Bob answers. Returns whether each was right."""
     ann.answer(0)
     expect(
         bob.find(f'[data-player="{ann.name}"]').get_by_role("img", name="answered")
@@ -213,7 +214,10 @@ def play_round(ann, bob):
 
 
 def see_reveal(ann, bob):
-    """Both see what was right. Returns whether Ann was, with the first choice, and Bob, with the second."""
+    """Checks the reveal in both tabs. Returns whether Ann and Bob were right.
+
+    Ann has taken the first choice, Bob the second.
+    """
     right = []
     for tab, chosen in ((ann, 0), (bob, 1)):
         expect(tab.find("button.choice.right")).to_have_count(1)
@@ -226,7 +230,7 @@ def see_reveal(ann, bob):
 
 
 def play_on(ann, bob):
-    """From the first of two questions, which Ann has answered, to the end."""
+    """Plays from the first of two questions, which Ann has answered, to the end."""
     bob.answer(1)
     for tab in (ann, bob):
         expect(tab.find("#round")).to_contain_text("2 of 2", timeout=20 * SECONDS)
@@ -252,7 +256,7 @@ def test_a_whole_game_on_a_desktop_and_on_a_phone(long_games, open_tabs):
     for number, order in ((1, [ann, bob]), (2, [bob, ann])):
         expect(ann.find("#round")).to_contain_text(f"{number} of 2")
         rights = play_round(*order)
-        # What moves costs CPU: the second question stands still.
+        # Animations cost CPU: the second question has none.
         bob.page.emulate_media(reduced_motion="reduce" if number == 1 else "no-preference")
         for tab, right in zip(order, rights, strict=True):
             tab.check_width("reveal")
@@ -278,11 +282,11 @@ def test_a_whole_game_on_a_desktop_and_on_a_phone(long_games, open_tabs):
     expect(ann.find('[data-rank="1"]')).to_contain_text(ann.name)
     ann.find("#home").click()
     ann.on("lobby")
-    expect(ann.find("#me-games")).to_have_text("1")  # nobody answered in the second one
+    expect(ann.find("#me-games")).to_have_text("1")  # in the second game nobody answered
 
 
-def test_a_reload_in_mid_game_resumes_it_whatever_the_names(long_games, open_tabs):
-    """Also names that every object of JavaScript has."""
+def test_a_reload_during_a_game_resumes_it_whatever_the_names(long_games, open_tabs):
+    """The names include properties that every JavaScript object has."""
     ann, bob = tabs = open_tabs(long_games, signed_in=["constructor", "__proto__"])
     in_game(tabs, "constructor")
     for tab in tabs:
@@ -295,7 +299,7 @@ def test_a_reload_in_mid_game_resumes_it_whatever_the_names(long_games, open_tab
     ann.page.reload()
     ann.on("game")
     expect(ann.find("#question")).to_have_text(question)
-    expect(ann.choice(0)).to_be_disabled()  # the answer given before counts
+    expect(ann.choice(0)).to_be_disabled()  # the answer from before the reload counts
     expect(ann.choice(0)).to_have_class(re.compile(r"\bown\b"))
     expect(bob.find("#question")).to_have_text(question)
     bob.answer(1)
@@ -314,7 +318,7 @@ def test_a_reload_in_mid_game_resumes_it_whatever_the_names(long_games, open_tab
         expect(tab.find("#board .me .name")).to_have_text(tab.name)
 
 
-def test_a_deploy_in_mid_game_is_hardly_noticed(chromium, open_tabs, make_server):
+def test_a_deploy_during_a_game_does_not_disturb_it(chromium, open_tabs, make_server):
     server = make_server(
         edited_schema(answer_seconds=60, reveal_seconds=2, start_seconds=1, rounds=2),
         command=[sys.executable, "trivia.py", "--port", str(free_port()), "--workers", "2"],
@@ -338,9 +342,8 @@ def test_a_search_can_be_cancelled(long_games, open_tabs):
     (ann,) = open_tabs(long_games, PHONE, signed_in=new_names(1))
     ann.join("party")
     ann.on("searching")
-    wait_until(
-        lambda: long_games.redis.zcard("queue:{lobby}:party")
-    )  # or the browser notes that it never connected
+    # Without this wait, the browser may note that it never connected.
+    wait_until(lambda: long_games.redis.zcard("queue:{lobby}:party"))
     ann.find("#cancel").click()
     ann.on("lobby")
 
@@ -357,7 +360,7 @@ def test_a_player_signs_in_again(long_games, open_tabs):
     expect(ann.find("#me-name")).to_have_text(ann.name)
 
 
-def test_mistakes_in_the_form_are_told_beside_the_field(long_games, open_tabs):
+def test_the_form_shows_mistakes_beside_the_field(long_games, open_tabs):
     (ann,) = open_tabs(long_games, PHONE, count=1)
     ann.find("#mode-register").click()
     ann.find("#username").fill("<b>")
@@ -368,13 +371,13 @@ def test_mistakes_in_the_form_are_told_beside_the_field(long_games, open_tabs):
         expect(ann.find(f"#{field}")).to_have_attribute("aria-invalid", "true")
     ann.on("auth")
     assert all("422" in trouble for trouble in ann.troubles), ann.troubles
-    ann.troubles.clear()  # the browser itself notes a refused request in its console
+    ann.troubles.clear()  # the browser notes a refused request in its console
 
 
 # ---- sign-in ------------------------------------------------------------------------------------
 
 
-def test_a_new_phone_plays_in_one_tap_and_keeps_its_progress(make_server, open_tabs, tmp_path):
+def test_a_new_player_plays_with_one_tap_and_keeps_their_progress(make_server, open_tabs, tmp_path):
     server = make_server(edited_schema(rounds=1, start_seconds=1, answer_seconds=20))
     ann, bob = open_tabs(server, {"width": 390, "height": 844})
     for tab in (ann, bob):
@@ -387,7 +390,7 @@ def test_a_new_phone_plays_in_one_tap_and_keeps_its_progress(make_server, open_t
     for tab in (ann, bob):
         tab.on("result")
         expect(tab.find("#keep")).to_be_visible()
-    # A session that began days ago may not do that: the page signs in anew, unseen.
+    # A session that is days old may not do that: the page signs in again without a question.
     token = ann.page.evaluate("localStorage.token")
     secret = base64.urlsafe_b64encode(b"x" * 20 + (int(time.time()) - 86400).to_bytes(4)).decode()
     user = trivia.Keys.user(token[:12])
@@ -405,10 +408,10 @@ def test_a_new_phone_plays_in_one_tap_and_keeps_its_progress(make_server, open_t
     ann.find("#submit").click()
     ann.on("lobby")
     assert ["403" in trouble for trouble in ann.troubles] == [True], ann.troubles
-    ann.troubles.clear()  # the browser itself notes a refused request in its console
+    ann.troubles.clear()  # the browser notes a refused request in its console
     expect(ann.find("#guest-note")).to_be_hidden()
     expect(ann.find("#me-games")).to_have_text("1")
-    # The tab closes; another one of the same browser is signed in.
+    # The tab closes; another tab of the same browser is signed in.
     ann.page.close()
     again = ann.context.new_page()
     again.goto(f"http://127.0.0.1:{server.port}/")
@@ -425,7 +428,7 @@ def test_a_new_phone_plays_in_one_tap_and_keeps_its_progress(make_server, open_t
 
 @pytest.fixture(scope="module")
 def club():
-    """A provider of identities, a mail server, and a server with buttons for the one and codes by the other."""
+    """An OpenID provider, a mail server, and a server that signs players in with both."""
 
     def edit(tree):
         web = {"client_id": "app.web", "authorize": f"{provider.issuer}/authorize"}
@@ -442,7 +445,7 @@ def club():
 
 @pytest.fixture
 def phone_browser(chromium, club):
-    """Opens pages of new phones, in the language of the tests."""
+    """Opens pages in new browsers, in the language of the tests."""
     contexts = []
 
     def make():
@@ -473,7 +476,7 @@ def shoot(page, name):
 
 
 def become_guest(page):
-    """Taps Play, and comes back to the lobby, where a guest is offered to keep their progress."""
+    """Taps Play, and returns to the lobby, which offers a guest to keep their progress."""
     tap(page, "Play")
     cancel = page.get_by_role("button", name="Cancel", exact=True)
     keep = page.get_by_role("button", name="Keep your progress").filter(visible=True)
@@ -492,7 +495,7 @@ def sign_in_with_acme(page, name):
 
 
 def expect_account(page, name):
-    """The lobby of an account with this name."""
+    """Waits for the lobby of an account with this name."""
     expect(page.get_by_role("heading", level=1)).to_have_text(name)
     expect(page.get_by_role("button", name="Sign out")).to_be_visible()
     expect(
@@ -500,7 +503,7 @@ def expect_account(page, name):
     ).to_have_count(0)
 
 
-def test_a_guest_keeps_the_progress_with_a_provider_on_every_phone(club, phone_browser):
+def test_a_guest_keeps_their_progress_with_a_provider_on_every_phone(club, phone_browser):
     provider, _, server = club
     provider.let_in("ann")
     page = phone_browser()
@@ -513,7 +516,7 @@ def test_a_guest_keeps_the_progress_with_a_provider_on_every_phone(club, phone_b
     expect_account(page, name)
     context = page.context
     page.close()
-    page = open_page(context, server)  # the tab was closed, the browser remembers
+    page = open_page(context, server)  # the tab was closed; the browser remembers the player
     expect_account(page, name)
     tap(page, "Sign out")
     sign_in_with_acme(page, "again")
@@ -523,7 +526,7 @@ def test_a_guest_keeps_the_progress_with_a_provider_on_every_phone(club, phone_b
     expect_account(other, name)
 
 
-def test_a_guest_is_merged_into_the_account_of_their_identity_after_a_question(club, phone_browser):
+def test_a_guest_confirms_the_merge_into_the_account_of_their_identity(club, phone_browser):
     provider, _, server = club
     provider.let_in("bob")
     page = phone_browser()
@@ -546,7 +549,7 @@ def test_a_guest_is_merged_into_the_account_of_their_identity_after_a_question(c
     shoot(second, "merged")
 
 
-def test_a_forgotten_password_is_replaced_by_a_code_from_a_mail(club, phone_browser):
+def test_a_player_sets_a_new_password_with_a_code_from_a_mail(club, phone_browser):
     _, mailbox, server = club
     player = server.register()["user"]
     page = phone_browser()
@@ -567,7 +570,7 @@ def test_a_forgotten_password_is_replaced_by_a_code_from_a_mail(club, phone_brow
     expect_account(page, player["username"])
 
 
-def test_a_link_in_a_mail_sets_a_new_password(club, open_tabs):
+def test_a_player_sets_a_new_password_with_a_link_from_a_mail(club, open_tabs):
     _, _, server = club
     player = server.register()
     name = player["user"]["username"]
@@ -584,32 +587,32 @@ def test_a_link_in_a_mail_sets_a_new_password(club, open_tabs):
     tab.page.goto(f"http://127.0.0.1:{server.port}/#reset={code}&login={name}")
     tab.on("auth")
     expect(tab.find("#code")).to_have_value(code)
-    assert tab.page.url.endswith("/")  # the code is out of the address
+    assert tab.page.url.endswith("/")  # the page removes the code from the address
     tab.find("#password").fill("another horse")
     tab.find("#submit").click()
     tab.on("lobby")
     expect(tab.find("#me-name")).to_have_text(name)
 
 
-# ---- looks --------------------------------------------------------------------------------------
+# ---- layout and accessibility -------------------------------------------------------------------
 
 SIZES = [(390, 844), (844, 390), (320, 568), (1280, 800)]
 MAX_PAGE = 60 * 1024
-AXE = "4.14.1"  # of the npm package axe-core
-# Whether all choices can be tapped: whole, in sight, and large enough for a thumb.
+AXE = "4.14.1"  # the version of the npm package axe-core
+# Whether the whole of each choice is visible, and large enough for a thumb.
 TAPPABLE = """() => [...document.querySelectorAll('.choice')].map((one) => one.getBoundingClientRect())
     .every((box) => box.height >= 72 && box.top >= 0 && box.bottom <= innerHeight + 1)"""
 
 
 @pytest.fixture(scope="module")
 def axe(request):
-    """The text of axe-core."""
+    """The source of axe-core."""
     modules = npm_install(request.config.cache, f"axe-core@{AXE}")
     return (modules / "axe-core" / "axe.min.js").read_text("utf-8")
 
 
 def check_with_axe(tab, axe):
-    """Looks for what keeps people from using the screen; in the dark only at its colours, since all else is the same."""
+    """Looks for barriers on the screen. In the dark scheme only the colours differ."""
     screen = tab.find("body").get_attribute("data-screen")
     if not tab.page.evaluate("'axe' in window"):
         tab.page.evaluate(axe)
@@ -618,7 +621,7 @@ def check_with_axe(tab, axe):
         ("dark", "runOnly: ['color-contrast', 'link-in-text-block']"),
     ):
         tab.page.emulate_media(color_scheme=scheme)
-        # Only what is looked at is handed over: the rest is a megabyte a screen.
+        # Fetches only what is checked: the rest is a megabyte a screen.
         passes, violations = tab.page.evaluate(
             f"axe.run({{{options}}}).then((found) => [found.passes.length, found.violations])"
         )
@@ -668,7 +671,7 @@ def test_axe_finds_nothing_on_any_screen(long_games, open_tabs, axe):
     check_with_axe(ann, axe)
 
 
-def test_eight_players_fit_and_answers_are_in_reach_in_each_size(long_games, open_tabs):
+def test_eight_players_and_all_choices_fit_in_each_size(long_games, open_tabs):
     [tab] = open_tabs(long_games, signed_in=new_names(1))
     sessions = [long_games.register() for _ in range(7)]
     tab.join("party")
@@ -692,7 +695,7 @@ def test_eight_players_fit_and_answers_are_in_reach_in_each_size(long_games, ope
     tab.check_width("lobby-large-fonts")
 
 
-def test_a_reveal_is_told_once_and_both_agree_to_a_rematch_or_one_goes(long_games, open_tabs):
+def test_a_reveal_is_announced_once_and_a_rematch_needs_both_players(long_games, open_tabs):
     ann, bob = tabs = open_tabs(long_games, PHONE, signed_in=new_names())
     in_game(tabs)
     ann.page.evaluate("""() => { window.told = []; new MutationObserver(() => told.push(document.getElementById('say').textContent))
@@ -739,7 +742,7 @@ def test_a_reveal_is_told_once_and_both_agree_to_a_rematch_or_one_goes(long_game
         ("1", "finished", "2 of 3 right", ""),
     ],
 )
-def test_each_end_is_said_right(ended, ranks, reason, verdict, why):
+def test_the_result_screen_describes_each_end_correctly(ended, ranks, reason, verdict, why):
     names = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"]
     ranking = [
         {"player": name, "score": 0, "rank": int(rank)}
@@ -760,7 +763,7 @@ def test_each_end_is_said_right(ended, ranks, reason, verdict, why):
 
 @pytest.fixture(scope="module")
 def ended(long_games, chromium):
-    """A tab with the page as it is written, whose functions can be called."""
+    """A tab with the source of the page, so that tests can call its functions."""
     tab = Tab(chromium, reduced_motion="reduce").open(long_games, PHONE)
     facts = tab.find("#facts").text_content()
     page = (ROOT / "pages" / "play.html").read_text("utf-8")
@@ -789,7 +792,7 @@ def test_the_page_is_one_small_file_and_can_be_installed(long_games):
 # ---- alone and with friends ---------------------------------------------------------------------
 
 
-def test_friends_meet_by_a_link_and_the_host_directs_the_room(long_games, open_tabs):
+def test_friends_join_a_room_by_a_link_and_the_host_controls_it(long_games, open_tabs):
     size = {"width": 390, "height": 844}
     [ann], [bob] = (
         open_tabs(long_games, size, count=1, signed_in=new) for new in (new_names(1), ())
@@ -803,7 +806,7 @@ def test_friends_meet_by_a_link_and_the_host_directs_the_room(long_games, open_t
     expect(ann.find("#begin")).to_be_disabled()
     bob.page.goto(link)
     expect(bob.find("#invite")).to_contain_text(ann.name)
-    bob.find("#play-now").click()  # a guest from the first tap on
+    bob.find("#play-now").click()  # this makes a guest account
     bob.on("room")
     bob.name = bob.find("[data-member]", has_text="you").locator(".name").inner_text()
     for tab in tabs:
@@ -831,10 +834,10 @@ def test_friends_meet_by_a_link_and_the_host_directs_the_room(long_games, open_t
     bob.find("#room-input").fill("CCCCCC")
     bob.find("#code-form button").click()
     expect(bob.find("#toasts")).to_contain_text("No room or challenge")
-    bob.troubles.clear()  # the browser itself notes the 404 in its console
+    bob.troubles.clear()  # the browser notes the 404 in its console
 
 
-def test_who_plays_alone_sees_what_was_right(long_games, open_tabs):
+def test_a_player_alone_sees_which_answers_were_right(long_games, open_tabs):
     [ann] = open_tabs(long_games, PHONE, signed_in=new_names(1))
     ann.join("solo")
     ann.on("game")
@@ -887,7 +890,7 @@ def test_a_friend_plays_a_challenge_by_its_link(long_games, open_tabs):
     bob.find("#play-now").click()
     bob.on("challenge")
     expect(bob.find("#challenge-players .name")).to_have_text(ann.name)
-    expect(bob.find("#challenge-review")).to_be_hidden()  # until they have played
+    expect(bob.find("#challenge-review")).to_be_hidden()  # until Bob has played
     bob.find("#challenge-play").click()
     bob.on("game")
     answer_alone(bob)
@@ -907,7 +910,7 @@ def test_a_friend_plays_a_challenge_by_its_link(long_games, open_tabs):
     ann.find("#room-input").fill("AAAABBBB")
     ann.find("#code-form button").click()
     expect(ann.find("#toasts")).to_contain_text("No room or challenge")
-    ann.troubles.clear()  # the browser itself notes the 404 in its console
+    ann.troubles.clear()  # the browser notes the 404 in its console
 
 
 def answer_alone(tab):
@@ -917,7 +920,7 @@ def answer_alone(tab):
 
 
 def flags_of(server):
-    """How often players have flagged a question."""
+    """Counts the flags of all questions."""
     rows = server.redis.zrange(trivia.Keys.flagged, 0, -1, withscores=True)
     return sum(score for _, score in rows)
 
@@ -964,7 +967,7 @@ def test_players_flag_questions_and_report_and_block_each_other(long_games, open
 
 
 def read_code(page):
-    """What a phone reads in the QR code on a page."""
+    """Reads the QR code on a page, as a phone does."""
     wait_until(lambda: page.evaluate("document.getElementById('qr').naturalWidth"))
     pixels = page.evaluate("""() => {
         const canvas = new OffscreenCanvas(330, 330).getContext('2d')
@@ -977,11 +980,11 @@ def read_code(page):
     return code.text
 
 
-# ---- another schema -----------------------------------------------------------------------------
+# ---- a custom schema ----------------------------------------------------------------------------
 
 
 def own(tree):
-    """Changes whatever the page could have taken for granted."""
+    """Changes everything that the page could take for granted."""
     tree["title"] = "Quizland"
     tree["page"] = {"accent": "#ffd400", "language": "de", "pictures": "avatar"}
     del tree["sign_in"]
@@ -997,14 +1000,14 @@ def own(tree):
 
 
 def only_rooms(tree):
-    """Leaves what a schema can't do without, and one queue, of rooms."""
+    """Keeps only the required parts of a schema, and one queue: rooms."""
     tree["queues"] = {"den": tree["queues"]["friends"]}
     tree["page"] = {"language": "de"}
     tree["leaderboards"] = {}
     del tree["sign_in"], tree["messages"]["client"]["emoji"]
 
 
-def test_play_opens_a_room_where_there_is_nothing_else(make_server, open_tabs):
+def test_play_opens_a_room_if_that_is_the_only_queue(make_server, open_tabs):
     [tab] = open_tabs(make_server(edited_schema(only_rooms)), PHONE, count=1)
     tab.on("auth")
     expect(tab.find("#play-now")).to_be_hidden()
@@ -1013,9 +1016,9 @@ def test_play_opens_a_room_where_there_is_nothing_else(make_server, open_tabs):
     tab.find("#password").fill(PASSWORD)
     tab.find("#submit").click()
     expect(tab.find("#problem")).to_have_text("Name oder Passwort stimmt nicht.")
-    tab.troubles.clear()  # the browser itself notes the 401 in its console
+    tab.troubles.clear()  # the browser notes the 401 in its console
     tab.register()
-    expect(tab.find("#games")).to_be_visible()  # for the code of a friend
+    expect(tab.find("#games")).to_be_visible()  # it takes the code of a friend's room
     expect(tab.find("#boards")).to_be_hidden()
     tab.find("#room-input").fill("CCCCCC")
     tab.find("#code-form button").click()
@@ -1026,7 +1029,7 @@ def test_play_opens_a_room_where_there_is_nothing_else(make_server, open_tabs):
     expect(tab.find("#room-note")).to_have_text("Es fehlt noch 1 Person.")
 
 
-def test_the_page_is_made_from_the_schema(make_server, open_tabs):
+def test_the_page_follows_the_schema(make_server, open_tabs):
     server = make_server(edited_schema(own, rounds=1, start_seconds=2, answer_seconds=60))
     ann, bob = tabs = open_tabs(server, PHONE)
     for tab, number in ((ann, "9"), (bob, "10")):
@@ -1040,7 +1043,7 @@ def test_the_page_is_made_from_the_schema(make_server, open_tabs):
         tab.page.get_by_label("Code", exact=True).fill(number)
         tab.find("#submit").click()
     expect(ann.find("#field-code-error")).to_contain_text("10")
-    ann.troubles.clear()  # the browser itself notes the 422 in its console
+    ann.troubles.clear()  # the browser notes the 422 in its console
     ann.find("#field-code").fill("11")
     ann.find("#submit").click()
     for tab in tabs:

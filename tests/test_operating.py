@@ -1,4 +1,4 @@
-"""What an operator works with: /metrics, the log, the doctor, backup and restore."""
+"""What an operator works with: metrics, the log, the doctor, backup, restore and repair."""
 
 import asyncio
 import contextlib
@@ -73,7 +73,7 @@ def families(server, token=TOKEN):
 
 
 def scraped(server):
-    """{"NAME LABEL ...": value}, without `trivia_` and the buckets."""
+    """Returns {"NAME LABEL ...": value}, without the prefix `trivia_` and without buckets."""
     return {
         " ".join(
             (
@@ -92,7 +92,7 @@ def scraped(server):
 
 @pytest.fixture(scope="module")
 def counted():
-    """Two workers, and a token for the operator."""
+    """A server with two workers and an operator's token."""
     with running(
         edited_schema(rounds=3),
         command=[*TRIVIA, "--port", str(free_port())],
@@ -104,14 +104,17 @@ def counted():
 
 
 def from_each(server):
-    """What each of the workers says."""
+    """Yields the metrics page of each worker in turn."""
     for worker in workers_of(server):
         with frozen(workers_of(server) - {worker}):
             yield scraped(server)
 
 
 def play_a_game(server):
-    """A game of two phones on two workers, in which some things are refused; {metric: how often that is counted}."""
+    """Plays a game of two phones on two workers, in which the server refuses some messages.
+
+    Returns {metric: how much the game adds to it}.
+    """
     one, other = sorted(workers_of(server))
     ann = phone_on(server, one)
     ann.send("ping")
@@ -147,7 +150,10 @@ def play_a_game(server):
 
 
 def grown(server, before, *additions):
-    """Waits until all workers say that the sums have grown by exactly these; what one of them says then."""
+    """Waits until each worker reports that the sums have grown by exactly these additions.
+
+    Returns the metrics page of one of the workers.
+    """
     wanted = {
         name: before.get(name, 0) + sum(by.get(name, 0) for by in additions)
         for name in additions[0]
@@ -159,7 +165,7 @@ def grown(server, before, *additions):
     return page
 
 
-def test_a_game_is_counted_exactly_by_all_workers_together_over_a_restart_and_a_death(counted):
+def test_all_workers_together_count_a_game_exactly_over_a_restart_and_a_crash(counted):
     before, first = scraped(counted), play_a_game(counted)
     skews = list(counted.redis.scan_iter("skew:*"))
     assert skews and all(
@@ -202,7 +208,7 @@ def workers_in(server):
     return server.redis.zrange("workers:{lobby}", 0, -1)
 
 
-def test_what_redis_refuses_is_added_later_and_nothing_twice():
+def test_sums_that_redis_refuses_are_added_later_and_only_once():
     added = []
 
     async def run(name, keys, *pairs):
@@ -231,7 +237,7 @@ def test_what_redis_refuses_is_added_later_and_nothing_twice():
     assert added == [("errors a", 1, "redis_seconds le 9", 1, "redis_seconds sum 0", 0.25)]
 
 
-def test_a_worker_is_busy_while_it_gets_many_messages_unless_it_is_draining():
+def test_a_worker_with_many_messages_is_busy_unless_it_drains():
     async def run():
         worker = SimpleNamespace(
             redis=SimpleNamespace(links={"a": None, "b": None}),
@@ -248,7 +254,7 @@ def test_a_worker_is_busy_while_it_gets_many_messages_unless_it_is_draining():
     async def collect():
         return [state async for state in run()]
 
-    pause_s = 2 * trivia.BATCH_S  # for two primaries
+    pause_s = 2 * trivia.BATCH_S  # as there are two primaries
     assert asyncio.run(collect()) == [(busy, pause_s) for busy in (True, False, True, False)]
 
 
@@ -268,7 +274,7 @@ def connection_alone():
 def test_only_messages_that_are_handled_make_a_worker_busy():
     one = connection_alone()
     one.allowance = 2
-    for text in ('{"type":"ping"}', "[", '{"type":"ping"}'):  # the last one is beyond the limit
+    for text in ('{"type":"ping"}', "[", '{"type":"ping"}'):  # the last one exceeds the allowance
         one.on_text(text)
     assert one.hub.messages == 1
 
@@ -285,11 +291,11 @@ def test_a_worker_keeps_only_texts_that_many_phones_send():
     assert list(one.hub.known_texts) == common
 
 
-def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_one_never(monkeypatch):
+def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_worker_never(monkeypatch):
     batches, sleeps, turns = trivia.Batches(), [], trivia.Batches.TURNS
 
     async def after(rate, number, primaries=1):
-        """Returns how often it has slept so many turns after it was told a rate."""
+        """Reports a rate, waits for so many turns, and returns how many sleeps there were."""
         batches.adapt(rate, primaries)
         for _ in range(number):
             await asyncio.sleep(0)
@@ -298,7 +304,7 @@ def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_one_never(mon
     async def run():
         assert await after(trivia.BUSY_RATE - 1, 3 * turns) == 0
         assert await after(trivia.BUSY_RATE, 3 * turns) == 3
-        assert await after(2 * trivia.BUSY_RATE, 2 * turns) == 5  # it does not begin twice
+        assert await after(2 * trivia.BUSY_RATE, 2 * turns) == 5  # it does not start a second time
         assert await after(0, 3 * turns) == 5
         assert await after(trivia.BUSY_RATE, 2 * turns, primaries=99) == 7
 
@@ -308,10 +314,10 @@ def test_a_busy_worker_sleeps_once_between_two_batches_and_a_quiet_one_never(mon
         loop.time = lambda: 0.0
         loop.run_until_complete(run())
     pauses = [trivia.BATCH_S] * 5 + [trivia.MOST_BATCH_S] * 2
-    assert sleeps == pytest.approx([pause - 0.001 for pause in pauses])  # all at the same time
+    assert sleeps == pytest.approx([pause - 0.001 for pause in pauses])  # all end on a multiple
 
 
-def test_a_batch_that_passes_the_next_multiple_of_the_pause_is_followed_at_once(monkeypatch):
+def test_no_sleep_follows_a_batch_that_outlasts_the_pause(monkeypatch):
     batches, sleeps, now = trivia.Batches(), [], 0.0
     batches.pause_s = 0.03
     monkeypatch.setattr(trivia.time, "sleep", sleeps.append)
@@ -322,12 +328,12 @@ def test_a_batch_that_passes_the_next_multiple_of_the_pause_is_followed_at_once(
         assert sleeps == ([pytest.approx(slept)] if slept else []) and batches.began_s == now
 
 
-def test_a_batch_ends_with_one_write_and_work_outside_of_a_batch_waits_for_no_end(monkeypatch):
+def test_work_waits_for_the_end_of_a_batch_and_outside_of_batches_for_nothing(monkeypatch):
     batches, done = trivia.Batches(), []
-    batches.began_s = time.monotonic() + 60  # so it has time left to sleep
+    batches.began_s = time.monotonic() + 60  # so that there is time left to sleep
 
     async def after(number):
-        """Returns what was done within so many turns."""
+        """Waits for this number of turns, and returns what was done in them."""
         for _ in range(number):
             await asyncio.sleep(0)
         found = done.copy()
@@ -339,7 +345,7 @@ def test_a_batch_ends_with_one_write_and_work_outside_of_a_batch_waits_for_no_en
         assert await after(1) == ["quiet"]
         batches.adapt(trivia.BUSY_RATE)
         batches.at_end(lambda: done.append("first"))
-        batches.at_end(lambda: done[1])  # it raises, and takes nothing with it
+        batches.at_end(lambda: done[1])  # it raises, and the others run nevertheless
         batches.at_end(lambda: done.append("second"))
         assert await after(batches.TURNS - 2) == []
         assert await after(1) == ["first", "second", "slept"]
@@ -366,7 +372,7 @@ def test_a_busy_worker_writes_to_redis_once_at_the_end_of_a_batch():
     asyncio.run(run())
 
 
-def test_workers_that_are_being_buried_are_not_alive(counted):
+def test_workers_that_are_being_reaped_do_not_count_as_alive(counted):
     with contextlib.closing(counted.redis) as link:
         link.zadd("workers:{lobby}", {"dead:0123456789": time.time() * 1000})
         try:
@@ -388,7 +394,7 @@ def test_every_metric_is_described_on_the_page(counted):
         assert all(set(sample.labels) - {"le"} == set(labels.split()) for sample in family.samples)
 
 
-def test_buckets_are_cumulative_and_their_sum_is_what_was_observed():
+def test_buckets_are_cumulative_and_their_sum_is_that_of_the_observations():
     for seconds in (0, 0.0005, 0.0006, 3, 70):
         trivia.observe("request_seconds", seconds, "route")
     sums = {" ".join(map(str, key)): str(value) for key, value in trivia.take_sums().items()}
@@ -407,8 +413,8 @@ def test_buckets_are_cumulative_and_their_sum_is_what_was_observed():
 
 
 @pytest.mark.parametrize("given", [None, "Bearer", f"Bearer {TOKEN}"])
-def test_without_a_token_of_the_operator_there_are_no_metrics(server, given):
-    """What a bare `proxy_pass` sends looks like a request of this host itself."""
+def test_without_an_operator_token_there_are_no_metrics(server, given):
+    """A request through a bare `proxy_pass` looks like a request of this host itself."""
     headers = {"Authorization": given} if given else {}
     server.http("GET", "/metrics", headers=headers).refused(404, "not_found")
     server.http("GET", "/ops", headers=headers).refused(404, "not_found")
@@ -417,7 +423,7 @@ def test_without_a_token_of_the_operator_there_are_no_metrics(server, given):
 @pytest.mark.parametrize(
     "authorization", [None, "Bearer", f"Bearer {TOKEN}x", f"Basic {TOKEN}", TOKEN, f"Bearer {BAD}"]
 )
-def test_with_a_token_metrics_are_for_who_has_it(counted, authorization):
+def test_with_an_operator_token_metrics_need_that_token(counted, authorization):
     counted.http(
         "GET", "/metrics", headers=authorization and {"Authorization": authorization}
     ).refused(401, "not_authenticated")
@@ -431,7 +437,7 @@ def test_with_a_token_metrics_are_for_who_has_it(counted, authorization):
 
 @pytest.mark.parametrize("logged", ["json"], indirect=True)
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP])
-def test_what_is_counted_while_redis_is_away_is_not_lost(logged, end):
+def test_counts_made_while_redis_is_away_are_not_lost(logged, end):
     def refuse(times):
         for _ in range(times):
             logged.http("GET", "/nothing").refused(404, "not_found")
@@ -447,7 +453,7 @@ def test_what_is_counted_while_redis_is_away_is_not_lost(logged, end):
     )
     refuse(1)
     wait_until(lambda: errors() == before + 1)
-    if end == signal.SIGKILL:  # our own is started again at once, unless it can't be
+    if end == signal.SIGKILL:  # the server restarts its own Redis at once, unless it can't
         folder.rename(other)
         folder.touch()
     os.kill(valkey, end)
@@ -467,14 +473,15 @@ def test_what_is_counted_while_redis_is_away_is_not_lost(logged, end):
 # ---- log
 
 LINE = re.compile(
-    r"[\d-]{10} [\d:,]{12} (?P<level>[A-Z]+) (?P<logger>[\w.]+) (?P<message>.*?)(?:  (?P<ids>(\w+=\S+ ?)+))?"
+    r"[\d-]{10} [\d:,]{12} (?P<level>[A-Z]+) (?P<logger>[\w.]+) "
+    r"(?P<message>.*?)(?:  (?P<ids>(\w+=\S+ ?)+))?"
 )
 ON_A_TERMINAL = f"import pty; pty.spawn({UVICORN!r})"
 
 
 @pytest.fixture(scope="module", params=["json", "terminal"])
 def logged(request):
-    """A server that logs all, into a file or on a terminal."""
+    """A server that logs at debug level, as JSON to a file or as text on a terminal."""
     command = (
         [*TRIVIA, "--port", "0"]
         if request.param == "json"
@@ -486,7 +493,7 @@ def logged(request):
 
 
 def parsed(server, line):
-    """A line of the log as {level, logger, message, ids...}."""
+    """Parses a line of the log into {level, logger, message, ids...}."""
     if server.form == "json":
         return json.loads(line)
     found = LINE.fullmatch(line)
@@ -495,7 +502,7 @@ def parsed(server, line):
 
 
 def lines(server, since=0):
-    """The whole lines of the log, but for tracebacks on a terminal."""
+    """Parses the complete lines of the log, without the tracebacks on a terminal."""
     whole = server.log[since:].replace("\r", "").rpartition("\n")[0]
     return [
         parsed(server, line)
@@ -505,13 +512,13 @@ def lines(server, since=0):
 
 
 def mark(server):
-    """Where the log goes on; all that was done so far stands before it."""
+    """Returns the length of the log, once it holds all that has happened so far."""
     made = server.http("GET", "/health/live").headers["x-request-id"]
     wait_until(lambda: re.search(f"{made}.*\n", server.log))
     return len(server.log)
 
 
-def test_every_line_of_the_log_is_of_one_form(logged):
+def test_every_line_of_the_log_has_the_same_form(logged):
     found = lines(logged)
     assert all({"level", "logger", "message"} <= line.keys() for line in found)
     assert [line["message"] for line in found if line.get("worker")] == ["worker serves"]
@@ -547,7 +554,7 @@ def test_a_request_has_an_id_in_its_answer_and_in_the_log(logged, given, taken):
     assert taken or not given or given not in logged.log[since:]
 
 
-def test_a_failure_of_ours_is_an_error_with_the_id_of_its_answer_and_a_traceback(logged):
+def test_a_server_error_is_logged_with_the_id_of_its_response_and_a_traceback(logged):
     ann, since = logged.register(), mark(logged)
     logged.redis.set(f"history:{{{ann['token'][:12]}}}", "of another type")
     answer = logged.http("GET", "/users/me/games", token=ann["token"])
@@ -572,9 +579,7 @@ def test_a_failure_of_ours_is_an_error_with_the_id_of_its_answer_and_a_traceback
         ("erase", "erased"),
     ],
 )
-def test_what_happens_to_an_account_is_in_the_log_with_its_id_and_nothing_secret_is(
-    logged, action, line
-):
+def test_what_happens_to_an_account_is_logged_with_its_id_and_without_secrets(logged, action, line):
     since, address, new, phones = mark(logged), "203.0.113.77", "another passw0rd", []
     head = {"X-Forwarded-For": address}
     ann = logged.register("name-" + action)
@@ -612,7 +617,7 @@ def test_what_happens_to_an_account_is_in_the_log_with_its_id_and_nothing_secret
     phones[1].close()
 
 
-def test_what_others_do_wrong_is_no_error_in_the_log(logged):
+def test_mistakes_of_clients_are_not_logged_as_errors(logged):
     since, phone = mark(logged), logged.phone()
     for method, path, body in (
         ("GET", "/nothing", None),
@@ -647,7 +652,7 @@ def test_what_others_do_wrong_is_no_error_in_the_log(logged):
     ):
         with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as raw:
             raw.sendall(attempt)
-            while raw.recv(65536):  # it is closed
+            while raw.recv(65536):  # until the server closes it
                 pass
     phone.socket.socket.sendall(b"\xff" * 50)  # no frame at all
     mark(logged)
@@ -668,7 +673,7 @@ def test_what_others_do_wrong_is_no_error_in_the_log(logged):
         (TRIVIA, "TRIVIA_OPS_TOKEN", "sixteen or more with spaces", "found 27 characters"),
     ],
 )
-def test_a_variable_that_is_no_use_is_told_in_one_line(command, name, value, says):
+def test_an_invalid_variable_is_reported_in_one_line(command, name, value, says):
     code, printed = run(command, **{name: value})
     assert code == 1 and printed.startswith(f"{name}: {says}") and len(printed.splitlines()) == 1, (
         printed
@@ -676,7 +681,7 @@ def test_a_variable_that_is_no_use_is_told_in_one_line(command, name, value, say
     assert name != "TRIVIA_OPS_TOKEN" or value not in printed
 
 
-def test_what_libraries_log_has_the_same_form():
+def test_lines_that_libraries_log_have_the_same_form():
     code, printed = run(
         [
             sys.executable,
@@ -691,7 +696,7 @@ def test_what_libraries_log_has_the_same_form():
 
 
 def told(printed):
-    """{what was looked at: (fine, found, remedy)} from what the doctor printed."""
+    """Parses what the doctor printed into {what it looked at: (fine, found, remedy)}."""
     return {
         found[2]: (found[1] == "fine", found[3], found[4] or "")
         for found in re.finditer(r"^(fine|MEND)  (.+?): (.*)(?:\n      (.*))?", printed, re.M)
@@ -709,7 +714,7 @@ def one(findings, what):
 
 @contextlib.contextmanager
 def tls(folder, port):
-    """A way to a port by TLS; its port. Who trusts FOLDER/cert trusts it."""
+    """Serves a port by TLS, and yields the port of that. Its certificate is FOLDER/cert."""
     subprocess.run(
         [
             debian_program("openssl", "openssl"),
@@ -755,7 +760,7 @@ def tls(folder, port):
         loop.call_soon_threadsafe(loop.stop)
 
 
-def test_the_doctor_finds_a_server_as_it_should_be_in_order(counted, tmp_path):
+def test_the_doctor_finds_a_healthy_server_in_order(counted, tmp_path):
     with tls(tmp_path, counted.port) as port:
         code, printed = run(
             [*TRIVIA, "doctor", f"https://localhost:{port}"],
@@ -783,7 +788,7 @@ def test_the_doctor_finds_a_server_as_it_should_be_in_order(counted, tmp_path):
     assert all(line[:6] in ("fine  ", "MEND  ", "      ") for line in printed.splitlines()), printed
 
 
-def test_the_doctor_finds_what_is_wrong_with_redis_and_says_where_to_mend_it(tmp_path):
+def test_the_doctor_finds_what_is_wrong_with_redis_and_names_the_remedies(tmp_path):
     with contextlib.closing(ClockedValkey().start_with_clock()) as valkey:
         valkey.set_clock(5)
         for name, value in (
@@ -817,7 +822,7 @@ def test_the_doctor_finds_what_is_wrong_with_redis_and_says_where_to_mend_it(tmp
     assert found["clock of Redis"][1].startswith(("+5.", "+4.9"))
 
 
-def test_the_doctor_leaves_the_host_as_it_was(make_server):
+def test_the_doctor_changes_nothing_on_the_host(make_server):
     server = make_server(start=False)
     code, printed = run([*TRIVIA, "doctor"], TRIVIA_DATA=str(server.data / "d"))
     assert code == 1 and {"workers"} <= mended(told(printed)) and not valkeys(server), printed
@@ -836,7 +841,7 @@ def test_the_doctor_leaves_the_host_as_it_was(make_server):
         ("redis://:{password}@127.0.0.1:{port}", "password of Redis", "set"),
     ],
 )
-def test_the_doctor_on_a_redis_elsewhere(elsewhere, monkeypatch, url, what, says):
+def test_the_doctor_examines_an_external_redis(elsewhere, monkeypatch, url, what, says):
     monkeypatch.setattr(trivia, "REDIS_URL", url.format(closed=free_port(), **elsewhere))
     found = one(
         asyncio.run(trivia.look_at_redis(trivia.Schema(trivia.read_schema(trivia.SCHEMA_FILE)))),
@@ -880,7 +885,7 @@ GOOD = {
         ("clock", "adjtimex", -1, "systemd-timesyncd"),
     ],
 )
-def test_the_doctor_on_the_kernel(monkeypatch, tmp_path, what, file, value, remedy):
+def test_the_doctor_finds_a_bad_kernel_setting(monkeypatch, tmp_path, what, file, value, remedy):
     def look(host):
         for name, text in host.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -955,7 +960,7 @@ CONFIG = {
         ("memory of Redis", {}, {"maxmemory": str(1 << 60)}, 1e10),
     ],
 )
-def test_the_doctor_on_a_redis_that_is_not_well(monkeypatch, what, info, config, free):
+def test_the_doctor_finds_an_unhealthy_redis(monkeypatch, what, info, config, free):
     monkeypatch.setattr(trivia.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     assert [
         finding.what
@@ -972,10 +977,12 @@ def test_the_doctor_on_a_redis_that_is_not_well(monkeypatch, what, info, config,
         (1 << 30, 50, 20000, True),
         (1 << 30, 200, 20000, False),
         (1 << 30, 200, 8000, True),
-        (0, 1000, 20000, True),  # the finding about its memory says that there is no bound
+        (0, 1000, 20000, True),  # another finding says that the memory has no limit
     ],
 )
-def test_the_doctor_on_the_room_for_finished_games(maxmemory, games, connections, fine):
+def test_the_doctor_compares_the_memory_with_the_finished_games(
+    maxmemory, games, connections, fine
+):
     limits = SimpleNamespace(games_per_user=games, connections=connections)
     found = trivia._games_finding(maxmemory, limits)
     assert found.fine == fine and "games_per_user" in found.remedy
@@ -995,7 +1002,7 @@ def test_the_doctor_on_the_room_for_finished_games(maxmemory, games, connections
         "http://a b",
     ],
 )
-def test_the_doctor_on_an_address_that_does_not_lead_to_the_server(server, url):
+def test_the_doctor_finds_an_address_that_does_not_lead_to_the_server(server, url):
     url = url.format(port=server.port, closed=free_port())
     findings = list(trivia.look_at_front(url))
     assert (
@@ -1005,7 +1012,7 @@ def test_the_doctor_on_an_address_that_does_not_lead_to_the_server(server, url):
     )
 
 
-def test_the_doctor_on_a_server_that_is_open(server):
+def test_the_doctor_finds_that_a_server_has_no_tls(server):
     findings = list(trivia.look_at_front(f"http://127.0.0.1:{server.port}"))
     assert [finding.what for finding in findings if not finding.fine] == ["TLS"]
 
@@ -1015,7 +1022,10 @@ def test_the_doctor_on_a_server_that_is_open(server):
 
 @pytest.fixture(scope="module")
 def elsewhere():
-    """Redis with a password, where `weak` may do little; and one without: {port, password, open}."""
+    """Two external servers: {port, password, open}.
+
+    The first has a password, and a user `weak` with few rights. The other, at `open`, has none.
+    """
     with running_valkey(port := free_port()) as locked, running_valkey(unlocked := free_port()):
         locked.client.set("key", "value")
         locked.client.execute_command(
@@ -1026,7 +1036,7 @@ def elsewhere():
 
 
 def everything(server, sessions):
-    """What the players have, as they see it."""
+    """Returns what the players have, as they see it."""
 
     def ask(path):
         return server.http("GET", path, token=session["token"]).json
@@ -1055,14 +1065,14 @@ def sign_in_again(server, phone):
 
 
 def destroy(server):
-    server.kill(signal.SIGSTOP)  # or it might start another Valkey
+    server.kill(signal.SIGSTOP)  # otherwise the server might start another Valkey
     os.kill(the_valkey(server), signal.SIGKILL)
     server.stop(signal.SIGKILL)
     wait_until(lambda: not valkeys(server))
     shutil.rmtree(server.data / "d")
 
 
-def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make_server, tmp_path):
+def test_a_backup_made_during_play_restores_everything(make_server, tmp_path):
     server = make_server(edited_schema(answer_seconds=60))
     env = {"TRIVIA_DATA": str(server.data / "d")}
     more = [
@@ -1099,7 +1109,7 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
 
     talk = threading.Thread(target=chat)
     talk.start()
-    playing[1].expect("emoji")  # a backup may be quicker than the first one
+    playing[1].expect("emoji")  # a backup may be faster than the first emoji
     code, printed = run([*TRIVIA, "backup", str(tmp_path / "kept")], **env)
     chatting.set()
     talk.join()
@@ -1109,7 +1119,7 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
         and file.stat().st_mode & 0o777 == 0o600
         and os.listdir(tmp_path / "kept") == [file.name]
     ), printed
-    playing[1].send("leave")  # what comes after it is lost
+    playing[1].send("leave")  # what comes after the backup is lost
     assert playing[0].expect("end")["reason"] == "forfeit"
     assert server.http("DELETE", "/users/me", {"password": PASSWORD}, phones[0].token).status == 204
     server.register()
@@ -1124,18 +1134,18 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
     assert abs(made - since) < timedelta(minutes=2)
     assert not run([*TRIVIA, "backup", str(tmp_path / "again")], **env)[0] and not valkeys(
         server
-    ), "it was not running"
+    ), "the server was not running"
     server.start()
     for phone in (*phones, *playing):
         server.http("GET", "/users/me", token=phone.token).refused(401, "not_authenticated")
         sign_in_again(server, phone)
     assert everything(server, sessions) == before
-    erased = phones[0].token[:12]  # whom the backup has brought back
+    erased = phones[0].token[:12]  # the backup has brought this account back
     code, printed = run([*TRIVIA, "erase", erased, "nobody"], **env)
     assert code == 1 and "nobody: there is no such account" in printed, printed
     wait_until(lambda: server.redis.exists(trivia.Keys.user(erased)) == 0, 20)
     server.stop()
-    server.start()  # which reads the end of the sessions again, and then the new ones
+    server.start()  # it reads the old ends of sessions again, then the new ones
     assert server.http("GET", "/users/me", token=phones[1].token).status == 200
     game = playing[0].frames[-1]["game"]
     for phone in playing:
@@ -1165,7 +1175,7 @@ def test_what_was_saved_while_all_play_is_all_there_when_it_is_brought_back(make
         ("redis://:wrong@127.0.0.1:{port}", "WRONGPASS"),
     ],
 )
-def test_a_backup_of_a_redis_elsewhere(elsewhere, monkeypatch, tmp_path, capsys, url, says):
+def test_an_external_redis_is_backed_up(elsewhere, monkeypatch, tmp_path, capsys, url, says):
     with tls(tmp_path, elsewhere["port"]) as port:
         if "ssl_ca" not in url:
             monkeypatch.setenv("SSL_CERT_FILE", f"{tmp_path}/cert")
@@ -1180,7 +1190,7 @@ def test_a_backup_of_a_redis_elsewhere(elsewhere, monkeypatch, tmp_path, capsys,
 
 
 @pytest.mark.parametrize("folder", ["file", "file/folder", "/proc/nothing"])
-def test_a_backup_into_a_folder_that_is_no_use_is_told_in_one_line(
+def test_a_backup_into_an_unusable_folder_fails_with_one_line(
     elsewhere, monkeypatch, tmp_path, folder
 ):
     (tmp_path / "file").touch()
@@ -1189,7 +1199,7 @@ def test_a_backup_into_a_folder_that_is_no_use_is_told_in_one_line(
         asyncio.run(trivia.backup(tmp_path / folder))
 
 
-def test_a_backup_that_breaks_off_is_no_backup(monkeypatch, tmp_path):
+def test_an_incomplete_backup_is_deleted(monkeypatch, tmp_path):
     near, far = socket.socketpair()
     monkeypatch.setattr(trivia, "_dial", lambda *where: near)
     far.sendall(b"\n\n$100\r\nREDIS0010half")
@@ -1216,7 +1226,7 @@ WHOLE = b"REDIS0010" + bytes(20) + b"\xff12345678"
         (WHOLE, "d", None),
     ],
 )
-def test_only_a_backup_is_brought_back_and_nothing_is_overwritten(
+def test_restore_takes_only_whole_backups_and_overwrites_nothing(
     monkeypatch, tmp_path, content, data, says
 ):
     monkeypatch.chdir(tmp_path)
@@ -1241,9 +1251,7 @@ def test_only_a_backup_is_brought_back_and_nothing_is_overwritten(
         ]
 
 
-def test_a_server_on_a_backup_that_is_damaged_says_so_in_one_line(
-    elsewhere, monkeypatch, tmp_path, capsys
-):
+def test_a_server_on_a_damaged_backup_says_so_in_one_line(elsewhere, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(trivia, "REDIS_URL", f"redis://127.0.0.1:{elsewhere['open']}")
     asyncio.run(trivia.backup(tmp_path))
     file = Path(capsys.readouterr().out.strip())
@@ -1265,7 +1273,7 @@ def test_a_server_on_a_backup_that_is_damaged_says_so_in_one_line(
 # ---- repair
 
 
-def test_a_damaged_end_of_the_files_is_named_and_repaired(make_server):
+def test_a_damaged_end_of_the_append_only_file_is_reported_and_repaired(make_server):
     server = make_server()
     env = {"TRIVIA_DATA": str(server.data / "d")}
     code, printed = run([*TRIVIA, "repair"], **env)
@@ -1301,7 +1309,7 @@ def test_a_damaged_end_of_the_files_is_named_and_repaired(make_server):
         ("file gone.aof seq 1 type i\n", "names no file that is there"),
     ],
 )
-def test_what_can_not_be_repaired_is_told_in_one_line(tmp_path, manifest, says):
+def test_a_repair_that_is_impossible_fails_with_one_line(tmp_path, manifest, says):
     if manifest is not None:
         (tmp_path / "d/appendonlydir").mkdir(parents=True)
         (tmp_path / "d/appendonlydir/appendonly.aof.manifest").write_text(manifest)
@@ -1310,7 +1318,7 @@ def test_what_can_not_be_repaired_is_told_in_one_line(tmp_path, manifest, says):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root only")
-def test_root_follows_no_link_that_the_user_of_redis_left_there():
+def test_restore_as_root_follows_no_link_of_the_redis_user():
     folder = Path(tempfile.mkdtemp(dir=FOLDER))
     folder.chmod(0o755)
     (data, precious) = (folder / "data", folder / "etc")
@@ -1332,7 +1340,7 @@ def test_root_follows_no_link_that_the_user_of_redis_left_there():
     shutil.rmtree(folder)
 
 
-def test_a_command_whose_redis_goes_away_ends_with_one_line(elsewhere, monkeypatch):
+def test_a_command_that_loses_redis_ends_with_one_line(elsewhere, monkeypatch):
     monkeypatch.setattr(trivia, "REDIS_URL", f"redis://127.0.0.1:{elsewhere['open']}")
 
     async def lose_redis():
@@ -1345,13 +1353,13 @@ def test_a_command_whose_redis_goes_away_ends_with_one_line(elsewhere, monkeypat
         asyncio.run(lose_redis())
 
 
-def test_there_is_no_backup_of_nothing(tmp_path):
+def test_a_backup_without_data_fails(tmp_path):
     code, printed = run(
         [*TRIVIA, "backup", str(tmp_path / "kept")], TRIVIA_DATA=str(tmp_path / "d")
     )
     assert code and "holds nothing" in printed and not os.listdir(tmp_path), printed
 
 
-def test_files_of_our_own_redis_are_for_nobody_else(server):
+def test_only_their_owner_can_read_the_files_of_the_embedded_redis(server):
     files = list(server.data.glob("d/appendonlydir/*"))
     assert files and not [path for path in files if path.stat().st_mode & 0o077]

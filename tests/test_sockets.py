@@ -1,4 +1,4 @@
-"""A hostile client at the WebSocket: what is malformed, too much or not allowed is refused, and does no harm."""
+"""Hostile WebSocket clients: malformed, excessive and forbidden messages do no harm."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 import trivia  # noqa: E402
 from trivia import ALLOWED, RELAYED_IN  # noqa: E402
 
-# What uvicorn logs of a text frame that is not UTF-8; test_broken_text_is_not_logged_as_a_failure is about it.
+# What uvicorn logs for a text frame that is not UTF-8, which is no failure of the server.
 BROKEN_TEXT = re.compile(
     r"ERROR: +Invalid UTF-8 sequence received.*?\nUnicodeDecodeError[^\n]*\n", re.S
 )
@@ -29,7 +29,7 @@ TUNED = [sys.executable, "trivia.py", "--port", "0"]
 
 
 def serving(command=None, **limits):
-    """A server with some limits, until the test module is done; it must not have logged a failure by then."""
+    """Runs a server with these limits for the test module, and checks that it logs no failure."""
 
     def edit(tree):
         tree["limits"].update(limits)
@@ -44,7 +44,7 @@ def serving(command=None, **limits):
 
 @pytest.fixture(scope="module")
 def strict():
-    """Little patience, and room for five."""
+    """A server with low limits, and room for five connections."""
     yield from serving(
         TUNED, bad_messages=5, message_burst=8, messages_per_second=1, idle_seconds=1, connections=5
     )
@@ -52,9 +52,9 @@ def strict():
 
 @pytest.fixture(scope="module")
 def lax():
-    """The widest limits to the number of messages, but a short one to those that wait for a phone."""
+    """A server that allows many messages, but buffers few for a slow phone."""
     yield from serving(
-        TUNED,  # it keeps less in the kernel for a phone that does not read
+        TUNED,  # this server adapter buffers less in the kernel for a phone that does not read
         bad_messages=10**4,
         message_burst=10**4,
         messages_per_second=1000,
@@ -64,7 +64,7 @@ def lax():
 
 
 def failures(log):
-    """The lines of a log that tell of a failure of the server."""
+    """Returns the lines of a log that report a failure of the server."""
     lines = BROKEN_TEXT.sub("", log).splitlines()
     return [line for line in lines if re.match("Traceback|ERROR|CRITICAL|.* ERROR ", line)]
 
@@ -78,7 +78,7 @@ def no_failure_is_logged(server):
 
 @pytest.fixture
 def open_phone(server):
-    """Connects new players, or a player's further phones; all are gone after the test."""
+    """Connects new players, or further phones of a player; closes all of them after the test."""
     opened = []
 
     def connect(*args, at=server, **options):
@@ -97,17 +97,17 @@ def mallory(server):
 
 @pytest.fixture
 def waiting(server, open_phone, mallory):
-    """A phone that waits in a queue where nobody else is."""
+    """A phone that waits alone in a queue."""
     phone = open_phone(queue="rated", session=mallory)
     phone.expect("queued")
-    # So many tests in a row connect this player more often than anybody may.
+    # Many tests in a row connect this player, more often than the rate limit allows.
     server.redis.delete(trivia.Keys.limit("connect", mallory["token"][:12]))
     return phone
 
 
 @pytest.fixture
 def pair(open_phone):
-    """Two in a game, past its `start`."""
+    """Connects two players, and returns their phones once their game has started."""
 
     def play(queue="random", **options):
         phones = [open_phone(queue=queue, **options) for _ in range(2)]
@@ -119,7 +119,7 @@ def pair(open_phone):
 
 
 def read_strictly(phone):
-    """The next frame; it must be JSON as RFC 8259 has it."""
+    """Returns the next frame, which must be JSON as RFC 8259 defines it."""
 
     def refuse(name):
         pytest.fail(f"{name} is not JSON")
@@ -128,13 +128,13 @@ def read_strictly(phone):
 
 
 def lives(phone):
-    """Whether the connection answers."""
+    """Checks that the connection still answers."""
     phone.send("ping", client_ms=7)
     return phone.expect("pong")["client_ms"] == 7
 
 
 def store(server, uid):
-    """All that is kept about a player and what he is doing."""
+    """Returns all that Redis stores about a player, their queue and their game."""
     seat = server.redis.hget("seats:{lobby}", uid)
     games = (
         [server.redis.hgetall(key) for key in server.redis.keys(f"game:*:{seat.split(' ')[-1]}")]
@@ -252,7 +252,7 @@ MALFORMED = [  # (frame, code)
 
 
 @pytest.mark.parametrize(("text", "code"), MALFORMED, ids=lambda value: ascii(value)[:40])
-def test_what_is_no_message_is_refused(server, mallory, waiting, text, code):
+def test_a_malformed_message_is_refused_without_effect(server, mallory, waiting, text, code):
     before = store(server, mallory["token"][:12])
     waiting.socket.send(text)
     error = read_strictly(waiting)
@@ -264,7 +264,7 @@ def test_what_is_no_message_is_refused(server, mallory, waiting, text, code):
     assert lives(waiting) and store(server, mallory["token"][:12]) == before
 
 
-INVALID = [  # (type, fields, the fields that are named)
+INVALID = [  # (type, fields, names of the fields that the error lists)
     ("answer", {}, "round choice"),
     ("answer", {"round": 1}, "choice"),
     ("answer", {"choice": 0}, "round"),
@@ -320,7 +320,7 @@ INVALID = [  # (type, fields, the fields that are named)
 
 
 @pytest.mark.parametrize(("kind", "fields", "named"), INVALID, ids=lambda value: ascii(value)[:40])
-def test_fields_that_do_not_fit_are_refused_by_name(server, mallory, waiting, kind, fields, named):
+def test_invalid_fields_are_refused_by_name(server, mallory, waiting, kind, fields, named):
     before = store(server, mallory["token"][:12])
     waiting.send(kind, id="mine", **fields)
     error = read_strictly(waiting)
@@ -396,7 +396,7 @@ def test_an_error_carries_the_id_of_the_message(waiting, mark):
     ],
     ids=lambda value: value[:20],
 )
-def test_an_id_that_is_none_is_refused(waiting, mark):
+def test_an_invalid_id_is_refused(waiting, mark):
     waiting.socket.send('{"type":"ping","id":' + mark + "}")
     error = read_strictly(waiting)
     assert (error["type"], error["code"]) == ("error", "bad_message") and "id" not in error
@@ -422,10 +422,10 @@ def test_pong_gives_the_clock_of_the_phone_back_unchanged(waiting, number):
     waiting.socket.send('{"type":"ping","client_ms":' + number + "}")
     pong = read_strictly(waiting)
     assert pong["type"] == "pong" and abs(pong["server_ms"] - time.time() * 1000) < 5000
-    assert repr(pong["client_ms"]) == repr(json.loads(number)), "an integer comes back as one"
+    assert repr(pong["client_ms"]) == repr(json.loads(number)), "an integer stays an integer"
 
 
-def test_no_depth_of_nesting_is_too_much(lax):
+def test_deeply_nested_messages_are_refused_at_any_depth(lax):
     with contextlib.closing(lax.phone(queue="rated")) as phone:
         phone.expect("queued")
         for depth in range(1, 1300, 3):
@@ -478,7 +478,7 @@ def test_a_message_of_more_than_4096_bytes_closes_the_connection(request, place,
 
 @functools.cache
 def a_player(target):
-    """One account of a server, for those who need any."""
+    """Returns an account of this server, the same one at each call."""
     return target.register()
 
 
@@ -516,7 +516,7 @@ def test_control_frames_between_fragments_and_empty_fragments_do_no_harm(waiting
 
 
 def send_raw(phone, head, payload=b"", masked=True):
-    """A frame with any first byte."""
+    """Sends a frame with any first byte."""
     mask = b"\1\2\3\4" if masked else b""
     body = bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload)) if masked else payload
     phone.socket.socket.sendall(bytes([head, len(payload) | (0x80 if masked else 0)]) + mask + body)
@@ -552,7 +552,7 @@ def test_a_breach_of_the_protocol_ends_the_connection_only(
     again.close()
 
 
-def test_broken_text_is_not_logged_as_a_failure(server):
+def test_text_that_is_not_utf8_is_not_logged_as_a_failure(server):
     before = len(server.log)
     phone = server.phone(session=a_player(server), queue="rated")
     phone.expect("queued")
@@ -561,7 +561,7 @@ def test_broken_text_is_not_logged_as_a_failure(server):
     assert "Traceback" not in server.log[before:]
 
 
-# ---- patience
+# ---- limits
 
 
 def test_too_many_malformed_messages_close_the_connection(strict):
@@ -574,7 +574,7 @@ def test_too_many_malformed_messages_close_the_connection(strict):
     phone.expect_close(4400)
 
 
-def test_a_refusal_by_the_rules_of_play_is_no_malformed_message(strict):
+def test_a_message_in_the_wrong_state_does_not_count_as_malformed(strict):
     phone = strict.phone(queue="rated")
     phone.expect("queued")
     for _ in range(7):
@@ -597,7 +597,7 @@ def test_too_many_messages_are_refused_and_then_close_the_connection(strict):
     assert len(frames) < 60
 
 
-def test_who_slows_down_is_heard_again(strict):
+def test_a_player_who_slows_down_is_served_again(strict):
     phone = strict.phone(queue="rated")
     phone.expect("queued")
     for _ in range(10):
@@ -605,7 +605,7 @@ def test_who_slows_down_is_heard_again(strict):
     wait_until(lambda: phone.receive().get("code") == "too_fast")
 
     def heard():
-        time.sleep(0.6)  # 0.6 messages a second would do
+        time.sleep(0.6)  # 0.6 messages a second are within the limit
         phone.send("ping", client_ms=99)
         while (frame := phone.receive())["type"] == "pong" and frame.get("client_ms") != 99:
             pass
@@ -615,7 +615,7 @@ def test_who_slows_down_is_heard_again(strict):
     phone.close()
 
 
-def test_who_does_nothing_in_no_queue_is_idle_and_who_waits_is_not(strict):
+def test_an_idle_player_is_disconnected_and_a_queued_player_is_not(strict):
     patient, idle = strict.phone(queue="party"), strict.phone(queue="rated")
     patient.expect("queued")
     idle.expect("queued")
@@ -626,11 +626,11 @@ def test_who_does_nothing_in_no_queue_is_idle_and_who_waits_is_not(strict):
     patient.close()
 
 
-def test_a_full_server_says_so(strict):
+def test_a_full_server_refuses_further_connections(strict):
     sessions, phones = [strict.register() for _ in range(6)], []
     for session in sessions[:5]:
 
-        def connected(session=session):  # those of other tests may still be closing
+        def connected(session=session):  # connections of other tests may still be closing
             with contextlib.suppress(InvalidStatus):
                 return strict.phone(session=session, queue="rated" if len(phones) % 2 else "party")
 
@@ -662,7 +662,7 @@ OTHER = "x" * 32
 
 @pytest.fixture(scope="module")
 def tokens(server):
-    """Tokens that are no good, by what is wrong with them."""
+    """Invalid tokens, by what is wrong with them, and the right one."""
     session, old, ended = server.register(), server.register(), server.register()
     uid = old["token"][:12]
     [field] = [
@@ -701,7 +701,7 @@ BAD = [
 
 
 def handshake(server, headers, subprotocols=None, path="random"):
-    """The response that refuses a handshake."""
+    """Tries a handshake that the server must refuse, and returns the response and its problem."""
     session = {"token": "", "user": {"username": ""}}
     with pytest.raises(InvalidStatus) as refused:
         Phone(server, session, path, headers=headers, subprotocols=subprotocols)
@@ -740,7 +740,7 @@ def test_a_bad_token_in_the_subprotocol_is_closed_with_4401(server, tokens, what
     assert phone.frames == []
 
 
-def test_the_right_token_in_the_subprotocol_is_let_in_and_not_repeated(open_phone, mallory):
+def test_the_right_token_in_the_subprotocol_is_accepted_and_not_repeated(open_phone, mallory):
     for offered in (
         ["trivia.v1", "bearer." + mallory["token"]],
         ["bearer." + mallory["token"], "trivia.v1", "other"],
@@ -819,7 +819,7 @@ def test_a_newer_connection_replaces_the_older_in_the_queue(server, open_phone, 
     assert server.redis.zrange("queue:{lobby}:rated", 0, -1).count(mallory["token"][:12]) == 1
 
 
-def test_a_newer_connection_to_another_queue_gives_up_the_ticket_in_the_first(
+def test_a_newer_connection_to_another_queue_ends_the_ticket_in_the_first(
     server, open_phone, waiting, mallory
 ):
     newer = open_phone(queue="party", session=mallory)
@@ -830,7 +830,7 @@ def test_a_newer_connection_to_another_queue_gives_up_the_ticket_in_the_first(
     assert server.redis.zscore("queue:{lobby}:party", uid) is not None and lives(newer)
 
 
-def test_a_newer_connection_takes_the_game_over_and_the_opponent_does_not_notice(pair, open_phone):
+def test_a_newer_connection_takes_over_the_game_unseen_by_the_opponent(pair, open_phone):
     ann, bob = pair()
     ann.expect("question")
     newer = open_phone(session=ann.session)
@@ -852,7 +852,7 @@ def test_many_connections_of_one_player_at_once_leave_one(server, open_phone, ma
     assert lives(phones[-1])
 
 
-# ---- a session that ends while it is connected
+# ---- a session that ends while its player is connected
 
 
 def log_out(server, phone):
@@ -906,7 +906,7 @@ def test_a_connection_ends_with_its_session_between_games(server, open_phone):
     phone.expect_close(4401)
 
 
-def test_the_end_of_another_session_leaves_the_connection_alone(server, open_phone):
+def test_the_end_of_another_session_does_not_end_the_connection(server, open_phone):
     phone = open_phone(queue="rated")
     phone.expect("queued")
     assert server.http("POST", "/auth/logout", token=sign_in(server, phone)).status == 204
@@ -984,7 +984,7 @@ def test_a_join_to_an_unknown_queue_is_refused_and_the_next_is_not(server, open_
         ("ws", "Quiz.Your.ORG", "http://quiz.your.org:80", True),
         ("wss", "quiz.your.org:443", "https://quiz.your.org", True),
         ("wss", "quiz.your.org", "https://QUIZ.your.org:443", True),
-        ("ws", "quiz.your.org", "https://quiz.your.org", True),  # a proxy with TLS that is silent
+        ("ws", "quiz.your.org", "https://quiz.your.org", True),  # a TLS proxy sets no header
         ("ws", "[2001:DB8::1]:8000", "http://[2001:db8::1]:8000", True),
         ("wss", "quiz.your.org", "http://quiz.your.org", False),
         ("wss", "quiz.your.org", "https://quiz.your.org:8443", False),
@@ -1017,7 +1017,7 @@ def test_an_origin_is_compared_by_scheme_host_and_port(scheme, host, origin, all
     [(0x81, b'{"type":"check"}'), (0x89, b"x" * 125)],
     ids=["messages", "pings of the protocol"],
 )
-def test_a_phone_that_never_reads_is_dropped_and_its_opponent_does_not_notice(lax, head, payload):
+def test_a_phone_that_never_reads_is_dropped_unseen_by_its_opponent(lax, head, payload):
     flood = (bytes([head, 0x80 | len(payload)]) + bytes(4) + payload) * 500
     with contextlib.closing(lax.phone()) as ann, contextlib.closing(lax.phone()) as bob:
         ann.expect("question")
@@ -1031,10 +1031,13 @@ def test_a_phone_that_never_reads_is_dropped_and_its_opponent_does_not_notice(la
 
 
 def flood_until_dropped(deaf, flood, opponent):
-    """Sends 300 times, or until nobody is there; how long the opponent had to wait for a reply at most."""
+    """Floods the server until it drops the phone, at most 300 times.
+
+    Returns the longest time in seconds that the opponent waited for a reply.
+    """
     slowest = 0
     for _ in range(300):
-        with contextlib.suppress(OSError):  # it times out, or is dropped
+        with contextlib.suppress(OSError):  # it times out, or the server has dropped the phone
             deaf.sendall(flood)
         began = time.monotonic()
         opponent.send("ping")
@@ -1045,7 +1048,7 @@ def flood_until_dropped(deaf, flood, opponent):
 
 
 def deafen(phone):
-    """Connects a player again, with a socket of one's own and the smallest buffer to read into."""
+    """Connects a player again through a raw socket with the smallest receive buffer."""
     phone.drop()
     raw = sockets.socket()
     raw.settimeout(0.2)
@@ -1061,17 +1064,17 @@ def deafen(phone):
     return raw
 
 
-# ---- how frames are cut
+# ---- how frames are split
 
 
 @pytest.fixture(scope="module", params=[None, TUNED], ids=["uvicorn", "trivia.py"])
 def either(request):
-    """Both ways to run the server: the tuned one has a way of its own for short frames."""
+    """Both ways to run the server: uvicorn, and trivia.py with its fast path for short frames."""
     yield from serving(request.param)
 
 
 def masked(text, first=0x81, mask=b"\x01\x80\xff\x10"):
-    """A frame as a phone sends it."""
+    """Builds a frame as a phone sends it."""
     data = text.encode()
     size = bytes((0x80 | len(data),)) if len(data) < 126 else b"\xfe" + len(data).to_bytes(2)
     return bytes((first,)) + size + mask + bytes(byte ^ mask[i % 4] for i, byte in enumerate(data))
@@ -1094,18 +1097,18 @@ CUTS = {
 
 
 @pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
-def test_an_answer_is_taken_however_its_frames_are_cut(either, cut):
+def test_an_answer_counts_however_its_frames_are_split(either, cut):
     ann, bob = either.pair()
     number = ann.expect("question")["round"]
     ann.socket.socket.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
     for piece in cut(json.dumps({"type": "answer", "round": number, "choice": 1})):
         ann.socket.socket.sendall(piece)
-        time.sleep(0.002)  # so that each comes as a segment of its own
+        time.sleep(0.002)  # so that each piece is a TCP segment of its own
     bob.expect("answered", player=ann.name)
     assert ann.refused("already_answered", "answer", round=number, choice=1, id=7)["id"] == 7
 
 
-def test_frames_that_come_in_one_piece_are_taken_in_order(either):
+def test_frames_in_one_segment_are_handled_in_order(either):
     ann, bob = either.pair()
     number = ann.expect("question")["round"]
     answer = json.dumps({"type": "answer", "round": number, "choice": 1, "id": "second"})
@@ -1166,10 +1169,10 @@ def test_no_token_is_in_the_log(server, open_phone):
     assert token not in server.log and token[12:] not in server.log and PASSWORD not in server.log
 
 
-# ---- a crowd
+# ---- many connections at once
 
 
-def test_many_are_taken_in_in_one_turn_of_the_loop():
+def test_one_turn_of_the_loop_accepts_many_connections():
     async def scene():
         loop, turn, taken = asyncio.get_running_loop(), 0, Counter()
 
@@ -1201,7 +1204,7 @@ def test_many_are_taken_in_in_one_turn_of_the_loop():
     uvloop.run(asyncio.wait_for(scene(), 20))
 
 
-# ---- what a connection leaves behind
+# ---- what a closed connection leaves in memory
 
 CYCLES = """
 import asyncio, gc
@@ -1247,8 +1250,8 @@ asyncio.run(main())
 """
 
 
-def test_a_closed_connection_leaves_nothing_to_the_garbage_collection():
-    """Which spares what is old; what refers to itself would stay for a day."""
+def test_a_closed_connection_leaves_no_reference_cycles():
+    """Old objects are frozen, so the garbage collector would keep a cycle for a day."""
     done = subprocess.run(
         [sys.executable, "-c", CYCLES], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
