@@ -107,7 +107,8 @@ class Tab:
 
     def check_width(self, screen):
         wide = self.page.evaluate("""() => [...document.querySelectorAll('body *')]
-            .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > innerWidth + 1)
+            .filter((one) => one.getClientRects().length
+                && one.getBoundingClientRect().right > innerWidth + 1)
             .map((one) => one.outerHTML.slice(0, 100))""")
         fits = self.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
         assert fits and not wide, f"{screen} overflows sideways: {wide}"
@@ -600,7 +601,8 @@ SIZES = [(390, 844), (844, 390), (320, 568), (1280, 800)]
 MAX_PAGE = 60 * 1024
 AXE = "4.14.1"  # the version of the npm package axe-core
 # Whether the whole of each choice is visible, and large enough for a thumb.
-TAPPABLE = """() => [...document.querySelectorAll('.choice')].map((one) => one.getBoundingClientRect())
+TAPPABLE = """() => [...document.querySelectorAll('.choice')]
+    .map((one) => one.getBoundingClientRect())
     .every((box) => box.height >= 72 && box.top >= 0 && box.bottom <= innerHeight + 1)"""
 
 
@@ -698,8 +700,12 @@ def test_eight_players_and_all_choices_fit_in_each_size(long_games, open_tabs):
 def test_a_reveal_is_announced_once_and_a_rematch_needs_both_players(long_games, open_tabs):
     ann, bob = tabs = open_tabs(long_games, PHONE, signed_in=new_names())
     in_game(tabs)
-    ann.page.evaluate("""() => { window.told = []; new MutationObserver(() => told.push(document.getElementById('say').textContent))
-        .observe(document.getElementById('say'), {childList: true, characterData: true, subtree: true}) }""")
+    ann.page.evaluate("""() => {
+        window.told = []
+        const say = document.getElementById('say')
+        new MutationObserver(() => told.push(say.textContent))
+            .observe(say, {childList: true, characterData: true, subtree: true})
+    }""")
     right, _ = play_round(ann, bob)
     told = ann.page.evaluate("told")
     assert len(told) == 1 and ("Right!" if right else "Not this time.") in told[0], told
@@ -752,7 +758,8 @@ def test_the_result_screen_describes_each_end_correctly(ended, ranks, reason, ve
         """([ranking, reason]) => {
             me = {username: 'p0'}
             const round = (choice) => ({correct: 1, answers: {p0: {choice}}})
-            game = {players: [], away: new Map([['p1', 'left']]), log: [1, 1, 0].map(round), round: 3}
+            game = {players: [], away: new Map([['p1', 'left']]), log: [1, 1, 0].map(round),
+                round: 3}
             renderResult(reason, ranking)
             return ['verdict', 'reason'].map((id) => document.getElementById(id).textContent)
         }""",
@@ -973,7 +980,8 @@ def read_code(page):
         const canvas = new OffscreenCanvas(330, 330).getContext('2d')
         canvas.drawImage(document.getElementById('qr'), 0, 0, 330, 330)
         const red = canvas.getImageData(0, 0, 330, 330).data.filter((_, index) => index % 4 === 0)
-        return Array.from(red, (value) => String.fromCharCode(value)).join('')  // a list comes slowly
+        // A string arrives sooner than a list.
+        return Array.from(red, (value) => String.fromCharCode(value)).join('')
     }""")
     picture = memoryview(pixels.encode("latin-1")).cast("B", (330, 330))
     [code] = zxingcpp.read_barcodes(picture)

@@ -1220,10 +1220,15 @@ async def echo(scope, receive, send):
 
 def kinds():
     theirs = ("uvicorn.protocols", "websockets.server", "trivia")
-    return {kind.__qualname__ for kind in map(type, gc.get_objects()) if str(kind.__module__).startswith(theirs)}
+    return {
+        kind.__qualname__
+        for kind in map(type, gc.get_objects())
+        if str(kind.__module__).startswith(theirs)
+    }
 
 async def main():
-    config = uvicorn.Config(echo, port=0, ws=trivia.WebSocket, http=trivia.Http, lifespan="off", log_level="error")
+    config = uvicorn.Config(echo, port=0, ws=trivia.WebSocket, http=trivia.Http,
+                            lifespan="off", log_level="error")
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:
