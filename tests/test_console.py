@@ -1,4 +1,4 @@
-"""The operator's console: what it shows and does, by whom, on all workers, and what is in its log."""
+"""The operator's console: what it shows, what it changes, who may do that, and its audit log."""
 
 import json
 import os
@@ -20,7 +20,7 @@ OPEN = {
 STORE = "https://example.org/store"
 
 
-QUIZ = [  # the whole of a category; each has a wrong key: the right answer is called "true"
+QUIZ = [  # a whole category with wrong keys: the choice that is really right begins with "true"
     {
         "id": f"quiz-{n}",
         "question": f"Which one is it, number {n}?",
@@ -40,7 +40,7 @@ def add_quiz(tree):
 
 @pytest.fixture(scope="module")
 def desk():
-    """A server of two workers that operators may act on."""
+    """A server with two workers, with tokens for operators to look and to act."""
     running = Server(edited_schema(add_quiz, answer_seconds=60), workers=2, env=OPEN)
     file = running.data / "quiz.json"
     file.write_text(json.dumps(QUIZ))
@@ -79,7 +79,7 @@ def login(server, phone):
 
 
 def idle_phones(server, count):
-    """So many that several workers have some, almost surely; they wait in a queue for one game."""
+    """Connects so many waiting phones that almost surely several workers have some."""
     return [server.phone(queue="party") for _ in range(count)]
 
 
@@ -96,7 +96,7 @@ def refused_handshake(phone):
 @pytest.mark.parametrize(
     ("token", "status"), [(None, 401), ("wrong-token-of-good-length", 401), (LOOKS, 403)]
 )
-def test_who_lacks_the_role_changes_nothing_and_an_attempt_to_act_is_logged(
+def test_without_the_role_nothing_changes_and_attempts_to_act_are_logged(
     desk, method, token, status
 ):
     player = desk.register()["user"]["username"]
@@ -112,7 +112,7 @@ def test_who_lacks_the_role_changes_nothing_and_an_attempt_to_act_is_logged(
     before = len(audit(desk)["acts"])
     for i, name in enumerate(names):
         code = "forbidden" if status == 403 else "not_authenticated"
-        away = {"X-Forwarded-For": f"198.51.100.{i}"}  # of one address only so many are logged
+        away = {"X-Forwarded-For": f"198.51.100.{i}"}  # the log limits attempts by address
         body = {"player": player, "closed": True}
         desk.http("POST", f"/ops/act/{name}", body, token, away).refused(status, code)
         attempt = audit(desk)["refused"][0]
@@ -140,7 +140,7 @@ def test_who_lacks_the_role_changes_nothing_and_an_attempt_to_act_is_logged(
         ("undo", {"entry": "0"}, 422, "invalid"),
     ],
 )
-def test_what_is_wrong_is_refused_and_logged(desk, name, arguments, status, code):
+def test_an_invalid_act_is_refused_and_logged(desk, name, arguments, status, code):
     before = len(audit(desk)["acts"])
     act(desk, name, **arguments).refused(status, code)
     found = audit(desk)
@@ -161,14 +161,14 @@ def test_what_is_wrong_is_refused_and_logged(desk, name, arguments, status, code
         ("audit?before=99999999999999999999-1", 422),
     ],
 )
-def test_a_look_at_what_is_not_there_is_refused(desk, path, status):
+def test_a_look_at_something_that_does_not_exist_is_refused(desk, path, status):
     assert look(desk, path).status == status
 
 
 # ---- players
 
 
-def test_a_player_is_found_by_name_address_and_id(desk):
+def test_a_player_is_found_by_name_email_and_id(desk):
     ann, bob = desk.pair()
     card = look(desk, "player", f"?player={ann.name}", ACTS).json
     assert card["user"]["username"] == ann.name and card["ban"] is None
@@ -176,7 +176,7 @@ def test_a_player_is_found_by_name_address_and_id(desk):
     email = card["user"].pop("email")
     for text in (card["id"], ann.name.upper(), email):
         assert look(desk, "player", f"?player={text}", ACTS).json["id"] == card["id"]
-    # Who may only look sees no private field, and finds nobody by one.
+    # With the token that only looks, no private field is shown or found.
     seen = look(desk, "player", f"?player={card['id']}").json
     assert seen == card | {
         "user": {key: card["user"][key] for key in card["user"] if key != "zone"}
@@ -188,10 +188,10 @@ def test_a_player_is_found_by_name_address_and_id(desk):
     ann.drop(), bob.drop()
 
 
-def test_a_name_that_is_the_id_of_another_player_stands_for_neither(desk):
+def test_a_name_that_is_the_id_of_another_player_means_neither_of_them(desk):
     evader, second = desk.register(), desk.register()["user"]["username"]
     uid = evader["token"][:12]
-    # As if the second account of the evader had been given the id as its name.
+    # This is as if the evader had registered a second account, and given it the id as its name.
     claim = desk.redis.hget(trivia.Keys.unique(second), second)
     desk.redis.hset(trivia.Keys.unique(trivia.fold(uid)), trivia.fold(uid), claim)
     desk.redis.hset(trivia.Keys.user(claim.split(" ")[0]), "username", uid)
@@ -222,7 +222,7 @@ def test_a_ban_closes_the_socket_and_refuses_to_sign_in_until_it_is_undone(desk)
         phone.drop()
 
 
-def test_a_browser_that_is_banned_gets_the_close_code(desk):
+def test_a_banned_player_in_a_browser_gets_the_close_code(desk):
     session = desk.register()
     name = session["user"]["username"]
     done(desk, "ban", player=name)
@@ -232,7 +232,7 @@ def test_a_browser_that_is_banned_gets_the_close_code(desk):
     assert desk.http("GET", "/users/me", token=session["token"]).status == 200
 
 
-def test_an_act_keeps_its_outcome_where_a_page_of_the_log_ends_between_them(desk):
+def test_an_act_keeps_its_outcome_at_the_end_of_a_page_of_the_log(desk):
     entry = done(desk, "end_sessions", player=desk.register()["user"]["username"])["entry"]
     row = {"who": "ann", "act": "export", "target": ""} | dict.fromkeys(
         ("args", "before", "after"), "{}"
@@ -245,7 +245,7 @@ def test_an_act_keeps_its_outcome_where_a_page_of_the_log_ends_between_them(desk
     assert (older["entry"], older["outcome"]) == (entry, "done")
 
 
-def test_strangers_push_nothing_out_of_the_log(desk):
+def test_attempts_without_a_token_remove_nothing_from_the_log(desk):
     for i in range(25):
         path, away = f"/ops/act/stranger{i}", {"X-Forwarded-For": "192.0.2.99"}
         answer = desk.http("POST", path, {}, "no-token-of-an-operator", away)
@@ -254,7 +254,7 @@ def test_strangers_push_nothing_out_of_the_log(desk):
     assert len(tried) == 20
 
 
-def test_a_ban_ends_the_game_and_its_own_end_lifts_it(desk):
+def test_a_ban_ends_the_game_of_a_player_and_lifts_itself_in_time(desk):
     ann, bob = desk.pair(queue="rated")
     done(desk, "ban", player=ann.name, hours=1)
     ann.expect_close(4403)
@@ -265,14 +265,14 @@ def test_a_ban_ends_the_game_and_its_own_end_lifts_it(desk):
     bob.drop()
 
 
-def test_a_guest_who_is_banned_gets_no_session_and_uses_nothing_up(desk):
+def test_a_banned_guest_gets_no_session(desk):
     secret = {"secret": "s" * 40}
     guest = desk.http("POST", "/auth/guest", secret).json
     done(desk, "ban", player=guest["user"]["username"])
     desk.http("POST", "/auth/guest", secret).refused(403, "banned")
 
 
-def test_names_sessions_ratings_and_codes_are_set_and_what_can_be_is_undone(desk):
+def test_names_sessions_ratings_and_codes_can_be_set_and_most_of_it_undone(desk):
     session = desk.register()
     name, token = session["user"]["username"], session["token"]
     other = unique_name()
@@ -301,7 +301,7 @@ def test_names_sessions_ratings_and_codes_are_set_and_what_can_be_is_undone(desk
     assert code not in json.dumps(audit(desk))
 
 
-def test_an_account_is_exported_and_erased_and_the_log_keeps_no_name(desk):
+def test_an_account_is_exported_and_erased_and_its_name_is_not_in_the_log(desk):
     session = desk.register()
     name = session["user"]["username"]
     export = done(desk, "export", player=name)
@@ -317,7 +317,7 @@ def test_an_account_is_exported_and_erased_and_the_log_keeps_no_name(desk):
 # ---- games
 
 
-def test_a_void_game_moves_no_rating_and_a_stopped_one_counts(desk):
+def test_a_void_game_does_not_count_and_a_stopped_game_does(desk):
     for name, reason, moves in (("void_game", "void", False), ("end_game", "stopped", True)):
         ann, bob = phones = desk.pair(queue="rated")
         question = ann.expect("question")
@@ -346,7 +346,7 @@ def test_a_void_game_moves_no_rating_and_a_stopped_one_counts(desk):
 
 @pytest.fixture
 def switched(desk):
-    """A server on which all is switched back after the test."""
+    """The shared server; after the test all its switches are as before."""
     yield desk
     for name in list(look(desk, "switches").json["switches"]):
         kind, _, value = name.partition(" ")
@@ -364,7 +364,7 @@ def switched(desk):
 
 
 def everywhere(server, holds):
-    """Waits until it holds thirty times in a row, so that it does on each worker."""
+    """Waits until `holds` is true thirty times in a row, and so almost surely on each worker."""
     wait_until(lambda: all(holds() for _ in range(30)), 30)
 
 
@@ -385,7 +385,7 @@ def test_registration_is_closed_and_opened_on_all_workers(switched):
     assert switched.http("POST", "/auth/register", account).status == 201
 
 
-def test_a_closed_queue_lets_nobody_in_and_its_games_go_on(switched):
+def test_a_closed_queue_admits_no_players_and_its_games_go_on(switched):
     ann, bob = switched.pair()
     waiting = idle_phones(switched, 3)
     for phone in waiting:
@@ -409,7 +409,7 @@ def test_a_closed_queue_lets_nobody_in_and_its_games_go_on(switched):
     ann.drop(), bob.drop()
 
 
-def test_an_app_that_is_too_old_is_told_where_a_new_one_is(switched):
+def test_an_app_that_is_too_old_is_told_where_to_get_a_new_version(switched):
     old, new = {"X-App": "shop", "X-Version": "1.9.3"}, {"X-App": "shop", "X-Version": "1.10"}
     session = switched.register()
     queries = "party?app=shop&version=1.9", "party?app=other&version=1", "party"
@@ -434,7 +434,7 @@ def test_an_app_that_is_too_old_is_told_where_a_new_one_is(switched):
         phone.drop()
 
 
-def test_a_message_reaches_all_sockets_and_those_that_come_later(switched):
+def test_a_message_reaches_connected_players_and_those_who_connect_later(switched):
     phones = idle_phones(switched, 4)
     wait_until(lambda: act(switched, "announce", dry=True, text="x").json["players"] >= 4)
     done(switched, "announce", text="A new season begins.")
@@ -446,7 +446,7 @@ def test_a_message_reaches_all_sockets_and_those_that_come_later(switched):
         phone.drop()
 
 
-def test_maintenance_is_announced_then_nobody_joins_and_games_are_played_to_their_end(switched):
+def test_maintenance_is_announced_then_admits_no_players_and_ends_after_the_games(switched):
     ann, bob = switched.pair()
     waiting = switched.phone(queue="party")
     done(switched, "maintenance", closed=True, seconds=3600, text="We move.")
@@ -464,7 +464,7 @@ def test_maintenance_is_announced_then_nobody_joins_and_games_are_played_to_thei
         phone.expect_close(1013)
 
 
-def test_switches_bans_and_the_log_outlive_workers_that_are_killed(switched):
+def test_switches_bans_and_the_log_outlive_killed_workers(switched):
     phones = idle_phones(switched, 2)
     done(switched, "registration", closed=True)
     banned = done(switched, "ban", player=phones[0].name)
@@ -498,7 +498,10 @@ def quiz_rows(server, query=""):
 
 
 def play_quiz(server, wanted):
-    """A game of two, in which each gives the answers that begin with their word; ids of the questions."""
+    """Plays a game of two, in which each player takes the choices that begin with their word.
+
+    Returns the phones, the first `end` message, and the texts of the questions.
+    """
     phones, asked = server.pair(queue="quiz"), []
     for number in range(1, 4):
         for phone, word in zip(phones, wanted, strict=True):
@@ -514,7 +517,7 @@ def play_quiz(server, wanted):
     return phones, ends[0], asked
 
 
-def test_answers_are_summed_up_by_question(desk):
+def test_answers_are_counted_by_question(desk):
     _, _, asked = play_quiz(desk, ["key", "wrong"])
     asked = {f"quiz-{text[-2]}" for text in asked}
     wait_until(lambda: all(quiz_rows(desk)[key]["choices"][f"wrong {key[-1]}"] for key in asked))
@@ -524,9 +527,9 @@ def test_answers_are_summed_up_by_question(desk):
         assert row["shown"] >= 2
 
 
-def test_four_lists_show_what_is_wrong_with_questions(desk):
+def test_four_lists_show_questions_with_problems(desk):
     times = " ".join(["40"] + ["0"] * 10)
-    rows = [  # shown, rest of the right and of the wrong, times, choices
+    rows = [  # shown, percent of the other questions right (sums), times, choices
         f"40 0 2000 {times} 0 30 10",
         f"40 2000 0 {times} 40",
         f"40 1000 1800 {times} 20 20",
@@ -547,7 +550,7 @@ def test_four_lists_show_what_is_wrong_with_questions(desk):
 QUIZ_IDS = {item["id"] for item in QUIZ}
 
 
-def test_a_question_is_flagged_after_its_reveal_and_once_by_each(desk):
+def test_a_question_can_be_flagged_after_its_reveal_and_once_by_each_player(desk):
     ann, bob = desk.pair(queue="quiz")
     question = ann.expect("question")
     bob.expect("question")
@@ -573,7 +576,7 @@ def test_a_question_is_flagged_after_its_reveal_and_once_by_each(desk):
     ann.drop(), bob.drop()
 
 
-def test_a_question_is_edited_and_retired_in_the_midst_of_games_which_do_not_notice(desk):
+def test_a_question_is_edited_and_retired_without_effect_on_running_games(desk):
     ann, bob = phones = desk.pair(queue="quiz")
     for phone in phones:
         question = phone.expect("question")
@@ -606,7 +609,7 @@ def test_a_question_is_edited_and_retired_in_the_midst_of_games_which_do_not_not
     act(desk, "undo", entry=edited["entry"]).refused(409, "changed_meanwhile")
 
 
-def test_the_repair_of_a_wrong_key_moves_points_wins_ratings_and_boards_once(desk):
+def test_the_repair_of_a_wrong_key_corrects_points_wins_ratings_and_leaderboards(desk):
     phones, end, asked = play_quiz(desk, ["key", "true"])
     ann, bob = phones
     game = end["game"]
@@ -631,7 +634,7 @@ def test_the_repair_of_a_wrong_key_moves_points_wins_ratings_and_boards_once(des
     assert shown["ranking"][0]["player"] == bob.name
     wait_until(lambda: (me(ann)["wins"], me(bob)["wins"]) == (0, 1))
     assert me(ann)["rating"] < before[ann.name] and me(bob)["rating"] > before[bob.name]
-    assert abs(me(bob)["rating"] - before[ann.name]) < 0.01  # as if bob had won at once
+    assert abs(me(bob)["rating"] - before[ann.name]) < 0.01  # as if Bob had won in the first place
     board = desk.http("GET", "/leaderboards/rating?limit=100").json["entries"]
     ranked = {row["username"]: row["value"] for row in board}
     assert ranked[bob.name] == me(bob)["rating"]
@@ -646,7 +649,7 @@ def test_the_repair_of_a_wrong_key_moves_points_wins_ratings_and_boards_once(des
 
 
 def reported(server, target, reason="cheating", **body):
-    """The id of a report by a new player."""
+    """Reports something as a new player, and returns the id of the report."""
     body = {"reason": reason} | (body or {"player": target})
     answer = server.http("POST", "/reports", body, server.register()["token"])
     assert answer.status == 201, answer.body
@@ -657,7 +660,7 @@ def open_reports(server):
     return [row["id"] for row in look(server, "reports").json["reports"]]
 
 
-def test_reports_are_a_queue_and_one_shows_what_was_played(desk):
+def test_reports_are_listed_in_order_and_each_shows_its_game(desk):
     ann, bob = desk.pair()
     play_all((ann, bob))
     game = ann.frames[-1]["game"]
@@ -681,7 +684,7 @@ def test_reports_are_a_queue_and_one_shows_what_was_played(desk):
     act(desk, "close_report", report=first).refused(404, "not_found")
 
 
-def test_an_act_answers_all_reports_about_its_target_and_each_is_undone_by_itself(desk):
+def test_an_act_closes_all_reports_about_its_target_and_both_can_be_undone(desk):
     phone = desk.phone(queue="party")
     about = [reported(desk, phone.name) for _ in range(2)]
     stranger = reported(desk, desk.register()["user"]["username"])
@@ -693,7 +696,7 @@ def test_an_act_answers_all_reports_about_its_target_and_each_is_undone_by_itsel
     entry = audit(desk)["acts"][0]
     assert (entry["act"], entry["entry"]) == ("close_report", banned["closed"])
     assert entry["after"] == {"outcome": "ban", "reports": about} and entry["who"] == "ann"
-    assert phone.name not in json.dumps(entry), "the log outlives names"
+    assert phone.name not in json.dumps(entry), "the log is kept longer than names"
     undone(desk, banned["closed"])
     assert set(about) <= set(open_reports(desk))
     undone(desk, banned["entry"])
@@ -701,12 +704,12 @@ def test_an_act_answers_all_reports_about_its_target_and_each_is_undone_by_itsel
     act(desk, "undo", entry=banned["closed"]).refused(409, "changed_meanwhile")
     act(desk, "ban", player=phone.name, report="no-such-one!").refused(422, "invalid")
     act(desk, "ban", player=phone.name, report="nosuchreport").refused(404, "not_found")
-    assert login(desk, phone).status == 200, "nobody is banned for a report that is not there"
+    assert login(desk, phone).status == 200, "an act with an unknown report bans nobody"
     done(desk, "close_report", report=about[0], others=True)
     done(desk, "close_report", report=stranger)
 
 
-def test_a_question_that_was_reported_is_retired_and_its_reports_are_closed(desk):
+def test_a_reported_question_is_retired_and_its_reports_are_closed(desk):
     text = QUIZ[0]["question"]
     about = [reported(desk, None, "wrong", question=text) for _ in range(2)]
     shown = look(desk, "report", f"?report={about[0]}").json
@@ -716,7 +719,7 @@ def test_a_question_that_was_reported_is_retired_and_its_reports_are_closed(desk
     undone(desk, retired["entry"])
 
 
-def test_a_closed_report_goes_with_the_account_and_after_a_while(desk):
+def test_a_closed_report_is_deleted_with_the_account_or_after_a_while(desk):
     session = desk.register()
     report = reported(desk, session["user"]["username"])
     done(desk, "close_report", report=report)
@@ -735,7 +738,7 @@ def shell(server, *words):
     return trivia_py("ops", *words, env=env)
 
 
-def test_the_command_line_looks_and_acts_as_the_routes_do(desk):
+def test_the_command_line_looks_and_acts_like_the_routes(desk):
     phone = desk.phone(queue="party")
     dry = shell(desk, "ban", f"player={phone.name}", "hours=1", "--dry-run")
     assert json.loads(dry.stdout)["players"] == 1, dry.stderr
@@ -749,7 +752,7 @@ def test_the_command_line_looks_and_acts_as_the_routes_do(desk):
     assert wrong.returncode == 1 and wrong.stderr == "ops ban: There is no such player.\n"
 
 
-def test_the_log_has_bounds_and_refused_attempts_do_not_push_acts_out(desk):
+def test_the_log_is_bounded_and_refused_attempts_remove_no_acts(desk):
     client = desk.redis
     marker = done(desk, "announce", text="marker")["entry"]
     with client.pipeline() as pipe:
@@ -762,7 +765,7 @@ def test_the_log_has_bounds_and_refused_attempts_do_not_push_acts_out(desk):
     client.hdel("switches:{ops}", "message")
 
 
-def test_a_wrong_variable_ends_the_start_in_one_line():
+def test_an_invalid_variable_ends_the_start_with_one_line():
     for value in ("short", "ann:short", f"an n:{ACTS}", ACTS):
         ended = trivia_py("check", env=os.environ | {"TRIVIA_OPS_ACT_TOKEN": value})
         assert ended.returncode == 1 and ended.stderr.startswith("TRIVIA_OPS_ACT_TOKEN: found ")

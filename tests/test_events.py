@@ -1,4 +1,4 @@
-"""Events for the operator's own backend: in the stream, and by signed requests to a webhook."""
+"""Events for the operator's backend: in a stream, and by signed requests to a webhook."""
 
 import asyncio
 import base64
@@ -19,9 +19,10 @@ ACTS = "token-that-acts-too"
 
 
 class Receiver:
-    """A backend that gets events. `statuses` are its next answers, then 204; 0 hangs for a while.
+    """A backend that receives events.
 
-    `once` has answers to certain events: {id: status}.
+    `statuses` holds its next responses, and 204 follows; 0 hangs for a while. `once` holds the
+    responses to certain events: {id: status}.
     """
 
     def __init__(self):
@@ -46,7 +47,8 @@ class Receiver:
                     receiver.released.wait(30)
                 self.send_response(status or 204)
                 self.send_header("content-length", "0")
-                self.send_header("connection", "close")  # or it would be served after stop()
+                # Otherwise, open connections would be served after stop().
+                self.send_header("connection", "close")
                 self.end_headers()
 
             def log_message(self, *args):
@@ -62,11 +64,11 @@ class Receiver:
         self.server.server_close()
 
     def got(self, event):
-        """The requests with an event: [(headers, body)]."""
+        """Returns the requests with this event: [(headers, body)]."""
         return [(head, body) for head, body in self.requests if head["webhook-id"] == event]
 
     def expect(self, event, times=1):
-        """What is told of an event that arrives so often."""
+        """Waits until an event has arrived `times` times, always the same, and returns its body."""
         found = wait_until(lambda: len(self.got(event)) >= times and self.got(event), 30)
         assert len({body for _, body in found}) == 1, found
         return json.loads(found[0][1])
@@ -82,7 +84,7 @@ def receiver():
 
 @pytest.fixture(scope="module")
 def backed(receiver):
-    """A server of two workers whose events go to the receiver."""
+    """A server with two workers that sends its events to the receiver."""
     env = {
         "TRIVIA_WEBHOOK": f"http://127.0.0.1:{receiver.port}/trivia",
         "TRIVIA_WEBHOOK_SECRET": f"{NEW} {OLD}",
@@ -106,7 +108,7 @@ def events(server):
 
 
 def streamed(server, event):
-    """How often an event is in the stream."""
+    """Counts how often the stream holds an event."""
     return sum(fields["id"] == event for _, fields in server.redis.xrange(Keys.events))
 
 
@@ -116,22 +118,22 @@ def uid_of(server, session):
 
 
 def new_account(server):
-    """A player, and the event that tells of them."""
+    """Registers a player. Returns their session, their id, and the id of their first event."""
     session = server.register()
     uid = uid_of(server, session)
     return session, uid, f"account_{uid}"
 
 
 def told_of(receiver, kind, uid):
-    """What was told of a player: the data of events of a type."""
+    """Returns the data of all received events of a type about this player."""
     told = [json.loads(body) for _, body in receiver.requests]
     return [one["data"] for one in told if one["type"] == kind and one["data"].get("player") == uid]
 
 
-# ---- what is told
+# ---- content of events
 
 
-def test_what_happens_is_told_once_and_names_nobody_but_by_ids(backed, receiver):
+def test_each_event_is_sent_once_and_names_players_only_by_their_ids(backed, receiver):
     phones = backed.pair()
     ends = play_all(phones)
     ann, bob = (phone.session for phone in phones)
@@ -181,7 +183,7 @@ def test_what_happens_is_told_once_and_names_nobody_but_by_ids(backed, receiver)
         assert json.loads(body)["data"].keys() == trivia.EVENTS[json.loads(body)["type"]][1].keys()
 
 
-def test_either_secret_of_a_rotation_verifies_and_no_other_does(backed, receiver):
+def test_both_secrets_of_a_rotation_verify_and_no_other_does(backed, receiver):
     _, _, event = new_account(backed)
     receiver.expect(event)
     [(headers, body)] = receiver.got(event)
@@ -194,7 +196,7 @@ def test_either_secret_of_a_rotation_verifies_and_no_other_does(backed, receiver
         Webhook("whsec_" + base64.b64encode(bytes(32)).decode()).verify(body, headers)
 
 
-def test_nothing_is_told_of_what_has_not_happened(backed):
+def test_an_event_that_does_not_happen_is_not_sent(backed):
     async def run():
         store = trivia.Redis(f"unix://{backed.data / 'd' / 'redis.sock'}", "", lambda events: None)
         await store.connect()
@@ -203,7 +205,7 @@ def test_nothing_is_told_of_what_has_not_happened(backed):
             sign = {"type": "player.banned", "id": "ban_never", "data": {}}
             sign["sign"] = [Keys.user("nobody-there"), ":ban", "0 "]
             now = round(time.time())
-            with pytest.raises(trivia.Later):  # it may yet happen
+            with pytest.raises(trivia.Later):  # it may still happen
                 await told._confirm(trivia.Chore("x", "event", now, 1, sign))
             await told._confirm(trivia.Chore("x", "event", now - 61, 1, sign))
         finally:
@@ -216,13 +218,13 @@ def test_nothing_is_told_of_what_has_not_happened(backed):
 # ---- a receiver that fails
 
 
-def test_a_receiver_that_was_down_or_failed_gets_each_event_with_the_same_id(backed, receiver):
+def test_a_receiver_that_was_down_gets_each_event_later_with_the_same_id(backed, receiver):
     receiver.stop()
     _, _, event = new_account(backed)
     try:
         wait_until(lambda: f"event {event}" not in backed.redis.hkeys(Keys.chores))
         tries = lambda: (backed.redis.hget(Keys.deliveries, event) or "0").split()[0]
-        wait_until(lambda: tries() != "0", 30)  # an event that is confirmed late comes late
+        wait_until(lambda: tries() != "0", 30)  # a late confirmation delays the first try
         receiver.once[event] = 500
     finally:
         receiver.start()
@@ -231,7 +233,7 @@ def test_a_receiver_that_was_down_or_failed_gets_each_event_with_the_same_id(bac
     assert (len(receiver.got(event)), streamed(backed, event)) == (2, 1)
 
 
-def test_what_the_receiver_does_not_want_is_given_up_shown_and_replayed(backed, receiver):
+def test_an_event_that_the_receiver_refuses_is_listed_and_can_be_replayed(backed, receiver):
     receiver.statuses = [410]
     _, _, event = new_account(backed)
     receiver.expect(event)
@@ -262,20 +264,20 @@ def test_an_event_is_given_up_after_its_last_try(backed, receiver):
     wait_until(lambda: not backed.redis.hexists(Keys.deliveries, event), 20)
 
 
-def test_a_receiver_that_hangs_and_a_kill_of_all_workers_lose_nothing(backed, receiver):
+def test_a_receiver_that_hangs_and_a_crash_of_all_workers_lose_no_event(backed, receiver):
     receiver.released.clear()
     receiver.statuses = [0]
     _, _, first = new_account(backed)
-    receiver.expect(first)  # it hangs with this one
+    receiver.expect(first)  # the receiver hangs with this event
     _, _, second = new_account(backed)
-    wait_until(lambda: streamed(backed, second), 20)  # whatever else there is to do goes on
+    wait_until(lambda: streamed(backed, second), 20)  # other events reach the stream
     session = backed.register()
     backed.stop(9)
     receiver.released.set()
     backed.start()
     third = f"account_{uid_of(backed, session)}"
-    receiver.expect(third)  # it was announced before the registration
-    backed.redis.zadd(Keys.due_deliveries, {first: 0})  # the lease of the dead worker is over
+    receiver.expect(third)  # its chore was stored before the registration
+    backed.redis.zadd(Keys.due_deliveries, {first: 0})  # ends the lease of the dead worker
     receiver.expect(first, times=2)
     receiver.expect(second)
     wait_until(lambda: not backed.redis.hkeys(Keys.deliveries), 20)
@@ -284,7 +286,7 @@ def test_a_receiver_that_hangs_and_a_kill_of_all_workers_lose_nothing(backed, re
 # ---- bounds
 
 
-def test_the_stream_has_bounds_and_a_repeated_event_is_one_delivery():
+def test_the_stream_is_bounded_and_a_repeated_event_is_delivered_once():
     store = Valkey().start()
     try:
         store.client.function_load(trivia.LIBRARY.text)
@@ -296,7 +298,7 @@ def test_the_stream_has_bounds_and_a_repeated_event_is_one_delivery():
 
         assert [add("a"), add("a"), add("b")] == [1, 1, 1]
         assert store.client.hgetall(Keys.deliveries) == {"a": "0 []", "b": "0 []"}
-        assert add("c", most=2) == 0, "too many deliveries wait"
+        assert add("c", most=2) == 0, "too many deliveries are waiting"
         assert [fields["id"] for _, fields in store.client.xrange(Keys.events)] == list("aabc")
         for n in range(500):
             add(f"d{n}")
@@ -318,7 +320,7 @@ def test_the_stream_has_bounds_and_a_repeated_event_is_one_delivery():
         ("https://example.org/hook", f"{NEW} whsec_!!!", "TRIVIA_WEBHOOK_SECRET"),
     ],
 )
-def test_a_wrong_webhook_ends_the_start_in_one_line(monkeypatch, url, secret, variable):
+def test_an_invalid_webhook_ends_the_start_with_one_line(monkeypatch, url, secret, variable):
     monkeypatch.setattr(trivia, "WEBHOOK", url)
     monkeypatch.setattr(trivia, "WEBHOOK_SECRETS", secret)
     with pytest.raises(trivia.Fatal) as caught:
@@ -328,7 +330,7 @@ def test_a_wrong_webhook_ends_the_start_in_one_line(monkeypatch, url, secret, va
     assert secret not in told or not secret
 
 
-def test_a_webhook_may_have_several_secrets(monkeypatch):
+def test_a_webhook_can_have_several_secrets(monkeypatch):
     monkeypatch.setattr(trivia, "WEBHOOK", "https://example.org:8443/hook?tenant=1")
     monkeypatch.setattr(trivia, "WEBHOOK_SECRETS", f"{NEW} {OLD}")
     trivia.check_environment()
