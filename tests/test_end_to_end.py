@@ -1,4 +1,5 @@
-"""Whole servers: how they start, stop, come back, share a Redis, run under other ASGI servers, or refuse to start."""
+"""Whole servers: how they start, stop, restart and share a Redis, run under other ASGI servers, and
+refuse to start."""
 
 import asyncio
 import contextlib
@@ -48,7 +49,7 @@ def free_port():
 
 
 def valkeys(server):
-    """The pids of the Valkeys that run on a server's data folder."""
+    """Returns the pids of the Valkey processes that run in a server's data folder."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -60,24 +61,24 @@ def valkeys(server):
 
 
 def the_valkey(server):
-    """The pid of the one Valkey of a server."""
+    """Returns the pid of a server's only Valkey."""
     running = valkeys(server)
     assert len(running) == 1, running
     return running.pop()
 
 
 def parent(pid):
-    """The pid of a process's parent, or 0 if there is no such process."""
+    """Returns the pid of a process's parent, or 0 if there is no such process."""
     with contextlib.suppress(OSError):
         return int(re.search(r"PPid:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])
     return 0
 
 
 def workers_of(server):
-    """The pids of the workers under a supervisor."""
+    """Returns the pids of the workers under a supervisor."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it may be gone by now
+        with contextlib.suppress(OSError):  # the process may have ended by now
             if (
                 parent(process.name) == server.process.pid
                 and b"spawn_main" in (process / "cmdline").read_bytes()
@@ -95,7 +96,7 @@ def me(server, phone):
 
 
 def forfeit(server, winner, loser):
-    """The quickest game that counts: it is given up after an answer."""
+    """Plays the shortest game that counts: the loser leaves after an answer."""
     winner.send("answer", round=winner.expect("question")["round"], choice=0)
     loser.expect("answered")
     loser.send("leave")
@@ -105,7 +106,7 @@ def forfeit(server, winner, loser):
 
 
 def await_reconnect(phone, seconds=20):
-    """Reconnects as a phone does: again and again until it works."""
+    """Reconnects as a phone does, again and again until it works."""
 
     def attempt():
         with contextlib.suppress(OSError, InvalidHandshake, EOFError):
@@ -115,7 +116,7 @@ def await_reconnect(phone, seconds=20):
 
 
 def refusal(server, token, **options):
-    """With which status or close code a phone is refused."""
+    """Returns the status or the close code with which the server refuses a phone."""
     try:
         server.phone(session={"user": {"username": "nobody"}, "token": token}, **options).receive()
     except InvalidStatus as error:
@@ -125,7 +126,7 @@ def refusal(server, token, **options):
 
 
 def run(command, **env):
-    """Runs a command to its end; returns its exit code and all that it printed."""
+    """Runs a command to its end, and returns its exit code and all that it printed."""
     ours = ("REDIS_URL", "TRIVIA_DATA", "TRIVIA_SCHEMA", "TRIVIA_LAB")
     clean = {key: value for key, value in os.environ.items() if key not in ours}
     done = forks.run(command, env=clean | env, merged=True)
@@ -142,18 +143,18 @@ def stop(server):
 
 def kill_server(server):
     server.stop(signal.SIGKILL)
-    assert valkeys(server), "the Valkey is a process of its own"
+    assert valkeys(server), "Valkey is a process of its own, and goes on"
 
 
 def kill_valkey_and_server(server):
-    server.kill(signal.SIGSTOP)  # or it might start another Valkey
+    server.kill(signal.SIGSTOP)  # otherwise the server might start another Valkey
     os.kill(the_valkey(server), signal.SIGKILL)
     server.stop(signal.SIGKILL)
     wait_until(lambda: not valkeys(server))
 
 
 @pytest.mark.parametrize("end", [stop, kill_server, kill_valkey_and_server])
-def test_users_ratings_and_a_game_in_progress_survive(make_server, end):
+def test_users_ratings_and_a_game_in_progress_survive_a_restart(make_server, end):
     server = make_server(edited_schema(answer_seconds=60, rounds=1))
     ann, bob = server.pair()
     forfeit(server, ann, bob)
@@ -184,7 +185,7 @@ def test_users_ratings_and_a_game_in_progress_survive(make_server, end):
     assert wait_until(lambda: all(me(server, phone)["games"] == 2 for phone in (ann, bob)))
 
 
-def test_a_game_goes_on_when_the_valkey_is_killed(make_server):
+def test_a_game_goes_on_after_a_crash_of_valkey(make_server):
     server = make_server(edited_schema(answer_seconds=60, rounds=2))
     phones = server.pair()
     for phone in phones:
@@ -200,8 +201,9 @@ def test_a_game_goes_on_when_the_valkey_is_killed(make_server):
     the_valkey(server)
 
 
-def test_any_folder_will_do_and_the_shipped_schema_is_the_default(make_server):
-    # The longest path there may be, with what shells and configuration files trip over.
+def test_any_data_folder_works_and_the_shipped_schema_is_the_default(make_server):
+    # The longest path that is allowed, with characters that shells and configuration files treat
+    # specially.
     odd = Path("/tmp") / f"q'u\"o t#e é{os.getpid()}"
     fill = 107 - len(os.fsencode(odd / "d" / "redis.sock"))
     odd = odd.with_name(odd.name + "x" * fill)
@@ -214,23 +216,23 @@ def test_any_folder_will_do_and_the_shipped_schema_is_the_default(make_server):
     assert ann.frames[-1]["rounds"] == 10
     forfeit(server, ann, bob)
     password = server.redis.hget(f"user:{{{ann.token[:12]}}}", "password")
-    assert password.startswith("$argon2id$v=19$m=19456,t=2,p=1$"), "forks hash at a lower cost"
+    assert password.startswith("$argon2id$v=19$m=19456,t=2,p=1$"), "the shipped cost is in use"
     kept = server.redis.config_get("append*")
     assert kept["appendonly"] == "yes" and kept["appendfsync"] == "always"
-    assert (server.data / "d").stat().st_mode & 0o077 == 0, "nobody else may enter the folder"
+    assert (server.data / "d").stat().st_mode & 0o077 == 0, "only its owner may enter the folder"
     server.stop()
     assert not valkeys(server) and (server.data / "d" / "appendonlydir").is_dir()
 
 
 def loaded_by(pid):
-    """The names of the libraries that a process has loaded."""
+    """Returns the file names of the libraries that a process has loaded."""
     maps = Path(f"/proc/{pid}/maps").read_text()
     return {Path(line.split()[-1]).name for line in maps.splitlines() if "/" in line}
 
 
 @pytest.fixture
 def start_valkey():
-    """Starts the embedded Redis on a folder of its own and returns its pid."""
+    """Starts an embedded Redis in a folder of its own, and returns its pid."""
     with contextlib.ExitStack() as started:
 
         def start():
@@ -245,39 +247,39 @@ def start_valkey():
         yield start
 
 
-def test_the_valkey_runs_on_a_fast_allocator(server):
+def test_valkey_uses_a_fast_allocator(server):
     assert "libmimalloc.so" in {name[:14] for name in loaded_by(the_valkey(server))}
 
 
-def test_the_valkey_runs_on_libc_where_no_other_allocator_is(start_valkey, monkeypatch):
+def test_valkey_uses_the_allocator_of_libc_if_there_is_no_other(start_valkey, monkeypatch):
     monkeypatch.setattr(trivia, "allocator", lambda: None)
     assert not re.search("mimalloc|jemalloc", " ".join(loaded_by(start_valkey())))
 
 
-def test_the_valkey_starts_though_the_allocator_is_damaged(start_valkey, monkeypatch, tmp_path):
+def test_valkey_starts_even_if_the_allocator_is_damaged(start_valkey, monkeypatch, tmp_path):
     (tmp_path / "libmimalloc.so").write_text("no library")
     monkeypatch.setattr(trivia, "allocator", lambda: tmp_path / "libmimalloc.so")
     assert "libmimalloc.so" not in loaded_by(start_valkey())
 
 
 def compiled(file, source):
-    """Makes a library of C code."""
+    """Compiles C code to a shared library."""
     compiler = shutil.which("cc") or pytest.skip("there is no C compiler")
     command = [compiler, "-shared", "-fPIC", "-x", "c", "-", "-o", file]
     subprocess.run(command, input=source, text=True, check=True)
     return file
 
 
-def test_the_valkey_starts_though_it_crashes_with_the_allocator(
-    start_valkey, monkeypatch, tmp_path
-):
+def test_valkey_starts_even_if_the_allocator_crashes_it(start_valkey, monkeypatch, tmp_path):
     code = "__attribute__((constructor)) void crash(void) { __builtin_trap(); }"
     library = compiled(tmp_path / "libcrash.so", code)
     monkeypatch.setattr(trivia, "allocator", lambda: library)
     assert library.name not in loaded_by(start_valkey())
 
 
-def test_the_valkey_loads_what_the_operator_preloads_as_well(start_valkey, monkeypatch, tmp_path):
+def test_valkey_also_loads_the_libraries_that_the_operator_preloads(
+    start_valkey, monkeypatch, tmp_path
+):
     own = compiled(tmp_path / "libown.so", "int own;")
     monkeypatch.setenv("LD_PRELOAD", str(own))
     names = loaded_by(start_valkey())
@@ -308,7 +310,7 @@ def test_two_servers_started_at_once_share_a_folder_and_one_valkey(make_server):
 
 @contextlib.contextmanager
 def frozen(pids):
-    """Within, these processes do nothing: a new connection goes to another one."""
+    """Stops these processes for a while, so that a new connection goes to another process."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
@@ -319,7 +321,7 @@ def frozen(pids):
 
 
 def phone_on(server, worker):
-    """A phone that is connected to one of the workers."""
+    """Connects a new phone to this worker."""
     session = server.register()
     with frozen(workers_of(server) - {worker}):
         phone = server.phone(session=session)
@@ -327,16 +329,16 @@ def phone_on(server, worker):
     return phone
 
 
-def test_four_workers_share_one_valkey_and_survive_the_death_of_one(make_server):
+def test_four_workers_share_one_valkey_and_survive_the_death_of_one_worker(make_server):
     server = make_server(edited_schema(answer_seconds=60, rounds=2), workers=4)
     all_workers_up(server, 4)
     valkey = the_valkey(server)
     workers = workers_of(server)
     assert len(workers) == 4 and parent(valkey) in workers
-    doomed = parent(valkey)  # whose end must not be the end of the Valkey
+    doomed = parent(valkey)  # Valkey must outlive the worker that started it
     ann, bob = phone_on(server, doomed), phone_on(server, min(workers - {doomed}))
     seats = server.redis.hvals("seats:{lobby}")
-    assert len({seat.partition(".")[0] for seat in seats}) == 2, "they are with two workers"
+    assert len({seat.partition(".")[0] for seat in seats}) == 2, "two workers have one phone each"
     for phone in (ann, bob):
         phone.expect("question")
     bob.send("answer", round=1, choice=0)
@@ -349,7 +351,7 @@ def test_four_workers_share_one_valkey_and_survive_the_death_of_one(make_server)
     assert ann.expect("update")["scores"] == {ann.name: 0, bob.name: 0}
     ann.send("answer", round=1, choice=0)
     assert [end["reason"] for end in play_all([ann, bob])] == ["finished"] * 2
-    all_workers_up(server, 5)  # the supervisor has put another in its place
+    all_workers_up(server, 5)  # the supervisor has started another worker
     assert the_valkey(server) == valkey
 
     server.process.terminate()
@@ -360,20 +362,20 @@ def test_four_workers_share_one_valkey_and_survive_the_death_of_one(make_server)
     assert "Traceback" not in server.log
 
 
-# ---- a Redis elsewhere
+# ---- an external Redis
 
 
 @contextlib.contextmanager
 def running_valkey(port):
-    """A Valkey that is not ours, with TCP."""
+    """Runs a Valkey with TCP that the server did not start, and so must not stop."""
     with contextlib.closing(Valkey("--bind", "127.0.0.1", "--port", port)) as one:
         yield one.start()
-        assert one.process.poll() is None, "it is not ours to stop"
+        assert one.process.poll() is None, "the server has stopped a Valkey that it did not start"
 
 
 @pytest.fixture(scope="module")
 def valkey():
-    """Where a Valkey with a password is: {port, socket, password}."""
+    """The address of an external Valkey with a password: {port, socket, password}."""
     with running_valkey(port := free_port()) as one:
         for user in ("trivia", "default"):
             one.client.execute_command("ACL", "SETUSER", user, f">{REDIS_PASSWORD}")
@@ -386,7 +388,7 @@ def valkey():
     "url, db",
     [("unix://:{password}@{socket}?db=3", 3), ("redis://trivia:{password}@127.0.0.1:{port}/5", 5)],
 )
-def test_redis_url_says_which_redis_is_used(make_server, valkey, url, db):
+def test_redis_url_chooses_the_redis_and_its_database(make_server, valkey, url, db):
     server = make_server(env={"REDIS_URL": url.format(**valkey)})
     ann, bob = server.pair()
     assert play_all([ann, bob])[0]["reason"] == "finished"
@@ -396,19 +398,19 @@ def test_redis_url_says_which_redis_is_used(make_server, valkey, url, db):
         client.info("keyspace").keys() <= {"db3", "db5"}
         and client.info("keyspace")[f"db{db}"]["keys"] > 5
     )
-    assert not (server.data / "d").exists(), "then there is no Redis of our own"
+    assert not (server.data / "d").exists(), "an embedded Redis has started as well"
     server.stop()
     assert (
         client.ping() and REDIS_PASSWORD not in server.log and valkey["password"] not in server.log
     )
 
 
-# ---- what can't start
+# ---- refused starts
 
 
 @contextlib.contextmanager
 def something_else():
-    """The port of something that is no Redis."""
+    """Yields the port of a server that is not Redis."""
 
     def answer():
         with contextlib.suppress(OSError):
@@ -437,7 +439,7 @@ def something_else():
         ),
     ],
 )
-def test_a_redis_url_that_is_no_use_is_told_in_one_line(valkey, url, says):
+def test_an_unusable_redis_url_is_reported_in_one_line(valkey, url, says):
     with something_else() as other:
         places = valkey | {"closed": free_port(), "other": other}
         code, printed = run(UVICORN, REDIS_URL=url.format(**places), TRIVIA_DATA="/dev/null/x")
@@ -445,12 +447,12 @@ def test_a_redis_url_that_is_no_use_is_told_in_one_line(valkey, url, says):
     assert code == 3 and len(errors) == 2 and "startup failed" in errors[1], printed
     assert re.search(says.format(**places), errors[0]) and "Traceback" not in printed, printed
     assert "SECRET" not in printed and valkey["password"] not in printed, (
-        "passwords don't belong into logs"
+        "passwords must not be logged"
     )
 
 
 def logged_errors(printed):
-    """The messages of the errors in a log."""
+    """Returns the messages of the errors in a log."""
     lines = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
     return [line["message"] for line in lines if line["level"] == "ERROR"]
 
@@ -488,7 +490,7 @@ def files_of_something_else(folder):
         (files_of_something_else, "did not start: .*appendonlydir"),
     ],
 )
-def test_a_data_folder_that_is_no_use_is_told_in_one_line(tmp_path, spoil, says):
+def test_an_unusable_data_folder_is_reported_in_one_line(tmp_path, spoil, says):
     folder = spoil(tmp_path)
     code, printed = run(UVICORN, TRIVIA_DATA=str(folder))
     errors = logged_errors(printed)
@@ -505,10 +507,10 @@ def test_a_data_folder_that_is_no_use_is_told_in_one_line(tmp_path, spoil, says)
         (["--host", "203.0.113.7"], "203.0.113.7"),
     ],
 )
-def test_options_that_are_no_use_are_told_in_one_line(tmp_path, options, says):
+def test_invalid_options_are_reported_in_one_line(tmp_path, options, says):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        # So that it ends even if it does not mind the options.
+        # With this address the command ends even if it accepts the options.
         environment = {"REDIS_URL": f"redis://127.0.0.1:{free_port()}"}
         code, printed = run(
             [*TRIVIA, *(option.format(taken=port) for option in options)], **environment
@@ -517,7 +519,7 @@ def test_options_that_are_no_use_are_told_in_one_line(tmp_path, options, says):
     assert says in printed.splitlines()[-1] and "serving" not in printed, printed
 
 
-def test_workers_that_can_not_start_end_python_trivia_py_with_an_error():
+def test_the_command_fails_if_its_workers_can_not_start():
     code, printed = run(
         [*TRIVIA, "--port", "0", "--workers", "2"], REDIS_URL=f"redis://127.0.0.1:{free_port()}"
     )
@@ -532,11 +534,11 @@ def terminate(server):
 
 
 def interrupt(server):
-    server.kill(signal.SIGINT)  # as Ctrl-C does: to the workers too
+    server.kill(signal.SIGINT)  # like Ctrl-C, it also reaches the workers
 
 
 @pytest.mark.parametrize("workers, ask_to_stop", [(1, terminate), (1, interrupt), (2, terminate)])
-def test_python_trivia_py_serves_and_ends_cleanly(make_server, workers, ask_to_stop):
+def test_the_command_serves_and_ends_cleanly(make_server, workers, ask_to_stop):
     port = free_port() if workers > 1 else 0
     server = make_server(
         command=[*TRIVIA, "--port", str(port), "--workers", str(workers)], afresh=workers > 1
@@ -571,7 +573,7 @@ def test_python_trivia_py_serves_and_ends_cleanly(make_server, workers, ask_to_s
         ([sys.executable, "examples/terminal.py", "bot", "--help"], ["-n", "--games", "--think"]),
     ],
 )
-def test_help_is_printed(command, shows):
+def test_each_command_prints_its_help(command, shows):
     code, printed = run(command)
     assert code == 0 and all(option in printed for option in shows), printed
 
@@ -587,7 +589,7 @@ def test_help_is_printed(command, shows):
     ],
     ids=["daphne", "hypercorn"],
 )
-def test_a_game_under_another_asgi_server(make_server, command):
+def test_other_asgi_servers_serve_a_game(make_server, command):
     pytest.importorskip(command[0])
     port = free_port()
     server = make_server(
@@ -612,7 +614,7 @@ def test_a_game_under_another_asgi_server(make_server, command):
     assert "Traceback" not in server.log, server.log
 
 
-def test_an_asgi_server_without_lifespan_serves_as_soon_as_there_is_a_redis(make_server):
+def test_an_asgi_server_without_lifespan_serves_once_redis_is_up(make_server):
     pytest.importorskip("daphne")
     port, redis_port = free_port(), free_port()
     server = make_server(
@@ -629,7 +631,7 @@ def test_an_asgi_server_without_lifespan_serves_as_soon_as_there_is_a_redis(make
         server.stop()
 
 
-def test_the_server_of_sanic_itself_is_refused_with_a_reason():
+def test_sanics_own_server_is_refused_with_a_reason():
     code, printed = run([sys.executable, "-m", "sanic", "trivia:app", "--port", str(free_port())])
     assert code == 1 and "Traceback" not in printed, printed
     assert "expected an ASGI server: uvicorn trivia:app" in printed.splitlines()[-1], printed
@@ -638,7 +640,7 @@ def test_the_server_of_sanic_itself_is_refused_with_a_reason():
 # ---- the terminal client
 
 
-def test_two_bots_play_against_the_server(server):
+def test_two_bots_play_against_each_other(server):
     code, printed = run(
         [
             sys.executable,
@@ -656,7 +658,7 @@ def test_two_bots_play_against_the_server(server):
     assert code == 0 and "games finished: 1, late answers: 0, errors: 0" in printed, printed
 
 
-def test_bots_meet_in_a_private_room_and_play_there_again(server):
+def test_bots_meet_in_a_room_and_play_there_again(server):
     url = f"http://127.0.0.1:{server.port}"
     bots = [sys.executable, "examples/terminal.py", "bot", "-n", "3", "--think", "0", "0.1"]
     code, printed = run([*bots, "--url", url, "--queue", "friends", "--room", "--games", "2"])
@@ -665,14 +667,14 @@ def test_bots_meet_in_a_private_room_and_play_there_again(server):
 
 @pytest.fixture(scope="module")
 def terminal():
-    """examples/terminal.py as a module."""
+    """The module examples/terminal.py."""
     spec = importlib.util.spec_from_file_location("terminal", ROOT / "examples" / "terminal.py")
     sys.modules["terminal"] = module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_terminal_client_plays_alone_and_challenges(server, terminal):
+def test_the_terminal_client_plays_solo_games_and_challenges(server, terminal):
     async def play(client):
         game = terminal.Game(client.username)
         async for message in client.messages():
@@ -705,7 +707,7 @@ def test_the_terminal_client_plays_alone_and_challenges(server, terminal):
     assert again.phase == "cancelled" and "played" in again.reason
 
 
-def test_the_keys_of_the_terminal_direct_a_room_and_ask_for_a_rematch(terminal):
+def test_keys_of_the_terminal_client_control_a_room_and_request_a_rematch(terminal):
     sent = []
 
     class Client:
@@ -748,7 +750,7 @@ def test_the_keys_of_the_terminal_direct_a_room_and_ask_for_a_rematch(terminal):
     assert "Games won: ann 1, bob 0" in printed.get()
 
 
-def test_bots_fail_with_one_line_where_no_server_is():
+def test_bots_without_a_server_fail_with_one_line():
     code, printed = run(
         [sys.executable, "examples/terminal.py", "bot", "--url", f"http://127.0.0.1:{free_port()}"]
     )

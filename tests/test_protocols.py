@@ -1,4 +1,5 @@
-"""One connection against the others: whatever it sends, nobody else waits, and memory stays bounded."""
+"""Hostile connections: whatever a connection sends, other players do not wait, and memory stays
+bounded."""
 
 import contextlib
 import json
@@ -15,9 +16,11 @@ from conftest import Server, edited_schema, loop_seconds, unique_name, wait_unti
 
 TUNED = [sys.executable, "trivia.py", "--port", "0"]
 MEGABYTE = 2**20
-LONGEST_WORK_S = 0.25  # of the event loop while others wait: that is their wait on an idle machine
-LONGEST_WAIT_S = 10  # on a busy one
-GROWTH = 12 * MEGABYTE  # of a worker under attack; what it takes for its own work is included
+LONGEST_WORK_S = (
+    0.25  # CPU time of the event loop while others wait: on an idle machine, their wait
+)
+LONGEST_WAIT_S = 10  # on a busy machine
+GROWTH = 12 * MEGABYTE  # of a worker under attack, with the memory for its other work
 
 
 @pytest.fixture(scope="module", params=[None, TUNED], ids=["uvicorn", "trivia.py"])
@@ -46,7 +49,7 @@ def resident_bytes(server):
 
 @contextlib.contextmanager
 def watched(server, bystander):
-    """Measures the waits of another player for a pong, the work of the server meanwhile, and its memory."""
+    """Checks another player's waits for a pong, the server's CPU time in them, and its memory."""
     done = threading.Event()
     waits, works = [0.0], [0.0]
 
@@ -57,7 +60,7 @@ def watched(server, bystander):
             bystander.expect("pong", 60)
             waits.append(time.monotonic() - began)
             works.append(loop_seconds(server) - worked)
-            time.sleep(0.15)  # ten messages a second are allowed
+            time.sleep(0.15)  # the limit is ten messages a second
 
     bystander.send("ping")
     bystander.expect("pong")
@@ -79,7 +82,7 @@ def link_to(server, seconds=20):
 
 
 def send_until_refused(link, data):
-    """Sends as much as the server takes."""
+    """Sends until the server takes no more."""
     with contextlib.suppress(OSError):
         link.sendall(data)
 
@@ -92,15 +95,15 @@ def read_to_end(link):
     return data
 
 
-# -- frames
+# ---- frames
 
 
 def frame(first, payload=b""):
-    """A masked frame of at most 125 bytes; its mask changes nothing."""
+    """Builds a masked frame of at most 125 bytes. The mask changes nothing."""
     return bytes((first, 0x80 | len(payload))) + bytes(4) + payload
 
 
-FLOODS = {  # {what: (beginning, what is repeated)}
+FLOODS = {  # {name: (first frame, repeated frame)}
     "empty pings": (b"", frame(0x89)),
     "long pings": (b"", frame(0x89, b"x" * 125)),
     "empty pongs": (b"", frame(0x8A)),
@@ -112,7 +115,7 @@ FLOODS = {  # {what: (beginning, what is repeated)}
 
 
 @pytest.mark.parametrize("beginning, repeated", FLOODS.values(), ids=FLOODS)
-def test_a_flood_of_frames_closes_with_4429_and_nobody_else_waits(
+def test_a_flood_of_frames_closes_with_4429_and_other_players_do_not_wait(
     either, bystander, beginning, repeated
 ):
     flood = beginning + repeated * (2 * MEGABYTE // len(repeated))
@@ -123,7 +126,7 @@ def test_a_flood_of_frames_closes_with_4429_and_nobody_else_waits(
         phone.expect_close(4429)
 
 
-def test_a_steady_stream_of_pings_is_closed_however_often_it_comes_back(either, bystander):
+def test_a_stream_of_pings_is_closed_however_often_it_comes_back(either, bystander):
     session = either.register()
     with watched(either, bystander):
         for _ in range(5):
@@ -135,7 +138,7 @@ def test_a_steady_stream_of_pings_is_closed_however_often_it_comes_back(either, 
             phone.expect_close(4429)
 
 
-def test_who_sends_on_after_the_close_is_not_listened_to(either, bystander):
+def test_the_server_ignores_frames_after_its_close(either, bystander):
     phone = either.phone(queue="party")
     phone.expect("queued")
     with watched(either, bystander):
@@ -144,7 +147,7 @@ def test_who_sends_on_after_the_close_is_not_listened_to(either, bystander):
         send_until_refused(phone.socket.socket, frame(0x81, b"[]") * 100_000)
 
 
-def test_a_few_pings_and_fragments_are_answered(either):
+def test_a_few_pings_and_fragments_are_allowed(either):
     phone = either.phone(queue="party")
     phone.expect("queued")
     for i in range(10):
@@ -156,7 +159,7 @@ def test_a_few_pings_and_fragments_are_answered(either):
     phone.close()
 
 
-def test_frames_that_come_with_the_handshake_wait_for_its_answer(either):
+def test_frames_sent_with_the_handshake_are_handled_after_it(either):
     session = either.register()
     request = (
         "GET /game/party HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -169,14 +172,14 @@ def test_frames_that_come_with_the_handshake_wait_for_its_answer(either):
     assert data.startswith(b"HTTP/1.1 101 ") and b'"client_ms":5' in data
 
 
-def test_a_message_beyond_64_kib_closes_with_1009(either):
+def test_a_frame_of_more_than_64_kib_closes_with_1009(either):
     phone = either.phone(queue="party")
     phone.expect("queued")
     phone.socket.socket.sendall(b"\x81\xff" + (2**40).to_bytes(8) + bytes(4))
     phone.expect_close(1009)
 
 
-# -- requests
+# ---- requests
 
 
 def head(*lines, first="GET /health/live HTTP/1.1"):
@@ -184,7 +187,7 @@ def head(*lines, first="GET /health/live HTTP/1.1"):
 
 
 def read_answer(link):
-    """The next answer; its body has a length, and may come in a segment of its own."""
+    """Reads the next response; its body has a length, and may come in a segment of its own."""
     data = b""
     while b"\r\n\r\n" not in data:
         data += link.recv(65536)
@@ -199,7 +202,7 @@ def statuses(data):
     return re.findall(rb"HTTP/1\.1 (\d\d\d) ", data)
 
 
-def test_pipelined_requests_are_answered_one_by_one_and_nobody_else_waits(either, bystander):
+def test_pipelined_requests_are_answered_in_turn_and_other_players_do_not_wait(either, bystander):
     count = 1000
     flood = head() * (count - 1) + head("Connection: close")
     with watched(either, bystander), link_to(either, 60) as link:
@@ -210,19 +213,19 @@ def test_pipelined_requests_are_answered_one_by_one_and_nobody_else_waits(either
     assert statuses(data) == [b"200"] * count
 
 
-def test_pipelined_requests_whose_answers_are_not_read_do_not_fill_memory(either, bystander):
+def test_pipelined_requests_with_unread_responses_do_not_fill_memory(either, bystander):
     request = head(first="GET /docs/openapi.json HTTP/1.1")
     with watched(either, bystander), link_to(either, 2) as link:
         send_until_refused(link, request * (4 * MEGABYTE // len(request)))
 
 
-def test_answers_that_are_not_read_share_their_memory(either, bystander):
+def test_unread_responses_share_their_memory(either, bystander):
     request = head(first="GET /docs/ui/swagger-ui-bundle.js HTTP/1.1")
     with watched(either, bystander), contextlib.ExitStack() as stack:
         for _ in range(60):
             link = stack.enter_context(link_to(either))
             link.sendall(request)
-        for _ in range(3):  # they have all been answered as far as they read
+        for _ in range(3):  # by now the server has sent as much as these connections take
             assert either.http("GET", "/health/live").status == 200
 
 
@@ -248,24 +251,24 @@ HEADS = {
 
 
 @pytest.mark.parametrize("data", HEADS.values(), ids=HEADS)
-def test_a_head_that_is_too_large_is_refused_and_nobody_else_waits(either, bystander, data):
+def test_a_head_that_is_too_large_is_refused_and_other_players_do_not_wait(either, bystander, data):
     with watched(either, bystander), link_to(either) as link:
         send_until_refused(link, data)
         answer = read_to_end(link)
-    assert statuses(answer) == [b"431"] or not answer  # a reset may overtake it
+    assert statuses(answer) == [b"431"] or not answer  # a reset may overtake the response
     if answer:
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "head_too_large"
 
 
-def test_tiny_chunks_of_a_body_make_nobody_else_wait(either, bystander):
+def test_tiny_chunks_of_a_body_do_not_delay_other_players(either, bystander):
     request = head("Transfer-Encoding: chunked", first="POST /auth/login HTTP/1.1")
     with watched(either, bystander), link_to(either) as link:
         send_until_refused(link, request + b"1\r\nx\r\n" * 2 * MEGABYTE)
         assert statuses(read_to_end(link)) in ([b"413"], [])
 
 
-def test_headers_that_do_not_arrive_end_the_connection(either):
-    """Also those of a later request; a whole request in the meantime is answered."""
+def test_headers_that_do_not_arrive_in_time_end_the_connection(either):
+    """This includes later requests. A complete request before them gets its response."""
     beginnings = [b"", b"\r\n", b"GET /health", head()[:-2], head() + b"GET / HTTP/1.1\r\nA: b"]
     with contextlib.ExitStack() as stack:
         links = [stack.enter_context(link_to(either, 40)) for _ in beginnings]
@@ -277,13 +280,13 @@ def test_headers_that_do_not_arrive_end_the_connection(either):
     assert [statuses(answer) for answer in answers] == [[], [], [], [], [b"200"]]
 
 
-def test_a_body_that_is_no_http_is_refused_after_the_answers_before_it(either):
+def test_nonsense_after_requests_is_refused_after_their_responses(either):
     with link_to(either) as link:
         link.sendall(head() + head() + b"nonsense\r\n\r\n")
         assert statuses(read_to_end(link)) in ([b"200", b"200"], [b"200", b"200", b"400"])
 
 
-# -- offers to upgrade
+# ---- offers to upgrade
 
 
 OFFERS = {
@@ -310,7 +313,7 @@ def as_chunks(body):
 
 @pytest.mark.parametrize("offer", OFFERS.values(), ids=OFFERS)
 @pytest.mark.parametrize("way", ["at once", "in two", "chunked", "on request", "later"])
-def test_an_offered_upgrade_is_ignored_and_the_body_kept(either, offer, way):
+def test_an_offered_upgrade_is_ignored_and_the_body_is_read(either, offer, way):
     body = new_user()
     length = "Transfer-Encoding: chunked" if way == "chunked" else f"Content-Length: {len(body)}"
     lines = ["Content-Type: application/json", length, *offer]
@@ -329,7 +332,7 @@ def test_an_offered_upgrade_is_ignored_and_the_body_kept(either, offer, way):
             link.sendall(as_chunks(body) if way == "chunked" else body)
         answer = read_answer(link)
         assert statuses(answer) == [b"201"], answer
-        link.sendall(head(*offer, "Connection: close"))  # the connection goes on
+        link.sendall(head(*offer, "Connection: close"))  # the connection is still open
         assert statuses(read_to_end(link)) == [b"200"]
 
 
@@ -340,14 +343,14 @@ def test_an_upgrade_over_http_1_0_is_ignored(either):
         assert statuses(read_to_end(link)) == [b"200"]
 
 
-def test_a_tunnel_is_refused(either):
+def test_a_request_for_a_tunnel_is_refused(either):
     with link_to(either) as link:
         link.sendall(b"CONNECT example.org:443 HTTP/1.1\r\nHost: example.org:443\r\n\r\n")
         assert statuses(read_to_end(link)) == [b"400"]
 
 
-def test_the_bounded_protocols_serve_however_uvicorn_was_told_to_start():
-    """Its own choice of protocols does not matter."""
+def test_the_bounded_protocols_serve_whatever_options_uvicorn_gets():
+    """uvicorn's own options for protocols have no effect."""
     options = ["--http", "h11", "--ws", "wsproto"]
     command = [sys.executable, "-m", "uvicorn", "trivia:app", "--port", "0", *options]
     running = Server(command=command)

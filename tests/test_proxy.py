@@ -1,4 +1,5 @@
-"""nginx in front of the server, with examples/nginx.conf as it is shipped but for places and times; everything over TLS."""
+"""nginx with TLS in front of the server. The tests change only paths, ports and times of
+examples/nginx.conf."""
 
 import contextlib
 import http.client
@@ -41,7 +42,7 @@ BY_THE_PROXY = "An answer of the proxy."
 
 
 def free_ports():
-    """Two in a row. They are not of those that the kernel gives away by itself."""
+    """Returns two ports in a row, outside of the kernel's range of ephemeral ports."""
     while True:
         port = secrets.choice(range(10_000, 30_000, 2))
         with contextlib.suppress(OSError), socket.socket() as one, socket.socket() as other:
@@ -51,7 +52,7 @@ def free_ports():
 
 
 class Proxy:
-    """nginx with the shipped file. `edits` are further replacements of its text."""
+    """nginx with the shipped configuration. `edits` are further replacements in its text."""
 
     def __init__(self, server, **edits):
         self.server, self.edits, self.process = server, edits, None
@@ -62,8 +63,9 @@ class Proxy:
         self.folder = Path(tempfile.mkdtemp(prefix="nginx-", dir=FOLDER))
         self.port, self.plain_port = free_ports()
         self.file, self.tls = self.folder / "nginx.conf", self._certificate()
-        # websockets reads and writes a socket in two threads, for which Python 3.11 has no lock. With TLS
-        # 1.3 the ticket after the handshake is read while the request is written: 1 of 500 is lost.
+        # websockets uses a socket in two threads, and Python 3.11 has no lock for that. With TLS
+        # 1.3, the ticket after the handshake is read while the request is written, and 1 of 500
+        # requests is lost.
         self.phone_tls = ssl.create_default_context(cafile=self.folder / "fullchain.pem")
         self.phone_tls.maximum_version = ssl.TLSVersion.TLSv1_2
         self.file.write_text(self._text())
@@ -117,7 +119,8 @@ class Proxy:
             "listen [::]:443 ": f"listen [::]:{self.port} ",
             "listen 80 ": f"listen {self.plain_port} ",
             "listen [::]:80 ": f"listen [::]:{self.plain_port} ",
-            # Nothing is written there, but nginx makes these folders, and not everybody may at Debian's place.
+            # nginx creates these folders, though it writes nothing there. In Debian's place for
+            # them, it would need root.
             "access_log off;": "access_log off;"
             + "".join(
                 f"{kind}_temp_path {folder};"
@@ -136,7 +139,7 @@ class Proxy:
 
     def _answers(self):
         assert self.process.poll() is None, self.log
-        with contextlib.suppress(OSError):  # it listens before its workers answer
+        with contextlib.suppress(OSError):  # it listens before its workers accept requests
             return self.http("GET", "/health/ready")
 
     @property
@@ -147,7 +150,7 @@ class Proxy:
         return {child.pid for child in psutil.Process(self.process.pid).children()}
 
     def http(self, method, path, body=None, address="127.0.0.1", headers=None, raw=None):
-        """One request from an address of this host."""
+        """Sends one request from this address of the host."""
         connection = http.client.HTTPSConnection(
             "127.0.0.1", self.port, timeout=30, context=self.tls, source_address=(address, 0)
         )
@@ -160,7 +163,7 @@ class Proxy:
             return Answer(response.status, response.headers, response.read().decode())
 
     def raw(self, protocol="http/1.1"):
-        """A TLS connection, for what is no HTTP."""
+        """Opens a TLS connection, for tests that send no proper request."""
         tls = ssl.create_default_context(cafile=self.folder / "fullchain.pem")
         tls.set_alpn_protocols([protocol])
         return tls.wrap_socket(
@@ -175,12 +178,12 @@ class Proxy:
         if self.process is not None:
             self.process.terminate()
             self.process.wait(20)
-            print(self.log)  # pytest shows it of a test that failed
+            print(self.log)  # pytest shows the output of failed tests
         shutil.rmtree(self.folder)
 
 
 class SecurePhone(Phone):
-    """A phone outside. It offers deflate, as browsers do."""
+    """A phone in front of nginx. It offers compression, as browsers do."""
 
     def __init__(self, proxy, session, address="127.0.0.1", **options):
         self.address = address
@@ -205,7 +208,7 @@ COMMAND = [sys.executable, "trivia.py", "--port", "0"]
 
 @pytest.fixture(scope="module")
 def shared():
-    """A server as the units start it."""
+    """A server, started by the same command as the systemd unit."""
     server = Server(edited_schema(), command=COMMAND)
     try:
         yield server.start()
@@ -215,7 +218,7 @@ def shared():
 
 @pytest.fixture(scope="module")
 def proxy(shared):
-    """nginx in front of it."""
+    """nginx in front of the shared server."""
     made = Proxy(shared)
     try:
         yield made.start()
@@ -225,7 +228,7 @@ def proxy(shared):
 
 @pytest.fixture
 def make_proxy():
-    """Makes further ones."""
+    """Starts further proxies."""
     with contextlib.ExitStack() as made:
 
         def make(server, **edits):
@@ -238,17 +241,17 @@ def make_proxy():
 
 @pytest.fixture
 def mortal(make_server, make_proxy):
-    """nginx in front of a server of its own, which may be stopped."""
+    """nginx in front of a server of its own, which the test may stop."""
     return make_proxy(make_server(edited_schema(), command=COMMAND))
 
 
 def some_address():
-    """Of this host, and nobody else's."""
+    """Returns a random loopback address, which almost surely no other test uses."""
     return "127." + ".".join(str(1 + secrets.randbelow(250)) for _ in range(3))
 
 
 def problem(answer, status, code):
-    """Checks that nginx itself has refused, in the server's form."""
+    """Checks that nginx itself has refused the request, in the form of the server's problems."""
     assert answer.refused(status, code)["detail"] == BY_THE_PROXY
     return answer
 
@@ -267,7 +270,7 @@ def test_a_game_is_played_over_tls_without_compression(mortal):
     assert [phone.socket.protocol.extensions for phone in phones] == [[], []]
 
 
-def test_a_page_of_this_host_may_connect_and_no_other(proxy):
+def test_only_pages_of_this_host_can_connect(proxy):
     session = proxy.server.register()
     token = {"Authorization": f"Bearer {session['token']}"}
     proxy.phone(session, headers=token | {"Origin": f"https://127.0.0.1:{proxy.port}"}).expect(
@@ -278,7 +281,7 @@ def test_a_page_of_this_host_may_connect_and_no_other(proxy):
     assert refused.value.response.status_code == 403
 
 
-def test_a_reload_of_nginx_cuts_nobody_off(mortal):
+def test_a_reload_of_nginx_disconnects_no_players(mortal):
     phones = mortal.phone(), mortal.phone()
     old = mortal.workers()
     phones[0].expect("start")
@@ -291,7 +294,7 @@ def test_a_reload_of_nginx_cuts_nobody_off(mortal):
     wait_until(lambda: not mortal.workers() & old)
 
 
-def test_a_restart_of_the_server_reaches_the_phone_as_what_it_is(mortal):
+def test_a_restart_of_the_server_reaches_the_phone_with_its_close_code(mortal):
     phone = mortal.phone()
     phone.expect("queued")
     mortal.server.process.terminate()
@@ -301,8 +304,8 @@ def test_a_restart_of_the_server_reaches_the_phone_as_what_it_is(mortal):
 # ---- addresses
 
 
-def test_the_server_sees_the_phones_address_and_nobody_gives_himself_another(proxy):
-    """Who has guessed wrong too often from one address may not go on, not even with a forged header; others may."""
+def test_the_server_sees_the_address_of_a_phone_and_no_header_can_forge_it(proxy):
+    """After too many guesses an address is refused, even with forged headers. Others are not."""
     name, here, there = proxy.server.register()["user"]["username"], some_address(), some_address()
 
     def guess(address, **headers):
@@ -317,7 +320,7 @@ def test_the_server_sees_the_phones_address_and_nobody_gives_himself_another(pro
     assert guess(there, **{"X-Forwarded-For": here}) == 401
 
 
-def test_a_stranger_does_not_choose_what_the_log_calls_his_request(proxy):
+def test_a_client_can_not_choose_the_request_id_in_the_log(proxy):
     answer = proxy.http("GET", "/health/ready", headers={"X-Request-Id": "0" * 32})
     assert (
         re.fullmatch("[0-9a-f]{32}", answer.headers["x-request-id"])
@@ -325,7 +328,7 @@ def test_a_stranger_does_not_choose_what_the_log_calls_his_request(proxy):
     )
 
 
-def test_one_address_that_sends_many_passwords_is_slowed_down(proxy):
+def test_an_address_that_sends_many_passwords_is_limited(proxy):
     here, there = some_address(), some_address()
 
     def guess(address):
@@ -342,7 +345,7 @@ def test_one_address_that_sends_many_passwords_is_slowed_down(proxy):
     assert proxy.http("GET", "/health/ready", address=here).status == 200
 
 
-def test_one_address_has_only_so_many_connections(shared, make_proxy):
+def test_the_connections_of_one_address_are_limited(shared, make_proxy):
     here, there = some_address(), some_address()
     proxy = make_proxy(shared, **{"limit_conn connections 1000": "limit_conn connections 3"})
     phones = [proxy.phone(address=here) for _ in range(3)]
@@ -369,7 +372,7 @@ def test_huge_headers_do_not_reach_the_server(proxy, lines):
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /health/ready HTTP/1.1\r\nHost: x\r\nX-Slow: "])
-def test_headers_that_do_not_arrive_end_the_connection(shared, make_proxy, sent):
+def test_headers_that_do_not_arrive_in_time_end_the_connection(shared, make_proxy, sent):
     proxy = make_proxy(shared, **{"client_header_timeout 10s": "client_header_timeout 1s"})
     with proxy.raw() as client:
         client.sendall(sent)
@@ -377,7 +380,7 @@ def test_headers_that_do_not_arrive_end_the_connection(shared, make_proxy, sent)
         assert client.recv(100) == b""
 
 
-def test_a_body_that_is_too_large_is_refused_by_the_server_and_a_huge_one_before_it(proxy):
+def test_the_server_refuses_a_large_body_and_nginx_a_huge_one(proxy):
     def send(size):
         return proxy.http("POST", "/auth/login", raw=b"x" * size)
 
@@ -389,14 +392,14 @@ def test_a_body_that_is_too_large_is_refused_by_the_server_and_a_huge_one_before
     "path",
     ["/metrics", "/ops", "/metrics/", "//metrics", "/%6detrics", "/health/../metrics", "/ops?x=1"],
 )
-def test_what_is_for_the_operator_is_not_served_outside(proxy, path):
+def test_pages_for_operators_are_not_served_outside(proxy, path):
     problem(proxy.http("GET", path), 404, "not_found")
 
 
-# ---- the server is away
+# ---- the server is down
 
 
-def test_a_server_that_is_gone_is_told_at_once(mortal):
+def test_requests_to_a_server_that_is_down_fail_at_once(mortal):
     session = mortal.server.register()
     mortal.server.stop()
     before = time.monotonic()
@@ -410,7 +413,7 @@ def test_a_server_that_is_gone_is_told_at_once(mortal):
     assert time.monotonic() - before < 5
 
 
-def test_a_server_that_hangs_is_given_up_in_time(make_server, make_proxy):
+def test_requests_to_a_server_that_hangs_fail_in_time(make_server, make_proxy):
     server = make_server(edited_schema(), command=COMMAND)
     proxy = make_proxy(
         server,
@@ -427,10 +430,10 @@ def test_a_server_that_hangs_is_given_up_in_time(make_server, make_proxy):
         phone.socket.recv(timeout=10)
 
 
-# ---- the rest
+# ---- redirects, headers and numbers
 
 
-def test_plain_http_is_sent_to_https(proxy):
+def test_plain_http_is_redirected_to_https(proxy):
     connection = http.client.HTTPConnection("127.0.0.1", proxy.plain_port, timeout=10)
     with contextlib.closing(connection):
         connection.request("POST", "/auth/login?a=1", b"{}")
@@ -441,7 +444,7 @@ def test_plain_http_is_sent_to_https(proxy):
     )
 
 
-def test_what_proves_the_name_to_a_certificate_authority_is_served_in_the_clear(proxy):
+def test_acme_challenges_are_served_over_plain_http(proxy):
     folder = proxy.folder / ".well-known" / "acme-challenge"
     folder.mkdir(parents=True)
     (folder / "proof").write_text("yes")
@@ -451,19 +454,19 @@ def test_what_proves_the_name_to_a_certificate_authority_is_served_in_the_clear(
         assert connection.getresponse().read() == b"yes"
 
 
-def test_requests_may_come_over_http_2(proxy):
+def test_http_2_is_supported(proxy):
     with proxy.raw("h2") as client:
         assert client.selected_alpn_protocol() == "h2"
 
 
-def test_browsers_are_told_to_keep_to_https(proxy):
+def test_browsers_are_told_to_use_only_https(proxy):
     assert (
         proxy.http("GET", "/health/ready").headers["strict-transport-security"]
         == "max-age=31536000"
     )
 
 
-def test_the_play_page_comes_with_its_policy(proxy):
+def test_the_play_page_has_its_content_security_policy(proxy):
     answer = proxy.http("GET", "/")
     assert (
         answer.status == 200
@@ -471,7 +474,7 @@ def test_the_play_page_comes_with_its_policy(proxy):
     )
 
 
-def test_numbers_that_must_agree_agree():
+def test_settings_of_nginx_match_those_of_the_server_and_the_units():
     def number(pattern, text=CONF):
         return int(re.search(pattern, text)[1])
 

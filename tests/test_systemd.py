@@ -1,4 +1,5 @@
-"""The units of systemd/, and what trivia.py and systemd say to each other; a test plays systemd, which need not run here."""
+"""The units in systemd/, and the messages between trivia.py and systemd. The tests play the part of
+systemd, so it need not run."""
 
 import configparser
 import contextlib
@@ -19,13 +20,13 @@ from conftest import ROOT, debian_program, edited_schema, shipped_tree, wait_unt
 from test_end_to_end import workers_of
 
 UNITS = ROOT / "systemd"
-# What systemd does between fork and exec; the socket comes as any number.
+# What systemd does between fork and exec. The sockets can have any numbers.
 LEND = """import os, sys
 for i, number in enumerate(sys.argv[1].split(",")):
     os.dup2(int(number), 3 + i)
 os.environ |= {"LISTEN_FDS": str(i + 1), "LISTEN_PID": str(os.getpid())}
 os.execv(sys.executable, [sys.executable, "trivia.py", *sys.argv[2:]])"""
-# Where a worker gets this signal its event loop stands still, and its other threads go on.
+# In a worker with this code, SIGUSR2 blocks the event loop; other threads go on.
 HANG = "import signal, time\nsignal.signal(signal.SIGUSR2, lambda *_: time.sleep(600))\n"
 
 
@@ -47,7 +48,7 @@ def sysctl(key):
 
 @pytest.fixture
 def installed(tmp_path):
-    """The units, with programs that are there in place of those that the README has an operator install."""
+    """A copy of the units. The programs that the README installs are replaced by Python."""
     for file in UNITS.iterdir():
         text = file.read_text()
         for program in ("/opt/trivia/.venv/bin/python", "/usr/bin/redis-server"):
@@ -74,24 +75,24 @@ def test_systemd_finds_nothing_wrong_with_the_units(installed):
 
 
 @pytest.mark.parametrize("name", ["trivia.service", "trivia-redis.service"])
-def test_a_service_is_exposed_at_most_by_1_5_of_10(installed, name):
+def test_systemd_rates_the_exposure_of_a_service_at_most_1_5_of_10(installed, name):
     code, printed = analyze(
         "security", "--offline=true", "--threshold=15", "--no-pager", installed / name
     )
     assert code == 0, printed
 
 
-def test_numbers_that_must_agree_agree():
+def test_settings_of_the_units_match_those_of_the_server():
     service, redis = unit("trivia.service")["Service"], unit("trivia-redis.service")["Service"]
     assert (
         unit("trivia.socket")["Socket"]["Backlog"]
         == sysctl("net.core.somaxconn")
         == str(trivia.BACKLOG)
     )
-    # The drain, uvicorn's wait for what is left, the last call to Redis, and some time to end.
+    # The drain, uvicorn's wait for the remaining connections, the last call to Redis, and 5 s.
     assert int(service["TimeoutStopSec"]) >= trivia.DRAIN_SECONDS + 10 + trivia.CALL_SECONDS + 5
     assert int(service["WatchdogSec"]) > 20 + trivia.DRAIN_SECONDS + 10 + trivia.CALL_SECONDS, (
-        "a worker's part of a reload"
+        "the time of a worker in a reload"
     )
     schema = shipped_tree()
     assert int(service["LimitNOFILE"]) > schema["limits"]["connections"] + 1000
@@ -113,7 +114,7 @@ def test_numbers_that_must_agree_agree():
     )
 
 
-def test_huge_pages_are_left_to_who_asks_for_them(tmp_path):
+def test_only_programs_that_request_huge_pages_get_them(tmp_path):
     pages = tmp_path / "sys/kernel/mm/transparent_hugepage/enabled"
     pages.parent.mkdir(parents=True)
     pages.write_text("always")
@@ -130,11 +131,11 @@ def test_huge_pages_are_left_to_who_asks_for_them(tmp_path):
     assert pages.read_text().strip() == "madvise"
 
 
-# ---- what is said
+# ---- messages
 
 
 class Systemd:
-    """The listening socket, and what the server tells."""
+    """Stands in for systemd: passes a listening socket, and receives the server's messages."""
 
     def __init__(self, folder, make_server, abstract=False):
         self.folder, self.make_server = folder, make_server
@@ -155,13 +156,13 @@ class Systemd:
         )
 
     def hear(self, seconds=30):
-        """The next message, as a dict; None when none comes in time."""
+        """Returns the next message as a dict, or None if none comes in time."""
         self.ear.settimeout(seconds)
         with contextlib.suppress(TimeoutError, BlockingIOError):
             return dict(line.split("=", 1) for line in self.ear.recv(4096).decode().splitlines())
 
     def expect(self, seconds=30, **values):
-        """The next message that has these values; pings before it are passed over."""
+        """Waits for the next message but a watchdog ping, and checks that it has these values."""
         deadline = time.monotonic() + seconds
         while (
             (news := self.hear(max(0.01, deadline - time.monotonic())))
@@ -177,7 +178,7 @@ class Systemd:
             pass
 
     def knock(self, listener=None):
-        """A client that has connected and asked; it may have to wait for the answer."""
+        """Connects and sends a request, whose response may take a while."""
         client = socket.create_connection(
             (listener or self.listeners[0]).getsockname()[:2], timeout=30
         )
@@ -213,12 +214,12 @@ def answer(client):
 
 
 @pytest.mark.parametrize("workers, abstract", [(1, False), (2, True)])
-def test_it_is_ready_when_it_serves_and_not_before(make_systemd, workers, abstract):
+def test_the_server_is_ready_when_it_serves_and_not_before(make_systemd, workers, abstract):
     systemd = make_systemd(abstract=abstract)
     server = systemd.server(workers=workers, start=False)
     (server.data / "d").mkdir()
     with open(server.data / "d" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # workers wait for their Redis
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the workers wait for the embedded Redis
         server.start(wait=False)
         early = systemd.knock()
         wait_until(lambda: len(workers_of(server)) == workers)
@@ -227,7 +228,7 @@ def test_it_is_ready_when_it_serves_and_not_before(make_systemd, workers, abstra
     assert answer(systemd.knock()) == answer(early) == b"HTTP/1.1 200 OK\r\n"
 
 
-def test_several_sockets_are_served(systemd):
+def test_the_server_serves_several_sockets(systemd):
     try:
         systemd.listeners.append(socket.create_server(("::1", 0), family=socket.AF_INET6))
     except OSError:
@@ -252,7 +253,7 @@ def test_a_passed_socket_of_another_kind_is_refused(systemd, family, kind, shown
         assert server.log == f"systemd passed {shown}; expected ListenStream= with a TCP port\n"
 
 
-def test_sockets_passed_to_another_process_are_let_be(make_server):
+def test_sockets_passed_to_another_process_are_ignored(make_server):
     server = make_server(
         command=[sys.executable, "trivia.py", "--port", "0"],
         env={"LISTEN_PID": "1", "LISTEN_FDS": "1"},
@@ -260,12 +261,12 @@ def test_sockets_passed_to_another_process_are_let_be(make_server):
     assert server.http("GET", "/health/ready").status == 200
 
 
-def test_nobody_is_refused_while_it_restarts(systemd):
-    """And what connections inherit is set on the passed socket."""
+def test_no_connection_is_refused_during_a_restart(systemd):
+    """The passed socket has the options that connections inherit."""
     server = systemd.server(workers=2)
     (listener,) = systemd.listeners
     assert listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
-    # The kernel doubles it.
+    # The kernel doubles the size.
     assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 64 * 1024
     phone = server.phone()
     phone.expect("queued")
@@ -280,7 +281,7 @@ def test_nobody_is_refused_while_it_restarts(systemd):
     phone.expect("queued")
 
 
-def test_a_reload_is_told_from_its_begin_to_its_end(systemd):
+def test_the_start_and_the_end_of_a_reload_are_reported(systemd):
     server = systemd.server(workers=2, env={"WATCHDOG_USEC": "60000000"})
     systemd.expect(READY="1")
     old = wait_until(lambda: len(workers_of(server)) == 2 and workers_of(server))
@@ -295,7 +296,7 @@ def test_a_reload_is_told_from_its_begin_to_its_end(systemd):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_the_watchdog_is_fed_while_every_worker_answers(systemd, workers):
+def test_the_watchdog_gets_pings_while_every_worker_responds(systemd, workers):
     server = systemd.server(workers=workers, env={"WATCHDOG_USEC": "60000000"})
     systemd.expect(READY="1")
     assert systemd.hear() == systemd.hear() == {"WATCHDOG": "1"}
@@ -308,7 +309,7 @@ def test_the_watchdog_is_fed_while_every_worker_answers(systemd, workers):
     systemd.expect(WATCHDOG="1")
 
 
-def test_workers_that_die_while_they_are_asked_are_replaced_at_once(systemd):
+def test_workers_that_stop_and_die_are_replaced_at_once(systemd):
     server = systemd.server(workers=2)
     old = wait_until(lambda: server.redis.zcard("workers:{lobby}") == 2 and workers_of(server), 30)
     for number in (signal.SIGSTOP, signal.SIGKILL):
@@ -319,15 +320,15 @@ def test_workers_that_die_while_they_are_asked_are_replaced_at_once(systemd):
     assert answer(systemd.knock()) == b"HTTP/1.1 200 OK\r\n"
 
 
-def test_a_worker_whose_loop_hangs_says_where_and_is_replaced(systemd, tmp_path):
-    """Also when systemd does not read what it is told, and its socket has filled up."""
+def test_a_worker_whose_loop_hangs_logs_where_and_is_replaced(systemd, tmp_path):
+    """Even if systemd reads no messages and its socket is full."""
     (tmp_path / "sitecustomize.py").write_text(HANG)
     server = systemd.server(
         workers=2, env={"WATCHDOG_USEC": "4000000", "PYTHONPATH": str(tmp_path)}
     )
     old = wait_until(lambda: server.redis.zcard("workers:{lobby}") == 2 and workers_of(server), 30)
     time.sleep(3)
-    assert workers_of(server) == old, "who does not hang is let be"
+    assert workers_of(server) == old, "workers that do not hang are not replaced"
     hung = min(old)
     os.kill(hung, signal.SIGUSR2)
     now = wait_until(
