@@ -1,4 +1,5 @@
-"""The operator's page in headless Chromium, while two phones play, and the Grafana dashboard against what /metrics serves."""
+"""The operator's page in headless Chromium during games, and the Grafana dashboard compared with
+/metrics."""
 
 import itertools
 import json
@@ -20,7 +21,7 @@ WRONG = "another-token-of-good-length"
 WIDE, PHONE = {"width": 1400, "height": 900}, {"width": 360, "height": 740}
 ACTS = "an-operator-who-acts-has-this-one"
 OPEN = {"TRIVIA_OPS_TOKEN": TOKEN, "TRIVIA_OPS_ACT_TOKEN": f"ann:{ACTS}"}
-SHOTS = os.environ.get("TRIVIA_SHOTS")  # a folder for screenshots, to look at
+SHOTS = os.environ.get("TRIVIA_SHOTS")  # a folder to save screenshots in
 PAGE, DASHBOARD = ROOT / "pages" / "ops.html", ROOT / "examples" / "grafana.json"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
@@ -36,7 +37,7 @@ def watched():
 
 
 def samples(server):
-    """What /metrics tells: {(name, *values of the labels): value}, without buckets."""
+    """Parses /metrics into {(name, *values of labels): value}, without buckets."""
     return {
         (one.name, *one.labels.values()): one.value
         for family in families(server)
@@ -50,9 +51,10 @@ def families(server):
 
 
 class Desk:
-    """The page in a browser context of its own, and what a secret could have leaked into.
+    """The page in a browser context of its own. Records where a token could leak to.
 
-    One test after the other uses it: in a Chromium with windows, a context costs a second of CPU.
+    Tests use the same desks in turn: in a Chromium with windows, a new context costs a second of
+    CPU.
     """
 
     def __init__(self, chromium):
@@ -73,7 +75,7 @@ class Desk:
 
     def note(self, message):
         self.lines.append(message.text)
-        # The browser itself notes a request that failed, or was refused.
+        # The browser notes a request that failed or was refused.
         if message.type in ("error", "warning") and not message.text.startswith(
             "Failed to load resource"
         ):
@@ -85,7 +87,7 @@ class Desk:
         return self
 
     def live(self):
-        """Waits until there are rates, which take two measurements."""
+        """Waits until rates are shown, which takes two measurements."""
         expect(self.page.get_by_role("status").first).to_have_text("Live.")
         return self
 
@@ -93,13 +95,17 @@ class Desk:
         return self.page.locator(f"#chart-{name}")
 
     def total(self, name):
-        """A counter, or two of them: "6", "1 / 1"."""
+        """Returns the total of one counter, or of two: "6", "1 / 1"."""
         return self.chart(name).locator(".total").inner_text().removeprefix("in all ")
 
     def row(self, table, *labels):
-        """A row as {column: text}, or {} if it is not there; `lately` is what happened while the page was open."""
+        """Returns a row as {column: text}, or {} without such a row.
+
+        The column `lately` counts since the page was opened.
+        """
         heads, *rows = self.page.get_by_role("table", name=table, exact=True).evaluate(
-            "(table) => [...table.rows].map((row) => [...row.cells].map((cell) => cell.textContent))"
+            """(table) => [...table.rows].map((row) =>
+                [...row.cells].map((cell) => cell.textContent))"""
         )
         heads = ["lately" if head.endswith(" min") else head for head in heads]
         return next(
@@ -113,8 +119,9 @@ class Desk:
 
     def check_width(self, name):
         wide = self.page.evaluate("""() => [...document.querySelectorAll('body *')]
-            .filter((one) => one.getClientRects().length && one.getBoundingClientRect().right > one.closest('body, .box, figure')
-                .getBoundingClientRect().right + 1)
+            .filter((one) => one.getClientRects().length
+                && one.getBoundingClientRect().right > one.closest('body, .box, figure')
+                    .getBoundingClientRect().right + 1)
             .map((one) => one.outerHTML.slice(0, 100))""")
         assert (
             self.page.evaluate("document.documentElement.scrollWidth <= innerWidth") and not wide
@@ -143,7 +150,7 @@ def free_desks():
 
 @pytest.fixture
 def open_desk(chromium, free_desks):
-    """Opens the page; at the end it may have had no error, and shown or sent no token but in the header."""
+    """Opens the page. At the end it checks that there was no error, and that no token leaked."""
     desks = []
 
     def make(server, viewport=WIDE, color_scheme="light", is_shared=True):
@@ -161,12 +168,12 @@ def open_desk(chromium, free_desks):
 
 
 def add_constructor(tree):
-    """Adds a queue whose name every object of JavaScript has."""
+    """Adds a queue named like a property that every JavaScript object has."""
     tree["queues"]["constructor"] = dict(tree["queues"]["random"])
 
 
 def play_and_err(desk, server):
-    """Two phones play a game of three rounds; one of them is refused a message. Returns the code of that."""
+    """Two phones play a game, and one of them sends a bad message. Returns its error code."""
     ann, bob = phones = server.pair()
     expect(desk.chart("connected").locator("dd")).to_have_text("2")
     expect(desk.chart("placed").locator("dd")).to_have_text(["2", "0"])
@@ -180,7 +187,7 @@ def play_and_err(desk, server):
     return code
 
 
-def test_the_page_shows_what_is_played_and_what_metrics_tells(make_server, open_desk):
+def test_the_page_shows_games_and_what_metrics_reports(make_server, open_desk):
     server = make_server(edited_schema(add_constructor, answer_seconds=60), env=OPEN)
     desk = open_desk(server).sign_in().live()
     code = play_and_err(desk, server)
@@ -194,9 +201,8 @@ def test_the_page_shows_what_is_played_and_what_metrics_tells(make_server, open_
     )
     told = samples(server)
     assert told["trivia_answers_total",] == 6 and told["trivia_games_started_total", "random"] == 1
-    assert (
-        desk.total("frames") == f"{told['trivia_deliveries_total',]:.0f} / 7"
-    )  # the one in error came from a phone, too
+    # The bad message came from a phone, too.
+    assert desk.total("frames") == f"{told['trivia_deliveries_total',]:.0f} / 7"
     assert desk.row("Messages from phones", "answer")["in all"] == "7"
     assert desk.row("Errors", code)["in all"] == f"{told['trivia_errors_total', code]:.0f}" == "1"
     assert desk.row("Games ended", "random", "finished")["lately"] == "1"
@@ -210,7 +216,7 @@ def test_the_page_shows_what_is_played_and_what_metrics_tells(make_server, open_
     desk.check_width("played")
 
 
-def test_a_wrong_token_is_refused_in_words(watched, open_desk):
+def test_the_page_says_that_a_token_is_wrong(watched, open_desk):
     desk = open_desk(watched, PHONE)
     desk.check_width("asked")
     desk.sign_in(WRONG)
@@ -222,7 +228,7 @@ def test_a_wrong_token_is_refused_in_words(watched, open_desk):
     expect(desk.page.get_by_role("alert")).to_be_hidden()
 
 
-def test_the_token_lasts_over_a_reload_and_can_be_forgotten(watched, open_desk):
+def test_the_token_survives_a_reload_and_can_be_forgotten(watched, open_desk):
     desk = open_desk(watched).sign_in().live()
     desk.page.reload()
     desk.live()
@@ -233,7 +239,7 @@ def test_the_token_lasts_over_a_reload_and_can_be_forgotten(watched, open_desk):
     expect(desk.page.locator("#board")).to_be_hidden()
 
 
-def test_a_server_that_is_gone_is_told_and_found_again(make_server, open_desk):
+def test_the_page_says_that_the_server_is_down_and_reconnects(make_server, open_desk):
     server = make_server(
         env=OPEN,
         command=[sys.executable, "-m", "uvicorn", "trivia:app", "--port", str(free_port())],
@@ -252,7 +258,7 @@ def test_a_server_that_is_gone_is_told_and_found_again(make_server, open_desk):
 @pytest.mark.parametrize(
     ("viewport", "scheme"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide-light", "phone-dark"]
 )
-def test_everything_fits_and_has_a_name_and_a_role(watched, open_desk, viewport, scheme):
+def test_everything_fits_and_has_an_accessible_name_and_role(watched, open_desk, viewport, scheme):
     desk = open_desk(watched, viewport, color_scheme=scheme).sign_in().live()
     page = desk.page
     watched.http("GET", "/nowhere")
@@ -274,24 +280,28 @@ def test_everything_fits_and_has_a_name_and_a_role(watched, open_desk, viewport,
     expect(page.get_by_role("slider")).to_have_attribute("aria-valuetext", "2 s ago")
     assert page.locator("figure").count() == page.get_by_role("img").count() == 16
     desk.check_width(scheme)
-    assert not too_pale(page), "text must stand out against what it stands on by 4.5 to 1"
+    assert not too_pale(page), "text needs a contrast of at least 4.5 to 1"
 
 
 def too_pale(page):
-    """The texts that WCAG finds too pale: [(ratio, text)]."""
+    """Returns the texts with less contrast than WCAG requires: [(ratio, text)]."""
     return page.evaluate("""() => {
         const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
-        const ground = (node) => (rgb(getComputedStyle(node).backgroundColor)[3] === 0 ? ground(node.parentElement) : node);
+        const ground = (node) => (rgb(getComputedStyle(node).backgroundColor)[3] === 0
+            ? ground(node.parentElement) : node);
         const light = (colour) => rgb(colour).slice(0, 3).map((part) => part / 255)
             .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4))
             .reduce((sum, part, index) => sum + part * [0.2126, 0.7152, 0.0722][index], 0);
         const ratio = (node) => {
-            const [a, b] = [light(getComputedStyle(node).color), light(getComputedStyle(ground(node)).backgroundColor)];
+            const [a, b] = [light(getComputedStyle(node).color),
+                light(getComputedStyle(ground(node)).backgroundColor)];
             return (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
         };
-        const texts = [...document.querySelectorAll('body *')].filter((node) => node.getClientRects().length
-            && [...node.childNodes].some((child) => child.nodeType === 3 && child.textContent.trim()));
-        return texts.map((node) => [ratio(node), node.textContent]).filter(([found]) => found < 4.5);
+        const texts = [...document.querySelectorAll('body *')]
+            .filter((node) => node.getClientRects().length && [...node.childNodes]
+                .some((child) => child.nodeType === 3 && child.textContent.trim()));
+        return texts.map((node) => [ratio(node), node.textContent])
+            .filter(([found]) => found < 4.5);
     }""")
 
 
@@ -302,16 +312,16 @@ trivia_delivery_seconds_bucket{{le="+Inf"}} {1}
 """
 
 
-def test_counters_and_percentiles_are_told_as_prometheus_tells_them(watched, open_desk):
+def test_counters_and_percentiles_are_those_of_prometheus(watched, open_desk):
     text = 'trivia_redis_up 1\ntrivia_errors_total{code="old"} 7.0\n' + HISTOGRAM.format(50, 50)
     desk = open_desk(watched)
     desk.page.route("**/metrics", lambda route: route.fulfill(body=text, content_type="text/plain"))
     desk.sign_in().live()
-    expect(desk.chart("delivery").locator("dd")).to_have_text(
-        ["–", "–"]
-    )  # nothing was delivered meanwhile
+    # No message was delivered between the two measurements.
+    expect(desk.chart("delivery").locator("dd")).to_have_text(["–", "–"])
 
-    # One began anew, one is new, with all that a label may hold; half of the deliveries took up to 0.1 s, the others up to 0.2 s.
+    # One counter starts again. Another is new, and its label has all characters that may occur.
+    # Half of the deliveries took up to 0.1 s, the others up to 0.2 s.
     text = (
         'trivia_redis_up 1\ntrivia_errors_total{code="old"} 2\n'
         'trivia_errors_total{code="a \\"b\\\\c} 1"} 1.5e+03 1700000000\n' + HISTOGRAM.format(60, 70)
@@ -325,10 +335,10 @@ def test_counters_and_percentiles_are_told_as_prometheus_tells_them(watched, ope
     expect(desk.chart("errors").locator("dd")).to_have_text("–")
     text = 'trivia_redis_up 1\ntrivia_errors_total{code="old"} 3\n' + HISTOGRAM.format(60, 70)
     expect(desk.page.get_by_role("listitem")).to_have_text("Nothing out of the ordinary.")
-    assert desk.row("Errors", "old")["lately"] == "3"  # not again all that there ever were
+    assert desk.row("Errors", "old")["lately"] == "3"  # without the errors from before
 
 
-def test_a_server_without_metrics_or_in_trouble_is_told(watched, open_desk):
+def test_the_page_says_that_a_server_has_no_metrics_or_fails(watched, open_desk):
     answers = {"status": 200, "body": "\n"}
     desk = open_desk(watched)
     desk.page.route("**/metrics", lambda route: route.fulfill(**answers))
@@ -338,8 +348,8 @@ def test_a_server_without_metrics_or_in_trouble_is_told(watched, open_desk):
     expect(desk.page.get_by_role("alert")).to_contain_text("The server answered 503")
 
 
-def test_a_hidden_tab_asks_for_nothing(watched, open_desk):
-    desk = open_desk(watched, is_shared=False)  # the clock stays as the test sets it
+def test_a_hidden_tab_sends_no_requests(watched, open_desk):
+    desk = open_desk(watched, is_shared=False)  # the test changes the clock of this desk for good
     desk.page.clock.install()
     desk.page.reload()
     desk.sign_in()
@@ -359,7 +369,7 @@ def test_a_hidden_tab_asks_for_nothing(watched, open_desk):
 
 
 def do(desk, box, name, **fields):
-    """Fills in the form of an act, looks at what it would do, and confirms."""
+    """Fills in the form of an act, previews the act, and confirms it."""
     form = desk.page.locator(f"#{box} details:has(> summary:text-is('{name}'))").first
     form.locator("summary").click()
     for label, value in fields.items():
@@ -371,9 +381,7 @@ def do(desk, box, name, **fields):
     expect(desk.page.locator("#answer")).to_contain_text(f"{name}: Done.")
 
 
-def test_an_operator_finds_a_player_bans_them_undoes_it_and_announces_maintenance(
-    watched, open_desk
-):
+def test_an_operator_bans_a_player_undoes_that_and_announces_maintenance(watched, open_desk):
     ann, bob = watched.phone(queue="party"), watched.phone(queue="party")
     desk = open_desk(watched).sign_in(ACTS).live()
     page = desk.page
@@ -402,7 +410,7 @@ def test_an_operator_finds_a_player_bans_them_undoes_it_and_announces_maintenanc
     ann.drop(), bob.drop()
 
 
-def test_an_operator_answers_a_report_of_a_game_with_a_ban(watched, open_desk):
+def test_an_operator_responds_to_a_report_of_a_game_with_a_ban(watched, open_desk):
     ann, bob = watched.pair()
     text = "They <b>knew</b> each answer."
     sent = {"player": bob.name, "reason": "cheating", "text": text}
@@ -447,7 +455,7 @@ def test_an_operator_edits_and_retires_a_question_while_it_is_played(watched, op
     expect(desk.page.locator("#listed")).to_contain_text(question["text"])
     desk.check_width("questions")
     desk.page.get_by_role("button", name="flagged").click()
-    # The list before has this question, too; its forms go when the new list is there.
+    # The list from before shows this question, too; the new list replaces its forms.
     expect(desk.page.locator("#listed")).to_contain_text("flagged: ")
     better = "Better: " + question["text"]
     do(desk, "listed", "edit question", text=better, right="12", wrong="7 | 9")
@@ -465,7 +473,7 @@ def test_an_operator_edits_and_retires_a_question_while_it_is_played(watched, op
     ann.drop(), bob.drop()
 
 
-def test_who_only_looks_sees_no_form_of_an_act(watched, open_desk):
+def test_a_token_that_may_not_act_shows_no_forms(watched, open_desk):
     phone = watched.phone(queue="party")
     desk = open_desk(watched, PHONE).sign_in().live()
     desk.page.get_by_label("Player", exact=True).fill(phone.name)
@@ -481,7 +489,7 @@ def named(text):
 
 
 def served(server):
-    """The names that /metrics declares: {name of a sample: name of its metric}."""
+    """Returns the names that /metrics declares: {name of a sample: name of its metric}."""
     endings = {"counter": ["_total"], "gauge": [""], "histogram": ["_bucket", "_count", "_sum"]}
     return {
         one.name + ending: one.name
@@ -491,7 +499,7 @@ def served(server):
     }
 
 
-def test_page_and_dashboard_name_what_metrics_serves(watched):
+def test_the_page_and_the_dashboard_use_the_metrics_that_exist(watched):
     names = served(watched)
     histograms = {metric for name, metric in names.items() if name.endswith("_bucket")}
     assert named(PAGE.read_text("utf-8")) <= names.keys() | histograms
@@ -508,7 +516,7 @@ def expressions(panel):
     return [target["expr"] for target in panel.get("targets", [])]
 
 
-def test_the_dashboard_is_as_grafana_needs_it():
+def test_the_dashboard_has_the_form_that_grafana_needs():
     board = json.loads(DASHBOARD.read_text("utf-8"))
     assert board["schemaVersion"] >= 38 and board["uid"] and board["title"] and "id" not in board
     variables = {one["name"]: one for one in board["templating"]["list"]}
@@ -528,7 +536,7 @@ def test_the_dashboard_is_as_grafana_needs_it():
             assert all("instance='$instance'" in expression for expression in expressions(panel))
 
 
-def test_no_two_panels_overlap():
+def test_no_two_panels_of_the_dashboard_overlap():
     for panel in panels():
         place = panel["gridPos"]
         assert place["x"] >= 0 and place["x"] + place["w"] <= 24 and place["h"] >= 1
