@@ -283,7 +283,7 @@ def test_a_whole_game_on_a_desktop_and_on_a_phone(long_games, open_tabs):
     expect(ann.find('[data-rank="1"]')).to_contain_text(ann.name)
     ann.find("#home").click()
     ann.on("lobby")
-    expect(ann.find("#me-games")).to_have_text("1")  # in the second game nobody answered
+    expect(ann.find("#me-games")).to_have_text("1")  # the second game had no answers
 
 
 def test_a_reload_during_a_game_resumes_it_whatever_the_names(long_games, open_tabs):

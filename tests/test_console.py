@@ -704,7 +704,7 @@ def test_an_act_closes_all_reports_about_its_target_and_both_can_be_undone(desk)
     act(desk, "undo", entry=banned["closed"]).refused(409, "changed_meanwhile")
     act(desk, "ban", player=phone.name, report="no-such-one!").refused(422, "invalid")
     act(desk, "ban", player=phone.name, report="nosuchreport").refused(404, "not_found")
-    assert login(desk, phone).status == 200, "an act with an unknown report bans nobody"
+    assert login(desk, phone).status == 200, "an act with an unknown report bans no player"
     done(desk, "close_report", report=about[0], others=True)
     done(desk, "close_report", report=stranger)
 
