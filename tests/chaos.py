@@ -376,7 +376,7 @@ class Campaign:
         while not condition():
             waited = time.monotonic() - began
             if waited > seconds or self.server.process.poll() is not None:
-                return self.incidents.append(f"not in {seconds} s: {what}")
+                return self.incidents.append(f"not true within {seconds} s: {what}")
             await asyncio.sleep(max(0.1, waited / 20))
 
     async def _play(self, lives):
@@ -388,7 +388,7 @@ class Campaign:
                 return self.incidents.append(f"the server has ended:\n{self.server.log[-2000:]}")
             if time.monotonic() > until:
                 made = [fault.kind for fault in self.faults.log]
-                return self.incidents.append(f"in time only {len(ended)} games, and {made}")
+                return self.incidents.append(f"only {len(ended)} games ended; failures: {made}")
             if time.monotonic() > told + 5:
                 told = time.monotonic()
                 self.say(
@@ -404,13 +404,13 @@ class Campaign:
         for phone, life in zip(self.phones, lives):
             if not life.done():
                 self.incidents.append(
-                    f"{phone.name} does not come to rest; he is {phone.state}"
+                    f"{phone.name} does not become idle; its state is {phone.state}"
                     f"{excerpt(phone.transcript, phone.transcript[-1].at)}"
                 )
                 phone.note("lost", code=0)  # the transcript must end with the connection
             life.cancel()
-        self.say("all have left; the store comes to rest")
-        await self._until(self._at_rest, REST_S, "the store is at rest")
+        self.say("all phones have left; waiting for an idle store")
+        await self._until(self._at_rest, REST_S, "the store is idle")
 
     def _at_rest(self):
         with contextlib.suppress(redis.RedisError), contextlib.closing(self.server.redis) as client:
@@ -424,7 +424,7 @@ class Campaign:
                 store, types, ttls = read_store(client)
         except redis.RedisError as error:
             store, types, ttls = {}, {}, {}
-            self.incidents.append(f"Redis is gone: {error}")
+            self.incidents.append(f"Redis does not answer: {error}")
         return Evidence(
             store,
             types,
@@ -726,7 +726,7 @@ def registrations(
                 going.clear()
             for one in works:
                 one.result()
-        say("no more kills; all accounts are looked at")
+        say("no more kills; checking all accounts")
         found = [("redis_comes_back", what) for what in wrong] or check_accounts(people)
     finally:
         server.close()
@@ -758,27 +758,24 @@ def options_of(arguments):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("command", nargs="?", choices=("games", "registrations"), default="games")
     parser.add_argument(
-        "--games",
-        type=int,
-        default=1000,
-        help="how many must come to an end (default: %(default)s)",
+        "--games", type=int, default=1000, help="games that must end (default: %(default)s)"
     )
     parser.add_argument("--players", type=int, default=60, help="phones (default: %(default)s)")
     parser.add_argument(
-        "--workers", type=int, default=4, help="of the server (default: %(default)s)"
+        "--workers", type=int, default=4, help="workers of the server (default: %(default)s)"
     )
     parser.add_argument(
-        "--faults", default="", help="kinds of failures, with commas between (default: all)"
+        "--faults", default="", help="kinds of failures, separated by commas (default: all)"
     )
     parser.add_argument(
-        "--queues", default=",".join(QUEUES), help="what is played (default: %(default)s)"
+        "--queues", default=",".join(QUEUES), help="queues to play in (default: %(default)s)"
     )
     parser.add_argument("--cluster", action="store_true", help="play on a cluster of 3 + 3 nodes")
     parser.add_argument(
         "--replicas",
         type=int,
         default=0,
-        help="of a primary that must have an account before it is acknowledged (default: none)",
+        help="replicas that must have an account before its acknowledgement (default: none)",
     )
     parser.add_argument(
         "--every", type=float, default=1, help="seconds between failures (default: %(default)s)"
@@ -787,13 +784,13 @@ def options_of(arguments):
         "--kills",
         type=int,
         default=200,
-        help="of Redis, under registrations (default: %(default)s)",
+        help="kills of Redis under registrations (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", default=secrets.token_hex(3), help="of the failures (default: a new one)"
+        "--seed", default=secrets.token_hex(3), help="seed of the failures (default: a new one)"
     )
     parser.add_argument(
-        "--json", type=Path, help="a file for everything: transcripts, faults, games, violations"
+        "--json", type=Path, help="write transcripts, faults, games and violations to this file"
     )
     options = parser.parse_args(arguments)
     known = CLUSTER_KINDS if options.cluster else KINDS

@@ -265,7 +265,7 @@ def points_are_those_of_the_formula_and_add_up_to_the_score(evidence):
                 ):
                     yield (
                         f"game {game.id}, {seat.name}, round {number}: {answer}; "
-                        f"right are {game.right}"
+                        f"correct are {game.right}"
                     )
             if seat.score != sum(answer[2] for answer in seat.log if answer):
                 yield f"game {game.id}, {seat.name}: score {seat.score} of {seat.log}"
@@ -449,7 +449,7 @@ def results_are_applied_exactly_once(evidence):
         expected = sums_of(ended)
         found = {key: float(user.get(key, 1500 if key == "rating" else 0)) for key in expected}
         if any(abs(expected[key] - found[key]) > 0.01 for key in expected):
-            yield f"{where}: {found}, but by their {len(ended)} games {expected}"
+            yield f"{where}: {found}, but the {len(ended)} ended games give {expected}"
         if set(history) != (games := {game.id for game, *_ in ended}):
             yield f"{where}: history {sorted(history)}, games {sorted(games)}"
         rating = boards.get("board:{rating}", {}).get(uid)
@@ -616,9 +616,9 @@ def a_rematch_is_one_game_of_those_who_agreed(evidence):
         before = games.get(last)
         names = {player["username"] for player in frame["players"]}
         if before and not names <= {seat.name for seat in before.seats}:
-            yield f"{name}: strangers in the rematch of {last}: {entry}"
+            yield f"{name}: the rematch of {last} has other players: {entry}"
         if before and len(before.seats) == len(names) == 2 and frame.get("series") != before.wins():
-            yield f"{name}: the series of {last} stands at {before.wins()}, but {entry}"
+            yield f"{name}: the series of {last} is {before.wins()}, but {entry}"
     for last, found in next_games.items():
         if len(found) > 1:
             yield f"several rematches of {last}: {found}"
@@ -664,7 +664,7 @@ def rooms_hold_together(evidence):
                 room = entry.frame["code"]
                 if room in banned:
                     yield (
-                        f"{name} is in a room again from which they were sent away"
+                        f"{name} is again in a room from which they were kicked"
                         f"{excerpt(transcript, entry.at)}"
                     )
             elif entry.frame["reason"] == "kicked":
@@ -684,7 +684,7 @@ def who_comes_late_is_asked_from_the_next_question_on(evidence):
                 yield f"game {game.id}: {seat.name} came in round {seat.first}, but has {seat.log}"
     for name, entry in evidence.entries("question"):
         if entry.frame["round"] < first.get((entry.frame["game"], name), 1):
-            yield f"{name} came later: {entry}"
+            yield f"{name} is asked before they came: {entry}"
 
 
 def lives_end_a_solo_game(evidence):
@@ -729,7 +729,7 @@ def no_phone_hears_nothing_for_too_long(evidence):
             allowed = expected_s + MARGIN_S + outage(evidence.faults, since, until)
             if until - since > allowed:
                 yield (
-                    f"{name} heard nothing for {until - since:.1f} s, "
+                    f"{name} received nothing for {until - since:.1f} s; "
                     f"at most {allowed:.1f} s are allowed"
                     f"{excerpt(transcript, since, 6, until - since + 4)}"
                 )
@@ -848,11 +848,11 @@ def nothing_is_left_behind(evidence):
             yield f"{key} has no expiry"
     for key, fields in evidence.of("game").items():
         if "plan" not in fields:
-            yield f"{key} is no whole game: {fields}"
+            yield f"{key} is an incomplete game: {fields}"
     table = documented_keys()
     for key, kind in evidence.types.items():
         if not any(pattern.fullmatch(key) and kind == expected for pattern, expected, _ in table):
-            yield f"{key}, a {kind}, is not in the table of keys"
+            yield f"{key}, a {kind}, is not in the key table"
 
 
 def unique_values_belong_to_those_who_have_them(evidence):
@@ -870,7 +870,7 @@ def unique_values_belong_to_those_who_have_them(evidence):
         if had.get(what) != claim[0] or len(claim) != 2:
             yield f"{what} is claimed by {claim}, but {had.get(what)} has it"
     for what in had.keys() - claimed.keys():
-        yield f"{what} of {had[what]} is claimed by nobody"
+        yield f"{what} of {had[what]} has no claim"
 
 
 def nobody_waits_long_without_a_connection(evidence):
@@ -879,7 +879,7 @@ def nobody_waits_long_without_a_connection(evidence):
             allowed = MOST_WAIT_S + outage(evidence.faults, since, until)
             if until - since > allowed:
                 yield (
-                    f"{name} was away for {until - since:.1f} s"
+                    f"{name} had no connection for {until - since:.1f} s"
                     f"{excerpt(transcript, since, 2, until - since + 2)}"
                 )
 

@@ -151,7 +151,7 @@ def wait_until(condition, seconds=10):
         if value := condition():
             return value
         if time.monotonic() > start + seconds:
-            pytest.fail(f"not in {seconds} s: {condition}")
+            pytest.fail(f"not true within {seconds} s: {condition}")
         took, waited = time.monotonic() - begun, begun - start
         # Conditions that are costly, or true only after a long time, are checked less often.
         time.sleep(max(0.02, 3 * took, waited / 20))
@@ -264,7 +264,9 @@ class Valkey:
 
     def _answers(self):
         if self.process.poll() is not None:
-            pytest.fail(f"it ended with {self.process.returncode}:\n{self.log_file.read_text()}")
+            pytest.fail(
+                f"Redis exited with {self.process.returncode}:\n{self.log_file.read_text()}"
+            )
         with contextlib.suppress(redis.RedisError):
             return self.client.ping()
 

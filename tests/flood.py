@@ -143,7 +143,7 @@ class Flood:
             print(dict(self.seen), flush=True)
         await asyncio.wait(working, timeout=5)
         print(
-            "in all, a second:",
+            "mean rates a second:",
             {what: round(count / seconds, 1) for what, count in self.seen.items()},
         )
 

@@ -1444,7 +1444,7 @@ def print_figures(figures: dict, console: Console) -> None:
     )
     if any(step["load_tool"]["overloaded"] for step in figures["steps"]):
         console.print(
-            "The load tool was held up itself: the latencies are the tool's, not the server's. "
+            "The load tool was too slow itself: the latencies are the tool's, not the server's. "
             "Use more --processes, fewer --players, or a host with more cores.",
             style="bold",
         )
@@ -1531,7 +1531,7 @@ def plot(figures: dict, file: Any) -> None:
     latency.set(
         ylabel="ms",
         yscale="log",
-        title=f"{host['cores']} cores of {host['cpu']}, which carry the load tool, too"
+        title=f"{host['cores']} cores of {host['cpu']}, which also run the load tool"
         if host
         else figures["url"],
     )
@@ -1547,7 +1547,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="load.py",
         description=__doc__.partition("\n")[0],
-        epilog="What the figures mean stands at the head of this file.",
+        epilog="The head of this file explains the figures.",
     )
     add, file = parser.add_argument, argparse.FileType
     add(
@@ -1563,24 +1563,24 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         type=ascending,
         default=[200],
         metavar="N[,N...]",
-        help="how many; several numbers are taken in turn (200)",
+        help="number of players; several numbers make several steps (200)",
     )
-    add("--queue", default="random", help="the queue that they play in (%(default)s)")
-    add("--room", type=int, metavar="N", help="players of a private room (as many as it may have)")
-    add("--rematch", action="store_true", help="after a game, agree to a rematch")
+    add("--queue", default="random", help="the queue that all join (%(default)s)")
+    add("--room", type=int, metavar="N", help="players of a private room (its greatest number)")
+    add("--rematch", action="store_true", help="agree to a rematch after each game")
     add(
         "--think",
         type=float,
         default=4.0,
         metavar="SECONDS",
-        help="time to an answer, give or take a half (%(default)g)",
+        help="mean time to an answer; each varies by a half (%(default)g)",
     )
     add(
         "--ramp",
         type=float,
         default=10.0,
         metavar="SECONDS",
-        help="within which the players of a step connect (%(default)g)",
+        help="time in which the players of a step connect (%(default)g)",
     )
     add(
         "--minutes",
@@ -1593,32 +1593,32 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         "--processes",
         type=int,
         metavar="N",
-        help=f"how many hold the players (one for {PLAYERS_A_PROCESS} of them)",
+        help=f"processes that hold the players (one for each {PLAYERS_A_PROCESS})",
     )
     add(
         "--accounts",
         type=private_file,
         metavar="FILE",
-        help="tokens of players for the next run, too; who is missing is added",
+        help="read players' tokens from this file, and add those of new players",
     )
     add(
         "--seed-accounts",
         action="store_true",
-        help="make those in the Redis of a server on this host: many times as fast",
+        help="write accounts to the Redis of a server on this host, which is much faster",
     )
-    add("--insecure", action="store_true", help="with https://: take any certificate")
+    add("--insecure", action="store_true", help="with https://: accept any certificate")
     add(
         "--server-port",
         type=int,
         metavar="PORT",
-        help="the server's own, on this host, when URL is that of a proxy in front",
+        help="the server's own port on this host, when URL is that of a proxy",
     )
-    add("--redis", metavar="URL", help="the server's Redis (as the server's own environment says)")
+    add("--redis", metavar="URL", help="the server's Redis (from the server's environment)")
     add(
         "--json",
         type=file("w"),
         metavar="FILE",
-        help="write all figures there, also those of each second",
+        help="write all figures to this file, also those of each second",
     )
     add(
         "--plot",
@@ -1626,7 +1626,7 @@ def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="FILE.png",
         help="draw latency and CPU against players (needs matplotlib)",
     )
-    add("--guard", action="store_true", help=f"compare what an answer costs with {GUARD_FILE.name}")
+    add("--guard", action="store_true", help=f"compare an answer's cost with {GUARD_FILE.name}")
     return parser.parse_args(arguments)
 
 
@@ -1739,8 +1739,8 @@ def is_worse(figures: dict, kept: float) -> bool:
     found = figures["steps"][-1]["guard"]["echoes_per_answer"]
     worse = found > GUARD_LIMIT * kept
     print(
-        f"guard: an answer costs {found} echoes, {found / kept - 1:+.0%} to the {kept} "
-        f"kept in {GUARD_FILE.name}: " + ("too much" if worse else "fine")
+        f"guard: an answer costs {found} echoes, {found / kept - 1:+.0%} from the {kept} "
+        f"in {GUARD_FILE.name}: " + ("too much" if worse else "fine")
     )
     return worse
 
