@@ -64,9 +64,12 @@ MODELINA = """
 import {TypeScriptGenerator} from '@asyncapi/modelina'
 import fs from 'fs'
 const [, , file, folder] = process.argv
-const options = {modelType: 'interface', enumType: 'union', mapType: 'record', rawPropertyNames: true}
+const options = {
+  modelType: 'interface', enumType: 'union', mapType: 'record', rawPropertyNames: true
+}
 const document = JSON.parse(fs.readFileSync(file, 'utf8'))
-const models = await new TypeScriptGenerator(options).generateCompleteModels(document, {exportType: 'named'})
+const generator = new TypeScriptGenerator(options)
+const models = await generator.generateCompleteModels(document, {exportType: 'named'})
 for (const {modelName, result} of models) fs.writeFileSync(`${folder}/${modelName}.ts`, result)
 """
 NODE = compute_driver_executable()[0]  # Playwright's Node.js, which runs TypeScript files directly
@@ -366,7 +369,9 @@ class GoogleIdTokenCredential(val idToken: String) {
     companion object { fun createFrom(data: Bundle) = GoogleIdTokenCredential("") }
 }
 interface CredentialManager {
-    suspend fun getCredential(context: Activity, request: GetCredentialRequest): GetCredentialResponse
+    suspend fun getCredential(
+        context: Activity, request: GetCredentialRequest
+    ): GetCredentialResponse
     companion object { fun create(context: Activity): CredentialManager = TODO() }
 }
 """
@@ -393,7 +398,9 @@ def test_the_readmes_swift_code_about_sign_in_is_valid_syntax():
 
 MERGE = """
 fun merged(trivia: Trivia, error: TriviaException): String? =
-    error.problem?.merge?.let { "${error.problem?.guest?.username} ${error.problem?.account?.username} $it" }
+    error.problem?.merge?.let {
+        "${error.problem?.guest?.username} ${error.problem?.account?.username} $it"
+    }
 """
 
 
