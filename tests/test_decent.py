@@ -66,7 +66,7 @@ def profile(town, of, seen_by=None):
     return town.http("GET", f"/users/{name_of(of)}", token=seen_by and seen_by["token"])
 
 
-# -- the list
+# -- the list of blocks
 
 
 def test_a_player_lists_removes_and_exports_blocks(town):

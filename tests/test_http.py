@@ -47,7 +47,7 @@ def victim(target):
 def store(server):
     """Returns what Redis holds, except what changes by itself, such as heartbeats and clocks."""
     path = str(server.data / "d" / "redis.sock")
-    # Without driver_info, the client saves the commands that name it.
+    # Without driver_info, the client sends no commands that describe it.
     link = redis.Redis(unix_socket_path=path, driver_info=None)
     keys = [
         key

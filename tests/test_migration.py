@@ -52,7 +52,7 @@ def migrated(tmp_path_factory):
 
 
 def players(migrated, path):
-    """Returns what each player of the snapshot gets at a path: {name: (answer, token)}."""
+    """Returns what each player of the snapshot gets at a path: {name: answer}."""
     tokens = FACTS["tokens"]
     return {name: migrated.http("GET", path, token=token) for name, token in tokens.items()}
 

@@ -1391,7 +1391,7 @@ def test_a_new_message_is_validated_and_relayed_to_the_opponents(grown):
         "player": ann.name,
     }
     ann.send("ping", client_ms=1)
-    assert ann.receive()["type"] == "pong"  # the sender got nothing back before it
+    assert ann.receive()["type"] == "pong"  # the sender received nothing else before
     idle = grown.server.phone(queue="rated")
     idle.expect("queued")
     idle.refused("wrong_state", "nod")

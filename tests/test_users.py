@@ -86,7 +86,7 @@ def raw_redis(server):
 def store(server):
     """Returns what Redis holds about players: {key: content} in bytes.
 
-    Leaves out the question bank. Leaves out events and chores too, as they end a little later.
+    Leaves out the question bank. Leaves out events and chores too, as workers delete them later.
     """
     link = raw_redis(server)
     apart = b"{bank}", b"{events}", b"{chores}"
@@ -1237,7 +1237,7 @@ def test_a_new_session_replaces_the_one_that_ends_first(small):
     assert all(me(small, sessions[i]["token"]).status == 200 for i in (0, 2, 3))
 
 
-def test_simultaneous_sign_ins_keep_the_bound_of_sessions(small):
+def test_simultaneous_sign_ins_do_not_exceed_the_limit_of_sessions(small):
     session = small.register()
     answers = at_once(8, lambda i: login(small, session["user"]["username"], address=stranger()))
     assert {answer.status for answer in answers} == {200}
