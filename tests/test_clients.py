@@ -180,9 +180,6 @@ def test_the_typescript_clients_compile_strictly(tsc, tmp_path):
     assert sorted(mistakes) == ["own-wrong", "shipped-wrong"], done.stdout
 
 
-# ---- play
-
-
 @pytest.mark.parametrize("schema", [edited_schema(), own_schema()], ids=["shipped", "own"])
 @pytest.mark.parametrize("language", GRAMMARS)
 def test_a_client_in_a_language_without_a_compiler_here_is_valid_syntax(language, schema):
@@ -190,6 +187,9 @@ def test_a_client_in_a_language_without_a_compiler_here_is_valid_syntax(language
     source = generated(language, schema)
     assert not parser.parse(source.encode()).root_node.has_error
     assert parser.parse((source + "\nclass {(").encode()).root_node.has_error
+
+
+# ---- play
 
 
 def readme_app(language, server, player):
