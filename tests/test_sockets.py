@@ -605,7 +605,7 @@ def test_a_player_who_slows_down_is_served_again(strict):
     wait_until(lambda: phone.receive().get("code") == "too_fast")
 
     def heard():
-        time.sleep(0.6)  # 0.6 messages a second are within the limit
+        time.sleep(0.6)  # the allowance grows by 0.6 messages
         phone.send("ping", client_ms=99)
         while (frame := phone.receive())["type"] == "pong" and frame.get("client_ms") != 99:
             pass
