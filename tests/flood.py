@@ -104,14 +104,13 @@ class Flood:
         try:
             async with self.socket(token) as socket:
                 reading = asyncio.create_task(self._count(socket))
-                while time.monotonic() < self.until and not reading.done():
-                    for frame in frames():
-                        await socket.send(frame)
-                        self.seen["sent"] += 1
-                    await asyncio.sleep(0)  # a send alone does not yield to other tasks
+                with suppress(ConnectionClosed):
+                    while time.monotonic() < self.until and not reading.done():
+                        for frame in frames():
+                            await socket.send(frame)
+                            self.seen["sent"] += 1
+                        await asyncio.sleep(0)  # a send alone does not yield to other tasks
                 await reading
-        except ConnectionClosed:
-            await reading
         except InvalidStatus as refused:
             self.seen[refused.response.status_code] += 1
 
