@@ -648,7 +648,7 @@ def test_mistakes_of_clients_are_not_logged_as_errors(logged):
     for attempt in (
         b"\x00garbage\r\n\r\n",
         upgrade + b"h2c\r\n\r\n",
-        b"GET /docs/ui/swagger-ui.css HTTP/1.0\r\nif-modified-since: somebody's text\r\n\r\n",
+        b"GET /docs/ui/swagger-ui.css HTTP/1.0\r\nif-modified-since: a client's text\r\n\r\n",
     ):
         with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as raw:
             raw.sendall(attempt)
