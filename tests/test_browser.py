@@ -240,7 +240,7 @@ def play_on(ann, bob):
         tab.on("result")
 
 
-def test_a_whole_game_on_a_desktop_and_on_a_phone(long_games, open_tabs):
+def test_two_players_play_a_whole_game_on_a_desktop_and_a_phone(long_games, open_tabs):
     [ann] = open_tabs(long_games, DESKTOP, count=1)
     moving = {"has_touch": True, "reduced_motion": "no-preference"}
     [bob] = open_tabs(long_games, PHONE, count=1, **moving)

@@ -778,7 +778,7 @@ class Shards:
 
 
 @pytest.mark.parametrize("count, apart_s, most_s", [(40, 0.02, 0.09), (1000, 0, 0.7)])
-def test_a_primary_that_hangs_delays_no_games_of_others_even_many_at_once(count, apart_s, most_s):
+def test_a_primary_that_hangs_does_not_delay_the_games_of_others(count, apart_s, most_s):
     async def play():
         start_s = asyncio.get_running_loop().time() + 0.2
         store = Shards({f"01g{i}": start_s + i * apart_s for i in range(count)})

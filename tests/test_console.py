@@ -199,7 +199,7 @@ def test_a_name_that_is_the_id_of_another_player_means_neither_of_them(desk):
     assert done(desk, "ban", player=evader["user"]["username"])["players"] == 1
 
 
-def test_a_ban_closes_the_socket_and_refuses_to_sign_in_until_it_is_undone(desk):
+def test_a_ban_closes_the_socket_and_refuses_sign_ins_until_it_is_undone(desk):
     phones = idle_phones(desk, 4)
     for phone in phones:
         dry = act(desk, "ban", dry=True, player=phone.name).json

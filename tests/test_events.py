@@ -250,7 +250,7 @@ def test_an_event_that_the_receiver_refuses_is_listed_and_can_be_replayed(backed
     backed.http("POST", "/ops/act/replay", {"entry": entry}, ACTS).refused(404, "not_found")
 
 
-def test_an_event_is_given_up_after_its_last_try(backed, receiver):
+def test_an_event_that_fails_is_listed_as_dead_after_its_last_try(backed, receiver):
     receiver.statuses = [503, 503]
     _, _, event = new_account(backed)
     receiver.expect(event)

@@ -328,7 +328,7 @@ def test_no_sleep_follows_a_batch_that_outlasts_the_pause(monkeypatch):
         assert sleeps == ([pytest.approx(slept)] if slept else []) and batches.began_s == now
 
 
-def test_work_waits_for_the_end_of_a_batch_and_outside_of_batches_for_nothing(monkeypatch):
+def test_work_waits_for_the_end_of_a_batch_and_runs_at_once_outside_of_one(monkeypatch):
     batches, done = trivia.Batches(), []
     batches.began_s = time.monotonic() + 60  # so that there is time left to sleep
 
@@ -541,7 +541,7 @@ def test_every_line_of_the_log_has_the_same_form(logged):
         ("", False),
     ],
 )
-def test_a_request_has_an_id_in_its_answer_and_in_the_log(logged, given, taken):
+def test_a_request_has_an_id_in_its_response_and_in_the_log(logged, given, taken):
     since = mark(logged)
     answer = logged.http(
         "GET", "/queues", headers=None if given is None else {"X-Request-Id": given}
@@ -760,7 +760,7 @@ def tls(folder, port):
         loop.call_soon_threadsafe(loop.stop)
 
 
-def test_the_doctor_finds_a_healthy_server_in_order(counted, tmp_path):
+def test_the_doctor_reports_a_healthy_server_as_fine(counted, tmp_path):
     with tls(tmp_path, counted.port) as port:
         code, printed = run(
             [*TRIVIA, "doctor", f"https://localhost:{port}"],

@@ -51,7 +51,7 @@ def families(server):
 
 
 class Desk:
-    """The page in a browser context of its own. Records where a token could leak to.
+    """The page in a browser context of its own. Records what a token could leak into.
 
     Tests use the same desks in turn: in a Chromium with windows, a new context costs a second of
     CPU.

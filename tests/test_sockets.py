@@ -844,7 +844,7 @@ def test_a_newer_connection_takes_over_the_game_unseen_by_the_opponent(pair, ope
     assert [frame["type"] for frame in bob.frames] == ["queued", "start", "question", "answered"]
 
 
-def test_many_connections_of_one_player_at_once_leave_one(server, open_phone, mallory):
+def test_only_the_newest_of_many_connections_of_one_player_stays(server, open_phone, mallory):
     phones = [open_phone(queue="rated", session=mallory) for _ in range(8)]
     for phone in phones[:-1]:
         phone.expect_close(4409)
