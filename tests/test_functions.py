@@ -3822,7 +3822,7 @@ def test_keys_expire_only_as_the_key_table_says(played):
             elif until.startswith("its end"):
                 days = 33 if any(field.startswith("run:") for field in content) else 3
                 expected = (days - 1) * 86_400 < ttl <= days * 86_400 + 1
-            elif until == "as the last of them":
+            elif until == "game_days after the last end":
                 expected = 32 * 86_400 < ttl <= 33 * 86_400 + 1
             elif until == "3 days":
                 expected = 2 * 86_400 < ttl <= 3 * 86_400
