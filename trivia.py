@@ -42,9 +42,10 @@ The way of an answer, section by section:
   connections  Connection.on_event checks `seq` and adds it. After a gap it asks for a snapshot
   outlets      Outlet.write has WebSocket.write, of the protocols, write the frame at once. A phone
                that does not read gets an outbox
-A question opens without a call to Redis: an earlier event names it, and Hub.expect shows it at its
-time. Every worker runs Games.advance_due for all other deadlines. It calls `advance`, whose events
-take the same way back to the phones. A busy worker does all this in batches: see Batches.
+A question opens without a call to Redis: an earlier event names it, Hub.expect shows it at its
+time, and the next call for the game finds it open. Every worker runs Games.advance_due for all
+other deadlines. It calls `advance`, whose events take the same way back to the phones. A busy
+worker does all this in batches: see Batches.
 
 Keys. The text in braces is the hash tag. All keys of a call of trivia.lua share it, so a cluster
 has them on one node. Times are ms since 1970 by the clock of Redis, unless a unit says otherwise.
