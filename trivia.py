@@ -4435,7 +4435,7 @@ class Question:
 
     @property
     def folded_text(self) -> str:
-        """Returns what the texts of two questions are compared by."""
+        """Returns the text as it is compared with those of other questions."""
         return appearance(self.text).lower().translate(TYPOGRAPHY)
 
     @property
@@ -6235,7 +6235,7 @@ class Boards:
     def _places(
         self, user: dict, fields: set[str] | None = None
     ) -> dict[str, tuple[str, float | None]]:
-        """Returns the user's place on each leaderboard of these fields; None: of all."""
+        """Returns {leaderboard: (period, value, or None for no place)} for these fields, or all."""
         is_new = user.get("games") in (None, "1")  # then they enter all leaderboards
         return {
             name: self._place(user, name)
@@ -7127,7 +7127,7 @@ class Game:
 
     @staticmethod
     def _player(mark: str, player: dict, uid: str, name: str, *more: float) -> Player:
-        """`more` are perhaps rating and sigma, the first round, the script of a bot."""
+        """`more` may have rating and sigma, the first round, and the script of a bot."""
         answer = player.get("answer")
         is_bot = len(more) > 3
         return Player(
@@ -9462,7 +9462,7 @@ class Guests:
         return name
 
     async def _complete(self, uid: str, new: str, name: str) -> str:
-        """Makes the name of a provisional guest sure, or gives them another one.
+        """Confirms the name of a provisional guest, or gives them another one.
 
         Returns the name, or '' if another request has done it.
         """
@@ -13407,7 +13407,7 @@ class Hub:
     async def reap(self, worker: str) -> None:
         """Reaps a dead worker: marks its players as disconnected."""
         log.warning("worker is dead", extra={"worker": worker})
-        any_queue = next(iter(self.schema.queues))
+        any_queue = next(iter(self.schema.queues))  # `leave` needs one, also for a player in none
         gone = await self.lobby.connections_of(worker)
         for start in range(0, len(gone), MAX_RESYNCS):
             await asyncio.gather(
@@ -15699,7 +15699,7 @@ def allowed_methods(path: str) -> list[str]:
         if re.fullmatch(pattern + "/?", path):
             methods.append(route.method)
     if not methods or "GET" in methods:
-        methods += ["GET", "HEAD"]
+        methods += ["GET", "HEAD"]  # a page or a document has no entry in ROUTES
     return [*dict.fromkeys(methods), "OPTIONS"]
 
 
@@ -16072,7 +16072,7 @@ class Http(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.answering: RequestResponseCycle | None = None  # `cycle` of uvicorn is the last one
+        self.answering: RequestResponseCycle | None = None  # uvicorn's `cycle` may be a later one
         self.head_timer: asyncio.TimerHandle | None = None
         self.head_bytes = 0  # of the request line and the headers, trailers included
         self.quiet_bytes = 0  # since the parser found something
