@@ -13055,8 +13055,8 @@ class Connection(Joining):
 
 
 # ---- hub -----------------------------------------------------------------------------------------
-# All connections of a worker: admits handshakes, delivers events, closes what is idle or not read,
-# drains the worker, and reaps the players of dead workers.
+# All connections of a worker: admits handshakes, delivers events, shows questions at their time,
+# closes what is idle or not read, drains the worker, and reaps the players of dead workers.
 #
 # Invariants: a body is encoded once per event, however many connections get it. A connection that
 # ends is reported to lobby and game, however long Redis is away. The hub holds no game state.
