@@ -909,7 +909,7 @@ end
 -- ARGS lease   ms by which they are postponed
 -- ARGS most    guests to return
 -- Returns {now, UID, ...}.
--- Atomic, so that each is handed out once at a time.
+-- Atomic, so that each is given to one caller at a time.
 function functions.due_guests(keys, args)
   local guests = unpack(keys)
   local lease, most = unpack(args)
@@ -1065,10 +1065,10 @@ end
 -- KEYS mended   'GAME NUMBER' -> 1
 -- ARGS token    'GAME NUMBER': the game, and the corrected question
 -- ARGS keep     seconds for which it is remembered
--- ARGS wins     difference
--- ARGS change   difference of the rating
+-- ARGS wins     by how many the wins change
+-- ARGS change   by how much the rating changes
 -- ARGS initial  rating of a new user
--- ARGS points   difference of the daily points
+-- ARGS points   by how many the daily points change
 -- ARGS ...      name, field, period of the game, default of each leaderboard with a period
 -- Returns {field, value, ...} of the user, or {} if it was done before or there is no such user.
 -- Atomic: the entry in `mended` says whether it was applied.
@@ -1756,7 +1756,7 @@ end
 -- KEYS forming  matches whose game is not formed yet
 -- KEYS clock    of the lobby
 -- Returns {{'QUEUE UID', ...}, {match, ...}}.
--- Atomic, so that each is handed out once at a time.
+-- Atomic, so that each is given to one caller at a time.
 function functions.due_tickets(keys)
   local due, forming, clock = unpack(keys)
   local tickets = call('ZCARD', due)
@@ -2960,7 +2960,7 @@ end
 -- ARGS lease   ms
 -- ARGS most    chores to return
 -- Returns {id, how often it was handed out, JSON, ...}.
--- Atomic, so that each is handed out once at a time.
+-- Atomic, so that each is given to one caller at a time.
 function functions.take_chores(keys, args)
   local chores, due = unpack(keys)
   local lease, most = unpack(args)
