@@ -1226,7 +1226,7 @@ data class StartMessage(
     val startsMs: Long,
     /** With `total_seconds`: time left for all questions. */
     val totalMs: Long? = null,
-    /** With `lives`: questions that may still go wrong. */
+    /** With `lives`: how many lives are left. */
     val lives: Int? = null,
     /** After a rematch; see there. */
     val series: Map<String, Int>? = null,
@@ -1506,9 +1506,9 @@ data class EndMessage(
         /** Present, and true, if it is a bot. */
         val bot: Boolean? = null,
         /**
-         * Present, and false, if the game changes no field of this player. So it is when nobody has
-         * answered a question (such a game is not kept either), when a bot has played, or when the
-         * player has met all of these opponents too often today.
+         * Present, and false, if the game changes no field of this player. That is so if nobody has
+         * answered a question (such a game is not kept either), if a bot has played, or if the player
+         * has met all of these opponents too often today.
          */
         val counts: Boolean? = null,
     ) {

@@ -1458,7 +1458,7 @@ public struct StartMessage: Codable, Equatable, Sendable {
     public var startsMs: Int
     /// With `total_seconds`: time left for all questions.
     public var totalMs: Int?
-    /// With `lives`: questions that may still go wrong.
+    /// With `lives`: how many lives are left.
     public var lives: Int?
     /// After a rematch; see there.
     public var series: [String: Int]?
@@ -1772,9 +1772,9 @@ public struct EndMessage: Codable, Equatable, Sendable {
         public var provisional: Bool?
         /// Present, and true, if it is a bot.
         public var bot: Bool?
-        /// Present, and false, if the game changes no field of this player. So it is when nobody has
-        /// answered a question (such a game is not kept either), when a bot has played, or when the
-        /// player has met all of these opponents too often today.
+        /// Present, and false, if the game changes no field of this player. That is so if nobody has
+        /// answered a question (such a game is not kept either), if a bot has played, or if the player
+        /// has met all of these opponents too often today.
         public var counts: Bool?
 
         enum CodingKeys: String, CodingKey {

@@ -1358,7 +1358,7 @@ class StartMessage extends ServerMessage {
   /// With `total_seconds`: time left for all questions.
   final int? totalMs;
 
-  /// With `lives`: questions that may still go wrong.
+  /// With `lives`: how many lives are left.
   final int? lives;
 
   /// After a rematch; see there.
@@ -1664,9 +1664,9 @@ class EndMessageRanking {
   /// Present, and true, if it is a bot.
   final bool? bot;
 
-  /// Present, and false, if the game changes no field of this player. So it is when nobody has
-  /// answered a question (such a game is not kept either), when a bot has played, or when the
-  /// player has met all of these opponents too often today.
+  /// Present, and false, if the game changes no field of this player. That is so if nobody has
+  /// answered a question (such a game is not kept either), if a bot has played, or if the player
+  /// has met all of these opponents too often today.
   final bool? counts;
 
   Map<String, dynamic> toJson() => _fields({'player': player, 'score': score, 'rank': rank, 'rating': rating, 'rating_change': ratingChange, 'provisional': provisional, 'bot': bot, 'counts': counts});

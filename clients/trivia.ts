@@ -499,7 +499,7 @@ export interface StartMessage {
   starts_ms: number;
   /** With `total_seconds`: time left for all questions. */
   total_ms?: number;
-  /** With `lives`: questions that may still go wrong. */
+  /** With `lives`: how many lives are left. */
   lives?: number;
   /** After a rematch; see there. */
   series?: Record<string, number>;
@@ -633,9 +633,9 @@ export interface EndMessage {
     /** Present, and true, if it is a bot. */
     bot?: boolean;
     /**
-     * Present, and false, if the game changes no field of this player. So it is when nobody has
-     * answered a question (such a game is not kept either), when a bot has played, or when the
-     * player has met all of these opponents too often today.
+     * Present, and false, if the game changes no field of this player. That is so if nobody has
+     * answered a question (such a game is not kept either), if a bot has played, or if the player
+     * has met all of these opponents too often today.
      */
     counts?: boolean;
   }>;
