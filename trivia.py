@@ -2857,11 +2857,11 @@ class Keys:
     @staticmethod
     def game_keys(game: str) -> tuple[str, str, str]:
         """Returns the keys that a transition of a game takes: game, deadlines, clock."""
-        return Keys.game(game), *Keys.shard(Keys.shard_of(game))
+        return Keys.game(game), *Keys.shard_keys(Keys.shard_of(game))
 
     @staticmethod
     @functools.cache
-    def shard(shard: int) -> tuple[str, str]:
+    def shard_keys(shard: int) -> tuple[str, str]:
         """Returns the keys of a shard: deadlines, clock."""
         return f"deadlines:{{g{shard}}}", f"clock:{{g{shard}}}"
 
@@ -4218,7 +4218,7 @@ class Redis(Nodes):
         can be reached has the same number of them, at least one. The primary of the lobby gets
         fewer games. All workers advance about equally many of these shards: see Games.share.
         """
-        links = [(shard, self.at(Keys.shard(shard)[0])) for shard in range(shards)]
+        links = [(shard, self.at(Keys.shard_keys(shard)[0])) for shard in range(shards)]
         reachable = [(shard, link) for shard, link in links if link.is_open]
         parts: dict[str, list[int]] = {}  # address of a primary -> its shards
         for shard, link in reachable or links:
@@ -8126,7 +8126,7 @@ class Games(Settlement):
         due = [(at_s, game) for at_s, game in self.due.pop(shard, ()) if at_s <= now_s]
         for at_s, _ in due:
             observe("deadline_lateness_seconds", now_s - at_s)
-        keys = *Keys.shard(shard), *(Keys.game(game) for _, game in due)
+        keys = *Keys.shard_keys(shard), *(Keys.game(game) for _, game in due)
         ahead_ms = self.ahead_ms if shard in self.shards else -OTHERS_GRACE_MS
         try:
             reply = await self.redis.run("advance", keys, self.worker, ahead_ms, GAMES_AT_ONCE)
@@ -8190,7 +8190,7 @@ class Games(Settlement):
             return
         on_replies, games, arguments = self.answers.pop(shard)
         on_verdicts = functools.partial(_share_verdicts, on_replies)
-        keys = *Keys.shard(shard), *games
+        keys = *Keys.shard_keys(shard), *games
         self.redis.run_then(on_verdicts, "answer", keys, self.worker, *arguments)
 
     async def show_reveal(self, game_id: str) -> None:
@@ -11254,7 +11254,7 @@ class Console:
 
     async def _running(self, most: int) -> list[str]:
         """Returns ids of running games, those with the next deadlines first."""
-        keys = [Keys.shard(shard)[0] for shard in range(self.redis.shards)]
+        keys = [Keys.shard_keys(shard)[0] for shard in range(self.redis.shards)]
         found = await self.redis.together(
             [("ZRANGE", key, 0, most - 1, "WITHSCORES") for key in keys]
         )
@@ -12045,7 +12045,7 @@ class Migration:
         ttl_s = self.games.schema.limits.game_days * DAY_S
         left_s = await self.redis.call("TTL", key)
         await self.redis.call("EXPIRE", new_key, left_s if left_s > 0 else ttl_s)
-        await self.redis.call("ZREM", Keys.shard(shard)[0], game)
+        await self.redis.call("ZREM", Keys.shard_keys(shard)[0], game)
         if old["phase"] == "settle":
             await self.games.settle(Game(game, fields))
         elif old["phase"] != "end":

@@ -739,7 +739,7 @@ def test_new_games_use_a_few_shards_of_each_primary_and_fewer_beside_the_lobby(
     redis.spread(256, workers)
     found = dict.fromkeys(shares, 0)
     for shard, weight in zip(redis.new_shards, redis.weights, strict=True):
-        found[links.index(redis.at(Keys.shard(shard)[0]))] += weight
+        found[links.index(redis.at(Keys.shard_keys(shard)[0]))] += weight
     assert found == pytest.approx(shares)
     assert len(redis.new_shards) == len(set(redis.new_shards))
     assert len(redis.new_shards) == -(-workers // len(shares)) * len(shares)
@@ -765,7 +765,7 @@ class Shards:
     def run(self, name, keys, worker, ahead_ms, most):
         reply = asyncio.get_running_loop().create_future()
         now_s = asyncio.get_running_loop().time()
-        if keys[:2] == Keys.shard(1):
+        if keys[:2] == Keys.shard_keys(1):
             self.empty_looks += not self.games
             ids = [key.rpartition(":")[2] for key in keys[2:]]
             self.lateness_s += [now_s - self.games.pop(game) for game in ids]

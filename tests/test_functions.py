@@ -2298,7 +2298,7 @@ def test_the_seat_of_a_bot_is_taken_before_the_first_question_only(store, worker
 # ---- time
 
 CLOCKS = [
-    (Keys.shard(0)[1], Keys.shard(0)[0], lambda store: list(store.due(Keys.shard(0)))),
+    (*reversed(Keys.shard_keys(0)), lambda store: list(store.due(Keys.shard_keys(0)))),
     (Keys.lobby_clock, Keys.due, due_tickets),
 ]
 
@@ -2585,29 +2585,29 @@ def test_a_game_that_many_create_at_once_begins_once(store, worker):
 
 
 def test_due_games_are_listed_and_not_changed(store):
-    (key, _), now = Keys.shard(0), store.now()
+    (key, _), now = Keys.shard_keys(0), store.now()
     store.client.zadd(key, {f"g{i}": now - i for i in range(40)} | {"later": now + 60_000})
     before = store.client.zrange(key, 0, -1, withscores=True)
-    for late in at_once(4, lambda i: store.due(Keys.shard(0))):
+    for late in at_once(4, lambda i: store.due(Keys.shard_keys(0))):
         assert late.keys() == {f"g{i}" for i in range(40)}
         assert all(-i - 5000 < late[f"g{i}"] <= -i for i in range(40))
     assert store.client.zrange(key, 0, -1, withscores=True) == before
-    assert len(store.due(Keys.shard(0), 0, 7)) == 7
+    assert len(store.due(Keys.shard_keys(0), 0, 7)) == 7
 
 
 def test_games_of_other_shards_are_due_only_after_a_grace_period(store):
-    (key, _), now = Keys.shard(0), store.now()
+    (key, _), now = Keys.shard_keys(0), store.now()
     store.client.zadd(key, {"long": now - 9000, "just": now})
-    assert list(store.due(Keys.shard(0), -8000)) == ["long"]
-    assert store.due(Keys.shard(0), -60_000) == {}
+    assert list(store.due(Keys.shard_keys(0), -8000)) == ["long"]
+    assert store.due(Keys.shard_keys(0), -60_000) == {}
 
 
 def test_a_worker_is_told_which_games_will_be_due_soon(store):
-    key, clock = Keys.shard(0)
+    key, clock = Keys.shard_keys(0)
     assert store.call("advance", (key, clock), NOBODY, 500, 500) == []
     assert not store.client.exists(clock), "a shard without games costs only this call"
     store.client.zadd(key, {"soon": store.now() + 60_000, "late": store.now() + 90_000})
-    [(game, wait_ms)] = store.due(Keys.shard(0), 60_000).items()
+    [(game, wait_ms)] = store.due(Keys.shard_keys(0), 60_000).items()
     assert game == "soon" and 0 < wait_ms <= 60_000
 
 
