@@ -3514,7 +3514,7 @@ def _ignore_reply(reply: Any) -> None:
 # other primaries go on. A channel is subscribed on the primary of its slot. `on_return` tells whose
 # events may have been missed.
 #
-# To add a word to REDIS_URL: URL_WORDS, and a field of Place.
+# To add a parameter of REDIS_URL: URL_PARAMETERS, and a field of Place.
 
 SLOTS = 16384
 MAX_WANTED = 64  # nodes without slots, to which redirections lead
@@ -3524,12 +3524,12 @@ RETRY_S = 0.02  # shortest pause before a command that was refused twice is sent
 OPEN_S = 1  # a Sentinel, or one of several nodes, must connect and greet within this time
 FOLLOW_S = {"server": float("inf"), "sentinel": 1, "cluster": 2}  # between looks for the primaries
 MAX_PAUSE_S = {"server": 2, "sentinel": 0.5, "cluster": 0.5}  # between attempts to reconnect
-URL_WORDS = {  # {kind: parameters that may follow the ? of REDIS_URL}
+URL_PARAMETERS = {  # {kind: parameters that may follow the ? of REDIS_URL}
     "server": ("db", "username", "password", "replicas", "shards"),
     "sentinel": ("db", "replicas", "shards", "sentinel_username", "sentinel_password"),
     "cluster": ("replicas", "shards"),
 }
-TLS_WORDS = ("ssl_ca_certs",)  # those that may also follow with rediss
+TLS_PARAMETERS = ("ssl_ca_certs",)  # those that may also follow with rediss
 URL_FORMS = (
     "expected unix://PATH, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,.../NAME or "
     "redis+cluster://HOST:PORT,..., or rediss for TLS, with %2F for / in a password"
@@ -3587,18 +3587,19 @@ class Place(NamedTuple):
         is_socket, scheme, kind = match.groups()
         kind = kind or "server"
         hosts = parts.netloc.rpartition("@")[2]
-        words = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
+        parameters = dict(parse_qsl(parts.query, strict_parsing=bool(parts.query)))
         path = unquote(parts.path)
         name = path.strip("/")  # of the primary that Sentinels watch, or of a database
         if is_socket:
             addresses = (path,)
         else:
             addresses = tuple(cls._address(host, kind) for host in hosts.split(","))
-        known = URL_WORDS[kind] + (TLS_WORDS if scheme == "rediss" else ())
-        unknown = [word for word in words if word not in known]
+        known = URL_PARAMETERS[kind] + (TLS_PARAMETERS if scheme == "rediss" else ())
+        unknown = [key for key in parameters if key not in known]
         if unknown:
             expected = ", ".join(known)
-            raise Fatal(f"REDIS_URL: found the word {shorten(unknown[0])}; expected {expected}")
+            found = f"found the parameter {shorten(unknown[0])}"
+            raise Fatal(f"REDIS_URL: {found}; expected {expected}")
         if kind == "sentinel" and not re.fullmatch(r"[\w.-]+", name, re.ASCII):
             raise Fatal(f"REDIS_URL: found no name of a primary; {URL_FORMS}")
         if kind == "cluster" and name:
@@ -3610,13 +3611,13 @@ class Place(NamedTuple):
             kind,
             addresses,
             scheme == "rediss",
-            words.get("ssl_ca_certs", ""),
+            parameters.get("ssl_ca_certs", ""),
             cls._login(options.get("username"), options.get("password")),
             options.get("db", 0),
             name if kind == "sentinel" else "",
-            cls._count("replicas", words.get("replicas", "0"), 0, 9),
-            cls._count("shards", words.get("shards", str(SHARDS[kind])), 1, MAX_SHARDS),
-            cls._login(words.get("sentinel_username"), words.get("sentinel_password")),
+            cls._count("replicas", parameters.get("replicas", "0"), 0, 9),
+            cls._count("shards", parameters.get("shards", str(SHARDS[kind])), 1, MAX_SHARDS),
+            cls._login(parameters.get("sentinel_username"), parameters.get("sentinel_password")),
             re.sub(r"//.*@", "//", url.partition("?")[0]),
         )
 
@@ -8953,7 +8954,7 @@ class Events:
 NO_PLAYER = "There is no such player."
 SYNC_MS = 10_000  # another worker goes on with a change that takes longer
 BLOCKERS_PORTION = 200
-MERGED_BLOCKS = 10  # times the limit: what an account holds with the blocks of merged guests
+MERGED_BLOCKS = 10  # times the limit: the most that an account holds after merges of guests
 
 
 class Blocks:
@@ -10081,7 +10082,7 @@ class Identities:
             return {}
 
     async def _create(self, call: Call, proof: tuple[str, str], email: str) -> dict | None:
-        """Makes an account of an identity. Returns its session; None if another was faster."""
+        """Makes an account for an identity. Returns its session; None if there is one meanwhile."""
         self.users.switches.refuse_registration()
         uid = new_uid()
         identity = await self._claim(uid, proof)
@@ -11626,8 +11627,8 @@ class ReportConsole(QuestionConsole):
 
     async def perform(self, who: str, name: str, data: dict, is_dry: bool) -> Any:
         """Does an act as Console does, then closes the report that it names."""
-        is_answer = name in ACTS and name != "close_report" and "report" in ACTS[name].form.rules
-        report = data.get("report") if is_answer else None
+        closes = name in ACTS and name != "close_report" and "report" in ACTS[name].form.rules
+        report = data.get("report") if closes else None
         if report is None:
             return await super().perform(who, name, data, is_dry)
         closing = {"report": report, "outcome": name, "others": True}
@@ -15436,7 +15437,7 @@ class Server:
     async def _feed_watchdog(self) -> None:
         """Lets a worker that hangs log a traceback and exit, under systemd's watchdog.
 
-        The supervisor's health check does not notice it: a thread of the worker answers that.
+        The supervisor's health check does not notice a hang: a thread of the worker answers it.
         """
         if int(WATCHDOG_USEC):
             faulthandler.dump_traceback_later(int(WATCHDOG_USEC) / 2e6, exit=True)
@@ -16710,9 +16711,9 @@ class Supervisor(uvicorn.supervisors.Multiprocess):
             return
         self.keep_subprocess_alive()  # kills a worker that hangs; the reload would wait for it
         # Each worker may have the watchdog's whole time: up to 20 s to start and to stop.
-        patience = int(WATCHDOG_USEC) * (len(self.processes) + 1)
+        patience_us = int(WATCHDOG_USEC) * (len(self.processes) + 1)
         now_us = time.monotonic_ns() // 1000
-        notify(f"RELOADING=1\nMONOTONIC_USEC={now_us}\nWATCHDOG_USEC={patience}")
+        notify(f"RELOADING=1\nMONOTONIC_USEC={now_us}\nWATCHDOG_USEC={patience_us}")
         super().handle_hup()
         notify(f"READY=1\nWATCHDOG_USEC={WATCHDOG_USEC}")
 

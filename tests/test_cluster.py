@@ -77,9 +77,9 @@ def test_the_sentinels_can_have_a_login_of_their_own():
         ("redis+cluster://", "can't be read"),
         ("redis+cluster://a:1,,b:2", "can't be read"),
         ("redis+cluster://a:1/3", "a cluster has no databases"),
-        ("redis+cluster://a:1?db=3", "found the word 'db'; expected replicas"),
+        ("redis+cluster://a:1?db=3", "found the parameter 'db'; expected replicas"),
         ("redis+sentinel://a:1", "found no name of a primary"),
-        ("redis://h?replica=1", "found the word 'replica'; expected db, "),
+        ("redis://h?replica=1", "found the parameter 'replica'; expected db, "),
         ("redis://h?replicas=-1", "replicas: found '-1'; expected a number from 0 to 9"),
     ],
 )
