@@ -3084,10 +3084,10 @@ def _write_player(player: dict) -> bytes:
 def parse_state(text: str | bytes) -> dict:
     """Parses the state of a game: phase, round, deadline, players, spent, wrong.
 
-    A game that ends also has reason and ended. Any other has gaps: those in game time before its
-    `start` or `reveal` began. `spent` and `wrong` are 0 unless the game has `total_seconds` or
-    `lives`. A player has turn, seq, score, and if they apply conn, kept, left, answer (choice, ms,
-    points).
+    From `settle` on it also has reason and ended. Before, it has gaps: how many there had been in
+    game time when its `start` or `reveal` began. `spent` and `wrong` are 0 unless the game has
+    `total_seconds` or `lives`. A player has turn, seq, score, and if they apply conn, kept, left,
+    answer (choice, ms, points).
     """
     packed = Packed(text)
     if packed.is_json:
@@ -4370,7 +4370,7 @@ DICE = secrets.SystemRandom()  # nobody can foresee its draws from earlier ones
 def new_dice() -> random.Random:
     """Returns fast dice for many draws, such as those of a game: DICE asks the OS at each draw.
 
-    Nobody can guess their seed. To foresee their draws takes 20,000 bits of earlier ones.
+    Nobody can guess their seed. It takes 20,000 bits of earlier draws to foresee the next.
     """
     return random.Random(secrets.randbits(256))
 
@@ -10610,7 +10610,7 @@ class Switches:
         return "maintenance" in self.values and self._has_come(self.values["maintenance"]["at_ms"])
 
     def registration_problem(self) -> Problem | None:
-        """Returns what refuses a new player."""
+        """Returns why there may be no new players, or None."""
         return self._maintenance() or self._closed("registration_closed", "registration")
 
     def refuse_registration(self) -> None:
