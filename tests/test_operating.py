@@ -1166,9 +1166,9 @@ def test_a_backup_made_during_play_restores_everything(make_server, tmp_path):
         ("rediss://:{password}@localhost:{tls}?ssl_ca_certs=/no/file", "/no/file: No such file"),
         (
             "rediss://:{password}@localhost:{tls}?ssl_ca_cert=x",
-            "the word .ssl_ca_cert.;.*ssl_ca_certs",
+            "the parameter .ssl_ca_cert.;.*ssl_ca_certs",
         ),
-        ("redis://127.0.0.1:{open}?ssl_ca_certs=/no/file", "the word .ssl_ca_certs.; expected"),
+        ("redis://127.0.0.1:{open}?ssl_ca_certs=/no/file", "parameter .ssl_ca_certs.; expected"),
         ("redis://127.0.0.1:{open}", None),
         ("redis://weak:{password}@127.0.0.1:{port}", "NOPERM.*sync"),
         ("redis://127.0.0.1:{closed}", "Connect call failed"),
