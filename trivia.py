@@ -218,7 +218,7 @@ from __future__ import annotations
 
 import gc
 
-if gc.isenabled():  # the collections of an import find nothing, and take a tenth of its time
+if gc.isenabled():  # garbage collections in imports free nothing, and take a tenth of the time
     gc.disable()
 
 import argparse
@@ -328,7 +328,7 @@ DATA = Path(os.environ.get("TRIVIA_DATA", "data"))      # folder of the embedded
 SCHEMA_FILE = Path(os.environ.get("TRIVIA_SCHEMA", HERE / "schema.yaml"))
 LAB = os.environ.get("TRIVIA_LAB", "")                  # 1: adds the queue `lab` for app authors
 OPS_TOKEN = os.environ.get("TRIVIA_OPS_TOKEN", "")      # opens /ops and /metrics
-ACT_TOKENS = os.environ.get("TRIVIA_OPS_ACT_TOKEN", "")     # NAME:TOKEN ...; these may also act
+ACT_TOKENS = os.environ.get("TRIVIA_OPS_ACT_TOKEN", "")     # NAME:TOKEN ...; these also permit acts
 MAIL = os.environ.get("TRIVIA_MAIL", "")                # smtp(s)://user:password@host:port?from=
 WEBHOOK = os.environ.get("TRIVIA_WEBHOOK", "")          # gets the events: http(s)://...
 WEBHOOK_SECRETS = os.environ.get("TRIVIA_WEBHOOK_SECRET", "")   # whsec_BASE64, or several
@@ -338,10 +338,10 @@ WATCHDOG_USEC = os.environ.get("WATCHDOG_USEC", "0")    # systemd sets it from W
 DAY_S = 86_400
 LONG_TICK_S = 0.1           # longest pause between two looks for due deadlines
 OTHERS_S = 0.5              # between two looks at the shards of the other workers
-EMPTY_S = 2                 # at least so long between two looks at a shard that should stay empty
+EMPTY_S = 2                 # shortest pause between two looks at a shard that should stay empty
 LOBBY_TICK_S = 0.2          # between two looks for due tickets
 HEARTBEAT_S = 1             # between two heartbeats of a worker
-MISSED_HEARTBEATS = 10      # a silent worker is dead after so many heartbeats of its observer
+MISSED_HEARTBEATS = 10      # a worker that is silent for so many heartbeats of its observer is dead
 METRICS_S = 2               # between two additions of a worker's counts to the sums in Redis
 SWEEP_S = 3                 # between two looks for connections that are idle or do not read
 WHOLE_COLLECTION_S = DAY_S  # between two garbage collections that include frozen objects
@@ -356,13 +356,13 @@ MAX_PENDING = 20_000        # commands of one worker that may wait for Redis
 MAX_UNREAD = 256 * 1024     # bytes in the server's write buffer of one connection
 MAX_RESYNCS = 200           # players handled at once after an outage of Redis or of a worker
 MAX_ADMISSIONS = 50         # handshakes handled at once; the others wait for an admission slot
-ADMISSION_SECONDS = 5       # a handshake waits so long for a slot; then it gets 503
+ADMISSION_SECONDS = 5       # a handshake waits this long for a slot; then it gets 503
 DRAIN_SECONDS = 5           # a worker that stops closes its connections within this time
 DRAIN_PAUSE_S = 0.002       # pause between two of these closes, if DRAIN_SECONDS allows it
 BUSY_RATE = 100             # messages per second that make a worker handle them in batches
 BATCH_S = 0.005             # from one batch to the next, times the number of primaries of Redis
 MOST_BATCH_S = 0.03         # from one batch to the next, at most
-PIECE_BYTES = 4096          # HTTP of one connection that is parsed in one turn of the event loop
+PIECE_BYTES = 4096          # bytes of one HTTP connection that are parsed in one turn of the loop
 FRAMES_PER_TURN = 16        # frames of one WebSocket that are handled in one turn of the loop
 MAX_FRAME_BYTES = 64 * 1024     # a longer WebSocket message closes with 1009
 MAX_FRAGMENTS = 64          # fragments of a WebSocket message that are kept before they are joined
@@ -370,23 +370,23 @@ CLOSE_SECONDS = 3           # a phone that was told to close must answer within 
 DEAF_PAUSE_S = 0.01         # pause between two turns of a WebSocket that was told to close
 MAX_HEAD_BYTES = 64 * 1024  # request line and headers
 HEAD_SECONDS = 10           # the request line and headers must arrive within this time
-LINGER_SECONDS = 1          # the server goes on reading a refused HTTP connection for so long
+LINGER_SECONDS = 1          # the server goes on reading a refused HTTP connection for this long
 BACKLOG = 65_535            # connections that may wait in the kernel; net.core.somaxconn limits it
 ACCEPTS_PER_TURN = 16       # connections that a worker accepts in one turn of its event loop
-CONNECT_ALLOWANCE = 100, 200    # ms, times: a player connects 200 times at once, then per 100 ms
-REGISTRATION_TRIES = 20     # tries to register, for each account that an address may make
+CONNECT_ALLOWANCE = 100, 200    # ms, times: a player connects 200 times, then once per 100 ms
+REGISTRATION_TRIES = 20     # an address has 20 tries for each account that it may register
 EXPORT_ALLOWANCE = 60_000, 10   # a player exports their data 10 times, then once per minute
 CODE_ALLOWANCE = 6_000, 10      # a player tries 10 unknown codes, then one per 6 s
 NETWORK_CODE_ALLOWANCE = 3_000, 60      # a network tries 60 unknown codes, then one per 3 s
 ROOM_ALLOWANCE = 60_000, 20     # a player opens 20 rooms, then one per minute
 FLAG_ALLOWANCE = 60_000, 20     # a player flags 20 questions, then one per minute
-STRANGER_ALLOWANCE = 60_000, 20     # acts that a stranger tries: 20 are logged, then one per minute
+STRANGER_ALLOWANCE = 60_000, 20     # 20 acts without a token are logged, then one per minute
 BLOCK_ALLOWANCE = 5_000, 100    # a player blocks or lifts 100 times, then once per 5 s
 CHALLENGE_ALLOWANCE = 600_000, 20   # a player makes 20 challenges, then one per 10 minutes
 NETWORK_TIMES = 20          # a network may do 20 times what a player may: flags, rooms, ...
 MERGE_ALLOWANCE = 86_400_000, 10    # an account takes up 10 guests, then one per day
 RENAMES = 86_400_000, 5     # a player changes names 5 times, then once per day
-CLAIM_MS = 3000             # a claim on a unique value is new for so long: see the section claims
+CLAIM_MS = 3000             # a claim on a unique value is new for this long: see the section claims
 CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
 # fmt: on
 
@@ -544,7 +544,7 @@ def check_environment() -> None:
     expected = "NAME:TOKEN, separated by spaces, each token of 16 characters or more"
     _expect("TRIVIA_OPS_ACT_TOKEN", tokens_are_fine, f"{len(ACT_TOKENS)} characters", expected)
     mail_is_fine = not MAIL or is_mail_server(MAIL)
-    expected = "smtp(s)://user:password@host:port?from=ADDRESS"  # never the value: it has a secret
+    expected = "smtp(s)://user:password@host:port?from=ADDRESS"  # no value: it has a secret
     _expect("TRIVIA_MAIL", mail_is_fine, f"{len(MAIL)} characters", expected)
     expected = "https://HOST/PATH"
     _expect("TRIVIA_WEBHOOK", not WEBHOOK or is_address(WEBHOOK), shorten(WEBHOOK), expected)
@@ -572,7 +572,7 @@ _decode_flat = msgspec.json.Decoder(dict[str, int | float | str | bool | None]).
 
 
 def dumps(value: Any) -> str:
-    """Writes compact JSON. msgspec takes a fifth of the time, but refuses a subclass of str."""
+    """Writes compact JSON. msgspec takes a fifth of json's time, but refuses subclasses of str."""
     try:
         return _encode(value).decode()
     except (TypeError, ValueError):  # ValueError: half of a surrogate pair
@@ -658,7 +658,7 @@ CONTEXT: contextvars.ContextVar[Mapping] = contextvars.ContextVar(
 )
 IDS = ("request", "connection", "player", "game", "worker")
 # Lines of uvicorn and Sanic about refused handshakes and bad bytes: they let any client fill the
-# log. The last pattern is uvicorn's access log: it contains addresses, and names in paths.
+# log. The last pattern matches uvicorn's access log, which has addresses, and names in paths.
 NOISE = re.compile(
     "without completing handshake|Invalid UTF-8|Invalid HTTP request|upgrade request"
     r'|If-Modified-Since|^\S* - "'
@@ -779,7 +779,7 @@ METRICS = {  # {name: (labels, help)}; a name that ends in _seconds is a histogr
     ),
 }
 _sums: defaultdict[tuple, float] = defaultdict(int)  # by (name, label, ...)
-# Of histograms: the sum of the seconds, then how many fell into each bucket.
+# For each histogram: the sum of its seconds, then the number of durations in each bucket.
 _times: defaultdict[tuple, list] = defaultdict(lambda: [0.0] + [0] * (len(BUCKETS_S) + 1))
 
 
@@ -803,7 +803,7 @@ def observe(name: str, seconds: float, *labels: str) -> None:
 def take_sums() -> dict[tuple, float]:
     """Returns what was counted since the last call, and starts again at zero.
 
-    Of a histogram: {(name, "le", bucket, label, ...): number, (name, "sum", 0, label, ...): s}.
+    A histogram gives {(name, "le", bucket, label, ...): number, (name, "sum", 0, label, ...): s}.
     """
     for (name, *labels), (seconds, *counts) in _times.items():
         for bucket, number in enumerate(counts):
@@ -922,7 +922,7 @@ _TOKEN = re.compile(f"{_IN_TOKEN}+")
 _OUTER_DIGITS = re.compile(rf"(?<!{_IN_TOKEN})\d+|\d+(?!{_IN_TOKEN})")
 _REPEATED = re.compile(r"(.)(?: *\1){2,}")
 _LIGATURES = str.maketrans({"æ": "ae", "œ": "oe", "þ": "th"})
-_NO_LETTER = "\N{LATIN LETTER GLOTTAL STOP}"  # a letter of no refused word
+_NO_LETTER = "\N{LATIN LETTER GLOTTAL STOP}"  # no refused word has this letter
 FILTER_LISTS = ("words", "allowed", "reserved")  # of `filter` in schema.yaml
 
 
@@ -957,7 +957,7 @@ def _folded(plain: str) -> str:
 
 
 def _without_numbers(token: re.Match) -> str:
-    """Blanks the digits of a word in which they are the majority: they stand for no letters."""
+    """Blanks the digits of a word that is mostly digits: they stand for no letters."""
     digits = sum(map(str.isdecimal, token[0]))
     return re.sub(r"\d", " ", token[0]) if 2 * digits > len(token[0]) else token[0]
 
@@ -976,7 +976,7 @@ def _readings(text: str) -> set[str]:
 
 @functools.cache
 def _letter(letter: str, stand_ins: bool) -> str:
-    """Returns a pattern of a letter, or of what may stand for it."""
+    """Returns a pattern that matches a letter, and the characters that may stand for it."""
     others = _STAND_INS.get(letter, "") if stand_ins else ""
     return "(?:f|ph)" if letter == "f" else f"[{letter}{re.escape(others)}]"
 
@@ -984,11 +984,11 @@ def _letter(letter: str, stand_ins: bool) -> str:
 def _letters(word: str, gaps: bool, masked: bool) -> str:
     """Returns a pattern of a word: with gaps between its letters, or with letters repeated.
 
-    If it is `masked`, a gap may stand for a vowel within it: f*ck.
+    In a `masked` word, a gap may stand for a vowel inside: f*ck.
     """
     parts = []
     for position, letter in enumerate(word, 1):
-        # A 1 at the end is a number, no letter: Ana1.
+        # A 1 at the end is a number, not a letter: Ana1.
         part = _letter(letter, position < len(word) or letter not in "il")
         if not gaps and word[position : position + 1] != letter:
             part += "+"
@@ -1137,7 +1137,7 @@ class StrictPassword(StrictText):
 def normalized(password: str, form: str = "NFC") -> str:
     """Returns a password in a Unicode form: keyboards type "é" as one character, or as two.
 
-    Python's time for it grows with the square of the length: 2 ms for the longest one here.
+    Python's time grows with the square of the length: 2 ms for MAX_NORMALIZED characters.
     """
     if password.isascii() or len(password) > MAX_NORMALIZED:
         return password
@@ -1163,7 +1163,7 @@ def _without_control_characters(text: str) -> bool:
     return not any(unicodedata.category(character) == "Cc" for character in text)
 
 
-# The ABNF of RFC 3339, section 5.6, in which letter case does not count. fullmatch it.
+# The ABNF of RFC 3339, section 5.6, in which letter case does not count. Use fullmatch.
 _FULL_DATE = r"([0-9]{4})-([0-9]{2})-([0-9]{2})"
 _DATE = re.compile(_FULL_DATE)
 _DATE_TIME = re.compile(
@@ -1274,8 +1274,8 @@ def compile_pattern(pattern: str) -> Any:
     """Compiles a pattern of schema.yaml. Raises re.error, re2.error and others if it is wrong.
 
     RE2 takes linear time, at most 0.2 s for 4,000 characters, so that no text stops a worker.
-    Python's `re` takes exponential time for ^([a-z]+ ?)+$. It must still accept the pattern: RE2
-    reads some mistakes, such as a{99999999999}, as plain text.
+    Python's `re` takes exponential time for ^([a-z]+ ?)+$. It only compiles the pattern here, to
+    find mistakes that RE2 reads as plain text, such as a{99999999999}.
     """
     re.compile(pattern)
     options = re2.Options()
@@ -1309,7 +1309,7 @@ def make_field(rule: dict, required: bool, more_checks: Iterable[Callable]) -> S
 def plain_test(rule: dict) -> Callable[[Any], bool] | None:
     """Makes a cheap test of a field, or returns None if the field needs more than that.
 
-    The field accepts every value that passes, unchanged. It may also accept values that fail.
+    A value that passes is valid and stays unchanged. A value that fails may still be valid.
     """
     if rule.keys() & {"pattern", "format", "filtered", "unique"}:
         return None
@@ -1420,7 +1420,7 @@ def public_rule(rule: dict) -> dict:
 def sent_rule(rule: dict) -> dict:
     """Returns a field that a client sends as plain JSON Schema.
 
-    The description has its default: in generated types, a property with a `default` is required.
+    The default moves into the description: generated types require properties with `default`.
     """
     plain = public_rule(rule)
     if "default" in plain:
@@ -1508,7 +1508,7 @@ def _names_with(*required: str) -> dict:
     return {"allOf": [_NAMES, *({"contains": {"const": name}} for name in required)]}
 
 
-# A unique field is a text, and has no default: all players would share it.
+# A unique field is a text, and has no default: all players would share the default.
 _UNIQUE_RULE = {
     "if": {"properties": {"unique": {"const": True}}, "required": ["unique"]},
     "then": {"properties": {"type": {"const": "string"}, "default": False}},
@@ -1540,7 +1540,7 @@ FIELD = {"allOf": [_UNIQUE_RULE, _FILTERED_RULE]} | _object(
     filtered=_BOOL,
 )
 _COUNTED = _with(FIELD, type="integer", readOnly=True, default=0)
-USER_FIELDS = {  # the server itself reads or writes these
+USER_FIELDS = {  # the fields that the server itself reads or writes
     "username": _with(FIELD, "readOnly", "writeOnly", "private", type="string", unique=True),
     "password": _with(FIELD, "readOnly", "unique", type="string", writeOnly=True),
     "wins": _COUNTED,
@@ -1645,7 +1645,7 @@ def _handled(
 ) -> dict:
     """Describes a client message that the server itself handles, by the fields that it reads.
 
-    `types` are those of fields that must be declared, `maybe` those of fields that may be.
+    `types` has {field that must be declared: its type}, `maybe` {field that may be: its type}.
     """
     known = {name: _with(FIELD, type=kind) for name, kind in types.items()}
     more = {name: _with(FIELD, type=kind) for name, kind in (maybe or {}).items()}
@@ -1675,16 +1675,16 @@ HANDLED_IN_ROOMS = {
     "lock": _handled("fields required", "locked", locked="boolean"),
     "pass": _handled("fields required", "player", player="string"),
 }
-# What else must be declared where a queue has `match: room`: paths below `messages`.
+# Paths below `messages` that must be declared if a queue has `match: room`.
 ROOM_MESSAGES = [
     *(("client", name) for name in HANDLED_IN_ROOMS),
     ("client", "join", "fields", "code"),
     ("server", "room"),
 ]
-REMATCH_MESSAGES = [("client", "rematch"), ("server", "rematch")]  # where it has `rematch_seconds`
+REMATCH_MESSAGES = [("client", "rematch"), ("server", "rematch")]  # for `rematch_seconds`
 LIMITS = {
     "connections": _whole(1, 1_000_000),
-    # The fast path does not check frames up to 125 bytes.
+    # The fast path does not check the length of frames up to 125 bytes.
     "message_bytes": _whole(125, MAX_FRAME_BYTES),
     "messages_per_second": _whole(1, 1000),
     "message_burst": _whole(1, 10_000),
@@ -1732,7 +1732,7 @@ _MAIL = _object(
     subject={"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[^\r\n]+$"},
     text={"type": "string", "minLength": 1, "maxLength": 4000},
 )
-MAIL_WORDS = ("username", "code", "link", "minutes")  # what {...} in a mail may name
+MAIL_WORDS = ("username", "code", "link", "minutes")  # the names that {...} in a mail may hold
 RECOVERY = _object(
     "mails",
     page={"type": "string", "pattern": SAFE_ADDRESS[:-1] + r"/?$"},
@@ -1817,7 +1817,7 @@ Mistake = tuple[tuple, str, str]  # path, what was found, what was expected
 ANY_ORIGIN = ("*", "null")  # `null` is sent by pages without an origin, such as files
 DEFAULT_PORTS = {"http": 80, "https": 443}
 # Apps in a web view have schemes of their own, such as capacitor://localhost. No page has one of
-# the schemes that are left out.
+# the excluded schemes.
 _ORIGIN = re.compile(
     r"(?!(?:wss?|ftp|file|data|blob|about|javascript):)"
     r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
@@ -1847,7 +1847,7 @@ class SchemaLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         return self.lines, self.mistakes, self.construct_document(root)
 
     def _walk(self, node: yaml.Node, path: tuple, above: tuple) -> None:
-        """Visits a node and what is below it. `above` has the nodes that contain it."""
+        """Visits a node and everything below it. `above` has the nodes that contain this node."""
         self.lines.setdefault(path, node.start_mark.line + 1)
         if node in above or len(self.lines) > self.MAX_NODES:
             text = "it contains itself, or is too long"
@@ -1880,7 +1880,7 @@ class SchemaLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             return isinstance(self.construct_object(node), (str, int, float, type(None)))
         except yaml.YAMLError:
             raise
-        except Exception:  # PyYAML lets through what int(), datetime and the like raise
+        except Exception:  # PyYAML does not catch what int() and datetime() raise
             return False
 
     def _construct_float(self, node: yaml.ScalarNode) -> int | float:
@@ -1946,7 +1946,7 @@ def _merged(base: dict, changes: dict, path: tuple, mistakes: list[Mistake]) -> 
 def editor_schema() -> dict:
     """Returns the form of all schema files, for editors.
 
-    A file that extends the shipped one may leave out any key, or set it to null.
+    A file that extends the shipped file may leave out any key, or set it to null.
     """
     partial = {"if": {"required": ["extends"]}, "then": _optional(FILE_SCHEMA), "else": FILE_SCHEMA}
     return {"$schema": FILE_SCHEMA["$schema"]} | partial
@@ -2051,12 +2051,12 @@ def _beside(error: jsonschema_rs.ValidationError) -> dict:
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
-    """Returns what was probably meant, or all that is possible."""
+    """Returns the key that was probably meant, or else all possible keys."""
     near = difflib.get_close_matches(key, known, 1)
     return f"{near[0]}?" if near else "one of " + ", ".join(known)
 
 
-EXPECTED = {  # by keyword of JSON Schema; any other is shown by its name, as in "type integer"
+EXPECTED = {  # by keyword of JSON Schema; other keywords are shown by name, as in "type integer"
     "enum": "one of {}",
     "const": "exactly {}",
     "pattern": "text that matches {}",
@@ -2080,7 +2080,7 @@ def _expected(keyword: str, value: Any) -> str:
 
 # ---- schema checks -------------------------------------------------------------------------------
 # Checks what JSON Schema can't express: names that refer to each other, bounds that leave no room,
-# what could never work. Each check yields mistakes, and skips what has a mistake already.
+# settings that could never work. Each check yields mistakes, and skips parts that have one already.
 #
 # To add a check: a method of CrossChecks, called in run().
 
@@ -2114,7 +2114,7 @@ class CrossChecks:
         return True
 
     def _children(self, *path: str) -> dict:
-        """Returns what is below a path, less the parts that have mistakes."""
+        """Returns what is below a path, without the parts that have mistakes."""
         found = self.tree
         for key in path:
             found = found.get(key) if isinstance(found, dict) else None
@@ -2145,7 +2145,7 @@ class CrossChecks:
     def _leaderboards(self) -> Iterable[Mistake]:
         """Checks that a leaderboard ranks a number that all may see and only the server writes."""
         fields = self._children("users", "fields")
-        # A leaderboard could not follow a streak: nothing runs at the moment at which it breaks.
+        # A leaderboard could not follow a streak: nothing runs when a streak breaks.
         ranked = [name for name, rule in fields.items() if _can_be_ranked(rule) and name != STREAK]
         for name, board in self._children("leaderboards").items():
             field = board["field"]
@@ -2218,7 +2218,7 @@ class CrossChecks:
             return
         words = words_of(self.tree)
         if words.accepts_name(" ".join(itertools.chain(*names.values()))):
-            return  # to check them in one text takes a tenth of the time
+            return  # checking all words in one text takes a tenth of the time
         for name, listed in names.items():
             for index, word in enumerate(listed):
                 if not words.accepts_name(word):
@@ -2351,7 +2351,7 @@ def _expected_origin(text: str) -> str:
 
 
 def _field_mistakes(path: tuple, rule: dict) -> Iterable[Mistake]:
-    """Checks that the bounds of a field leave room, and that it accepts its own values."""
+    """Checks that the bounds of a field leave room, and that the field accepts its own values."""
     for low, high, implied in (
         ("minLength", "maxLength", TEXT_LENGTH),
         ("minimum", "maximum", float("inf")),
@@ -2382,15 +2382,16 @@ def _refusal(key: str, value: Any, rule: dict) -> str:
 # ---- streaks -------------------------------------------------------------------------------------
 # Days in a row on which a player played the daily questions, by the clock of their phone.
 #
-# Neither a flight nor a change of clocks breaks a streak. It goes on if the player plays again
-# before the next day has ended, here or where they last played. Within 36 hours it always goes on.
-# A day counts once. A player who flies west and has the same date twice loses nothing.
+# Neither a flight nor a change of clocks breaks a streak. A streak continues if the player plays
+# again before the next day has ended. That day may be of their present time zone, or of the zone of
+# their last game. Within 36 hours of the last game, a game always continues the streak. A day
+# counts once. A player who flies west and has the same date twice loses nothing.
 
 STREAK_GRACE_S = 36 * 3600
 
 
 def utc_offset(zone: str, when_s: float) -> int:
-    """Returns the seconds by which a time zone is ahead of UTC at a time; 0 if it is unknown."""
+    """Returns the seconds by which a time zone is ahead of UTC at a time; 0 for an unknown zone."""
     if zone not in zone_names():
         return 0
     local = datetime.fromtimestamp(when_s, zoneinfo.ZoneInfo(zone))
@@ -2403,7 +2404,7 @@ class Streak(NamedTuple):
     days: int = 0
     day: int = 0  # the latest date that counted, in days since 1970
     played_s: int = 0  # when the player last played
-    offset_s: int = 0  # of their clock then
+    offset_s: int = 0  # by which their clock was ahead of UTC then
 
     @classmethod
     def parse(cls, text: str) -> Streak:
@@ -2435,13 +2436,13 @@ class Streak(NamedTuple):
 # Redis keeps each field of a user as text, and leaves out a field that has its default.
 
 SOLO_WAIT_MS = 10_000  # how long a solo player waits if the worker that forms their game dies
-ROOM_WAIT_MS = 3_600_000  # a room without `wait_seconds` closes when nothing happens for so long
+ROOM_WAIT_MS = 3_600_000  # a room without `wait_seconds` closes when nothing happens for this long
 SIGMA = 500  # uncertainty of a new player's rating: its standard deviation, in points
 PROVISIONAL_SIGMA = 300  # a rating with more uncertainty is provisional
 
 
 def whole(value: float) -> int:
-    """Returns the nearest whole number; the higher one if two are as near."""
+    """Returns the nearest whole number; the higher of two that are equally near."""
     return math.floor(value + 0.5)
 
 
@@ -2472,8 +2473,8 @@ def _read_boolean(text: str) -> bool:
     return text == "1"
 
 
-# {type: function from the text in Redis to the value}. It raises ValueError if the text is no value
-# of the type: the field may have had another type when the text was written.
+# {type: function from the text in Redis to the value}. It raises ValueError for a text of another
+# type: the field may have had that type when the text was written.
 _FROM_TEXT = {
     "string": str,
     "integer": _read_integer,
@@ -2526,7 +2527,7 @@ class Queue:
 
     @functools.cached_property
     def settings(self) -> dict:
-        """What players see of its rules."""
+        """The rules of its games, as players see them."""
         rules = {key: value for key, value in self.spec.items() if key != "description"}
         return rules | {"players": self.players}
 
@@ -2551,7 +2552,7 @@ class Queue:
 
     @functools.cached_property
     def game_rules(self) -> list:
-        """What a game keeps of its queue, so that a deploy does not change a running game."""
+        """The rules that a game copies from its queue: a deploy does not change a running game."""
         rules = [
             self.ms("answer_seconds"),
             self.ms("reveal_seconds"),
@@ -2567,7 +2568,7 @@ class Queue:
 
     @functools.cached_property
     def bounds(self) -> dict[str, int]:
-        """What ends a game before its last question: those of {total_ms, lives} that are set."""
+        """The bounds that end a game before its last question: total_ms and lives, if set."""
         bounds = {"total_ms": self.ms("total_seconds"), "lives": self.spec.get("lives", 0)}
         return {name: value for name, value in bounds.items() if value}
 
@@ -2614,7 +2615,7 @@ class Schema:
         self.read_only = {"created_at", "guest", "provisional", *self.fields} - writable.keys()
         self.new_user = Form(writable, users["required"], self.read_only, self.words)
         self.changes = {name: rule for name, rule in writable.items() if name != "password"}
-        needed = [name for name in users["required"] if name != "username"]  # a guest has one
+        needed = [name for name in users["required"] if name != "username"]  # a guest has a name
         self.upgrade = Form(writable, needed, self.read_only, self.words)
         email = self.fields.get("email", {})
         self.email = Form({"email": email}, ["email"]) if email.get("unique") else None
@@ -2726,10 +2727,10 @@ class Schema:
 # To add a key: a name here, a row in the key table, a pattern in the ACL of redis.conf.
 
 FORMAT = 4
-READABLE = 2, 3  # in 2 games are JSON; workers of 3 open each question by a call
+READABLE = 2, 3  # in format 2 games are JSON; workers of format 3 open questions by calls
 RESTORABLE = *READABLE, FORMAT  # backups of other formats are refused
-# How many hash tags g0, g1, ... games have. A game's id names its tag, so that the number can be
-# raised. New games use a few tags of each primary: see Redis.spread. The others cost little.
+# The number of hash tags g0, g1, ... for games. It can be raised, since a game's id names its tag.
+# New games use a few tags of each primary: see Redis.spread. The other tags cost little.
 SHARDS = {"server": 4, "sentinel": 4, "cluster": 64}
 MAX_SHARDS = 256
 UNIQUE_BUCKETS = 2048
@@ -2737,10 +2738,10 @@ LIBRARY_FILE = HERE / "trivia.lua"
 GAME_ID = re.compile(r"[0-9a-z]{12}")
 GAME_ID_LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 UID_BYTES = 9  # 72 bits; accounts of format 1 have 48
-SECRET_LENGTH = 32  # characters of a token behind the UID
-RECENT_S = 900  # a session is recent for so long after its start
+SECRET_LENGTH = 32  # characters of a token after the UID
+RECENT_S = 900  # a session is recent for this long after its start
 ERASED_NAME = "(erased)"
-MISFIT = "?"  # in front of a fact in `schema:{lobby}`: some stored data may not fit it
+MISFIT = "?"  # in front of a fact in `schema:{lobby}`: some stored data may not fit the fact
 
 
 def digest(text: str, size: int = 16) -> str:
@@ -2823,7 +2824,7 @@ class Keys:
     def unique(folded: str) -> str:
         """Returns the bucket of a unique value.
 
-        Many small values in one hash take a third of the memory of a key each.
+        Many values in one hash take a third of the memory of one key per value.
         """
         return f"unique:{{{Keys._bucket(folded)}}}"
 
@@ -2845,7 +2846,7 @@ class Keys:
     @staticmethod
     @functools.lru_cache(1 << 14)
     def shard_of(game: str) -> int:
-        """Returns the shard of a game, with which its id begins."""
+        """Returns the shard of a game: the first two digits of its id, in base 36."""
         return int(game[:2], 36)
 
     @staticmethod
@@ -2916,7 +2917,7 @@ def split_token(token: str) -> tuple[str, str] | None:
 
 
 class Seat(NamedTuple):
-    """What a player does, as `seats:{lobby}` has it; trivia.lua writes it."""
+    """A value of `seats:{lobby}`, which trivia.lua writes: what a player does."""
 
     connection: str
     turn: int
@@ -2926,7 +2927,7 @@ class Seat(NamedTuple):
 
     @property
     def may_play_again(self) -> bool:
-        """Whether the party is the id of a game that the player may play again, not a room."""
+        """Whether the party is the id of a game that may be played again, not a room's code."""
         return len(self.party) == 12
 
     @classmethod
@@ -2939,7 +2940,7 @@ class Seat(NamedTuple):
 
 
 class Match(NamedTuple):
-    """A match, as `forming:{lobby}` has it; trivia.lua writes it."""
+    """A match: a member of `forming:{lobby}`, which trivia.lua writes."""
 
     game: str
     queue: str
@@ -3084,7 +3085,7 @@ def _write_player(player: dict) -> bytes:
 def parse_state(text: str | bytes) -> dict:
     """Parses the state of a game: phase, round, deadline, players, spent, wrong.
 
-    From `settle` on it also has reason and ended. Before, it has gaps: how many there had been in
+    From `settle` on, it also has reason and ended. Before that, it has gaps: the number of gaps in
     game time when its `start` or `reveal` began. `spent` and `wrong` are 0 unless the game has
     `total_seconds` or `lives`. A player has turn, seq, score, and if they apply conn, kept, left,
     answer (choice, ms, points).
@@ -3141,7 +3142,7 @@ class Run(NamedTuple):
 
 
 def write_draw(quiz: str, ids: list[str]) -> str:
-    """Writes the questions of a day, with their ids, which later versions of them keep."""
+    """Writes the questions of a day, with the ids that later versions of the questions keep."""
     return dumps([quiz, ids])
 
 
@@ -3176,7 +3177,7 @@ def pairs_to_dict(flat: list) -> dict:
 
 
 def uid_of_key(key: str) -> str:
-    """Returns the UID of the key of a user."""
+    """Returns the UID in the key of a user."""
     return key.removeprefix("user:{").removesuffix("}")
 
 
@@ -3207,12 +3208,12 @@ LIBRARY = Library(LIBRARY_FILE)
 # ---- client --------------------------------------------------------------------------------------
 # A connection to one node: RESP3, pipelined, one for each worker and node. Commands that are issued
 # in one turn of the event loop, or in one batch of a busy worker, leave in one write. Events come
-# back on the same connection, in order with the replies. A command costs 2.4 us of CPU that way,
+# back on the same connection, in order with the replies. A command costs 2.4 us of CPU this way,
 # and 15-28 us in pipelines of redis-py. hiredis parses the protocol.
 #
-# Invariants: a command that a node may have run is not sent again, so nothing runs twice unless its
-# caller sends it again. Callers may, since every function of trivia.lua may run twice. A reply is
-# handled before the events that were published after it.
+# Invariants: this section never repeats a command that a node may have run. A caller may repeat it,
+# since every function of trivia.lua may run twice. A reply is handled before the events that were
+# published after it.
 
 
 class Unavailable(Exception):
@@ -3222,7 +3223,7 @@ class Unavailable(Exception):
 # Errors of a node that has not run the command: another node has the slot now or soon.
 REDIRECTIONS = ("MOVED ", "ASK ", "TRYAGAIN")
 REDIRECTION = re.compile(r"(MOVED|ASK) (\d{1,5}) (.*):(\d{1,5})")
-# Errors of Redis that pass: it starts, is a replica or busy, or has no memory or disk left.
+# Temporary errors of Redis: it starts, is a replica or busy, or has no memory or disk left.
 PASSING = (
     "LOADING",
     "MASTERDOWN",
@@ -3237,7 +3238,7 @@ PASSING = (
 )
 FUNCTION_LOST = "ERR Function not found"
 LIBRARY_EXISTS = "already exists"
-TIMED_EACH_S = 0.02  # at least so long between two writes whose first reply is timed
+TIMED_EACH_S = 0.02  # shortest pause between two writes whose first reply is timed
 OnReply = Callable[[Any], None]
 CommandPart = str | bytes | int | float
 
@@ -3271,7 +3272,7 @@ def _set_reply(future: asyncio.Future, reply: Any) -> None:
 
 
 class Replies:
-    """Gathers the replies to several commands in one Future: asyncio.gather needs one for each."""
+    """Gathers the replies to several commands in one Future. asyncio.gather needs many."""
 
     def __init__(self, number: int) -> None:
         self.future = asyncio.get_running_loop().create_future()
@@ -3291,7 +3292,7 @@ class Replies:
 
 
 # A command that waits for its reply: on_reply, the packed command, whether it is a function, and
-# when a node first refused it, or 0. A plain tuple, since each answer makes one.
+# when a node first refused it, or 0. A plain tuple is cheap, and each answer makes one.
 Pending = tuple[OnReply, bytes, bool, float]
 
 
@@ -3308,8 +3309,8 @@ class RedisConnection(asyncio.Protocol):
     ) -> None:
         self.address = address
         self.nodes = nodes
-        self.channels: set[str] = set()  # those that it is subscribed to
-        self.durable = self  # the connection for what replicas must have: see Redis.run_durably
+        self.channels: set[str] = set()  # its subscriptions
+        self.durable = self  # for changes that replicas must have: see Redis.run_durably
         self.is_durable = False  # whether it is the durable connection beside another
         self.next_wait: asyncio.Task | None = None  # the WAIT that covers what is written now
         self.last_wait: asyncio.Task | None = None
@@ -3449,19 +3450,19 @@ class RedisConnection(asyncio.Protocol):
             on_reply(error)
 
     def complain(self, error: str) -> None:
-        """Tells the operator, at most every 10 s, what Redis lacks."""
+        """Logs why Redis refuses commands, at most every 10 s. Disconnects from a replica."""
         if self.loop.time() > self.complained_at_s + 10:
             self.complained_at_s = self.loop.time()
             log.error("redis refuses: %s", error)
-        if error.startswith("READONLY"):  # another server is the master by now
+        if error.startswith("READONLY"):  # another server is the primary by now
             self.transport.abort()
         self._tell_nodes()
 
     async def probe(self) -> None:
         """Sends a silent peer a PING. Drops it after SILENT_S of silence.
 
-        That is a fence: a failover undoes what the old primary still acknowledges. Its connection
-        must be gone by then. A node that is only slow keeps its connection.
+        This is a fence: a failover undoes changes that the old primary still acknowledges. So the
+        connection must be gone before the failover. A node that is only slow keeps its connection.
         """
         now_s = self.loop.time()
         if now_s < self.heard_at_s + PROBE_S:
@@ -3499,7 +3500,7 @@ class RedisConnection(asyncio.Protocol):
 
 
 def _ignore_reply(reply: Any) -> None:
-    """Takes the reply of a command that nobody waits for."""
+    """Takes the reply to a command for which nothing waits."""
 
 
 # ---- cluster -------------------------------------------------------------------------------------
@@ -3511,15 +3512,15 @@ def _ignore_reply(reply: Any) -> None:
 # Invariants: a command that a node refused with MOVED, ASK or TRYAGAIN did not run. Only such a
 # command is sent again, for REDIRECT_S at most. Each command has a reply or an error within 6 s,
 # since a silent connection is dropped. A command for a primary that is away fails at once; the
-# other primaries go on. A channel is subscribed on the primary of its slot. `on_return` tells whose
-# events may have been missed.
+# other primaries go on. A channel is subscribed on the primary of its slot. `on_return` gets the
+# tags of the channels whose events may have been missed.
 #
 # To add a parameter of REDIS_URL: URL_PARAMETERS, and a field of Place.
 
 SLOTS = 16384
-MAX_WANTED = 64  # nodes without slots, to which redirections lead
-WANTED_S = 10  # a connection to such a node is kept for so long
-REDIRECT_S = 2.5  # a refused command is sent again for so long
+MAX_WANTED = 64  # most nodes without slots that get a connection after redirections
+WANTED_S = 10  # a connection to such a node is kept for this long
+REDIRECT_S = 2.5  # a refused command is sent again for this long
 RETRY_S = 0.02  # shortest pause before a command that was refused twice is sent again
 OPEN_S = 1  # a Sentinel, or one of several nodes, must connect and greet within this time
 FOLLOW_S = {"server": float("inf"), "sentinel": 1, "cluster": 2}  # between looks for the primaries
@@ -3552,8 +3553,8 @@ class Place(NamedTuple):
     login: tuple[str, ...] = ()  # user and password
     db: int = 0
     name: str = ""  # of the primary that the Sentinels watch
-    replicas: int = 0  # how many must have a change of an account before it is acknowledged
-    shards: int = SHARDS["server"]  # over which new games are spread
+    replicas: int = 0  # that must have a change of an account before it is acknowledged
+    shards: int = SHARDS["server"]  # hash tags over which new games are spread
     sentinel_login: tuple[str, ...] = ()
     text: str = ""  # the URL without user, password and parameters, for messages
 
@@ -3605,7 +3606,7 @@ class Place(NamedTuple):
         if kind == "cluster" and name:
             raise Fatal("REDIS_URL: a cluster has no databases; expected nothing behind the hosts")
         if kind == "server" and not is_socket and name:
-            int(name)  # raises ValueError; redis-py would ignore what is no number
+            int(name)  # raises ValueError; redis-py would ignore a text that is no number
         options = cls._options(parts, scheme or "unix", kind)
         return cls(
             kind,
@@ -3632,7 +3633,7 @@ class Place(NamedTuple):
     @staticmethod
     def _options(parts: SplitResult, scheme: str, kind: str) -> dict[str, Any]:
         """Returns what redis-py reads in the URL of one server: user, password and database."""
-        from redis.asyncio.connection import parse_url  # here: it takes a tenth of a start
+        from redis.asyncio.connection import parse_url  # here, since it takes a tenth of a start
 
         path = parts.path if kind == "server" else ""
         first_host = parts.netloc.partition(",")[0]
@@ -3679,7 +3680,7 @@ class Nodes:
         self.channels: dict[str, str] = {}  # channel -> its tag
         self.primaries: set[str] = set()  # addresses
         self.links: dict[str, RedisConnection] = {}  # to the primaries
-        self.only: RedisConnection | None = None  # to the only primary, unless it is a cluster
+        self.only: RedisConnection | None = None  # to the only primary; None in a cluster
         self.slots: list[RedisConnection] = []  # the connection of each slot
         self.wanted: dict[str, float] = {}  # address of a node that imports slots -> until when
         self.sentinels: dict[str, RedisConnection] = {}
@@ -3690,7 +3691,7 @@ class Nodes:
         self.pause_s = PROBE_S
         self.backoff_s = 0.0
         self.folder = embedded.folder if embedded else None  # files of a Redis on this host
-        self.defer: Callable | None = None  # when connections write; None: in the next turn
+        self.defer: Callable | None = None  # schedules writes of connections; None: call_soon
 
     # -- who the primaries are
 
@@ -3744,7 +3745,7 @@ class Nodes:
     async def _ask_sentinels(self) -> str:
         """Returns the address of the primary, by the Sentinel with the newest configuration.
 
-        Raises Unavailable while a primary is being replaced: what it takes then is lost.
+        Raises Unavailable while a primary is being replaced: writes to it are lost then.
         """
         replies = await asyncio.gather(*map(self._ask_sentinel, self.place.addresses))
         answers = [reply for reply in replies if isinstance(reply, dict)]
@@ -3772,7 +3773,7 @@ class Nodes:
             return Fatal(f"{address}: {error}; expected a Sentinel of {self.place.name}")
         except (Unavailable, TimeoutError, Fatal) as error:
             if link is not None:
-                link.abort()  # a late reply would be taken for that to the next question
+                link.abort()  # a late reply would pass for the reply to the next question
             return error if str(error) else Unavailable(f"{address}: no answer")
 
     # -- connections
@@ -3881,7 +3882,7 @@ class Nodes:
     async def _align(self, is_start: bool = False) -> set[str]:
         """Brings connections, slots and subscriptions in line with the primaries.
 
-        Returns the tags whose channels it subscribed to anew. Raises Unavailable or Fatal.
+        Returns the tags of the channels to which it newly subscribed. Raises Unavailable or Fatal.
         """
         if self.embedded:
             if self.disk_is_full():  # Redis would start, and exit at its first write
@@ -3902,7 +3903,7 @@ class Nodes:
         for error in errors:
             log.warning("redis: %s", error)
         try:
-            async with asyncio.timeout(CALL_SECONDS):  # nobody probes the links meanwhile
+            async with asyncio.timeout(CALL_SECONDS):  # nothing probes the links meanwhile
                 await self._check_data_once()
                 return await self.subscribe()
         except TimeoutError:
@@ -3934,7 +3935,7 @@ class Nodes:
                 del self.links[address]
 
     def _fill_slots(self, rows: list[tuple[int, int, str]]) -> None:
-        """Sets the connection of each slot: a closed one if its primary is away."""
+        """Sets the connection of each slot: a closed connection if its primary is away."""
         nowhere = RedisConnection("", self.on_events)
         nowhere.closed.set_result(None)
         slots = [nowhere] * SLOTS
@@ -4100,11 +4101,11 @@ class Nodes:
 # Runs the commands of the rest of the module. Each goes to the primary of its key. A command
 # without a key goes to all primaries.
 #
-# Invariants: a command has its first key behind its name. All keys of a function share a tag. A
+# Invariants: the first key of a command follows its name. All keys of a function share a tag. A
 # worker checks the format of the data before it reads any of it.
 
 WAIT_MS = 1000  # replicas must have a change within this time
-LOBBY_SHARE = 0.1  # the lobby's part of the work of Redis for games: matches, seats, presence
+LOBBY_SHARE = 0.1  # the lobby's share of the work for games: matches, seats, presence
 
 
 def run_of(name: str, keys: tuple[str, ...], *args: CommandPart) -> tuple:
@@ -4123,7 +4124,7 @@ class Redis(Nodes):
         self.worker = worker
         self.shards = self.place.shards  # the number of game tags that this worker serves
         self.new_shards = [0]  # shards of new games; each heartbeat sets them
-        self.weights = [1.0]  # how often a new game gets each of them
+        self.weights = [1.0]  # the share of new games that each of these shards gets
         if worker:
             self.channels = Keys.channels(worker, self.shards)
         self.may_migrate = False  # whether this process may migrate data of an older format
@@ -4133,10 +4134,10 @@ class Redis(Nodes):
     # -- format
 
     async def _check_data(self) -> None:
-        """Reads the format of the data; an empty store gets FORMAT. Raises Fatal for another."""
+        """Reads the format of the data; an empty store gets FORMAT. Raises Fatal if unfit."""
         text = await self.call("GET", Keys.format)
         if text is None:
-            if await self.call("EXISTS", Keys.bank):  # format 1 had no such key
+            if await self.call("EXISTS", Keys.bank):  # format 1 has no key for the format
                 self.format = self._accept_older(1)
                 return
             self.is_new = await self.call("SET", Keys.format, FORMAT, "NX") is not None
@@ -4172,11 +4173,11 @@ class Redis(Nodes):
         return self.only or self.slots[slot_of(key)]
 
     def call(self, command: str, key: str, *args: CommandPart) -> asyncio.Future:
-        """Sends a command with a key, or a channel, and returns the reply to come."""
+        """Sends a command with a key, or a channel. Returns the Future of its reply."""
         return self.at(key).call(command, key, *args)
 
     def run(self, name: str, keys: tuple[str, ...], *args: CommandPart) -> asyncio.Future:
-        """Runs a function of trivia.lua and returns its reply to come."""
+        """Runs a function of trivia.lua. Returns the Future of its reply."""
         return self.at(keys[0]).call(*run_of(name, keys, *args), is_function=True)
 
     def together(self, commands: list[tuple]) -> asyncio.Future:
@@ -4203,7 +4204,7 @@ class Redis(Nodes):
         return (await self.together([*writes, *reads]))[len(writes) :]
 
     def tell(self, command: str, key: str, *args: CommandPart) -> None:
-        """Sends a command with a key. Nobody waits for its reply: its loss does no harm."""
+        """Sends a command whose loss does no harm: nothing waits for the reply."""
         self.at(key).send(_ignore_reply, (command, key, *args))
 
     def run_then(
@@ -4215,9 +4216,10 @@ class Redis(Nodes):
     def spread(self, shards: int, workers: int) -> None:
         """Chooses the shards of new games, for this number of living workers.
 
-        There are about as many as workers, since games of one shard share calls. Each primary that
-        can be reached has the same number of them, at least one. The primary of the lobby gets
-        fewer games. All workers advance about equally many of these shards: see Games.share.
+        It chooses about as many shards as there are workers, since games of one shard share calls.
+        Each primary that can be reached has the same number of them, at least one. The primary of
+        the lobby gets fewer games. All workers advance about equally many of these shards: see
+        Games.share.
         """
         links = [(shard, self.at(Keys.shard_keys(shard)[0])) for shard in range(shards)]
         reachable = [(shard, link) for shard, link in links if link.is_open]
@@ -4252,9 +4254,9 @@ class Redis(Nodes):
     async def run_durably(self, name: str, keys: tuple[str, ...], *args: CommandPart) -> Any:
         """Runs a function whose changes must survive a failover, such as those of accounts.
 
-        With `replicas` in REDIS_URL it waits until so many replicas have them. Raises Unavailable
-        if they don't have them within WAIT_MS. Games don't wait, and use another connection: WAIT
-        blocks all commands behind it.
+        With `replicas` in REDIS_URL, it waits until that number of replicas has the changes, and
+        raises Unavailable after WAIT_MS. Games don't wait. They use another connection, since WAIT
+        blocks all later commands of its own connection.
         """
         link = self.at(keys[0]).durable
         reply = await link.call(*run_of(name, keys, *args), is_function=True)
@@ -4269,10 +4271,10 @@ class Redis(Nodes):
         return reply
 
     async def _await_replicas(self, link: RedisConnection, key: str) -> None:
-        """Waits until replicas have what a connection wrote. WAIT covers all that came before."""
+        """Waits until replicas have what a connection wrote. WAIT covers all earlier writes."""
         if not self.place.replicas:
             return
-        if link is not self.at(key).durable:  # another node has the slot meanwhile
+        if link is not self.at(key).durable:  # another node has the slot by now
             raise Unavailable("the slot moved; it is not known whether replicas have the change")
         if link.next_wait is None:
             link.next_wait = spawn(self._wait_in_turn(link))
@@ -4289,7 +4291,7 @@ class Redis(Nodes):
         return await link.call("WAIT", self.place.replicas, WAIT_MS)
 
     async def scan(self, key: str) -> AsyncIterator[tuple[str, str]]:
-        """Yields (field, value) of a hash. It reads portions: redis.conf limits waiting replies."""
+        """Yields (field, value) of a hash, read in portions: redis.conf limits unread replies."""
         cursor = ""
         while cursor != "0":
             cursor, rows = await self.call("HSCAN", key, cursor or "0", "COUNT", 1000)
@@ -4319,7 +4321,7 @@ class Redis(Nodes):
                 yield keys
 
     async def info(self) -> dict[str, dict[str, str]]:
-        """Returns what INFO says on each primary: {address: {name: value}}; {} if it is away."""
+        """Returns the INFO of each primary: {address: {name: value}}; {} if a primary is away."""
         found: dict[str, dict[str, str]] = {address: {} for address in sorted(self.primaries)}
         links = [self.links[address] for address in found if address in self.links]
         texts = await asyncio.gather(*(link.call("INFO") for link in links), return_exceptions=True)
@@ -4358,11 +4360,11 @@ class Redis(Nodes):
 # play.
 
 # ---- questions -----------------------------------------------------------------------------------
-# The bank is kept in Redis, numbered in the order of arrival, and in the memory of each worker. A
+# Redis keeps the bank, and each worker has a copy of it. Questions are numbered as they arrive. A
 # game keeps only numbers and the order of the choices. A number keeps its question for ever. So
-# running games, records and the `seen` bitmaps of players stay true. A question is known by its id.
-# Its correction gets a new number, which later games use. A worker reads the bank at start, and
-# again when the channel of the bank says that it has changed.
+# running games, records and the `seen` bitmaps of players stay true. A corrected question keeps its
+# id and gets a new number, which later games use. A worker reads the bank at start, and again when
+# the channel of the bank says that it has changed.
 
 DICE = secrets.SystemRandom()  # nobody can foresee its draws from earlier ones
 
@@ -4377,7 +4379,7 @@ def new_dice() -> random.Random:
 
 DRAWN_DAYS = 3  # days whose daily questions are fixed, from today on
 BANK_PORTION = 500  # questions that are added in one pipeline, so that games go on meanwhile
-MAX_LISTED_ORDERS = 5  # up to so many choices, all orders are listed: 1.4 us a draw instead of 9
+MAX_LISTED_ORDERS = 5  # up to this many choices, all orders are listed: 1.4 us a draw instead of 9
 
 
 def fold(value: str) -> str:
@@ -4407,7 +4409,7 @@ def appearance(text: str) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """A question. The right choice comes first. `id` is what a question file calls it, or ''."""
+    """A question. The right choice comes first. `id` is its id in a question file, or ''."""
 
     text: str
     choices: tuple[str, ...]
@@ -4428,7 +4430,7 @@ class Question:
 
     @property
     def digest(self) -> str:
-        """Identifies the question: its text, whatever its letter case, and its right answer.
+        """Identifies the question by its text, without letter case, and by its right answer.
 
         Punctuation counts, because 7 + 3 is not 7 × 3 and (2 + 3) × 4 is not 2 + 3 × 4.
         """
@@ -4436,7 +4438,7 @@ class Question:
 
     @property
     def folded_text(self) -> str:
-        """Returns the text as it is compared with those of other questions."""
+        """Returns the text in the form that is compared with other questions."""
         return appearance(self.text).lower().translate(TYPOGRAPHY)
 
     @property
@@ -4452,7 +4454,7 @@ class Question:
         return cls(text, tuple(choices), category, difficulty)
 
     def as_item(self) -> dict:
-        """Returns the question in the words of an item of a question file, without its id."""
+        """Returns the question as an item of a question file, without its id."""
         right, *wrong = self.choices
         return {
             "question": self.text,
@@ -4490,8 +4492,8 @@ class Question:
 class Bank:
     """Holds the questions, and picks those of a game.
 
-    `questions` has all versions of all questions, `ids` the number of the present version of each,
-    `retired` those ids that no new game takes, `reserved` those that only daily queues may ask yet.
+    `questions` has all versions of all questions, `ids` the number of the present version of each.
+    No new game takes the ids in `retired`. Only daily queues may take the ids in `reserved`.
     """
 
     def __init__(self, redis: Redis, schema: Schema) -> None:
@@ -4505,7 +4507,7 @@ class Bank:
         self.is_in_use = False  # whether load() has begun to read it
 
     async def load(self) -> None:
-        """Reads the whole bank: the ids first, so that it then has each number that they name."""
+        """Reads the whole bank: ids before questions, so that each id's question is there."""
         self.is_in_use = True
         ids = {}
         async for question_id, entry in self.redis.scan(Keys.ids):
@@ -4558,7 +4560,7 @@ class Bank:
             return pool
         hidden = {self.ids.get(question_id) for question_id in self.reserved}
         free = [number for number in pool if number not in hidden]
-        # Draws that are older than a queue may leave it too few questions: it then takes them all.
+        # Older draws may leave a new queue too few questions: it then takes reserved questions too.
         return free if len(free) >= queue.spec["rounds"] else pool
 
     @property
@@ -4576,7 +4578,7 @@ class Bank:
         refuse_file(SCHEMA_FILE, list(shortages(self.schema, self.present)))
 
     async def put(self, questions: list[Question], mode: str) -> list[list]:
-        """Adds or corrects questions. Returns what put_question in trivia.lua says of each.
+        """Adds or corrects questions. Returns the replies of put_question in trivia.lua.
 
         The modes are `add`, `update` and `ship`.
         """
@@ -4617,7 +4619,7 @@ class Bank:
         rounds = self.schema.queues[queue].spec["rounds"]
         dice = new_dice()
         picked = set()
-        for _ in range(rounds * 4):  # draws enough while most questions are unseen
+        for _ in range(rounds * 4):  # enough draws while most questions are unseen
             number = dice.choice(pool)
             if not times_seen(number, seen):
                 picked.add(number)
@@ -4648,7 +4650,7 @@ def _put_call(question: Question, mode: str) -> tuple:
 
 @functools.cache
 def all_orders(choices: int) -> list[str]:
-    """Returns every order of so many choices: for 2 of them ['01', '10']."""
+    """Returns every order of a number of choices: ['01', '10'] for 2 choices."""
     return ["".join(map(str, order)) for order in itertools.permutations(range(choices))]
 
 
@@ -4688,7 +4690,7 @@ def shortages(schema: Schema, questions: list[Question]) -> Iterable[Mistake]:
 def least_to_draw(schema: Schema, counts: Mapping[tuple, int]) -> int:
     """Returns how many questions a daily queue needs, so that all other queues keep enough.
 
-    `counts` says how many of its questions are of each kind.
+    `counts` has the number of its questions of each kind.
     """
     least = 0
     for queue in schema.queues.values():
@@ -4718,7 +4720,7 @@ def times_seen(number: int, seen: list[bytes]) -> int:
 # ---- question files ------------------------------------------------------------------------------
 # Imports exports of the Open Trivia DB, or lists of the same items, which may have an `id`. Exports
 # have one of four encodings: HTML entities, base64, or percent-encoding with `+` or `%20` for a
-# space. Nothing in a file says which, so the texts of each item must show it.
+# space. No file names its encoding. It is recognized from the texts of each item.
 #
 # Invariants: a text is decoded, or its item is refused. The report names each unknown key and each
 # difference from the bank. A line about an item begins with `item N`.
@@ -4899,7 +4901,7 @@ def _decode(key: str, value: Any, name: str, decode: Callable[[str], str]) -> An
 def _encoding_of(item: dict) -> tuple[str, Callable[[str], str]]:
     """Returns (name, decoder) of the encoding of an item.
 
-    An answer may contain %20 or 2+3 by nature. So only the question and the category show a
+    A plain answer may contain %20 or 2+3. So only the question and the category can reveal
     percent-encoding.
     """
     if _is_base64(item):
@@ -4944,7 +4946,7 @@ def _from_url(text: str) -> str:
 
 
 class Importer:
-    """Puts the questions of a file into the bank, and reports what became of each."""
+    """Puts the questions of a file into the bank, and reports the outcome of each."""
 
     def __init__(self, bank: Bank, file: QuestionFile, update: bool) -> None:
         self.bank = bank
@@ -5049,24 +5051,24 @@ def _differences(row: str, question: Question, form: str) -> str:
 # ---- question statistics -------------------------------------------------------------------------
 # How questions are answered. The worker that ends a game counts its rounds in memory, and adds the
 # counts to the sums in Redis every few seconds. So an answer costs nothing. The last counts of a
-# worker die with it. An edited question has a new number, and so begins anew.
+# worker die with it. An edited question has a new number, so its sums begin at 0.
 #
-# A question with `difficulty: auto` has a rating, as players have. Each answer in a rated game that
-# counts moves it. A less likely answer (Elo's expectation) moves it more, and so does a more
-# uncertain rating. Its variance falls with each answer, as in Glicko. A day moves it by LEVEL_A_DAY
-# at most.
+# A question with `difficulty: auto` has a rating, as players have. If a rated game counts, each
+# answer changes the rating. The change is greater for a less likely answer (Elo's expectation), and
+# for a more uncertain rating. The variance of the rating falls with each answer, as in Glicko. The
+# rating changes by at most LEVEL_A_DAY a day.
 
 TIME_BOUNDS_MS = (700, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11_000, 16_000)
 TIMES = len(TIME_BOUNDS_MS) + 1
 COUNTED_AT_ONCE = 25  # questions whose sums one call adds: 1 ms of Redis
-PAUSE_S = 0.03  # for each question added, so that this takes a thousandth of the time of Redis
+PAUSE_S = 0.03  # for each question; so the additions take a thousandth of the time of Redis
 MOST_PAUSE_S = 60  # a worker that dies loses the counts of this time at most
 LEVELS_S = 60  # between two looks at the levels of questions
 LEVEL_START = 1500, 350  # rating and uncertainty of a new question
-LEVEL_LEAST_SIGMA = 60  # uncertainty that always stays, so that a rating never stops moving
+LEVEL_LEAST_SIGMA = 60  # lowest uncertainty; with it, a rating never stops moving
 LEVEL_A_DAY = 250
 EASY_BELOW, HARD_ABOVE = 1400, 1600
-MOST_FLAGS = 200  # players who flagged a question that are remembered
+MOST_FLAGS = 200  # players whose flags of one question are remembered
 
 
 def level_of(text: str) -> str:
@@ -5081,9 +5083,9 @@ def level_of(text: str) -> str:
 class QuestionSums:
     """Sums over all answers to a question, as `stats:{bank}` has them, separated by spaces.
 
-    A player's rest is the percentage of the other questions of their game that they had right.
-    `rest_right` sums it over the players who were right here, `rest_wrong` over all others. The two
-    tell whether better players fail the question.
+    A player's rest is their percentage of right answers to the other questions of the game.
+    `rest_right` sums the rests of players who were right here, `rest_wrong` those of all others.
+    The two tell whether better players fail the question.
     """
 
     shown: int = 0
@@ -5132,7 +5134,7 @@ class QuestionSums:
 
     @property
     def better_fail_by(self) -> float:
-        """By how many percentage points the average rest of those who fail it is higher."""
+        """The average rest of players who fail the question, less that of all who are right."""
         wrong = self.shown - self.right
         if not wrong or not self.right:
             return 0.0
@@ -5140,7 +5142,7 @@ class QuestionSums:
 
 
 class QuestionStatistics:
-    """Counts how questions are answered, and rates those with `difficulty: auto`."""
+    """Counts how questions are answered, and rates questions with `difficulty: auto`."""
 
     def __init__(self, redis: Redis, bank: Bank) -> None:
         self.redis = redis
@@ -5177,7 +5179,7 @@ class QuestionStatistics:
     async def add_up(self) -> float:
         """Adds what was counted to the sums in Redis. A call that fails loses its counts.
 
-        Returns the seconds until the next time: the more questions, the longer.
+        Returns the seconds until the next call: more of them after more questions.
         """
         count = len(self.sums)
         for left in range(count, 0, -COUNTED_AT_ONCE):
@@ -5200,15 +5202,15 @@ class QuestionStatistics:
 # Hashes passwords with argon2id in a few threads, and bounds how often passwords may be tried.
 #
 # Invariants: each address has an equal share of the hashing threads, however much it asks for.
-# Unless the password is right, whether a try is allowed depends only on the address and on what the
-# caller typed. Each allowed try costs the same work, with or without an account. So neither the
+# Without the right password, only the address and what the caller typed decide whether a try is
+# allowed. Each allowed try costs the same work, with or without an account. So neither the
 # answer nor its time tells who has an account, or which private value belongs to whom.
 
-WRONG, RIGHT, OUTDATED = 0, 1, 2  # of a password; outdated: right, but its hash is outdated
+WRONG, RIGHT, OUTDATED = 0, 1, 2  # OUTDATED: the password is right, but its hash is outdated
 
 
 def address_digest(address: str) -> str:
-    """Returns the digest by which allowances and accounts know an address."""
+    """Returns the digest that stands for an address in allowances and accounts."""
     return digest(address, 6)
 
 
@@ -5234,7 +5236,7 @@ class Passwords:
         self.max_waiting = max_waiting  # jobs
         self.waiting = 0
         self.lanes: dict[str, deque[HashJob]] = {}  # by address, in the order of their turns
-        # No password has this random digest. To hash a random password takes 30 ms of each start.
+        # No password has this random digest. Hashing a password would add 30 ms to each start.
         salt, hashed = (base64.b64encode(os.urandom(size)).decode().strip("=") for size in (16, 32))
         hasher = self.hasher
         cost = f"m={hasher.memory_cost},t={hasher.time_cost},p={hasher.parallelism}"
@@ -5291,7 +5293,7 @@ class Passwords:
     async def verify(self, kept: str | None, password: str, address: str) -> int:
         """Returns whether a password with the hash `kept` is WRONG, RIGHT or OUTDATED.
 
-        Without an account, `kept` is None. It takes the same time then.
+        `kept` is None without an account. The verification takes the same time then.
         """
         verdict = await self._run(address, self._verify, kept, password)
         return WRONG if kept is None else verdict
@@ -5324,7 +5326,7 @@ class Allowances:
         self.limits = limits
 
     async def take(self, *allowances: Allowance) -> int:
-        """Takes one of each in turn. Returns 0, or the ms to wait; then nothing is taken."""
+        """Takes one act of each. Returns 0; or takes nothing and returns the ms to wait."""
         for position, allowance in enumerate(allowances):
             wait_ms = await self.change(allowance, 1)
             if wait_ms:
@@ -5333,12 +5335,12 @@ class Allowances:
         return 0
 
     async def use(self, *allowances: Allowance) -> None:
-        """Takes one of each. Raises Problem too_many_attempts if it can't, and takes nothing."""
+        """Takes one act of each, or takes nothing and raises Problem too_many_attempts."""
         if wait_ms := await self.take(*allowances):
             raise too_many_attempts(wait_ms)
 
     async def give_back(self, *allowances: Allowance) -> None:
-        """Gives back one of each."""
+        """Gives back one act of each."""
         await asyncio.gather(*(self.change(allowance, -1) for allowance in allowances))
 
     def change(self, allowance: Allowance, take: int) -> Awaitable[int]:
@@ -5372,7 +5374,7 @@ class Allowances:
         return Allowance(key, self.limits.registration_seconds * 1000, self.limits.registrations)
 
     def renames(self, uid: str) -> Allowance:
-        """Bounds how often a user changes names, and so how many are reserved for them."""
+        """Bounds how often a user changes names, and so how many names are reserved for them."""
         return Allowance(Keys.limit("rename", uid), *RENAMES)
 
     def codes(self, network: str, uid: str = "") -> list[Allowance]:
@@ -5414,7 +5416,7 @@ class Allowances:
         return self._with_network("room", uid, network, *ROOM_ALLOWANCE)
 
     def refused(self, address: str) -> Allowance:
-        """Bounds the acts of strangers from an address that are logged for the operator."""
+        """Bounds the logged acts without a valid token from an address."""
         return Allowance(Keys.limit("ops", address_digest(address)), *STRANGER_ALLOWANCE)
 
     def challenges(self, uid: str, network: str) -> list[Allowance]:
@@ -5422,7 +5424,7 @@ class Allowances:
         return self._with_network("challenge", uid, network, *CHALLENGE_ALLOWANCE)
 
     def tries_in_session(self, uid: str, token: str) -> Allowance:
-        """Bounds the passwords that a signed-in caller tries. Nobody else can use it up."""
+        """Bounds the passwords that a signed-in caller tries. No other caller can use it up."""
         _, secret = split_token(token)
         key = Keys.limit("session", f"{uid}:{digest(secret, 6)}")
         return Allowance(key, self.limits.login_seconds * 1000, self.limits.login_failures)
@@ -5450,7 +5452,7 @@ class PasswordGuard:
         self.allowances = allowances
 
     async def check_login(self, name: str, user: dict, password: str, address: str) -> int:
-        """Returns what Passwords.verify says of the user; {} stands for no such account.
+        """Returns the verdict of Passwords.verify. `user` is {} without such an account.
 
         `name` is what the caller typed. The addresses of earlier sign-ins are exempt from the
         shared allowances, so that no stranger can use these up for the owner. To hide which
@@ -5476,7 +5478,7 @@ class PasswordGuard:
     async def check_session(
         self, uid: str, user: dict, token: str, password: str, address: str
     ) -> int:
-        """Returns what Passwords.verify says of the signed-in caller."""
+        """Returns the verdict of Passwords.verify on a password of the signed-in caller."""
         allowance = self.allowances.tries_in_session(uid, token)
         await self.allowances.use(allowance)
         right = await self._verify(user, password, address, (allowance,))
@@ -5487,7 +5489,7 @@ class PasswordGuard:
     async def _verify(
         self, user: dict, password: str, address: str, taken: tuple[Allowance, ...]
     ) -> int:
-        """Verifies a password. Gives the allowances back if it could not."""
+        """Verifies a password. Gives the allowances back if it can't."""
         try:
             return await self.passwords.verify(user.get("password"), password, address)
         except Problem:
@@ -5506,12 +5508,12 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
 # has another hash tag than the user. So an operation claims a value, writes the user, then confirms
 # the claim.
 #
-# Invariants: a claim names its operation. It is confirmed, replaced or released only as it was
-# read, so that no operation acts on the claim of another. Nothing is claimed until all values look
-# free, so that a refused caller keeps no value from others. While a claim is new (CLAIM_MS), others
-# wait. After that it counts only if its user has the value. Replicas have a claim before its user
-# is written, or a new guest is let in. Otherwise a failover could lose the claim and keep the user,
-# who could then not sign in by the name. A value that was given up stays reserved for
+# Invariants: a claim names its operation. An operation confirms, replaces or releases a claim only
+# if it has not changed since the operation read it. Nothing is claimed until all values look free,
+# so that a refused caller keeps no value from others. While a claim is new (CLAIM_MS), others wait.
+# After that it counts only if its user has the value. Replicas must have a claim before its user is
+# written, and before a new guest is let in. Otherwise a failover could lose the claim and keep the
+# user. The user could then not sign in by the name. A value that was given up stays reserved for
 # name_hold_days: its user can take it back, nobody else can.
 
 NOBODY = "-"  # stands in place of a UID
@@ -5526,14 +5528,14 @@ class Claims:
         self.hold_s = hold_s
 
     def values_of(self, user: dict) -> dict[str, str]:
-        """Returns {field: value} of the unique values in stored or typed, unfolded fields."""
+        """Returns {field: folded value} of the unique fields. `user` is as stored or typed."""
         return {name: fold(user[name]) for name in self.fields if user.get(name)}
 
     async def find(self, value: str, *fields: str) -> str:
         """Returns the UID of the user with the value in one of the fields, or NOBODY.
 
-        It makes the same number of trips either way, so that its time does not tell. Without
-        fields, it looks at all.
+        It makes the same number of trips in both cases, so that its time tells nothing. Without
+        `fields`, it looks at all unique fields.
         """
         owner = await self._owner(value)
         return owner if value in await self._owned(owner, fields or self.fields) else NOBODY
@@ -5569,7 +5571,7 @@ class Claims:
         fields = {value: name for name, value in names.items()}
         claims = {}
         try:
-            for value in sorted(fields):  # all in one order, so that no two wait for each other
+            for value in sorted(fields):  # in a fixed order, so that callers don't deadlock
                 claims[value] = await self._claim_one(fields[value], value, uid)
         except Problem:
             await self.settle(uid, claims)
@@ -5591,7 +5593,7 @@ class Claims:
                 continue
             (held,) = claim
             if value in await self._owned(held.split(" ")[0], self.fields):
-                # If the owner's registration died before it could confirm the claim, this does it.
+                # Confirms the claim, in case the owner's registration died before it could.
                 await self.redis.run_durably("settle_claim", (Keys.unique(value),), value, held, 1)
                 raise name_taken([field])
             void = held
@@ -5604,7 +5606,7 @@ class Claims:
         return {value: claim[0]} if outcome == "claimed" else {}
 
     def _claim_once(self, value: str, uid: str, void: str = "") -> Awaitable[list[str]]:
-        """Returns what `claim` of trivia.lua says. It may replace the claim `void`."""
+        """Calls `claim` of trivia.lua and returns its reply. It may replace the claim `void`."""
         keys = Keys.unique(value), Keys.reserved(value)
         operation = secrets.token_urlsafe(3)
         return self.redis.run_durably("claim", keys, value, uid, operation, CLAIM_MS, void)
@@ -5619,7 +5621,7 @@ class Claims:
         for name, value in values.items():
             if value in standing:
                 continue
-            await self.redis.call("DEL", Keys.reserved(value))  # a user who has it comes first
+            await self.redis.call("DEL", Keys.reserved(value))  # its present user comes first
             try:
                 claims[value] = await self._claim_one(name, value, uid)
             except Problem:
@@ -5628,9 +5630,9 @@ class Claims:
         return lost
 
     async def release_void(self, bucket: str) -> None:
-        """Releases the claims of a bucket whose users don't have the value.
+        """Releases the claims of a bucket on values that their users don't have.
 
-        They may have it in a unique field, or as the identity of any provider.
+        A user has a value in a unique field, or as the identity of any provider.
         """
         rows = [row async for row in self.redis.scan(bucket)]
         await asyncio.gather(*(self._release_if_void(bucket, *row) for row in rows))
@@ -5657,8 +5659,8 @@ class Claims:
     async def settle(self, uid: str, claims: dict[str, str]) -> bool:
         """Confirms the claims on values that the user has now, and releases the others.
 
-        Returns whether all still stood. It leaves a value on which a later operation of the user
-        has made its own claim.
+        Returns whether all claims still stood. It does not touch a claim that a later operation of
+        the user has made.
         """
         if not claims:
             return True
@@ -5700,13 +5702,13 @@ def name_taken(fields: Iterable[str]) -> Problem:
 #
 # A registration can be repeated: if all its names belong to one user and the password is theirs, it
 # signs them in. So a lost reply costs nobody their name. If a failover has lost some of their
-# claims, it makes these anew.
+# claims, it makes these claims again.
 
 PERIOD_DAYS = {"day": 1, "week": 7, "month": 31}
 
 
 def period_of(kind: str, when_s: float) -> str:
-    """Returns the day, week or month of a time (UTC, ISO 8601). Later ones sort last."""
+    """Returns the day, week or month of a time (UTC, ISO 8601). Later periods sort last."""
     return _period_of_day(kind, int(when_s // DAY_S))
 
 
@@ -5762,7 +5764,7 @@ class Users:
         self.boards = Boards(redis, schema, self.load)
         self.switches = Switches(redis)
         self.events = Events(redis)
-        self.claimed = [*schema.unique, *schema.identities]  # fields of which there may be claims
+        self.claimed = [*schema.unique, *schema.identities]  # fields whose values may be claimed
 
     # -- accounts
 
@@ -5785,8 +5787,8 @@ class Users:
     async def counted(self, address: str) -> AsyncIterator[None]:
         """Counts a registration, or a change of names, from an address.
 
-        If a name is taken, it counts as a refusal only, so that refusals keep nobody at the same
-        address from a free name. Raises Problem if there were too many.
+        A request for a taken name counts only as a refusal, so that it does not use up the
+        registrations of the address. Raises Problem if there were too many.
         """
         tries = self.allowances.registration_tries(address)
         made = self.allowances.registrations(address)
@@ -5811,7 +5813,7 @@ class Users:
         return too_many_attempts(wait_ms, {self.schema.unique[0]: [text]})
 
     async def _create_account(self, names: dict[str, str], data: dict, address: str) -> dict:
-        """Makes an account. Hashes first, so that the claims are short."""
+        """Makes an account. Hashes the password before it claims values, to claim them briefly."""
         self.switches.refuse_registration()
         uid = new_uid()
         password = await self.passwords.hash(data["password"], address)
@@ -5832,8 +5834,8 @@ class Users:
     ) -> dict | None:
         """Writes a new user and their first session: {token, expires_at, user}.
 
-        `claims` are those on the user's unique values. Returns None if there is such a user
-        already, or a claim has expired.
+        `claims` has the claims on their unique values. Returns None if the UID is in use, or a
+        claim has expired.
         """
         secret = new_secret()
         session = digest(secret), self.session_s, address_digest(address), claimed_until(claims)
@@ -5848,7 +5850,7 @@ class Users:
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
 
     def expect_player(self, uid: str, is_guest: bool, field: str) -> Awaitable:
-        """Announces the event of a new guest or account. It happens once the user has `field`."""
+        """Announces a new guest or account. The event happens once the user has `field`."""
         event = f"{'guest' if is_guest else 'account'}_{uid}"
         data = {"player": uid, "guest": is_guest}
         return self.events.expect("player.registered", event, data, Keys.user(uid), field)
@@ -5894,8 +5896,8 @@ class Users:
     async def find(self, value: str, *fields: str) -> tuple[str, dict[str, str]]:
         """Returns (UID, stored fields) of the user with a value in one of these unique fields.
 
-        Without fields, it looks at all. Returns (NOBODY, {}) if there is no such user, in the same
-        time.
+        Without `fields`, it looks at all unique fields. Without such a user, it returns
+        (NOBODY, {}) in the same time.
         """
         uid = await self.claims.find(fold(value), *fields)
         return uid, await self.load(uid)
@@ -5909,7 +5911,7 @@ class Users:
     ) -> dict:
         """Changes fields of an account. Returns all fields that are stored then. Raises Problem.
 
-        A new name needs the password, if there is one.
+        A new name needs the password, if the account has one.
         """
         given = [name for name in self.claims.fields if name in data]
         moved = [name for name in given if data[name] != user.get(name, "")]
@@ -5947,8 +5949,8 @@ class Users:
     ) -> dict:
         """Changes fields, and tries again if another change interferes. Raises Problem.
 
-        `more` has further changes as `store` takes them, of fields that the user must have. Returns
-        all fields that are stored then.
+        `more` has further changes, in the form that `store` takes. The user must have these fields.
+        Returns all fields that are stored then.
         """
         stored = {name: self.schema.stored(name, value) for name, value in data.items()}
         changes = {name: "\0" if text is None else text for name, text in stored.items()}
@@ -6017,7 +6019,7 @@ class Users:
     async def open_session(self, uid: str, proof: tuple[str, str], address: str) -> dict | None:
         """Opens a session: {token, expires_at, user}.
 
-        `proof` is (field, value) of what was checked. Returns None if the user has another value
+        `proof` is the (field, value) that was checked. Returns None if the field has another value
         now. Raises Problem banned.
         """
         secret = new_secret()
@@ -6036,7 +6038,7 @@ class Users:
         user = pairs_to_dict(fields)
         if not expires:
             refuse_banned(user)
-            raise Problem("unavailable", retry_after=1)  # the clock of Redis is behind this one
+            raise Problem("unavailable", retry_after=1)  # the clock of Redis is behind: banned
         if ended:
             await self.tell_connection(uid)
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
@@ -6044,7 +6046,7 @@ class Users:
     async def authenticate(self, token: str, connects: bool = False) -> tuple[str, dict]:
         """Returns (UID, fields) of a session's user. Raises Problem not_authenticated or banned.
 
-        If it `connects`, `:turn` is the turn of the new connection.
+        With `connects`, the user's `:turn` is the turn of the new connection.
         """
         parts = split_token(token)
         if parts is None:
@@ -6099,7 +6101,7 @@ class Users:
         return session
 
     async def _rehash(self, uid: str, kept: str, password: str, address: str) -> None:
-        """Replaces the hash of a password that was just checked: NFC, present parameters."""
+        """Stores a new hash of a password that was just checked: of its NFC, by new parameters."""
         with contextlib.suppress(Problem):  # the next sign-in tries again
             changed = await self.passwords.hash(password, address)
             await self.store(uid, {"password": kept}, {"password": changed})
@@ -6187,7 +6189,7 @@ class Boards:
         self.redis = redis
         self.schema = schema
         self.load = load
-        self.stored: set[tuple[str, str]] = set()  # (name, period or '-') of all that may be stored
+        self.stored: set[tuple[str, str]] = set()  # (name, period or '-'), also of earlier schemas
         self.note_stored(schema.facts)
 
     def note_stored(self, facts: dict[str, str]) -> None:
@@ -6198,7 +6200,7 @@ class Boards:
                 self.stored.add((name, text.removeprefix(MISFIT).split(" ")[0]))
 
     def _key(self, name: str) -> str:
-        """Returns the key of a leaderboard, that of its present period."""
+        """Returns the key of a leaderboard, for its present period if it has periods."""
         return self.keys(name, self.schema.boards[name].get("period", "-"))[0]
 
     @staticmethod
