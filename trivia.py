@@ -12628,8 +12628,6 @@ class Joining(Outlet):
 # ASGI call is its only task, except while a message of the fast path waits for Redis, or while the
 # phone does not read.
 
-KNOWN_TEXTS = 500  # cached answers; few differ, since none has an `id` or a `game`
-
 
 class Connection(Joining):
     """A player's WebSocket."""
@@ -12757,10 +12755,13 @@ class Connection(Joining):
         self.active_at = self.allowed_at
         if self.excess > limits.message_burst:
             return self.close(CLOSE_TOO_FAST, "too many messages")
-        known = self.hub.known_texts.get(text) if allowed else None
         id_field: dict = {}
         try:
-            kind, values = known or self._read(text, id_field, allowed)
+            message = parse_message(text)
+            id_field = take_id(message)
+            if not allowed:
+                raise refusal("too_fast")
+            kind, values = self._validate(message)
         except Refused as refused:
             return self._refuse_message(refused, id_field)
         count("messages", kind)
@@ -12783,19 +12784,6 @@ class Connection(Joining):
         if self.excess:
             self.excess -= 1
         return True
-
-    def _read(self, text: str | bytes, id_field: dict, allowed: bool) -> tuple[str, dict]:
-        """Parses a message: returns its type and fields, fills `id_field`. Raises Refused."""
-        message = parse_message(text)
-        id_field |= take_id(message)
-        if not allowed:
-            raise refusal("too_fast")
-        kind, values = self._validate(message)
-        known = self.hub.known_texts
-        is_common = values.keys() == {"round", "choice"} and not id_field
-        if is_common and len(known) < KNOWN_TEXTS:
-            known[text] = kind, values
-        return kind, values
 
     def _validate(self, message: dict) -> tuple[str, dict]:
         """Returns the type and the fields of a message. Raises Refused."""
@@ -13155,7 +13143,6 @@ class Hub:
         self.sockets: dict[str, Connection] = {}  # by their number, as events name it
         self.last_number = 0  # of a connection
         self.messages = 0  # messages since Server._adapt last looked
-        self.known_texts: dict[str, tuple[str, dict]] = {}  # message -> its type and fields
         self.apps: Counter[str] = Counter()  # connections by app and version
         self.told: list[dict] = []  # notices that all sockets were sent
         self.coming: dict[str, Coming] = {}  # the question that opens next, by game
