@@ -1,8 +1,8 @@
 #!lua name=trivia_DIGEST
--- The game inside Redis: one function library, every change of shared state.
+-- The game inside Redis: one function library, which makes every change of shared state.
 --
--- trivia.py loads this file with FUNCTION LOAD. It replaces DIGEST by a digest of the text, in the
--- name of the library and of each function. So two versions serve side by side while workers are
+-- trivia.py loads this file with FUNCTION LOAD. In the names of the library and of each function it
+-- replaces DIGEST by a digest of the text. So two versions serve side by side while workers are
 -- replaced.
 --
 -- Rules for every function:
@@ -12,8 +12,8 @@
 --   * It uses the clock of Redis. Times are ms since 1970 and durations are ms, unless a name says
 --     otherwise.
 --
--- To add a function: write the contract, write it, register it at the end of this file, and grant
--- the commands that it calls in redis.conf.
+-- To add a function: write its contract and the function. Register it at the end of this file.
+-- Grant the commands that it calls in redis.conf.
 
 -- While a library loads, redis.call does not exist yet, nor does most of Lua. So the first use
 -- binds it.
@@ -45,7 +45,7 @@ local BOUNDS = {
 -- seen: when this process read its clock last (ms); woke: when it did so after a long pause.
 local process = {}
 
--- Returns the clock of Redis (ms), and the same as 'SECONDS.MICROSECONDS'. Notes in `process`
+-- Returns the clock of Redis (ms), and the same time as 'SECONDS.MICROSECONDS'. Notes in `process`
 -- whether this process has just woken.
 local function wall_clock()
   local time = call('TIME')
@@ -56,7 +56,7 @@ local function wall_clock()
 end
 
 -- Returns lag, time and gaps of a clock, as `game_clock` writes them; 0 if there is none. The
--- numbers are kept, because the text changes only once a second.
+-- numbers are cached, because the text changes only once a second.
 local clocks = {}
 local function read_clock(clock)
   local text, known = call('GET', clock) or '', clocks[clock]
@@ -71,10 +71,10 @@ local function read_clock(clock)
   return known.lag, known.seen, known.gaps
 end
 
--- Refuses the call (TRYAGAIN) if this is a primary of a cluster that has just woken, until each of
--- its replicas has answered it since. Meanwhile another node may have taken its place. What a
--- replica said before may be old, and still be in its sockets. The woken primary would run what
--- they hold, and the bus of the cluster would carry the events to the new primary.
+-- Refuses the call (TRYAGAIN) in a primary of a cluster that has just woken. It does so until each
+-- replica has answered the primary since. Another node may have taken its place meanwhile. An
+-- answer that was in its sockets when it woke may be old, and does not count. Without the refusal
+-- it would run old calls, and the bus of the cluster would carry events to the new primary.
 local function refuse_if_just_woken()
   if not process.woke then return end
   local nodes = redis.pcall('CLUSTER', 'NODES')
@@ -92,8 +92,8 @@ end
 
 -- Returns game time (ms), the clock of Redis (ms), the same as 'SECONDS.MICROSECONDS', and how
 -- often there was a gap. Game time follows the clock of Redis. It pauses over any gap (the clock
--- was set, a failover, nothing ran for 3 s), so that no question expires unseen. `pending` is the
--- key of what waits for this time: if it is empty, game time jumps to the clock. The key `clock`
+-- was set, a failover, nothing ran for 3 s), so that no question expires unseen. The key `pending`
+-- holds all that waits for game time: if it is empty, game time jumps to the clock. The key `clock`
 -- holds 'LAG TIME GAPS'.
 local function game_clock(clock, pending)
   local wall, precise = wall_clock()
@@ -111,7 +111,7 @@ local function game_clock(clock, pending)
   return now, wall, precise, gaps
 end
 
--- Returns a whole number as text. Small and round ones are kept: formatting takes long.
+-- Returns a whole number as text. Small and round numbers are cached: formatting takes long.
 local numerals = {}
 local function numeral(number)
   local text = numerals[number]
@@ -147,7 +147,7 @@ local function set_field(key, field, value, gone)
   end
 end
 
--- Returns what is due of a sorted set by time, and postpones each entry by `later`.
+-- Returns the due entries of a sorted set by time, at most `most`. Postpones each by `later`.
 local function postpone_due(key, now, later, most)
   local due = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, most)
   for _, entry in ipairs(due) do call('ZADD', key, now + later, entry) end
@@ -182,16 +182,16 @@ end
 -- meet_schema: marks facts that a worker with another schema can't keep true.
 -- KEYS schema     fact -> what all stored data fits, with '?' if it may not
 -- ARGS game_days  of the worker's schema
--- ARGS ...        fact, how it is, for each of the worker's facts
+-- ARGS ...        fact, its value, for each of the worker's facts
 -- Returns the most game_days that there ever were.
--- Atomic, so that an adoption before it is marked, and one after it is refused.
+-- Atomic, so that an earlier adoption is marked, and a later adoption is refused.
 function functions.meet_schema(keys, args)
   local schema = unpack(keys)
   local game_days = unpack(args)
   local mine = to_table({unpack(args, 2)})
   for fact, is in pairs(to_table(call('HGETALL', schema))) do
     -- A worker does not write a field that it does not know. But it does not claim values of a
-    -- unique one either.
+    -- unique field either.
     local is_unknown = not mine[fact] and string.match(fact, '^field ')
     local is_kept = mine[fact] == is or is_unknown and not string.match(is, ' unique$')
     if fact ~= 'game_days' and not is_kept and string.sub(is, 1, 1) ~= '?' then
@@ -203,11 +203,11 @@ function functions.meet_schema(keys, args)
   return most
 end
 
--- adopt_schema: writes down that all stored data fits facts.
+-- adopt_schema: records that all stored data fits facts.
 -- KEYS schema     fact -> what all stored data fits, with '?' if it may not
 -- KEYS libraries  worker -> digests of its function library and of its schema
 -- ARGS version    digest of the schema that all living workers must have
--- ARGS ...        fact, what was read of it before ('' for nothing), how it is ('' removes it)
+-- ARGS ...        fact, the value that was read ('' for none), the new value ('' removes it)
 -- Returns 1, or 0 if a worker has another schema or a fact has changed; nothing is done then.
 -- Atomic, so that no worker with another schema has written in between.
 function functions.adopt_schema(keys, args)
@@ -226,11 +226,11 @@ end
 -- ==== questions ==================================================================================
 
 -- put_question: adds a question to the bank, or corrects it. A number keeps its question for ever:
--- a correction gets a new number, and running games and records go on with the old one.
+-- a correction gets a new number, and running games and records go on with the old number.
 -- KEYS bank          number -> question (JSON)
 -- KEYS fingerprints  digest of text and right answer -> id
 -- KEYS ids           id -> "NUMBER DIGEST" of the present version, then " edited" after an update
--- ARGS digest        of its text and right answer; also the id of a question that is given none
+-- ARGS digest        of its text and right answer; also the id of a new question without `given`
 -- ARGS given         its id, or ''
 -- ARGS question      JSON
 -- ARGS mode          add: corrects nothing; update: corrects; ship: corrects what is not edited
@@ -280,7 +280,7 @@ function functions.add_stats(keys, args)
   return #args / 2
 end
 
--- rate_question: moves the rating of a question by how players of known ratings have answered it.
+-- rate_question: adjusts the rating of a question to answers of players with known ratings.
 -- Source: Glickman, Parameter estimation in large dynamic paired comparison experiments (1999),
 -- with answers taken one by one.
 -- KEYS levels  number -> 'RATING SIGMA DAY START', with the rating at the start of that day
@@ -288,7 +288,7 @@ end
 -- ARGS rating  of a new question
 -- ARGS sigma   its uncertainty
 -- ARGS least   bound below which no uncertainty falls
--- ARGS most    bound of what one day moves a rating by
+-- ARGS most    by which a rating may move in one day
 -- ARGS ...     'RATING:1' for each right answer of a player of this rating, 'RATING:0' if wrong
 -- Returns 1.
 -- Atomic, so that no answer is lost.
@@ -319,8 +319,8 @@ end
 -- ARGS number   of the question
 -- ARGS who      digest of the player
 -- ARGS most     players that are remembered
--- Returns 1, or 0 if they have flagged it before, or so many have.
--- Atomic, so that each counts once.
+-- Returns 1, or 0 if they have flagged it before, or if `most` players have.
+-- Atomic, so that each player counts once.
 function functions.flag_question(keys, args)
   local flags, flagged = unpack(keys)
   local number, who, most = unpack(args)
@@ -329,12 +329,12 @@ function functions.flag_question(keys, args)
   return 1
 end
 
--- fix_draws: fixes what daily queues ask on a day, unless it is fixed. Reads all that is fixed.
+-- fix_draws: fixes the questions of daily queues for a day, unless they are fixed. Reads all draws.
 -- KEYS draws  'QUEUE DAY' -> draw
 -- ARGS first  the first day that is kept; days sort as text
 -- ARGS ...    'QUEUE DAY', draw of each that may be missing
 -- Returns {now, {'QUEUE DAY', draw, ...}}.
--- Atomic, so that everybody gets the same questions.
+-- Atomic, so that all players get the same questions.
 function functions.fix_draws(keys, args)
   local draws = unpack(keys)
   local first = unpack(args)
@@ -452,8 +452,8 @@ local function remember_address(user, address)
   call('HSET', user, ':from', table.concat(known, ' '))
 end
 
--- open_session: opens a session. It ends sessions that have expired, and the oldest beyond a
--- number.
+-- open_session: opens a session. It ends sessions that have expired, and the oldest if there are
+-- too many.
 -- KEYS user      the user
 -- ARGS digest    of the session's token
 -- ARGS ttl       seconds that the session lasts
@@ -490,7 +490,7 @@ function functions.open_session(keys, args)
   return {now + ttl, ended, unpack(fields)}
 end
 
--- authenticate: finds the user of a session, also of a banned one. It extends the session if that
+-- authenticate: finds the user of a session, even a banned user. It extends the session if that
 -- gains more than a day, or more than a tenth of `ttl`.
 -- KEYS user      the user
 -- ARGS digest    of the session's token
@@ -505,7 +505,7 @@ function functions.authenticate(keys, args)
   local expires = tonumber(call('HGET', user, session) or 0)
   if expires <= now then return false end
   local gain = now + ttl - expires
-  -- It is negative if `ttl` has become less: then the session ends in the new time.
+  -- The gain is negative if `ttl` has become less: then the session gets the new, shorter time.
   if gain > math.min(86400, ttl / 10) or gain < 0 then call('HSET', user, session, now + ttl) end
   if connects == '1' then call('HINCRBY', user, ':turn', 1) end
   return call('HGETALL', user)
@@ -557,14 +557,14 @@ end
 -- end_sessions: ends all sessions of a user.
 -- KEYS user  the user
 -- Returns 1.
--- Atomic, so that none that opens meanwhile is missed.
+-- Atomic, so that no session that opens meanwhile is missed.
 function functions.end_sessions(keys)
   local user = unpack(keys)
   end_all_sessions(user, '')
   return 1
 end
 
--- begin_erasure: writes down that a user is to be erased.
+-- begin_erasure: notes that a user must be erased.
 -- KEYS erasures  UID -> when another worker goes on
 -- ARGS uid       user
 -- ARGS later     ms until another worker goes on
@@ -698,7 +698,7 @@ end
 -- ARGS initial  rating of a new user
 -- ARGS quick    of the guest: right minus wrong answers in inhuman time
 -- ARGS points   of the guest in daily games
--- ARGS streak   of the guest, or ''; the longer one stays
+-- ARGS streak   of the guest, or ''; the longer streak stays
 -- ARGS ...      name, field, default, `board:NAME` of the guest, for each leaderboard with a period
 -- Returns {field, value, ...} of the account, or false if there is no such account.
 -- Atomic: the entry in `merges` says whether it was applied.
@@ -742,7 +742,7 @@ function functions.apply_merge(keys, args)
   return call('HGETALL', user)
 end
 
--- end_merge: ends a merge. What is needed to know of it later expires.
+-- end_merge: ends a merge. What later calls must know of it is kept for a while.
 -- KEYS merged   what is kept of the guest
 -- KEYS history  of the guest: a settlement may still look into it
 -- KEYS seen     of the guest
@@ -767,7 +767,7 @@ end
 -- ARGS kind   reset or confirm
 -- ARGS code   its digest
 -- ARGS ttl    ms
--- ARGS what   it is for: an address, or '-'
+-- ARGS what   what the code is for: an address, or '-'
 -- Returns 1.
 function functions.set_code(keys, args)
   local codes = unpack(keys)
@@ -778,7 +778,7 @@ function functions.set_code(keys, args)
   return 1
 end
 
--- Returns what a code is for, or nil if it is wrong. Each wrong try counts. Those from addresses
+-- Returns what a code is for, or nil if it is wrong. Each wrong try counts. Tries from addresses
 -- that the user has signed in from count apart, so that no stranger uses them up.
 local function check_code(codes, kind, code, most, is_known)
   local kept, strange, own, until_ms, what = string.match(
@@ -792,7 +792,7 @@ local function check_code(codes, kind, code, most, is_known)
   return nil
 end
 
--- try_code: checks a code. A right one can be used afterwards.
+-- try_code: checks a code. A right code can still be used afterwards.
 -- KEYS codes  kind -> 'DIGEST TRIES OWN-TRIES UNTIL FOR'
 -- ARGS kind   reset or confirm
 -- ARGS code   digest of what was given
@@ -806,7 +806,7 @@ function functions.try_code(keys, args)
   return check_code(codes, kind, code, tonumber(most), known == '1') or ''
 end
 
--- reset_password: sets a new password for a code, once. It ends all sessions and opens one.
+-- reset_password: takes a code, once, and sets a new password. It ends all sessions and opens one.
 -- KEYS user      the user
 -- KEYS codes     kind -> 'DIGEST TRIES OWN-TRIES UNTIL FOR'
 -- ARGS code      digest of what was given
@@ -835,8 +835,8 @@ end
 -- KEYS user   the user
 -- ARGS field  of the identity
 -- ARGS token  field that goes with it
--- Returns what the field held, 'none' if there was nothing, or 'last' if it is the only way; then
--- nothing is done.
+-- Returns what the field held, or 'none' if there was nothing. Returns 'last', and does nothing, if
+-- it is the only way to sign in.
 -- Atomic, so that of two identities one stays.
 function functions.unlink_identity(keys, args)
   local user = unpack(keys)
@@ -868,11 +868,11 @@ function functions.block(keys, args)
   return 'ok'
 end
 
--- note_blocker: notes at a user who has blocked them.
+-- note_blocker: adds a player to the list of those who have blocked a user, or removes them.
 -- KEYS user      the user
 -- KEYS blockers  UID of who has blocked the user -> when that was noted (s)
--- ARGS other     UID of who has blocked them, or has lifted it
--- ARGS is        1: has blocked; 0: has lifted it
+-- ARGS other     UID of the player who has blocked them, or has lifted the block
+-- ARGS is        1: has blocked them; 0: has lifted the block
 -- Returns 1, or 0 if there is no such user to be blocked.
 -- Atomic, so that an erased account gets no list.
 function functions.note_blocker(keys, args)
@@ -887,7 +887,7 @@ function functions.note_blocker(keys, args)
   return 1
 end
 
--- note_report: notes at a user what they have reported, or which reports name them.
+-- note_report: adds to a user's list of what they have reported, or of reports that name them.
 -- KEYS user  the user
 -- KEYS list  what they have reported, or ids of reports -> when (s)
 -- ARGS item  for the list
@@ -903,8 +903,8 @@ function functions.note_report(keys, args)
   return 1
 end
 
--- due_guests: returns guests who are due to be checked. It postpones each: one worker gets them,
--- and another one does if the first dies.
+-- due_guests: returns guests who are due to be checked. It postpones each guest: one worker gets
+-- them, and another worker does if the first dies.
 -- KEYS guests  UID -> when they are checked
 -- ARGS lease   ms by which they are postponed
 -- ARGS most    guests to return
@@ -1004,7 +1004,7 @@ end
 --   {1, 'GAME ...'}          the history has no room for these games: the caller drops them
 --   {0, ''}                  it was applied before, or there is no such user
 --   {'merged', '', account}  it was applied to a guest before they were merged
---   {'moved', '', account}   it was not: the caller applies it to the account
+--   {'moved', '', account}   it was not applied: the caller applies it to the account
 -- Atomic: the entry in the history says whether it was applied.
 function functions.apply_result(keys, args)
   local user, history, met, merged, seen = unpack(keys)
@@ -1111,7 +1111,7 @@ end
 -- ARGS burst     how many at once
 -- ARGS take      how many; a negative number gives back
 -- Returns 0, or the ms to wait.
--- Atomic, so that no two callers take the same one.
+-- Atomic, so that no two callers take the same unit.
 function functions.take_allowance(keys, args)
   local limit = unpack(keys)
   local interval, burst, take = tonumber(args[1]), tonumber(args[2]), tonumber(args[3])
@@ -1162,7 +1162,7 @@ end
 local function is_room(party) return #party == 6 end
 local function is_rematch(party) return #party == 12 end
 
--- Has the party of a seat checked at once: the players in it must see what has changed.
+-- Makes a worker check the party of a seat at once: the players in it must see what has changed.
 local function check_party(due, seat)
   if is_rematch(seat.party) then
     call('ZADD', due, 0, '- rematch:' .. seat.party)
@@ -1197,7 +1197,7 @@ local function held_back(quits)
   return math.max(0, math.min(wait, ends - wall_clock()))
 end
 
--- What join and check_ticket share: the player, their queue and its rules.
+-- Reads what join and check_ticket share: the player, their queue and its rules.
 local function read_search(keys, args)
   local seats, queue, due, forming, workers, playing, clock, hidden, bots = unpack(keys)
   local uid, name, new_game, least, most, fill, wait, window, widen, patience, start = unpack(args)
@@ -1212,7 +1212,7 @@ local function read_search(keys, args)
 end
 
 -- Tells whether the worker of a connection lives. A killed worker is unsubscribed at once. A hung
--- one is removed from `workers` by the others.
+-- worker is removed from `workers` by the others.
 local function is_alive(search, conn)
   local worker = worker_of(conn)
   if not worker then return false end
@@ -1231,7 +1231,7 @@ local function drop_tickets(search, uids)
 end
 
 -- Returns a page of the UIDs that a player may be matched with, the best first. Stale tickets among
--- them are skipped later, so it looks at some more than a game needs.
+-- them are skipped later, so a page has some more than a game needs.
 local function candidates(search, seat, page)
   local most = search.most + 16
   local first = page * most
@@ -1271,7 +1271,7 @@ local function seat_of_ticket(search, uid)
   return seat
 end
 
--- Reads into `lists` whom these players have blocked. Returns whether there is such a list.
+-- Reads into `lists` whom these players have blocked. Returns whether any of them has such a list.
 local function read_blocks(lists, hidden, uids)
   local any = false
   for i, list in ipairs(call('HMGET', hidden, unpack(uids))) do
@@ -1293,7 +1293,7 @@ local function is_hidden(lists, uid, group)
   return false
 end
 
--- Lets humans who come before the first question take the seats of bots.
+-- Offers the seats of bots to humans who come before the first question.
 local function offer_seats(search, count, rating, group)
   trim(search.bots, search.now)
   for i = 1, count do
@@ -1350,15 +1350,15 @@ local function seat_group(search, group, members, bots)
 end
 
 -- Tells whether a page of candidates can't make a game, even if all fit: most joins end here. In a
--- queue in the order of arrival, the first one has waited longest.
+-- queue in the order of arrival, the first player has waited longest.
 local function is_too_soon(search, found)
   if #found < search.least then return true end
   if #found >= search.most or search.window >= 0 then return false end
   return search.now - call('ZSCORE', search.queue, found[1]) < search.fill
 end
 
--- Adds opponents from a page of candidates to a group. Returns whether it skipped some because of a
--- block, and the group is not full: then the next page is worth a look.
+-- Adds opponents from a page of candidates to a group. Returns true if a block made it skip some
+-- and the group is not full: then the next page is worth a look.
 local function add_opponents(search, found, group, members)
   local lists, skipped = search.blocks, false
   local any = read_blocks(lists, search.hidden, found)
@@ -1432,8 +1432,8 @@ local function resume(seats, due, seat, uid, conn, turn, over)
   return {'game', seat.game, seat.party}
 end
 
--- Counts a player out of the game that is over for them. Has the party of their seat checked,
--- unless they stay in it: then it is `party`.
+-- Counts a player out of the game that is over for them. Makes a worker check the party of their
+-- seat, unless it is `party`: there they stay.
 local function leave_behind(seat, playing, due, party)
   if not seat then return end
   if seat.game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
@@ -1477,11 +1477,11 @@ end
 --   play again, if any}    the ticket of a player who is held back enters the queue after that time
 --   {'rematch', game}      they have reconnected while another player wants to play this game again
 --   {'full'}               the queue is full
---   {'played'}             they have had their attempt at what is drawn
+--   {'played'}             they have had their attempt at the questions of that day
 --   {'stale'}              a newer connection of the player is there
--- Run again by the same connection it changes nothing.
+-- A second run by the same connection changes nothing.
 -- Events: replaced, to an older connection of the player.
--- Atomic, so that nobody is in two games, is matched twice, or meets themselves or a player with
+-- Atomic, so that no player is in two games, is matched twice, or meets themselves or a player with
 -- whom there is a block.
 function functions.join(keys, args)
   local search = read_search(keys, args)
@@ -1578,8 +1578,8 @@ end
 
 -- leave: gives up a player's ticket, or tells which game they are in. A player whose connection is
 -- gone keeps their place in a room for a while, and may still play their last game again. For a
--- connection that was replaced it only removes a ticket that is stale: one in a queue that the
--- player is not in any more.
+-- connection that was replaced it only removes a stale ticket, which is in a queue that the player
+-- has left.
 -- KEYS seats  UID -> what the player does
 -- KEYS queue  UID -> since (fifo) or rating
 -- KEYS due    tickets by the time of their next check
@@ -1631,8 +1631,8 @@ end
 -- ARGS uid    player
 -- ARGS conn   connection
 -- ARGS turn   fencing token of the connection
--- Returns {game that the player is in or '-', party or '-'}, or {'stale', '-'} if the seat is that
--- of a newer connection.
+-- Returns {game that the player is in or '-', party or '-'}, or {'stale', '-'} if a newer
+-- connection has the seat.
 -- Atomic, so that a newer connection keeps the seat.
 function functions.take_back(keys, args)
   local seats, due = unpack(keys)
@@ -1712,8 +1712,8 @@ function functions.revoke(keys, args)
 end
 
 -- heartbeat: shows that a worker lives, and marks workers as dead whose heartbeat stands still.
--- Callers compare heartbeats that they have read, and ask no clock, which may be set. A caller that
--- hangs compares nothing meanwhile.
+-- Callers compare heartbeats that they have read, and ask no clock, since a clock may be set. A
+-- caller that hangs compares nothing meanwhile.
 -- KEYS workers    worker -> last heartbeat; 'dead:WORKER' while it is reaped
 -- KEYS libraries  worker -> digests of its function library and of its schema
 -- KEYS shards     worker -> number of game tags that it serves; 'most' -> the highest there was
@@ -1750,8 +1750,8 @@ function functions.heartbeat(keys, args)
   return {1 - added, dead, call('ZRANGE', workers, 0, -1, 'WITHSCORES'), most, least}
 end
 
--- due_tickets: returns what is due in the lobby. It postpones each entry a little: one worker gets
--- it, and another one does if the first dies.
+-- due_tickets: returns the due tickets and matches. It postpones each a little: one worker gets it,
+-- and another worker does if the first dies.
 -- KEYS due      tickets by the time of their next check
 -- KEYS forming  matches whose game is not formed yet
 -- KEYS clock    of the lobby
@@ -1778,14 +1778,14 @@ end
 --          quiz     'NUMBER:ORDER NUMBER:ORDER ...'; the right choice is where ORDER has its 0
 --          more     [series, draw, marks] as JSON, without what is missing at its end; '' for []
 --            series   of two players who play again: the games that each has won so far; else 0
---            draw     [what the questions are drawn by, when the game began, rivals] if other
---                     games have the same: a day, or the code of a challenge; else false
+--            draw     [day or code of a challenge, when the game began, rivals] if other games
+--                     have the questions of that day or challenge; else false
 --            marks    a digit for each player, as trivia.py knows them; those at the end that are
 --                     0 may be missing
---            rivals   of a challenge: [UID, name, ['CHOICE:MS:POINTS' or '-', ...]] of each who
---                     has played it, or plays it now; only while the game runs
+--            rivals   of a challenge: [UID, name, ['CHOICE:MS:POINTS' or '-', ...]] of each player
+--                     who has played it, or plays it now; only while the game runs
 --          people   of each player uid, name, rating, sigma, first, is_bot, script
---            rating, sigma  the strength with which they began; 0 but in a rated game that runs
+--            rating, sigma  with which they began, in a rated game that runs; else 0
 --            first          round of the first question of a player who came late; else 0
 --            script         of a bot, whose uid is 'bot1', 'bot2'...: its answer to each question,
 --                           'MS:CHOICE MS:CHOICE ...'; '' after the game
@@ -1811,7 +1811,7 @@ end
 --            points for it
 --   1, 2...  the answers of each closed round: 'CHOICE:MS:POINTS' or '-' of each player
 --   muted  'I:J I:J ' of the numbers of players, I < J, who get no messages of each other, since
---          one has blocked the other; only while there are such
+--          one has blocked the other; only while there are such pairs
 -- and, from `settle` on, `result`, written by the first worker that computes it; and, while the key
 -- of a question is repaired, `repair`.
 -- result is JSON. plan and state are packed by `struct`, since cjson takes four times as long: a
@@ -1826,13 +1826,13 @@ end
 -- Events: 'KIND GAME TIME COMING NUMBER:SEQ NUMBER:SEQ ...\nBODY', one for each worker that holds
 -- players. TIME is that of Redis in seconds, NUMBER belongs to a connection, BODY is the message
 -- without its `seq`. COMING is '-', or 'WAIT:ROUND:NUMBER:ORDER:MS' of a question: the worker shows
--- it by itself after WAIT ms, with the next `seq`. There NUMBER and ORDER are those of the quiz,
--- and MS is the time to answer. So nothing moves in Redis when a question opens: any later call
--- finds it open. An event that comes in between takes this `seq`, and names the question anew. For
--- the worker that calls, events come with the reply: {'events', reply, event...}. The reason: Redis
--- reserves 16 KiB of output buffer for each event that a connection publishes to itself. A worker
--- that receives nothing is dead, and its players have lost their connection: so `user_exit` may
--- follow any event.
+-- it by itself after WAIT ms, with the next `seq`. There NUMBER and ORDER come from the quiz, and
+-- MS is the time to answer. So nothing moves in Redis when a question opens: any later call finds
+-- it open. An event that comes in between takes this `seq`, and names the question anew. For the
+-- worker that calls, events come with the reply: {'events', reply, event...}. The reason: Redis
+-- reserves 16 KiB of output buffer for each event that a connection publishes to itself. An event
+-- that nobody receives shows that its worker is dead. The worker's players have lost their
+-- connection then: so `user_exit` may follow any event.
 
 local DROPPED = -1              -- `turn` of a player, after `end`: see above
 local PACKED = 1                -- the first byte of a packed text
@@ -1886,9 +1886,9 @@ local function read_old_state(text)
   }
 end
 
--- The tables of a game are used again for the next one, to spare the garbage collector: no function
--- has two games at once. To keep each game parsed for the next call takes fewer instructions, but
--- more time: the collector then goes through all of them, and they exceed the caches of a core.
+-- The tables of a game are used again for the next game, to spare the garbage collector: no
+-- function has two games at once. Keeping each game parsed for its next call takes fewer
+-- instructions, but more time: the collector visits all of them, and they exceed a core's caches.
 local reused = {game = {}, plan = {}, state = {}, people = {}, players = {}}
 
 local function reused_list(list, count)
@@ -1976,7 +1976,7 @@ local function write_state(state)
   return text
 end
 
--- Returns the moment of a call: its times, its caller, and what the call has to send to it.
+-- Returns the moment of a call: its times and its caller. `emit` adds the events for the caller.
 local function new_call(keys, caller)
   local now, wall, precise, gaps = game_clock(keys[3], keys[2])
   return {
@@ -1992,21 +1992,21 @@ local function new_game(moment, key, plan, state)
   return game
 end
 
--- Returns until when a round waits for a disconnected player, whose seat is kept until `kept`. It
--- does not wait as long as that: a phone reconnects at once.
+-- Returns until when a round waits for a disconnected player, whose seat is kept until `kept`. The
+-- round waits for less time than that: a phone reconnects at once.
 local function waits_until(game, kept)
   return kept - game.plan.seat_ms + math.min(GRACE_MS, game.plan.seat_ms)
 end
 
--- Returns the time for the question that is open, or for the next one: less than usual when the
--- clock for all questions runs out.
+-- Returns the time for the open question, or for the next question: less than usual when the clock
+-- for all questions runs out.
 local function question_ms(game)
   if game.plan.total_ms == 0 then return game.plan.answer_ms end
   return math.min(game.plan.answer_ms, game.plan.total_ms - game.state.spent)
 end
 
--- Returns both parts of what a list 'X:Y X:Y ...' has for a round, or nil behind its end. The
--- patterns are kept.
+-- Returns X and Y of a round in a list 'X:Y X:Y ...', or nil behind its end. The patterns are
+-- cached.
 local patterns = {}
 local function entry_of(list, round)
   local pattern = patterns[round]
@@ -2025,8 +2025,9 @@ local function question_of(game, round)
   return game.number, game.order
 end
 
--- Returns number and order of the question that opens by itself when the present phase ends; nil if
--- one is open, or was the last one, or if lives or the clock for all questions are used up.
+-- Returns number and order of the question that opens by itself when the present phase ends. There
+-- is none while a question is open, after the last question, or once lives or the clock for all
+-- questions are used up.
 local function coming_question(game)
   local state, plan = game.state, game.plan
   if state.phase ~= 'start' and state.phase ~= 'reveal' then return nil end
@@ -2034,9 +2035,9 @@ local function coming_question(game)
   return question_of(game, state.round + 1)
 end
 
--- Opens the coming question if its time has come. The workers of its players show it at that time,
--- so nothing is sent, and it is written with whatever changes next. If game time has had a gap
--- since the phase began, they may have shown it already.
+-- Opens the coming question if its time has come. The workers of the players show it at that time,
+-- so nothing is sent, and the state is written with the next change. If game time has had a gap
+-- since the phase began, the workers may have shown the question already.
 local function open_if_due(game)
   local state, now = game.state, game.at.now
   if not coming_question(game) then return end
@@ -2071,8 +2072,8 @@ local function script_of(game, i, round)
   return tonumber(ms), tonumber(choice)
 end
 
--- Returns when something happens next by itself, other than the opening of a question: the phase
--- ends, an empty seat is no longer waited for or kept, or a bot answers.
+-- Returns when something happens next by itself. The phase may end, the wait for an empty seat or
+-- the seat itself may end, or a bot may answer. The opening of a question does not count.
 local function next_deadline(game)
   local state, at, round = game.state, game.state.deadline, game.state.round
   if state.phase == 'settle' then return at end
@@ -2128,8 +2129,8 @@ local function name_coming(game)
     ':' .. number .. ':' .. order .. ':' .. numeral(question_ms(game))
 end
 
--- Sends an event to all connected players, except one and those of `muted` {number: true}. Seats of
--- a dead worker are vacated afterwards: all players get the event before what follows from it.
+-- Sends an event to all connected players, except number `except` and those of `muted` {number:
+-- true}. Seats of a dead worker are vacated afterwards: the event comes before any `user_exit`.
 local function emit(game, kind, body, except, muted)
   local targets = {}
   for i = 1, #game.players do
@@ -2196,7 +2197,7 @@ local function is_right(game, choice)
 end
 
 -- Counts what the open question takes from the clock for all questions and from the lives. Returns
--- what is left of them, for the message.
+-- what is left of both, as a part of the message.
 local function spend(game)
   local state, rest = game.state, ''
   if game.plan.total_ms > 0 then
@@ -2264,8 +2265,8 @@ local function was_asked(game, i)
   return game.people[i].first <= game.state.round
 end
 
--- Closes the question early if all expected players have answered, and there is one. Expected is
--- who was asked and is connected, or was a moment ago.
+-- Closes the question early if players are expected and all of them have answered. A player is
+-- expected if they were asked, and are connected or were so a moment ago.
 local function reveal_if_all_answered(game)
   local expected = false
   for i = 1, #game.players do
@@ -2373,7 +2374,7 @@ local function points_for(game, choice, ms)
   return game.plan.correct + math.floor(game.plan.speed * (answer_ms - ms) / answer_ms)
 end
 
--- Takes an answer of a phone or of a bot to the open question. The last expected one reveals the
+-- Takes an answer of a phone or of a bot to the open question. The last expected answer reveals the
 -- round. Returns 'ok', or the code of what is wrong.
 local function take_answer(game, i, round, choice)
   local wrong = refusal(game, i, round, choice)
@@ -2420,19 +2421,19 @@ end
 
 -- advance: does what is due in games of one shard: gives up seats whose time is over, ends phases.
 -- Then it returns which games are due next: the worker names them in its next call. A worker
--- advances the games of its own shards. It advances those of other shards only when they are so
--- late that their worker must be dead.
+-- advances the games of its own shards. It advances games of another shard only when they are so
+-- late that the shard's worker must be dead.
 -- KEYS deadlines  of the shard
 -- KEYS clock      of the shard
 -- KEYS ...        the games
 -- ARGS caller     worker that calls
--- ARGS ahead      ms within which games are due that are returned; below 0: by which they are late
--- ARGS most       of these games
--- Returns {outcomes, game, ms until it is due, ...}, or {} if none was named and there are none. An
--- outcome is the phase of a game, 'missing', or {'settle', field, value, ...}: the caller settles
--- the game.
+-- ARGS ahead      returns games that are due within so many ms; below 0: that are so late
+-- ARGS most       games to return
+-- Returns {outcomes, game, ms until it is due, ...}, or {} if no game was named and the shard has
+-- none. An outcome is the phase of a game, 'missing', or {'settle', field, value, ...}: the caller
+-- settles the game.
 -- Events: reveal, user_exit; answered, of bots.
--- Atomic for each game. Run again, early or late, it finds nothing due; but a game that is being
+-- Atomic for each game. A second run, early or late, finds nothing due; but a game that is being
 -- settled is settled once more.
 function functions.advance(keys, args)
   local deadlines, clock = unpack(keys)
@@ -2469,10 +2470,10 @@ end
 -- ARGS caller     worker that calls
 -- ARGS ...        of each answer: connection of the player; round, from 1; choice, from 0, as the
 --                 phone shows the choices
--- Returns for each 'ok', or the code of what is wrong: not_playing, wrong_round, late_answer,
--- already_answered, no_such_choice. Then nothing is done.
+-- Returns for each answer 'ok', or the code of what is wrong: not_playing, wrong_round,
+-- late_answer, already_answered, no_such_choice. Then the answer changes nothing.
 -- Events: answered, to the others; or reveal, to all.
--- Atomic for each answer, so that the first one counts.
+-- Atomic for each answer, so that the first answer counts.
 function functions.answer(keys, args)
   local deadlines, clock = unpack(keys)
   local caller = unpack(args)
@@ -2488,7 +2489,7 @@ function functions.answer(keys, args)
   return reply(moment, verdicts)
 end
 
--- Tells whether nobody has answered in a game so far.
+-- Tells whether a game has no answer so far.
 local function is_unanswered(game)
   local rounds = {}
   for _, player in ipairs(game.players) do
@@ -2510,7 +2511,7 @@ end
 -- ARGS leaving    1: for good
 -- Returns one of:
 --   'missing'
---   'stale'                           `who` is not in the game any more, or it has ended
+--   'stale'                           `who` has left the game, or the game has ended
 --   {'settle', field, value, ...}     the caller settles the game
 --   'early'                           the game goes on without a player who left for good before
 --                                     anybody had answered
@@ -2575,7 +2576,7 @@ local function add_late_player(game, person)
 end
 
 -- Puts a player into the seat of a bot before the first question. The others skip a `seq`: this gap
--- has their connections send the whole game. Returns the player's number, or nil.
+-- makes their connections send the whole game. Returns the player's number, or nil.
 local function replace_bot(game, person)
   if game.state.phase ~= 'start' then return nil end
   for i = 1, #game.players do
@@ -2599,7 +2600,7 @@ local function mark_players(game, changed)
   game.plan.more = cjson.encode({series or 0, draw or false, table.concat(marks)})
 end
 
--- Gives a player who has none a seat in a running game. Returns their number, or nil.
+-- Gives a seat in a running game to a player without one. Returns their number, or nil.
 local function seat_player(game, way, text, marks)
   local uid, name, rating, sigma = unpack(cjson.decode(text))
   local person = new_person(uid, name, rating, sigma)
@@ -2615,7 +2616,7 @@ local function seat_player(game, way, text, marks)
 end
 
 -- enter_game: brings a player's connection into their game, for the first time or again. It also
--- gives a snapshot.
+-- returns a snapshot.
 -- KEYS key        the game
 -- KEYS deadlines  of its shard
 -- KEYS clock      of its shard
@@ -2623,10 +2624,10 @@ end
 -- ARGS uid        player
 -- ARGS conn       connection
 -- ARGS turn       fencing token of the connection
--- ARGS way        how a player gets a seat who has none: 'late' in the running game, 'bot' that of
---                 a bot before the first question; '' not at all
+-- ARGS way        how a player without a seat gets one. 'late': in the running game. 'bot': the
+--                 seat of a bot, before the first question. '': not at all
 -- ARGS entry      the player as the plan has them (JSON)
--- ARGS ...        UID, mark of each player whose mark is another with this player in the game
+-- ARGS ...        UID, mark of each player whose mark changes as this player enters the game
 -- Returns {'missing'}, {'over'} if they have no seat in it, {'stale'} if a newer connection is
 -- there, or {'ok', now, plan, state, COMING of events}.
 -- Events: user_return, to the others.
@@ -2661,8 +2662,8 @@ local function count_answers(text)
   return select(2, string.gsub(text, '%d+:%d+:%d+', ''))
 end
 
--- Puts a rival into the plan of a game, unless as many of their answers are known. Returns whether
--- it did, and the rival as they were, or nil.
+-- Puts a rival into the plan of a game, unless the plan has at least as many of their answers.
+-- Returns whether it did, and the rival as they were, or nil.
 local function put_rival(game, rival)
   local series, draw = more_of(game.plan)
   local rivals, i = draw[3] or {}, 1
@@ -2675,16 +2676,16 @@ local function put_rival(game, rival)
   return true, before
 end
 
--- show_rival: notes in a game of a challenge what another player has answered, who plays it now.
+-- show_rival: notes in a game of a challenge the answers of another player who plays it now.
 -- KEYS key        the game
 -- KEYS deadlines  of its shard
 -- KEYS clock      of its shard
 -- ARGS caller     worker that calls
 -- ARGS text       the other player, as the plan has them (JSON)
 -- Returns 'ok', or 'over' if it is no running game of a challenge; then nothing is done.
--- Events: answered, if that is the open question. Or user_return, for a player who was not known,
--- or who has answered the question that is revealed; then a `seq` is left out, so that the
--- connection sends the whole game.
+-- Events: answered, if they have answered the open question. Or user_return, if they were not
+-- known, or have answered the question that is revealed. Before user_return a `seq` is left out, so
+-- that the connection sends the whole game.
 -- Atomic, so that an older state of the other player never replaces a newer one.
 function functions.show_rival(keys, args)
   local key = unpack(keys)
@@ -2725,8 +2726,8 @@ end
 -- KEYS key    the game
 -- ARGS one    UID
 -- ARGS other  UID
--- ARGS muted  1: they are muted; 0: not any more
--- Returns 'ok', 'missing', or 'over' if it has ended or one of them is not in it.
+-- ARGS muted  1: they are muted; 0: they are not
+-- Returns 'ok', 'missing', or 'over' if the game has ended or one of them is not in it.
 -- Atomic, so that no pair is lost.
 function functions.mute(keys, args)
   local key = unpack(keys)
@@ -2759,7 +2760,7 @@ end
 -- ARGS fields     the message's own fields as JSON: '"emoji":"x"'
 -- Returns 'ok' or 'not_playing'.
 -- Events: the message, to the others who are not muted.
--- Atomic, so that each gets it in the order of their `seq`.
+-- Atomic, so that each player gets messages in the order of their `seq`.
 function functions.relay(keys, args)
   local key = unpack(keys)
   local caller, conn, kind, fields = unpack(args)
@@ -2792,7 +2793,7 @@ end
 -- fix_result: writes the result of a game, unless there is one.
 -- KEYS key     the game
 -- ARGS result  JSON
--- Returns the result that stands, or nothing if there is no such game: a failover may lose one.
+-- Returns the result that stands, or nothing if there is no such game: a failover may lose a game.
 -- Atomic, so that no result is left behind without a game, for ever.
 function functions.fix_result(keys, args)
   local key = unpack(keys)
@@ -2810,7 +2811,7 @@ end
 -- ARGS ranking    JSON; more fields of the message may follow
 -- ARGS ttl        seconds for which the game is kept
 -- ARGS ...        UID of each player whose name is not kept: they were erased meanwhile, or nobody
---                 answered in the game; 'UID ACCOUNT' of each who was merged into an account
+--                 answered in the game; 'UID ACCOUNT' of each guest merged into an account
 -- Returns 1, or 0 if it was done before or there is no such game.
 -- Events: end, to all.
 -- Atomic, so that a game ends once.
@@ -2893,7 +2894,7 @@ end
 
 -- end_repair: mends a finished game as `begin_repair` has written.
 -- KEYS key     the game
--- ARGS repair  as it stands there
+-- ARGS repair  as `begin_repair` has written it
 -- Returns 1, or 0 if it was done before.
 -- Atomic, so that an erasure in between is not undone.
 function functions.end_repair(keys, args)
@@ -2942,8 +2943,8 @@ end
 -- ARGS text    JSON
 -- ARGS delay   ms until it is due
 -- ARGS most    chores that there may be
--- Returns 1 if it is there now, 0 if there are too many.
--- Atomic, so that a chore that is there keeps its time.
+-- Returns 1 if the chore is there now, 0 if there are too many.
+-- Atomic, so that a chore that was there before keeps its time.
 function functions.add_chore(keys, args)
   local chores, due = unpack(keys)
   local id, text, delay, most = unpack(args)
@@ -3000,7 +3001,7 @@ end
 -- KEYS chores  id -> 'TRIES JSON'
 -- KEYS due     id -> when it is due
 -- ARGS id      of the chore
--- Returns 1 if it was there.
+-- Returns 1 if it was there, else 0.
 -- Atomic, so that no half of it stays.
 function functions.end_chore(keys, args)
   local chores, due = unpack(keys)
@@ -3011,18 +3012,18 @@ end
 
 -- ==== events =====================================================================================
 
--- add_event: tells of something that has happened.
+-- add_event: adds an event to the stream, and a chore that delivers it.
 -- KEYS events      stream of id, type, body
 -- KEYS deliveries  id -> 'TRIES JSON': chores for a webhook
 -- KEYS due         id -> when it is due
 -- ARGS id          of the event
 -- ARGS kind        its type
 -- ARGS body        JSON
--- ARGS kept        events that the stream keeps, or some more
+-- ARGS kept        events that the stream keeps; it may keep some more
 -- ARGS delivery    JSON of the chore that delivers it, or '' without a webhook
 -- ARGS most        deliveries that there may be
 -- Returns 1, or 0 if it is not delivered because there are too many deliveries.
--- Atomic, so that what is in the stream is delivered.
+-- Atomic, so that an event in the stream is delivered.
 function functions.add_event(keys, args)
   local events, deliveries, due = unpack(keys)
   local id, kind, body, kept, delivery, most = unpack(args)
@@ -3031,14 +3032,14 @@ function functions.add_event(keys, args)
   return functions.add_chore({deliveries, due}, {id, delivery, 0, most})
 end
 
--- replay_event: has an event delivered that was given up.
+-- replay_event: makes the delivery of an event due again after it was given up.
 -- KEYS dead        stream of id, delivery and why it was given up
 -- KEYS deliveries  id -> 'TRIES JSON'
 -- KEYS due         id -> when it is due
 -- ARGS entry       of the stream
 -- ARGS most        deliveries that there may be
 -- Returns 1, or 0 if there is no such entry or there are too many deliveries.
--- Atomic, so that it is in one of both places.
+-- Atomic, so that the delivery is either given up or due.
 function functions.replay_event(keys, args)
   local dead, deliveries, due = unpack(keys)
   local entry, most = unpack(args)
@@ -3067,8 +3068,9 @@ end
 --
 -- The seats decide: a player is in the room whose code is the `party` of their seat. So a player is
 -- in one room at most, and whatever moves their seat takes them out of the room. It also makes the
--- room's ticket due, 'QUEUE room:CODE'. Each function here first tidies: it removes the members
--- whose seats are elsewhere or were without a connection for too long, and finds a new host.
+-- room's ticket due, 'QUEUE room:CODE'. Each function here but show_room first tidies. It removes
+-- the members whose seats are elsewhere or were without a connection for too long, and finds a new
+-- host.
 --
 -- Events: 'room CODE TIME - NUMBER:0 ...\nQUEUE BODY' to all members, when what they see has
 -- changed. BODY is the message without `type`, `queue` and `settings`, which the worker adds.
@@ -3216,8 +3218,8 @@ local function announce(party, kind, members, body, except)
   end
 end
 
--- Writes the room, and tells its members if what they see has changed, except a connection that
--- gets it with the reply. Returns the room as they see it.
+-- Writes the room. Tells its members if what they see has changed, except the connection `except`:
+-- it gets the room with the reply. Returns the room as they see it.
 local function save_room(room, except)
   if room.closed then return '' end
   local members, due_at = {}, room.since + room.wait_ms
@@ -3237,8 +3239,8 @@ local function save_room(room, except)
   return body
 end
 
--- Returns why a player can't get into a room, or nil. If they or the host have blocked the other,
--- there is no such room for them.
+-- Returns why a player can't get into a room, or nil. If the player or the host has blocked the
+-- other, the room does not exist for the player.
 local function entry_refusal(room, uid, most, hidden)
   local lack = lack_of(room)
   if lack or member_of(room, 'uid', uid) then return lack end
@@ -3262,8 +3264,8 @@ local function add_member(room, uid, name, view, seat)
   call('HSET', room.key, 'name:' .. uid, name, 'view:' .. uid, view)
 end
 
--- join_room: takes a player's connection into a room, a new one or one that is there; or back to
--- the game that they are in.
+-- join_room: takes a player's connection into a new or an existing room, or back to the game that
+-- they are in.
 -- KEYS seats     UID -> what the player does
 -- KEYS key       the room
 -- KEYS due       tickets by the time of their next check
@@ -3273,7 +3275,7 @@ end
 -- ARGS caller    worker that calls
 -- ARGS name      of the queue
 -- ARGS seat_ms   for which a member without a connection is kept
--- ARGS wait_ms   after which a room closes in which nothing happens
+-- ARGS wait_ms   after which a room closes if nothing happens in it
 -- ARGS uid       player
 -- ARGS conn      connection
 -- ARGS turn      fencing token of the connection: a higher turn is newer
@@ -3289,9 +3291,9 @@ end
 --   {'refused', error code, room that they stay in or '-'}
 --   {'taken'}                the code of the new room is in use
 --   {'stale'}                a newer connection of the player is there
--- Run again by the same connection it changes nothing.
+-- A second run by the same connection changes nothing.
 -- Events: room, to the other members; replaced, to an older connection of the player.
--- Atomic, so that nobody is in two rooms, and no room has too many members.
+-- Atomic, so that no player is in two rooms, and no room has too many members.
 function functions.join_room(keys, args)
   local room, playing, hidden = open_room(keys, args), unpack(keys, 5)
   local uid, conn, turn, over, opens, most, late, username, view = unpack(args, 5)
@@ -3346,7 +3348,7 @@ end
 -- ARGS caller    worker that calls
 -- ARGS name      of the queue
 -- ARGS seat_ms   for which a member without a connection is kept
--- ARGS wait_ms   after which a room closes in which nothing happens
+-- ARGS wait_ms   after which a room closes if nothing happens in it
 -- ARGS uid       player
 -- ARGS conn      connection
 -- ARGS game      id for a new game
@@ -3405,7 +3407,7 @@ end
 -- ARGS caller   worker that calls
 -- ARGS name     of the queue
 -- ARGS seat_ms  for which a member without a connection is kept
--- ARGS wait_ms  after which a room closes in which nothing happens
+-- ARGS wait_ms  after which a room closes if nothing happens in it
 -- ARGS uid      player
 -- ARGS conn     connection
 -- ARGS act      lock: lets no new player in; kick: sends a member away; pass: makes them the host
@@ -3443,7 +3445,7 @@ end
 -- ARGS caller   worker that calls
 -- ARGS name     of the queue
 -- ARGS seat_ms  for which a member without a connection is kept
--- ARGS wait_ms  after which a room closes in which nothing happens
+-- ARGS wait_ms  after which a room closes if nothing happens in it
 -- Returns 'open' or 'gone'.
 -- Events: room, to all members; cancelled, to all members of a room that closes.
 -- Atomic, as join_room is.
@@ -3475,7 +3477,7 @@ end
 
 -- ==== rematches ==================================================================================
 --
--- What players may play again is a hash beside the seats, for as long as they may:
+-- An offer to play a game again is a hash beside the seats, as long as the offer stands:
 --   queue    name
 --   least    players of a game
 --   ends     time until which they may agree
@@ -3487,12 +3489,12 @@ end
 --   name:UID of each member
 --
 -- As for rooms, the seats decide: a player may play again while `party` of their seat is the game.
--- The seat's queue is '-', unless they wait in one meanwhile. Once a player has agreed, `since` is
--- `ends`: then a player who reconnects is not taken into a queue.
+-- The seat's queue is '-', unless they wait in a queue meanwhile. Once a player has agreed, `since`
+-- is `ends`: then a player who reconnects is not taken into a queue.
 --
 -- Events: 'rematch GAME TIME - NUMBER:0 ...\nMESSAGE' to all members, when something has changed.
 
--- Reads the offer of a call. It has no `queue` if there is none.
+-- Reads the offer of a call. It has no `queue` if the offer does not exist.
 local function read_offer(keys, args)
   local seats, key, due, clock, playing, forming, hidden = unpack(keys)
   local caller, next_game = unpack(args)
@@ -3516,9 +3518,9 @@ local function read_offer(keys, args)
   return offer
 end
 
--- Tells the players who has agreed, who is connected, and who will not play again. It does so if
--- that has changed, but not before the first of them agrees, declines or is away. `left_ms` is 0 if
--- it is over. The connection `asks` is told in any case.
+-- Tells the players who has agreed, who is connected, and who will not play again. It tells them
+-- only after a change, and not before the first player agrees, declines or is away. `left_ms` is 0
+-- if the offer is over. The connection `asks` is told in any case.
 local function show_rematch(offer, left_ms, asks)
   local agreed, connected, declined, here, conns = {}, {}, {}, {}, {}
   for _, member in ipairs(offer.members) do
@@ -3590,7 +3592,7 @@ local function mark_seats(offer)
   end
 end
 
--- Takes those out who have blocked another player since the game.
+-- Takes out the players who have blocked another player since the game.
 local function part_blocked(offer)
   local lists, here = {}, {}
   for _, member in ipairs(offer.members) do
@@ -3607,9 +3609,9 @@ local function part_blocked(offer)
   end
 end
 
--- Begins the next game if all who are there have agreed, or if the time is over and enough of them
--- have. Ends the offer if too few are there, if the time is over, or if nobody was connected for a
--- while. Else tells what has changed. Returns the reply.
+-- Begins the next game if all players who are there have agreed, or if the time is over and enough
+-- have agreed. Ends the offer if too few are there, if the time is over, or if no player was
+-- connected for a while. Otherwise tells what has changed. Returns the reply.
 local function settle_rematch(offer, asks)
   local here, connected, agreed = 0, 0, {}
   local is_over = offer.ends <= offer.now
@@ -3672,7 +3674,7 @@ function functions.offer_rematch(keys, args)
   return #members
 end
 
--- answer_rematch: a player wants to play again, or does not.
+-- answer_rematch: notes whether a player wants to play again.
 -- KEYS seats      UID -> what the player does
 -- KEYS key        what they may play again
 -- KEYS due        tickets by the time of their next check
@@ -3713,7 +3715,7 @@ function functions.answer_rematch(keys, args)
   return reply(offer, settle_rematch(offer))
 end
 
--- check_rematch: looks whether players still may play again, and tells what has changed.
+-- check_rematch: checks whether players still may play again, and tells what has changed.
 -- KEYS seats      UID -> what the player does
 -- KEYS key        what they may play again
 -- KEYS due        tickets by the time of their next check
@@ -3779,7 +3781,7 @@ end
 -- ARGS verdict  what has become of it, or '' to open it
 -- ARGS keep     seconds for which a closed report is kept
 -- Returns 1, or 0 if there is no such report to close or to open.
--- Atomic, so that a report is on one of both lists.
+-- Atomic, so that a report is on one of the two lists.
 function functions.handle_report(keys, args)
   local report, reports, handled = unpack(keys)
   local id, verdict, keep = unpack(args)
@@ -3819,16 +3821,16 @@ end
 -- In a challenge friends play the same questions, each alone and when they like. It is a hash:
 --   queue    name
 --   owner    UID of the player who made it; '-' once they are erased
---   rules    of its games, as JSON: the same for all, whatever becomes of schema.yaml
+--   rules    of its games, as JSON: the same for all, even if schema.yaml changes
 --   quiz     as games have it
 --   most     players
---   ends     nobody can begin later (ms)
+--   ends     time after which no player can begin (ms)
 --   keep     seconds for which it stays after that, once a player has begun
 --   run:UID  'GAME' while the player plays, then 'GAME SCORE ENDED ANSWER ANSWER ...'; an answer is
 --            'CHOICE:MS:POINTS' or '-'
 --   live:UID 'ANSWER ANSWER ...' so far, while the player plays
 
--- Returns the fields of a challenge, those of its runs by UID, and how many these are.
+-- Returns the fields of a challenge, its runs by UID, and the number of its runs.
 local function load_challenge(key)
   local flat, fields, runs, count = call('HGETALL', key), {}, {}, 0
   for i = 1, #flat, 2 do
@@ -3893,7 +3895,7 @@ end
 -- newer connection of the player is there, or {'refused', error code, '-'}: unknown_code,
 -- expired_code, own_challenge, challenge_played, challenge_full. Then the challenge stays as it is.
 -- Events: replaced, to an older connection of the player.
--- Atomic, so that each plays a challenge once, and no more than there are places.
+-- Atomic, so that each player plays a challenge once, and no more players than it has places.
 function functions.join_challenge(keys, args)
   local seats, key, due, clock, playing, forming = unpack(keys)
   local uid, conn, turn, over, game = unpack(args)
@@ -3921,13 +3923,13 @@ function functions.join_challenge(keys, args)
   return {'matched', match}
 end
 
--- note_progress: writes down what a player has answered in a challenge so far.
+-- note_progress: stores the answers of a player in a challenge so far.
 -- KEYS key      the challenge
 -- ARGS game     id
 -- ARGS answers  'ANSWER ANSWER ...', one for each question
 -- Returns {UID, game, ...} of the others who play it now. Returns {} if the player does not play it
 -- any more, or if more of their answers are known; then nothing is done.
--- Atomic, so that of two who answer at once one is shown to the other.
+-- Atomic, so that of two players who answer at once one is shown to the other.
 function functions.note_progress(keys, args)
   local key = unpack(keys)
   local game, answers = unpack(args)
@@ -3946,12 +3948,12 @@ function functions.note_progress(keys, args)
   return others
 end
 
--- record_run: writes down how a player has played a challenge.
+-- record_run: stores how a player has played a challenge.
 -- KEYS key   the challenge
 -- ARGS game  id
 -- ARGS run   'SCORE ENDED ANSWER ANSWER ...'
 -- Returns 1, or 0 if it was done before, or the player is gone; then nothing is done.
--- Atomic, so that a run counts once, for whoever has the game by now.
+-- Atomic, so that a run counts once, for the player who has the game now.
 function functions.record_run(keys, args)
   local key = unpack(keys)
   local game, run = unpack(args)
@@ -3966,7 +3968,7 @@ function functions.record_run(keys, args)
   return 0
 end
 
--- move_challenger: gives what a player has in a challenge to an account, or removes it.
+-- move_challenger: moves what a player has in a challenge to an account, or removes it.
 -- KEYS key      the challenge
 -- ARGS uid      player
 -- ARGS account  UID, or '' to erase the player
@@ -4006,7 +4008,7 @@ end
 
 -- ==== metrics ====================================================================================
 
--- add_metrics: adds what a worker counted to the sums of all workers.
+-- add_metrics: adds the counts of a worker to the sums of all workers.
 -- KEYS metrics  'METRIC LABEL ...' -> sum
 -- ARGS ...      name, value of each metric
 -- Returns how many were added.

