@@ -13397,7 +13397,7 @@ class Hub:
     async def reap(self, worker: str) -> None:
         """Reaps a dead worker: marks its players as disconnected."""
         log.warning("worker is dead", extra={"worker": worker})
-        any_queue = next(iter(self.schema.queues))  # `leave` needs one, even of a player without
+        any_queue = next(iter(self.schema.queues))  # for players in no queue
         gone = await self.lobby.connections_of(worker)
         for start in range(0, len(gone), MAX_RESYNCS):
             await asyncio.gather(
@@ -15401,7 +15401,7 @@ class Server:
                 self.hub.deliver(payload)
 
     def _on_return(self, tags: set[str]) -> None:
-        """Catches up on events that were lost while the channels of these tags were lost."""
+        """Catches up on events that were missed while the channels of these tags were lost."""
         self.hub.resync(tags)
         if "bank" in tags:
             spawn(self._read_bank())
@@ -15576,7 +15576,7 @@ async def _forever(pause_s: float, work: Callable[[], Awaitable[Any]]) -> None:
 LAB_FILE = HERE / "examples" / "lab.py"
 CLIENT_FILE = HERE / "clients" / "generate.py"
 SANIC_PROBLEMS = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-OVERREAD_FACTOR = 64  # up to so many times the size limit is read of a body
+OVERREAD_FACTOR = 64  # how many times the size limit is read of a body that is too large
 REQUEST_ID = re.compile(r"[\w.-]{8,64}", re.ASCII)
 
 
@@ -15726,7 +15726,7 @@ def below_root_path(scope: dict) -> dict:
 
 
 def with_safe_path(scope: dict) -> dict:
-    """Adds raw_path, which Sanic needs and ASGI leaves optional. Replaces too long a path.
+    """Adds raw_path, which Sanic needs and ASGI leaves optional. Replaces paths over MAX_PATH.
 
     Sanic's router recurses at each slash of a path.
     """
@@ -16127,7 +16127,7 @@ class Http(HttpToolsProtocol):
             self.loop.call_soon(self._take_turn)
 
     def _take_turn(self) -> None:
-        """Parses one piece of the backlog, unless uvicorn can't take more: then it resumes us."""
+        """Parses one piece of the backlog. If uvicorn can't take it yet, Intake goes on later."""
         self.turn_is_due = False
         if self.refused or self.parser is None or self.transport.is_closing():
             return
@@ -17131,7 +17131,7 @@ def idle_bots(schema: Schema) -> Iterable[Mistake]:
 
 
 async def bank_mistakes(schema: Schema) -> list[Mistake]:
-    """Returns a mistake for each queue that asks for more questions than the bank has.
+    """Returns the mistakes of queues that ask for questions which the bank does not have.
 
     The bank of every server has the shipped questions. Redis is read only if they are not enough.
     """
