@@ -6205,7 +6205,7 @@ class Boards:
 
     @staticmethod
     def keys(name: str, period: str) -> list[str]:
-        """Returns the present key of a leaderboard, then those of past periods that may exist."""
+        """Returns the present key of a leaderboard, then keys of past periods that may exist."""
         if period == "-":
             return [Keys.board(name, "")]
         step_s = DAY_S * min(PERIOD_DAYS[period], 28)  # a longer step could skip February
@@ -6238,7 +6238,7 @@ class Boards:
     def _places(
         self, user: dict, fields: set[str] | None = None
     ) -> dict[str, tuple[str, float | None]]:
-        """Returns {leaderboard: (period, value, or None for no place)} for these fields, or all."""
+        """Returns {leaderboard: (period, value or None)} for boards of these fields, or for all."""
         is_new = user.get("games") in (None, "1")  # then they enter all leaderboards
         return {
             name: self._place(user, name)
@@ -6249,9 +6249,9 @@ class Boards:
     async def refresh(self, uid: str, user: dict) -> dict:
         """Writes a user's places on all leaderboards. Returns the newest fields of the user.
 
-        Other workers may write places at the same time, by older or newer fields. Each reads the
-        fields again after it has written, and repeats until they give the places that it wrote. So
-        the last write is that of the newest fields.
+        Other workers may write places at the same time, from older or newer fields. After its
+        write, each worker reads the fields again. It repeats until the fields give the places that
+        it wrote. So the last write comes from the newest fields.
         """
         for _ in range(10):
             written = user
@@ -6287,7 +6287,7 @@ class Boards:
         await asyncio.gather(*(self.redis.call("ZREM", key, uid) for key in keys))
 
     async def fill(self, names: list[str]) -> None:
-        """Puts all players on all leaderboards, and removes erased players from those named."""
+        """Puts all players on all leaderboards. Removes erased players from the boards `names`."""
         async for keys in self.redis.scan_keys(Keys.user("*")):
             uids = [uid_of_key(key) for key in keys]
             users = await asyncio.gather(*map(self.load, uids))
@@ -6315,8 +6315,8 @@ class Boards:
     async def page(self, name: str, limit: int, offset: int, around: str | None) -> dict:
         """Returns a page: {leaderboard, period, total, entries: [{rank, username, value}]}.
 
-        An entry of a rating may also have `provisional`. `around` is the UID of a player who stands
-        in the middle of the page; without a place, they get an empty page.
+        An entry of a rating may also have `provisional`. `around` is the UID of the player in the
+        middle of the page. If this player has no place, the page is empty.
         """
         key = self._key(name)
         if around is not None:
@@ -6370,18 +6370,18 @@ class Boards:
 
 # ---- daily questions -----------------------------------------------------------------------------
 # A queue with `draw: daily` asks everybody the same questions in the same order, with their choices
-# in the same order, until midnight UTC. What a day asks is drawn two days before and written to
-# `draws:{draws}` once. No restart and no import changes it.
+# in the same order, until midnight UTC. The questions of a day are drawn two days before and
+# written to `draws:{draws}` once. No restart and no import changes a draw.
 #
-# Until its day is over, no other queue asks what is drawn, not even in a corrected version. So
+# Until the day is over, no other queue asks a drawn question, not even its corrected version. So
 # practice shows nothing ahead of time. This costs a game nothing: the pools of the other queues
-# leave these questions out. A draw leaves each other queue enough questions for its `rounds`. A
-# worker reads the draws twice a minute. That is soon enough, since they are fixed days ahead.
+# leave these questions out. A draw leaves each other queue enough questions for its `rounds`.
+# Draws are fixed days ahead, so a worker needs to read them only twice a minute.
 #
 # `join` counts the one attempt as it makes the match. The points count for the day of the draw.
 
-DRAWS_S = 30  # between two looks at the draws
-DRAWS_KEPT = 60  # days within which a question comes again only if there is no other
+DRAWS_S = 30  # between two reads of the draws
+DRAWS_KEPT = 60  # days in which a drawn question is drawn again only if there is no other
 
 
 class Draws:
@@ -6392,7 +6392,8 @@ class Draws:
         self.bank = bank
         self.queues = [queue for queue in schema.queues.values() if queue.is_daily]
         self.drawn: dict[str, str] = {}  # "QUEUE DAY" -> draw
-        # Clock of Redis minus monotonic clock. Before the first refresh: that of this host instead.
+        # Clock of Redis minus monotonic clock. Until the first refresh, the clock of this host
+        # stands for the clock of Redis.
         self.ahead_s = time.time() - time.monotonic()
 
     def day(self, ahead: int = 0) -> str:
@@ -6400,7 +6401,7 @@ class Draws:
         return period_of("day", time.monotonic() + self.ahead_s + ahead * DAY_S)
 
     async def refresh(self) -> None:
-        """Reads the draws, and fixes those of the next days that are missing."""
+        """Reads the draws, and makes the missing draws of the next days."""
         if not self.queues:
             return
         await self._fix({})
@@ -6411,14 +6412,14 @@ class Draws:
         self.bank.reserve(frozenset(itertools.chain(*(parse_draw(draw)[1] for draw in draws))))
 
     async def _fix(self, draws: dict[str, str]) -> None:
-        """Stores draws where there is none yet. Reads all draws, and the clock of Redis."""
+        """Stores each draw that is not stored yet. Reads all draws, and the clock of Redis."""
         first = self.day(-DRAWS_KEPT)
         now_ms, stored = await self.redis.run("fix_draws", (Keys.draws,), first, *flatten(draws))
         self.ahead_s = now_ms / 1000 - time.monotonic()
         self.drawn = pairs_to_dict(stored)
 
     def _missing(self) -> dict[str, str]:
-        """Draws what no worker has drawn yet for the next days: {"QUEUE DAY": draw}."""
+        """Makes the draws of the next days that no worker has made: {"QUEUE DAY": draw}."""
         drawn = dict(self.drawn)
         for ahead, queue in itertools.product(range(DRAWN_DAYS), self.queues):
             name = f"{queue.name} {self.day(ahead)}"
@@ -6427,7 +6428,7 @@ class Draws:
         return {name: draw for name, draw in drawn.items() if name not in self.drawn}
 
     def _draw(self, queue: Queue, drawn: dict[str, str]) -> str:
-        """Draws questions. Those that no draw has come first, then those drawn longest ago."""
+        """Draws questions: first those never drawn before, then those drawn longest ago."""
         asked: dict[str, str] = {}
         for name, draw in drawn.items():
             _, day = name.split(" ")
@@ -6443,9 +6444,9 @@ class Draws:
         return write_draw(self.bank.shuffled(numbers), [ids[number] for number in numbers])
 
     def _spared(self, candidates: list[int], most: int, free: list[int]) -> list[int]:
-        """Takes the first candidates that the other queues can spare; if they run out, any others.
+        """Takes the first candidates that the other queues can spare. If too few, takes more.
 
-        `free` are all questions that the other queues may ask.
+        `free` has all questions that the other queues may ask.
         """
         kinds = self.bank.by_kind(free)
         others = [queue for queue in self.bank.schema.queues.values() if not queue.is_daily]
@@ -6462,7 +6463,7 @@ class Draws:
         return taken + rest[: most - len(taken)]
 
     async def quiz(self, queue: str, day: str) -> str:
-        """Returns the questions of a day, as a game has them."""
+        """Returns the questions of a day, in the format of a game."""
         name = f"{queue} {day}"
         if name not in self.drawn:
             await self.refresh()
@@ -6496,12 +6497,12 @@ class Draws:
 
 
 # ---- codes ---------------------------------------------------------------------------------------
-# Codes by which friends find a room or a challenge. They are typed and read aloud: they have no
-# vowels, none of the letters and digits that look alike, and no rude words (words/codes.txt).
+# Codes by which friends find a room or a challenge. Players type codes and read them aloud. So
+# codes have no vowels, no letters and digits that look alike, and no rude words (words/codes.txt).
 #
 # Guessing is slow: unknown codes are counted for each network and for each player. There are 85
-# million codes of rooms, and a network may try 20 unknown ones a minute. With 10,000 open rooms,
-# that finds one in seven hours.
+# million codes of rooms, and a network may try 20 unknown codes a minute. With 10,000 open rooms,
+# it finds one room in seven hours.
 
 CODE_LETTERS = "CDFHJKMNPRTVWXY256789"
 ROOM_CODE_LENGTH = 6
@@ -6524,14 +6525,14 @@ def draw_code(length: int) -> str:
 
 
 def read_code(text: str, length: int) -> str:
-    """Returns a code as it is stored, however it was typed; NO_CODE if it is malformed."""
+    """Returns the stored form of a code that was typed, or NO_CODE if it is malformed."""
     code = text.upper().replace(" ", "").replace("-", "")
     return code if re.fullmatch(rf"[A-Z0-9]{{{length}}}", code) else NO_CODE
 
 
 @contextlib.asynccontextmanager
 async def code_tried(allowances: Allowances, network: str, uid: str = "") -> AsyncIterator[None]:
-    """Counts a try of a code. Takes the count back if the block raises nothing: the code was right.
+    """Counts a try of a code. If the block raises nothing, the code was right: uncounts the try.
 
     Raises Problem too_many_attempts.
     """
@@ -6548,19 +6549,19 @@ async def code_tried(allowances: Allowances, network: str, uid: str = "") -> Asy
 # `join_challenge` records a player's attempt as it begins their game. So each player plays once,
 # and sees no question before that.
 #
-# `reveal` also shows the answers of rivals: players who played before or play now. A game has
-# another hash tag than its challenge. So its plan holds copies of these answers until it ends.
+# `reveal` also shows the answers of rivals: players who played before or play now. A game and its
+# challenge have different hash tags. So the plan of a game holds copies of these answers.
 # After each `reveal` the worker copies all answers of its player into the challenge, for later
-# games, and into the games of rivals who play now. The settlement makes a last copy, so a lost one
-# does no harm. Copies may come in any order: one with fewer answers changes nothing. A copied
-# answer is shown only once its round has closed. Players of whom one has blocked the other see no
-# answers of each other.
+# games, and into the games of rivals who play now. The settlement makes a last copy, so a lost copy
+# does no harm. Copies may come in any order: a copy with fewer answers changes nothing. A copied
+# answer is shown only once its round has closed. If one of two players has blocked the other,
+# neither sees the other's answers.
 #
-# A settlement writes the run into the challenge before the game ends, as often as needed. The
-# result of a challenge is what its runs say: it needs no settlement of its own.
+# A settlement writes the player's run into the challenge before the game ends. It may do so more
+# than once. The result of a challenge follows from its runs, so it needs no settlement of its own.
 #
-# `contests:{UID}` lists a player's challenges. It is written first, so it may list a challenge that
-# the player is not in.
+# `contests:{UID}` lists a player's challenges. This list is written first, so it may name a
+# challenge that the player is not in.
 
 LISTED_CHALLENGES = 50
 
@@ -6610,7 +6611,7 @@ class Challenges:
     ) -> tuple[Queue, list]:
         """Begins the player's game of a challenge, or takes them back to the game they are in.
 
-        Returns the queue, and what `join_challenge` says.
+        Returns the queue, and the reply of `join_challenge`.
         """
         code = read_code(text, CHALLENGE_CODE_LENGTH)
         person = who.uid, connection, who.turn, over
@@ -6630,8 +6631,8 @@ class Challenges:
     async def _open_to(self, code: str, uid: str) -> dict[str, str]:
         """Returns a challenge. Raises Problem unknown_code if there is none.
 
-        It raises the same if the player or the owner has blocked the other, unless the player has
-        begun the challenge.
+        Raises the same problem if the player or the owner has blocked the other. A player who has
+        begun the challenge still gets it.
         """
         fields = await self.redis.call("HGETALL", Keys.contest(code))
         owner = fields.get("owner")
@@ -6669,7 +6670,7 @@ class Challenges:
         return {"quiz": fields["quiz"], "rules": rules, "rivals": rivals}, users
 
     async def _without_hidden(self, uid: str, others: Iterable[str]) -> list[str]:
-        """Returns the players of whom a player sees answers: none has blocked the other."""
+        """Returns the others, without those who have blocked this player or whom they blocked."""
         pairs = await hidden_pairs(self.redis, [uid, *others])
         hidden = set().union(*(pair for pair in pairs if uid in pair))
         return [other for other in others if other not in hidden]
@@ -6677,7 +6678,7 @@ class Challenges:
     async def note(self, game: Game) -> tuple[str, list[str]]:
         """Writes down what a player has answered so far.
 
-        Returns the player as the plan of a game lists a rival (JSON), and the games that list them.
+        Returns the player in the format of a rival in a plan (JSON), and the games of their rivals.
         """
         player = game.players[0]
         answers = Run.parse(write_run(game, player.score, {})).answers
@@ -6701,7 +6702,7 @@ class Challenges:
     # -- views
 
     async def preview(self, text: str, uid: str, network: str) -> dict:
-        """Returns a challenge; with its answers if the caller has played it. Raises Problem."""
+        """Returns a challenge, with its answers if the caller has finished it. Raises Problem."""
         code = read_code(text, CHALLENGE_CODE_LENGTH)
         if code == NO_CODE:
             raise Problem("malformed_code")
@@ -6783,8 +6784,8 @@ class Challenges:
 # queue they wait in, which game they play. Seats, queues and tickets share a hash tag. So joining,
 # matching, leaving and being replaced are each one atomic function, whichever worker runs it. A
 # match is first written down in `forming`; then the worker that made it forms the game. If that
-# worker dies, another one does it. A ticket is checked again when it comes due: to widen its
-# window, to start with fewer players, to end it, or because its worker is gone.
+# worker dies, another worker forms the game. A ticket is checked again when it comes due: to widen
+# its window, to start with fewer players, to end the ticket, or because its worker is gone.
 #
 # This section also keeps the list of living workers.
 
@@ -6800,7 +6801,7 @@ async def hidden_pairs(redis: Redis, uids: list[str]) -> list[tuple[str, str]]:
 
 
 def parse_hidden(uids: list[str], lists: list[str | None]) -> list[tuple[str, str]]:
-    """Returns hidden_pairs from the value of each user in `hidden:{lobby}`."""
+    """Returns the same as hidden_pairs, from the users' values in `hidden:{lobby}`."""
     if not any(lists):
         return []
     pairs = itertools.combinations(uids, 2)
@@ -6809,7 +6810,7 @@ def parse_hidden(uids: list[str], lists: list[str | None]) -> list[tuple[str, st
 
 
 async def when_formed(look: Callable[..., Awaitable], *args: Any) -> Any:
-    """Returns what a look at a game finds. Waits for a game that another worker is forming."""
+    """Returns the result of `look` at a game. Waits up to 5 s while another worker forms it."""
     for _ in range(25):
         found = await look(*args)
         if found not in (None, "missing", ["missing"]):
@@ -6819,7 +6820,7 @@ async def when_formed(look: Callable[..., Awaitable], *args: Any) -> Any:
 
 
 async def mute(redis: Redis, game: str, one: str, other: str, is_muted: bool) -> None:
-    """Sets whether two players of a running game are kept from each other's messages."""
+    """Sets whether a running game hides the messages of two players from each other."""
     await when_formed(redis.run, "mute", (Keys.game(game),), one, other, int(is_muted))
 
 
@@ -6876,7 +6877,7 @@ class Lobby:
     ) -> tuple[str, Any, str]:
         """Takes a connection into a queue; forms a match in the background.
 
-        Returns one of these, filled up with '':
+        Returns one of these, padded with '' to three items:
           'game', id, party
           'queued', {timeout_ms, perhaps delay_ms}, game that they may play again
           'rematch', game that they may play again
@@ -7050,19 +7051,20 @@ class Lobby:
 
 # ---- game ----------------------------------------------------------------------------------------
 # A game as it is read from Redis. trivia.lua holds every transition and describes the stored game.
-# The section games asks for transitions; settlement ends a game. Neither writes its state.
+# The section "games" asks for transitions, and the section "settlement" for the end of a game.
+# Neither writes the state of a game.
 #
 #   start --> question <--> reveal --> settle --> end
 #
-# A phase ends by its deadline. A question also ends when all connected players have answered. Any
-# worker may settle a game, more than once, and may die in between. The first result that is
-# computed stands (`fix_result`). Each player's part is applied once (`apply_result`). All other
-# steps of a settlement may run again.
+# A phase ends by its deadline. A question also ends when all connected players have answered.
+# Several workers may settle the same game, and each may die in between. The first result that is
+# stored stands (`fix_result`). Each player's part is applied once (`apply_result`). All other steps
+# of a settlement may run again.
 
 INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
-NO_MARK = "0"  # a player's mark in the plan of a game is a sum of these
-GUEST_MARK = 1  # they are a guest
-MET_MARK = 2  # they have met every opponent too often today: the game does not count for them
+NO_MARK = "0"  # a player's mark in the plan of a game is this, or a sum of the next two
+GUEST_MARK = 1  # the player is a guest
+MET_MARK = 2  # the game does not count for the player: they met every opponent too often today
 MET_BYTES = 6  # of an opponent's digest
 GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
 VOID = "void"  # reason of a game that the operator has called off
@@ -7149,7 +7151,7 @@ class Game:
         )
 
     def open_if_due(self) -> None:
-        """Opens the coming question if its time has come, as trivia.lua does at the next call."""
+        """Opens the next question if it is due, as trivia.lua does at the next call."""
         waits = self.phase in ("start", "reveal") and self.round < len(self.rounds)
         left = self.bounds_left()
         if waits and self.deadline <= self.now_ms and all(value > 0 for value in left.values()):
@@ -7161,7 +7163,7 @@ class Game:
 
     @functools.cached_property
     def closed(self) -> list[list[dict | None]]:
-        """The answers of each round so far, in the order of the players; [] of an open round."""
+        """The answers of each round so far, in the order of the players; [] for an open round."""
         return [parse_round(self.fields.get(str(n), "")) for n in range(1, self.round + 1)]
 
     def answers(self, number: int) -> dict[str, dict]:
@@ -7171,7 +7173,7 @@ class Game:
 
     @functools.cached_property
     def is_kept(self) -> bool:
-        """Whether it enters the histories: it is real, not void, and a question was answered.
+        """Whether the game enters histories: no sandbox, not void, and a question was answered.
 
         Read it before the game ends: the end drops the answers to an open question.
         """
@@ -7195,9 +7197,9 @@ class Game:
 
     @functools.cached_property
     def quick_answers(self) -> list[list[int]]:
-        """For each player, how many answers in inhuman time were [right, wrong].
+        """For each player, the number of [right, wrong] answers in inhuman time.
 
-        A round that was closed before a player came has no answer of theirs.
+        A round that closed before a player came has no answer from them.
         """
         found = [[0, 0] for _ in self.players]
         for (_, order), closed in zip(self.rounds, self.closed, strict=False):
@@ -7218,7 +7220,7 @@ class Game:
         return [str(number) for number, _ in self.rounds[player.first_round - 1 : last]]
 
     def opponents(self, player: Player) -> list[str]:
-        """Returns the opponents of a player as `met` counts them: digests, and GUESTS if any is."""
+        """Returns a player's opponents as `met` counts them: digests, then GUESTS if any is one."""
         others = [other for other in self.players if other is not player]
         guests = [GUESTS] if any(other.is_guest for other in others) else []
         return [digest(other.uid, MET_BYTES) for other in others] + guests
@@ -7227,8 +7229,8 @@ class Game:
     def counts(self) -> list[bool]:
         """For each player whether the game counts for them.
 
-        It does if it is kept and they have not met every opponent too often today. A game with bots
-        never counts, nor does a solo game, except for the daily one.
+        A game counts if it is kept and the player has not met every opponent too often today. Games
+        with bots and solo games never count. A daily game counts if it is kept.
         """
         if self.kind == DAILY:
             return [self.is_kept]
@@ -7242,13 +7244,13 @@ class Game:
 
     @functools.cached_property
     def ranks(self) -> list[int]:
-        """Each player's rank by score. Equals share it; those who left come last."""
+        """Each player's rank by score. Equal players share a rank; players who left come last."""
         order = [(player.left, -player.score) for player in self.players]
         return [1 + sum(other < mine for other in order) for mine in order]
 
     @property
     def has_bots(self) -> bool:
-        """Whether bots play in it. Then it changes no rating and no field of a player."""
+        """Whether bots play. Then the game changes no rating and no field of a player."""
         return any(player.is_bot for player in self.players)
 
     def has(self, uid: str) -> bool:
@@ -7258,8 +7260,8 @@ class Game:
     def left_early(self, player: Player) -> bool:
         """Tells whether a player who left, or did not come back, is held back from the next match.
 
-        They are if nobody has answered in the game. They also are if the game went on without them
-        and they had not answered.
+        They are held back if nobody has answered in the game. They are also held back if the game
+        went on without them and they had not answered.
         """
         if not player.left or self.reason == VOID or self.kind == "sandbox":
             return False
@@ -7288,7 +7290,7 @@ class Game:
         return {player.name: value for player, value in zip(self.players, values, strict=True)}
 
     def bounds_left(self) -> dict[str, int]:
-        """Returns what is left of the clock for all questions and of the lives, if it has them."""
+        """Returns the time left for all questions (ms) and the lives left, if the game has them."""
         left = {}
         if total_ms := self.rules.get("total_ms"):
             left["total_ms"] = total_ms - self.spent
@@ -7334,7 +7336,7 @@ def ranking(game: Game) -> list[dict]:
 
 
 def _share_verdicts(on_replies: list[OnReply], reply: list[str] | Exception) -> None:
-    """Gives each answer of a call its verdict, or the exception that they share."""
+    """Passes on the verdict of each answer of a call, or the exception that all of them share."""
     verdicts = [reply] * len(on_replies) if isinstance(reply, Exception) else reply
     for on_reply, verdict in zip(on_replies, verdicts, strict=True):
         on_reply(verdict)
@@ -7342,8 +7344,8 @@ def _share_verdicts(on_replies: list[OnReply], reply: list[str] | Exception) -> 
 
 # ---- rematches -----------------------------------------------------------------------------------
 # Lets the players of a game play it again. trivia.lua holds every change of an offer: who may play
-# again, who has agreed, and until when. The settlement of a game makes the offer. The match that
-# follows from it is formed like any other, and names the last game.
+# again, who has agreed, and until when. The settlement of a game makes the offer. The match of a
+# rematch is formed like any other match, and names the last game.
 
 
 class Rematches:
@@ -7358,7 +7360,7 @@ class Rematches:
         self.form = form
 
     def terms(self, game: Game) -> dict:
-        """Returns what `end` says of a rematch: {} if there is none."""
+        """Returns the fields of `end` that offer a rematch, or {} if there is no offer."""
         queue = self.schema.queues.get(game.queue)
         here = sum(not player.left for player in game.players)
         if queue is None or not queue.rematch_ms or here < queue.players["min"] or game.has_bots:
@@ -7391,7 +7393,7 @@ class Rematches:
         return await self._run("answer", game, (Keys.queue(queue),), uid, connection, accept, queue)
 
     async def check(self, game: str, connection: str = "") -> str:
-        """Does what is due in an offer. Tells the connection, if given, how the offer stands.
+        """Does what is due in an offer. Tells a given connection the state of the offer.
 
         Returns the queue of the game, or '' if its players may not play it again.
         """
@@ -7412,8 +7414,8 @@ class Rematches:
 # ---- bots ----------------------------------------------------------------------------------------
 # Opponents for a player whom nobody joins in time. A bot is a seat of a game with a script. The
 # script is drawn when the game is formed: time and choice of the answer to each question.
-# trivia.lua gives an answer when its time has come, by the function that judges phones. So a bot is
-# no process and no task, it outlives any worker, and it knows nothing of what the others answer.
+# trivia.lua gives each answer at its time, by the function that judges the answers of players. So a
+# bot is no process and no task, outlives any worker, and knows no answer of the other players.
 #
 # Right or wrong: item response theory, the three-parameter logistic model (Birnbaum, 1968). The
 # chance to guess is 1 / choices. The difficulty of a question follows from the share of players who
@@ -7424,12 +7426,12 @@ class Rematches:
 
 BOT_NAMES = ("Ada", "Carl", "Dana", "Emmy", "Enzo", "Faye", "Hugo", "Iris", "Juno", "Kofi", "Nils")
 SHARE_RIGHT = {"easy": 0.75, "medium": 0.55, "hard": 0.4}  # of players, before there are statistics
-PRIOR_PLAYERS = 20  # SHARE_RIGHT counts as much as the answers of so many players
+PRIOR_PLAYERS = 20  # SHARE_RIGHT weighs as much as the answers of this many players
 LOGIT_POINTS = 400  # points of rating that raise the odds of a right answer e-fold
-MEDIAN_MS = 4000  # of the time for an answer; less if the question is open for less than 10 s
-MEDIAN_SHARE = 0.4  # of the time for which the question is open
+MEDIAN_MS = 4000  # time for an answer; shorter if the question is open for less than 10 s
+MEDIAN_SHARE = 0.4  # the median is at most this share of the time for which the question is open
 SPREAD = 0.5  # standard deviation of the logarithm of the time
-LEAST_MS = 800  # the fastest answer
+LEAST_MS = 800  # the fastest answer, unless the question is open for less than 2 s
 
 
 def share_right(question: Question, sums: QuestionSums) -> float:
@@ -7477,7 +7479,7 @@ def bot_answer(share: float, order: str, advantage: float, open_ms: int) -> str:
 def new_bots(
     count: int, rating: float, advantage: float, quiz: list[tuple[float, str]], open_ms: int
 ) -> list[list]:
-    """Returns bots of this rating as the plan of a game has them."""
+    """Returns bots of this rating, in the format of a game's plan."""
     bots = []
     for number, name in enumerate(DICE.sample(BOT_NAMES, count), 1):
         answers = [bot_answer(share, order, advantage, open_ms) for share, order in quiz]
@@ -7488,7 +7490,7 @@ def new_bots(
 async def bots_for(
     games: Games, queue: Queue, count: int, users: list[dict], quiz: str
 ) -> list[list]:
-    """Returns `count` bots to play with these users, as the plan of a game has them."""
+    """Returns `count` bots to play with these users, in the format of a game's plan."""
     if not count:
         return []
     rating = queue.spec["bots"]["skill"]
@@ -7500,8 +7502,8 @@ async def bots_for(
 
 
 # ---- views of games ------------------------------------------------------------------------------
-# Shows games: running ones to their players, finished ones in histories and records. It changes
-# nothing. The right choice of a question is shown only once it was revealed.
+# Shows running games to their players, and finished games in histories and records. This section
+# changes nothing. It shows the right choice of a question only after the reveal.
 
 
 class GameViews:
@@ -7558,7 +7560,7 @@ class GameViews:
         return view | {"username": player.name}
 
     def _open_round(self, game: Game, uid: str) -> dict:
-        """Returns what `update` says of the open round; the right choice only in its reveal."""
+        """Returns the fields of `update` about the round; the right choice only in its reveal."""
         if game.phase not in ("question", "reveal"):
             return {}
         if game.phase == "question" and game.player_of(uid).first_round > game.round:
@@ -7614,19 +7616,19 @@ class GameViews:
         }
 
     def ids_of(self, uid: str, cursor: str, most: int) -> Awaitable[list[str] | None]:
-        """Returns ids of games, newest first, after a cursor or ''; None if it is unknown."""
+        """Returns ids of games, newest first, after a cursor or ''; None for an unknown cursor."""
         return self.redis.run("history_page", (Keys.history(uid),), cursor, most)
 
 
 # ---- settlement ----------------------------------------------------------------------------------
-# Applies the result of a game to its players, and ends it. Any worker may do it, more than once,
-# and may die in between: see the section on the game. A rated game takes four round trips.
+# Applies the result of a game to its players, and ends the game. Several workers may settle the
+# same game: see the section "game". The settlement of a rated game takes four round trips.
 
 # The model of Plackett and Luce: Weng and Lin, A Bayesian Approximation Method for Online Ranking,
 # JMLR 12 (2011). The parameters are the defaults of openskill, times 60.
 RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
 QUICK_LISTED = 100  # players who answer in inhuman time and are listed for the operator
-FORGET_S = 120  # the id of a void game is kept so long
+FORGET_S = 120  # how long the id of a void game is kept
 
 
 class Settlement(GameViews):
@@ -7635,8 +7637,8 @@ class Settlement(GameViews):
     async def settle(self, game: Game) -> None:
         """Applies a game's result to its players, and ends it.
 
-        A game in which nobody answered is void: no result is applied, and it is soon forgotten. Its
-        id stays for a while, so that no late repetition begins it again.
+        A game in which nobody answered is void: no result is applied, and the game is soon deleted.
+        Its id stays for FORGET_S, so that a late repetition does not begin the game again.
         """
         if game.result is None:
             result = self.compute_result(game, game.counts)
@@ -7708,7 +7710,7 @@ class Settlement(GameViews):
     def _changed(
         self, game: Game, people: dict[str, tuple]
     ) -> Iterator[tuple[str, dict, set | None]]:
-        """Yields (UID, user, fields that the game may have changed, or None for all) of players."""
+        """Yields (UID, user, fields that may have changed) of players. No set means all fields."""
         for player, part in zip(game.players, game.result, strict=True):
             account, user = people.get(player.uid, ("", {}))
             if user and account != player.uid:
@@ -7779,7 +7781,7 @@ class Settlement(GameViews):
         return result
 
     def _rate(self, game: Game, result: list[dict]) -> None:
-        """Adds the new ratings to a result. They follow from those with which the game began."""
+        """Adds the new ratings to a result, computed from the ratings at the start of the game."""
         before = [RATINGS.rating(*player.strength) for player in game.players]
         ranks = [part["rank"] for part in result]
         after = RATINGS.rate([[rating] for rating in before], ranks=ranks)
@@ -7793,8 +7795,8 @@ class Settlement(GameViews):
     async def _apply_all(self, game: Game) -> dict[str, tuple[str, dict]]:
         """Applies the result, unless the game is void, and publishes the event of its end.
 
-        Returns {UID of each human: (UID, new fields; {} if erased)}. The second UID is that of the
-        account for a guest who was merged since the game began.
+        Returns {UID of each human: (UID, new fields; {} if erased)}. For a guest who was merged
+        since the game began, the second UID is the UID of the account.
         """
         boards = self.period_boards(self.counted_at(game))
         rows = [  # what `_apply` takes
@@ -7823,7 +7825,7 @@ class Settlement(GameViews):
     async def _applied(
         self, game: Game, uid: str, user: dict, outcome: list, *row: Any
     ) -> tuple[str, dict]:
-        """Returns (UID, new fields), those of the account for a guest who was merged."""
+        """Returns (UID, new fields) of the player, or of the account of a merged guest."""
         state, dropped, *more = outcome
         if state == "merged":  # the guest took this result with them into the account
             return more[0], await self.users.load(more[0])
@@ -7837,7 +7839,7 @@ class Settlement(GameViews):
         return uid, user
 
     async def _drop(self, game: str, uid: str) -> None:
-        """Notes that a player's history has dropped a game. It is deleted once all have."""
+        """Notes that a player's history has dropped a game. The last drop deletes the game."""
         await self.redis.run("drop_game", (Keys.game(game),), uid)
 
     def _apply(
@@ -7874,7 +7876,7 @@ class Settlement(GameViews):
 
     @staticmethod
     def counted_at(game: Game) -> float:
-        """Returns the time (ms) that decides for which periods of leaderboards a game counts.
+        """Returns the time (ms) that decides in which leaderboard periods a game counts.
 
         A daily game belongs to the day of its questions, even if it ends after midnight.
         """
@@ -7897,18 +7899,19 @@ class Settlement(GameViews):
 # Forms games and asks for their transitions. The section game shows the phases.
 
 GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
-OTHERS_GRACE_MS = 300  # a worker advances games in shards of other workers once they are so late
-GUESTS_AS_PAIRS = 5  # so many times `pair_games` games against guests count in a day
-# {kind of Redis: seconds between two looks for due games, at least}. A longer pause lets more games
-# share a call: on a cluster there are more shards, with fewer games each.
+OTHERS_GRACE_MS = 300  # a worker advances a game in a shard of another worker if it is this late
+GUESTS_AS_PAIRS = 5  # games against guests that count in a day, as a multiple of `pair_games`
+# Least seconds between two looks for due games, for each kind of Redis. A longer pause lets more
+# games share a call: on a cluster there are more shards, with fewer games each.
 TICK_S = {"server": 0.0125, "sentinel": 0.0125, "cluster": 0.05}
 MOST_AHEAD_MS = 500
 
 
 def look_ahead_ms(queues: Iterable[Queue]) -> int:
-    """Returns for how many ms a worker may leave a shard alone after it has looked at it.
+    """Returns for how many ms a worker may leave a shard alone after a look at it.
 
-    Another worker may begin a phase meanwhile. Each phase lasts longer, so none ends unseen.
+    Another worker may begin a phase meanwhile. Each phase lasts longer than this pause, so that no
+    phase ends unseen.
     """
     phases = "start_seconds", "reveal_seconds", "seat_seconds"
     shortest = min(queue.ms(name) for queue in queues for name in phases)
@@ -7928,19 +7931,19 @@ class Games(Settlement):
         self.rematches = Rematches(redis, schema, worker, self.form)
         self.statistics = QuestionStatistics(redis, bank)
         self.kept_days = schema.limits.game_days  # the longest that a stored game is kept
-        self.shards: set[int] = set()  # those that this worker advances
-        self.chosen: set[int] = set()  # those that get new games
-        self.others_s = OTHERS_S  # between two looks at the others
+        self.shards: set[int] = set()  # the shards that this worker advances
+        self.chosen: set[int] = set()  # the shards that get new games
+        self.others_s = OTHERS_S  # between two looks at a shard of another worker
         self.draws = Draws(redis, schema, bank)
         self.challenges = Challenges(redis, schema, bank, users)
         self.look_at_s: dict[int, float] = {}  # shard -> when this worker looks at it again
         self.due: dict[int, list[tuple[float, str]]] = {}  # shard -> games, and when they are due
-        self.ahead_ms = look_ahead_ms(schema.queues.values())  # games due so soon are known
+        self.ahead_ms = look_ahead_ms(schema.queues.values())  # a look finds games due within it
         # shard -> answers that wait to be sent: on_reply of each, key of each game, all arguments
         self.answers: dict[int, tuple[list, list, list]] = {}
 
     def _run(self, name: str, game: str, *args: str | int) -> asyncio.Future:
-        """Runs a transition of a game, after the answers that came before.
+        """Runs a transition of a game, after the answers that came before it.
 
         Events for players of this worker come with the reply.
         """
@@ -7950,7 +7953,7 @@ class Games(Settlement):
     # -- forming
 
     async def form(self, match: str) -> None:
-        """Makes the game of a match, as Match.parse reads it. Run twice, it makes one game."""
+        """Makes the game of a match, a text for Match.parse. Two runs make one game."""
         game, name, uids, again, draw, bot_count = Match.parse(match)
         queue = self.schema.queues.get(name)
         if queue is None:
@@ -7972,7 +7975,7 @@ class Games(Settlement):
     async def _drawn(
         self, queue: Queue, draw: str, game: str, uid: str, seen: list[bytes]
     ) -> tuple[dict, list[dict]]:
-        """Returns what the plan of a game says of its questions, and the rivals of a challenge."""
+        """Returns the part of a game's plan about its questions, and the rivals of a challenge."""
         if not draw:
             return {"quiz": self.bank.shuffled(self.bank.pick(queue.name, seen))}, []
         drawn = [draw, await self.redis.time_ms(Keys.game(game))]
@@ -7998,7 +8001,7 @@ class Games(Settlement):
     ) -> bool:
         """Makes a game of people, each (UID, user, seat), and bots. Returns False if it exists.
 
-        `plan` has what write_plan takes.
+        `plan` has the other arguments of write_plan.
         """
         seats = [self._seat(queue, uid, user) for uid, user, _ in people]
         users = [user for _, user, _ in people]
@@ -8025,7 +8028,7 @@ class Games(Settlement):
         return await self._run("create_game", game, text, start_ms, dumps(start), *connections)
 
     def _seat(self, queue: Queue, uid: str, user: dict) -> list:
-        """Returns a player as the plan of a game has them."""
+        """Returns a player in the format of a game's plan."""
         strength = self.users.strength(user) if queue.kind == "rated" else ()
         return [uid, user.get("username", ERASED_NAME), *strength]
 
@@ -8049,7 +8052,7 @@ class Games(Settlement):
 
     @staticmethod
     def _met_command(uid: str, uids: list[str]) -> tuple:
-        """Returns the command that reads what `_mark` needs to know of a player among others."""
+        """Returns the command that reads `met` for `_mark`: for a player among these users."""
         others = [digest(other, MET_BYTES) for other in uids if other != uid]
         return "HMGET", Keys.met(uid), GUESTS, *others
 
@@ -8062,9 +8065,9 @@ class Games(Settlement):
         return "".join(marks).rstrip(NO_MARK)
 
     def _mark(self, is_guest: bool, guests: list[bool], met: list[str | None]) -> str:
-        """Returns a player's mark. `guests` tells of each opponent whether they are a guest.
+        """Returns a player's mark. `guests` tells for each opponent whether they are a guest.
 
-        `met` has how many games counted today: those against guests, then those against each
+        `met` has the numbers of games that counted today: first against guests, then against each
         opponent. Anybody can become a new guest, so all guests together have a limit as well.
         """
         with_guests, *games = (int(number or 0) for number in met)
@@ -8077,7 +8080,8 @@ class Games(Settlement):
     def _connections(self, game: str, seat_texts: list[str | None]) -> Iterator[str | int]:
         """Yields connection and turn of each player.
 
-        A player who is elsewhere when a game is formed late has a place in it, but no connection.
+        A game may be formed late. A player who is elsewhere by then gets a place in the game, but
+        no connection.
         """
         for text in seat_texts:
             seat = Seat.parse(text)
@@ -8089,10 +8093,10 @@ class Games(Settlement):
     # -- transitions
 
     def share(self, alive: list[str]) -> None:
-        """Deals the shards to the workers that live.
+        """Deals the shards to the live workers.
 
-        The more workers live, the less often each looks at the shards of the others. So a shard is
-        looked at equally often, however many workers there are.
+        The more workers live, the less often each looks at the shards of the others. So the looks
+        at a shard do not grow with the number of workers.
         """
         shards = set(range(alive.index(self.worker), self.redis.shards, len(alive)))
         chosen = set(self.redis.new_shards)
@@ -8112,7 +8116,7 @@ class Games(Settlement):
         looks = []
         for shard in range(self.redis.shards):
             if self.look_at_s.get(shard, 0) <= now_s:
-                self.look_at_s[shard] = math.inf  # until it has replied
+                self.look_at_s[shard] = math.inf  # until its reply
                 looks.append(spawn(self._advance(shard, now_s)))
         if looks:  # a primary that is slow stops only its own games
             await asyncio.wait(looks, timeout=LONG_TICK_S)
@@ -8146,9 +8150,9 @@ class Games(Settlement):
     def _pause_s(self, shard: int, is_empty: bool = False) -> float:
         """Returns the seconds until the next look at a shard in which nothing is due.
 
-        The pause is long in an empty shard that should get no games. It may still get one, from a
-        worker that counts workers or primaries differently, or that forms a match late. The first
-        deadline of this game may then be late.
+        The pause is long for an empty shard that should get no games. Such a shard may still get a
+        game from a worker that counts workers or primaries differently, or forms a match late. Then
+        the first deadline of this game may be late.
         """
         pause_s = self.ahead_ms / 1000 if shard in self.shards else self.others_s
         gets_none = is_empty and shard not in self.chosen
@@ -8225,7 +8229,7 @@ class Games(Settlement):
         `who` is their connection, or their UID for any connection.
         """
         phase = await self.exit(game, who, True)
-        if phase not in ("settle", "stale"):  # otherwise the settlement releases them
+        if phase not in ("settle", "stale"):  # a settlement releases them, or they have left before
             await self.release(game, {uid: phase == "early"})
         return phase
 
@@ -8245,7 +8249,7 @@ class Games(Settlement):
         return run_of("release", keys, game, *waits_ms, *people)
 
     async def give_up_seat(self, game_id: str, uid: str) -> None:
-        """Frees a player from a game that runs on without them, since they did not come back."""
+        """Frees a player who did not come back from a game that runs on without them."""
         game = await self.load(game_id)
         if game is not None and game.has(uid) and game.phase != "end":
             await self.release(game_id, {uid: game.left_early(game.player_of(uid))})
@@ -8253,10 +8257,11 @@ class Games(Settlement):
     async def enter(
         self, game: str, uid: str, connection: str, turn: int, way: str = "", queue: Any = None
     ) -> Game | str:
-        """Brings a connection into a game. Returns the game, 'over' for this player, or 'stale'.
+        """Brings a connection into a game. Returns the game, 'over' or 'stale'.
 
-        `way` says how a player without a seat gets one: "late" adds a seat to a game that has
-        begun, "bot" takes that of a bot before the first question. Both need `queue`.
+        'over' means that the game is over for this player. `way` says how a player without a seat
+        gets a seat: "late" adds a seat to a game that has begun, "bot" takes the seat of a bot
+        before the first question. Both need `queue`.
         """
         late = await self._late_player(queue, game, uid) if way else [""]
         who = uid, connection, turn, way
@@ -8273,10 +8278,10 @@ class Games(Settlement):
         return entered
 
     async def _late_player(self, queue: Queue, game_id: str, uid: str) -> list[str]:
-        """Returns [late player as the plan has them (JSON), UID, new mark, UID, new mark...].
+        """Returns [late player in the format of a plan (JSON), UID, new mark, UID, new mark...].
 
-        The late player may need a mark. A player for whom the game did not count, and now does
-        because of the late player, needs another one.
+        The late player may need a mark. If the late player makes the game count for another player,
+        that player needs a new mark.
         """
         user, game = await asyncio.gather(self.users.load(uid), when_formed(self.load, game_id))
         others = [other for other in game.humans if other.uid != uid] if game else []
@@ -8301,12 +8306,12 @@ class Games(Settlement):
 # ---- rooms ---------------------------------------------------------------------------------------
 # Private rooms: friends meet by a code and play as often as they like. trivia.lua holds every
 # change of a room. A room stays after its game. It closes when it is empty, or when nothing happens
-# in it for `wait_seconds`. Its games are formed and played like any others. They change no rating
-# and count as no win, because the players chose each other.
+# in it for `wait_seconds`. Games of a room are formed and played like any others. They change no
+# rating and count as no win, because the players chose each other.
 
 
 class Rooms:
-    """Opens rooms, lets players in and does what hosts say. begin() and direct() raise Refused."""
+    """Opens rooms, lets players in, and obeys the hosts. begin() and direct() raise Refused."""
 
     def __init__(self, redis: Redis, schema: Schema, games: Games) -> None:
         self.redis = redis
@@ -8315,7 +8320,7 @@ class Rooms:
         self.allowances = games.users.allowances
 
     def _run(self, name: str, queue: Queue, code: str, more: tuple, *args: str | int) -> Awaitable:
-        """Runs a function of rooms. `more` are the keys that not all of these functions take."""
+        """Runs a function of rooms. `more` has the keys that only some of these functions take."""
         keys = Keys.seats, Keys.room(code), Keys.due, Keys.lobby_clock, *more
         rules = self.games.worker, queue.name, queue.ms("seat_seconds"), queue.wait_ms
         return self.redis.run(name, keys, *rules, *args)
@@ -8325,7 +8330,7 @@ class Rooms:
     async def join(
         self, who: Admission, connection: str, over: str, queue: Queue, code: str
     ) -> tuple[Queue, list]:
-        """Takes a connection into the room of a code; without a code, into its own or a new room.
+        """Takes a connection into the room of a code; without one, into the player's or a new room.
 
         Returns the queue of the room and the reply of `join_room`. `over` is the game that has
         ended for the player, or ''. Challenges handles the code of a challenge.
@@ -8355,7 +8360,7 @@ class Rooms:
     async def _enter_by_code(
         self, who: Admission, queue: Queue, code: str, person: tuple, portrait: tuple
     ) -> tuple[Queue, list]:
-        """Enters a room. Counts the try if there is no room of the code. Raises Problem."""
+        """Enters a room. Counts the try if no room has the code. Raises Problem."""
         if code == NO_CODE:
             raise Problem("malformed_code")
         async with code_tried(self.allowances, who.network, who.uid):
@@ -8365,7 +8370,7 @@ class Rooms:
         return queue, reply
 
     async def _refuse(self, why: str, queue: Queue, person: tuple, portrait: tuple) -> list:
-        """Gives the player a seat in no room. Returns a reply with the reason `why`."""
+        """Gives the player a seat without a room. Returns a reply with the reason `why`."""
         reply = await self._join(queue, NO_CODE, person, 0, portrait)
         return [why if part == "unknown_code" else part for part in reply]
 
@@ -8409,7 +8414,7 @@ class Rooms:
     async def direct(
         self, queue: Queue, code: str, uid: str, connection: str, act: str, values: dict
     ) -> None:
-        """Does what the host says: lock, kick or pass."""
+        """Carries out an order of the host: lock, kick or pass."""
         value = values["player"] if "player" in values else int(values["locked"])
         more = (Keys.playing,)
         outcome, *kicked = await self._run(
@@ -8427,7 +8432,7 @@ class Rooms:
     # -- views
 
     def message(self, text: str) -> bytes:
-        """Returns the `room` message for the body of its event: "QUEUE BODY"."""
+        """Returns the `room` message, from the text of its event: "QUEUE BODY"."""
         return b'{"type":"room",%b' % self._view(*text.split(" ", 1))[1:]
 
     def _view(self, name: str, body: str) -> bytes:
@@ -8443,7 +8448,7 @@ class Rooms:
         return self._view(*reply)
 
     async def preview(self, text: str, network: str, uid: str) -> dict:
-        """Returns what a link shows of a room. `uid` is '' without a session. Raises Problem."""
+        """Returns a room as its link shows it. `uid` is '' without a session. Raises Problem."""
         code = read_code(text, ROOM_CODE_LENGTH)
         if code == NO_CODE:
             raise Problem("malformed_code")
@@ -8458,11 +8463,11 @@ class Rooms:
 
 # ---- personal data -------------------------------------------------------------------------------
 # The export and the erasure of what is stored about a player. Both grow with the number of the
-# player's games. So they go in portions, and other work gets its turn in between.
+# player's games. So they work in portions, and other work runs in between.
 #
-# An erasure is first noted in `erasures`, so that another worker goes on with it if this one dies.
-# Then one function deletes the account. From then on nobody can sign in and no result is applied,
-# so what is left does not grow. Finished games keep a seat without a name. Each step can be
+# An erasure is first noted in `erasures`, so that another worker completes it if this worker dies.
+# Then one function deletes the account. After that, nobody can sign in and no result is applied, so
+# the rest of the data does not grow. Finished games keep a seat without a name. Each step can be
 # repeated.
 
 EXPORT_PORTION = 20  # games: 3 ms of work
@@ -8516,7 +8521,7 @@ class PersonalData:
 
     async def _records(self, uid: str) -> AsyncIterator[list]:
         cursor = ""
-        # A cursor becomes unknown only if its game is too old, and so are those behind it.
+        # A cursor becomes unknown only if its game is too old. Then all older games are, too.
         while ids := await self.games.ids_of(uid, cursor, EXPORT_PORTION):
             games = await asyncio.gather(*map(self.games.load, ids))
             yield [self.games.record(game) for game in games if game is not None]
@@ -8535,7 +8540,7 @@ class PersonalData:
     async def erase(self, uid: str, reserve: bool = True) -> None:
         """Erases all that is stored about a player. If it raises, any worker completes it later.
 
-        With `reserve`, their names stay reserved for a while, so that nobody poses as them.
+        With `reserve`, their names stay reserved for a while, so that nobody can pose as them.
         """
         await self.redis.run_durably("begin_erasure", (Keys.erasures,), uid, ERASURE_MS)
         await self._erase(uid, reserve)
@@ -8546,13 +8551,13 @@ class PersonalData:
         for uid in due:
             try:
                 await self._erase(uid, reserve=True)
-            except (Unavailable, hiredis.ReplyError) as error:  # it must not hold up the others
+            except (Unavailable, hiredis.ReplyError) as error:  # the other erasures must go on
                 log.error("an erasure waits: %s", error, extra={"player": uid})
 
     async def _erase(self, uid: str, reserve: bool) -> None:
         await self.withdraw(uid, True)
         keys = Keys.user(uid), Keys.erased(uid)
-        if reserve:  # first, or a worker that dies in between leaves them free
+        if reserve:  # first: if this worker dies in between, the names must not be free
             await self.users.reserve_names(await self.users.load(uid))
         fields = await self.redis.run_durably("erase_user", keys, *self.users.claimed)
         await self.users.tell_connection(uid)
@@ -8595,7 +8600,7 @@ class PersonalData:
                 return
 
     async def _give_up(self, seat: Seat, uid: str, erases: bool) -> bool:
-        """Gives up what a seat stands for. Returns False if the seat has changed meanwhile."""
+        """Leaves the queue, room, rematch or game of a seat. Returns False if the seat changed."""
         if seat.may_play_again:
             answer = "" if erases else 0
             rematches = self.games.rematches
@@ -8630,10 +8635,10 @@ async def _joined(lists: AsyncIterator[list]) -> AsyncIterator[str]:
 
 
 # ---- chores --------------------------------------------------------------------------------------
-# Work that must be done although the worker that began it may die: mail, the end of a merge, calls
-# to providers of identities. A chore is written to Redis first. Any worker takes it when it is due,
-# under a lease, and removes it when it is done. If the worker dies, another one takes the chore
-# after the lease. So a chore is done at least once, and its work must bear that.
+# Work that must be done even if the worker that began it dies: mail, the end of a merge, calls to
+# providers of identities. A chore is written to Redis first. Any worker takes it when it is due,
+# under a lease, and removes it when it is done. If the worker dies, another worker takes the chore
+# after the lease. So a chore may be done twice, and its work must allow for that.
 #
 # Invariants: the number of chores is bounded. A chore that fails is tried again, after ever longer
 # pauses.
@@ -8642,14 +8647,14 @@ async def _joined(lists: AsyncIterator[list]) -> AsyncIterator[str]:
 # It raises Later if nothing was done, and returns if there is nothing left to do.
 
 CHORES_S = 1  # between two looks for chores that are due
-MORE_CHORES_S = 0.01  # the same, after a look that did as many as it may take
+MORE_CHORES_S = 0.01  # the same, after a look that did CHORES_AT_ONCE chores
 CHORES_AT_ONCE = 20
 CHORE_LEASE_MS = 60_000
 MAX_CHORES = 200_000  # about 200 bytes each
 
 
 class Later(Exception):
-    """Nothing of a chore was done; it must be tried again."""
+    """No part of a chore was done, so the chore must be tried again."""
 
 
 @dataclass
@@ -8707,7 +8712,7 @@ class Chores:
         """Does a chore. Returns whether it is done."""
         kind, begun_s, data = json.loads(text)
         chore = Chore(chore_id, kind, begun_s, tries, data)
-        if kind not in self.handlers:  # a newer worker knows it
+        if kind not in self.handlers:  # a newer worker knows this kind
             return False
         try:
             async with asyncio.timeout(CHORE_LEASE_MS / 2000):  # half of the lease
@@ -8724,17 +8729,17 @@ class Chores:
 
 # ---- events --------------------------------------------------------------------------------------
 # Tells the operator's own backend what happens. Each event is in the stream `events:{events}`. With
-# TRIVIA_WEBHOOK it is also posted to that address, signed as Standard Webhooks 1.0 says. Both have
-# the same JSON: {type, timestamp, data}. It names players only by their ids, so that an erasure has
-# nothing to erase in it.
+# TRIVIA_WEBHOOK it is also posted to that address, signed as Standard Webhooks 1.0 says. Stream and
+# post have the same JSON: {type, timestamp, data}. Events name players only by ids, so that an
+# erasure has nothing to erase in them.
 #
-# Invariants: an event is written at least once, after what it tells of. Settlements, merges and
-# erasures write it before their last step, and are repeated until they are complete. Any other
-# change is announced beforehand, by a chore that later checks whether it has happened. The id of an
-# event follows from what has happened, so that a repeated event has the same id. Deliveries are
-# chores of their own kind, so that a receiver that is slow or down holds up nothing else.
+# Invariants: an event is written at least once, after the change that it reports. Settlements,
+# merges and erasures write it before their last step, and are repeated until they are complete. For
+# any other change, a chore is added first, which later checks whether the change has happened. The
+# id of an event follows from the change, so that a repeated event has the same id. Deliveries are
+# chores of their own kind, so that a slow or dead receiver holds up nothing else.
 #
-# To add an event: a row in EVENTS, then publish() or expect() where it happens.
+# To add an event: a row in EVENTS, then publish() or expect() where the change happens.
 
 WEBHOOK_S = 15  # the receiver must have answered within this time
 DELIVERY_TRIES = 80  # in three days
@@ -8817,7 +8822,7 @@ def sign(keys: list[bytes], event_id: str, at_s: int, body: bytes) -> dict[str, 
 
 
 def webhook_document(kind: str, text: str, fields: dict[str, dict]) -> dict:
-    """Returns what the address of TRIVIA_WEBHOOK is sent, as Standard Webhooks say."""
+    """Returns the OpenAPI description of the request that posts an event to TRIVIA_WEBHOOK."""
     headers = ("webhook-id", "webhook-timestamp", "webhook-signature")
     timestamp = _TEXT | {"format": "date-time"}
     body = {"type": {"const": kind}, "timestamp": timestamp, "data": _object_of(fields)}
@@ -8858,7 +8863,7 @@ class Events:
         self.deliveries.handlers["deliver"] = self._deliver
 
     async def publish(self, kind: str, event_id: str, data: dict, at_ms: float = 0) -> None:
-        """Writes an event of EVENTS. It can be repeated."""
+        """Writes an event of EVENTS. The call can be repeated."""
         (reply,) = await self.redis.together([self.command(kind, event_id, data, at_ms)])
         self.check(event_id, reply)
 
@@ -8889,7 +8894,7 @@ class Events:
         event = {"type": kind, "id": event_id, "data": data, "sign": [key, field, text]}
         try:
             await self.chores.add("event", EXPECT_MS, f"event {event_id}", **event)
-        except Problem:  # there are too many chores: the change itself comes first
+        except Problem:  # too many chores: the change itself must still be made
             log.error("event %s is not announced: too many chores", event_id)
 
     async def _confirm(self, chore: Chore) -> None:
@@ -8920,7 +8925,7 @@ class Events:
         await self.redis.call("XADD", Keys.dead, "MAXLEN", DEAD_KEPT, "*", *flatten(entry))
 
     async def _post(self, event_id: str, body: bytes) -> str:
-        """Posts an event. Returns '', or what went wrong."""
+        """Posts an event. Returns '', or the reason of a failure."""
         httpx = await imported("httpx")
         if self.client is None:
             self.client = httpx.AsyncClient(timeout=WEBHOOK_S, trust_env=is_public(WEBHOOK))
@@ -8931,7 +8936,7 @@ class Events:
                 asyncio.timeout(WEBHOOK_S),
                 self.client.stream("POST", WEBHOOK, content=body, headers=headers) as response,
             ):
-                async for _ in response.aiter_raw():  # to its end: then the connection is free
+                async for _ in response.aiter_raw():  # to the end, which frees the connection
                     pass
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
             return type(error).__name__
@@ -8944,19 +8949,19 @@ class Events:
 
 
 # ---- blocks --------------------------------------------------------------------------------------
-# Two players of whom one has blocked the other do not meet. Neither is matched with the other, gets
+# If one player has blocked another, the two do not meet. Neither is matched with the other, gets
 # their messages, sees their profile or enters their rooms and challenges. They are in one game only
 # if a third player invites both.
 #
-# `blocks:{UID}` is the truth. Three others follow from it: `blockers:{UID}` of the other player,
-# `hidden:{lobby}`, by which the functions of the lobby match, and the mutes of a running game. They
-# have other hash tags. So sync() writes them, then reads the truth again, and repeats that until
-# the truth has not changed. A chore repeats it all if the worker dies.
+# `blocks:{UID}` is the truth. Three records follow from it: `blockers:{UID}` of the other player,
+# `hidden:{lobby}`, by which the functions of the lobby match, and the mutes of a running game. The
+# records have other hash tags. So sync() writes them, then reads the truth again, and repeats both
+# steps until the truth is unchanged. If the worker dies, a chore runs sync() again.
 
 NO_PLAYER = "There is no such player."
 SYNC_MS = 10_000  # another worker goes on with a change that takes longer
 BLOCKERS_PORTION = 200
-MERGED_BLOCKS = 10  # times the limit: the most that an account holds after merges of guests
+MERGED_BLOCKS = 10  # an account holds at most this multiple of the limit after merges of guests
 
 
 class Blocks:
@@ -8981,7 +8986,7 @@ class Blocks:
         ]
 
     async def change(self, uid: str, username: str, blocks: bool) -> None:
-        """Blocks the player of a name, or lifts the block. It can be repeated."""
+        """Blocks the player with a name, or lifts the block. The call can be repeated."""
         await self.users.allowances.use(self.users.allowances.blocks(uid))
         other, user = await self.users.find(username, "username")
         if not user:
@@ -9010,7 +9015,7 @@ class Blocks:
         await self.sync(chore.data["uid"], chore.data["other"])
 
     async def sync(self, uid: str, other: str) -> bool:
-        """Writes all that follows from what `blocks` says. Returns whether the block stands."""
+        """Writes the records that follow from `blocks`. Returns whether the block stands."""
         blocked = await self._blocked(uid)
         for _ in range(10):
             written = blocked
@@ -9033,7 +9038,7 @@ class Blocks:
         return self.redis.call("HDEL", Keys.hidden, uid)
 
     async def _mute(self, uid: str, other: str) -> None:
-        """Mutes two players in their running game, or lifts that, as the blocks say."""
+        """Mutes or unmutes two players in their running game, as the blocks say."""
         pairs, seat = await asyncio.gather(
             hidden_pairs(self.redis, [uid, other]), self.redis.call("HGET", Keys.seats, uid)
         )
@@ -9075,22 +9080,22 @@ class Blocks:
 # ---- reports -------------------------------------------------------------------------------------
 # What players report to the operator: a player or a question. The server attaches what the reported
 # player shows at that moment and, if the report names a game of the reporter, its last rounds.
-# Reports wait in `reports:{reports}`, the oldest first. A handled one moves to `handled:{reports}`,
-# and can be opened again for HANDLED_S.
+# Reports wait in `reports:{reports}`, the oldest first. A handled report moves to
+# `handled:{reports}`, and can be opened again for HANDLED_S.
 #
-# Invariants: reporter and target identify a report, so that it exists once even if it is sent
-# twice. `reported:{UID}` remembers it after it was handled. The number of reports is bounded for
-# each player and in all. No report is about an erased user or names one: `named:{UID}` finds those
-# that an erasure must change.
+# Invariants: reporter and target identify a report, so that a report sent twice exists once.
+# `reported:{UID}` remembers a report after it was handled. The number of reports is bounded for
+# each player and in all. No report is about an erased user or names one: `named:{UID}` finds the
+# reports that an erasure must change.
 
 REASONS = {
     "player": ("name", "picture", "message", "cheating"),
     "question": ("wrong", "ambiguous", "outdated", "offensive"),
 }
 ATTACHED = ("shown", "transcript")  # by the server
-REPORTS_PORTION = 500  # that are read at once
-TRANSCRIPT_ROUNDS = 20  # the last ones, of 300 bytes each
-HANDLED_S = 30 * DAY_S  # a report is kept so long after it was closed
+REPORTS_PORTION = 500  # reports that are read at once
+TRANSCRIPT_ROUNDS = 20  # the last rounds, of 300 bytes each
+HANDLED_S = 30 * DAY_S  # how long a report is kept after it was closed
 REMEMBERED_REPORTS = 1000  # of a user, and about them; 40 bytes each
 
 
@@ -9177,7 +9182,7 @@ class Reports:
         raise Problem("not_found", "There is no such question.")
 
     async def _transcript(self, uid: str, game_id: str, roles: dict[str, str]) -> dict:
-        """Returns what happened in a game. It names players by their roles: they may be erased."""
+        """Returns the rounds of a game. Players, who may be erased, appear only by their roles."""
         game = await self.games.load(game_id) if GAME_ID.fullmatch(game_id) else None
         if game is None or not game.has(uid):
             raise Problem("not_found", "You have no such game.")
@@ -9259,7 +9264,7 @@ class Reports:
         await self.redis.call("DEL", Keys.report(report_id))
 
     async def forget(self, uid: str) -> None:
-        """Removes reports about a user who is erased. Removes their id and text from their own."""
+        """Removes reports about an erased user, and their id and text from their own reports."""
         async for report_id, is_about in self._naming(uid):
             if is_about:
                 await self._remove(report_id)
@@ -9280,15 +9285,15 @@ class Reports:
 
 
 # ---- guests --------------------------------------------------------------------------------------
-# Guests play without an account: a secret of the device is all that they need. The UID of a guest
-# is a digest of the secret, so that the same secret finds the same guest. A guest is a user with
-# the field `:guest`, without a password. An upgrade takes that field away, and all else stays.
+# Guests play without an account: they need only a secret of the device. The UID of a guest is a
+# digest of the secret, so that the same secret finds the same guest. A guest is a user with the
+# field `:guest`, without a password. An upgrade removes that field and keeps everything else.
 #
-# A new guest takes one trip to Redis, like a known one. The guest, their name, the allowance of the
-# address and the list of guests have different hash tags, and may be on four nodes. So their calls
-# leave together, not one after the other. Until the name is certainly theirs, the guest is
-# provisional: nobody can sign in as them, and nobody has seen them. If the worker dies in between,
-# the next request with the secret completes the guest.
+# A new guest takes one round trip to Redis, like a known guest. The guest, their name, the
+# allowance of the address and the list of guests have different hash tags, and may be on four
+# nodes. So these calls leave together, not one after the other. Until the name is certainly theirs,
+# the guest is provisional: nobody can sign in as them, and nobody has seen them. If the worker dies
+# in between, the next request with the secret completes the guest.
 #
 # Invariants: each guest is in `guests:{guests}`, whose size is bounded. No token of a guest is
 # handed out before their name is sure. A guest who does not play for `guest_days` is erased, but
@@ -9297,7 +9302,7 @@ class Reports:
 NAME_ATTEMPTS = 8  # generated names that a new user tries before the server gives up
 EXPIRE_GUESTS_S = 5  # between two looks for guests who have expired
 EXPIRED_AT_ONCE = 200
-GUEST_LEASE_MS = 3_600_000  # a guest who is due and can't be erased is checked again after it
+GUEST_LEASE_MS = 3_600_000  # a due guest who can't be erased is checked again after this time
 ADMISSION_S = 2 * CALL_SECONDS  # an admitted connection has its seat within this time
 
 
@@ -9307,7 +9312,7 @@ def guest_uid(secret: str) -> str:
 
 
 async def _unless_full(call: Awaitable) -> Any:
-    """Returns the reply to a call, or None if Redis is full: then known guests still get in."""
+    """Returns the reply to a call; None if Redis is full, so that known guests still get in."""
     with contextlib.suppress(Unavailable):
         return await call
 
@@ -9330,7 +9335,7 @@ class Names:
         return name
 
     async def claim(self, uid: str) -> tuple[str, dict[str, str]]:
-        """Claims a name for a user. Returns it, and {folded name: claim}. Raises Problem."""
+        """Claims a name for a user. Returns (name, {folded name: claim}). Raises Problem."""
         for _ in range(NAME_ATTEMPTS):
             name = self.new()
             claims = await self.users.claims.try_claim(name, uid)
@@ -9358,7 +9363,7 @@ class Guests:
     async def enter(self, secret: str, address: str) -> tuple[dict, bool]:
         """Opens a session of the guest with a secret. Returns it, and whether the guest is new.
 
-        Takes one trip, unless the name of a new guest is taken. Raises Problem.
+        Takes one round trip, unless the name of a new guest is taken. Raises Problem.
         """
         uid = guest_uid(secret)
         give_up_s = time.monotonic() + 2 * CLAIM_MS / 1000
@@ -9370,11 +9375,11 @@ class Guests:
         raise Problem("unavailable", retry_after=1)
 
     async def _try_enter(self, uid: str, proof: str, address: str) -> tuple[dict | None, bool]:
-        """Lets in a known guest or creates a new one. Returns what `enter` does.
+        """Lets in a known guest or creates a new one. Returns the same as `enter`.
 
-        If it returns no session, the caller must try again. All calls leave at once, to any nodes.
-        The first is for a known guest, the others are for a new one. If no guest is created, what
-        the others did is undone.
+        Without a session in the return value, the caller must try again. All calls leave at once.
+        The first call is for a known guest, the others are for a new guest. If no guest is created,
+        the effects of the others are undone.
         """
         name = self.names.new()
         secret = new_secret()
@@ -9407,7 +9412,7 @@ class Guests:
         return session, False
 
     def _problem(self, state: str, guests: int, wait_ms: int) -> Problem | None:
-        """Returns what keeps a caller without a session out, by what create_guest says."""
+        """Returns the problem of a caller without a session, from the reply of create_guest."""
         if state == "account":
             return Problem("has_account")
         if state == "full":
@@ -9417,25 +9422,25 @@ class Guests:
     async def _refuse(self, uid: str, state: str, problem: Problem | None) -> None:
         """Raises the problem of a caller without a session, if there is one."""
         if state in ("created", "account", "full"):
-            await self.ended(uid)  # they are no guest, or no guest any more
+            await self.ended(uid)  # they are not a guest: never were, or have an account now
         if problem is not None:
             raise problem
 
     async def _open(self, uid: str, proof: str, address: str) -> tuple[dict | None, Problem | None]:
-        """Returns (session of a known guest or None, what refuses them or None)."""
+        """Returns (session of a known guest or None, problem that refuses them or None)."""
         try:
             return await self.users.open_session(uid, (":guest", proof), address), None
         except Problem as problem:
             return None, problem
 
     def _create(self, uid: str, proof: str, name: str, secret: str, address: str) -> Awaitable:
-        """Writes a new guest, who is provisional. Returns what create_guest says."""
+        """Writes a new guest, who is provisional. Returns the reply of create_guest."""
         session = digest(secret), self.users.session_s, address_digest(address)
         keys = Keys.user(uid), Keys.merged(uid)
         return self.redis.run_durably("create_guest", keys, *session, CLAIM_MS, proof, name)
 
     def _refusal(self, guests: int, wait_ms: int) -> Problem | None:
-        """Returns what forbids a new guest, whom `guests` already counts."""
+        """Returns the problem that forbids a new guest, whom `guests` already counts, or None."""
         if wait_ms:
             return too_many_attempts(wait_ms)
         if guests > self.rules["most"]:
@@ -9455,9 +9460,9 @@ class Guests:
         )
 
     async def _secure(self, uid: str, new: str, name: str, claims: dict | None) -> str:
-        """Makes the name of a new guest sure. Returns what _complete does.
+        """Makes the name of a new guest sure. Returns the same as _complete.
 
-        New claims keep the name from others, so the rest is done in the background.
+        New claims already keep the name from others, so the rest is done in the background.
         """
         if not claims:
             return await self._complete(uid, new, name)
@@ -9479,7 +9484,7 @@ class Guests:
         return name if done else ""
 
     def _new_session(self, uid: str, secret: str, expires: int, name: str) -> dict | None:
-        """Returns the session of a guest who was created under a name; None if that is ''."""
+        """Returns the session of a guest who was created under a name; None for the name ''."""
         if not name:
             return None
         log.info("guest created", extra={"player": uid})
@@ -9553,17 +9558,18 @@ class Guests:
 
 
 # ---- merges --------------------------------------------------------------------------------------
-# A guest who signs in with the identity of an account can be merged into that account. It gets
-# their games, questions seen and wins, and keeps the higher rating. Guest and account have
+# A guest who signs in with the identity of an account can be merged into that account. The account
+# gets their games, questions seen and wins, and keeps the higher rating. Guest and account have
 # different hash tags. So `begin_merge` first moves the guest, in one step, to `merged:{UID}`, where
-# nothing changes them. Any worker can repeat what follows until it is complete. `merges:{UID}` of
-# the account sees to it that numbers are added once. All else may be written twice.
+# nothing changes them. Any worker can repeat the later steps until they are complete.
+# `merges:{UID}` of the account makes sure that numbers are added only once. All other data may be
+# written twice.
 #
 # Invariants: a merge that has begun is completed, because its chore was written before. A game of
 # the guest that is settled later is applied to the account (see apply_result).
 
 MERGE_TOKEN_S = 900
-MERGED_KEPT_S = DAY_S  # how long it is known that a guest was merged
+MERGED_KEPT_S = DAY_S  # how long the merge of a guest is remembered
 MERGE_LATENCY_S = 60  # a request begins its merge within this time
 MERGE_RETRY_MS = 10_000
 HISTORY_PORTION = 500
@@ -9595,7 +9601,7 @@ class Merges:
         chores.handlers["merge"] = self._resume
 
     async def offer(self, guest: str, fields: dict, account: str, proof: tuple[str, str]) -> dict:
-        """Returns what an app must show and send to merge: {merge, guest, account}."""
+        """Returns the token of a merge, and the two users to show: {merge, guest, account}."""
         secret = secrets.token_urlsafe(24)
         until = round(time.time()) + MERGE_TOKEN_S
         offer = " ".join((digest(secret), account, *proof, str(until)))
@@ -9609,7 +9615,7 @@ class Merges:
         }
 
     async def merge(self, token: str, address: str) -> dict:
-        """Merges the guest of a token; returns a session of the account. Can be repeated."""
+        """Merges the guest of a token. Returns a session of the account. Can be repeated."""
         guest, secret = split_token(token) or ("", "")
         offer = await self._find_offer(guest, digest(secret))
         if offer is None:
@@ -9628,7 +9634,7 @@ class Merges:
         return session
 
     async def _begin(self, guest: str, secret: str, account: str) -> None:
-        """Takes a guest out of play. Bounds the guests whose wins an account takes over."""
+        """Takes a guest out of play. Limits how many guests are merged into an account."""
         if await self.redis.call("EXISTS", Keys.merged(guest)):  # the reply was lost
             return
         refuse_banned(await self.users.load(guest))
@@ -9699,7 +9705,7 @@ class Merges:
         return True
 
     async def _move(self, guest: str, account: str, fields: dict, games: list) -> dict:
-        """Moves what the guest has to the account. Returns its fields, {} if it is gone."""
+        """Moves the guest's data to the account. Returns the account's fields, {} if erased."""
         history = Keys.user(account), Keys.history(account)
         for start in range(0, len(games), HISTORY_PORTION):
             pairs = [item for pair in games[start : start + HISTORY_PORTION] for item in pair]
@@ -9724,7 +9730,7 @@ class Merges:
         return pairs_to_dict(reply or [])
 
     def _period_boards(self, fields: dict) -> Iterator[Any]:
-        """Yields name, field, default and what the guest has of each leaderboard with a period."""
+        """Yields name, field, default and the guest's place of each leaderboard with a period."""
         for name, board in self.schema.boards.items():
             if "period" in board and board["field"] in ("wins", "games", "rating", DAILY_POINTS):
                 default = self.schema.fields[board["field"]]["default"]
@@ -9737,20 +9743,20 @@ class Merges:
 # ---- identities ----------------------------------------------------------------------------------
 # Sign-in with Apple, Google or any OpenID provider. A phone gets an ID token from its system and
 # sends it here. The server verifies the token by the provider's published keys. An identity is
-# (issuer, subject); Redis keeps only its digest, in the field `oidc:PROVIDER` of the user. It is a
-# unique value like a username, and is claimed in the same way.
+# (issuer, subject). Redis keeps only its digest, in the field `oidc:PROVIDER` of the user. This
+# digest is a unique value like a username, and is claimed in the same way.
 #
 # Invariants: PyJWT verifies, httpx fetches; both are imported when they are first needed. Keys are
-# kept for a day after the provider was last reached, in each worker and in Redis. So players sign
-# in even while the provider is down and the server restarts. A nonce counts once.
+# kept for a day after the provider was last reached, in each worker and in Redis. So players can
+# sign in while the provider is down, even if the server restarts. A nonce works once.
 # Source: OpenID Connect Core 1.0, section 3.1.3.7; RFC 8725.
 
 ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"}
 MAX_ID_TOKEN = 8192  # characters
 MAX_PROVIDER_ANSWER = 256 * 1024  # bytes
-PROVIDER_SECONDS = 5  # a provider counts as down when it is silent for so long
-KEYS_FRESH_S = 3600  # keys are fetched again after it
-KEYS_KEPT_S = DAY_S  # keys are used for so long while the provider is down
+PROVIDER_SECONDS = 5  # a provider that is silent for this time counts as down
+KEYS_FRESH_S = 3600  # keys are fetched again after this time
+KEYS_KEPT_S = DAY_S  # how long keys are used while the provider is down
 KEYS_PAUSE_S = 10  # between two fetches, whatever key ids arrive
 TOKEN_LEEWAY_S = 60  # by which the clocks of provider and server may differ
 TOKEN_MAX_AGE_S = DAY_S
@@ -9760,10 +9766,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def identity_digest(issuer: str, subject: str) -> str:
-    """Returns what is stored of an identity.
+    """Returns the stored digest of an identity.
 
-    It has no capitals, because unique values are folded. They share one name space with usernames,
-    so it begins with a control character, which no username has.
+    It has no capitals, because unique values are folded. Identities share one name space with
+    usernames. So the digest begins with a control character, which no username has.
     """
     return "\x1f" + hashlib.blake2b(f"{issuer}\0{subject}".encode(), digest_size=16).hexdigest()
 
@@ -9780,7 +9786,7 @@ def refuse_token(reason: str) -> NoReturn:
 
 
 class Provider:
-    """An OpenID provider: its configuration, and its keys as they were last known."""
+    """An OpenID provider: its configuration and its last known keys."""
 
     def __init__(self, redis: Redis, name: str, spec: dict) -> None:
         self.redis = redis
@@ -9833,8 +9839,8 @@ class Provider:
     async def _refresh(self) -> bool:
         """Fetches the keys. Returns False if the provider is down.
 
-        Any token can name an unknown key. So one fetch runs at a time, and KEYS_PAUSE_S pass
-        between two.
+        Any token can name an unknown key. So one fetch runs at a time, and two fetches are at least
+        KEYS_PAUSE_S apart.
         """
         if self.fetching is None:
             if time.monotonic() < self.tried_at_s + KEYS_PAUSE_S:
@@ -9952,7 +9958,7 @@ class Provider:
 
 
 def is_unicode(text: str) -> bool:
-    """Tells whether a text has no lone surrogate, which JSON can name and nothing can encode."""
+    """Tells whether a text has no lone surrogate, which JSON can hold but UTF-8 can't encode."""
     return not re.search("[\ud800-\udfff]", text)
 
 
@@ -9979,14 +9985,14 @@ def _reason(jwt: ModuleType, error: Exception) -> str:
 
 
 def is_public(url: str) -> bool:
-    """Tells whether an address is beyond this host."""
+    """Tells whether an address is outside of this host."""
     return urlsplit(url).hostname not in LOOPBACK
 
 
 async def imported(name: str) -> ModuleType:
     """Imports a module that few requests need, in a thread, so that games go on meanwhile.
 
-    sys.modules would not do: it already has a module that another request is still importing.
+    A look into sys.modules is not enough: it has modules that another request still imports.
     """
     return await asyncio.to_thread(importlib.import_module, name)
 
