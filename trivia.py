@@ -10064,7 +10064,7 @@ class Identities:
         await self._refuse_taken(call, uid, proof)
 
     async def _refuse_taken(self, call: Call, account: str, proof: tuple[str, str]) -> NoReturn:
-        """Refuses an identity of another account; offers a guest to be merged into that one."""
+        """Refuses an identity of another account. Offers a guest a merge into that account."""
         more = {}
         if ":guest" in call.user:
             more = await self.merges.offer(call.uid, call.user, account, proof)
@@ -10090,7 +10090,7 @@ class Identities:
             return {}
 
     async def _create(self, call: Call, proof: tuple[str, str], email: str) -> dict | None:
-        """Makes an account for an identity. Returns its session; None if there is one meanwhile."""
+        """Makes an account for an identity. Returns its session; None if it was just taken."""
         self.users.switches.refuse_registration()
         uid = new_uid()
         identity = await self._claim(uid, proof)
@@ -10115,7 +10115,7 @@ class Identities:
         return session
 
     async def _link(self, call: Call, proof: tuple[str, str], email: str) -> dict | None:
-        """Links an identity to the caller. That makes an account of a guest."""
+        """Links an identity to the caller. This turns a guest into an account."""
         uid, user = call.uid, call.user
         if proof[0] in user:
             raise Problem("provider_linked")
@@ -10163,7 +10163,7 @@ class Identities:
     # -- revocation: RFC 7009, which Apple asks for when an account is erased
 
     async def _keep_code(self, call: Call, provider: Provider, claims: dict, session: dict) -> None:
-        """Has the authorization code exchanged for the token that a revocation needs."""
+        """Adds a chore that exchanges the authorization code for a token, for a revocation."""
         if "code" in call.body and client_secret(provider.name):
             uid = session["token"][:-SECRET_LENGTH]
             audience = claims["aud"] if isinstance(claims["aud"], str) else claims["aud"][0]
@@ -10182,7 +10182,7 @@ class Identities:
             await self.users.store(chore.data["uid"], {}, {f":revoke:{provider.name}": kept})
 
     async def revoke(self, user: dict, names: Iterable[str]) -> None:
-        """Has the tokens of a user at these providers revoked."""
+        """Adds chores that revoke the tokens of a user at these providers."""
         for name in names:
             kept = user.get(f":revoke:{name}")
             if kept:
@@ -10212,14 +10212,14 @@ class Identities:
 
 # ---- mail ----------------------------------------------------------------------------------------
 # Sends the mails of `sign_in.recovery` through the server of TRIVIA_MAIL. A mail is a chore: a
-# provider that is down delays it, and the death of a worker does not lose it. The code is made as
-# the mail is sent. So the code's time begins then, and no chore holds it.
+# provider that is down delays it, and the death of a worker does not lose it. The code is made when
+# the mail is sent. So its time begins then, and no chore contains it.
 #
 # Invariants: a mail is sent a second time only if the mail server or the worker died while the
 # server took it. A code is neither logged nor stored in plain text.
 
-MAIL_SECONDS = 10  # the mail server counts as down when it is silent for so long
-MAIL_DAYS = 1  # for which a mail is tried
+MAIL_SECONDS = 10  # a mail server that is silent for this time counts as down
+MAIL_DAYS = 1  # how long a mail is tried
 MAIL_TRIES = 2
 CODE_MINUTES = 15
 MAIL_PORTS = {"smtp": 587, "smtps": 465}
@@ -10239,8 +10239,8 @@ class MailServer(NamedTuple):
     def tls(self) -> dict:
         """The options by which aiosmtplib encrypts.
 
-        Beyond this host, a certificate must be valid, and a password is sent only over TLS. A mail
-        server on this host has often signed its certificate itself.
+        Another host needs a valid certificate, and gets a password only over TLS. A mail server on
+        this host often has a certificate that it signed itself.
         """
         is_remote = self.hostname not in LOOPBACK
         needs_starttls = is_remote and self.username is not None and not self.use_tls
@@ -10280,21 +10280,21 @@ def is_mail_server(url: str) -> bool:
 def is_mailable(address: str) -> bool:
     """Tells whether a mail server reads a text as exactly this address.
 
-    It would read "x:victim@example.org" or "<victim@example.org" as the address of another person,
-    and the bounds on mails to that person would not see it.
+    A mail server reads "x:victim@example.org" or "<victim@example.org" as the address of another
+    person. The limit on mails to that person would not count such a mail.
     """
     return address.isascii() and parseaddr(address) == ("", address)
 
 
 def code_digest(uid: str, code: str) -> str:
-    """Returns what is stored of a code."""
+    """Returns the stored digest of a code."""
     return digest(f"{uid} {code}")
 
 
 async def make_code(redis: Redis, uid: str, kind: str, proves: str = "-") -> str:
     """Makes a code for a user, of six digits that a person can type, and keeps its digest.
 
-    `proves` is the address that it proves, or "-".
+    `proves` is the address that the code proves, or "-".
     """
     code = f"{secrets.randbelow(1_000_000):06}"
     kept = kind, code_digest(uid, code), CODE_MINUTES * 60_000, proves
@@ -10366,8 +10366,9 @@ class Mail:
     async def _deliver(self, to: str, write: Callable[[], Awaitable[EmailMessage]]) -> bool:
         """Hands a mail to the mail server. Returns False if it refuses the mail for good.
 
-        The mail is written once the server takes one, so that an outage replaces no code. Raises
-        Later if the server certainly has not taken the mail, Unavailable if that is unknown.
+        The mail, with its new code, is written only once the server accepts mail. So an outage
+        replaces no code. Raises Later if the server surely has not taken the mail, Unavailable if
+        that is unknown.
         """
         smtp = await imported("aiosmtplib")
         server = self.server
@@ -10392,7 +10393,7 @@ class Mail:
             return True
         except smtp.SMTPResponseException as error:
             return self._give_up(error)
-        except smtp.SMTPException as error:  # it may have taken the message
+        except smtp.SMTPException as error:  # the server may have taken the message
             raise Unavailable(type(error).__name__) from None
         finally:
             client.close()
@@ -10408,14 +10409,14 @@ class Mail:
 
 
 # ---- recovery ------------------------------------------------------------------------------------
-# A forgotten password, and the proof that an address is the player's. A code of six digits arrives
-# by mail; the operator can give one to a player without mail. A code works once, within 15 minutes
-# and five tries.
+# Resets forgotten passwords, and confirms the email addresses of players. A code of six digits
+# arrives by mail; the operator can give a code to a player without mail. A code works once, within
+# 15 minutes and five tries.
 #
-# Invariants: nobody learns from an answer or its time whether there is an account, since a chore
-# looks for it. A reset ends all sessions. An address that is not confirmed belongs to whoever
+# Invariants: no answer and no response time shows whether there is an account, since a chore looks
+# for the account. A reset ends all sessions. An address that is not confirmed belongs to whoever
 # proves it. Tries by strangers and tries from the addresses of earlier sign-ins are counted apart,
-# so that no stranger keeps the owner from their account.
+# so that no stranger can lock the owner out of their account.
 
 CODE_TRIES = 5
 
@@ -10444,7 +10445,7 @@ class Recovery:
         await self.users.allowances.use(*allowances)
 
     async def recover(self, login: str, address: str, accepted: str) -> None:
-        """Has a code sent to the account, if there is one. Takes as long if there is none."""
+        """Adds a chore that mails a code to an account. Takes the same time if there is none."""
         self.check_mail()
         here = address_digest(address)
         await self._count(("recover", here, 60, 20))
@@ -10491,14 +10492,14 @@ class Recovery:
         return {"token": uid + secret, "expires_at": expires, "user": self.users.own_view(user)}
 
     async def _try(self, uid: str, kind: str, given: str, is_known: bool) -> str:
-        """Returns what a code was made for, or ''. Counts the try."""
+        """Returns what a right code proves, or '' for a wrong code. Counts the try."""
         rules = CODE_TRIES, int(is_known)
         return await self.redis.run("try_code", (Keys.codes(uid),), kind, given, *rules)
 
     # -- confirmation
 
     async def send_confirmation(self, call: Call) -> None:
-        """Has a code sent to an address: the caller's, or one that they want to have."""
+        """Adds a chore that mails a code to the caller's address, or to a new address."""
         self.check_mail()
         own = call.user.get("email", "")
         to = call.body.get("email") or own
@@ -10512,7 +10513,7 @@ class Recovery:
         await self.chores.add("confirm", uid=call.uid, to=to, language=language)
 
     async def _confirm(self, chore: Chore) -> None:
-        """Has a code sent, unless another account has confirmed the address.
+        """Adds the mail with a code, unless another account has confirmed the address.
 
         All users who do not hold the address share one allowance of mails to it.
         """
@@ -10542,7 +10543,7 @@ class Recovery:
         log.info("address confirmed")
 
     async def _take_from_holder(self, uid: str, email: str) -> None:
-        """Takes an address from another account, unless that one has confirmed it."""
+        """Takes an address from another account, unless that account has confirmed it."""
         holder, user = await self.users.find(email, "email")
         if holder in (uid, NOBODY):
             return
@@ -10555,19 +10556,19 @@ class Recovery:
 
 
 # ---- switches ------------------------------------------------------------------------------------
-# What the operator can close, announce or require while servers run. All of it is one hash. Each
-# worker reads it once a second, and at once when the channel of the switches says that it has
-# changed. So a switch is live on all workers within a second, and outlives restarts.
+# What the operator can close, announce or require while servers run. All switches are in one hash.
+# Each worker reads the hash once a second, and at once when the operators' channel announces a
+# change. So a switch is live on all workers within a second, and outlives restarts.
 #
 # Running games are played to their end, whatever is closed.
 #
-# To add a switch: what it refuses here, and an act in the section `console`.
+# To add a switch: a method here that refuses, and an act in the section `console`.
 
-RETRY_CLOSED_S = 60  # what is closed may be tried again after it
+RETRY_CLOSED_S = 60  # Retry-After for what is closed
 
 
 class App(NamedTuple):
-    """What a client says that it is: `app` and `version`."""
+    """The app and the version that a client names."""
 
     name: str
     version: str
@@ -10597,7 +10598,7 @@ def version_key(version: str) -> list[int]:
 
 
 class Switches:
-    """What is switched, as this worker has read it last."""
+    """The switches, as this worker has read them last."""
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis
@@ -10651,7 +10652,7 @@ class Switches:
         return Problem(code, self.values[name]["text"], retry_after=RETRY_CLOSED_S)
 
     def notices(self) -> list[dict]:
-        """Returns the messages that all sockets must have."""
+        """Returns the `notice` messages that each socket gets."""
         found = []
         for name, value in self.values.items():
             kind = name.partition(" ")[0]
@@ -10663,24 +10664,24 @@ class Switches:
 
 # ---- repairs -------------------------------------------------------------------------------------
 # Mends games in which a question had a wrong key: a wrong answer marked as right. Points, ranks,
-# wins and ratings follow from what is stored of a game, so they are computed again with the right
-# key. Each player gets the difference to what the game gave them; games that they have played since
-# are not computed again. Then the game names the corrected version of the question. So a repair
-# that runs again finds nothing. Draws and challenges name that version first, so that new games
+# wins and ratings follow from the stored game, so they are computed again with the right key. Each
+# player gets the difference between the new and the old result. Games that they have played since
+# are not computed again. In the end the game names the corrected version of the question, so that a
+# second run finds nothing to do. Draws and challenges name this version first, so that new games
 # have the right key.
 #
-# Invariants: a repair is first written into the game (`repair`), then applied to each player, once
-# (`mended`), then to the game. A worker that finds a game with a repair finishes that one first. So
-# two repairs of a game follow one another, and a worker that dies leaves nothing half done.
+# Invariants: a repair is first written into the game (`repair`), then applied once to each player
+# (`mended`), then to the game. A worker that finds a game with a repair finishes that repair first.
+# So repairs of a game follow one another, and a worker that dies leaves nothing half done.
 
-REPAIR_S = 3600  # a repair waits so long for running games that ask the question
+REPAIR_S = 3600  # how long a repair waits for running games that ask the question
 MENDED_S = 7 * DAY_S
-REPAIR_PORTION = 50  # games that are looked at in one turn
+REPAIR_PORTION = 50  # games that are read at once
 
 
 @dataclass
 class Mended:
-    """A game with the right key, and what that changes for each player."""
+    """A game with the right key, and the changes for each player."""
 
     game: Game  # with its new scores
     quiz: list[tuple[int, str]]
@@ -10713,7 +10714,7 @@ class Repairs:
         chores.handlers["repair"] = self._repair
 
     async def find(self, number: int, since_ms: int) -> tuple[list[Game], int]:
-        """Returns the games that asked a question and ended since then, and how many still run."""
+        """Returns games that asked a question and ended since a time; and how many still run."""
         found, running = [], 0
         async for keys in self.redis.scan_keys("game:{g*}:*"):
             for start in range(0, len(keys), REPAIR_PORTION):
@@ -10726,7 +10727,7 @@ class Repairs:
         return found, running
 
     async def _with_question(self, keys: list[str], number: int) -> list[Game]:
-        """Returns those of the games in whose quiz a question is, asked or not."""
+        """Returns the games whose quiz contains a question, asked or not."""
         plans = await self.redis.together([("HGET", key, "plan") for key in keys])
         quizzes = [parse_quiz(parse_plan(plan)["quiz"]) if plan else [] for plan in plans]
         named = [key for key, quiz in zip(keys, quizzes, strict=True) if number in dict(quiz)]
@@ -10792,12 +10793,12 @@ class Repairs:
         return result
 
     async def begin(self, question: str, old: int, new: int, since_ms: int) -> None:
-        """Has the workers mend all games."""
+        """Adds a chore that mends all games."""
         data = {"question": question, "old": old, "new": new, "since_ms": since_ms}
         await self.chores.add("repair", **data)
 
     async def _repair(self, chore: Chore) -> None:
-        """Mends what is left to mend. Raises Later while games run that ask the question."""
+        """Mends the games that are left. Raises Later while running games ask the question."""
         old, new = chore.data["old"], chore.data["new"]
         await self.games.bank.have([old, new])
         if await self._mend_quizzes(old, new):
@@ -10811,11 +10812,11 @@ class Repairs:
             raise Later(text)
 
     async def _mend_quizzes(self, old: int, new: int) -> int:
-        """Corrects what daily queues and challenges will ask. Returns how many it changed."""
+        """Corrects the quizzes of daily queues and challenges. Returns how many have changed."""
         right = self.games.bank.questions[new]
 
         async def swap(key: str, field: str, text: str, quiz: str, write: Callable) -> int:
-            """Corrects a field that is still `text`. `quiz` is the part with the questions."""
+            """Corrects a field if it still is `text`. `quiz` is the part with the questions."""
             after = write_quiz(self._corrected(parse_quiz(quiz), old, new, right))
             if after == quiz:
                 return 0
@@ -10894,14 +10895,14 @@ class Repairs:
 # What an operator can look at and do. LOOKS and ACTS are tables: the HTTP routes, the command line
 # and the forms of the page come from them.
 #
-# Invariants: an act first plans. It reads, and returns a Change, which a dry run shows. The audit
-# log has what an act will do before it is done, and its outcome afterwards. Stored data is changed
+# Invariants: an act first plans. It reads, and returns a Change, which a dry run shows. The change
+# is written to the audit log before it is made, and its outcome afterwards. Stored data is changed
 # only if it is still as the plan has read it. The log is a bounded stream, to which the server only
 # adds. Refused attempts have a stream of their own, so that they push no act out of the log.
 #
-# To add an act: a method with @act, whose keywords are its arguments. It returns a Change. If it
-# can be undone, `undo` names the method that plans this from the target, `before` and `after` of
-# the Change. To add a look: a method with @look.
+# To add an act: a method with @act that returns a Change. The keywords of @act are the arguments.
+# If the act can be undone, `undo` names the method that plans the undoing, from the target,
+# `before` and `after` of the Change. To add a look: a method with @look.
 
 AUDIT_ENTRIES = 10_000
 REFUSED_ENTRIES = 1_000
@@ -10964,7 +10965,7 @@ def look(required: str = "", **fields: dict) -> Callable:
 class Console:
     """Looks and acts for operators. Methods raise Problem.
 
-    An operator who may not act sees no private field, and finds no player by one.
+    An operator who may not act sees no private field, and finds no player by a private field.
     """
 
     def __init__(self, server: Server, may_act: bool = True) -> None:
@@ -11012,7 +11013,7 @@ class Console:
         return {"entry": entry} | shown | (found or {})
 
     async def _log_plan(self, who: str, name: str, data: dict, change: Change) -> str:
-        # The log keeps no name or address of a player, whom an erasure would have to find there.
+        # The log keeps no name or address of a player: an erasure would have to find them there.
         kept = {key: value for key, value in data.items() if key != "player"}
         texts = {"args": dumps(kept), "before": dumps(change.before), "after": dumps(change.after)}
         return await self._log(
@@ -11110,7 +11111,7 @@ class Console:
     def _set_fields(
         self, uid: str, user: dict, changes: dict[str, str | None], then: Callable | None = None
     ) -> Change:
-        """Plans a change of stored fields of a user; None removes one. `then(uid)` follows it."""
+        """Plans a change of a user's stored fields; None removes a field. `then(uid)` runs last."""
         before = {name: user.get(name) for name in changes}
 
         async def apply() -> None:
@@ -11428,7 +11429,7 @@ class Console:
 PIECES = re.compile(r"\s+\|\s+")  # between wrong answers
 ROWS_LISTED = 100
 LEAST_SHOWN = 20  # with fewer answers, the lists do not judge a question
-BETTER_BY = 5  # percentage points by which those who fail a question are better
+BETTER_BY = 5  # percentage points by which players who fail a question are better
 QUESTION_ID = {"type": "string", "pattern": f"^{ITEM_ID.pattern}$", "maxLength": 64}
 QUESTION_TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_QUESTION_TEXT}
 LISTS = {  # {list of the console: whether a question is on it, by its sums and flags}
@@ -11442,7 +11443,7 @@ LISTS = {  # {list of the console: whether a question is on it, by its sums and 
 
 
 class QuestionConsole(Console):
-    """Adds what concerns questions."""
+    """Adds the looks and acts about questions."""
 
     async def _question(self, question: str) -> tuple[int, Question]:
         bank = self.server.bank
@@ -11483,7 +11484,7 @@ class QuestionConsole(Console):
             "id": key,
             "text": question.text,
             "choices": dict(zip(question.choices, counted, strict=False)),
-            "right_answer": question.choices[0],  # scripts may order choices that are numbers
+            "right_answer": question.choices[0],  # JavaScript reorders choices that are numbers
             "category": question.category,
             "difficulty": question.difficulty,
             "level": question.shown_difficulty,
@@ -11631,7 +11632,7 @@ STATES = ("open", "closed")
 
 
 class ReportConsole(QuestionConsole):
-    """Adds what concerns reports and events."""
+    """Adds the looks and acts about reports and events."""
 
     async def perform(self, who: str, name: str, data: dict, is_dry: bool) -> Any:
         """Does an act as Console does, then closes the report that it names."""
@@ -11734,26 +11735,27 @@ class ReportConsole(QuestionConsole):
 
 
 # ---- stored schema -------------------------------------------------------------------------------
-# What stored data was made with, and what becomes of it when schema.yaml changes. `schema:{lobby}`
-# holds Schema.facts, as far as all stored data fits them.
+# Keeps stored data in line with schema.yaml. `schema:{lobby}` holds the facts (Schema.facts) with
+# which the data was written. A mark says that some data may not fit a fact.
 #
 #   start      A worker claims the values of fields that have become unique, or refuses to start if
 #              players share one. It marks facts that differ from its schema.yaml as misfits.
 #   adoption   During a deploy, workers with another schema.yaml still run, and write as it says.
-#              Once all living workers have the same one, one of them makes all stored data fit: it
-#              fills leaderboards, repeats the claims, and drops what schema.yaml has lost.
+#              Once all living workers have the same schema.yaml, one worker makes all stored data
+#              fit. It fills leaderboards, repeats the claims, and drops lost leaderboards and
+#              queues.
 #
 # Invariants: a fact without a mark is true of all data, whatever workers came and went. Both steps
 # can be repeated. No value of a player is ever changed: a value whose field is gone, or has a type
 # that can't hold it, stays stored. It shows again once the field is as it was.
 
-ADOPT_S = 5  # between two looks whether there is something to adopt
+ADOPT_S = 5  # between two checks for something to adopt
 MAX_SHARED = 10  # shared values that an error lists
-MAX_NAMED = 5  # players that it names with each
+MAX_NAMED = 5  # players that an error names for each shared value
 
 
 class StoredSchema:
-    """Compares schema.yaml with what stored data was made with, and makes the data fit."""
+    """Compares schema.yaml with the facts of stored data, and makes the data fit."""
 
     def __init__(self, redis: Redis, schema: Schema, users: Users, lobby: Lobby) -> None:
         self.redis = redis
@@ -11774,7 +11776,7 @@ class StoredSchema:
         await self._claim_all(names)
 
     async def mark(self) -> int:
-        """Marks what differs from schema.yaml. Other workers must know of this one by now.
+        """Marks the facts that differ from schema.yaml. Other workers must know this worker by now.
 
         Returns the most days for which a stored game may be kept.
         """
@@ -11783,7 +11785,7 @@ class StoredSchema:
         return await self.redis.run("meet_schema", (Keys.schema,), days, *facts)
 
     async def mistakes(self) -> list[Mistake]:
-        """Returns what is stored and does not fit schema.yaml. Changes nothing."""
+        """Returns the mistakes of stored data that does not fit schema.yaml. Changes nothing."""
         known = await self._read()
         return await self._shared_values(known, self._new_unique(known))
 
@@ -11817,8 +11819,8 @@ class StoredSchema:
     async def _shared_values(self, known: dict[str, str], names: list[str]) -> list[Mistake]:
         """Returns a mistake for each value of these fields that players share, up to MAX_SHARED.
 
-        It names only players, since a value may be an email address. In data of which nothing is
-        known, from format 1, players may share a value in different fields: see Migration.
+        A mistake names only players, since a value may be an email address. Data of format 1 has no
+        known facts. In such data players may share a value in different fields: see Migration.
         """
         expected = "different values in all unique fields"
         shared = await self._shared(names, across=bool(known)) if names else []
@@ -11835,8 +11837,8 @@ class StoredSchema:
     async def _shared(self, names: list[str], across: bool) -> list[tuple[str, list[str]]]:
         """Returns [(field, players)] of each value that players share.
 
-        With `across`, also of a value that they have in different fields. It keeps 8 bytes of each
-        value in memory.
+        With `across`, this includes values that players have in different fields. Keeps 8 bytes of
+        each value in memory.
         """
         digests = array.array("Q")
         async for portion in self._values():
@@ -11899,7 +11901,7 @@ class StoredSchema:
             log.info("stored data fits schema.yaml")
 
     async def _is_first(self) -> bool:
-        """Tells whether all living workers have the facts of this one, and it is the first."""
+        """Tells whether all living workers have the same facts, and this worker is the first."""
         versions = await self.redis.call("HGETALL", Keys.libraries)
         agree = all(version.endswith(f" {self.schema.digest}") for version in versions.values())
         return agree and min(versions, default="") == self.lobby.worker
@@ -11960,15 +11962,15 @@ def _digest_number(text: str) -> int:
 # ---- migration -----------------------------------------------------------------------------------
 # Brings older data to the present format, at the first start.
 #
-# From formats 2 and 3 only the number changes, and their games are still read. But their workers
-# can't read what is written from then on, so none of them may live.
+# Data of formats 2 and 3 gets only the new number: its games can still be read. But workers of
+# these formats can't read newer data, so none of them may still run.
 #
-# Format 1 is that of trivia.py 1.x. Accounts, sessions, histories and leaderboards stay as they
-# are. Unique values get new buckets. Questions get an id, and a fingerprint of text and right
-# answer in place of one of the text. Games get their new form and tag. A game that was being
-# settled is settled. A game that was running ends as `abandoned`, and changes no rating. Seats and
-# queues are emptied: phones reconnect and join again. Each step can be repeated, and the format is
-# written last, so that a migration that was cut short begins again.
+# Format 1 is the format of trivia.py 1.x. Accounts, sessions, histories and leaderboards stay as
+# they are. Unique values get new buckets. Questions get an id, and a fingerprint of text and right
+# answer instead of the text alone. Games get their new form and tag. A game that was being settled
+# is settled. A game that was running ends as `abandoned`, and changes no rating. Seats and queues
+# are emptied: phones reconnect and join again. Each step can be repeated, and the format is written
+# last. So a migration that was cut short begins again.
 
 
 class Migration:
@@ -12019,7 +12021,7 @@ class Migration:
             )
 
     async def _carry_bank(self) -> None:
-        """Gives questions ids. Of two that only now count as the same, the first stays in use."""
+        """Gives questions ids. If two questions now count as the same, the first stays in use."""
         async for fingerprint, _ in self.redis.scan(Keys.fingerprints):
             if len(fingerprint) == self.OLD_FINGERPRINT:
                 await self.redis.call("HDEL", Keys.fingerprints, fingerprint)
@@ -12031,7 +12033,7 @@ class Migration:
                 await self.redis.call("HSETNX", Keys.fingerprints, question_id, question_id)
 
     async def _migrate_game(self, key: str) -> bool:
-        """Migrates a game that has the old form. Returns whether it had."""
+        """Migrates a game if it has the old form. Returns whether it had this form."""
         game = key.rpartition(":")[2]
         old = await self.redis.call("HGETALL", key)
         if "rules" in old:
@@ -12039,9 +12041,9 @@ class Migration:
         return "rules" in old
 
     async def _convert(self, key: str, game: str, old: dict[str, str]) -> None:
-        """Converts a game. What marks the old form goes last: until then, any worker begins again.
+        """Converts a game. Deletes the old form last: until then, any worker can begin again.
 
-        A field that is there stays: another worker may have settled the game meanwhile.
+        An existing field of the new form stays: another worker may have settled the game meanwhile.
         """
         users = []
         if old["phase"] == "settle":  # then the result may still have to be computed
