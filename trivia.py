@@ -6378,7 +6378,8 @@ class Boards:
 # leave these questions out. A draw leaves each other queue enough questions for its `rounds`.
 # Draws are fixed days ahead, so a worker needs to read them only twice a minute.
 #
-# `join` counts the one attempt as it makes the match. The points count for the day of the draw.
+# `join` counts a player's one attempt when it makes the match. The points count for the day of the
+# draw.
 
 DRAWS_S = 30  # between two reads of the draws
 DRAWS_KEPT = 60  # days in which a drawn question is drawn again only if there is no other
@@ -6532,7 +6533,7 @@ def read_code(text: str, length: int) -> str:
 
 @contextlib.asynccontextmanager
 async def code_tried(allowances: Allowances, network: str, uid: str = "") -> AsyncIterator[None]:
-    """Counts a try of a code. If the block raises nothing, the code was right: uncounts the try.
+    """Counts a try of a code. Takes the count back if the block raises nothing (a right code).
 
     Raises Problem too_many_attempts.
     """
@@ -6546,16 +6547,16 @@ async def code_tried(allowances: Allowances, network: str, uid: str = "") -> Asy
 # A player makes a challenge and gets a code. They and their friends then play the same questions in
 # the same order, each alone, within `days`. trivia.lua makes every change. Each game of a challenge
 # has one player. Its clock runs from the first question, even while the player is disconnected.
-# `join_challenge` records a player's attempt as it begins their game. So each player plays once,
-# and sees no question before that.
+# `join_challenge` records a player's attempt when it begins their game. So each player plays once,
+# and sees no question before the attempt counts.
 #
 # `reveal` also shows the answers of rivals: players who played before or play now. A game and its
-# challenge have different hash tags. So the plan of a game holds copies of these answers.
-# After each `reveal` the worker copies all answers of its player into the challenge, for later
-# games, and into the games of rivals who play now. The settlement makes a last copy, so a lost copy
-# does no harm. Copies may come in any order: a copy with fewer answers changes nothing. A copied
-# answer is shown only once its round has closed. If one of two players has blocked the other,
-# neither sees the other's answers.
+# challenge have different hash tags. So the plan of a game holds copies of these answers until the
+# game ends. After each `reveal` the worker copies all answers of its player into the challenge, for
+# later games, and into the games of rivals who play now. The settlement makes a last copy, so a
+# lost copy does no harm. Copies may come in any order: a copy with fewer answers changes nothing. A
+# copied answer is shown only once its round has closed. If one of two players has blocked the
+# other, neither sees the other's answers.
 #
 # A settlement writes the player's run into the challenge before the game ends. It may do so more
 # than once. The result of a challenge follows from its runs, so it needs no settlement of its own.
@@ -6735,7 +6736,7 @@ class Challenges:
     def _view(
         self, code: str, fields: dict[str, str], names: dict[str, str]
     ) -> tuple[dict, dict[str, Run]]:
-        """Returns a challenge as all see it, and the finished runs by the names of the players."""
+        """Returns the public view of a challenge, and the finished runs by the players' names."""
         runs = self._runs(fields)
         named = {names[uid]: run for uid, run in runs.items()}
         finished = {name: run for name, run in named.items() if run}
@@ -6790,7 +6791,7 @@ class Challenges:
 # This section also keeps the list of living workers.
 
 TICKETS_READ = 1000  # tickets that are read at once when a queue is closed
-SILENT_HEARTBEATS = 3  # a worker gets no shards after so many heartbeats of the observer
+SILENT_HEARTBEATS = 3  # a worker that is silent for this many heartbeats gets no shards
 
 
 async def hidden_pairs(redis: Redis, uids: list[str]) -> list[tuple[str, str]]:
@@ -6847,7 +6848,7 @@ class Lobby:
         self.check_room = check_room
         self.check_rematch = check_rematch
         self.version = f"{LIBRARY.digest} {schema.digest}"
-        # worker -> its last heartbeat, and how often in a row this worker has seen the same one
+        # worker -> (its last heartbeat, how many times in a row it was unchanged)
         self.heartbeats: dict[str, tuple[str, int]] = {}
 
     def _search(self, queue: Queue, uid: str) -> tuple[tuple, tuple]:
@@ -6935,7 +6936,7 @@ class Lobby:
         keys = Keys.due, Keys.forming, Keys.lobby_clock
         tickets, matches = await self.redis.run("due_tickets", keys)
         work = [spawn(one) for one in (*map(self._check, tickets), *map(self.form, matches))]
-        if work:  # a game whose primary is slow does not hold up the others
+        if work:  # a slow primary must not hold up the games of the others
             await asyncio.wait(work, timeout=LOBBY_TICK_S)
 
     async def _check(self, ticket: str) -> None:
@@ -6959,7 +6960,7 @@ class Lobby:
     async def heartbeat(self) -> tuple[bool, list[str]]:
         """Shows that this worker lives.
 
-        Returns whether it was still listed, and the dead workers that the caller reaps.
+        Returns whether this worker was still listed, and the dead workers for the caller to reap.
         """
         silent = {
             worker: beat
@@ -7021,7 +7022,7 @@ class Lobby:
         await self.redis.call("ZREM", Keys.workers, name)
 
     def alive(self) -> list[str]:
-        """Returns the workers that were heard lately, in order. They share the shards."""
+        """Returns the workers with a recent heartbeat, sorted. They share the shards."""
         others = [
             worker
             for worker, (_, repeats) in self.heartbeats.items()
@@ -7061,11 +7062,11 @@ class Lobby:
 # stored stands (`fix_result`). Each player's part is applied once (`apply_result`). All other steps
 # of a settlement may run again.
 
-INHUMAN_MS = 500  # nobody reads a question and finds the answer so fast
+INHUMAN_MS = 500  # no human reads a question and finds the answer in this time
 NO_MARK = "0"  # a player's mark in the plan of a game is this, or a sum of the next two
 GUEST_MARK = 1  # the player is a guest
 MET_MARK = 2  # the game does not count for the player: they met every opponent too often today
-MET_BYTES = 6  # of an opponent's digest
+MET_BYTES = 6  # length of an opponent's digest
 GUESTS = "guests"  # stands for all guests among the opponents that `met` counts
 VOID = "void"  # reason of a game that the operator has called off
 
@@ -7084,8 +7085,8 @@ class Player:
     strength: list[float]  # [rating, uncertainty] as the game began, if it is rated
     first_round: int  # later than 1 for a player who came late
     is_bot: bool
-    is_guest: bool  # as they took their seat: GUEST_MARK
-    may_count: bool  # not MET_MARK
+    is_guest: bool  # when they took their seat: has GUEST_MARK
+    may_count: bool  # has no MET_MARK
 
 
 RULES = (  # the rules of a game, in the order of its plan
@@ -7175,7 +7176,7 @@ class Game:
     def is_kept(self) -> bool:
         """Whether the game enters histories: no sandbox, not void, and a question was answered.
 
-        Read it before the game ends: the end drops the answers to an open question.
+        Read this before the game ends: the end drops the answers to an open question.
         """
         is_open = any(player.answer for player in self.players)
         was_played = is_open or any(map(any, self.closed))
@@ -7212,7 +7213,7 @@ class Game:
     def numbers_shown(self, player: Player) -> list[str]:
         """Returns the numbers of the questions that were put to a player, as text.
 
-        For a player who left, these end with the first question after their last answer.
+        For a player who left, the list ends with the first question after their last answer.
         """
         last = self.round
         if player.left:
@@ -7229,8 +7230,8 @@ class Game:
     def counts(self) -> list[bool]:
         """For each player whether the game counts for them.
 
-        A game counts if it is kept and the player has not met every opponent too often today. Games
-        with bots and solo games never count. A daily game counts if it is kept.
+        A game counts if it is kept and the player has not met every opponent too often today. A
+        game with bots never counts. Of solo games only a daily game counts, if it is kept.
         """
         if self.kind == DAILY:
             return [self.is_kept]
@@ -7282,7 +7283,7 @@ class Game:
 
     @property
     def humans(self) -> list[Player]:
-        """The players who are no bots."""
+        """The players who are not bots."""
         return [player for player in self.players if not player.is_bot]
 
     def by_name(self, values: list[int]) -> dict[str, int]:
@@ -7336,7 +7337,7 @@ def ranking(game: Game) -> list[dict]:
 
 
 def _share_verdicts(on_replies: list[OnReply], reply: list[str] | Exception) -> None:
-    """Passes on the verdict of each answer of a call, or the exception that all of them share."""
+    """Passes each answer of a call its verdict, or to all of them the exception of the call."""
     verdicts = [reply] * len(on_replies) if isinstance(reply, Exception) else reply
     for on_reply, verdict in zip(on_replies, verdicts, strict=True):
         on_reply(verdict)
@@ -7453,7 +7454,7 @@ async def shares_right(redis: Redis, bank: Bank, quiz: str) -> list[tuple[float,
 def chance_of_right(share: float, choices: int, advantage: float) -> float:
     """Returns the chance of a right answer to a question that this share of players gets right.
 
-    `advantage` is the player's rating minus that of a new player.
+    `advantage` is the player's rating minus the rating of a new player.
     """
     guess = 1 / choices
     known = min(max((share - guess) / (1 - guess), 0.02), 0.98)
@@ -7592,7 +7593,7 @@ class GameViews:
         return self.summary(game) | {"rounds": self.rounds_of(game)}
 
     def rounds_of(self, game: Game) -> list[dict]:
-        """Returns the questions of a game that were put, with right choice and answers."""
+        """Returns the questions that a game has asked, with their right choices and answers."""
         rounds = []
         for i, (number, order) in enumerate(game.rounds[: game.round], 1):
             question = self.bank.questions[number].view(order)
@@ -7627,7 +7628,7 @@ class GameViews:
 # The model of Plackett and Luce: Weng and Lin, A Bayesian Approximation Method for Online Ranking,
 # JMLR 12 (2011). The parameters are the defaults of openskill, times 60.
 RATINGS = PlackettLuce(mu=3 * SIGMA, sigma=SIGMA, beta=SIGMA / 2, tau=SIGMA / 100)
-QUICK_LISTED = 100  # players who answer in inhuman time and are listed for the operator
+QUICK_LISTED = 100  # most players on the operator's list of answers in inhuman time
 FORGET_S = 120  # how long the id of a void game is kept
 
 
@@ -7697,7 +7698,7 @@ class Settlement(GameViews):
         return [*commands, self._release_command(game.id, early)] if early else commands
 
     def _end_event(self, game: Game) -> dict:
-        """Returns what the event of a game's end says."""
+        """Returns the data of the event `game.ended`."""
         players = [
             {"player": "" if player.is_bot else player.uid}
             | {"rank": part["rank"], "won": part["won"]}
@@ -7710,7 +7711,7 @@ class Settlement(GameViews):
     def _changed(
         self, game: Game, people: dict[str, tuple]
     ) -> Iterator[tuple[str, dict, set | None]]:
-        """Yields (UID, user, fields that may have changed) of players. No set means all fields."""
+        """Yields (UID, user, fields that may have changed) of players. None means all fields."""
         for player, part in zip(game.players, game.result, strict=True):
             account, user = people.get(player.uid, ("", {}))
             if user and account != player.uid:
@@ -7756,7 +7757,7 @@ class Settlement(GameViews):
         log.debug("game ends: %s", game.reason, extra={"game": game.id})
 
     async def _fix_result(self, game: Game, result: list[dict]) -> list[dict]:
-        """Writes the result unless there is one. Returns the stored one. Raises Unavailable."""
+        """Stores a result if none is stored. Returns the stored result. Raises Unavailable."""
         key = Keys.game(game.id)
         stored = await self.redis.run("fix_result", (key,), dumps(result))
         if stored is None:
@@ -7766,8 +7767,8 @@ class Settlement(GameViews):
     def compute_result(self, game: Game, counts: list[bool]) -> list[dict]:
         """Returns for each player {rank, won} and, in a rated game, {rating, change, sigma}.
 
-        `counts` tells for each player whether the game counts. If not, they get {counts: False} as
-        well.
+        `counts` tells for each player whether the game counts. If it does not, the player also gets
+        {counts: False}.
         """
         ranks = game.ranks
         can_win = len(ranks) > 1 and game.kind != "private"
@@ -7799,7 +7800,7 @@ class Settlement(GameViews):
         since the game began, the second UID is the UID of the account.
         """
         boards = self.period_boards(self.counted_at(game))
-        rows = [  # what `_apply` takes
+        rows = [  # arguments of `_apply`
             (player, part, quick, game.opponents(player), boards)
             for player, part, quick in zip(
                 game.players, game.result, game.quick_answers, strict=True
@@ -7839,7 +7840,7 @@ class Settlement(GameViews):
         return uid, user
 
     async def _drop(self, game: str, uid: str) -> None:
-        """Notes that a player's history has dropped a game. The last drop deletes the game."""
+        """Notes that a player's history has dropped a game. After the last drop, deletes it."""
         await self.redis.run("drop_game", (Keys.game(game),), uid)
 
     def _apply(
@@ -7896,9 +7897,9 @@ class Settlement(GameViews):
 
 
 # ---- games ---------------------------------------------------------------------------------------
-# Forms games and asks for their transitions. The section game shows the phases.
+# Forms games and asks for their transitions. The section "game" shows the phases.
 
-GAMES_AT_ONCE = 50  # games that one call advances or judges answers in: 1 to 2 ms of Redis
+GAMES_AT_ONCE = 50  # most games, or answers, in one call: 1 to 2 ms of Redis
 OTHERS_GRACE_MS = 300  # a worker advances a game in a shard of another worker if it is this late
 GUESTS_AS_PAIRS = 5  # games against guests that count in a day, as a multiple of `pair_games`
 # Least seconds between two looks for due games, for each kind of Redis. A longer pause lets more
@@ -7930,7 +7931,7 @@ class Games(Settlement):
         self.worker = worker
         self.rematches = Rematches(redis, schema, worker, self.form)
         self.statistics = QuestionStatistics(redis, bank)
-        self.kept_days = schema.limits.game_days  # the longest that a stored game is kept
+        self.kept_days = schema.limits.game_days  # most days for which a stored game is kept
         self.shards: set[int] = set()  # the shards that this worker advances
         self.chosen: set[int] = set()  # the shards that get new games
         self.others_s = OTHERS_S  # between two looks at a shard of another worker
@@ -8166,7 +8167,7 @@ class Games(Settlement):
         self.look_at_s[shard] = min(look_s, due[0][0]) if due else look_s
 
     def _settle_if_due(self, game: str, outcome: Any) -> str:
-        """Settles a game in the background if its transition asks for that. Returns its phase."""
+        """Settles a game in the background if its transition asks for it. Returns the phase."""
         if isinstance(outcome, str):
             return outcome
         phase, *fields = outcome
@@ -8330,7 +8331,7 @@ class Rooms:
     async def join(
         self, who: Admission, connection: str, over: str, queue: Queue, code: str
     ) -> tuple[Queue, list]:
-        """Takes a connection into the room of a code; without one, into the player's or a new room.
+        """Takes a connection into the room of a code. Without a code: their own or a new room.
 
         Returns the queue of the room and the reply of `join_room`. `over` is the game that has
         ended for the player, or ''. Challenges handles the code of a challenge.
@@ -10313,7 +10314,7 @@ class Mail:
         chores.handlers["mail"] = self._send
 
     def language(self, accepted: str) -> str:
-        """Returns the first language of an Accept-Language header that there are texts for."""
+        """Returns the first language of an Accept-Language header that has texts."""
         known = list(self.rules["mails"])
         for part in accepted.split(",")[:10]:
             tag = part.partition(";")[0].strip().lower()
@@ -10347,7 +10348,7 @@ class Mail:
         return self._message(chore.id, to, text["subject"], text["text"], words)
 
     def _link(self, template: str, username: str, code: str) -> str:
-        """Returns the link to the page. The code is behind the #, which browsers do not send."""
+        """Returns the link to the page. Browsers do not send the part after #, with the code."""
         page = self.rules.get("page", "")
         return f"{page}#{template}={code}&login={quote(username)}" if page else ""
 
@@ -10636,7 +10637,7 @@ class Switches:
             raise Problem("app_too_old", text, more={"store": store})
 
     def refuse_play(self, queue: str, app: App | None) -> None:
-        """Raises Problem if a player may join no queue, or not this one."""
+        """Raises Problem if a player may not join this queue, or any queue."""
         if not self.values:
             return
         self.refuse_app(app)
@@ -10714,7 +10715,7 @@ class Repairs:
         chores.handlers["repair"] = self._repair
 
     async def find(self, number: int, since_ms: int) -> tuple[list[Game], int]:
-        """Returns games that asked a question and ended since a time; and how many still run."""
+        """Returns games that asked a question and ended since a time, and how many still run."""
         found, running = [], 0
         async for keys in self.redis.scan_keys("game:{g*}:*"):
             for start in range(0, len(keys), REPAIR_PORTION):
@@ -11214,7 +11215,7 @@ class Console:
 
     @act("player", undo="undo_rating", player=PLAYER_TEXT)
     async def reset_rating(self, player: str) -> Change:
-        """Gives a player the rating of a new one."""
+        """Gives a player the rating of a new player."""
         uid, user = await self._player(player)
         return self._set_fields(uid, user, {"rating": None, ":sigma": None}, self._refresh)
 
@@ -11416,7 +11417,7 @@ class Console:
         | {"description": "For so long, players who connect get it, too. Default: 5."},
     )
     async def announce(self, text: str, minutes: int = 5) -> Change:
-        """Sends a message to all sockets. It replaces the one before."""
+        """Sends a message to all sockets. It replaces the last message."""
         until_ms = await self.redis.time_ms(Keys.switches) + minutes * 60_000
         value = {"text": text, "until_ms": until_ms}
         return await self._switch("message", value, await self._connected())
@@ -11720,7 +11721,7 @@ class ReportConsole(QuestionConsole):
 
     @act(entry=ENTRY | {"description": "Of an event that was given up. Default: all."})
     async def replay(self, entry: str = "") -> Change:
-        """Has events delivered that were given up."""
+        """Tries again to deliver events that were given up."""
         first, last = (entry, entry) if entry else ("-", "+")
         found = [entry for entry, _ in await self.redis.call("XRANGE", Keys.dead, first, last)]
         if entry and not found:
@@ -11739,15 +11740,15 @@ class ReportConsole(QuestionConsole):
 # which the data was written. A mark says that some data may not fit a fact.
 #
 #   start      A worker claims the values of fields that have become unique, or refuses to start if
-#              players share one. It marks facts that differ from its schema.yaml as misfits.
+#              players share a value. It marks facts that differ from its schema.yaml as misfits.
 #   adoption   During a deploy, workers with another schema.yaml still run, and write as it says.
 #              Once all living workers have the same schema.yaml, one worker makes all stored data
 #              fit. It fills leaderboards, repeats the claims, and drops lost leaderboards and
 #              queues.
 #
 # Invariants: a fact without a mark is true of all data, whatever workers came and went. Both steps
-# can be repeated. No value of a player is ever changed: a value whose field is gone, or has a type
-# that can't hold it, stays stored. It shows again once the field is as it was.
+# can be repeated. No value of a player is ever changed. If its field is gone, or has a type that
+# can't hold the value, the value stays stored, and shows again once the field is as before.
 
 ADOPT_S = 5  # between two checks for something to adopt
 MAX_SHARED = 10  # shared values that an error lists
@@ -11766,7 +11767,7 @@ class StoredSchema:
     # -- at the start
 
     async def claim(self) -> None:
-        """Claims the values of fields that have become unique. Raises Fatal if players share one.
+        """Claims the values of fields that became unique. Raises Fatal if players share a value.
 
         Other workers may write such a field without a claim until the data is adopted.
         """
@@ -11875,9 +11876,9 @@ class StoredSchema:
     # -- adoption
 
     async def adopt(self, is_new: bool = False) -> None:
-        """Makes stored data fit, if all living workers agree and this one is the first of them.
+        """Makes stored data fit, if all living workers agree and this worker is the first of them.
 
-        In a new store (`is_new`) no data has to fit.
+        In a new store (`is_new`), only writes the facts: there is no data yet.
         """
         known = await self._read()
         known.pop("game_days", None)  # only rises; see meet_schema
@@ -12002,7 +12003,7 @@ class Migration:
         old = f"format {self.redis.format}"
         try:
             await self._refuse_old_workers(old, "SHARDNUMSUB", "worker:{{lobby}}:{}")
-        except Fatal:  # perhaps these workers have this format, and one has just migrated the data
+        except Fatal:  # perhaps a new worker was seen, which has just raised the format
             if await self.redis.call("GET", Keys.format) != str(FORMAT):
                 raise
         await self.redis.call("SET", Keys.format, FORMAT)
@@ -12073,7 +12074,7 @@ class Migration:
                 await self.redis.call("ZADD", Keys.history(player.uid), "NX", game.ended, game.id)
 
     async def _merge_names(self) -> None:
-        """Moves the claims from the buckets of each field into those that all fields share.
+        """Moves the claims from the buckets of each field into the buckets of all fields.
 
         If two players have the same value in different fields, the first field of schema.yaml wins.
         """
@@ -12103,7 +12104,7 @@ class Migration:
 
 
 def converted_game(old: dict[str, str], strengths: list[tuple]) -> dict[str, str]:
-    """Returns the fields of a game, from those of format 1.
+    """Converts the fields of a game of format 1 to the present format.
 
     `strengths` has the (rating, uncertainty) of each player of a game that is being settled.
     """
