@@ -6282,7 +6282,7 @@ class Boards:
                 yield "EXPIRE", key, 2 * DAY_S * days
 
     async def remove(self, uid: str) -> None:
-        """Removes a user from all leaderboards, also from those that schema.yaml had earlier."""
+        """Removes a user from all leaderboards, including earlier ones of schema.yaml."""
         keys = [key for board in self.stored for key in self.keys(*board)]
         await asyncio.gather(*(self.redis.call("ZREM", key, uid) for key in keys))
 
@@ -6378,8 +6378,7 @@ class Boards:
 # leave these questions out. A draw leaves each other queue enough questions for its `rounds`.
 # Draws are fixed days ahead, so a worker needs to read them only twice a minute.
 #
-# `join` counts a player's one attempt when it makes the match. The points count for the day of the
-# draw.
+# `join` counts a player's one attempt when it makes the match. Points count for the draw's day.
 
 DRAWS_S = 30  # between two reads of the draws
 DRAWS_KEPT = 60  # days in which a drawn question is drawn again only if there is no other
@@ -6393,8 +6392,7 @@ class Draws:
         self.bank = bank
         self.queues = [queue for queue in schema.queues.values() if queue.is_daily]
         self.drawn: dict[str, str] = {}  # "QUEUE DAY" -> draw
-        # Clock of Redis minus monotonic clock. Until the first refresh, the clock of this host
-        # stands for the clock of Redis.
+        # Clock of Redis (until the first refresh: clock of this host) minus monotonic clock.
         self.ahead_s = time.time() - time.monotonic()
 
     def day(self, ahead: int = 0) -> str:
@@ -6473,7 +6471,7 @@ class Draws:
         return quiz
 
     def part_of_result(self, game: Game, user: dict) -> dict:
-        """Returns what a daily game adds to its result: {points, streak: [before, after]}."""
+        """Returns the fields of a daily game's result: {points, streak: [before, after]}."""
         before = user.get(":streak", "")
         began_s = game.began // 1000
         offset_s = self.bank.schema.offset_of(user, began_s)
@@ -6498,8 +6496,8 @@ class Draws:
 
 
 # ---- codes ---------------------------------------------------------------------------------------
-# Codes by which friends find a room or a challenge. Players type codes and read them aloud. So
-# codes have no vowels, no letters and digits that look alike, and no rude words (words/codes.txt).
+# Friends find a room or a challenge by its code. Players type codes and read them aloud. So codes
+# have no vowels, no letters and digits that look alike, and no rude words (words/codes.txt).
 #
 # Guessing is slow: unknown codes are counted for each network and for each player. There are 85
 # million codes of rooms, and a network may try 20 unknown codes a minute. With 10,000 open rooms,
@@ -6552,11 +6550,11 @@ async def code_tried(allowances: Allowances, network: str, uid: str = "") -> Asy
 #
 # `reveal` also shows the answers of rivals: players who played before or play now. A game and its
 # challenge have different hash tags. So the plan of a game holds copies of these answers until the
-# game ends. After each `reveal` the worker copies all answers of its player into the challenge, for
-# later games, and into the games of rivals who play now. The settlement makes a last copy, so a
-# lost copy does no harm. Copies may come in any order: a copy with fewer answers changes nothing. A
-# copied answer is shown only once its round has closed. If one of two players has blocked the
-# other, neither sees the other's answers.
+# game ends. After each `reveal` the worker copies all answers of the player twice: into the
+# challenge, for later games, and into the games of rivals who play now. The settlement makes a last
+# copy, so a lost copy does no harm. Copies may come in any order: a copy with fewer answers changes
+# nothing. A copied answer is shown only once its round has closed. If a player has blocked another,
+# neither sees the other's answers.
 #
 # A settlement writes the player's run into the challenge before the game ends. It may do so more
 # than once. The result of a challenge follows from its runs, so it needs no settlement of its own.
@@ -6677,7 +6675,7 @@ class Challenges:
         return [other for other in others if other not in hidden]
 
     async def note(self, game: Game) -> tuple[str, list[str]]:
-        """Writes down what a player has answered so far.
+        """Writes the player's answers so far into the challenge.
 
         Returns the player in the format of a rival in a plan (JSON), and the games of their rivals.
         """
@@ -7051,7 +7049,7 @@ class Lobby:
 
 
 # ---- game ----------------------------------------------------------------------------------------
-# A game as it is read from Redis. trivia.lua holds every transition and describes the stored game.
+# The readable form of a stored game. trivia.lua holds every transition and describes the storage.
 # The section "games" asks for transitions, and the section "settlement" for the end of a game.
 # Neither writes the state of a game.
 #
@@ -7082,7 +7080,7 @@ class Player:
     connected: bool
     seq: int
     answer: dict | None  # {choice, ms, points} of the open question
-    strength: list[float]  # [rating, uncertainty] as the game began, if it is rated
+    strength: list[float]  # [rating, uncertainty] at the start of a rated game
     first_round: int  # later than 1 for a player who came late
     is_bot: bool
     is_guest: bool  # when they took their seat: has GUEST_MARK
@@ -7183,7 +7181,7 @@ class Game:
         return was_played and self.kind != "sandbox" and self.reason != VOID
 
     def rivals_answers(self) -> dict[str, dict]:
-        """Returns what the rivals of a challenge have answered in this round."""
+        """Returns the answers of the rivals of a challenge in this round."""
         answers = {name: parse_answer(given[self.round - 1]) for _, name, given in self.rivals}
         return {name: answer for name, answer in answers.items() if answer}
 
@@ -7255,7 +7253,7 @@ class Game:
         return any(player.is_bot for player in self.players)
 
     def has(self, uid: str) -> bool:
-        """Tells whether a user is one of its players."""
+        """Tells whether a user is a player of the game."""
         return any(player.uid == uid for player in self.players)
 
     def left_early(self, player: Player) -> bool:
@@ -7277,7 +7275,7 @@ class Game:
         return [won + (rank == 1 and not is_draw) for won, rank in zip(before, ranks, strict=True)]
 
     def series_of(self, uids: list[str]) -> list[int]:
-        """Returns the wins of two players who play again, in this order; [] for other players."""
+        """Returns the wins of two players who play again, in the order of `uids`; else []."""
         wins = {player.uid: won for player, won in zip(self.players, self.wins(), strict=True)}
         return [wins[uid] for uid in uids] if len(uids) == 2 and wins.keys() == set(uids) else []
 
@@ -7674,7 +7672,7 @@ class Settlement(GameViews):
     def _gone(self, game: Game, people: dict[str, tuple]) -> list[str]:
         """Returns "UID" or "UID ACCOUNT" of the players whose names a finished game does not keep.
 
-        `people` is what _apply_all returns.
+        `people` comes from _apply_all.
         """
         if self._is_void(game):
             return [player.uid for player in game.humans]
@@ -7911,8 +7909,7 @@ MOST_AHEAD_MS = 500
 def look_ahead_ms(queues: Iterable[Queue]) -> int:
     """Returns for how many ms a worker may leave a shard alone after a look at it.
 
-    Another worker may begin a phase meanwhile. Each phase lasts longer than this pause, so that no
-    phase ends unseen.
+    Another worker may begin a phase meanwhile. Each phase outlasts this pause, so none ends unseen.
     """
     phases = "start_seconds", "reveal_seconds", "seat_seconds"
     shortest = min(queue.ms(name) for queue in queues for name in phases)
@@ -8081,8 +8078,7 @@ class Games(Settlement):
     def _connections(self, game: str, seat_texts: list[str | None]) -> Iterator[str | int]:
         """Yields connection and turn of each player.
 
-        A game may be formed late. A player who is elsewhere by then gets a place in the game, but
-        no connection.
+        If a game is formed late, a player who is elsewhere gets a place in it, but no connection.
         """
         for text in seat_texts:
             seat = Seat.parse(text)
@@ -8474,7 +8470,7 @@ class Rooms:
 EXPORT_PORTION = 20  # games: 3 ms of work
 SEEN_PORTION = 1000  # questions
 ERASURE_PORTION = 100  # games: 5 ms of work
-WITHDRAWALS = 5  # tries: a connection that closes meanwhile changes the seat
+WITHDRAWALS = 5  # tries, since a connection that closes changes the seat
 ERASURE_MS = 30_000  # another worker goes on with an erasure that takes longer
 ERASURES_S = 5  # between two looks for erasures that were cut short
 ERASURES_AT_ONCE = 10
@@ -8562,7 +8558,7 @@ class PersonalData:
             await self.users.reserve_names(await self.users.load(uid))
         fields = await self.redis.run_durably("erase_user", keys, *self.users.claimed)
         await self.users.tell_connection(uid)
-        await self.withdraw(uid, True)  # their phone may have joined anew meanwhile
+        await self.withdraw(uid, True)  # again: their phone may have joined in the meantime
         await self.users.boards.remove(uid)
         values = pairs_to_dict(fields)
         if reserve:  # again: they may have been renamed just before the erasure
@@ -8583,7 +8579,7 @@ class PersonalData:
         log.info("erased", extra={"player": uid})
 
     async def _forget_merges(self, uid: str) -> None:
-        """Removes what is kept of guests who were merged into the account."""
+        """Removes the remaining data of guests who were merged into the account."""
         for guest in await self.redis.call("ZRANGE", Keys.merges(uid), 0, -1):
             if await self.redis.call("HEXISTS", Keys.merged(guest), ":done"):
                 await self.redis.call("DEL", Keys.merged(guest))
@@ -8660,7 +8656,7 @@ class Later(Exception):
 
 @dataclass
 class Chore:
-    """A chore as a worker takes it."""
+    """A chore that a worker has taken."""
 
     id: str
     kind: str
@@ -9079,8 +9075,9 @@ class Blocks:
 
 
 # ---- reports -------------------------------------------------------------------------------------
-# What players report to the operator: a player or a question. The server attaches what the reported
-# player shows at that moment and, if the report names a game of the reporter, its last rounds.
+# Players report a player or a question to the operator. The server attaches the public fields of
+# the reported player at that moment. If the report names a game of the reporter, the server also
+# attaches the last rounds of the game.
 # Reports wait in `reports:{reports}`, the oldest first. A handled report moves to
 # `handled:{reports}`, and can be opened again for HANDLED_S.
 #
@@ -9197,7 +9194,7 @@ class Reports:
         return head | {"players": players, "rounds": rounds[-TRANSCRIPT_ROUNDS:]}
 
     async def of(self, uid: str) -> list[dict]:
-        """Returns what a user has reported: [{target, reported_at}]."""
+        """Returns the reports by a user: [{target, reported_at}]."""
         rows = await self.redis.call("ZRANGE", Keys.reported(uid), 0, -1, "WITHSCORES")
         return [{"target": target, "reported_at": int(when)} for target, when in rows]
 
@@ -10238,7 +10235,7 @@ class MailServer(NamedTuple):
 
     @property
     def tls(self) -> dict:
-        """The options by which aiosmtplib encrypts.
+        """The encryption options of aiosmtplib.
 
         Another host needs a valid certificate, and gets a password only over TLS. A mail server on
         this host often has a certificate that it signed itself.
@@ -10416,8 +10413,8 @@ class Mail:
 #
 # Invariants: no answer and no response time shows whether there is an account, since a chore looks
 # for the account. A reset ends all sessions. An address that is not confirmed belongs to whoever
-# proves it. Tries by strangers and tries from the addresses of earlier sign-ins are counted apart,
-# so that no stranger can lock the owner out of their account.
+# proves it. Tries by strangers and tries from the addresses of earlier sign-ins are counted apart.
+# So no stranger can lock the owner out of their account.
 
 CODE_TRIES = 5
 
@@ -10493,7 +10490,7 @@ class Recovery:
         return {"token": uid + secret, "expires_at": expires, "user": self.users.own_view(user)}
 
     async def _try(self, uid: str, kind: str, given: str, is_known: bool) -> str:
-        """Returns what a right code proves, or '' for a wrong code. Counts the try."""
+        """Returns the `proves` of a right code, or '' for a wrong code. Counts the try."""
         rules = CODE_TRIES, int(is_known)
         return await self.redis.run("try_code", (Keys.codes(uid),), kind, given, *rules)
 
@@ -10902,8 +10899,8 @@ class Repairs:
 # adds. Refused attempts have a stream of their own, so that they push no act out of the log.
 #
 # To add an act: a method with @act that returns a Change. The keywords of @act are the arguments.
-# If the act can be undone, `undo` names the method that plans the undoing, from the target,
-# `before` and `after` of the Change. To add a look: a method with @look.
+# If the act can be undone, `undo` names the method that plans the undoing. This method gets the
+# target, `before` and `after` of the Change. To add a look: a method with @look.
 
 AUDIT_ENTRIES = 10_000
 REFUSED_ENTRIES = 1_000
@@ -10981,7 +10978,7 @@ class Console:
     # -- running acts and looks
 
     async def show(self, name: str, data: dict) -> dict:
-        """Returns what an operator asks to see."""
+        """Returns the result of a look."""
         return await getattr(self, name)(**load_form(LOOKS[name].form, data))
 
     async def perform(self, who: str, name: str, data: dict, is_dry: bool) -> Any:
@@ -11743,12 +11740,11 @@ class ReportConsole(QuestionConsole):
 #              players share a value. It marks facts that differ from its schema.yaml as misfits.
 #   adoption   During a deploy, workers with another schema.yaml still run, and write as it says.
 #              Once all living workers have the same schema.yaml, one worker makes all stored data
-#              fit. It fills leaderboards, repeats the claims, and drops lost leaderboards and
-#              queues.
+#              fit. It fills leaderboards, repeats claims, and drops lost leaderboards and queues.
 #
 # Invariants: a fact without a mark is true of all data, whatever workers came and went. Both steps
 # can be repeated. No value of a player is ever changed. If its field is gone, or has a type that
-# can't hold the value, the value stays stored, and shows again once the field is as before.
+# can't hold the value, the value stays stored. It shows again once the field is as before.
 
 ADOPT_S = 5  # between two checks for something to adopt
 MAX_SHARED = 10  # shared values that an error lists
@@ -11948,7 +11944,7 @@ class StoredSchema:
             log.warning(text, name, len(uids), kind, named)
 
     async def _drop(self, fact: str, text: str) -> None:
-        """Drops what schema.yaml has lost: a leaderboard, or the tickets of a queue."""
+        """Drops a leaderboard, or the tickets of a queue, that schema.yaml has lost."""
         kind, _, name = fact.partition(" ")
         if kind == "board":
             await self.users.boards.delete(name, text.removeprefix(MISFIT).split(" ")[0])
