@@ -360,7 +360,7 @@ ADMISSION_SECONDS = 5       # a handshake waits this long for a slot; then it ge
 DRAIN_SECONDS = 5           # a worker that stops closes its connections within this time
 DRAIN_PAUSE_S = 0.002       # pause between two of these closes, if DRAIN_SECONDS allows it
 BUSY_RATE = 100             # messages per second that make a worker handle them in batches
-BATCH_S = 0.005             # from one batch to the next, times the number of primaries of Redis
+BATCH_S = 0.005             # from one batch to the next, for each primary of Redis
 MOST_BATCH_S = 0.03         # from one batch to the next, at most
 PIECE_BYTES = 4096          # bytes of one HTTP connection that are parsed in one turn of the loop
 FRAMES_PER_TURN = 16        # frames of one WebSocket that are handled in one turn of the loop
@@ -544,7 +544,7 @@ def check_environment() -> None:
     expected = "NAME:TOKEN, separated by spaces, each token of 16 characters or more"
     _expect("TRIVIA_OPS_ACT_TOKEN", tokens_are_fine, f"{len(ACT_TOKENS)} characters", expected)
     mail_is_fine = not MAIL or is_mail_server(MAIL)
-    expected = "smtp(s)://user:password@host:port?from=ADDRESS"  # no value: it has a secret
+    expected = "smtp(s)://user:password@host:port?from=ADDRESS"  # not the value: it has a secret
     _expect("TRIVIA_MAIL", mail_is_fine, f"{len(MAIL)} characters", expected)
     expected = "https://HOST/PATH"
     _expect("TRIVIA_WEBHOOK", not WEBHOOK or is_address(WEBHOOK), shorten(WEBHOOK), expected)
@@ -647,8 +647,8 @@ _DECODER = json.JSONDecoder(
 
 
 # ---- log -----------------------------------------------------------------------------------------
-# One line per event: JSON, or plain text at a terminal. A line carries the ids of what it is
-# about. The ids of the current request or connection come from CONTEXT, others from the call.
+# One line per event: JSON, or plain text at a terminal. A line carries the ids of IDS that apply.
+# The ids of the current request or connection come from CONTEXT, others from the call.
 # A player appears only as their id: a line never contains a token, password, name or address.
 # A client's mistake is not logged as an error and has no traceback.
 
@@ -737,8 +737,8 @@ def set_up_log() -> None:
 # ---- metrics -------------------------------------------------------------------------------------
 # A worker counts in memory and adds its counts to sums in Redis every METRICS_S. So each worker's
 # /metrics shows all workers, and the sums survive restarts. A killed worker loses its last seconds.
-# Counting is one addition in a dictionary, because it happens at each answer. The counters of
-# prometheus-client cost microseconds and see one process only; the library only writes the page.
+# Each answer is counted, so counting is one addition in a dictionary. The counters of
+# prometheus-client cost microseconds and see one process only. So the library only writes the page.
 #
 # To add a metric: a row in METRICS, then count() or observe() where it happens. Names are public.
 
@@ -890,7 +890,7 @@ def gauges(
 # Refuses texts with words that offend, and names that pose as the operator. The words are in the
 # folder `words`, a file for each language; schema.yaml adds the operator's own.
 #
-# A text is read as people read it: compatibility forms (NFKC), characters that look like a letter
+# A text is read as people read it. Compatibility forms (NFKC), characters that look like a letter
 # (words/alike.txt), accents and invisible characters make no difference. Digits and symbols may
 # stand for letters, letters may be repeated, and separators may stand between them.
 #
@@ -1307,7 +1307,7 @@ def make_field(rule: dict, required: bool, more_checks: Iterable[Callable]) -> S
 
 
 def plain_test(rule: dict) -> Callable[[Any], bool] | None:
-    """Makes a cheap test of a field, or returns None if the field needs more than that.
+    """Makes a cheap test of a field, or returns None if no cheap test fits the field.
 
     A value that passes is valid and stays unchanged. A value that fails may still be valid.
     """
@@ -2182,7 +2182,7 @@ class CrossChecks:
                 yield (*above, name), "nothing", expected
 
     def _mails(self) -> Iterable[Mistake]:
-        """Checks that users have an address, and that mails have a code and known {words}."""
+        """Checks that users have an email address, and that mails have a code and known {words}."""
         mails = self._children("sign_in", "recovery", "mails")
         is_unique = self._children("users", "fields").get("email", {}).get("unique")
         if mails and not is_unique and self._is_fine("users", "fields", "email"):
@@ -2402,7 +2402,7 @@ class Streak(NamedTuple):
     """A streak, as `:streak` of a user keeps it."""
 
     days: int = 0
-    day: int = 0  # the latest date that counted, in days since 1970
+    day: int = 0  # the latest day that counted, in days since 1970
     played_s: int = 0  # when the player last played
     offset_s: int = 0  # by which their clock was ahead of UTC then
 
@@ -2517,7 +2517,7 @@ class Queue:
 
     @property
     def is_daily(self) -> bool:
-        """Whether it asks everybody the same questions until midnight UTC."""
+        """Whether its games ask everybody the same questions until midnight UTC."""
         return self.spec.get("draw") == DAILY
 
     @property
@@ -2945,8 +2945,8 @@ class Match(NamedTuple):
     game: str
     queue: str
     uids: list[str]
-    again: str  # the game that they play again, or ''
-    draw: str  # the day or the challenge whose questions they play; '' for questions of their own
+    again: str  # the game that the players play again, or ''
+    draw: str  # the day or challenge whose questions they play; '' for new questions
     bots: int  # how many bots play too
 
     @classmethod
@@ -3291,8 +3291,8 @@ class Replies:
             _set_reply(self.future, self.replies)
 
 
-# A command that waits for its reply: on_reply, the packed command, whether it is a function, and
-# when a node first refused it, or 0. A plain tuple is cheap, and each answer makes one.
+# A command that waits for its reply: (on_reply, the packed command, whether it runs a function,
+# when a node first refused it or 0). It is a plain tuple, which is cheap: each answer makes one.
 Pending = tuple[OnReply, bytes, bool, float]
 
 
@@ -3311,8 +3311,8 @@ class RedisConnection(asyncio.Protocol):
         self.nodes = nodes
         self.channels: set[str] = set()  # its subscriptions
         self.durable = self  # for changes that replicas must have: see Redis.run_durably
-        self.is_durable = False  # whether it is the durable connection beside another
-        self.next_wait: asyncio.Task | None = None  # the WAIT that covers what is written now
+        self.is_durable = False  # whether it is `durable` of another connection
+        self.next_wait: asyncio.Task | None = None  # the next WAIT: it covers what is written now
         self.last_wait: asyncio.Task | None = None
         self.loop = asyncio.get_running_loop()
         self.defer = nodes and nodes.defer or self.loop.call_soon  # calls _flush when it is time
@@ -3337,7 +3337,7 @@ class RedisConnection(asyncio.Protocol):
         self.transport = transport
 
     def call(self, *command: CommandPart, is_function: bool = False) -> asyncio.Future:
-        """Sends a command. The Future raises Unavailable, or hiredis.ReplyError if it is wrong."""
+        """Sends a command. The Future raises Unavailable, or ReplyError for a wrong command."""
         reply = self.loop.create_future()
         self.send(functools.partial(_set_reply, reply), command, is_function)
         return reply
@@ -3504,7 +3504,7 @@ def _ignore_reply(reply: Any) -> None:
 
 
 # ---- cluster -------------------------------------------------------------------------------------
-# Where Redis is: what REDIS_URL says, who the primaries are, and a connection to each of them. A
+# Parses REDIS_URL, finds the primaries of Redis, and keeps a connection to each of them. A
 # single server is the only primary. Sentinels know the primary. Each node of a cluster knows which
 # primary has which of the 16,384 slots. So a worker follows a failover, and slots that move,
 # without a restart.
@@ -3530,7 +3530,7 @@ URL_PARAMETERS = {  # {kind: parameters that may follow the ? of REDIS_URL}
     "sentinel": ("db", "replicas", "shards", "sentinel_username", "sentinel_password"),
     "cluster": ("replicas", "shards"),
 }
-TLS_PARAMETERS = ("ssl_ca_certs",)  # those that may also follow with rediss
+TLS_PARAMETERS = ("ssl_ca_certs",)  # further parameters of a rediss URL
 URL_FORMS = (
     "expected unix://PATH, redis://HOST:PORT/DB, redis+sentinel://HOST:PORT,.../NAME or "
     "redis+cluster://HOST:PORT,..., or rediss for TLS, with %2F for / in a password"
@@ -3547,13 +3547,13 @@ class Place(NamedTuple):
     """Where Redis is. An address is HOST:PORT, or the path of a UNIX socket."""
 
     kind: str  # server, sentinel or cluster
-    addresses: tuple[str, ...]  # of the server, of Sentinels, or of some nodes of the cluster
+    addresses: tuple[str, ...]  # the server, Sentinels, or some nodes of the cluster
     tls: bool = False
     ca_certs: str = ""  # a file, instead of the certificate authorities of the host
     login: tuple[str, ...] = ()  # user and password
     db: int = 0
     name: str = ""  # of the primary that the Sentinels watch
-    replicas: int = 0  # that must have a change of an account before it is acknowledged
+    replicas: int = 0  # number that must have an account's change before its acknowledgement
     shards: int = SHARDS["server"]  # hash tags over which new games are spread
     sentinel_login: tuple[str, ...] = ()
     text: str = ""  # the URL without user, password and parameters, for messages
@@ -3658,13 +3658,13 @@ def slot_of(key: str) -> int:
 
 
 def slot_of_packed(packed: bytes) -> int:
-    """Returns the slot of a packed command. The first brace in it is that of its first key."""
+    """Returns the slot of a packed command. Its first brace belongs to its first key."""
     start = packed.find(b"{") + 1
     return binascii.crc_hqx(packed[start : packed.find(b"}", start)], 0) % SLOTS
 
 
 class Nodes:
-    """The primaries, a connection to each, and which of them has which slot."""
+    """Keeps a connection to each primary, and knows which primary has which slot."""
 
     def __init__(
         self,
@@ -3675,7 +3675,7 @@ class Nodes:
     ) -> None:
         self.place = place
         self.on_events = on_events
-        self.check_data = check_data  # raises Fatal for a wrong format
+        self.check_data = check_data  # raises Fatal if the data has a wrong format
         self.embedded = embedded
         self.channels: dict[str, str] = {}  # channel -> its tag
         self.primaries: set[str] = set()  # addresses
@@ -3705,7 +3705,7 @@ class Nodes:
         return [(0, SLOTS - 1, address)]
 
     async def _ask_cluster(self) -> list[tuple[int, int, str]]:
-        """Asks any node that answers. Known primaries come first: others may have old views."""
+        """Asks any node that answers. Known primaries come first: other nodes may be outdated."""
         open_links = [one for one in self.links.values() if not one.closed.done()]
         for link in random.sample(open_links, len(open_links)):
             with contextlib.suppress(Unavailable, hiredis.ReplyError, TimeoutError):
@@ -4193,7 +4193,7 @@ class Redis(Nodes):
         return replies.future
 
     async def write_then_read(self, writes: list[tuple], reads: list[tuple]) -> list:
-        """Sends commands that write, then some that read. Returns the replies to the latter.
+        """Sends commands that write, then commands that read. Returns the replies to the reads.
 
         One connection keeps this order. The primaries of a cluster don't: there the reads leave
         after the replies to the writes.
@@ -4243,7 +4243,7 @@ class Redis(Nodes):
                 self.weights.append(weight / number)
 
     def new_game_id(self) -> str:
-        """Returns the id of a new game, which says where it is."""
+        """Returns the id of a new game, which names its shard."""
         return new_game_id(*random.choices(self.new_shards, self.weights))
 
     async def time_ms(self, key: str) -> int:
@@ -4416,7 +4416,7 @@ class Question:
     category: str
     difficulty: str
     id: str = ""
-    level: str = ""  # the present difficulty, with `difficulty: auto`
+    level: str = ""  # the present difficulty, if `difficulty` is auto
 
     @property
     def shown_difficulty(self) -> str:
@@ -4490,7 +4490,7 @@ class Question:
 
 
 class Bank:
-    """Holds the questions, and picks those of a game.
+    """Holds the questions, and picks the questions of a game.
 
     `questions` has all versions of all questions, `ids` the number of the present version of each.
     No new game takes the ids in `retired`. Only daily queues may take the ids in `reserved`.
@@ -4976,7 +4976,7 @@ class Importer:
         return self
 
     def _conflicts(self) -> dict[int, str]:
-        """Describes items without an id whose text the bank has with another right answer."""
+        """Describes items without an id whose text is in the bank with another right answer."""
         by_text: dict[str, list] = {}
         known = set(self.bank.ids)
         for question_id, number in self.bank.ids.items():
@@ -5061,7 +5061,7 @@ def _differences(row: str, question: Question, form: str) -> str:
 TIME_BOUNDS_MS = (700, 1000, 1400, 2000, 2800, 4000, 5600, 8000, 11_000, 16_000)
 TIMES = len(TIME_BOUNDS_MS) + 1
 COUNTED_AT_ONCE = 25  # questions whose sums one call adds: 1 ms of Redis
-PAUSE_S = 0.03  # for each question; so the additions take a thousandth of the time of Redis
+PAUSE_S = 0.03  # pause per added question: additions take a thousandth of Redis's time
 MOST_PAUSE_S = 60  # a worker that dies loses the counts of this time at most
 LEVELS_S = 60  # between two looks at the levels of questions
 LEVEL_START = 1500, 350  # rating and uncertainty of a new question
@@ -5096,7 +5096,7 @@ class QuestionSums:
 
     @classmethod
     def parse(cls, text: str) -> QuestionSums:
-        """Parses what Redis has added up from texts of __str__."""
+        """Parses the sum that Redis has made of texts of __str__."""
         if not text:
             return cls()
         shown, right, wrong, *rest = map(int, text.split())
@@ -5120,7 +5120,7 @@ class QuestionSums:
 
     @property
     def right(self) -> int:
-        """How many were right."""
+        """How many players were right."""
         return self.choices[0]
 
     @property
@@ -5311,7 +5311,7 @@ class Passwords:
 
 
 class Allowance(NamedTuple):
-    """Allows `burst` acts at once, and one more after each interval."""
+    """Allows `burst` acts at once, and one more act after each interval."""
 
     key: str
     interval_ms: int
@@ -5504,7 +5504,7 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
 
 # ---- claims --------------------------------------------------------------------------------------
 # Unique values. A player signs in by any of them, so all unique fields share one name space. Each
-# value has one owner, in whatever field. A claim in a bucket gives a value to a user. The bucket
+# value has one owner, whatever its field. A claim in a bucket gives a value to a user. The bucket
 # has another hash tag than the user. So an operation claims a value, writes the user, then confirms
 # the claim.
 #
@@ -5697,8 +5697,8 @@ def name_taken(fields: Iterable[str]) -> Problem:
 
 # ---- users ---------------------------------------------------------------------------------------
 # Accounts and sessions. A user is one hash. A token is a UID and a secret. Only a digest of the
-# secret is kept. Whatever ends a session also tells the player's connection, which then checks
-# whether its own session still stands.
+# secret is kept. The end of a session is also told to the player's connection, which then
+# checks whether its own session still stands.
 #
 # A registration can be repeated: if all its names belong to one user and the password is theirs, it
 # signs them in. So a lost reply costs nobody their name. If a failover has lost some of their
@@ -5813,7 +5813,7 @@ class Users:
         return too_many_attempts(wait_ms, {self.schema.unique[0]: [text]})
 
     async def _create_account(self, names: dict[str, str], data: dict, address: str) -> dict:
-        """Makes an account. Hashes the password before it claims values, to claim them briefly."""
+        """Makes an account. Hashes the password first, so that its claims are still new then."""
         self.switches.refuse_registration()
         uid = new_uid()
         password = await self.passwords.hash(data["password"], address)
@@ -5823,7 +5823,7 @@ class Users:
         stood = await self.claims.settle(uid, claims)
         if session is None:
             raise Problem("unavailable", retry_after=1)
-        if not stood:  # it took so long that another user has one of the values
+        if not stood:  # a claim got so old that another user has its value
             await self._withdraw(uid, names)
             raise Problem("unavailable", retry_after=1)
         log.info("registered", extra={"player": uid})
@@ -6113,7 +6113,7 @@ class Users:
         if await self.guard.check_session(uid, user, token, old, address):
             stored = await self.passwords.hash(new, address)
         elif await self.passwords.verify(user.get("password"), new, address):
-            stored = user["password"]  # it was set before, and the reply was lost
+            stored = user["password"]  # a lost reply: this password is set already
         else:
             raise self._wrong_password(uid)
         _, secret = split_token(token)
@@ -6121,14 +6121,14 @@ class Users:
         done = await self.redis.run_durably(
             "change_password", keys, digest(secret), user["password"], stored
         )
-        if not done:  # it was changed, or the user erased, while the hash was computed
+        if not done:  # the password was changed, or the user erased, meanwhile
             raise Problem("wrong_password")
         await self.tell_connection(uid)
 
     async def confirm_password(
         self, uid: str, user: dict, token: str, password: str, address: str
     ) -> None:
-        """Raises Problem unless the password is that of the signed-in caller."""
+        """Raises Problem if the password of the signed-in caller is wrong."""
         if not await self.guard.check_session(uid, user, token, password, address):
             raise self._wrong_password(uid)
 
