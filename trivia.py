@@ -1128,14 +1128,14 @@ class StrictBoolean(StrictField):
 
 
 class StrictPassword(StrictText):
-    """Returns the form (NFC) that is hashed, so that lengths are the same on each keyboard."""
+    """Returns a password in NFC, which is hashed: its length is the same on each keyboard."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> Any:
         return normalized(super()._deserialize(value, attr, data, **options))
 
 
 def normalized(password: str, form: str = "NFC") -> str:
-    """Returns a password in a Unicode form: keyboards type "é" as one character, or as two.
+    """Returns a password in a Unicode form: some keyboards type "é" as two characters.
 
     Python's time grows with the square of the length: 2 ms for MAX_NORMALIZED characters.
     """
@@ -2473,8 +2473,8 @@ def _read_boolean(text: str) -> bool:
     return text == "1"
 
 
-# {type: function from the text in Redis to the value}. It raises ValueError for a text of another
-# type: the field may have had that type when the text was written.
+# {type: function from the text in Redis to the value}. A function raises ValueError for a text of
+# another type: the field may have had that type when the text was written.
 _FROM_TEXT = {
     "string": str,
     "integer": _read_integer,
@@ -4301,7 +4301,7 @@ class Redis(Nodes):
     # -- the whole store
 
     async def each(self, *command: CommandPart) -> dict[str, Any]:
-        """Sends a command without a key to all primaries: {address: reply}. Raises Unavailable."""
+        """Sends a command to all primaries. Returns {address: reply}. Raises Unavailable."""
         links = [self.links.get(address) for address in sorted(self.primaries)]
         if None in links:
             raise Unavailable(f"{' '.join(self.lost())}: not connected")
@@ -5504,9 +5504,9 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
 
 # ---- claims --------------------------------------------------------------------------------------
 # Unique values. A player signs in by any of them, so all unique fields share one name space. Each
-# value has one owner, whatever its field. A claim in a bucket gives a value to a user. The bucket
-# has another hash tag than the user. So an operation claims a value, writes the user, then confirms
-# the claim.
+# value has one owner, whatever its field. A claim gives a value to a user. It is in a bucket (see
+# Keys.unique), which has another hash tag than the user. So an operation claims a value, writes the
+# user, then confirms the claim.
 #
 # Invariants: a claim names its operation. An operation confirms, replaces or releases a claim only
 # if it has not changed since the operation read it. Nothing is claimed until all values look free,
