@@ -341,7 +341,7 @@ OTHERS_S = 0.5              # between two looks at the shards of the other worke
 EMPTY_S = 2                 # shortest pause between two looks at a shard that should stay empty
 LOBBY_TICK_S = 0.2          # between two looks for due tickets
 HEARTBEAT_S = 1             # between two heartbeats of a worker
-MISSED_HEARTBEATS = 10      # a worker that is silent for so many heartbeats of its observer is dead
+MISSED_HEARTBEATS = 10      # heartbeats of an observer after which a silent worker counts as dead
 METRICS_S = 2               # between two additions of a worker's counts to the sums in Redis
 SWEEP_S = 3                 # between two looks for connections that are idle or do not read
 WHOLE_COLLECTION_S = DAY_S  # between two garbage collections that include frozen objects
@@ -5787,8 +5787,8 @@ class Users:
     async def counted(self, address: str) -> AsyncIterator[None]:
         """Counts a registration, or a change of names, from an address.
 
-        A request for a taken name counts only as a refusal, so that it does not use up the
-        registrations of the address. Raises Problem if there were too many.
+        A refused request gives its registration back, but stays counted as a try. If a name is
+        taken, it also counts as a refusal. Raises Problem if there were too many of either.
         """
         tries = self.allowances.registration_tries(address)
         made = self.allowances.registrations(address)
