@@ -36,7 +36,7 @@ local BOUNDS = {
   TRIM_AT_ONCE = 100,           -- old entries that leave a list in one call
   MOST_PAGES = 8,               -- of candidates that are looked at while some of them are blocked
   ATTEMPTS_S = 3 * 86400,       -- attempts at the questions of a day are kept so long
-  ROOM_MEMORY_S = 86400,        -- so long a code is known as that of a closed room
+  ROOM_MEMORY_S = 86400,        -- the code of a closed room is known for so long
   MOST_KICKED = 50,             -- players that a room remembers
 }
 
