@@ -7605,7 +7605,7 @@ class GameViews:
         """
         ids = await self.ids_of(uid, cursor or "", limit + 1)
         if ids is None or cursor == "":
-            errors = {"cursor": ["Unknown. Use the cursor of the last page."]}
+            errors = {"cursor": ["Unknown. Use the cursor of the previous page."]}
             raise Problem("invalid", errors=errors)
         page = ids[:limit]
         games = await asyncio.gather(*map(self.load, page))
