@@ -1989,7 +1989,7 @@ class Trivia(
         return session
     }
 
-    /** Sends a code that confirms an address: the caller's, or another one that they want. */
+    /** Sends a code that confirms an address: the caller's present address or a new one. */
     fun sendConfirmation(body: ConfirmationMail) {
         request("POST", "/auth/confirm/send", emptyMap(), body.fields())
     }

@@ -2279,7 +2279,7 @@ public final class Trivia: @unchecked Sendable {
         return session
     }
 
-    /// Sends a code that confirms an address: the caller's, or another one that they want.
+    /// Sends a code that confirms an address: the caller's present address or a new one.
     public func sendConfirmation(_ body: ConfirmationMail) async throws {
         try await send("POST", "/auth/confirm/send", body: body)
     }

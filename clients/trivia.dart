@@ -2042,7 +2042,7 @@ class Trivia {
     return session;
   }
 
-  /// Sends a code that confirms an address: the caller's, or another one that they want.
+  /// Sends a code that confirms an address: the caller's present address or a new one.
   Future<void> sendConfirmation(ConfirmationMail body) async {
     await _request('POST', '/auth/confirm/send', body: body);
   }

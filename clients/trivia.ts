@@ -910,7 +910,7 @@ export class Trivia {
     return session;
   }
 
-  /** Sends a code that confirms an address: the caller's, or another one that they want. */
+  /** Sends a code that confirms an address: the caller's present address or a new one. */
   async sendConfirmation(body: ConfirmationMail): Promise<void> {
     return this.request<void>("POST", "/auth/confirm/send", undefined, body);
   }
