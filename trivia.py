@@ -6350,7 +6350,7 @@ class Boards:
         return await self.redis.call("ZRANGE", key, offset, last, "REV", "WITHSCORES")
 
     async def _ranks(self, board: dict, key: str, values: list[float], offset: int) -> list[int]:
-        """Returns the ranks of a page by its shown values. Equal values share a rank."""
+        """Returns the rank of each shown value of a page. Equal values share a rank."""
         if not values:
             return []
         step = 1 if self._is_whole(board) else 0.001
@@ -6381,7 +6381,7 @@ class Boards:
 # `join` counts a player's one attempt when it makes the match. Points count for the draw's day.
 
 DRAWS_S = 30  # between two reads of the draws
-DRAWS_KEPT = 60  # days in which a drawn question is drawn again only if there is no other
+DRAWS_KEPT = 60  # days until a question is drawn again, unless too few others are left
 
 
 class Draws:
@@ -6443,9 +6443,10 @@ class Draws:
         return write_draw(self.bank.shuffled(numbers), [ids[number] for number in numbers])
 
     def _spared(self, candidates: list[int], most: int, free: list[int]) -> list[int]:
-        """Takes the first candidates that the other queues can spare. If too few, takes more.
+        """Takes `most` candidates: the first that the other queues can spare.
 
-        `free` has all questions that the other queues may ask.
+        If these are too few, takes other candidates as well. `free` has all questions that the
+        other queues may ask.
         """
         kinds = self.bank.by_kind(free)
         others = [queue for queue in self.bank.schema.queues.values() if not queue.is_daily]
@@ -7056,9 +7057,9 @@ class Lobby:
 #   start --> question <--> reveal --> settle --> end
 #
 # A phase ends by its deadline. A question also ends when all connected players have answered.
-# Several workers may settle the same game, and each may die in between. The first result that is
-# stored stands (`fix_result`). Each player's part is applied once (`apply_result`). All other steps
-# of a settlement may run again.
+# Several workers may settle the same game, and each may die in between. The result that is
+# stored first is final (`fix_result`). Each player's part is applied once (`apply_result`). All
+# other steps of a settlement may run again.
 
 INHUMAN_MS = 500  # no human reads a question and finds the answer in this time
 NO_MARK = "0"  # a player's mark in the plan of a game is this, or a sum of the next two
@@ -7257,7 +7258,7 @@ class Game:
         return any(player.uid == uid for player in self.players)
 
     def left_early(self, player: Player) -> bool:
-        """Tells whether a player who left, or did not come back, is held back from the next match.
+        """Tells whether a player is held back from the next match for leaving or staying away.
 
         They are held back if nobody has answered in the game. They are also held back if the game
         went on without them and they had not answered.
@@ -7275,7 +7276,7 @@ class Game:
         return [won + (rank == 1 and not is_draw) for won, rank in zip(before, ranks, strict=True)]
 
     def series_of(self, uids: list[str]) -> list[int]:
-        """Returns the wins of two players who play again, in the order of `uids`; else []."""
+        """Returns the wins of each of `uids`; [] unless these are the two players of the game."""
         wins = {player.uid: won for player, won in zip(self.players, self.wins(), strict=True)}
         return [wins[uid] for uid in uids] if len(uids) == 2 and wins.keys() == set(uids) else []
 
@@ -7301,7 +7302,7 @@ class Game:
         return left
 
     def player_of(self, uid: str) -> Player:
-        """Returns the part of a player."""
+        """Returns the player with a UID."""
         return next(player for player in self.players if player.uid == uid)
 
 
@@ -7335,7 +7336,7 @@ def ranking(game: Game) -> list[dict]:
 
 
 def _share_verdicts(on_replies: list[OnReply], reply: list[str] | Exception) -> None:
-    """Passes each answer of a call its verdict, or to all of them the exception of the call."""
+    """Gives each answer of a call its verdict. If the call failed, all get the exception."""
     verdicts = [reply] * len(on_replies) if isinstance(reply, Exception) else reply
     for on_reply, verdict in zip(on_replies, verdicts, strict=True):
         on_reply(verdict)
@@ -7411,8 +7412,8 @@ class Rematches:
 
 
 # ---- bots ----------------------------------------------------------------------------------------
-# Opponents for a player whom nobody joins in time. A bot is a seat of a game with a script. The
-# script is drawn when the game is formed: time and choice of the answer to each question.
+# Opponents for a player whom nobody joins in time. A bot is a seat of a game with a script:
+# the time and choice of its answer to each question. The script is drawn when the game is formed.
 # trivia.lua gives each answer at its time, by the function that judges the answers of players. So a
 # bot is no process and no task, outlives any worker, and knows no answer of the other players.
 #
@@ -7637,7 +7638,7 @@ class Settlement(GameViews):
         """Applies a game's result to its players, and ends it.
 
         A game in which nobody answered is void: no result is applied, and the game is soon deleted.
-        Its id stays for FORGET_S, so that a late repetition does not begin the game again.
+        Its id stays for FORGET_S, so that a worker that forms it late does not begin it again.
         """
         if game.result is None:
             result = self.compute_result(game, game.counts)
@@ -7685,7 +7686,7 @@ class Settlement(GameViews):
     def _free_commands(self, game: Game, gone: list[str]) -> list[tuple]:
         """Returns the commands that free the players of a game, and let them play it again.
 
-        They are sent before `end`: a player who sees `end` may agree at once.
+        They are sent before `end`: a player who sees `end` may agree to a rematch at once.
         """
         terms = self.rematches.terms(game)
         away = set() if self._is_void(game) else {text.split(" ")[0] for text in gone}
@@ -7792,7 +7793,9 @@ class Settlement(GameViews):
             part["was"] = round(old.sigma, 3)  # for a repair: the seats lose their strengths
 
     async def _apply_all(self, game: Game) -> dict[str, tuple[str, dict]]:
-        """Applies the result, unless the game is void, and publishes the event of its end.
+        """Applies the result of a game, and publishes the event `game.ended`.
+
+        For a void game, applies no result. For a sandbox, publishes no event either.
 
         Returns {UID of each human: (UID, new fields; {} if erased)}. For a guest who was merged
         since the game began, the second UID is the UID of the account.
@@ -8327,10 +8330,12 @@ class Rooms:
     async def join(
         self, who: Admission, connection: str, over: str, queue: Queue, code: str
     ) -> tuple[Queue, list]:
-        """Takes a connection into the room of a code; without a code: the player's or a new room.
+        """Takes a connection into the room of a code.
 
-        Returns the queue of the room and the reply of `join_room`. `over` is the game that has
-        ended for the player, or ''. Challenges handles the code of a challenge.
+        Without a code, takes it into the room that the player is in, or into a new room. `over` is
+        the game that has ended for the player, or ''. Challenges handles the code of a challenge.
+
+        Returns the queue of the room and the reply of `join_room`.
         """
         is_challenge = read_code(code, CHALLENGE_CODE_LENGTH) != NO_CODE
         if is_challenge or (queue.is_challenge and not code):
@@ -8884,9 +8889,9 @@ class Events:
     async def expect(
         self, kind: str, event_id: str, data: dict, key: str, field: str, text: str | None = "*"
     ) -> None:
-        """Announces an event. It is published once `field` of the hash `key` holds `text`.
+        """Announces an event, which is published when `field` of the hash `key` holds `text`.
 
-        The text "*" stands for any text, None for no field.
+        The text "*" stands for any text. None means that the hash has no such field.
         """
         event = {"type": kind, "id": event_id, "data": data, "sign": [key, field, text]}
         try:
@@ -9359,7 +9364,7 @@ class Guests:
         self.rules = schema.sign_in.get("guests", {})
 
     async def enter(self, secret: str, address: str) -> tuple[dict, bool]:
-        """Opens a session of the guest with a secret. Returns it, and whether the guest is new.
+        """Opens a session of the guest with a secret. Returns (session, whether the guest is new).
 
         Takes one round trip, unless the name of a new guest is taken. Raises Problem.
         """
@@ -9438,7 +9443,7 @@ class Guests:
         return self.redis.run_durably("create_guest", keys, *session, CLAIM_MS, proof, name)
 
     def _refusal(self, guests: int, wait_ms: int) -> Problem | None:
-        """Returns the problem that forbids a new guest, whom `guests` already counts, or None."""
+        """Returns the problem that forbids a new guest, or None. `guests` includes this guest."""
         if wait_ms:
             return too_many_attempts(wait_ms)
         if guests > self.rules["most"]:
@@ -9450,7 +9455,7 @@ class Guests:
         return time.time_ns() // 1_000_000 + self.rules["guest_days"] * DAY_S * 1000
 
     async def _confirm(self, uid: str, new: str, claims: dict[str, str]) -> None:
-        """Notes that the name of a new guest is sure."""
+        """Notes that a new guest keeps their provisional name."""
         await self.users.expect_player(uid, True, ":created")
         await asyncio.gather(
             self.users.store(uid, {":new": new}, {":new": "\0"}),
@@ -9458,7 +9463,7 @@ class Guests:
         )
 
     async def _secure(self, uid: str, new: str, name: str, claims: dict | None) -> str:
-        """Makes the name of a new guest sure. Returns the same as _complete.
+        """Confirms the name of a new guest, or gives them another one. Returns as _complete does.
 
         New claims already keep the name from others, so the rest is done in the background.
         """
@@ -9470,7 +9475,7 @@ class Guests:
     async def _complete(self, uid: str, new: str, name: str) -> str:
         """Confirms the name of a provisional guest, or gives them another one.
 
-        Returns the name, or '' if another request has done it.
+        Returns the name, or '' if another request has completed the guest.
         """
         claims = await self.users.claims.try_claim(name, uid)
         if not claims:
@@ -9755,10 +9760,10 @@ MAX_PROVIDER_ANSWER = 256 * 1024  # bytes
 PROVIDER_SECONDS = 5  # a provider that is silent for this time counts as down
 KEYS_FRESH_S = 3600  # keys are fetched again after this time
 KEYS_KEPT_S = DAY_S  # how long keys are used while the provider is down
-KEYS_PAUSE_S = 10  # between two fetches, whatever key ids arrive
+KEYS_PAUSE_S = 10  # between two fetches, even if tokens name unknown keys
 TOKEN_LEEWAY_S = 60  # by which the clocks of provider and server may differ
 TOKEN_MAX_AGE_S = DAY_S
-REVOCATION_DAYS = 7  # for which a revocation is tried
+REVOCATION_DAYS = 7  # a revocation that fails is tried again for this time
 CLIENT_SECRETS = "TRIVIA_SECRET_"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -10237,8 +10242,8 @@ class MailServer(NamedTuple):
     def tls(self) -> dict:
         """The encryption options of aiosmtplib.
 
-        Another host needs a valid certificate, and gets a password only over TLS. A mail server on
-        this host often has a certificate that it signed itself.
+        A mail server on another host needs a valid certificate, and gets a password only over TLS.
+        A mail server on this host often has a certificate that it signed itself.
         """
         is_remote = self.hostname not in LOOPBACK
         needs_starttls = is_remote and self.username is not None and not self.use_tls
@@ -10412,9 +10417,9 @@ class Mail:
 # 15 minutes and five tries.
 #
 # Invariants: no answer and no response time shows whether there is an account, since a chore looks
-# for the account. A reset ends all sessions. An address that is not confirmed belongs to whoever
-# proves it. Tries by strangers and tries from the addresses of earlier sign-ins are counted apart.
-# So no stranger can lock the owner out of their account.
+# for the account. A reset ends all sessions. An address that is not confirmed goes to the first
+# player who confirms it. Tries by strangers and tries from the addresses of earlier sign-ins are
+# counted apart. So no stranger can lock the owner out of their account.
 
 CODE_TRIES = 5
 
@@ -11159,7 +11164,7 @@ class Console:
         return self._announced(await self._undo_fields(uid, before, after, self._expel))
 
     def _announced(self, change: Change) -> Change:
-        """Returns the change of a ban that also announces its event."""
+        """Returns a change that first announces the event of a ban, then does `change`."""
         uid, text = change.target, change.after[":ban"]
         until_ms, _, reason = (text or "").partition(" ")
         data = {"player": uid} | ({"until_ms": int(until_ms), "reason": reason} if text else {})
@@ -11421,8 +11426,8 @@ class Console:
 
 
 # ---- console of questions ------------------------------------------------------------------------
-# What an operator can look at and do about questions. All workers read a changed bank again at
-# once. Running games go on with the questions that they have drawn.
+# Lets an operator look at questions and change them. All workers read the bank again at once after
+# each change. Running games go on with the questions that they have drawn.
 
 PIECES = re.compile(r"\s+\|\s+")  # between wrong answers
 ROWS_LISTED = 100
@@ -11456,7 +11461,7 @@ class QuestionConsole(Console):
         text=QUESTION_TEXT | {"description": "Part of the text."},
     )
     async def questions(self, list: str = "", text: str = "") -> dict:
-        """Lists questions: flagged, nobody or everybody right, better players fail, retired."""
+        """Lists questions: all, or those of one list. Questions with the most flags come first."""
         bank = self.server.bank
         await bank.load()
         sums = {n: QuestionSums.parse(row) async for n, row in self.redis.scan(Keys.stats)}
@@ -11507,7 +11512,7 @@ class QuestionConsole(Console):
         report=REPORT_TEXT,
     )
     async def edit_question(self, question: str, wrong: str = "", **given: str) -> Change:
-        """Corrects a question for new games; repair_question also mends games played."""
+        """Corrects a question for new games. To mend past games as well, use repair_question."""
         _, old = await self._question(question)
         keys = {"text": "question", "right": "correct_answer"}
         item = old.as_item() | {keys.get(name, name): text for name, text in given.items()}
@@ -11872,8 +11877,9 @@ class StoredSchema:
     # -- adoption
 
     async def adopt(self, is_new: bool = False) -> None:
-        """Makes stored data fit, if all living workers agree and this worker is the first of them.
+        """Makes stored data fit schema.yaml.
 
+        Does so only if all living workers agree on its facts, and this worker is the first of them.
         In a new store (`is_new`), only writes the facts: there is no data yet.
         """
         known = await self._read()
