@@ -381,10 +381,10 @@ NETWORK_CODE_ALLOWANCE = 3_000, 60      # a network tries 60 unknown codes, then
 ROOM_ALLOWANCE = 60_000, 20     # a player opens 20 rooms, then one per minute
 FLAG_ALLOWANCE = 60_000, 20     # a player flags 20 questions, then one per minute
 STRANGER_ALLOWANCE = 60_000, 20     # 20 acts without a token are logged, then one per minute
-BLOCK_ALLOWANCE = 5_000, 100    # a player blocks or lifts 100 times, then once per 5 s
+BLOCK_ALLOWANCE = 5_000, 100    # a player blocks or unblocks 100 times, then once per 5 s
 CHALLENGE_ALLOWANCE = 600_000, 20   # a player makes 20 challenges, then one per 10 minutes
 NETWORK_TIMES = 20          # a network may do 20 times what a player may: flags, rooms, ...
-MERGE_ALLOWANCE = 86_400_000, 10    # an account takes up 10 guests, then one per day
+MERGE_ALLOWANCE = 86_400_000, 10    # an account merges 10 guests, then one per day
 RENAMES = 86_400_000, 5     # a player changes names 5 times, then once per day
 CLAIM_MS = 3000             # a claim on a unique value is new for this long: see the section claims
 CLAIM_PAUSE_S = 0.05        # between two looks at a value that another caller has claimed
@@ -737,8 +737,9 @@ def set_up_log() -> None:
 # ---- metrics -------------------------------------------------------------------------------------
 # A worker counts in memory and adds its counts to sums in Redis every METRICS_S. So each worker's
 # /metrics shows all workers, and the sums survive restarts. A killed worker loses its last seconds.
-# Each answer is counted, so counting is one addition in a dictionary. The counters of
-# prometheus-client cost microseconds and see one process only. So the library only writes the page.
+# Counting must be cheap, since each answer is counted: it is one addition in a dictionary. The
+# counters of prometheus-client take microseconds and count one process only. So prometheus-client
+# only writes the text of /metrics.
 #
 # To add a metric: a row in METRICS, then count() or observe() where it happens. Names are public.
 
@@ -984,7 +985,7 @@ def _letter(letter: str, stand_ins: bool) -> str:
 def _letters(word: str, gaps: bool, masked: bool) -> str:
     """Returns a pattern of a word: with gaps between its letters, or with letters repeated.
 
-    In a `masked` word, a gap may stand for a vowel inside: f*ck.
+    In a `masked` word, a gap may replace a vowel between two letters: f*ck.
     """
     parts = []
     for position, letter in enumerate(word, 1):
@@ -1128,7 +1129,7 @@ class StrictBoolean(StrictField):
 
 
 class StrictPassword(StrictText):
-    """Normalizes a password to NFC: it has the same length and hash, whatever the keyboard."""
+    """Normalizes a password to NFC, so that each keyboard gives the same length and hash."""
 
     def _deserialize(self, value: Any, attr: str | None, data: Any, **options: Any) -> Any:
         return normalized(super()._deserialize(value, attr, data, **options))
@@ -1137,7 +1138,8 @@ class StrictPassword(StrictText):
 def normalized(password: str, form: str = "NFC") -> str:
     """Returns a password in a Unicode form: some keyboards type "é" as two characters.
 
-    Python's time grows with the square of the length: 2 ms for MAX_NORMALIZED characters.
+    The time grows with the square of the length: 2 ms for MAX_NORMALIZED characters. Longer
+    passwords stay unchanged.
     """
     if password.isascii() or len(password) > MAX_NORMALIZED:
         return password
@@ -1274,8 +1276,8 @@ def compile_pattern(pattern: str) -> Any:
     """Compiles a pattern of schema.yaml. Raises re.error, re2.error and others if it is wrong.
 
     RE2 takes linear time, at most 0.2 s for 4,000 characters, so that no text stops a worker.
-    Python's `re` takes exponential time for ^([a-z]+ ?)+$. It only compiles the pattern here, to
-    find mistakes that RE2 reads as plain text, such as a{99999999999}.
+    Python's `re` takes exponential time for ^([a-z]+ ?)+$, so it never matches texts. It compiles
+    the pattern to find mistakes that RE2 reads as plain text, such as a{99999999999}.
     """
     re.compile(pattern)
     options = re2.Options()
@@ -1454,7 +1456,7 @@ DAILY_POINTS = "daily_points"  # a field of users: their points in daily games
 
 
 def _whole(least: int, greatest: int) -> dict:
-    """Describes an integer. It is bounded, since a mistyped number could mean "never"."""
+    """Describes an integer with bounds, since a mistyped huge number could mean "never"."""
     return {"type": "integer", "minimum": least, "maximum": greatest}
 
 
@@ -1809,15 +1811,15 @@ FILE_SCHEMA = {"$schema": "https://json-schema.org/draft/2020-12/schema"} | _obj
 )
 
 # ---- schema reader -------------------------------------------------------------------------------
-# Reads schema.yaml. SchemaLoader refuses what is YAML but not JSON. Every mistake is reported at
-# once, as `FILE:LINE: PATH: found ...; expected ...`. The parsed tree is never changed afterwards.
+# Reads schema.yaml. SchemaLoader refuses what is YAML but not JSON. All mistakes are reported
+# together, as `FILE:LINE: PATH: found ...; expected ...`. Nothing changes the parsed tree later.
 
 Mistake = tuple[tuple, str, str]  # path, what was found, what was expected
 
 ANY_ORIGIN = ("*", "null")  # `null` is sent by pages without an origin, such as files
 DEFAULT_PORTS = {"http": 80, "https": 443}
-# Apps in a web view have schemes of their own, such as capacitor://localhost. No page has one of
-# the excluded schemes.
+# Apps in a web view have schemes of their own, such as capacitor://localhost. The pattern excludes
+# schemes that no page has in its origin.
 _ORIGIN = re.compile(
     r"(?!(?:wss?|ftp|file|data|blob|about|javascript):)"
     r"([a-z][a-z0-9+.-]*)://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(?::([0-9]{1,5}))?"
@@ -2080,7 +2082,7 @@ def _expected(keyword: str, value: Any) -> str:
 
 # ---- schema checks -------------------------------------------------------------------------------
 # Checks what JSON Schema can't express: names that refer to each other, bounds that leave no room,
-# settings that could never work. Each check yields mistakes, and skips parts that have one already.
+# settings that could never work. Each check yields mistakes. It skips parts with a known mistake.
 #
 # To add a check: a method of CrossChecks, called in run().
 
@@ -2145,7 +2147,7 @@ class CrossChecks:
     def _leaderboards(self) -> Iterable[Mistake]:
         """Checks that a leaderboard ranks a number that all may see and only the server writes."""
         fields = self._children("users", "fields")
-        # A leaderboard could not follow a streak: nothing runs when a streak breaks.
+        # A streak can't be ranked: no code runs when it breaks, so its place would not change.
         ranked = [name for name, rule in fields.items() if _can_be_ranked(rule) and name != STREAK]
         for name, board in self._children("leaderboards").items():
             field = board["field"]
@@ -2383,9 +2385,9 @@ def _refusal(key: str, value: Any, rule: dict) -> str:
 # Days in a row on which a player played the daily questions, by the clock of their phone.
 #
 # Neither a flight nor a change of clocks breaks a streak. A streak continues if the player plays
-# again before the next day has ended. That day may be of their present time zone, or of the zone of
-# their last game. Within 36 hours of the last game, a game always continues the streak. A day
-# counts once. A player who flies west and has the same date twice loses nothing.
+# again before the end of the next day. The day ends in their present time zone or in the zone of
+# their last game, whichever is later. Within 36 hours of the last game, a game always continues the
+# streak. Each date counts once. A player who flies west and has a date twice loses nothing.
 
 STREAK_GRACE_S = 36 * 3600
 
@@ -2552,7 +2554,7 @@ class Queue:
 
     @functools.cached_property
     def game_rules(self) -> list:
-        """The rules that a game copies from its queue: a deploy does not change a running game."""
+        """The rules that a game copies from its queue, so that no deploy changes a running game."""
         rules = [
             self.ms("answer_seconds"),
             self.ms("reveal_seconds"),
@@ -3005,7 +3007,8 @@ def write_plan(
 ) -> bytes:
     """Writes the plan of a game. See trivia.lua for the format.
 
-    A player is [UID, name], then perhaps rating and sigma, the first round, the script of a bot.
+    Each player is [UID, name, rating, sigma, first round, script of a bot]. All but the first two
+    may be missing.
     """
     *numbers, on_exit, kind = rules[:7]
     total_ms, lives = rules[7:] or (0, 0)
@@ -3311,8 +3314,8 @@ class RedisConnection(asyncio.Protocol):
         self.nodes = nodes
         self.channels: set[str] = set()  # its subscriptions
         self.durable = self  # for changes that replicas must have: see Redis.run_durably
-        self.is_durable = False  # whether it is `durable` of another connection
-        self.next_wait: asyncio.Task | None = None  # the next WAIT: it covers what is written now
+        self.is_durable = False  # whether another connection has it as `durable`
+        self.next_wait: asyncio.Task | None = None  # the next WAIT: it covers all writes until now
         self.last_wait: asyncio.Task | None = None
         self.loop = asyncio.get_running_loop()
         self.defer = nodes and nodes.defer or self.loop.call_soon  # calls _flush when it is time
@@ -3402,7 +3405,7 @@ class RedisConnection(asyncio.Protocol):
         while (reply := self.reader.gets()) is not self.MORE:
             if not isinstance(reply, hiredis.PushNotification):
                 self._resolve(reply)
-                events = []  # the caller that waits for this reply runs before later events
+                events = []  # later events come after the caller that waits for this reply
             elif reply[0] == "smessage":
                 if not events:
                     self.loop.call_soon(self.on_events, events)
@@ -3773,7 +3776,7 @@ class Nodes:
             return Fatal(f"{address}: {error}; expected a Sentinel of {self.place.name}")
         except (Unavailable, TimeoutError, Fatal) as error:
             if link is not None:
-                link.abort()  # a late reply would pass for the reply to the next question
+                link.abort()  # a late reply would be taken for the reply to the next command
             return error if str(error) else Unavailable(f"{address}: no answer")
 
     # -- connections
@@ -4134,7 +4137,7 @@ class Redis(Nodes):
     # -- format
 
     async def _check_data(self) -> None:
-        """Reads the format of the data; an empty store gets FORMAT. Raises Fatal if unfit."""
+        """Reads the format of the data; an empty store gets FORMAT. Raises Fatal if it is unfit."""
         text = await self.call("GET", Keys.format)
         if text is None:
             if await self.call("EXISTS", Keys.bank):  # format 1 has no key for the format
@@ -4379,7 +4382,7 @@ def new_dice() -> random.Random:
 
 DRAWN_DAYS = 3  # days whose daily questions are fixed, from today on
 BANK_PORTION = 500  # questions that are added in one pipeline, so that games go on meanwhile
-MAX_LISTED_ORDERS = 5  # up to this many choices, all orders are listed: 1.4 us a draw instead of 9
+MAX_LISTED_ORDERS = 5  # choices whose orders are precomputed: a draw takes 1.4 us instead of 9
 
 
 def fold(value: str) -> str:
@@ -4598,7 +4601,7 @@ class Bank:
     async def add_shipped(self) -> None:
         """Adds the questions that come with the server, if their file has changed.
 
-        It corrects those that it added earlier, unless the operator has edited them. Raises Fatal.
+        It corrects questions that it added earlier, unless the operator edited them. Raises Fatal.
         """
         file_digest = hashlib.sha256(QUESTION_FILE.read_bytes()).hexdigest()
         name = f"file:{QUESTION_FILE.name}"
@@ -4690,7 +4693,7 @@ def shortages(schema: Schema, questions: list[Question]) -> Iterable[Mistake]:
 def least_to_draw(schema: Schema, counts: Mapping[tuple, int]) -> int:
     """Returns how many questions a daily queue needs, so that all other queues keep enough.
 
-    `counts` has the number of its questions of each kind.
+    `counts` has the number of questions of each kind that the daily queue may ask.
     """
     least = 0
     for queue in schema.queues.values():
@@ -5103,7 +5106,7 @@ class QuestionSums:
         return cls(shown, right, wrong, rest[:TIMES], rest[TIMES:])
 
     def add(self, rest: int, answer: dict | None, choice: int) -> None:
-        """Counts one more player. `choice` is 0 for the right one, -1 for no answer."""
+        """Counts one more player. `choice` is 0 if the answer is right, -1 without an answer."""
         self.shown += 1
         if choice == 0:
             self.rest_right += rest
@@ -5134,7 +5137,7 @@ class QuestionSums:
 
     @property
     def better_fail_by(self) -> float:
-        """The average rest of players who fail the question, less that of all who are right."""
+        """The average rest of players who were wrong, minus that of players who were right."""
         wrong = self.shown - self.right
         if not wrong or not self.right:
             return 0.0
@@ -5179,7 +5182,7 @@ class QuestionStatistics:
     async def add_up(self) -> float:
         """Adds what was counted to the sums in Redis. A call that fails loses its counts.
 
-        Returns the seconds until the next call: more of them after more questions.
+        Returns the seconds until the next call, which grow with the number of questions.
         """
         count = len(self.sums)
         for left in range(count, 0, -COUNTED_AT_ONCE):
@@ -5225,7 +5228,7 @@ class HashJob(NamedTuple):
 class Passwords:
     """Hashes with argon2id. Source of the parameters: OWASP, Password Storage Cheat Sheet.
 
-    Addresses take turns: the jobs of each wait in a lane of their own. When the queue is full, the
+    Addresses take turns: the jobs of each address wait in its own lane. When the queue is full, the
     longest lane loses its last job. So an address with very many requests delays nobody else.
     """
 
@@ -5391,7 +5394,7 @@ class Allowances:
 
     @staticmethod
     def _with_network(what: str, uid: str, network: str, interval_ms: int, burst: int) -> list:
-        """Bounds a player, and all in their network: a new guest escapes only the first bound."""
+        """Bounds a player and their network: as a new guest, a player escapes only the first bound."""
         here = Keys.limit(f"{what}s", address_digest(network))
         return [
             Allowance(Keys.limit(what, uid), interval_ms, burst),
@@ -5455,9 +5458,9 @@ class PasswordGuard:
         """Returns the verdict of Passwords.verify. `user` is {} if there is no such account.
 
         `name` is what the caller typed. The addresses of earlier sign-ins are exempt from the
-        shared allowances, so that no stranger can lock out the owner. To hide which addresses are
-        exempt, it hashes the password even if a shared allowance is used up. Only the right
-        password from an exempt address is accepted then.
+        shared allowances, so that no stranger can lock out the owner. If a shared allowance is used
+        up, only the right password from an exempt address is accepted. Any password is hashed even
+        then, so that the time does not tell which addresses are exempt.
         """
         typed = digest(fold(name), 9)
         here = address_digest(address)
@@ -5489,7 +5492,7 @@ class PasswordGuard:
     async def _verify(
         self, user: dict, password: str, address: str, taken: tuple[Allowance, ...]
     ) -> int:
-        """Verifies a password. Gives the allowances back if it can't."""
+        """Verifies a password. Gives the allowances back if the password can't be hashed now."""
         try:
             return await self.passwords.verify(user.get("password"), password, address)
         except Problem:
@@ -5504,12 +5507,12 @@ def too_many_attempts(wait_ms: int, errors: dict | None = None) -> Problem:
 
 # ---- claims --------------------------------------------------------------------------------------
 # Unique values. A player signs in by any of them, so all unique fields share one name space. Each
-# value has one owner, whatever its field. A claim gives a value to a user. It is in a bucket (see
-# Keys.unique), which has another hash tag than the user. So an operation claims a value, writes the
-# user, then confirms the claim.
+# value has one owner, whatever its field. A claim gives a value to a user. Claims are in buckets
+# (see Keys.unique). The bucket and the user have different hash tags, so no function can write
+# both. Therefore an operation claims a value, writes the user, then confirms the claim.
 #
 # Invariants: a claim names its operation. An operation confirms, replaces or releases a claim only
-# if it has not changed since the operation read it. Nothing is claimed until all values look free,
+# if the claim has not changed since it was read. Nothing is claimed until all values look free,
 # so that a refused caller keeps no value from others. While a claim is new (CLAIM_MS), others wait.
 # After that it counts only if its user has the value. Replicas must have a claim before its user is
 # written, and before a new guest is let in. Otherwise a failover could lose the claim and keep the
@@ -5787,8 +5790,8 @@ class Users:
     async def counted(self, address: str) -> AsyncIterator[None]:
         """Counts a registration, or a change of names, from an address.
 
-        A refused request gives its registration back, but stays counted as a try. If a name is
-        taken, it also counts as a refusal. Raises Problem if there were too many of either.
+        A request that fails gives its registration back, but stays counted as a try. If a name is
+        taken, it also counts as a refusal. Raises Problem if there were too many of any kind.
         """
         tries = self.allowances.registration_tries(address)
         made = self.allowances.registrations(address)
@@ -5850,7 +5853,7 @@ class Users:
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
 
     def expect_player(self, uid: str, is_guest: bool, field: str) -> Awaitable:
-        """Announces a new guest or account. The event happens once the user has `field`."""
+        """Announces a new guest or account by an event, published once the user has `field`."""
         event = f"{'guest' if is_guest else 'account'}_{uid}"
         data = {"player": uid, "guest": is_guest}
         return self.events.expect("player.registered", event, data, Keys.user(uid), field)
@@ -6250,8 +6253,8 @@ class Boards:
         """Writes a user's places on all leaderboards. Returns the newest fields of the user.
 
         Other workers may write places at the same time, from older or newer fields. After its
-        write, each worker reads the fields again. If they give other places, it writes those, and
-        so on. So the last write comes from the newest fields.
+        write, each worker reads the fields again. If the places have changed, the worker writes
+        them, up to 10 times. So the last write comes from the newest fields.
         """
         for _ in range(10):
             written = user
