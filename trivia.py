@@ -3492,7 +3492,7 @@ class RedisConnection(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether commands can be sent, those for replicas too."""
+        """Whether commands can be sent here and on the durable connection."""
         return not (self.closed.done() or self.durable.closed.done())
 
     def abort(self) -> None:
@@ -3969,7 +3969,7 @@ class Nodes:
     # -- changes of the cluster
 
     def changed(self) -> None:
-        """Notes that connections, slots or subscriptions may be out of line."""
+        """Notes that connections, slots or subscriptions may be outdated."""
         self.trouble.set()
 
     def redirect(self, link: RedisConnection, error: str, pending: Pending) -> None:
@@ -5394,7 +5394,7 @@ class Allowances:
 
     @staticmethod
     def _with_network(what: str, uid: str, network: str, interval_ms: int, burst: int) -> list:
-        """Bounds a player and their network: as a new guest, a player escapes only the first bound."""
+        """Bounds a player and their network: who starts again as a guest escapes only one."""
         here = Keys.limit(f"{what}s", address_digest(network))
         return [
             Allowance(Keys.limit(what, uid), interval_ms, burst),
@@ -5700,8 +5700,8 @@ def name_taken(fields: Iterable[str]) -> Problem:
 
 # ---- users ---------------------------------------------------------------------------------------
 # Accounts and sessions. A user is one hash. A token is a UID and a secret. Only a digest of the
-# secret is kept. The end of a session is also told to the player's connection, which then
-# checks whether its own session still stands.
+# secret is kept. When a session ends, the player's connection is told to check whether its own
+# session still stands.
 #
 # A registration can be repeated: if all its names belong to one user and the password is theirs, it
 # signs them in. So a lost reply costs nobody their name. If a failover has lost some of their
@@ -5782,7 +5782,7 @@ class Users:
                 except Problem as problem:
                     if problem.status_code != 409:
                         raise
-                # Another request was faster, perhaps the same one.
+                # Another request was faster, perhaps a repetition of this one.
                 taken = await self.claims.taken(names) or names
             return await self._register_again(names, taken, data, address)
 
@@ -5816,7 +5816,7 @@ class Users:
         return too_many_attempts(wait_ms, {self.schema.unique[0]: [text]})
 
     async def _create_account(self, names: dict[str, str], data: dict, address: str) -> dict:
-        """Makes an account. Hashes the password first, so that its claims are still new then."""
+        """Makes an account. Hashes the password first, since claims soon get old."""
         self.switches.refuse_registration()
         uid = new_uid()
         password = await self.passwords.hash(data["password"], address)
@@ -6041,7 +6041,7 @@ class Users:
         user = pairs_to_dict(fields)
         if not expires:
             refuse_banned(user)
-            raise Problem("unavailable", retry_after=1)  # the clock of Redis is behind: banned
+            raise Problem("unavailable", retry_after=1)  # the ban goes on by the clock of Redis
         if ended:
             await self.tell_connection(uid)
         return {"token": uid + secret, "expires_at": expires, "user": self.own_view(user)}
@@ -6104,7 +6104,7 @@ class Users:
         return session
 
     async def _rehash(self, uid: str, kept: str, password: str, address: str) -> None:
-        """Stores a new hash of a password that was just checked: of its NFC, by new parameters."""
+        """Stores a new hash of a checked password: of its NFC form, with the present parameters."""
         with contextlib.suppress(Problem):  # the next sign-in tries again
             changed = await self.passwords.hash(password, address)
             await self.store(uid, {"password": kept}, {"password": changed})
