@@ -1972,12 +1972,12 @@ class Trivia(
         return session
     }
 
-    /** Makes an account of a guest, who keeps everything. Without a username they keep theirs. */
+    /** Gives a guest an account. They keep everything, also their username if they send none. */
     fun upgrade(body: Upgrade): Upgraded {
         return Upgraded.from(request("POST", "/auth/upgrade", emptyMap(), body.fields()))
     }
 
-    /** Sends a code for a new password by mail, if there is such an account with an address. */
+    /** Mails a code for a new password, if the account exists and has an address. */
     fun recover(body: Recovery) {
         request("POST", "/auth/recover", emptyMap(), body.fields())
     }

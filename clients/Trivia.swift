@@ -2262,12 +2262,12 @@ public final class Trivia: @unchecked Sendable {
         return session
     }
 
-    /// Makes an account of a guest, who keeps everything. Without a username they keep theirs.
+    /// Gives a guest an account. They keep everything, also their username if they send none.
     public func upgrade(_ body: Upgrade) async throws -> Upgraded {
         return try await request("POST", "/auth/upgrade", body: body)
     }
 
-    /// Sends a code for a new password by mail, if there is such an account with an address.
+    /// Mails a code for a new password, if the account exists and has an address.
     public func recover(_ body: Recovery) async throws {
         try await send("POST", "/auth/recover", body: body)
     }

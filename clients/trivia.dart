@@ -2025,12 +2025,12 @@ class Trivia {
     return session;
   }
 
-  /// Makes an account of a guest, who keeps everything. Without a username they keep theirs.
+  /// Gives a guest an account. They keep everything, also their username if they send none.
   Future<Upgraded> upgrade(Upgrade body) async {
     return Upgraded.from(await _request('POST', '/auth/upgrade', body: body));
   }
 
-  /// Sends a code for a new password by mail, if there is such an account with an address.
+  /// Mails a code for a new password, if the account exists and has an address.
   Future<void> recover(Recovery body) async {
     await _request('POST', '/auth/recover', body: body);
   }

@@ -893,12 +893,12 @@ export class Trivia {
     return session;
   }
 
-  /** Makes an account of a guest, who keeps everything. Without a username they keep theirs. */
+  /** Gives a guest an account. They keep everything, also their username if they send none. */
   async upgrade(body: Upgrade): Promise<Upgraded> {
     return this.request<Upgraded>("POST", "/auth/upgrade", undefined, body);
   }
 
-  /** Sends a code for a new password by mail, if there is such an account with an address. */
+  /** Mails a code for a new password, if the account exists and has an address. */
   async recover(body: Recovery): Promise<void> {
     return this.request<void>("POST", "/auth/recover", undefined, body);
   }
