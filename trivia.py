@@ -12921,7 +12921,7 @@ class Connection(Joining):
             await self._join(self.hub.schema.queues[name], values.get("code", ""))
 
     async def _may_play(self, queue: str) -> bool:
-        """Raises Refused if a queue is closed. Closes the connection if the app is too old."""
+        """Raises Refused if a switch forbids the queue. Closes a connection of too old an app."""
         try:
             self.hub.users.switches.refuse_play(queue, self.admission.app)
         except Problem as problem:
@@ -16470,7 +16470,7 @@ class WebSocket(WebSocketsSansIOProtocol):
             return False
 
     def _refuse_frame(self, head: bytes) -> None:
-        """Makes uvicorn's parser refuse too long a frame, or closes an ending connection."""
+        """Makes uvicorn's parser refuse a long frame. Closes the connection if it ends anyway."""
         self.backlog = b""
         if self._ends():
             return self.transport.close()
