@@ -7811,8 +7811,8 @@ class Settlement(GameViews):
             )
             if game.is_kept and not player.is_bot
         ]
-        commands = [self._apply(game, row[0].uid, *row) for row in rows]
-        commands += [("HGETALL", Keys.user(row[0].uid)) for row in rows]
+        pairs = (self._apply(game, row[0].uid, *row) for row in rows)
+        commands = list(itertools.chain(*pairs))
         event_id = f"game_{game.id}"
         if game.kind != "sandbox":
             event = "game.ended", event_id, self._end_event(game), game.ended
@@ -7821,8 +7821,7 @@ class Settlement(GameViews):
         if game.kind != "sandbox":
             self.users.events.check(event_id, replies.pop())
         people = {}
-        outcomes, users = replies[: len(rows)], replies[len(rows) :]
-        for row, outcome, user in zip(rows, outcomes, users, strict=True):
+        for row, outcome, user in zip(rows, replies[::2], replies[1::2], strict=True):
             uid = row[0].uid
             people[uid] = await self._applied(game, uid, user, outcome, *row)
         return people
@@ -7836,8 +7835,7 @@ class Settlement(GameViews):
             return more[0], await self.users.load(more[0])
         if state == "moved":
             account = more[0]
-            commands = [self._apply(game, account, *row), ("HGETALL", Keys.user(account))]
-            outcome, user = await self.redis.together(commands)
+            outcome, user = await self.redis.together(self._apply(game, account, *row))
             return await self._applied(game, account, user, outcome, *row)
         for old in dropped.split():
             spawn(self._drop(old, uid))
@@ -7856,10 +7854,10 @@ class Settlement(GameViews):
         quick: list[int],
         opponents: list[str],
         boards: list,
-    ) -> tuple:
-        """Returns the command that applies a result to a player."""
+    ) -> list[tuple]:
+        """Returns the commands that apply a result to a player, and then read the player."""
         right, wrong = quick
-        return run_of(
+        command = run_of(
             "apply_result",
             (Keys.user(uid), Keys.history(uid), Keys.met(uid), Keys.merged(uid), Keys.seen(uid)),
             game.id,
@@ -7878,6 +7876,7 @@ class Settlement(GameViews):
             *part.get("streak", ("", "")),
             *boards,
         )
+        return [command, ("HGETALL", Keys.user(uid))]
 
     @staticmethod
     def counted_at(game: Game) -> float:
